@@ -1,0 +1,82 @@
+"""The one declaration of Gyre's Redis keys; `{shard}` is the hash tag that keeps a virtual shard on one node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDecl:
+    """A family of keys: its pattern, what a key holds, who writes it and how long it lives."""
+
+    name: str
+    pattern: str
+    holds: str
+    owner: str
+    ttl: str
+
+
+KEYS: tuple[KeyDecl, ...] = (
+    KeyDecl(
+        name="entity",
+        pattern="gyre:<loop>:<layout hash>:{<shard>}:<entity kind>:<id>",
+        holds="the packed features of an item, a user, or the one `global` entity",
+        owner="features",
+        ttl="from the feature definitions",
+    ),
+    KeyDecl(
+        name="fence",
+        pattern="gyre:<loop>:<layout hash>:{<shard>}:fence:<topic>:<partition>",
+        holds="the next offset to apply",
+        owner="features",
+        ttl="none",
+    ),
+    KeyDecl(
+        name="batch",
+        pattern="gyre:<loop>:<layout hash>:{<shard>}:batch",
+        holds="the number of the last applied batch",
+        owner="features",
+        ttl="none",
+    ),
+    KeyDecl(
+        name="duplicates",
+        pattern="gyre:<loop>:<layout hash>:{<shard>}:duplicates",
+        holds="a window of (ce_source, ce_id) that were applied",
+        owner="features",
+        ttl="the window",
+    ),
+)
+
+
+def prefix(loop: str, layout_hash: str, *, shard: int) -> str:
+    """What all keys of a loop's layout on one virtual shard begin with, the last colon included."""
+    return f"gyre:{loop}:{layout_hash}:{{{shard}}}:"
+
+
+def entity_key(loop: str, layout_hash: str, *, shard: int, kind: str, id: str) -> str:  # noqa: A002 (the field's name)
+    """The key of an entity's packed features; `kind` is `item`, `user` or `global`."""
+    return f"{prefix(loop, layout_hash, shard=shard)}{kind}:{id}"
+
+
+def fence_key(loop: str, layout_hash: str, *, shard: int, topic: str, partition: int) -> str:
+    """The key of the next offset to apply from a topic partition on a virtual shard."""
+    return f"{prefix(loop, layout_hash, shard=shard)}fence:{topic}:{partition}"
+
+
+def batch_key(loop: str, layout_hash: str, *, shard: int) -> str:
+    """The key of the batch counter of a virtual shard."""
+    return f"{prefix(loop, layout_hash, shard=shard)}batch"
+
+
+def duplicates_key(loop: str, layout_hash: str, *, shard: int) -> str:
+    """The key of the window of applied event identities of a virtual shard."""
+    return f"{prefix(loop, layout_hash, shard=shard)}duplicates"
+
+
+def shard_of(kind: str, id: str, *, shards: int) -> int:  # noqa: A002 (the field's name)
+    """The virtual shard of an entity: stable for ever, so it must not use Python's seeded hash."""
+    if shards == 1:
+        return 0
+    digest = blake2b(f"{kind}:{id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % shards

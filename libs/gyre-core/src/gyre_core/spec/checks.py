@@ -1,0 +1,166 @@
+"""Rules between the parts of a loop spec: names that must exist, and names that must not exist twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gyre_core.spec.columns import feature_columns
+from gyre_core.spec.features import (
+    IMPRESSION,
+    AffinityFeature,
+    AgeFeature,
+    DecayedCountFeature,
+    DecayedMeanFeature,
+    DecayedRateFeature,
+    Feature,
+    FieldFeature,
+    HistoryFeature,
+    RankFeature,
+    ZScoreFeature,
+)
+from gyre_core.spec.fields import CategoriesField, CategoryField, TextField, TimeField
+from gyre_core.spec.loop import LoopSpec
+
+Loc = tuple[str | int, ...]
+
+_MASK_BITS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A rule broken at a location of the spec, given as keys and indices."""
+
+    loc: Loc
+    value: object
+    rule: str
+
+
+def cross_checks(spec: LoopSpec) -> Iterator[Violation]:
+    """Every rule that one part of the spec breaks against another."""
+    yield from _interaction_names(spec)
+    yield from _category_values(spec)
+    yield from _feature_names(spec)
+    for index, feature in enumerate(spec.features):
+        yield from _feature_events(spec, feature, ("features", index))
+        yield from _feature_field(spec, feature, ("features", index))
+    yield from _relative_features(spec)
+    yield from _model(spec)
+    yield from _training(spec)
+    yield from _serving(spec)
+
+
+def _interaction_names(spec: LoopSpec) -> Iterator[Violation]:
+    if IMPRESSION in spec.events.interactions:
+        rule = "is reserved for shown items and cannot name an interaction type"
+        yield Violation(("events", "interactions", IMPRESSION), None, rule)
+
+
+def _category_values(spec: LoopSpec) -> Iterator[Violation]:
+    for scope in ("items", "users"):
+        for name, field in getattr(spec, scope).fields.items():
+            values = getattr(field, "values", ())
+            if len(set(values)) != len(values):
+                yield Violation((scope, "fields", name, "values"), None, "must not list a value twice")
+
+
+def _feature_names(spec: LoopSpec) -> Iterator[Violation]:
+    names: set[str] = set()
+    owners: dict[str, str] = {}
+    for index, feature in enumerate(spec.features):
+        if feature.name in names:
+            yield Violation(("features", index, "name"), feature.name, "is the name of an earlier feature")
+            continue
+        names.add(feature.name)
+        for column in feature_columns(feature, spec.fields):
+            if column in owners:
+                rule = f"gives the column {column}, which {owners[column]} gives already"
+                yield Violation(("features", index, "name"), feature.name, rule)
+            owners.setdefault(column, feature.name)
+
+
+def _feature_events(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
+    interactions = spec.events.interactions
+    counts_shown = isinstance(feature, DecayedCountFeature | DecayedRateFeature)
+    for key in ("events", "per"):
+        for position, event in enumerate(getattr(feature, key, ())):
+            if event in interactions or (event == IMPRESSION and counts_shown):
+                continue
+            known = ", ".join([*interactions, *([IMPRESSION] if counts_shown else [])])
+            yield Violation((*loc, key, position), event, f"must be one of the declared event types: {known}")
+    if isinstance(feature, DecayedMeanFeature):
+        for position, event in enumerate(feature.events):
+            if event in interactions and interactions[event].value is None:
+                yield Violation((*loc, "events", position), event, "must be an interaction type that declares a value")
+
+
+def _feature_field(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
+    if not isinstance(feature, FieldFeature | AffinityFeature | AgeFeature | HistoryFeature) or feature.field is None:
+        return
+    # Affinity and history belong to the user but read the field of the item.
+    scope = "item" if isinstance(feature, AffinityFeature | HistoryFeature) else feature.scope
+    declared = spec.fields(scope)
+    at = (*loc, "field")
+    field = declared.get(feature.field)
+    if field is None:
+        known = ", ".join(declared) or "none"
+        yield Violation(at, feature.field, f"must be a declared {scope} field: {known}")
+    elif isinstance(feature, AgeFeature):
+        if not isinstance(field, TimeField):
+            yield Violation(at, feature.field, "must be a field of kind time")
+    elif isinstance(field, CategoryField | CategoriesField):
+        if not field.values:
+            yield Violation(at, feature.field, "must be a field that lists its values")
+        elif isinstance(feature, HistoryFeature) and len(field.values) > _MASK_BITS:
+            yield Violation(at, feature.field, f"must be a field of at most {_MASK_BITS} values")
+    elif isinstance(feature, FieldFeature):
+        if isinstance(field, TimeField):
+            yield Violation(at, feature.field, "is of kind time: use a feature of kind age")
+    else:
+        yield Violation(at, feature.field, "must be a field of kind category or categories")
+
+
+def _relative_features(spec: LoopSpec) -> Iterator[Violation]:
+    columns: set[str] = set()
+    for index, feature in enumerate(spec.features):
+        if isinstance(feature, RankFeature | ZScoreFeature) and feature.of not in columns:
+            yield Violation(("features", index, "of"), feature.of, "must be a column of an earlier feature")
+        columns.update(feature_columns(feature, spec.fields))
+
+
+def _model(spec: LoopSpec) -> Iterator[Violation]:
+    known = {feature.name for feature in spec.features} | set(spec.columns())
+    seen: set[str] = set()
+    for position, name in enumerate(spec.model.features):
+        if name not in known:
+            yield Violation(("model", "features", position), name, "must be a declared feature or column")
+        elif name in seen:
+            yield Violation(("model", "features", position), name, "is given twice")
+        seen.add(name)
+
+
+def _training(spec: LoopSpec) -> Iterator[Violation]:
+    label = spec.training.label
+    at: Loc = ("training", "label")
+    for position, event in enumerate(label.events):
+        if event not in spec.events.interactions:
+            yield Violation((*at, "events", position), event, "must be a declared interaction type")
+    for event in label.weights:
+        if event not in label.events:
+            yield Violation((*at, "weights", event), None, "must be one of the label's events")
+
+
+def _serving(spec: LoopSpec) -> Iterator[Violation]:
+    serving = spec.serving
+    fallback = serving.fallback_feature
+    if fallback is not None and fallback not in spec.columns():
+        yield Violation(("serving", "fallback_feature"), fallback, "must be a feature column")
+    for key in ("feature_timeout", "inference_timeout"):
+        if getattr(serving, key).seconds >= serving.deadline_s:
+            yield Violation(("serving", key), getattr(serving, key).text, "must be shorter than the deadline")
+    field = serving.recommend.genre_field
+    if field is not None:
+        declared = spec.items.fields.get(field)
+        if declared is None or isinstance(declared, TextField) or not getattr(declared, "values", ()):
+            rule = "must be an item field of kind category or categories that lists its values"
+            yield Violation(("serving", "recommend", "genre_field"), field, rule)

@@ -1,0 +1,36 @@
+"""Which output columns a feature declares, by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gyre_core.spec.features import Feature, FieldFeature, HistoryFeature
+from gyre_core.spec.fields import CategoriesField, CategoryField
+
+FieldsOf = Callable[[str], Mapping[str, Any]]
+
+
+def feature_columns(feature: Feature, fields_of: FieldsOf) -> tuple[str, ...]:
+    """The names of the feature's columns in order; `fields_of(scope)` gives the declared fields of a scope."""
+    if isinstance(feature, FieldFeature):
+        return _field_columns(feature, fields_of)
+    if isinstance(feature, HistoryFeature):
+        overlap = (f"{feature.name}_overlap",) if feature.field else ()
+        return (f"{feature.name}_seen", *overlap)
+    half_lives = getattr(feature, "half_lives", None)
+    if half_lives:
+        return tuple(f"{feature.name}_{_slug(half_life.text)}" for half_life in half_lives)
+    return (feature.name,)
+
+
+def _field_columns(feature: FieldFeature, fields_of: FieldsOf) -> tuple[str, ...]:
+    field = fields_of(feature.scope).get(feature.field)
+    if isinstance(field, CategoryField | CategoriesField):
+        return tuple(f"{feature.name}_{_slug(value)}" for value in field.values)
+    return (feature.name,)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")

@@ -1,0 +1,154 @@
+"""The feature kinds of `gyre.yaml`; what each computes is in `gyre_core.features`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field as PydanticField
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from gyre_core.spec.duration import Duration
+from gyre_core.spec.model import Name, SpecModel
+
+IMPRESSION = "impression"
+"""The event word that counts shown items, beside the loop's interaction types."""
+
+Events = Annotated[tuple[Name, ...], PydanticField(min_length=1)]
+HalfLives = Annotated[tuple[Duration, ...], PydanticField(min_length=1, max_length=16)]
+Scope = Literal["item", "user", "global"]
+EntityScope = Literal["item", "user"]
+
+
+class Prior(SpecModel):
+    """A smoothing prior: `weight` pseudo-events at `mean`."""
+
+    mean: float = 0.0
+    weight: float = PydanticField(default=1.0, gt=0)
+
+
+class _NamedFeature(SpecModel):
+    name: Name
+
+
+class _StoredFeature(_NamedFeature):
+    ttl: Duration | None = None
+
+    @property
+    def ttl_s(self) -> float | None:
+        """How long the entity's value outlives its last event, seconds; None for the kind's default."""
+        return self.ttl.seconds if self.ttl else None
+
+
+class FieldFeature(_StoredFeature):
+    """A declared field: number, boolean, text length, or one column for each category value."""
+
+    kind: Literal["field"]
+    scope: EntityScope = "item"
+    field: Name
+
+
+class DecayedCountFeature(_StoredFeature):
+    """Events counted with exponential decay, one column for each half-life."""
+
+    kind: Literal["decayed_count"]
+    scope: Scope
+    events: Events
+    half_lives: HalfLives
+
+
+class DecayedMeanFeature(_StoredFeature):
+    """The decayed mean of the events' value, smoothed by a prior, one column for each half-life."""
+
+    kind: Literal["decayed_mean"]
+    scope: Scope
+    events: Events
+    half_lives: HalfLives
+    prior: Prior = Prior()
+
+
+class DecayedRateFeature(_StoredFeature):
+    """Decayed events over decayed `per` events, smoothed by a prior, one column for each half-life."""
+
+    kind: Literal["decayed_rate"]
+    scope: Scope
+    events: Events
+    per: Events
+    half_lives: HalfLives
+    prior: Prior = Prior()
+
+
+class AffinityFeature(_StoredFeature):
+    """How much of the user's decayed events fell on the candidate's values of a category field."""
+
+    kind: Literal["affinity"]
+    scope: Literal["user"] = "user"
+    field: Name
+    events: Events
+    half_lives: HalfLives
+
+
+class AgeFeature(_StoredFeature):
+    """Days since the entity's first or last event, or since one of its `time` fields."""
+
+    kind: Literal["age"]
+    scope: EntityScope = "item"
+    of: Literal["first_event", "last_event"] | None = None
+    events: tuple[Name, ...] = ()
+    field: Name | None = None
+    default: float = 0.0
+
+    @model_validator(mode="after")
+    def _one_source(self) -> AgeFeature:
+        if (self.of is None) == (self.field is None):
+            raise PydanticCustomError("age_source", "must give either `of` with `events`, or `field`")
+        if (self.of is None) != (not self.events):
+            raise PydanticCustomError("age_events", "must give `events` with `of`, and only then")
+        return self
+
+
+class HistoryFeature(_StoredFeature):
+    """The user's last items: `<name>_seen`, and with `field` the share of them that share a value, `<name>_overlap`."""
+
+    kind: Literal["history"]
+    scope: Literal["user"] = "user"
+    events: Events
+    length: int = PydanticField(default=20, ge=1, le=200)
+    field: Name | None = None
+
+
+class RankFeature(_NamedFeature):
+    """The rank of an earlier column among the candidates, 0 lowest to 1 highest, ties averaged."""
+
+    kind: Literal["rank"]
+    of: Name
+
+
+class ZScoreFeature(_NamedFeature):
+    """An earlier column standardised among the candidates."""
+
+    kind: Literal["zscore"]
+    of: Name
+
+
+class ContextFeature(_NamedFeature):
+    """The request's `hour` or `weekday` (UTC, Monday is 0), or a number given with the request."""
+
+    kind: Literal["context"]
+    field: Name
+    default: float = 0.0
+
+
+Feature = Annotated[
+    FieldFeature
+    | DecayedCountFeature
+    | DecayedMeanFeature
+    | DecayedRateFeature
+    | AffinityFeature
+    | AgeFeature
+    | HistoryFeature
+    | RankFeature
+    | ZScoreFeature
+    | ContextFeature,
+    PydanticField(discriminator="kind"),
+]

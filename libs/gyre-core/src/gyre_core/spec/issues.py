@@ -1,0 +1,40 @@
+"""What is wrong with a loop spec, said so that a person finds it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_SHOWN_VALUE = 60
+
+
+@dataclass(frozen=True, slots=True)
+class SpecIssue:
+    """One broken rule: where it is (1-based line and column), which field, its value as written, and the rule."""
+
+    file: str
+    line: int
+    column: int
+    field: str
+    value: str
+    rule: str
+
+    def __str__(self) -> str:
+        value = f" = {self.value}" if self.value else ""
+        return f"{self.file}:{self.line}: {self.field}{value}: {self.rule}"
+
+
+class SpecError(ValueError):
+    """A loop spec that breaks one or more rules."""
+
+    def __init__(self, issues: Sequence[SpecIssue]) -> None:
+        self.issues = tuple(issues)
+        super().__init__("\n".join(str(issue) for issue in self.issues))
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: short, and nothing for a mapping or list, which the line already names."""
+    if isinstance(value, dict | list | tuple) or value is None:
+        return ""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_VALUE else text[: _SHOWN_VALUE - 1] + "…"

@@ -1,0 +1,132 @@
+"""Reads `gyre.yaml`: YAML nodes keep the line of every field, so that pydantic's errors can name it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from gyre_core.spec.checks import Loc, cross_checks
+from gyre_core.spec.issues import SpecError, SpecIssue, shown
+from gyre_core.spec.loop import LoopSpec
+
+_RULES = {"missing": "is required", "extra_forbidden": "is not a known field here"}
+
+
+def load_loop(path: str | Path) -> LoopSpec:
+    """Read and check a `gyre.yaml`; raises `SpecError` with every issue found, OSError when it cannot be read."""
+    return parse_loop(Path(path).read_text(encoding="utf-8"), source=str(path))
+
+
+def parse_loop(text: str, *, source: str = "gyre.yaml") -> LoopSpec:
+    """Read and check the text of a `gyre.yaml`; `source` is the file name that issues carry."""
+    root = _compose(text, source)
+    tree = _Tree(source, root)
+    duplicates = list(_duplicate_keys(root, tree, ()))
+    if duplicates:
+        raise SpecError(duplicates)
+    try:
+        spec = LoopSpec.model_validate(yaml.safe_load(text))
+    except ValidationError as error:
+        raise SpecError([_issue_of(tree, detail) for detail in error.errors()]) from error
+    issues = [tree.issue(found.loc, value=found.value, rule=found.rule) for found in cross_checks(spec)]
+    if issues:
+        raise SpecError(issues)
+    return spec
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of `gyre.yaml`, for editors."""
+    schema = LoopSpec.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "gyre.yaml", **schema}
+
+
+def _compose(text: str, source: str) -> yaml.Node:
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        rule = f"is not YAML: {error.problem or error.context}"
+        raise SpecError([SpecIssue(source, line, column, "(file)", "", rule)]) from error
+    if not isinstance(root, yaml.MappingNode):
+        raise SpecError([SpecIssue(source, 1, 1, "(file)", "", "must be a mapping with version, loop, events, ...")])
+    return root
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """The YAML nodes of one file, found by a pydantic error location."""
+
+    source: str
+    root: yaml.Node
+
+    def issue(self, loc: Loc, *, value: object, rule: str, missing: bool = False) -> SpecIssue:
+        mark, path = self.root.start_mark, list[str]()
+        node: yaml.Node | None = self.root
+        for position, part in enumerate(loc):
+            found = _child(node, part)
+            if found is None:
+                # Union tags and validator names stand in the location but not in the file.
+                if missing and position == len(loc) - 1:
+                    path.append(f".{part}")
+                continue
+            mark, node = found
+            path.append(f"[{part}]" if isinstance(part, int) else f".{part}")
+        field = "".join(path).lstrip(".") or "(file)"
+        return SpecIssue(self.source, mark.line + 1, mark.column + 1, field, shown(value), rule)
+
+
+def _child(node: yaml.Node | None, part: str | int) -> tuple[yaml.Mark, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == str(part):
+                return key.start_mark, value
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        child = node.value[part]
+        return child.start_mark, child
+    return None
+
+
+def _issue_of(tree: _Tree, detail: ErrorDetails) -> SpecIssue:
+    kind = detail["type"]
+    rule = _RULES.get(kind) or _rule_of(detail)
+    missing = kind == "missing"
+    return tree.issue(detail["loc"], value=None if missing else detail["input"], rule=rule, missing=missing)
+
+
+def _rule_of(detail: ErrorDetails) -> str:
+    context: dict[str, Any] = detail.get("ctx", {})
+    if detail["type"] == "literal_error":
+        return f"must be {context['expected']}"
+    if detail["type"] == "union_tag_invalid":
+        return f"kind must be one of {context['expected_tags']}"
+    if detail["type"] == "union_tag_not_found":
+        return "kind is required"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"must match {context['pattern']}"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should ")
+    return message if message.startswith("must") else f"must {message[:1].lower()}{message[1:]}"
+
+
+def _duplicate_keys(node: yaml.Node, tree: _Tree, loc: tuple[str | int, ...]) -> Sequence[SpecIssue]:
+    """YAML lets a later key silently win over an earlier one; here that is an error."""
+    issues: list[SpecIssue] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                issue = tree.issue((*loc, key.value), value=None, rule="is given twice")
+                mark = key.start_mark
+                issues.append(SpecIssue(issue.file, mark.line + 1, mark.column + 1, issue.field, "", issue.rule))
+            seen.add(key.value)
+            issues.extend(_duplicate_keys(value, tree, (*loc, key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, child in enumerate(node.value):
+            issues.extend(_duplicate_keys(child, tree, (*loc, index)))
+    return issues

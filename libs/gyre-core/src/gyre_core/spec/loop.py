@@ -1,0 +1,117 @@
+"""The whole loop: one `LoopSpec` for each `gyre.yaml`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field as PydanticField
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from gyre_core.spec.columns import feature_columns
+from gyre_core.spec.duration import Duration
+from gyre_core.spec.features import Feature
+from gyre_core.spec.fields import Field
+from gyre_core.spec.model import LoopName, Name, SpecModel
+from gyre_core.spec.operations import (
+    ExperimentSpec,
+    ModelSpec,
+    QualitySpec,
+    RetentionSpec,
+    RolloutSpec,
+    ServingSpec,
+    ShardSpec,
+    TrainingSpec,
+)
+
+
+class ValueRange(SpecModel):
+    """The inclusive range of an interaction's value."""
+
+    min: float
+    max: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ValueRange:
+        if self.min > self.max:
+            raise PydanticCustomError("range", "must have min <= max")
+        return self
+
+
+class InteractionSpec(SpecModel):
+    """One interaction type; with `value`, each event must carry a value in that range."""
+
+    value: ValueRange | None = None
+
+
+class EventsSpec(SpecModel):
+    """The interaction types and the bounds on event times."""
+
+    max_lateness: Duration = Duration.parse("1h")
+    max_future: Duration = Duration.parse("5m")
+    interactions: dict[Name, InteractionSpec] = PydanticField(min_length=1)
+
+    @property
+    def max_lateness_s(self) -> float:
+        """How far behind the loop's clock an event may be, seconds."""
+        return self.max_lateness.seconds
+
+    @property
+    def max_future_s(self) -> float:
+        """How far ahead of the loop's clock an event may be, seconds."""
+        return self.max_future.seconds
+
+
+class EntitySpec(SpecModel):
+    """The declared fields of items or users."""
+
+    fields: dict[Name, Field] = PydanticField(default_factory=dict)
+
+
+class LoopSpec(SpecModel):
+    """Everything a loop is; read it with `load_loop`, which also checks what one part says about another."""
+
+    version: Literal[1]
+    loop: LoopName
+    description: str = ""
+    clock: Literal["wall", "replay"] = "wall"
+    events: EventsSpec
+    items: EntitySpec = EntitySpec()
+    users: EntitySpec = EntitySpec()
+    features: tuple[Feature, ...] = PydanticField(min_length=1, max_length=500)
+    model: ModelSpec = ModelSpec()
+    training: TrainingSpec = TrainingSpec()
+    rollout: RolloutSpec = RolloutSpec()
+    experiment: ExperimentSpec = ExperimentSpec()
+    serving: ServingSpec = ServingSpec()
+    quality: QualitySpec = QualitySpec()
+    retention: RetentionSpec = RetentionSpec()
+    shards: ShardSpec = ShardSpec()
+
+    @model_validator(mode="after")
+    def _fill_dependent_defaults(self) -> LoopSpec:
+        """Give label events and the salt, whose defaults depend on other parts."""
+        changes: dict[str, Any] = {}
+        if not self.training.label.events:
+            label = self.training.label.model_copy(update={"events": tuple(self.events.interactions)})
+            changes["training"] = self.training.model_copy(update={"label": label})
+        if not self.experiment.salt:
+            changes["experiment"] = self.experiment.model_copy(update={"salt": self.loop})
+        for name, value in changes.items():
+            object.__setattr__(self, name, value)
+        return self
+
+    def fields(self, scope: str) -> dict[str, Any]:
+        """The declared fields of `item` or `user` entities by name; nothing for `global`."""
+        return {"item": self.items.fields, "user": self.users.fields}.get(scope, {})
+
+    def columns(self) -> tuple[str, ...]:
+        """Every feature column in declared order."""
+        return tuple(column for feature in self.features for column in feature_columns(feature, self.fields))
+
+    def model_columns(self) -> tuple[str, ...]:
+        """The columns that the model reads, in the order it reads them; all columns when none are named."""
+        by_feature = {feature.name: feature_columns(feature, self.fields) for feature in self.features}
+        names = self.model.features or self.columns()
+        chosen = [column for name in names for column in by_feature.get(name, (name,))]
+        return tuple(dict.fromkeys(chosen))

@@ -1,0 +1,16 @@
+"""The strict, frozen pydantic model that every part of the loop spec derives from, and the names it allows."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+LoopName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+
+
+class SpecModel(BaseModel):
+    """Immutable, and an unknown field is an error: a misspelt setting must never pass unnoticed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,0 +1,215 @@
+"""How a loop's model is trained, rolled out, tested and served."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from gyre_core.spec.duration import Duration
+from gyre_core.spec.model import Name, SpecModel
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class TrainingParameters(SpecModel):
+    """Hyperparameters of the built-in ranker."""
+
+    epochs: int = Field(default=6, ge=1, le=1000)
+    learning_rate: float = Field(default=0.003, gt=0, le=1)
+    batch_impressions: int = Field(default=64, ge=1, le=65_536)
+    weight_decay: float = Field(default=0.0, ge=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    seed: int = Field(default=7, ge=0)
+
+
+class ModelSpec(SpecModel):
+    """Which columns the model sees and what family it is; no `features` means all of them, in order."""
+
+    features: tuple[Name, ...] = ()
+    family: Literal["mlp"] = "mlp"
+    hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(64, 32), max_length=8)
+    parameters: TrainingParameters = TrainingParameters()
+
+
+class LabelSpec(SpecModel):
+    """Which interactions within the attribution window make a shown item relevant; no `events` means all types."""
+
+    events: tuple[Name, ...] = ()
+    attribution_window: Duration = Duration.parse("30m")
+    weights: dict[Name, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+
+    @property
+    def attribution_window_s(self) -> float:
+        """The attribution window in seconds."""
+        return self.attribution_window.seconds
+
+    def weight(self, event: str) -> float:
+        """The relevance that an interaction of this type gives: 0 for one that is no label."""
+        return self.weights.get(event, 1.0) if event in self.events else 0.0
+
+
+class HistorySpec(SpecModel):
+    """How much of the past a training run reads, newest first."""
+
+    impressions: int = Field(default=50_000, ge=1)
+
+
+class VolumeTrigger(SpecModel):
+    """Train after so many new interactions."""
+
+    events: int = Field(ge=1)
+
+
+class TriggerSpec(SpecModel):
+    """What starts a training run by itself."""
+
+    volume: VolumeTrigger | None = None
+    schedule: Duration | None = None
+
+    @property
+    def schedule_s(self) -> float | None:
+        """The time between scheduled runs in seconds, or None."""
+        return self.schedule.seconds if self.schedule else None
+
+
+class GateSpec(SpecModel):
+    """When data is too thin to train on."""
+
+    min_impressions: int = Field(default=500, ge=1)
+    max_missing_share: Share = 0.2
+
+
+class EvaluationSpec(SpecModel):
+    """How a candidate is compared with the incumbent on held-out impressions."""
+
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+    min_relative_ndcg: float = Field(default=-0.02, ge=-1, le=10)
+
+
+class TrainingSpec(SpecModel):
+    """From labels to a candidate."""
+
+    label: LabelSpec = LabelSpec()
+    history: HistorySpec = HistorySpec()
+    triggers: TriggerSpec = TriggerSpec()
+    gate: GateSpec = GateSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+
+
+class RolloutStep(SpecModel):
+    """A share of traffic, held at least so long and for at least so many requests."""
+
+    share: float = Field(gt=0, le=1)
+    hold: Duration | None = None
+    min_requests: int = Field(default=0, ge=0)
+
+    @property
+    def hold_s(self) -> float:
+        """The shortest time at this share, seconds."""
+        return self.hold.seconds if self.hold else 0.0
+
+
+class GuardrailSpec(SpecModel):
+    """What rolls a candidate back."""
+
+    max_error_rate: Share = 0.01
+    max_latency_ratio: float = Field(default=2.0, gt=0)
+    max_latency_p99: Duration = Duration.parse("100ms")
+
+    @property
+    def max_latency_p99_s(self) -> float:
+        """The highest tolerated p99 latency, seconds."""
+        return self.max_latency_p99.seconds
+
+
+_STEPS = (
+    RolloutStep(share=0.1, hold=Duration.parse("10s"), min_requests=100),
+    RolloutStep(share=0.5, hold=Duration.parse("10s"), min_requests=100),
+    RolloutStep(share=1.0),
+)
+
+
+class RolloutSpec(SpecModel):
+    """The steps from nothing to all traffic, and the guardrails on the way."""
+
+    steps: tuple[RolloutStep, ...] = Field(default=_STEPS, min_length=1, max_length=20)
+    guardrails: GuardrailSpec = GuardrailSpec()
+
+    @model_validator(mode="after")
+    def _rising_to_one(self) -> RolloutSpec:
+        shares = [step.share for step in self.steps]
+        if shares != sorted(set(shares)) or shares[-1] != 1.0:
+            raise PydanticCustomError("steps", "must have `steps` whose shares rise and end at 1.0")
+        return self
+
+
+class ExperimentSpec(SpecModel):
+    """The share of requests answered in random order, and the salt of the user hash (the loop's name by default)."""
+
+    exploration: float = Field(default=0.02, ge=0, le=0.5)
+    salt: str = Field(default="", max_length=100)
+
+
+class RecommendSpec(SpecModel):
+    """Where `Recommend` finds its candidates."""
+
+    popular: int = Field(default=200, ge=1, le=1000)
+    genre_field: Name | None = None
+
+
+class ServingSpec(SpecModel):
+    """Deadlines and limits of the request path, and what it falls back to."""
+
+    deadline: Duration = Duration.parse("200ms")
+    feature_timeout: Duration = Duration.parse("50ms")
+    inference_timeout: Duration = Duration.parse("80ms")
+    max_candidates: int = Field(default=1000, ge=1, le=1000)
+    logged_rest: int = Field(default=10, ge=0, le=1000)
+    fallback_feature: Name | None = None
+    recommend: RecommendSpec = RecommendSpec()
+
+    @property
+    def deadline_s(self) -> float:
+        """The deadline of a whole request, seconds."""
+        return self.deadline.seconds
+
+    @property
+    def feature_timeout_s(self) -> float:
+        """The longest wait for features, seconds."""
+        return self.feature_timeout.seconds
+
+    @property
+    def inference_timeout_s(self) -> float:
+        """The longest wait for scores, seconds."""
+        return self.inference_timeout.seconds
+
+
+class QualitySpec(SpecModel):
+    """The window of the continuous data-quality counts."""
+
+    window: Duration = Duration.parse("60s")
+
+    @property
+    def window_s(self) -> float:
+        """The window's length, seconds."""
+        return self.window.seconds
+
+
+class RetentionSpec(SpecModel):
+    """How long Kafka keeps a loop's behaviour topics."""
+
+    behavior: Duration = Duration.parse("30d")
+
+    @property
+    def behavior_s(self) -> float:
+        """How long behaviour events stay in Kafka, seconds."""
+        return self.behavior.seconds
+
+
+class ShardSpec(SpecModel):
+    """How far the stream and the online store are split."""
+
+    kafka_partitions: int = Field(default=4, ge=1, le=1024)
+    online_shards: int = Field(default=1, ge=1, le=1024)

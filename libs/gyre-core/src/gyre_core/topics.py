@@ -1,0 +1,222 @@
+"""The one declaration of Gyre's Kafka topics: created from here at start, documented from here, named nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gyre_core.spec import LoopSpec
+
+DEAD_LETTER_SUFFIX = ".dlq"
+_DAY_S = 86_400.0
+_DEAD_LETTER_RETENTION_S = 30 * _DAY_S
+
+
+@dataclass(frozen=True, slots=True)
+class TopicDecl:
+    """A topic that every loop has.
+
+    `retention_s` None keeps records for ever (or, compacted, the newest of each key); `partitions` is a number, or
+    `sharded` for the loop's `shards.kafka_partitions`; `retention_s` of `behavior` topics gives way to the loop's own.
+    """
+
+    suffix: str
+    key: str
+    payload: str
+    partitions: int | Literal["sharded"]
+    retention_s: float | None
+    compacted: bool
+    dead_letter: bool
+    owner: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic of one loop, ready to be created."""
+
+    name: str
+    key: str
+    payload: str
+    partitions: int
+    retention_s: float | None
+    compacted: bool
+    owner: str
+
+    def config(self) -> dict[str, str]:
+        """The Kafka topic configuration that this declaration means."""
+        if self.compacted:
+            return {"cleanup.policy": "compact"}
+        kept_ms = -1 if self.retention_s is None else round(self.retention_s * 1000)
+        return {"cleanup.policy": "delete", "retention.ms": str(kept_ms)}
+
+
+def _decl(  # noqa: PLR0913 (one row of the table below, whose columns these are)
+    suffix: str,
+    payload: str,
+    *,
+    key: str,
+    owner: str,
+    description: str,
+    partitions: int | Literal["sharded"] = 1,
+    retention_s: float | None = 30 * _DAY_S,
+    compacted: bool = False,
+    dead_letter: bool = True,
+) -> TopicDecl:
+    name = f"gyre.events.v1.{payload}"
+    return TopicDecl(suffix, key, name, partitions, retention_s, compacted, dead_letter, owner, description)
+
+
+TOPICS: tuple[TopicDecl, ...] = (
+    _decl(
+        "behavior.impressions",
+        "Impression",
+        key="user id",
+        owner="gateway",
+        partitions="sharded",
+        description="What was shown: one record a request, with the served features and the propensities.",
+    ),
+    _decl(
+        "behavior.interactions",
+        "Interaction",
+        key="user id",
+        owner="gateway",
+        partitions="sharded",
+        description="What users did: clicks, ratings and whatever else the loop declares.",
+    ),
+    _decl(
+        "catalog.items",
+        "ItemChanged",
+        key="item id",
+        owner="producers",
+        partitions="sharded",
+        retention_s=None,
+        compacted=True,
+        description="The fields of each item; the newest record of an item stands.",
+    ),
+    _decl(
+        "features.applied",
+        "BatchApplied",
+        key="virtual shard",
+        owner="features",
+        dead_letter=False,
+        description="Which offsets each applied feature batch covered, so that a read can be replayed exactly.",
+    ),
+    _decl(
+        "features.quality",
+        "QualityWindow",
+        key="loop",
+        owner="features",
+        dead_letter=False,
+        description="Windowed counts and ranges of the raw stream.",
+    ),
+    _decl(
+        "training.triggers",
+        "TrainingTrigger",
+        key="loop",
+        owner="monitor",
+        description="Reasons to train: volume, schedule, drift, or a person.",
+    ),
+    _decl(
+        "models.candidates",
+        "CandidateRegistered",
+        key="model version",
+        owner="trainer",
+        retention_s=None,
+        description="Each trained model that passed its gate.",
+    ),
+    _decl(
+        "models.rollout-events",
+        "RolloutEvent",
+        key="rollout id",
+        owner="deployer",
+        retention_s=None,
+        dead_letter=False,
+        description="The deployer's log, kept for ever: the truth that every rollout state is folded from.",
+    ),
+    _decl(
+        "models.rollouts",
+        "RolloutView",
+        key="loop",
+        owner="deployer",
+        retention_s=None,
+        compacted=True,
+        dead_letter=False,
+        description="The log's projection: which share of users gets which model version, under which epoch.",
+    ),
+    _decl(
+        "experiments.verdicts",
+        "Verdict",
+        key="rollout id",
+        owner="monitor",
+        retention_s=None,
+        description="What an experiment showed: better, worse or inconclusive.",
+    ),
+    _decl("alerts", "Alert", key="alert name", owner="monitor", description="Alerts, firing and resolved."),
+    _decl(
+        "batch.jobs",
+        "BatchJob",
+        key="job id",
+        owner="gateway",
+        partitions="sharded",
+        retention_s=7 * _DAY_S,
+        description="Parts of batch scoring jobs.",
+    ),
+    _decl(
+        "batch.results",
+        "BatchResult",
+        key="job id",
+        owner="inference",
+        partitions="sharded",
+        retention_s=7 * _DAY_S,
+        description="Scores of batch jobs, part by part.",
+    ),
+)
+
+_BY_SUFFIX = {decl.suffix: decl for decl in TOPICS}
+
+
+def topic(loop: str, suffix: str) -> str:
+    """The full name of a loop's topic; raises KeyError for a suffix that is not declared."""
+    return f"{loop}.{_BY_SUFFIX[suffix].suffix}"
+
+
+def dead_letter_topic(name: str) -> str:
+    """The topic that takes what could not be read from topic `name`."""
+    return f"{name}{DEAD_LETTER_SUFFIX}"
+
+
+def declared(loop: LoopSpec) -> list[Topic]:
+    """Every topic of a loop, dead-letter topics included, with its partitions and retention resolved."""
+    topics: list[Topic] = []
+    for decl in TOPICS:
+        resolved = _resolve(loop, decl)
+        topics.append(resolved)
+        if decl.dead_letter:
+            topics.append(_dead_letter(resolved))
+    return topics
+
+
+def _resolve(loop: LoopSpec, decl: TopicDecl) -> Topic:
+    behavior = decl.suffix.startswith("behavior.")
+    return Topic(
+        name=topic(loop.loop, decl.suffix),
+        key=decl.key,
+        payload=decl.payload,
+        partitions=loop.shards.kafka_partitions if decl.partitions == "sharded" else decl.partitions,
+        retention_s=loop.retention.behavior_s if behavior else decl.retention_s,
+        compacted=decl.compacted,
+        owner=decl.owner,
+    )
+
+
+def _dead_letter(source: Topic) -> Topic:
+    return Topic(
+        name=dead_letter_topic(source.name),
+        key=source.key,
+        payload=source.payload,
+        partitions=1,
+        retention_s=_DEAD_LETTER_RETENTION_S,
+        compacted=False,
+        owner=source.owner,
+    )

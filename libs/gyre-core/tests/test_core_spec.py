@@ -1,0 +1,132 @@
+"""The loop spec: what a good file means, and how a bad one is refused."""
+
+from pathlib import Path
+
+import pytest
+from gyre_core.spec import LoopSpec, SpecError, SpecIssue, json_schema, parse_loop
+
+FULL = (Path(__file__).parent / "data" / "full.yaml").read_text()
+
+
+def issues_of(text: str) -> tuple[SpecIssue, ...]:
+    """The issues that a text raises; fails when it raises none."""
+    with pytest.raises(SpecError) as caught:
+        parse_loop(text, source="examples/x/gyre.yaml")
+    return caught.value.issues
+
+
+def changed(old: str, new: str) -> str:
+    """The full sample with one change, which must apply."""
+    assert old in FULL
+    return FULL.replace(old, new, 1)
+
+
+def test_minimal_loop_is_short_and_complete(minimal_loop: LoopSpec) -> None:
+    """A loop of fifteen lines gets defaults for everything else."""
+    assert minimal_loop.clock == "wall"
+    assert minimal_loop.events.max_lateness_s == 3600
+    assert minimal_loop.training.label.events == ("click",)
+    assert minimal_loop.training.label.weight("click") == 1.0
+    assert minimal_loop.experiment.salt == "shop"
+    assert [step.share for step in minimal_loop.rollout.steps] == [0.1, 0.5, 1.0]
+    assert minimal_loop.model_columns() == minimal_loop.columns()
+
+
+def test_columns_follow_the_declarations(full_loop: LoopSpec) -> None:
+    """Half-lives and category values become columns, in declared order."""
+    columns = full_loop.columns()
+    assert columns[:6] == (
+        "item_year",
+        "item_title",
+        "item_genres_action",
+        "item_genres_comedy",
+        "item_genres_drama",
+        "item_genres_sci_fi",
+    )
+    assert {"item_rate_6h", "item_rate_30d", "last_items_seen", "last_items_overlap", "rank_7d"} <= set(columns)
+    assert len(set(columns)) == len(columns)
+
+
+def test_model_columns_expand_features(full_loop: LoopSpec) -> None:
+    """A model names features or single columns and gets columns."""
+    rates = tuple(f"item_rate_{half_life}" for half_life in ("6h", "1d", "7d", "30d"))
+    rest = ("item_score_30d", "genre_affinity_30d", "rank_7d", "hour")
+    assert full_loop.model_columns() == rates + rest
+
+
+def test_durations_are_seconds(full_loop: LoopSpec) -> None:
+    """Every duration is readable in seconds."""
+    assert full_loop.serving.deadline_s == 0.2
+    assert full_loop.rollout.steps[0].hold_s == 10
+    assert full_loop.training.label.attribution_window_s == 1800
+
+
+def test_an_error_names_file_line_field_value_and_rule() -> None:
+    """A bad half-life is reported as a person would point at it."""
+    text = changed("half_lives: [6h, 1d, 7d, 30d]", "half_lives: [6h, 7x]")
+    (issue,) = issues_of(text)
+    line = 1 + next(number for number, content in enumerate(text.splitlines()) if "7x" in content)
+    rule = "must be a duration like 30m, 7d"
+    assert str(issue) == f"examples/x/gyre.yaml:{line}: features[6].half_lives[1] = '7x': {rule}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "rule"),
+    [
+        ("loop: movies", "loop: Movies", "loop", "must match"),
+        ("clock: replay", "clock: moon", "clock", "must be 'wall' or 'replay'"),
+        ("description:", "descriptoin:", "descriptoin", "is not a known field here"),
+        ("max_lateness: 1h", "max_lateness: 0s", "events.max_lateness", "must be a duration"),
+        ("field: year", "field: yeer", "features[0].field", "must be a declared item field: title, year"),
+        ("kind: rank, of: item_rate_7d", "kind: rank, of: nope", "features[17].of", "column of an earlier feature"),
+        ("scope: item, events: [rating], half", "events: [rating], half", "features[6].scope", "is required"),
+        ("kind: zscore", "kind: zscores", "features[18]", "kind must be one of"),
+        ("events: [click]\n", "events: [klick]\n", "features[10].events[0]", "declared event types: rating, click"),
+        ("name: item_title", "name: item_year", "features[1].name", "is the name of an earlier feature"),
+        ("[item_rate, item_score", "[item_rat, item_score", "model.features[0]", "declared feature or column"),
+        ("name: weekday", "name: item_rate_6h", "features[20].name", "gives the column item_rate_6h"),
+        ("{share: 0.5, hold", "{share: 0.05, hold", "rollout", "shares rise and end at 1.0"),
+        ("logged_rest: 10", "logged_rest: ten", "serving.logged_rest", "must be a valid integer"),
+        ("fallback_feature: item_rate_7d", "fallback_feature: x", "serving.fallback_feature", "feature column"),
+        ("feature_timeout: 50ms", "feature_timeout: 1s", "serving.feature_timeout", "shorter than the deadline"),
+        ("rating: {value: {min: 0", "impression: {value: {min: 0", "events.interactions.impression", "reserved"),
+        ("of: last_event, events", "field: released, events", "features[15]", "must give `events` with `of`"),
+    ],
+)
+def test_each_rule_names_its_field_and_line(old: str, new: str, field: str, rule: str) -> None:
+    """Whatever is wrong, the first issue stands at its own line and says its rule."""
+    text = changed(old, new)
+    found = [issue for issue in issues_of(text) if issue.field == field]
+    assert found, [str(issue) for issue in issues_of(text)]
+    assert rule in found[0].rule
+    assert text.splitlines()[found[0].line - 1] != "", found[0]
+    key = field.rsplit(".", 1)[-1].split("[", 1)[0]
+    assert key in text.splitlines()[found[0].line - 1] or "[" in field
+
+
+def test_all_issues_are_reported_at_once() -> None:
+    """Two mistakes are two issues, so that a file is mended in one go."""
+    text = changed("clock: replay", "clock: moon").replace("window: 60s", "window: sixty")
+    assert {issue.field for issue in issues_of(text)} == {"clock", "quality.window"}
+
+
+def test_duplicate_keys_are_refused() -> None:
+    """A key given twice is an error at its second line, where YAML would silently take the last."""
+    (issue,) = issues_of("version: 1\nloop: a\nloop: b\n")
+    assert (issue.line, issue.field, issue.rule) == (3, "loop", "is given twice")
+
+
+@pytest.mark.parametrize("text", ["loop: [", "- a\n- b\n", "", "a: &x 1\nb: *y\n"])
+def test_what_is_no_mapping_is_refused_with_its_place(text: str) -> None:
+    """Broken YAML and other documents are spec errors with a line, not tracebacks of a parser."""
+    (issue,) = issues_of(text)
+    assert issue.line >= 1
+    assert issue.field == "(file)"
+
+
+def test_schema_describes_every_part() -> None:
+    """The exported JSON Schema knows the parts and the feature kinds, and forbids unknown fields."""
+    schema = json_schema()
+    assert set(schema["properties"]) >= {"version", "loop", "events", "features", "rollout", "serving"}
+    assert schema["additionalProperties"] is False
+    assert set(schema["properties"]["features"]["items"]["discriminator"]["mapping"]) >= {"decayed_count", "affinity"}
