@@ -1,0 +1,5 @@
+"""The `gyre-local` command."""
+
+
+def main() -> None:
+    """Run the command line."""

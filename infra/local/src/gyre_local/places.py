@@ -1,0 +1,45 @@
+"""Where things lie: the checkout, its `var/` directory, and the download cache shared by all checkouts."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[4]
+
+
+def cache_dir() -> Path:
+    """The download cache: `GYRE_CACHE`, or `~/.cache/gyre`."""
+    return Path(os.environ.get("GYRE_CACHE") or Path.home() / ".cache" / "gyre").expanduser()
+
+
+@contextlib.contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """Hold an advisory lock on the file `lock` against other processes, waiting for it as long as it takes."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass(frozen=True)
+class Places:
+    """The directories of one local stack."""
+
+    var: Path
+
+    @property
+    def logs(self) -> Path:
+        """One log file for each process."""
+        return self.var / "log"
+
+    def state(self, name: str) -> Path:
+        """The private directory of the process `name`."""
+        return self.var / name
+
+
+def stack_places() -> Places:
+    """The directories of this checkout's stack: `GYRE_VAR`, or `var/` at the root of the repository."""
+    return Places(var=Path(os.environ.get("GYRE_VAR") or REPOSITORY / "var").absolute())

@@ -1,0 +1,111 @@
+"""Runs a recipe as a child process: start, wait for the probe, stop. The tests and the installation use it."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from gyre_local.failures import LocalStackError, NotReady
+from gyre_local.recipe import Recipe
+
+POLL_S = 0.03
+TAIL_LINES = 25
+
+
+def tail(log: Path, *, lines: int = TAIL_LINES) -> str:
+    """The last lines of a log file, or a note that it is empty."""
+    if not log.exists():
+        return "(no log)"
+    with log.open(errors="replace") as file:
+        return "".join(deque(file, lines)).rstrip() or "(the log is empty)"
+
+
+class Process:
+    """One started recipe; ends with this process even when that is killed."""
+
+    def __init__(self, recipe: Recipe, *, log: Path) -> None:
+        self.recipe = recipe
+        self.log = log
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        if self._popen is None:
+            raise RuntimeError(f"{self.recipe.name} is not started")
+        return self._popen.pid
+
+    def start(self) -> None:
+        """Start the process and return once its probe passes.
+
+        Raises:
+            LocalStackError: it ended, or was not ready in time; with the end of its log.
+        """
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        # setpriv lets the kernel end the child when a killed test session leaves it behind.
+        guard = ("setpriv", "--pdeathsig", "TERM", "--") if shutil.which("setpriv") else ()
+        with self.log.open("ab") as output:
+            self._popen = subprocess.Popen(
+                (*guard, *self.recipe.command),
+                cwd=self.recipe.directory,
+                env={**os.environ, **self.recipe.env},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            self._await_ready(self._popen)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _await_ready(self, child: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + self.recipe.start_timeout_s
+        while True:
+            if child.poll() is not None:
+                raise LocalStackError(
+                    f"{self.recipe.name} ended with code {child.returncode} at start. Its log {self.log} ends with:\n"
+                    + tail(self.log)
+                )
+            try:
+                self.recipe.probe()
+            except NotReady as reason:
+                if time.monotonic() > deadline:
+                    raise LocalStackError(
+                        f"{self.recipe.name} was not ready after {self.recipe.start_timeout_s:g} s ({reason}). "
+                        f"Its log {self.log} ends with:\n{tail(self.log)}"
+                    ) from reason
+                time.sleep(POLL_S)
+            else:
+                return
+
+    def stop(self) -> None:
+        """End the process and its children: SIGTERM, and SIGKILL for what is left after the recipe's time."""
+        child = self._popen
+        if child is None:
+            return
+        if child.poll() is None:
+            child.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(self.recipe.stop_timeout_s)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        self._popen = None
+
+
+@contextlib.contextmanager
+def running(recipe: Recipe, *, log: Path) -> Iterator[Process]:
+    """Run `recipe` for the length of the block."""
+    process = Process(recipe, log=log)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.stop()

@@ -1,0 +1,148 @@
+"""A pytest plugin: the real Kafka, Redis and Triton, started once for a test session on free ports, and condition polling.
+
+The fixtures start the same recipes as the local stack, in a temporary directory, only when a test asks for them, and end
+them with the session. Sessions that run at the same time do not meet. `loop_name` gives each test a name of its own, so
+that topics, keys and models of two tests never collide on the shared servers.
+"""
+
+import asyncio
+import inspect
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+import pytest
+
+from gyre_local.components import kafka as kafka_component
+from gyre_local.components import redis as redis_component
+from gyre_local.components import triton as triton_component
+from gyre_local.process import Process, running
+from gyre_local.reserve import free_ports
+
+HOST = "127.0.0.1"
+POLL_S = 0.02
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TritonServer:
+    """A running Triton in explicit model control mode.
+
+    Attributes:
+        grpc: host:port of its gRPC API.
+        http: host:port of its HTTP API.
+        metrics: host:port of its Prometheus metrics.
+        repository: the model repository, where a test puts `<model>/config.pbtxt` and `<model>/1/model.onnx`.
+        process: to stop and start it in the middle of a test.
+    """
+
+    grpc: str
+    http: str
+    metrics: str
+    repository: Path
+    process: Process
+
+
+async def eventually(
+    condition: Callable[[], T | Awaitable[T]], *, timeout_s: float = 10.0, message: str = "the condition"
+) -> T:
+    """Poll `condition`, plain or async, until it returns something true, and return that.
+
+    An AssertionError that the condition raises counts as "not yet"; the last one is shown when the time is over.
+
+    Raises:
+        AssertionError: it did not hold within `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        last: object = None
+        try:
+            outcome = condition()
+            last = await outcome if inspect.isawaitable(outcome) else outcome
+        except AssertionError as error:
+            last = error
+        else:
+            if last:
+                return cast("T", last)
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{message} did not hold within {timeout_s:g} s, last: {last!r}")
+        await asyncio.sleep(POLL_S)
+
+
+def eventually_sync(condition: Callable[[], T], *, timeout_s: float = 10.0, message: str = "the condition") -> T:
+    """Do what `eventually` does, from a test that is not async."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        last: object = None
+        try:
+            outcome = condition()
+        except AssertionError as error:
+            last = error
+        else:
+            if outcome:
+                return outcome
+            last = outcome
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{message} did not hold within {timeout_s:g} s, last: {last!r}")
+        time.sleep(POLL_S)
+
+
+@pytest.fixture
+def loop_name(request: pytest.FixtureRequest) -> str:
+    """A loop name that no other test uses: lower-case letters, digits and hyphens, at most 40 characters."""
+    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
+    return f"{words.removeprefix('test-')[:28].strip('-')}-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="session")
+def kafka_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """The session's Kafka broker as a process, for tests that stop and start it."""
+    broker, controller = free_ports(2)
+    directory = tmp_path_factory.mktemp("kafka")
+    address = kafka_component.Address(HOST, broker=broker, controller=controller)
+    recipe = kafka_component.prepare(directory, address, quick_start=True)
+    with running(recipe, log=directory / "kafka.log") as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def kafka(kafka_process: Process) -> str:
+    """The bootstrap address of a real Kafka, the session's own; topics are not created by themselves."""
+    return f"{HOST}:{kafka_process.recipe.ports['broker']}"
+
+
+@pytest.fixture(scope="session")
+def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """The session's Redis as a process, for tests that stop and start it."""
+    (port,) = free_ports(1)
+    directory = tmp_path_factory.mktemp("redis")
+    recipe = redis_component.prepare(directory, host=HOST, port=port, durable=False)
+    with running(recipe, log=directory / "redis.log") as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_process: Process) -> str:
+    """The address of a real Redis, the session's own, as a URL."""
+    return f"redis://{HOST}:{redis_process.recipe.ports['server']}/0"
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A real Triton, the session's own, with an empty model repository."""
+    http, grpc_port, metrics = free_ports(3)
+    directory = tmp_path_factory.mktemp("triton")
+    address = triton_component.Address(HOST, http=http, grpc=grpc_port, metrics=metrics)
+    recipe = triton_component.prepare(directory, address)
+    with running(recipe, log=directory / "triton.log") as process:
+        yield TritonServer(
+            grpc=f"{HOST}:{grpc_port}",
+            http=f"{HOST}:{http}",
+            metrics=f"{HOST}:{metrics}",
+            repository=directory / "models",
+            process=process,
+        )
