@@ -1,8 +1,8 @@
-"""A pytest plugin: the real Kafka, Redis and Triton, started once for a test session on free ports, and condition polling.
+"""A pytest plugin: the real Kafka, Redis and Triton, started once a session on free ports, and condition polling.
 
-The fixtures start the same recipes as the local stack, in a temporary directory, only when a test asks for them, and end
-them with the session. Sessions that run at the same time do not meet. `loop_name` gives each test a name of its own, so
-that topics, keys and models of two tests never collide on the shared servers.
+The fixtures start the same recipes as the local stack, in a temporary directory, only when a test asks for them, and
+end them with the session. Sessions that run at the same time do not meet. `loop_name` gives each test a name of its
+own, so that topics, keys and models of two tests never collide on the shared servers.
 """
 
 import asyncio

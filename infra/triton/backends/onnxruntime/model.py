@@ -1,8 +1,9 @@
+# ruff: noqa: INP001 - Triton loads this file by its path
 """Triton's `onnxruntime` backend for servers that ship without it, as a Python-based backend.
 
-It serves an ordinary repository entry (`<model>/config.pbtxt` with inputs and outputs, `<model>/<version>/model.onnx`) on
-the CPU, so that the same entry serves unchanged on NVIDIA's container, where the native backend takes its place. The
-requests that Triton's dynamic batcher hands over together run through the model as one batch.
+It serves an ordinary repository entry (`<model>/config.pbtxt` with inputs and outputs, `<model>/<version>/model.onnx`)
+on the CPU, so that the same entry serves unchanged on NVIDIA's container, where the native backend takes its place.
+The requests that Triton's dynamic batcher hands over together run through the model as one batch.
 
 https://github.com/triton-inference-server/backend/blob/main/docs/python_based_backends.md
 """

@@ -6,8 +6,6 @@ Triton's Python side needs NumPy below 2, so it lives in an environment of its o
 import os
 import shutil
 import subprocess
-import sys
-import sysconfig
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +22,6 @@ PYTHON = "3.11"
 BACKENDS = REPOSITORY / "infra" / "triton" / "backends"
 CACHE_BYTES = 64 * 2**20
 _LIBPYTHON = f"libpython{PYTHON}.so.1.0"
-_DEBIAN_LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
 
 
 @dataclass(frozen=True)
@@ -38,13 +35,13 @@ class Address:
 
 
 def install() -> Path:
-    """Make Triton's environment and return its site-packages; quick when it is done.
+    """Make Triton's environment and return its directory; quick when it is done.
 
     Raises:
         LocalStackError: a package cannot be fetched.
     """
     home = cache_dir() / f"triton-{PYTRITON.partition('==')[2]}"
-    packages = home / "lib" / f"python{PYTHON}" / "site-packages"
+    packages = site_packages(home)
     done = home / "complete"
     with exclusive(cache_dir() / "triton.lock"):
         if not done.exists():
@@ -58,12 +55,18 @@ def install() -> Path:
             for program in (python_backend / stub.name, packages / "pytriton/tritonserver/bin/tritonserver"):
                 program.chmod(0o755)
             done.touch()
-    return packages
+    return home
+
+
+def site_packages(home: Path) -> Path:
+    """Where the packages of the environment `home` lie."""
+    return home / "lib" / f"python{PYTHON}" / "site-packages"
 
 
 def prepare(directory: Path, address: Address, *, repository: Path | None = None) -> Recipe:
     """Lay out the backend folder in `directory`; models are read from `repository`, by default `directory`/models."""
-    packages = install()
+    home = install()
+    packages = site_packages(home)
     server = packages / "pytriton" / "tritonserver"
     repository = repository or directory / "models"
     repository.mkdir(parents=True, exist_ok=True)
@@ -77,7 +80,7 @@ def prepare(directory: Path, address: Address, *, repository: Path | None = None
         name="triton",
         command=_command(server, backends=backends, repository=repository, address=address),
         directory=directory,
-        env=_environment(packages),
+        env=_environment(home, packages),
         probe=partial(probes.http_ok, address.host, address.http, "/v2/health/ready"),
         ports={"http": address.http, "grpc": address.grpc, "metrics": address.metrics},
         start_timeout_s=60,
@@ -109,32 +112,29 @@ def _command(server: Path, *, backends: Path, repository: Path, address: Address
     )
 
 
-def _environment(packages: Path) -> dict[str, str]:
-    libpython, home = find_libpython()
-    libraries = f"{packages / 'nvidia_pytriton.libs'}:{libpython}"
+def _environment(home: Path, packages: Path) -> dict[str, str]:
+    # The backend's interpreter is isolated: it ignores PYTHONPATH and finds its prefix by looking for python3 on PATH.
+    libraries = f"{packages / 'nvidia_pytriton.libs'}:{find_libpython(home)}"
     inherited = os.environ.get("LD_LIBRARY_PATH")
-    env = {
+    return {
+        "PATH": f"{home / 'bin'}:{os.environ.get('PATH', os.defpath)}",
         "LD_LIBRARY_PATH": f"{libraries}:{inherited}" if inherited else libraries,
-        "PYTHONPATH": str(packages),
-        "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    return {**env, "PYTHONHOME": home} if home else env
 
 
-def find_libpython() -> tuple[Path, str]:
-    """The directory of libpython and the PYTHONHOME that belongs to it, empty for the distribution's.
+def find_libpython(home: Path) -> Path:
+    """The directory of the libpython that belongs to the Python of the environment `home`.
 
     Raises:
         LocalStackError: there is none on this machine.
     """
-    if (_DEBIAN_LIBRARIES / _LIBPYTHON).exists():
-        return _DEBIAN_LIBRARIES, ""
-    own = Path(str(sysconfig.get_config_var("LIBDIR")))
-    if sys.version_info[:2] == (3, 11) and (own / _LIBPYTHON).exists():
-        return own, sys.base_prefix
+    base = (home / "bin" / "python").resolve().parent.parent
+    for directory in (base / "lib", *sorted((base / "lib").glob("*-linux-gnu"))):
+        if (directory / _LIBPYTHON).exists():
+            return directory
     raise LocalStackError(
-        f"Triton's Python backend needs {_LIBPYTHON}, which is not on this machine. "
+        f"Triton's Python backend needs {_LIBPYTHON} beside {base / 'bin'}, which is not there. "
         f"Remedy: run `make setup`, or `sudo apt-get install -y libpython{PYTHON}`."
     )
 
