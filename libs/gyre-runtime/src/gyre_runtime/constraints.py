@@ -1,0 +1,238 @@
+"""Checks a message against the constraints that its proto declares, compiled once for each message type.
+
+The options are `gyre.options.v1.rules` (proto/gyre/options/v1/constraints.proto). A rule on a repeated field holds for
+each element; rules on a map field hold for its values. What is unset and not required is not looked at, except that a
+number without presence is always in its range.
+"""
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from gyre.options.v1 import constraints_pb2
+
+from gyre_runtime.errors import Invalid, Violation
+
+__all__ = ["Checker", "Violation", "checker_for", "require_valid"]
+
+Checker = Callable[[Message], list[Violation]]
+Rule = Callable[[Any], str | None]
+FieldCheck = Callable[[Message], Iterable[Violation]]
+
+_SHOWN_CHARS = 64
+_MAX_VIOLATIONS = 32
+_FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
+_OK: tuple[Violation, ...] = ()
+
+
+@lru_cache(maxsize=1024)
+def checker_for(descriptor: Descriptor) -> Checker:
+    """Compile the checker of a message type; it returns the broken rules, an empty list when there are none."""
+    checks = _compile(descriptor, {})
+
+    def check(message: Message) -> list[Violation]:
+        broken: list[Violation] = []
+        for field_check in checks:
+            broken.extend(field_check(message))
+            if len(broken) >= _MAX_VIOLATIONS:
+                return broken[:_MAX_VIOLATIONS]
+        return broken
+
+    return check
+
+
+def require_valid(message: Message) -> None:
+    """Check a message.
+
+    Raises:
+        Invalid: with reason INVALID_FIELD and every violation.
+    """
+    broken = checker_for(message.DESCRIPTOR)(message)
+    if broken:
+        raise invalid(broken)
+
+
+def invalid(broken: Sequence[Violation]) -> Invalid:
+    """Build the error that stands for broken field rules."""
+    return Invalid("INVALID_FIELD", f"{broken[0].field}: {broken[0].rule}", violations=broken)
+
+
+def _compile(descriptor: Descriptor, known: dict[str, list[FieldCheck]]) -> list[FieldCheck]:
+    if descriptor.full_name in known:
+        return known[descriptor.full_name]
+    checks = known.setdefault(descriptor.full_name, [])
+    for field in descriptor.fields:
+        checks.extend(_field_checks(field, known))
+    return checks
+
+
+def _field_checks(field: FieldDescriptor, known: dict[str, list[FieldCheck]]) -> Iterable[FieldCheck]:
+    rules = field.GetOptions().Extensions[constraints_pb2.rules]
+    is_map = _is_map(field)
+    if rules.required:
+        yield _presence_check(field)
+    if rules.min_items or rules.max_items:
+        yield _count_check(field.name, rules)
+    element = field.message_type.fields_by_name["value"] if is_map and field.message_type else field
+    rule = _element_rule(element, rules)
+    if rule is not None:
+        yield _value_check(field, rule, rules)
+    if element.message_type is not None:
+        yield from _nested_check(field, element.message_type, known)
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if isinstance(value, str | bytes | int | float) else type(value).__name__
+    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 1] + "…"
+
+
+def _presence_check(field: FieldDescriptor) -> FieldCheck:
+    name = field.name
+    broken = (Violation(name, "unset", "is required"),)
+    if field.has_presence:
+        if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+            return lambda message: _OK if getattr(message, name) else broken
+        return lambda message: _OK if message.HasField(name) else broken
+    return lambda message: _OK if getattr(message, name) else broken
+
+
+def _count_check(name: str, rules: constraints_pb2.FieldRules) -> FieldCheck:
+    least, most = rules.min_items, rules.max_items or math.inf
+
+    def check(message: Message) -> Iterable[Violation]:
+        count = len(getattr(message, name))
+        if least <= count <= most:
+            return _OK
+        bound = f"must have at least {least} items" if count < least else f"must have at most {most} items"
+        return (Violation(name, f"{count} items", bound),)
+
+    return check
+
+
+def _element_rule(field: FieldDescriptor, rules: constraints_pb2.FieldRules) -> Rule | None:
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return _text_rule(rules, elements_required=rules.required and field.is_repeated)
+    if field.cpp_type not in (FieldDescriptor.CPPTYPE_MESSAGE, FieldDescriptor.CPPTYPE_BOOL):
+        return _number_rule(field, rules)
+    return None
+
+
+def _text_rule(rules: constraints_pb2.FieldRules, *, elements_required: bool) -> Rule | None:
+    least = max(rules.min_len, 1 if elements_required else 0)
+    most, pattern = rules.max_len or math.inf, re.compile(rules.pattern) if rules.pattern else None
+    if not (least or rules.max_len or pattern):
+        return None
+
+    def rule(value: Any) -> str | None:
+        if len(value) < least:
+            return f"must have at least {least} characters"
+        if len(value) > most:
+            return f"must have at most {most} characters"
+        if pattern is not None and value and not pattern.fullmatch(value):
+            return f"must match {pattern.pattern}"
+        return None
+
+    return rule
+
+
+def _number_rule(field: FieldDescriptor, rules: constraints_pb2.FieldRules) -> Rule | None:
+    least = rules.min if rules.HasField("min") else -math.inf
+    most = rules.max if rules.HasField("max") else math.inf
+    finite = rules.finite and field.cpp_type in _FLOATS
+    if least == -math.inf and most == math.inf and not finite:
+        return None
+
+    def rule(value: Any) -> str | None:
+        if finite and not math.isfinite(value):
+            return "must be finite"
+        if not value >= least:
+            return f"must be at least {least:g}"
+        if not value <= most:
+            return f"must be at most {most:g}"
+        return None
+
+    return rule
+
+
+def _value_check(field: FieldDescriptor, rule: Rule, rules: constraints_pb2.FieldRules) -> FieldCheck:
+    name = field.name
+    if _is_map(field):
+        return lambda message: _each(name, rule, getattr(message, name).items())
+    if field.is_repeated:
+        return _repeated_check(name, rule, rules)
+    skips_empty = field.cpp_type == FieldDescriptor.CPPTYPE_STRING
+    has_presence = field.has_presence
+
+    def check(message: Message) -> Iterable[Violation]:
+        if has_presence and not message.HasField(name):
+            return _OK
+        value = getattr(message, name)
+        if skips_empty and not value:
+            return _OK
+        problem = rule(value)
+        return (Violation(name, _shown(value), problem),) if problem else _OK
+
+    return check
+
+
+def _repeated_check(name: str, rule: Rule, rules: constraints_pb2.FieldRules) -> FieldCheck:
+    lengths_only = bool(rules.max_len) and not rules.pattern
+    least, most = max(rules.min_len, 1 if rules.required else 0), rules.max_len
+
+    def check(message: Message) -> Iterable[Violation]:
+        values: Collection[Any] = getattr(message, name)
+        if not values:
+            return _OK
+        if lengths_only:
+            lengths = set(map(len, values))
+            if min(lengths) >= least and max(lengths) <= most:
+                return _OK
+        return _each(name, rule, enumerate(values))
+
+    return check
+
+
+def _each(name: str, rule: Rule, entries: Iterable[tuple[Any, Any]]) -> list[Violation]:
+    broken = []
+    for key, value in entries:
+        problem = rule(value)
+        if problem:
+            broken.append(Violation(f"{name}[{key}]", _shown(value), problem))
+            if len(broken) >= _MAX_VIOLATIONS:
+                break
+    return broken
+
+
+def _nested_check(
+    field: FieldDescriptor, nested: Descriptor, known: dict[str, list[FieldCheck]]
+) -> Iterable[FieldCheck]:
+    checks = _compile(nested, known)
+    recursive = nested == field.containing_type
+    if not checks and not recursive:
+        return
+    name = field.name
+
+    def below(path: str, message: Message) -> list[Violation]:
+        return [
+            Violation(f"{path}.{broken.field}", broken.value, broken.rule)
+            for check in checks
+            for broken in check(message)
+        ]
+
+    def check_many(message: Message) -> Iterable[Violation]:
+        values = getattr(message, name)
+        pairs = values.items() if _is_map(field) else enumerate(values)
+        return [broken for key, value in pairs for broken in below(f"{name}[{key}]", value)]
+
+    def check_one(message: Message) -> Iterable[Violation]:
+        return below(name, getattr(message, name)) if message.HasField(name) else _OK
+
+    yield check_many if field.is_repeated else check_one

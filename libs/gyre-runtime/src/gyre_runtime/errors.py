@@ -1,0 +1,188 @@
+"""The one error hierarchy: a class for each thing a caller can do about it, and its form on the wire.
+
+A server turns a `GyreError` into `google.rpc.Status` with `ErrorInfo`, `BadRequest` and `RetryInfo`
+(https://google.aip.dev/193); a client rebuilds the same class from it. Whatever is not a `GyreError` is INTERNAL
+and leaks nothing. The classes read as what they say about the call (`raise NotFound(…)`), without an Error suffix.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+DOMAIN = "gyre"
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+class Violation(NamedTuple):
+    """One rule that one field broke: `candidates[3].item_id = '': is required`."""
+
+    field: str
+    value: str
+    rule: str
+
+    def __str__(self) -> str:
+        """Name the field, the value and the rule."""
+        return f"{self.field} = {self.value}: {self.rule}"
+
+
+class GyreError(Exception):
+    """An error with a machine-readable reason; used directly it means INTERNAL.
+
+    Args:
+        reason: UPPER_SNAKE, stable, what a program branches on.
+        message: a sentence for a person, without personal data.
+        metadata: further strings that travel in `ErrorInfo`.
+        violations: broken field rules, sent as `BadRequest`.
+        retry_after_s: when to try again, sent as `RetryInfo`.
+    """
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        violations: Sequence[Violation] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.violations = tuple(violations)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        """Show reason and message."""
+        return f"{self.reason}: {self.message}"
+
+
+class Invalid(GyreError):  # noqa: N818 - see the module
+    """The request is wrong and stays wrong: change it."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class NotFound(GyreError):  # noqa: N818 - see the module
+    """What was asked for does not exist."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class Conflict(GyreError):  # noqa: N818 - see the module
+    """Somebody else changed it first: read again, then decide."""
+
+    code = grpc.StatusCode.ABORTED
+
+
+class Precondition(GyreError):  # noqa: N818 - see the module
+    """The system is not in the state that this needs: change that state first."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Exhausted(GyreError):  # noqa: N818 - see the module
+    """A limit is reached: come back later, with less."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Unavailable(GyreError):  # noqa: N818 - see the module
+    """Nobody can answer at the moment: the same call may be repeated."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class Unauthenticated(GyreError):  # noqa: N818 - see the module
+    """The caller did not prove who it is."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class DeadlineExceeded(GyreError):  # noqa: N818 - see the module
+    """The time for the call was over before its answer."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+_CLASS_BY_CODE: dict[grpc.StatusCode, type[GyreError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: Invalid,
+    grpc.StatusCode.OUT_OF_RANGE: Invalid,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ABORTED: Conflict,
+    grpc.StatusCode.ALREADY_EXISTS: Conflict,
+    grpc.StatusCode.FAILED_PRECONDITION: Precondition,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Exhausted,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: Unauthenticated,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+}
+
+_TRANSIENT = (Unavailable, DeadlineExceeded, Exhausted, ConnectionError, TimeoutError)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Say whether trying the same thing again later can help."""
+    return isinstance(error, _TRANSIENT) or bool(getattr(error, "retriable", False))
+
+
+def _pack(details: Iterable[Any]) -> Iterable[AnyMessage]:
+    for detail in details:
+        packed = AnyMessage()
+        packed.Pack(detail)
+        yield packed
+
+
+def to_status(error: BaseException) -> status_pb2.Status:
+    """Turn any error into a status; only a `GyreError` shows its message."""
+    if not isinstance(error, GyreError):
+        error = GyreError("INTERNAL", "internal error")
+    details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
+    if error.violations:
+        fields = [
+            error_details_pb2.BadRequest.FieldViolation(
+                field=broken.field, description=f"{broken.value}: {broken.rule}"
+            )
+            for broken in error.violations
+        ]
+        details.append(error_details_pb2.BadRequest(field_violations=fields))
+    if error.retry_after_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        details.append(retry)
+    return status_pb2.Status(code=error.code.value[0], message=error.message, details=_pack(details))
+
+
+def from_status(code: grpc.StatusCode, message: str, status: status_pb2.Status | None) -> GyreError:
+    """Rebuild the error of a status, which may have come from a server that sends no details."""
+    reason, metadata, violations, retry_after_s = code.name, {}, [], None
+    for detail in status.details if status is not None else ():
+        info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            reason, metadata = info.reason, dict(info.metadata)
+        elif detail.Unpack(bad):
+            violations = [_violation(broken.field, broken.description) for broken in bad.field_violations]
+        elif detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    kind = _CLASS_BY_CODE.get(code, GyreError)
+    return kind(reason, message, metadata=metadata, violations=violations, retry_after_s=retry_after_s)
+
+
+def _violation(field: str, description: str) -> Violation:
+    value, _, rule = description.rpartition(": ")
+    return Violation(field, value, rule)
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> GyreError:
+    """Rebuild the `GyreError` that the server raised; its code decides the class, its `ErrorInfo` the reason."""
+    status = None
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            status = status_pb2.Status.FromString(value)
+    return from_status(error.code(), error.details() or "", status)

@@ -1,0 +1,200 @@
+"""CloudEvents 1.0 in Kafka's binary mode: headers carry what an event is, the value is the payload.
+
+https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md. Payloads are protobuf
+(`application/protobuf`) or protobuf's JSON mapping (`application/json`); `ce_type` is the payload's full proto name.
+"""
+
+import time as clock
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Protocol
+
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError, Message
+
+from gyre_runtime.tracing import TRACEPARENT
+
+PROTOBUF = b"application/protobuf"
+JSON = b"application/json"
+_SPEC_VERSION = b"1.0"
+_MAX_DETAIL_CHARS = 200
+
+Headers = list[tuple[str, bytes]]
+MessageTypes = Mapping[str, type[Message]]
+
+
+class Record(NamedTuple):
+    """What is sent to Kafka."""
+
+    key: bytes | None
+    value: bytes
+    headers: Headers
+
+
+class ReceivedRecord(Protocol):
+    """What came from Kafka; aiokafka's `ConsumerRecord` is one."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: Any
+    value: Any
+    headers: Any
+
+
+class Event(NamedTuple):
+    """One decoded event.
+
+    Attributes:
+        id: the producer's id, unique within `source`.
+        source: who produced it.
+        type: full proto name of the payload.
+        time: event time, unix seconds.
+        message: the payload.
+        traceparent: the producer's trace context, or None.
+        topic: where it came from, with `partition` and `offset`.
+        key: the record's key, empty when it has none.
+    """
+
+    id: str
+    source: str
+    type: str
+    time: float
+    message: Any
+    traceparent: str | None
+    topic: str
+    partition: int
+    offset: int
+    key: str = ""
+
+
+class Unreadable(Exception):  # noqa: N818 - reads as what it says about the record
+    """A record that is no event of this topic.
+
+    Attributes:
+        reason: NO_VALUE, NO_ID, NO_SOURCE, NO_TYPE, UNKNOWN_TYPE, NO_TIME, BAD_TIME, BAD_CONTENT_TYPE, BAD_HEADER or
+            BAD_PAYLOAD.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message[:_MAX_DETAIL_CHARS]}")
+        self.reason = reason
+
+
+def message_types(*types: type[Message]) -> dict[str, type[Message]]:
+    """Return what `decode` wants: each payload class by its full proto name."""
+    return {each.DESCRIPTOR.full_name: each for each in types}
+
+
+def format_time(unix_s: float) -> str:
+    """Write a time as RFC 3339 with microseconds, in UTC."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def encode(  # noqa: PLR0913 - the attributes that CloudEvents has
+    message: Message,
+    *,
+    source: str,
+    type: str | None = None,  # noqa: A002 - CloudEvents' name
+    id: str | None = None,  # noqa: A002 - CloudEvents' name
+    time: float | None = None,
+    key: str | bytes | None = None,
+    traceparent: str | None = None,
+) -> Record:
+    """Encode an event as protobuf.
+
+    Args:
+        message: the payload.
+        source: who produces it, such as `gyre/gateway`.
+        type: full proto name; the message's own by default.
+        id: unique within the source; a new one by default.
+        time: event time, unix seconds; now by default.
+        key: the record's key.
+        traceparent: trace context to carry, or None.
+    """
+    headers: Headers = [
+        ("ce_specversion", _SPEC_VERSION),
+        ("ce_id", (id or uuid.uuid4().hex).encode()),
+        ("ce_source", source.encode()),
+        ("ce_type", (type or message.DESCRIPTOR.full_name).encode()),
+        ("ce_time", format_time(clock.time() if time is None else time).encode()),
+        ("content-type", PROTOBUF),
+    ]
+    if traceparent:
+        headers.append((TRACEPARENT, traceparent.encode()))
+    return Record(key.encode() if isinstance(key, str) else key, message.SerializeToString(), headers)
+
+
+def decode(record: ReceivedRecord, types: MessageTypes) -> Event:
+    """Decode one record.
+
+    Args:
+        record: as Kafka gave it.
+        types: the payload classes that the topic may carry, by full proto name.
+
+    Raises:
+        Unreadable: with the reason why the record is no such event.
+    """
+    if record.value is None:
+        raise Unreadable("NO_VALUE", "the record has no value")
+    try:
+        headers = {name: value.decode() for name, value in record.headers}
+    except (UnicodeDecodeError, AttributeError) as error:
+        raise Unreadable("BAD_HEADER", "a header is not UTF-8 text") from error
+    for name in ("ce_id", "ce_source", "ce_type", "ce_time"):
+        if not headers.get(name):
+            raise Unreadable(f"NO_{name[3:].upper()}", f"the header {name} is missing")
+    kind = types.get(headers["ce_type"])
+    if kind is None:
+        raise Unreadable("UNKNOWN_TYPE", f"ce_type {headers['ce_type']} is not carried by {record.topic}")
+    return Event(
+        headers["ce_id"],
+        headers["ce_source"],
+        headers["ce_type"],
+        _time(headers["ce_time"]),
+        _payload(record.value, kind, headers.get("content-type", "application/protobuf")),
+        headers.get(TRACEPARENT) or headers.get("ce_traceparent"),
+        record.topic,
+        record.partition,
+        record.offset,
+        (record.key or b"").decode("utf-8", "replace"),
+    )
+
+
+def _time(text: str) -> float:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise Unreadable("BAD_TIME", "ce_time is not an RFC 3339 time") from error
+    if moment.tzinfo is None:
+        raise Unreadable("BAD_TIME", "ce_time has no time zone")
+    return moment.timestamp()
+
+
+def _payload(value: bytes, kind: type[Message], content_type: str) -> Message:
+    try:
+        if content_type == "application/protobuf":
+            return kind.FromString(value)
+        media = content_type.partition(";")[0].strip().lower()
+        if media in ("application/protobuf", "application/x-protobuf"):
+            return kind.FromString(value)
+        if media == "application/json":
+            return json_format.Parse(value, kind())
+    except (DecodeError, json_format.ParseError, UnicodeDecodeError) as error:
+        raise Unreadable("BAD_PAYLOAD", f"not a {kind.DESCRIPTOR.full_name}: {error}") from error
+    raise Unreadable("BAD_CONTENT_TYPE", f"{content_type} is neither application/protobuf nor application/json")
+
+
+def decode_many(
+    records: Iterable[ReceivedRecord], types: MessageTypes
+) -> tuple[list[Event], list[tuple[Any, Unreadable]]]:
+    """Decode records in their order; return the events, and the unreadable records with their error."""
+    events: list[Event] = []
+    unreadable: list[tuple[Any, Unreadable]] = []
+    for record in records:
+        try:
+            events.append(decode(record, types))
+        except Unreadable as error:
+            unreadable.append((record, error))
+    return events, unreadable

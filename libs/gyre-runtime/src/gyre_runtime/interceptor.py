@@ -1,0 +1,195 @@
+"""The one interceptor of every server: request id, token, deadline, constraints, errors, metrics and a span a call.
+
+It wraps each method once when the server is built, which keeps its cost below what a chain of `grpc.aio`
+interceptors costs on every call.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.descriptor import Descriptor
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+from gyre_runtime import tracing
+from gyre_runtime.constraints import Checker, checker_for, invalid
+from gyre_runtime.context import CURRENT_CALL, CallContext
+from gyre_runtime.errors import DETAILS_KEY, DeadlineExceeded, GyreError, to_status
+from gyre_runtime.metrics import instrument
+from gyre_runtime.settings import ServiceSettings
+from gyre_runtime.transport_security import check_token, read_token
+
+REQUEST_ID = "x-request-id"
+_MAX_REQUEST_ID_CHARS = 64
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_LOG = logging.getLogger(__name__)
+_TRACER = trace.get_tracer("gyre")
+
+
+class _Observed:
+    """Metrics and span attributes of one method, prepared once."""
+
+    def __init__(self, service: str, method: str) -> None:
+        self.span_name = f"{service}/{method}"
+        self.attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+        self._labels = {"service": service, "method": method}
+        self._seconds: dict[str, Callable[[float], None]] = {}
+
+    def record(self, code: str, started: float) -> None:
+        seconds = self._seconds.get(code)
+        if seconds is None:
+            seconds = self._seconds[code] = instrument("gyre_rpc_server_seconds").bind(**self._labels, code=code)
+        seconds(time.perf_counter() - started)
+
+
+@dataclass
+class _Call:
+    """One call under way; `code` is how it ended."""
+
+    context: CallContext
+    has_deadline: bool
+    code: str = "OK"
+
+
+class Interceptor:
+    """Wraps the method handlers of a server with everything that is the same for all of them."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._token = read_token(settings.token_file)
+        self._max_deadline_s = settings.max_deadline_s
+        self._max_stream_s = settings.max_stream_s
+
+    def wrap(self, service: str, method: str, handler: Handler, request: Descriptor) -> Handler:
+        """Return the handler of one method, wrapped.
+
+        Args:
+            service: full proto name of the service.
+            method: name of the method.
+            handler: unary or server-streaming, as the generated code made it.
+            request: the request's message type, whose constraints are compiled now.
+        """
+        observed, check = _Observed(service, method), checker_for(request)
+        if handler.unary_unary is not None:
+            behaviour, make = self._unary(handler.unary_unary, observed, check), grpc.unary_unary_rpc_method_handler
+        elif handler.unary_stream is not None:
+            behaviour, make = self._stream(handler.unary_stream, observed, check), grpc.unary_stream_rpc_method_handler
+        else:
+            return handler
+        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+    def _unary(self, behaviour: Any, observed: _Observed, check: Checker) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            with self._observe(observed, context, self._max_deadline_s) as under_way:
+                try:
+                    self._admit(request, context, under_way.context, check)
+                    async with asyncio.timeout(None if under_way.has_deadline else self._max_deadline_s):
+                        return await behaviour(request, context)
+                except Exception as error:  # noqa: BLE001 - the boundary: every error becomes a status
+                    await self._fail(error, context, under_way)
+
+        return call
+
+    def _stream(self, behaviour: Any, observed: _Observed, check: Checker) -> Any:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            with self._observe(observed, context, self._max_stream_s) as under_way:
+                try:
+                    self._admit(request, context, under_way.context, check)
+                    async with asyncio.timeout(None if under_way.has_deadline else self._max_stream_s):
+                        async for response in behaviour(request, context):
+                            yield response
+                except Exception as error:  # noqa: BLE001 - the boundary: every error becomes a status
+                    await self._fail(error, context, under_way)
+
+        return call
+
+    @contextmanager
+    def _observe(self, observed: _Observed, context: Context, limit_s: float) -> Any:
+        started = time.perf_counter()
+        request_id, traceparent = _identity(context)
+        remaining = _remaining_s(context)
+        deadline = time.monotonic() + (limit_s if remaining is None else remaining)
+        under_way = _Call(CallContext(request_id, deadline), has_deadline=remaining is not None)
+        span = _TRACER.start_span(
+            observed.span_name,
+            context=tracing.parent_context(traceparent) or otel_context.Context(),
+            kind=SpanKind.SERVER,
+            attributes={**observed.attributes, "gyre.request_id": request_id},
+        )
+        attached = otel_context.attach(trace.set_span_in_context(span))
+        call_token = CURRENT_CALL.set(under_way.context)
+        try:
+            yield under_way
+        except asyncio.CancelledError:
+            under_way.code = "DEADLINE_EXCEEDED" if under_way.context.remaining_s() <= 0 else "CANCELLED"
+            raise
+        finally:
+            observed.record(under_way.code, started)
+            if under_way.code != "OK":
+                span.set_attribute("rpc.grpc.status", under_way.code)
+                span.set_status(trace.Status(trace.StatusCode.ERROR, under_way.code))
+            span.end()
+            CURRENT_CALL.reset(call_token)
+            otel_context.detach(attached)
+
+    def _admit(self, request: Any, context: Context, call: CallContext, check: Checker) -> None:
+        if self._token:
+            check_token(self._token, _metadata(context, "authorization"))
+        if call.remaining_s() <= 0:
+            raise DeadlineExceeded("DEADLINE_EXPIRED", "the deadline was over before the call began")
+        broken = check(request)
+        if broken:
+            raise invalid(broken)
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+
+    async def _fail(self, error: Exception, context: Context, under_way: _Call) -> None:
+        if isinstance(error, grpc.aio.AbortError):
+            under_way.code = _code_name(context.code())
+            raise error
+        if isinstance(error, TimeoutError):
+            error = DeadlineExceeded("DEADLINE_EXCEEDED", "the call took longer than it may")
+        if not isinstance(error, GyreError):
+            _LOG.exception("unexpected error in a call", exc_info=error)
+        status = to_status(error)
+        code = error.code if isinstance(error, GyreError) else grpc.StatusCode.INTERNAL
+        under_way.code = code.name
+        trailing = ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID, under_way.context.request_id))
+        await context.abort(code, status.message, trailing)
+
+
+def _remaining_s(context: Any) -> float | None:
+    """Return what the caller leaves, or None without a deadline (which gRPC's type stubs do not know of)."""
+    remaining: float | None = context.time_remaining()
+    return remaining
+
+
+def _code_name(code: Any) -> str:
+    if isinstance(code, grpc.StatusCode):
+        return code.name
+    return next((status.name for status in grpc.StatusCode if status.value[0] == code), "UNKNOWN")
+
+
+def _metadata(context: Context, name: str) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == name:
+            return value if isinstance(value, str) else value.decode("latin-1")
+    return ""
+
+
+def _identity(context: Context) -> tuple[str, str | None]:
+    """Return the request id, the caller's or a new one, and the caller's traceparent."""
+    request_id, traceparent = "", None
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID and isinstance(value, str) and len(value) <= _MAX_REQUEST_ID_CHARS:
+            request_id = value
+        elif key == tracing.TRACEPARENT and isinstance(value, str):
+            traceparent = value
+    return request_id or uuid.uuid4().hex, traceparent

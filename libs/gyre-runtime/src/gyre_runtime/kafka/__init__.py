@@ -1,0 +1,23 @@
+"""Kafka as the mesh uses it: producers, the consumer, views of topics, and their creation."""
+
+from gyre_runtime.kafka.consumer import Admit, Consumer, ConsumerOptions, bounded_time
+from gyre_runtime.kafka.producer import Fenced, Producer, Transaction, TransactionalProducer
+from gyre_runtime.kafka.topics import DeclaredTopic, create_topics, ensure_topics
+from gyre_runtime.kafka.view import View, read_compacted, read_log
+
+__all__ = [
+    "Admit",
+    "Consumer",
+    "ConsumerOptions",
+    "DeclaredTopic",
+    "Fenced",
+    "Producer",
+    "Transaction",
+    "TransactionalProducer",
+    "View",
+    "bounded_time",
+    "create_topics",
+    "ensure_topics",
+    "read_compacted",
+    "read_log",
+]

@@ -1,0 +1,39 @@
+"""Topic names as metric labels, and the wait for a broker that is not up yet."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from aiokafka.errors import KafkaConnectionError, KafkaError
+
+_LOG = logging.getLogger(__name__)
+_RETRY_S = 0.5
+_LOG_EVERY_S = 5.0
+
+
+def loop_of(topic: str) -> str:
+    """Return the loop that a topic belongs to."""
+    return topic.partition(".")[0]
+
+
+def topic_labels(topic: str) -> dict[str, str]:
+    """Return the metric labels of a topic."""
+    return {"loop": loop_of(topic), "topic": topic}
+
+
+async def start_when_up(start: Callable[[], Awaitable[object]], bootstrap: str, what: str) -> None:
+    """Start a Kafka client, again and again until the broker is there; cancel it to give up."""
+    logged = -_LOG_EVERY_S
+    while True:
+        try:
+            await start()
+        except (KafkaConnectionError, KafkaError, OSError) as error:
+            if isinstance(error, KafkaError) and not (isinstance(error, KafkaConnectionError) or error.retriable):
+                raise
+            if time.monotonic() - logged >= _LOG_EVERY_S:
+                logged = time.monotonic()
+                _LOG.warning("waiting for Kafka", extra={"kafka": bootstrap, "for": what, "problem": str(error)[:200]})
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return

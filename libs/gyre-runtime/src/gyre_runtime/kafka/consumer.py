@@ -1,0 +1,343 @@
+"""The consumer: hands over decoded events, commits after success, retries the transient, dead-letters the permanent.
+
+Delivery is at least once: a handler is idempotent by event id. A batch that was under way when partitions move is
+finished and committed first, or left uncommitted as a whole.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from gyre_core.topics import dead_letter_topic
+
+from gyre_runtime import tracing
+from gyre_runtime.constraints import checker_for
+from gyre_runtime.errors import is_transient
+from gyre_runtime.events import Event, MessageTypes, decode_many
+from gyre_runtime.kafka._names import start_when_up, topic_labels
+from gyre_runtime.kafka.dead_letters import dead_letter
+from gyre_runtime.kafka.producer import Producer
+from gyre_runtime.kafka.topics import DeadLetterTopic, create_topics
+from gyre_runtime.metrics import instrument
+
+_LOG = logging.getLogger(__name__)
+_FIRST_BACKOFF_S, _MOST_BACKOFF_S = 0.1, 10.0
+_LONGEST_HANDLING_MS = 30 * 60 * 1000
+_REBALANCE_MS = 60_000
+_MAX_LINKS = 16
+
+Handler = Callable[[list[Event]], Awaitable[object]]
+Admit = Callable[[Event], str | None]
+OnPartitions = Callable[["Consumer", tuple[TopicPartition, ...]], Awaitable[None]]
+
+
+def bounded_time(now: Callable[[], float], *, max_lateness_s: float, max_future_s: float) -> Admit:
+    """Return an `admit` that refuses what is too old (TOO_OLD) or in the future (IN_FUTURE) by the loop's clock."""
+
+    def admit(event: Event) -> str | None:
+        moment = now()
+        if event.time < moment - max_lateness_s:
+            return "TOO_OLD"
+        return "IN_FUTURE" if event.time > moment + max_future_s else None
+
+    return admit
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerOptions:
+    """How a consumer works; the defaults suit most.
+
+    Attributes:
+        max_records: most events in one batch.
+        max_wait_ms: how long a poll waits for the first record, and so how long a stop may take.
+        from_beginning: where a group without offsets begins; False is the end.
+        flow: `model` gives every batch an always sampled span; `request` one only when a producer's trace is sampled.
+        check: refuse payloads that break their proto's constraints.
+        admit: returns the reason why an event is refused, or None.
+        on_assigned: awaited with new partitions before their first record; may `seek`.
+        on_revoked: awaited when partitions go, after the batch under way.
+    """
+
+    max_records: int = 500
+    max_wait_ms: int = 200
+    from_beginning: bool = True
+    flow: tracing.Flow = "request"
+    check: bool = True
+    admit: Admit | None = None
+    on_assigned: OnPartitions | None = None
+    on_revoked: OnPartitions | None = None
+
+
+class _Abandoned(Exception):  # noqa: N818 - a signal, not an error
+    """The batch is given up uncommitted: the consumer stops, or its partitions go."""
+
+
+class Consumer:
+    """One member of a consumer group; an async context manager.
+
+    Args:
+        bootstrap: Kafka's host:port list.
+        group: name of the consumer group, such as `features-stream`.
+        topics: full names.
+        types: payload classes by full proto name, from `message_types`.
+        options: how it works.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        group: str,
+        topics: Sequence[str],
+        types: MessageTypes,
+        options: ConsumerOptions = ConsumerOptions(),
+    ) -> None:
+        self._bootstrap, self._group, self._topics = bootstrap, group, tuple(topics)
+        self._types, self._options = types, options
+        self._kafka: AIOKafkaConsumer | None = None
+        self._letters = Producer(bootstrap, source=f"gyre/{group}")
+        self._stopping, self._revoking, self._running = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._running.set()
+        self._busy = asyncio.Lock()
+        self._events = {topic: instrument("gyre_consumer_events_total").bind(**topic_labels(topic)) for topic in topics}
+
+    async def __aenter__(self) -> Self:
+        """Connect and join the group, waiting for the broker as long as it takes."""
+        await create_topics(self._bootstrap, [DeadLetterTopic(dead_letter_topic(topic)) for topic in self._topics])
+        await self._letters.__aenter__()
+
+        async def start() -> None:
+            kafka = self._make()
+            try:
+                kafka.subscribe(self._topics, listener=_Listener(self))
+                self._kafka = kafka
+                await kafka.start()
+            except BaseException:
+                await kafka.stop()
+                raise
+
+        await start_when_up(start, self._bootstrap, self._group)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the group at once, so that another member takes the partitions over."""
+        self.stop()
+        if self._kafka is not None:
+            await self._kafka.stop()
+        await self._letters.__aexit__(None, None, None)
+
+    def _make(self) -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap,
+            client_id=self._group,
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest" if self._options.from_beginning else "latest",
+            isolation_level="read_committed",
+            max_poll_interval_ms=_LONGEST_HANDLING_MS,
+            rebalance_timeout_ms=_REBALANCE_MS,
+            fetch_max_wait_ms=100,
+            max_partition_fetch_bytes=8 * 1024 * 1024,
+        )
+
+    @property
+    def kafka(self) -> AIOKafkaConsumer:
+        """The aiokafka consumer beneath, for offsets and seeking."""
+        if self._kafka is None:
+            raise RuntimeError("the consumer is used outside of its context")
+        return self._kafka
+
+    def stop(self) -> None:
+        """End `run` after the batch under way."""
+        self._stopping.set()
+        self._running.set()
+
+    def pause(self) -> None:
+        """Hand over no further batch until `resume`; the membership in the group stays."""
+        self._running.clear()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._running.set()
+
+    async def ping(self) -> None:
+        """Check that the broker answers; for a `Dependency`."""
+        await self._letters.ping()
+
+    async def run_each(self, handler: Callable[[Event], Awaitable[object]]) -> None:
+        """Hand over one event at a time, in order, within a span that is the child of its producer's."""
+
+        async def handle(events: list[Event]) -> None:
+            for event in events:
+                with self._span(f"{event.topic} process", [event]):
+                    await handler(event)
+
+        await self._loop(handle, one_by_one=True)
+
+    async def run(self, handler: Handler) -> None:
+        """Hand over batches until `stop`; within a partition in order, never an empty batch.
+
+        A handler that raises what `is_transient` is called again with the same batch. When it raises anything else the
+        batch is handed over event by event, and the ones it still refuses are dead-lettered.
+        """
+
+        async def handle(events: list[Event]) -> None:
+            with self._span(f"{events[0].topic} process", events):
+                await handler(events)
+
+        await self._loop(handle, one_by_one=False)
+
+    async def _loop(self, handler: Handler, *, one_by_one: bool) -> None:
+        options = self._options
+        while not self._stopping.is_set():
+            await self._running.wait()
+            fetched = await self.kafka.getmany(timeout_ms=options.max_wait_ms, max_records=options.max_records)
+            records = [record for partition in fetched.values() for record in partition]
+            if not records:
+                continue
+            async with self._busy:
+                with contextlib.suppress(_Abandoned):
+                    await self._process(records, handler, one_by_one=one_by_one)
+                    await self._commit(records)
+
+    async def _process(self, records: list[Any], handler: Handler, *, one_by_one: bool) -> None:
+        events, refused = decode_many(records, self._types)
+        by_place = {(record.topic, record.partition, record.offset): record for record in records}
+        for record, error in refused:
+            await self._dead_letter(record, error.reason, str(error))
+        accepted = []
+        for event in events:
+            reason, detail = self._refusal(event)
+            if reason is None:
+                accepted.append(event)
+            else:
+                await self._dead_letter(by_place[event.topic, event.partition, event.offset], reason, detail)
+        for batch in [[event] for event in accepted] if one_by_one else [accepted] if accepted else []:
+            await self._deliver(batch, handler, by_place)
+
+    def _refusal(self, event: Event) -> tuple[str | None, str]:
+        if self._options.check:
+            broken = checker_for(event.message.DESCRIPTOR)(event.message)
+            if broken:
+                return "INVALID_FIELD", "; ".join(f"{each.field}: {each.rule}" for each in broken)
+        reason = self._options.admit(event) if self._options.admit else None
+        return reason, f"refused by {self._group}"
+
+    async def _deliver(self, batch: list[Event], handler: Handler, by_place: dict[tuple[str, int, int], Any]) -> None:
+        error = await self._attempt(batch, handler)
+        if error is None:
+            for event in batch:
+                self._events[event.topic](1)
+            return
+        if len(batch) > 1:
+            for event in batch:
+                await self._deliver([event], handler, by_place)
+            return
+        _LOG.error("an event cannot be handled", exc_info=error, extra={"event_id": batch[0].id})
+        reason = getattr(error, "reason", "HANDLER_FAILED")
+        record = by_place[batch[0].topic, batch[0].partition, batch[0].offset]
+        await self._dead_letter(record, reason, f"{type(error).__name__}: {error}")
+
+    async def _attempt(self, batch: list[Event], handler: Handler) -> Exception | None:
+        """Call the handler until it succeeds or fails for good; return the permanent error."""
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            try:
+                await handler(batch)
+            except Exception as error:  # noqa: BLE001 - the boundary: sorted into transient and permanent
+                if not is_transient(error):
+                    return error
+                reason = getattr(error, "reason", type(error).__name__)
+                instrument("gyre_consumer_retries_total").add(**topic_labels(batch[0].topic), reason=reason)
+                _LOG.warning("trying again", extra={"topic": batch[0].topic, "problem": str(error), "in_s": backoff_s})
+            else:
+                return None
+            await self._back_off(backoff_s)
+            backoff_s = min(backoff_s * 2, _MOST_BACKOFF_S)
+
+    async def _back_off(self, seconds: float) -> None:
+        """Wait, unless the consumer stops or its partitions go.
+
+        Raises:
+            _Abandoned: they do.
+        """
+        waits = [asyncio.create_task(each.wait()) for each in (self._stopping, self._revoking)]
+        done, _ = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
+        if done:
+            raise _Abandoned
+
+    async def _dead_letter(self, record: Any, reason: str, error: str) -> None:
+        await dead_letter(self._letters, record, reason=reason, error=error, group=self._group)
+
+    async def _commit(self, records: Iterable[Any]) -> None:
+        own = self.kafka.assignment()
+        offsets = {TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
+        offsets = {partition: offset for partition, offset in offsets.items() if partition in own}
+        try:
+            if offsets:
+                await self.kafka.commit(offsets)
+        except (CommitFailedError, IllegalStateError) as error:
+            _LOG.warning("partitions moved before the commit: the batch comes again", extra={"problem": str(error)})
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            _LOG.warning("commit failed: covered by the next one", extra={"problem": type(error).__name__})
+        self._tell_lag(offsets)
+
+    def _tell_lag(self, offsets: dict[TopicPartition, int]) -> None:
+        lag: dict[str, int] = {}
+        for partition, offset in offsets.items():
+            high = self.kafka.highwater(partition) if partition in self.kafka.assignment() else None
+            lag[partition.topic] = lag.get(partition.topic, 0) + max(0, (high or offset) - offset)
+        for topic, count in lag.items():
+            instrument("gyre_consumer_lag").set(count, **topic_labels(topic))
+
+    @contextlib.contextmanager
+    def _span(self, name: str, events: list[Event]) -> Any:
+        flow = self._options.flow
+        parents = dict.fromkeys(event.traceparent for event in events if tracing.is_sampled(event.traceparent))
+        if flow == "request" and not parents:
+            yield
+            return
+        sampled = [parent for parent in parents if parent]
+        parent = sampled[0] if len(events) == 1 and sampled else None
+        with tracing.start_span(
+            name,
+            parent=parent,
+            links=() if parent else sampled[:_MAX_LINKS],
+            flow=flow,
+            attributes={"messaging.system": "kafka", "messaging.batch.message_count": len(events)},
+        ):
+            yield
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """Finishes the batch under way before partitions move."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        """Wait for the batch under way; one that is only retrying is abandoned."""
+        consumer = self._consumer
+        consumer._revoking.set()  # noqa: SLF001 - two halves of one class
+        async with consumer._busy:  # noqa: SLF001
+            consumer._revoking.clear()  # noqa: SLF001
+            if revoked and consumer._options.on_revoked:  # noqa: SLF001
+                await consumer._options.on_revoked(consumer, tuple(revoked))  # noqa: SLF001
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        """Let the service seek."""
+        consumer = self._consumer
+        if assigned and consumer._options.on_assigned:  # noqa: SLF001
+            await consumer._options.on_assigned(consumer, tuple(sorted(assigned)))  # noqa: SLF001

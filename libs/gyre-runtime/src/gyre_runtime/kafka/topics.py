@@ -1,0 +1,143 @@
+"""Creates the topics that `gyre_core.topics` declares, so that services may start in any order."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.errors import for_code
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import declared
+
+from gyre_runtime.errors import Precondition, Unavailable
+from gyre_runtime.kafka._names import start_when_up
+from gyre_runtime.settings import ServiceSettings
+
+_LOG = logging.getLogger(__name__)
+_TIMEOUT_MS = 15_000
+_ALREADY_EXISTS = 36
+
+
+class DeclaredTopic(Protocol):
+    """What a topic's declaration says; `gyre_core.topics.Topic` is one."""
+
+    @property
+    def name(self) -> str:
+        """Full name, with the loop."""
+
+    @property
+    def partitions(self) -> int:
+        """Count of partitions."""
+
+    def config(self) -> dict[str, str]:
+        """Kafka's topic configuration: retention or compaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterTopic:
+    """A dead-letter topic for a topic that declares none."""
+
+    name: str
+    partitions: int = 1
+
+    def config(self) -> dict[str, str]:
+        """Keep dead letters for 30 days."""
+        return {"cleanup.policy": "delete", "retention.ms": str(30 * 86_400_000)}
+
+
+async def ensure_topics(settings: ServiceSettings, loops: Iterable[LoopSpec]) -> None:
+    """Create every declared topic of the loops that is not there; waits for Kafka."""
+    topics = [topic for spec in loops for topic in declared(spec)]
+    await create_topics(settings.kafka, topics, replication=settings.kafka_replication)
+
+
+async def create_topics(bootstrap: str, topics: Iterable[DeclaredTopic], *, replication: int = 1) -> list[str]:
+    """Create topics; those that exist stay as they are, but get more partitions where more are declared.
+
+    Args:
+        bootstrap: Kafka's host:port list; it is waited for.
+        topics: their declarations.
+        replication: copies of each partition.
+
+    Returns:
+        The names of those that were created.
+
+    Raises:
+        Precondition: Kafka refuses a declaration (TOPIC_REFUSED).
+    """
+    wanted = {topic.name: topic for topic in topics}
+    admin = await _started_admin(bootstrap)
+    try:
+        created = await _create_missing(admin, wanted, replication)
+        await _wait_visible(admin, wanted)
+        await _grow(admin, wanted)
+    finally:
+        await admin.close()
+    if created:
+        _LOG.info("topics created", extra={"topics": created})
+    return created
+
+
+async def _started_admin(bootstrap: str) -> AIOKafkaAdminClient:
+    made: list[AIOKafkaAdminClient] = []
+
+    async def start() -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=_TIMEOUT_MS)
+        try:
+            await admin.start()
+        except BaseException:
+            await admin.close()
+            raise
+        made.append(admin)
+
+    await start_when_up(start, bootstrap, "topics")
+    return made[0]
+
+
+async def _create_missing(admin: AIOKafkaAdminClient, wanted: dict[str, DeclaredTopic], replication: int) -> list[str]:
+    existing = set(await admin.list_topics())
+    missing = [topic for name, topic in wanted.items() if name not in existing]
+    if not missing:
+        return []
+    new = [NewTopic(topic.name, topic.partitions, replication, topic_configs=topic.config()) for topic in missing]
+    answer = await admin.create_topics(new, timeout_ms=_TIMEOUT_MS)
+    created = []
+    for name, code, *message in answer.topic_errors:
+        if code == 0:
+            created.append(name)
+        elif code != _ALREADY_EXISTS:
+            detail = (message[0] if message else None) or for_code(code).__name__
+            raise Precondition("TOPIC_REFUSED", f"Kafka refuses the topic {name}: {detail}")
+    return created
+
+
+async def _described(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
+    return {
+        each["topic"]: len(each["partitions"])
+        for each in await admin.describe_topics(list(names))
+        if each["error_code"] == 0
+    }
+
+
+async def _wait_visible(admin: AIOKafkaAdminClient, wanted: dict[str, DeclaredTopic]) -> None:
+    """Wait until the broker's metadata shows the topics, which lags their creation by some milliseconds."""
+    try:
+        async with asyncio.timeout(_TIMEOUT_MS / 1000):
+            while len(await _described(admin, wanted)) < len(wanted):  # noqa: ASYNC110 - a broker has no event for it
+                await asyncio.sleep(0.02)
+    except TimeoutError as error:
+        raise Unavailable("TOPICS_NOT_VISIBLE", "Kafka created topics but does not show them") from error
+
+
+async def _grow(admin: AIOKafkaAdminClient, wanted: dict[str, DeclaredTopic]) -> None:
+    counts = await _described(admin, wanted)
+    more = {
+        name: NewPartitions(total_count=topic.partitions)
+        for name, topic in wanted.items()
+        if topic.partitions > counts[name]
+    }
+    if more:
+        await admin.create_partitions(more, timeout_ms=_TIMEOUT_MS)
+        _LOG.info("topics have more partitions", extra={"topics": sorted(more)})

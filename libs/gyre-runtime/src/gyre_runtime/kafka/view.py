@@ -1,0 +1,203 @@
+"""Reads topics without a group: a compacted topic as a live dictionary, and a whole log from its beginning."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from gyre_runtime.errors import Unavailable
+from gyre_runtime.events import Event, MessageTypes, Unreadable, decode
+from gyre_runtime.kafka._names import start_when_up, topic_labels
+from gyre_runtime.metrics import instrument
+
+_LOG = logging.getLogger(__name__)
+_WAIT_MS = 100
+_RETRY_S = 0.5
+
+OnChange = Callable[[str, Event | None], None]
+
+
+class View:
+    """Tails a compacted topic into a dictionary by record key; an async context manager.
+
+    A record without a value removes its key. What cannot be read is counted and logged, and the key keeps its last
+    good event.
+
+    Args:
+        bootstrap: Kafka's host:port list.
+        topic: full name.
+        types: payload classes by full proto name.
+        on_change: called with key and event, or None for a removed key, in the topic's order.
+    """
+
+    def __init__(self, bootstrap: str, topic: str, types: MessageTypes, *, on_change: OnChange | None = None) -> None:
+        self._bootstrap, self._topic, self._types, self._on_change = bootstrap, topic, types, on_change
+        self._events: dict[str, Event] = {}
+        self._ready = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start tailing."""
+        self._task = asyncio.create_task(self._tail(), name=f"view {self._topic}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop tailing."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def ready(self) -> None:
+        """Wait until the view holds all that was in the topic when it started.
+
+        Raises:
+            Exception: what ended the tailing, if something did.
+        """
+        await self._or_failed(self._ready.wait())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the view has caught up."""
+        return self._ready.is_set()
+
+    async def check(self) -> bool:
+        """Say whether the view has caught up and still tails; for a `Dependency`."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+        return self.is_ready
+
+    def get(self, key: str) -> Event | None:
+        """Return the newest event of a key."""
+        return self._events.get(key)
+
+    def events(self) -> dict[str, Event]:
+        """Return a copy of the newest event of every key."""
+        return dict(self._events)
+
+    async def wait_for(self, condition: Callable[["View"], bool]) -> None:
+        """Wait until a condition on the view holds."""
+
+        async def holds() -> None:
+            async with self._changed:
+                await self._changed.wait_for(lambda: condition(self))
+
+        await self._or_failed(holds())
+
+    async def _or_failed(self, wait: Any) -> None:
+        waiting = asyncio.ensure_future(wait)
+        tasks = {waiting} if self._task is None else {waiting, self._task}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self._task is not None and self._task.done():
+                self._task.result()
+        finally:
+            if not waiting.done():
+                waiting.cancel()
+
+    async def _tail(self) -> None:
+        async with _reader(self._bootstrap, self._topic) as (kafka, ends):
+            while True:
+                try:
+                    fetched = await kafka.getmany(timeout_ms=_WAIT_MS)
+                    caught_up = self._ready.is_set() or await _reached(kafka, ends)
+                except KafkaError as error:
+                    if not error.retriable:
+                        raise
+                    _LOG.warning("view waits for Kafka", extra={"topic": self._topic, "problem": type(error).__name__})
+                    await asyncio.sleep(_RETRY_S)
+                    continue
+                for records in fetched.values():
+                    for record in records:
+                        self._apply(record)
+                if caught_up:
+                    self._ready.set()
+                async with self._changed:
+                    self._changed.notify_all()
+
+    def _apply(self, record: Any) -> None:
+        key = (record.key or b"").decode("utf-8", "replace")
+        event: Event | None = None
+        if record.value is None:
+            self._events.pop(key, None)
+        else:
+            try:
+                event = self._events[key] = decode(record, self._types)
+            except Unreadable as error:
+                instrument("gyre_view_unreadable_total").add(**topic_labels(self._topic), reason=error.reason)
+                _LOG.error("a view keeps its last good event", extra={"topic": self._topic, "problem": str(error)})
+                return
+        if self._on_change is not None:
+            self._on_change(key, event)
+
+
+async def read_compacted(bootstrap: str, topic: str, types: MessageTypes, *, timeout_s: float = 30) -> dict[str, Event]:
+    """Read a compacted topic once to its present end.
+
+    Raises:
+        TimeoutError: it could not be read in time.
+    """
+    async with asyncio.timeout(timeout_s), View(bootstrap, topic, types) as view:
+        await view.ready()
+        return view.events()
+
+
+async def read_log(bootstrap: str, topic: str, types: MessageTypes) -> AsyncIterator[Event]:
+    """Iterate over all committed events of a topic, from its beginning to its present end.
+
+    Raises:
+        Unreadable: a record is no such event; a log does not skip.
+        Unavailable: Kafka went away.
+    """
+    async with _reader(bootstrap, topic) as (kafka, ends):
+        try:
+            while not await _reached(kafka, ends):
+                for records in (await kafka.getmany(timeout_ms=_WAIT_MS)).values():
+                    for record in records:
+                        yield decode(record, types)
+        except KafkaError as error:
+            raise Unavailable("KAFKA_UNAVAILABLE", f"the log {topic} cannot be read: {type(error).__name__}") from error
+
+
+@asynccontextmanager
+async def _reader(bootstrap: str, topic: str) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
+    """Yield a consumer at the beginning of every partition, and their present ends as committed readers see them."""
+    kafka = AIOKafkaConsumer(
+        bootstrap_servers=bootstrap,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        fetch_max_wait_ms=_WAIT_MS,
+    )
+    try:
+        await start_when_up(kafka.start, bootstrap, topic)
+        partitions = [TopicPartition(topic, number) for number in await _partitions(kafka, topic)]
+        kafka.assign(partitions)
+        await kafka.seek_to_beginning(*partitions)
+        yield kafka, await kafka.end_offsets(partitions)
+    finally:
+        await kafka.stop()
+
+
+async def _partitions(kafka: AIOKafkaConsumer, topic: str) -> list[int]:
+    """Return the partitions of a topic, waiting until it exists."""
+    while True:
+        known = (await kafka._client.fetch_all_metadata()).partitions_for_topic(topic)  # noqa: SLF001 - aiokafka's own `_wait_topics` does so
+        if known:
+            return sorted(known)
+        _LOG.warning("waiting for a topic", extra={"topic": topic})
+        await asyncio.sleep(_RETRY_S)
+
+
+async def _reached(kafka: AIOKafkaConsumer, ends: dict[TopicPartition, int]) -> bool:
+    for partition, end in ends.items():
+        if end > 0 and await kafka.position(partition) < end:
+            return False
+    return True

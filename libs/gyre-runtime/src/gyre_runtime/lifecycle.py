@@ -1,0 +1,153 @@
+"""How a process lives: set up, serve, drain on SIGTERM in order, exit 0; or exit 1 when a background task dies."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import uvloop
+
+from gyre_runtime.health import Dependency, Health
+from gyre_runtime.settings import ServiceSettings
+from gyre_runtime.telemetry import setup_telemetry
+
+_LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+__all__ = ["Dependency", "Health", "Lifespan", "run"]
+
+
+class Lifespan:
+    """What a process has opened and started; closes it in the right order.
+
+    Enter what serves requests last: it is closed first, so that calls under way still find everything they need.
+
+    Attributes:
+        health: what the health service tells.
+    """
+
+    def __init__(self, *, drain_s: float = 10.0) -> None:
+        self.health = Health()
+        self._drain_s = drain_s
+        self._stack = AsyncExitStack()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stops: list[Callable[[], object]] = []
+        self._over = asyncio.Event()
+        self._watch: asyncio.Task[None] | None = None
+        self.failed = False
+
+    async def __aenter__(self) -> Self:
+        """Begin; `health.start` says when set-up is over."""
+        await self._stack.__aenter__()
+        self._watch = asyncio.create_task(self.health.watch(), name="health")
+        self._watch.add_done_callback(self._ended)
+        return self
+
+    async def enter(self, resource: AbstractAsyncContextManager[T]) -> T:
+        """Enter a resource, to be closed in reverse order at the end."""
+        return await self._stack.enter_async_context(resource)
+
+    def background(
+        self, name: str, work: Coroutine[Any, Any, Any], *, stop: Callable[[], object] | None = None
+    ) -> asyncio.Task[Any]:
+        """Run a task for the life of the process; when it dies, the process ends with exit code 1.
+
+        Args:
+            name: in logs.
+            work: the coroutine.
+            stop: called when draining begins; the task then has `drain_s` to return. Without it, it is cancelled.
+        """
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        self._stops.append(stop or task.cancel)
+        return task
+
+    def depends_on(self, dependency: Dependency) -> None:
+        """Let health follow a dependency."""
+        self.health.add(dependency)
+
+    def end(self) -> None:
+        """Begin to drain."""
+        self._over.set()
+
+    async def until_over(self) -> None:
+        """Wait for the signal to end, or for a background task to die."""
+        await self._over.wait()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.failed = True
+            _LOG.critical("a background task died", exc_info=error, extra={"task": task.get_name()})
+            self._over.set()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drain: not ready, stop consuming, finish what is under way, close in reverse order."""
+        await self.health.drain()
+        for stop in self._stops:
+            stop()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=self._drain_s)
+            for task in late:
+                _LOG.warning("a background task did not end in time", extra={"task": task.get_name()})
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+
+
+async def serve_forever(main: Callable[[Lifespan], Awaitable[None]], settings: ServiceSettings) -> int:
+    """Set up with `main`, serve until SIGTERM or SIGINT, drain; return the exit code."""
+    async with Lifespan(drain_s=settings.drain_s) as lifespan:
+        set_up = asyncio.ensure_future(main(lifespan))
+        _on_signals(lifespan.end)
+        over = asyncio.ensure_future(lifespan.until_over())
+        await asyncio.wait({set_up, over}, return_when=asyncio.FIRST_COMPLETED)
+        if not set_up.done():
+            set_up.cancel()
+            await asyncio.gather(set_up, return_exceptions=True)
+        else:
+            set_up.result()
+            await lifespan.health.start()
+            _LOG.info("ready")
+            await over
+        over.cancel()
+        _LOG.info("draining")
+    return 1 if lifespan.failed else 0
+
+
+def _on_signals(end: Callable[[], None]) -> None:
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, end)
+
+
+def run(main: Callable[[Lifespan], Awaitable[None]], *, settings: ServiceSettings, service: str) -> None:
+    """Run a process from start to exit.
+
+    Args:
+        main: sets everything up on the lifespan and returns; the process serves from then on.
+        settings: of the process.
+        service: its name in logs, spans and metrics, such as `features-stream`.
+
+    Raises:
+        SystemExit: 0 after a drain, 1 when the set-up or a background task failed.
+    """
+    telemetry = setup_telemetry(service, settings)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(serve_forever(main, settings))
+    except Exception:  # noqa: BLE001 - the outermost boundary: logged, exit code 1
+        _LOG.critical("the process cannot go on", exc_info=True)
+        code = 1
+    finally:
+        telemetry.shutdown()
+    sys.exit(code)

@@ -1,0 +1,174 @@
+"""The catalogue of metrics: every name, kind, unit and label of the mesh stands here and nowhere else.
+
+`instrument("gyre_…")` gives the instrument of a catalogue entry; a name or a label that is not in the catalogue is an
+error. Whatever belongs to a loop carries the label `loop`. Add a metric by adding a line to `METRICS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from opentelemetry import metrics as otel
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+LATENCY_BUCKETS_S = (
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric of the catalogue.
+
+    Attributes:
+        name: its name in Prometheus, with `_total` on counters and the unit at the end where it has one.
+        kind: counter, gauge or histogram.
+        unit: UCUM, `1` where there is none.
+        labels: exactly these are given with each value.
+        description: one sentence.
+        buckets: upper bounds of a histogram.
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    labels: tuple[str, ...]
+    description: str
+    buckets: tuple[float, ...] = LATENCY_BUCKETS_S
+
+
+METRICS: tuple[Metric, ...] = (
+    # chassis
+    Metric("gyre_rpc_server_seconds", "histogram", "s", ("service", "method", "code"), "Time of a call at its server."),
+    Metric("gyre_rpc_client_seconds", "histogram", "s", ("peer", "method", "code"), "Time a client waited for a call."),
+    Metric("gyre_rpc_client_retries_total", "counter", "1", ("method",), "Calls repeated after UNAVAILABLE."),
+    Metric("gyre_dependency_up", "gauge", "1", ("dependency",), "1 when a dependency's last check passed, else 0."),
+    Metric("gyre_producer_records_total", "counter", "1", ("loop", "topic"), "Records that Kafka acknowledged."),
+    Metric("gyre_producer_dropped_total", "counter", "1", ("loop", "topic", "reason"), "Records that Kafka never got."),
+    Metric("gyre_producer_queue_bytes", "gauge", "By", (), "Bytes enqueued and not yet acknowledged."),
+    Metric("gyre_consumer_events_total", "counter", "1", ("loop", "topic"), "Events handled and committed."),
+    Metric("gyre_consumer_retries_total", "counter", "1", ("loop", "topic", "reason"), "Batches tried again."),
+    Metric("gyre_consumer_lag", "gauge", "1", ("loop", "topic"), "Records between the committed offset and the end."),
+    Metric("gyre_dead_letters_total", "counter", "1", ("loop", "topic", "reason"), "Records dead-lettered."),
+    Metric("gyre_view_unreadable_total", "counter", "1", ("loop", "topic", "reason"), "Records that a view kept out."),
+    # gateway
+    Metric(
+        "gyre_gateway_requests_total",
+        "counter",
+        "1",
+        ("loop", "method", "version", "arm", "degraded"),
+        "Answers by the model version and arm that gave them.",
+    ),
+    Metric(
+        "gyre_gateway_latency_seconds",
+        "histogram",
+        "s",
+        ("loop", "method", "version", "arm"),
+        "Time from a request's arrival to its answer.",
+    ),
+    Metric("gyre_gateway_impressions_dropped_total", "counter", "1", ("loop",), "Impressions that Kafka never got."),
+    # features
+    Metric("gyre_features_events_total", "counter", "1", ("loop", "topic"), "Events applied to the online store."),
+    Metric(
+        "gyre_features_freshness_seconds",
+        "histogram",
+        "s",
+        ("loop",),
+        "From an event's arrival to its readability.",
+    ),
+    Metric("gyre_features_read_seconds", "histogram", "s", ("loop",), "Time of one read of the online store."),
+    Metric("gyre_archive_rows_total", "counter", "1", ("loop", "table"), "Rows appended to the warehouse."),
+    # inference
+    Metric(
+        "gyre_inference_predict_seconds",
+        "histogram",
+        "s",
+        ("loop", "version"),
+        "Time of a prediction in Triton.",
+    ),
+    Metric("gyre_inference_refused_total", "counter", "1", ("loop", "reason"), "Predictions refused."),
+    # trainer
+    Metric("gyre_trainer_runs_total", "counter", "1", ("loop", "state"), "Training runs that reached a state."),
+    Metric("gyre_trainer_ndcg", "gauge", "1", ("loop", "version"), "NDCG@10 of a version on its holdout."),
+    # deployer
+    Metric("gyre_deployer_rollouts_total", "counter", "1", ("loop", "state"), "Rollouts that reached a state."),
+    Metric("gyre_deployer_share", "gauge", "1", ("loop", "version", "arm"), "Share of traffic of a version."),
+    # monitor
+    Metric("gyre_monitor_ctr", "gauge", "1", ("loop", "version", "arm"), "Clicks by shown items."),
+    Metric("gyre_monitor_conversion", "gauge", "1", ("loop", "version", "arm"), "Answers that led to an interaction."),
+    Metric(
+        "gyre_monitor_latency_seconds",
+        "gauge",
+        "s",
+        ("loop", "version", "arm", "quantile"),
+        "Latency of answers.",
+    ),
+)
+
+_BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+class Instrument:
+    """One metric to write to; its labels are checked on every call.
+
+    `add`, `observe` and `set` belong to counters, histograms and gauges.
+    """
+
+    __slots__ = ("_record", "metric")
+
+    def __init__(self, metric: Metric, record: Callable[[float, dict[str, str]], None]) -> None:
+        self.metric = metric
+        self._record = record
+
+    def add(self, amount: float = 1, /, **labels: str) -> None:
+        """Count."""
+        self._write("counter", amount, labels)
+
+    def observe(self, value: float, /, **labels: str) -> None:
+        """Put a value into the histogram."""
+        self._write("histogram", value, labels)
+
+    def set(self, value: float, /, **labels: str) -> None:
+        """Set the gauge."""
+        self._write("gauge", value, labels)
+
+    def _write(self, kind: Kind, value: float, labels: dict[str, str]) -> None:
+        if kind != self.metric.kind:
+            raise TypeError(f"{self.metric.name} is a {self.metric.kind}, not a {kind}")
+        if labels.keys() != set(self.metric.labels):
+            raise ValueError(f"{self.metric.name} takes the labels {self.metric.labels}, not {tuple(labels)}")
+        self._record(value, labels)
+
+    def bind(self, **labels: str) -> Callable[[float], None]:
+        """Check the labels once and return a function that takes only values, for hot paths."""
+        if labels.keys() != set(self.metric.labels):
+            raise ValueError(f"{self.metric.name} takes the labels {self.metric.labels}, not {tuple(labels)}")
+        record = self._record
+        return lambda value: record(value, labels)
+
+
+@cache
+def instrument(name: str) -> Instrument:
+    """Return the instrument of a catalogue entry.
+
+    Raises:
+        KeyError: the catalogue has no such metric.
+    """
+    metric = _BY_NAME.get(name)
+    if metric is None:
+        raise KeyError(f"{name} is not in the catalogue of gyre_runtime.metrics")
+    return Instrument(metric, _recorder(metric))
+
+
+def _recorder(metric: Metric) -> Callable[[float, dict[str, str]], None]:
+    meter = otel.get_meter("gyre")
+    if metric.kind == "counter":
+        return meter.create_counter(metric.name, metric.unit, metric.description).add
+    if metric.kind == "gauge":
+        return meter.create_gauge(metric.name, metric.unit, metric.description).set
+    return meter.create_histogram(
+        metric.name, metric.unit, metric.description, explicit_bucket_boundaries_advisory=metric.buckets
+    ).record
