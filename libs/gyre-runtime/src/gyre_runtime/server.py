@@ -106,9 +106,7 @@ class _Recorder:
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Take nothing: the same methods come through `add_registered_method_handlers`."""
 
-    def add_registered_method_handlers(
-        self, service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]
-    ) -> None:
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Handler]) -> None:
         """Keep the methods of a service."""
         self.methods[service] = handlers
 
