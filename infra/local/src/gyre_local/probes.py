@@ -6,6 +6,7 @@ Each returns when the component answers and raises `NotReady` with the reason ot
 import http.client
 import socket
 import struct
+from typing import cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -61,7 +62,7 @@ def http_ok(host: str, port: int, path: str) -> None:
         connection.request("GET", path)
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
-        raise NotReady(f"http://{host}:{port}{path}: {error or type(error).__name__}") from error
+        raise NotReady(f"http://{host}:{port}{path}: {error!r}") from error
     finally:
         connection.close()
     if status != http.client.OK:
@@ -75,8 +76,8 @@ def grpc_serving(host: str, port: int) -> None:
             stub = health_pb2_grpc.HealthStub(channel)
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=PROBE_TIMEOUT_S)
         except grpc.RpcError as error:
-            reason = error.details() if isinstance(error, grpc.Call) else str(error)
-            raise NotReady(f"grpc at {host}:{port}: {reason}") from error
+            code = cast("grpc.Call", error).code()  # every error of a call is the call as well
+            raise NotReady(f"grpc at {host}:{port}: {code.name}") from error
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         state = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
         raise NotReady(f"grpc at {host}:{port}: health is {state}")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gyre_local.failures import LocalStackError, NotReady
@@ -23,6 +23,12 @@ def tail(log: Path, *, lines: int = TAIL_LINES) -> str:
         return "(no log)"
     with log.open(errors="replace") as file:
         return "".join(deque(file, lines)).rstrip() or "(the log is empty)"
+
+
+def guarded(command: Sequence[str]) -> tuple[str, ...]:
+    """The command, ended by the kernel should the process that started it be killed (setpriv of util-linux)."""
+    setpriv = shutil.which("setpriv")
+    return (setpriv, "--pdeathsig", "TERM", "--", *command) if setpriv else tuple(command)
 
 
 class Process:
@@ -47,11 +53,9 @@ class Process:
             LocalStackError: it ended, or was not ready in time; with the end of its log.
         """
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        # setpriv lets the kernel end the child when a killed test session leaves it behind.
-        guard = ("setpriv", "--pdeathsig", "TERM", "--") if shutil.which("setpriv") else ()
         with self.log.open("ab") as output:
             self._popen = subprocess.Popen(
-                (*guard, *self.recipe.command),
+                guarded(self.recipe.command),
                 cwd=self.recipe.directory,
                 env={**os.environ, **self.recipe.env},
                 stdin=subprocess.DEVNULL,

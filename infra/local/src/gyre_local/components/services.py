@@ -1,0 +1,87 @@
+"""The processes of the six services, wired to each other and to the infrastructure by `GYRE_*` variables."""
+
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from gyre_local import probes
+from gyre_local.places import Places
+from gyre_local.ports import Ports
+from gyre_local.recipe import Probe, Recipe
+
+MODULES = {
+    "gateway": ("gyre_gateway",),
+    "features-serve": ("gyre_features", "serve"),
+    "features-stream": ("gyre_features", "stream"),
+    "features-archive": ("gyre_features", "archive"),
+    "features-quality": ("gyre_features", "quality"),
+    "inference": ("gyre_inference",),
+    "trainer": ("gyre_trainer",),
+    "deployer": ("gyre_deployer",),
+    "monitor": ("gyre_monitor",),
+}
+"""What follows `python -m` for each process."""
+
+PEERS = {
+    "GYRE_GATEWAY": "gateway",
+    "GYRE_FEATURES": "features-serve",
+    "GYRE_INFERENCE": "inference",
+    "GYRE_TRAINER": "trainer",
+    "GYRE_DEPLOYER": "deployer",
+    "GYRE_MONITOR": "monitor",
+}
+"""The process behind each address of a service."""
+
+
+def shared_env(ports: Ports, places: Places, loops: Sequence[Path]) -> dict[str, str]:
+    """The settings that every process of the stack has in common, clients included."""
+    return {
+        "GYRE_LOOPS": os.pathsep.join(str(loop) for loop in loops),
+        "GYRE_KAFKA": ports.address("kafka", "broker"),
+        "GYRE_REDIS": f"redis://{ports.address('redis', 'server')}/0",
+        "GYRE_TRITON": ports.address("triton", "grpc"),
+        "GYRE_TRITON_REPOSITORY": str(places.state("triton") / "models"),
+        "GYRE_MLFLOW": f"http://{ports.address('mlflow', 'http')}",
+        "GYRE_PROMETHEUS": f"http://{ports.address('prometheus', 'http')}",
+        "GYRE_OTLP": ports.address("monitor", "otlp"),
+        "GYRE_WAREHOUSE": str(places.state("warehouse")),
+        "GYRE_ARTIFACTS": str(places.state("artifacts")),
+        **{variable: ports.address(process, "grpc") for variable, process in PEERS.items()},
+    }
+
+
+def prepare(name: str, places: Places, ports: Ports, *, loops: Sequence[Path]) -> Recipe:
+    """Make the directories of the service process `name` and wire it."""
+    own = ports.of(name)
+    state = places.state(name)
+    for directory in (state, places.state("warehouse"), places.state("artifacts"), places.state("triton") / "models"):
+        directory.mkdir(parents=True, exist_ok=True)
+    env = {
+        **shared_env(ports, places, loops),
+        "GYRE_STATE_DIR": str(state),
+        "GYRE_METRICS_LISTEN": ports.address(name, "metrics"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if "grpc" in own:
+        env["GYRE_LISTEN"] = ports.address(name, "grpc")
+    module, *arguments = MODULES[name]
+    return Recipe(
+        name=name,
+        command=(sys.executable, "-m", module, *arguments),
+        directory=state,
+        env=env,
+        probe=probe(name, ports),
+        ports=own,
+        start_timeout_s=90,
+        stop_timeout_s=25,
+    )
+
+
+def probe(name: str, ports: Ports) -> Probe:
+    """Ask for gRPC health where the process has a gRPC server, for its metrics page otherwise."""
+    own = ports.of(name)
+    if "grpc" in own:
+        return partial(probes.grpc_serving, ports.host, own["grpc"])
+    return partial(probes.http_ok, ports.host, own["metrics"], "/metrics")

@@ -1,0 +1,149 @@
+"""What `gyre-local` does with a stack: bring it up in order, take it down, look at it."""
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from gyre_local.failures import LocalStackError, NotReady
+from gyre_local.holders import refuse_busy_ports
+from gyre_local.process import tail
+from gyre_local.stack import Member, Stack
+from gyre_local.supervisor import ProcessState, Supervisor, log_path
+
+POLL_S = 0.1
+Report = Callable[[str, str], None]
+"""Told of each step: the process and what happens to it (`starting`, `healthy`, `stopping`, `stopped`)."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """One line of the status table."""
+
+    name: str
+    process: ProcessState | None
+    restarts: int
+    reason: str
+
+    @property
+    def is_healthy(self) -> bool:
+        """True when the process is up and its probe passes."""
+        return not self.reason
+
+
+def bring_up(stack: Stack, members: Sequence[Member], report: Report) -> None:
+    """Start `members` as soon as those they need are healthy; return when all are.
+
+    Raises:
+        LocalStackError: a port is busy, something is not installed, or a process ends or is not healthy in time.
+    """
+    supervisor = Supervisor(stack.places)
+    up = {name for name, state in supervisor.states().items() if state.is_up}
+    refuse_busy_ports(stack.ports.host, [member for member in members if member.name not in up])
+    recipes = {member.name: member.prepare() for member in members}
+    # What runs already stays in the configuration, even when only some members are brought up now.
+    kept = [member.prepare() for member in stack.members.values() if member.name in up - set(recipes)]
+    supervisor.apply([*recipes.values(), *kept])
+    deadlines: dict[str, float] = {}
+    waiting = {member.name: member for member in members}
+    while waiting:
+        for member in list(waiting.values()):
+            if member.name not in deadlines:
+                if any(name in waiting for name in member.after):
+                    continue
+                supervisor.start(member.name)
+                deadlines[member.name] = time.monotonic() + recipes[member.name].start_timeout_s
+                report(member.name, "starting")
+            elif _check_started(supervisor, member, deadline=deadlines[member.name]):
+                del waiting[member.name]
+                report(member.name, "healthy")
+        time.sleep(POLL_S)
+
+
+def _check_started(supervisor: Supervisor, member: Member, *, deadline: float) -> bool:
+    """True when the member is healthy, False while it may still become so."""
+    log = log_path(supervisor.places, member.name)
+    state = supervisor.states()[member.name]
+    if state.has_failed:
+        raise LocalStackError(
+            f"{member.name} ended with code {state.exit_status} at start. Its log {log} ends with:\n{tail(log)}\n"
+            "Remedy: put that right, then bring the stack up again; `gyre-local down` stops the rest."
+        )
+    try:
+        member.probe()
+    except NotReady as reason:
+        if time.monotonic() > deadline:
+            raise LocalStackError(
+                f"{member.name} runs but is not healthy: {reason}. Its log {log} ends with:\n{tail(log)}"
+            ) from reason
+        return False
+    return True
+
+
+def take_down(stack: Stack, report: Report) -> None:
+    """Stop everything, what needs others first, and end supervisord."""
+    supervisor = Supervisor(stack.places)
+    states = supervisor.states()
+    if not supervisor.is_running():
+        return
+    for level in reversed(levels(stack.members.values())):
+        names = [member.name for member in level if member.name in states and states[member.name].state != "STOPPED"]
+        for name in names:
+            report(name, "stopping")
+        supervisor.stop(names)
+        for name in names:
+            report(name, "stopped")
+    supervisor.stop([name for name in states if name not in stack.members])
+    supervisor.shut_down()
+
+
+def levels(members: Iterable[Member]) -> list[list[Member]]:
+    """The members in groups, each of which needs only members of the groups before it."""
+    rank: dict[str, int] = {}
+    groups: list[list[Member]] = []
+    for member in members:  # a stack lists them in such an order that one pass is enough
+        rank[member.name] = max((rank[name] + 1 for name in member.after if name in rank), default=0)
+        while len(groups) <= rank[member.name]:
+            groups.append([])
+        groups[rank[member.name]].append(member)
+    return groups
+
+
+def look(stack: Stack) -> list[Health]:
+    """The state and health of every member, probed at the same time."""
+    supervisor = Supervisor(stack.places)
+    states, restarts = supervisor.states(), supervisor.restarts()
+    members = list(stack.members.values())
+    with concurrent.futures.ThreadPoolExecutor(max_workers=len(members)) as pool:
+        reasons = list(pool.map(lambda member: _reason(member, states.get(member.name)), members))
+    return [
+        Health(member.name, process=states.get(member.name), restarts=restarts.get(member.name, 0), reason=reason)
+        for member, reason in zip(members, reasons, strict=True)
+    ]
+
+
+def _reason(member: Member, state: ProcessState | None) -> str:
+    """Why the member is not healthy, empty when it is."""
+    if state is None or state.state == "STOPPED":
+        return "not started"
+    if not state.is_up:
+        return f"ended with code {state.exit_status}"
+    try:
+        member.probe()
+    except NotReady as reason:
+        return str(reason)
+    return ""
+
+
+def restart(stack: Stack, member: Member, report: Report) -> None:
+    """Stop one member, start it again with its present configuration, and wait until it is healthy.
+
+    Raises:
+        LocalStackError: the stack is not running, or the member does not come up.
+    """
+    supervisor = Supervisor(stack.places)
+    if not supervisor.is_running():
+        raise LocalStackError("the stack is not running. Remedy: `make up`.")
+    report(member.name, "stopping")
+    supervisor.stop([member.name])
+    bring_up(stack, [member], report)
