@@ -46,6 +46,13 @@ KEYS: tuple[KeyDecl, ...] = (
         owner="features",
         ttl="the window",
     ),
+    KeyDecl(
+        name="popular",
+        pattern="gyre:<loop>:<layout hash>:{<shard>}:popular",
+        holds="a sorted set of item ids by decayed count, for candidates",
+        owner="features",
+        ttl="none",
+    ),
 )
 
 
@@ -72,6 +79,11 @@ def batch_key(loop: str, layout_hash: str, *, shard: int) -> str:
 def duplicates_key(loop: str, layout_hash: str, *, shard: int) -> str:
     """The key of the window of applied event identities of a virtual shard."""
     return f"{prefix(loop, layout_hash, shard=shard)}duplicates"
+
+
+def popular_key(loop: str, layout_hash: str, *, shard: int) -> str:
+    """The key of the most popular items of a virtual shard."""
+    return f"{prefix(loop, layout_hash, shard=shard)}popular"
 
 
 def shard_of(kind: str, id: str, *, shards: int) -> int:  # noqa: A002 (the field's name)

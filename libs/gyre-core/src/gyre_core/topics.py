@@ -105,7 +105,7 @@ TOPICS: tuple[TopicDecl, ...] = (
     _decl(
         "features.quality",
         "QualityWindow",
-        key="loop",
+        key="source topic",
         owner="features",
         dead_letter=False,
         description="Windowed counts and ranges of the raw stream.",
@@ -120,7 +120,7 @@ TOPICS: tuple[TopicDecl, ...] = (
     _decl(
         "models.candidates",
         "CandidateRegistered",
-        key="model version",
+        key="loop",
         owner="trainer",
         retention_s=None,
         description="Each trained model that passed its gate.",
@@ -128,7 +128,7 @@ TOPICS: tuple[TopicDecl, ...] = (
     _decl(
         "models.rollout-events",
         "RolloutEvent",
-        key="rollout id",
+        key="loop",
         owner="deployer",
         retention_s=None,
         dead_letter=False,
@@ -143,6 +143,16 @@ TOPICS: tuple[TopicDecl, ...] = (
         compacted=True,
         dead_letter=False,
         description="The log's projection: which share of users gets which model version, under which epoch.",
+    ),
+    _decl(
+        "models.gateway-reports",
+        "GatewayReport",
+        key="instance",
+        owner="gateway",
+        retention_s=None,
+        compacted=True,
+        dead_letter=False,
+        description="Each live gateway's newest epoch and what it saw of each version.",
     ),
     _decl(
         "experiments.verdicts",

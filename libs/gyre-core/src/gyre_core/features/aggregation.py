@@ -1,0 +1,121 @@
+"""From a batch of events to one delta for each entity that they touch; replay folds events by the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from gyre_core.features.encoding import encode_all
+from gyre_core.features.events import GLOBAL_ID, EntityKind, Event, FieldsChanged, Impression, Interaction
+from gyre_core.features.identity import item_hash
+from gyre_core.features.layout import Layout
+from gyre_core.features.slots import EntityLayout
+from gyre_core.features.state import Categories, State
+from gyre_core.spec import IMPRESSION
+
+ItemLookup = Callable[[str], bytes | None]
+EntityId = tuple[EntityKind, str]
+
+Delta = State
+"""A delta is the state that a batch alone would make of nothing; `pack(batch)` gives the bytes to ship."""
+
+
+class States(Protocol):
+    """Where folding finds the states to change and the items' categories."""
+
+    def state(self, kind: EntityKind, id: str) -> State:  # noqa: A002 (the field's name)
+        """The state to fold into; it is changed."""
+
+    def categories(self, item_id: str, field: str) -> tuple[int, ...]:
+        """The indices of the item's categories in a field, as of now; empty for an unknown item."""
+
+
+def aggregate(layout: Layout, events: Iterable[Event], item_fields: ItemLookup) -> dict[EntityId, Delta]:
+    """The deltas of a batch, by (kind, id).
+
+    `item_fields` gives the packed value of an item as it stands before the batch, or None; changes of an item within
+    the batch are seen by the events after them. Raises ValueError for a field value that is not of its kind.
+    """
+    deltas = _Deltas(layout, item_fields)
+    for event in events:
+        fold_event(layout, event, deltas)
+    return deltas.states
+
+
+def items_needed(layout: Layout, events: Iterable[Event]) -> list[str]:
+    """The items whose packed values `aggregate` will ask for, each once, so that they can be read in one round trip."""
+    reading = {event for event in layout.events if (plan := layout.plan("user", event)) is not None and plan.fields}
+    found = (event.item_id for event in events if isinstance(event, Interaction) and event.type in reading)
+    return list(dict.fromkeys(item_id for item_id in found if item_id))
+
+
+def fold_event(layout: Layout, event: Event, states: States) -> None:
+    """Fold one event into every entity that it touches."""
+    if isinstance(event, Interaction):
+        _fold_interaction(layout, event, states)
+    elif isinstance(event, Impression):
+        _fold_impression(layout, event, states)
+    else:
+        _fold_fields(layout, event, states)
+
+
+def _fold_interaction(layout: Layout, event: Interaction, states: States) -> None:
+    ids: tuple[EntityId, ...] = (("item", event.item_id), ("user", event.user_id), ("global", GLOBAL_ID))
+    for kind, id_ in ids:
+        plan = layout.plan(kind, event.type)
+        if plan is None or not id_:
+            continue
+        categories: Categories = {field: states.categories(event.item_id, field) for field in plan.fields}
+        item = item_hash(event.item_id) if plan.rings else 0
+        states.state(kind, id_).fold(plan, event.time, value=event.value, item=item, categories=categories)
+
+
+def _fold_impression(layout: Layout, event: Impression, states: States) -> None:
+    plan = layout.plan("item", IMPRESSION)
+    if plan is not None:
+        for item_id in event.item_ids:
+            states.state("item", item_id).fold_count(plan, event.time, count=1)
+    shown: tuple[EntityId, ...] = (("user", event.user_id), ("global", GLOBAL_ID))
+    for kind, id_ in shown:
+        plan = layout.plan(kind, IMPRESSION)
+        if plan is not None and id_ and event.item_ids:
+            states.state(kind, id_).fold_count(plan, event.time, count=len(event.item_ids))
+
+
+def _fold_fields(layout: Layout, event: FieldsChanged, states: States) -> None:
+    slots = layout.slots(event.kind).fields
+    if slots:
+        states.state(event.kind, event.id).set_fields(event.time, encode_all(slots, event.fields))
+
+
+def categories_of(entity: EntityLayout, state: State, field: str) -> tuple[int, ...]:
+    """The indices of the categories that a state's field holds."""
+    slot = entity.field(field)
+    numbers = state.lasts[slot.first : slot.first + slot.count]
+    return tuple(index for index, number in enumerate(numbers) if number > 0)
+
+
+class _Deltas:
+    """New states for what the batch touches, over the stored items that it only reads."""
+
+    def __init__(self, layout: Layout, lookup: ItemLookup) -> None:
+        self.states: dict[EntityId, State] = {}
+        self._layout = layout
+        self._lookup = lookup
+        self._stored: dict[str, State] = {}
+
+    def state(self, kind: EntityKind, id: str) -> State:  # noqa: A002 (the field's name)
+        found = self.states.get((kind, id))
+        if found is None:
+            found = self.states[kind, id] = State(self._layout.slots(kind))
+        return found
+
+    def categories(self, item_id: str, field: str) -> tuple[int, ...]:
+        entity, stored = self._layout.slots("item"), self._stored.get(item_id)
+        if stored is None:
+            value = self._lookup(item_id)
+            stored = self._stored[item_id] = State(entity) if value is None else State.unpack(entity, value)
+        delta = self.states.get(("item", item_id))
+        # As the store will merge them: the later fields stand.
+        newer = delta is not None and delta.fields_time > stored.fields_time
+        return categories_of(entity, delta if newer and delta is not None else stored, field)

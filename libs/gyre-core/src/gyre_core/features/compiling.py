@@ -1,0 +1,107 @@
+"""From feature definitions to slots: what each kind of entity has to remember, each thing once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gyre_core.features.encoding import default_of
+from gyre_core.features.events import EntityKind
+from gyre_core.features.slots import EntityLayout, FieldSlot, Measure, RingSlot, SumSlot
+from gyre_core.spec import (
+    AffinityFeature,
+    AgeFeature,
+    DecayedCountFeature,
+    DecayedMeanFeature,
+    DecayedRateFeature,
+    Feature,
+    FieldFeature,
+    HistoryFeature,
+    LoopSpec,
+)
+
+
+def events_key(events: tuple[str, ...]) -> tuple[str, ...]:
+    """Event types as slots name them: two features over the same types share their slots, however they list them."""
+    return tuple(sorted(set(events)))
+
+
+def compile_kind(kind: EntityKind, spec: LoopSpec) -> EntityLayout:
+    """The slots of one kind of entity; sums are ordered by half-life, so that a decay is computed once for each."""
+    mine = [feature for feature in spec.features if getattr(feature, "scope", None) == kind]
+    sums = dict.fromkeys(slot for feature in mine for slot in sums_of(feature, spec))
+    ages = [feature for feature in mine if isinstance(feature, AgeFeature)]
+    firsts = (events_key(age.events) for age in ages if age.of == "first_event")
+    lasts = (events_key(age.events) for age in ages if age.of == "last_event")
+    rings = (ring_of(feature) for feature in mine if isinstance(feature, HistoryFeature))
+    return EntityLayout(
+        kind=kind,
+        sums=tuple(sorted(sums, key=lambda slot: slot.half_life_s)),
+        mins=tuple(dict.fromkeys(firsts)),
+        maxs=tuple(dict.fromkeys(lasts)),
+        fields=tuple(_field_slots(kind, spec)),
+        rings=tuple(dict.fromkeys(rings)),
+    )
+
+
+def sums_of(feature: Feature, spec: LoopSpec) -> Iterator[SumSlot]:
+    """The decayed sums that a feature is computed from, half-life by half-life."""
+    if isinstance(feature, DecayedCountFeature):
+        yield from (count_slot(feature.events, each.seconds) for each in feature.half_lives)
+    elif isinstance(feature, DecayedRateFeature):
+        for each in feature.half_lives:
+            yield count_slot(feature.events, each.seconds)
+            yield count_slot(feature.per, each.seconds)
+    elif isinstance(feature, DecayedMeanFeature):
+        for each in feature.half_lives:
+            yield from value_slots(feature.events, each.seconds)
+    elif isinstance(feature, AffinityFeature):
+        for each in feature.half_lives:
+            yield from affinity_slots(feature, each.seconds, categories=_categories(feature, spec))
+
+
+def count_slot(events: tuple[str, ...], half_life_s: float) -> SumSlot:
+    """The decayed count of events."""
+    return _sum("count", events, half_life_s)
+
+
+def value_slots(events: tuple[str, ...], half_life_s: float) -> tuple[SumSlot, SumSlot]:
+    """The decayed sum of the events' values, and the decayed count of the events that had one."""
+    return _sum("value", events, half_life_s), _sum("valued", events, half_life_s)
+
+
+def affinity_slots(feature: AffinityFeature, half_life_s: float, *, categories: int) -> list[SumSlot]:
+    """The decayed counts for each category, which stand side by side."""
+    events = events_key(feature.events)
+    return [SumSlot("affinity", events, half_life_s, feature.field, category) for category in range(categories)]
+
+
+def _categories(feature: AffinityFeature, spec: LoopSpec) -> int:
+    return len(getattr(spec.items.fields[feature.field], "values", ()))
+
+
+def ring_of(feature: HistoryFeature) -> RingSlot:
+    """The history that a feature reads."""
+    return RingSlot(events_key(feature.events), feature.length, feature.field or "")
+
+
+def _sum(measure: Measure, events: tuple[str, ...], half_life_s: float) -> SumSlot:
+    return SumSlot(measure, events_key(events), half_life_s)
+
+
+def _field_slots(kind: EntityKind, spec: LoopSpec) -> Iterator[FieldSlot]:
+    """The fields that some feature needs: of the entity itself, and of items for what users did with them."""
+    needed = [_field_needed(kind, feature) for feature in spec.features]
+    first = 0
+    for name in dict.fromkeys(name for name in needed if name):
+        field = spec.fields(kind)[name]
+        default = default_of(field)
+        yield FieldSlot(name, field.kind, first, len(default), tuple(getattr(field, "values", ())), default)
+        first += len(default)
+
+
+def _field_needed(kind: EntityKind, feature: Feature) -> str | None:
+    if isinstance(feature, FieldFeature | AgeFeature):
+        return feature.field if feature.scope == kind else None
+    if isinstance(feature, AffinityFeature | HistoryFeature):
+        return feature.field if kind == "item" else None
+    return None

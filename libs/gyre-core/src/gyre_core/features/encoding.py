@@ -1,0 +1,94 @@
+"""Fields as float32 numbers: how a catalogue value becomes slots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from math import isfinite
+from struct import Struct
+from typing import Any
+
+from gyre_core.features.events import FieldValue
+from gyre_core.features.slots import FieldSlot
+
+_F32_MAX = 3.4028234663852886e38
+_F32 = Struct("<f")
+UNKNOWN_TIME = (float("-inf"), 0.0)
+
+
+def round_f32(value: float) -> float:
+    """The nearest float32, kept finite."""
+    return float(_F32.unpack(_F32.pack(min(max(value, -_F32_MAX), _F32_MAX)))[0])
+
+
+def time_pair(time: float) -> tuple[float, float]:
+    """A unix time as two float32 whose sum is exact to well under a millisecond."""
+    high = round_f32(time)
+    return high, round_f32(time - high)
+
+
+def default_of(field: Any) -> tuple[float, ...]:
+    """The numbers that stand in for an absent value of a declared field."""
+    if field.kind in ("category", "categories"):
+        return (0.0,) * len(field.values)
+    if field.kind == "time":
+        return UNKNOWN_TIME
+    return (round_f32(float(getattr(field, "default", 0.0))),)
+
+
+def encode(slot: FieldSlot, value: FieldValue) -> tuple[float, ...]:
+    """A field's value as its slot's numbers; unlisted categories count for nothing.
+
+    Raises ValueError where the value is not of the field's kind.
+    """
+    if slot.kind == "text":
+        return (float(len(_text(slot, value))),)
+    if slot.kind == "category":
+        return tuple(1.0 if listed == value else 0.0 for listed in slot.values) if _text(slot, value) else slot.default
+    if slot.kind == "categories":
+        chosen = set(_texts(slot, value))
+        return tuple(1.0 if listed in chosen else 0.0 for listed in slot.values)
+    if slot.kind == "time":
+        return time_pair(_time(slot, value))
+    return (round_f32(_number(slot, value)),)
+
+
+def encode_all(slots: Sequence[FieldSlot], fields: Mapping[str, FieldValue]) -> list[float]:
+    """All stored fields of an entity, defaults where one is absent."""
+    numbers: list[float] = []
+    for slot in slots:
+        numbers.extend(encode(slot, fields[slot.name]) if slot.name in fields else slot.default)
+    return numbers
+
+
+def _number(slot: FieldSlot, value: FieldValue) -> float:
+    number = value if isinstance(value, int | float) else float("nan")
+    if not isfinite(number):
+        raise ValueError(f"{slot.name} = {value!r}: must be a finite {slot.kind}")
+    return float(number)
+
+
+def _time(slot: FieldSlot, value: FieldValue) -> float:
+    if not isinstance(value, str):
+        return _number(slot, value)
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError as error:
+        raise ValueError(f"{slot.name} = {value!r}: must be unix seconds or an ISO 8601 time") from error
+    if moment.tzinfo is None:
+        raise ValueError(f"{slot.name} = {value!r}: must carry its UTC offset")
+    return moment.timestamp()
+
+
+def _text(slot: FieldSlot, value: FieldValue) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{slot.name} = {value!r}: must be text")  # noqa: TRY004 (bad data, no bug)
+    return value
+
+
+def _texts(slot: FieldSlot, value: FieldValue) -> Sequence[str]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
+        raise ValueError(f"{slot.name} = {value!r}: must be categories")
+    return value

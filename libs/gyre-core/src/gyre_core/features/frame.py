@@ -1,0 +1,89 @@
+"""Packed values decoded into numpy blocks, already decayed to the time of the read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gyre_core.features.events import RequestContext
+from gyre_core.features.slots import HEADER_BYTES, EntityLayout
+from gyre_core.features.state import Entry
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """n entities of one kind: reference times [n], batches [n] (-1 unknown), times [n, times], sums and lasts."""
+
+    reference: F64
+    batches: npt.NDArray[np.int64]
+    times: F64
+    sums: F64
+    lasts: F32
+
+
+@dataclass(slots=True)
+class Frame:
+    """Everything one read computes its columns from."""
+
+    items: Block
+    user: Block
+    everyone: Block
+    rings: list[list[Entry]]
+    item_ids: Sequence[str]
+    context: RequestContext
+
+    def block(self, scope: str) -> Block:
+        """The block of a scope; user and global have one row, which broadcasts over the candidates."""
+        if scope == "item":
+            return self.items
+        return self.user if scope == "user" else self.everyone
+
+
+class Blocks:
+    """Decodes values of one kind of entity."""
+
+    def __init__(self, layout: EntityLayout) -> None:
+        self._layout = layout
+        self._empty = layout.empty[: layout.fixed_bytes]
+        self._sums_at = (HEADER_BYTES + 8 * layout.times) // 4
+        self._lasts_at = self._sums_at + len(layout.sums)
+        self._end = self._lasts_at + layout.lasts
+        runs = layout.half_lives
+        self._run_rates = np.array([-1.0 / half_life_s for half_life_s, _ in runs])
+        self._run_of = np.repeat(np.arange(len(runs)), [count for _, count in runs])
+
+    def decode(self, values: Sequence[bytes | None], now: float) -> Block:
+        """The values as a block, sums decayed to `now`; raises ValueError where a size does not fit."""
+        layout, size = self._layout, self._layout.fixed_bytes
+        if layout.rings:
+            raw = b"".join([self._empty if value is None else value[:size] for value in values])
+        else:
+            raw = b"".join([self._empty if value is None else value for value in values])
+        if len(raw) != len(values) * size or any(value is not None and len(value) < size for value in values):
+            raise ValueError(f"{layout.kind} values of {len(raw)} bytes for {len(values)} entities of {size}")
+        wide = np.frombuffer(raw, dtype="<f8").reshape(len(values), size // 8)
+        narrow = np.frombuffer(raw, dtype="<f4").reshape(len(values), size // 4)
+        batches = wide[:, 1].view(np.int64)
+        if None in values:
+            batches = np.where([value is None for value in values], np.int64(-1), batches)
+        reference = wide[:, 0]
+        return Block(
+            reference=reference,
+            batches=batches,
+            times=wide[:, 2 : 2 + layout.times],
+            sums=self._decay(narrow[:, self._sums_at : self._lasts_at], reference, now),
+            lasts=narrow[:, self._lasts_at : self._end],
+        )
+
+    def _decay(self, sums: F32, reference: F64, now: float) -> F64:
+        """Times 2^-(age / half-life), the age never negative."""
+        age = np.maximum(now - reference, 0.0)
+        factors: F64 = np.exp2(age[:, None] * self._run_rates)
+        decayed: F64 = sums * factors[:, self._run_of]
+        return decayed

@@ -1,0 +1,12 @@
+"""The 64-bit hash under which histories remember items."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import blake2b
+
+
+@lru_cache(maxsize=1 << 18)
+def item_hash(item_id: str) -> int:
+    """The first 8 bytes of BLAKE2b over the id, as an unsigned little-endian number."""
+    return int.from_bytes(blake2b(item_id.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,148 @@
+"""A loop's feature layout: its columns, its slots, and the hash that names both for ever."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+from gyre_core.features.compiling import compile_kind
+from gyre_core.features.events import ENTITY_KINDS, EntityKind
+from gyre_core.features.plans import Plan, plan_for
+from gyre_core.features.slots import EntityLayout
+from gyre_core.features.state import unpack_rings
+from gyre_core.spec import IMPRESSION, Feature, LoopSpec, feature_columns
+
+FORMAT = 1
+"""The version of the packed format; a change of it changes every layout's hash."""
+
+_DAY_S = 86_400.0
+_DEFAULT_TTL_S = 365 * _DAY_S
+_HALF_LIVES_KEPT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One output column and where it comes from; `scope` is item, user, global or request."""
+
+    name: str
+    feature: str
+    kind: str
+    scope: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What `gyre.yaml` declares as features, compiled once."""
+
+    loop: str
+    features: tuple[Feature, ...]
+    described: tuple[Column, ...]
+    entities: Mapping[EntityKind, EntityLayout]
+    hash: str
+    model_columns: tuple[str, ...]
+    events: tuple[str, ...]
+
+    @classmethod
+    def compile(cls, spec: LoopSpec) -> Layout:
+        """The layout of a loop."""
+        described = tuple(
+            Column(name, feature.name, feature.kind, getattr(feature, "scope", "request"))
+            for feature in spec.features
+            for name in feature_columns(feature, spec.fields)
+        )
+        entities = {kind: compile_kind(kind, spec) for kind in ENTITY_KINDS}
+        return cls(
+            loop=spec.loop,
+            features=spec.features,
+            described=described,
+            entities=entities,
+            hash=_hash_of(spec, described, entities),
+            model_columns=spec.model_columns(),
+            events=(*spec.events.interactions, IMPRESSION),
+        )
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The output columns in order."""
+        return tuple(column.name for column in self.described)
+
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """The position of each column by name."""
+        return {name: position for position, name in enumerate(self.columns)}
+
+    @cached_property
+    def model_indices(self) -> tuple[int, ...]:
+        """The positions of the columns that the spec's model reads."""
+        return tuple(self.index[name] for name in self.model_columns)
+
+    def slots(self, kind: EntityKind) -> EntityLayout:
+        """The slots of one kind of entity."""
+        return self.entities[kind]
+
+    def plan(self, kind: EntityKind, event: str) -> Plan | None:
+        """What an event type touches in one kind of entity; None for nothing, unknown types included."""
+        return self._plans.get((kind, event))
+
+    @cached_property
+    def _plans(self) -> dict[tuple[EntityKind, str], Plan]:
+        found = {(kind, event): plan_for(self.entities[kind], event) for kind in ENTITY_KINDS for event in self.events}
+        return {key: plan for key, plan in found.items() if plan is not None}
+
+    def ttl_s(self, kind: EntityKind) -> float | None:
+        """How long a value of this kind outlives its last update, seconds; None means for ever.
+
+        The longest of the kind's features counts. By default a decayed feature is kept for ten half-lives (a
+        thousandth is left), other behaviour for a year; a stored field without a `ttl`
+        of its own is kept for ever, because nobody sends it again.
+        """
+        return self._ttls[kind]
+
+    @cached_property
+    def _ttls(self) -> dict[EntityKind, float | None]:
+        return {kind: self._ttl_of_kind(kind) for kind in ENTITY_KINDS}
+
+    def _ttl_of_kind(self, kind: EntityKind) -> float | None:
+        mine = [feature for feature in self.features if getattr(feature, "scope", None) == kind]
+        bounded = {getattr(feature, "field", None) for feature in mine if getattr(feature, "ttl_s", None) is not None}
+        if any(slot.name not in bounded for slot in self.entities[kind].fields):
+            return None
+        return max((_ttl_of(feature) for feature in mine), default=None)
+
+    def history(self, user_value: bytes | None) -> list[tuple[float, int]]:
+        """(event time, item hash) of the user's longest history, newest first; empty where there is none."""
+        entity = self.entities["user"]
+        if user_value is None or not entity.rings:
+            return []
+        rings = unpack_rings(entity, user_value)
+        longest = max(range(len(rings)), key=lambda index: entity.rings[index].length)
+        return [(entry[0], entry[1]) for entry in rings[longest]]
+
+
+def _ttl_of(feature: Feature) -> float:
+    given: float | None = getattr(feature, "ttl_s", None)
+    if given is not None:
+        return given
+    half_lives = getattr(feature, "half_lives", ())
+    return max((each.seconds * _HALF_LIVES_KEPT for each in half_lives), default=_DEFAULT_TTL_S)
+
+
+def _hash_of(spec: LoopSpec, described: tuple[Column, ...], entities: Mapping[EntityKind, EntityLayout]) -> str:
+    """16 hex digits over everything that decides what a stored value or a column means; not over how long it lives."""
+    stored = {
+        scope: {slot.name: spec.fields(scope)[slot.name].model_dump(mode="json") for slot in entities[scope].fields}
+        for scope in ("item", "user")
+    }
+    definition: dict[str, Any] = {
+        "format": FORMAT,
+        "fields": stored,
+        "features": [feature.model_dump(mode="json", exclude={"ttl"}) for feature in spec.features],
+        "columns": [column.name for column in described],
+        "programs": {kind: entity.program() for kind, entity in entities.items()},
+    }
+    canonical = json.dumps(definition, sort_keys=True, separators=(",", ":"))
+    return blake2b(canonical.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,166 @@
+"""Where everything stands in a packed value, for each kind of entity.
+
+A value is little-endian and has one form, online and as a delta:
+
+    offset  type                 what
+    0       f64                  reference time: newest behaviour event, unix seconds; -inf before the first
+    8       u64                  number of the last batch
+    16      f64 × mins           first event times; +inf where there is none
+    ...     f64 × maxs           last event times; -inf where there is none
+    ...     f64 × (0 or 1)       time of the newest `FieldsChanged`; -inf before the first; only when fields are stored
+    ...     f32 × sums           decayed sums, as of the reference time, ordered by half-life
+    ...     f32 × lasts          encoded fields; defaults before the first
+    ...     0 or 4 zero bytes    up to a multiple of 8: `fixed_bytes` end here
+    then for each ring: u64 count, then count × (f64 time, u64 item hash[, u64 category mask]), newest first
+
+A delta is the value that a batch alone would make of nothing, so there is one operation, and it is commutative and
+associative (forward decay: Cormode et al., ICDE 2009). `merge(a, b)`, with t the greater reference time:
+
+    sums    a × 2^-((t - ta) / h) + b × 2^-((t - tb) / h), the factor being 1 where the times are equal
+    mins    the lesser          maxs    the greater
+    lasts   all from the side with the later fields time; at equal times from the one whose first differing number is
+            greater
+    rings   the `length` greatest of both, ordered by (time, hash, mask) descending, duplicates kept
+    batch   the greater
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from struct import Struct
+from typing import Any, Literal
+
+from gyre_core.features.events import EntityKind
+
+HEADER_BYTES = 16
+Measure = Literal["count", "valued", "value", "affinity"]
+
+
+@dataclass(frozen=True, slots=True)
+class SumSlot:
+    """A decayed sum: of events, of events with a value, of their values, or of events on one category of a field."""
+
+    measure: Measure
+    events: tuple[str, ...]
+    half_life_s: float
+    field: str = ""
+    category: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSlot:
+    """An encoded field: `count` numbers from `first` among the lasts."""
+
+    name: str
+    kind: str
+    first: int
+    count: int
+    values: tuple[str, ...]
+    default: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RingSlot:
+    """The last `length` events of some types; with a field, each entry carries the mask of the item's categories."""
+
+    events: tuple[str, ...]
+    length: int
+    field: str
+
+    @property
+    def entry_bytes(self) -> int:
+        """The size of one entry."""
+        return 24 if self.field else 16
+
+
+@dataclass(frozen=True)
+class EntityLayout:
+    """The slots of one kind of entity and their byte offsets; see the module for the format."""
+
+    kind: EntityKind
+    sums: tuple[SumSlot, ...]
+    mins: tuple[tuple[str, ...], ...]
+    maxs: tuple[tuple[str, ...], ...]
+    fields: tuple[FieldSlot, ...]
+    rings: tuple[RingSlot, ...]
+
+    @cached_property
+    def lasts(self) -> int:
+        """How many encoded field numbers there are."""
+        return sum(field.count for field in self.fields)
+
+    @cached_property
+    def times(self) -> int:
+        """How many f64 numbers follow the header."""
+        return len(self.mins) + len(self.maxs) + (1 if self.fields else 0)
+
+    @cached_property
+    def fixed_bytes(self) -> int:
+        """The bytes before the rings, a multiple of 8; the whole size where there are no rings."""
+        return HEADER_BYTES + 8 * self.times + 4 * (len(self.sums) + self.lasts) + self._pad_bytes
+
+    @cached_property
+    def _pad_bytes(self) -> int:
+        return 4 * ((len(self.sums) + self.lasts) % 2)
+
+    @cached_property
+    def half_lives(self) -> tuple[tuple[float, int], ...]:
+        """Runs of sums: (half-life in seconds, how many)."""
+        return tuple((half_life, len(list(run))) for half_life, run in groupby(slot.half_life_s for slot in self.sums))
+
+    @cached_property
+    def struct(self) -> Struct:
+        """Packs the fixed part."""
+        return Struct(f"<dQ{self.times}d{len(self.sums) + self.lasts}f{self._pad_bytes}x")
+
+    @cached_property
+    def ring_structs(self) -> tuple[Struct, ...]:
+        """Pack one entry of each ring."""
+        return tuple(Struct("<dQQ" if ring.field else "<dQ") for ring in self.rings)
+
+    @cached_property
+    def empty(self) -> bytes:
+        """The neutral value: merging it changes nothing."""
+        mins = [float("inf")] * len(self.mins)
+        negative = [float("-inf")] * (self.times - len(self.mins))
+        defaults = [number for field in self.fields for number in field.default]
+        fixed = self.struct.pack(float("-inf"), 0, *mins, *negative, *([0.0] * len(self.sums)), *defaults)
+        return fixed + bytes(8 * len(self.rings))
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether this kind has anything to keep at all."""
+        return bool(self.sums or self.times or self.rings)
+
+    def field(self, name: str) -> FieldSlot:
+        """The slot of a stored field; raises KeyError for one that no feature needs."""
+        for slot in self.fields:
+            if slot.name == name:
+                return slot
+        raise KeyError(name)
+
+    def program(self) -> dict[str, Any]:
+        """What a merge needs to know, as plain JSON: the counts of each region in order.
+
+        `sums` is a list of [half-life in seconds, count] runs, `rings` of [length, entry bytes].
+        """
+        return {
+            "mins": len(self.mins),
+            "maxs": len(self.maxs),
+            "fields": 1 if self.fields else 0,
+            "sums": [list(run) for run in self.half_lives],
+            "lasts": self.lasts,
+            "pad_bytes": self._pad_bytes,
+            "rings": [[ring.length, ring.entry_bytes] for ring in self.rings],
+            "fixed_bytes": self.fixed_bytes,
+        }
+
+
+def mask_of(categories: tuple[int, ...]) -> int:
+    """Category indices as a 64-bit mask."""
+    mask = 0
+    for index in categories:
+        mask |= 1 << index
+    return mask

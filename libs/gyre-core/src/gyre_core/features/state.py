@@ -1,0 +1,190 @@
+"""The unpacked value of an entity: folding events in, merging, packing; the reference for the online store."""
+
+from __future__ import annotations
+
+from math import isfinite
+from struct import Struct
+from typing import Any
+
+from gyre_core.features.plans import Plan
+from gyre_core.features.slots import HEADER_BYTES, EntityLayout, mask_of
+
+_COUNT = Struct("<Q")
+_NEVER = float("-inf")
+_F32_MAX = 3.4028234663852886e38
+
+Entry = tuple[Any, ...]
+"""One ring entry: (time, item hash) or (time, item hash, category mask)."""
+
+Categories = dict[str, tuple[int, ...]]
+"""The category indices of the event's item, by field."""
+
+
+class State:
+    """The value of one entity, unpacked; sums are exact doubles until they are packed as float32."""
+
+    __slots__ = ("batch", "fields_time", "lasts", "layout", "maxs", "mins", "reference_time", "rings", "sums")
+
+    def __init__(self, layout: EntityLayout) -> None:
+        self.layout = layout
+        self.reference_time = _NEVER
+        self.batch = 0
+        self.mins = [float("inf")] * len(layout.mins)
+        self.maxs = [_NEVER] * len(layout.maxs)
+        self.fields_time = _NEVER
+        self.sums = [0.0] * len(layout.sums)
+        self.lasts = [number for field in layout.fields for number in field.default]
+        self.rings: list[list[Entry]] = [[] for _ in layout.rings]
+
+    @classmethod
+    def unpack(cls, layout: EntityLayout, value: bytes) -> State:
+        """Read a packed value; raises ValueError where its size does not fit the layout."""
+        if len(value) < layout.fixed_bytes:
+            raise ValueError(f"{layout.kind} value of {len(value)} bytes: expected at least {layout.fixed_bytes}")
+        state = cls(layout)
+        state.reference_time, state.batch, *numbers = layout.struct.unpack_from(value)
+        first, times = len(layout.mins), layout.times
+        state.mins = numbers[:first]
+        state.maxs = numbers[first : first + len(layout.maxs)]
+        state.fields_time = numbers[times - 1] if layout.fields else _NEVER
+        state.sums = numbers[times : times + len(layout.sums)]
+        state.lasts = numbers[times + len(layout.sums) :]
+        state.rings = unpack_rings(layout, value)
+        return state
+
+    def pack(self, batch: int | None = None) -> bytes:
+        """The packed value; `batch` numbers the batch when this is a delta about to be shipped."""
+        layout = self.layout
+        fields_time = (self.fields_time,) if layout.fields else ()
+        number = self.batch if batch is None else batch
+        times = (*self.mins, *self.maxs, *fields_time)
+        try:
+            fixed = layout.struct.pack(self.reference_time, number, *times, *self.sums, *self.lasts)
+        except OverflowError:
+            sums = [min(max(value, -_F32_MAX), _F32_MAX) for value in self.sums]
+            fixed = layout.struct.pack(self.reference_time, number, *times, *sums, *self.lasts)
+        if not self.rings:
+            return fixed
+        parts = [fixed]
+        for ring, entry in zip(self.rings, layout.ring_structs, strict=True):
+            parts.append(_COUNT.pack(len(ring)))
+            parts.extend(entry.pack(*each) for each in ring)
+        return b"".join(parts)
+
+    def fold(self, plan: Plan, time: float, *, value: float | None, item: int, categories: Categories) -> None:
+        """Add one event that `plan` covers; a late one adds its already decayed weight."""
+        self.fold_count(plan, time, count=1)
+        lag, sums = self.reference_time - time, self.sums
+        if value is not None and isfinite(value):
+            for slot, half_life_s in plan.valued:
+                sums[slot] += _decayed(1.0, lag, half_life_s)
+            for slot, half_life_s in plan.values:
+                sums[slot] += _decayed(value, lag, half_life_s)
+        for first, half_life_s, field in plan.affinities:
+            weight = _decayed(1.0, lag, half_life_s)
+            for category in categories[field]:
+                sums[first + category] += weight
+        self._fold_times(plan, time, item, categories)
+
+    def _fold_times(self, plan: Plan, time: float, item: int, categories: Categories) -> None:
+        for slot in plan.mins:
+            self.mins[slot] = min(self.mins[slot], time)
+        for slot in plan.maxs:
+            self.maxs[slot] = max(self.maxs[slot], time)
+        for slot, field in plan.rings:
+            entry = (time, item, mask_of(categories[field])) if field else (time, item)
+            self.rings[slot] = _newest([entry], self.rings[slot], self.layout.rings[slot].length)
+
+    def fold_count(self, plan: Plan, time: float, *, count: int) -> None:
+        """Add `count` events at once to the counts: the shown items of an impression."""
+        if time > self.reference_time:
+            self._decay_to(time)
+        lag = self.reference_time - time
+        for slot, half_life_s in plan.counts:
+            self.sums[slot] += _decayed(float(count), lag, half_life_s)
+
+    def set_fields(self, time: float, numbers: list[float]) -> None:
+        """Replace the encoded fields if these are newer."""
+        if _fields_win(time, numbers, self):
+            self.fields_time, self.lasts = time, numbers
+
+    def merge(self, delta: State) -> None:
+        """Take in what another state saw; the order and the grouping of merges do not matter."""
+        if delta.reference_time > self.reference_time:
+            self._decay_to(delta.reference_time)
+        lag, offset = self.reference_time - delta.reference_time, 0
+        sums, added = self.sums, delta.sums
+        # Both -inf gives NaN, and -inf on one side an infinite lag: in either case the delta has no sums.
+        if delta.reference_time > _NEVER:
+            for half_life_s, count in self.layout.half_lives:
+                factor = 2.0 ** (-lag / half_life_s) if lag else 1.0
+                for slot in range(offset, offset + count):
+                    sums[slot] += added[slot] * factor
+                offset += count
+        self.mins = [min(pair) for pair in zip(self.mins, delta.mins, strict=True)]
+        self.maxs = [max(pair) for pair in zip(self.maxs, delta.maxs, strict=True)]
+        self.set_fields(delta.fields_time, delta.lasts)
+        for slot, ring in enumerate(self.layout.rings):
+            self.rings[slot] = _newest(delta.rings[slot], self.rings[slot], ring.length)
+        self.batch = max(self.batch, delta.batch)
+
+    def _decay_to(self, time: float) -> None:
+        elapsed, offset, sums = time - self.reference_time, 0, self.sums
+        for half_life_s, count in self.layout.half_lives:
+            factor = 2.0 ** (-elapsed / half_life_s)
+            for slot in range(offset, offset + count):
+                sums[slot] *= factor
+            offset += count
+        self.reference_time = time
+
+
+def unpack_rings(layout: EntityLayout, value: bytes) -> list[list[Entry]]:
+    """The rings of a packed value, each newest first; raises ValueError where they do not fit the value's size."""
+    rings: list[list[Entry]] = []
+    offset = layout.fixed_bytes
+    for entry in layout.ring_structs:
+        if offset + 8 > len(value):
+            raise ValueError(f"{layout.kind} value of {len(value)} bytes: cut short at a history")
+        end = offset + 8 + _COUNT.unpack_from(value, offset)[0] * entry.size
+        if end > len(value):
+            raise ValueError(f"{layout.kind} value of {len(value)} bytes: cut short in a history")
+        rings.append(list(entry.iter_unpack(value[offset + 8 : end])))
+        offset = end
+    if offset != len(value):
+        raise ValueError(f"{layout.kind} value of {len(value)} bytes: expected {offset}")
+    return rings
+
+
+def merge(layout: EntityLayout, value: bytes | None, delta: bytes) -> bytes:
+    """The packed form of `State.merge`: what the online store's script does, bit for bit.
+
+    `HEADER_BYTES` and the rest of the format are described in `gyre_core.features.slots`.
+    """
+    if value is None:
+        return delta
+    state = State.unpack(layout, value)
+    state.merge(State.unpack(layout, delta))
+    return state.pack()
+
+
+def batch_of(value: bytes) -> int:
+    """The number of the last batch in a packed value."""
+    return int(_COUNT.unpack_from(value, HEADER_BYTES - 8)[0])
+
+
+def _decayed(weight: float, lag: float, half_life_s: float) -> float:
+    return weight * 2.0 ** (-lag / half_life_s) if lag else weight
+
+
+def _newest(added: list[Entry], ring: list[Entry], length: int) -> list[Entry]:
+    if not added:
+        return ring
+    if len(added) == 1 and (not ring or added[0] >= ring[0]):
+        return [added[0], *ring[: length - 1]]
+    return sorted([*added, *ring], reverse=True)[:length]
+
+
+def _fields_win(time: float, numbers: list[float], state: State) -> bool:
+    if time != state.fields_time:
+        return time > state.fields_time
+    return numbers > state.lasts

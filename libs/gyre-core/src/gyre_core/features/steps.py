@@ -1,0 +1,238 @@
+"""One step for each feature kind: writes its columns of the matrix from a decoded frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gyre_core.features.compiling import affinity_slots, count_slot, events_key, ring_of, value_slots
+from gyre_core.features.events import EntityKind
+from gyre_core.features.frame import F32, F64, Frame
+from gyre_core.features.identity import item_hash
+from gyre_core.features.layout import Layout
+from gyre_core.spec import (
+    AffinityFeature,
+    AgeFeature,
+    ContextFeature,
+    DecayedCountFeature,
+    DecayedMeanFeature,
+    DecayedRateFeature,
+    Feature,
+    FieldFeature,
+    HistoryFeature,
+    RankFeature,
+    ZScoreFeature,
+)
+
+Step = Callable[[Frame, F32], None]
+_DAY_S = 86_400.0
+
+
+def compile_steps(layout: Layout) -> list[Step]:
+    """The steps that fill a matrix: those that read values in bulk, then those that need their columns."""
+    bulk = [*_copies(layout), *_ratios(layout)]
+    return bulk + [step for feature in layout.features if (step := _single(layout, feature)) is not None]
+
+
+def _single(layout: Layout, feature: Feature) -> Step | None:
+    step: Step | None = None
+    match feature:
+        case AffinityFeature():
+            step = _affinity(layout, feature)
+        case AgeFeature():
+            step = _age(layout, feature)
+        case HistoryFeature():
+            step = _history(layout, feature)
+        case RankFeature():
+            step = _relative(average_ranks, layout.index[feature.of], layout.index[feature.name])
+        case ZScoreFeature():
+            step = _relative(z_scores, layout.index[feature.of], layout.index[feature.name])
+        case ContextFeature():
+            step = _context(feature, layout.index[feature.name])
+    return step
+
+
+def _columns(layout: Layout, feature: Feature) -> list[int]:
+    return [position for position, column in enumerate(layout.described) if column.feature == feature.name]
+
+
+def _copies(layout: Layout) -> Iterator[Step]:
+    """Counts and fields are plain copies: one fancy assignment for all of a scope."""
+    kinds: tuple[EntityKind, ...] = ("item", "user", "global")
+    for scope in kinds:
+        entity = layout.slots(scope)
+        sums: dict[int, int] = {}
+        lasts: dict[int, int] = {}
+        for feature in layout.features:
+            columns = _columns(layout, feature)
+            if isinstance(feature, DecayedCountFeature) and feature.scope == scope:
+                slots = [entity.sums.index(count_slot(feature.events, each.seconds)) for each in feature.half_lives]
+                sums.update(zip(columns, slots, strict=True))
+            elif isinstance(feature, FieldFeature) and feature.scope == scope:
+                slot = entity.field(feature.field)
+                lasts.update(zip(columns, range(slot.first, slot.first + slot.count), strict=True))
+        if sums:
+            yield _copy("sums", scope, sums)
+        if lasts:
+            yield _copy("lasts", scope, lasts)
+
+
+def _copy(region: str, scope: str, slots: dict[int, int]) -> Step:
+    to, of = np.array(list(slots)), np.array(list(slots.values()))
+
+    def step(frame: Frame, out: F32) -> None:
+        out[:, to] = getattr(frame.block(scope), region)[:, of]
+
+    return step
+
+
+def _ratios(layout: Layout) -> Iterator[Step]:
+    """Rates and means are (numerator + prior) / (denominator + weight), all of a scope at once."""
+    kinds: tuple[EntityKind, ...] = ("item", "user", "global")
+    for scope in kinds:
+        found = [
+            row
+            for feature in layout.features
+            if isinstance(feature, DecayedRateFeature | DecayedMeanFeature) and feature.scope == scope
+            for row in _ratio_rows(layout, feature)
+        ]
+        if found:
+            yield _ratio(scope, found)
+
+
+def _ratio_rows(
+    layout: Layout, feature: DecayedRateFeature | DecayedMeanFeature
+) -> Iterator[tuple[int, int, int, float, float]]:
+    sums = layout.slots(feature.scope).sums
+    for column, each in zip(_columns(layout, feature), feature.half_lives, strict=True):
+        if isinstance(feature, DecayedRateFeature):
+            above, below = count_slot(feature.events, each.seconds), count_slot(feature.per, each.seconds)
+        else:
+            above, below = value_slots(feature.events, each.seconds)
+        prior = feature.prior
+        yield column, sums.index(above), sums.index(below), prior.mean * prior.weight, prior.weight
+
+
+def _ratio(scope: str, rows: list[tuple[int, int, int, float, float]]) -> Step:
+    to, above, below = (np.array([row[part] for row in rows]) for part in range(3))
+    pseudo, weight = (np.array([row[part] for row in rows]) for part in (3, 4))
+
+    def step(frame: Frame, out: F32) -> None:
+        sums = frame.block(scope).sums
+        out[:, to] = (sums[:, above] + pseudo) / (sums[:, below] + weight)
+
+    return step
+
+
+def _affinity(layout: Layout, feature: AffinityFeature) -> Step:
+    entity, slot = layout.slots("user"), layout.slots("item").field(feature.field)
+    firsts = [entity.sums.index(affinity_slots(feature, each.seconds, categories=1)[0]) for each in feature.half_lives]
+    to = np.array(_columns(layout, feature))
+    of = np.array([range(first, first + slot.count) for first in firsts])
+
+    def step(frame: Frame, out: F32) -> None:
+        weights = frame.user.sums[0, of]
+        totals = weights.sum(axis=1, keepdims=True)
+        shares = np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0)
+        out[:, to] = frame.items.lasts[:, slot.first : slot.first + slot.count] @ shares.T
+
+    return step
+
+
+def _age(layout: Layout, feature: AgeFeature) -> Step:
+    entity, to, scope = layout.slots(feature.scope), layout.index[feature.name], feature.scope
+    times = _field_times(entity.field(feature.field).first) if feature.field else None
+    events = events_key(feature.events)
+    if times is None:
+        first = feature.of == "first_event"
+        times = _event_times(entity.mins.index(events) if first else len(entity.mins) + entity.maxs.index(events))
+
+    def step(frame: Frame, out: F32) -> None:
+        age = (frame.context.time - times(frame.block(scope))) / _DAY_S
+        out[:, to] = np.where(np.isfinite(age), np.maximum(age, 0.0), feature.default)
+
+    return step
+
+
+def _event_times(slot: int) -> Callable[[Any], F64]:
+    def times(block: Any) -> F64:
+        found: F64 = block.times[:, slot]
+        return found
+
+    return times
+
+
+def _field_times(first: int) -> Callable[[Any], F64]:
+    """A time is stored as two float32 whose sum is the time."""
+
+    def times(block: Any) -> F64:
+        found: F64 = block.lasts[:, first].astype(np.float64) + block.lasts[:, first + 1]
+        return found
+
+    return times
+
+
+def _history(layout: Layout, feature: HistoryFeature) -> Step:
+    ring = layout.slots("user").rings.index(ring_of(feature))
+    seen_to, *overlap_to = _columns(layout, feature)
+    slot = layout.slots("item").field(feature.field) if feature.field else None
+    bits = np.left_shift(np.uint64(1), np.arange(slot.count if slot else 0, dtype=np.uint64))
+
+    def step(frame: Frame, out: F32) -> None:
+        entries = frame.rings[ring] if frame.rings else []
+        seen = {entry[1] for entry in entries}
+        out[:, seen_to] = [item_hash(item_id) in seen for item_id in frame.item_ids] if seen else 0.0
+        if slot is None:
+            return
+        if not entries:
+            out[:, overlap_to[0]] = 0.0
+            return
+        held = frame.items.lasts[:, slot.first : slot.first + slot.count] > 0
+        masks = np.where(held, bits, np.uint64(0)).sum(axis=1, dtype=np.uint64)
+        known = np.array([entry[2] for entry in entries], dtype=np.uint64)
+        out[:, overlap_to[0]] = ((masks[:, None] & known) != 0).mean(axis=1)
+
+    return step
+
+
+def _relative(compare: Callable[[F32], F64], of: int, to: int) -> Step:
+    def step(_: Frame, out: F32) -> None:
+        out[:, to] = compare(out[:, of])
+
+    return step
+
+
+def average_ranks(values: npt.NDArray[Any]) -> F64:
+    """Ranks from 0 (least) to 1 (greatest), ties averaged; 0.5 for a single value."""
+    if len(values) < 2:
+        return np.full(len(values), 0.5)
+    ordered = np.sort(values)
+    below = np.searchsorted(ordered, values, side="left")
+    through = np.searchsorted(ordered, values, side="right")
+    ranks: F64 = (below + through - 1) / (2.0 * (len(values) - 1))
+    return ranks
+
+
+def z_scores(values: npt.NDArray[Any]) -> F64:
+    """Values standardised to mean 0 and deviation 1; all 0 where they do not differ."""
+    centred: F64 = values - values.mean(dtype=np.float64) if len(values) else values.astype(np.float64)
+    spread = float(np.sqrt((centred**2).mean())) if len(values) else 0.0
+    return centred / spread if spread > 0 else np.zeros(len(values))
+
+
+def _context(feature: ContextFeature, to: int) -> Step:
+    def step(frame: Frame, out: F32) -> None:
+        time, numbers = frame.context.time, frame.context.numbers
+        if feature.field == "hour":
+            value = time % _DAY_S // 3600
+        elif feature.field == "weekday":
+            # 1970-01-01 was a Thursday, day 3 when Monday is 0.
+            value = (time // _DAY_S + 3) % 7
+        else:
+            value = numbers.get(feature.field, feature.default)
+        out[:, to] = value if np.isfinite(value) else feature.default
+
+    return step
