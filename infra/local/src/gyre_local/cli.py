@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -80,7 +80,8 @@ def status() -> None:
     lines = operations.look(_stack())
     table = Table(box=None, pad_edge=False)
     for heading in ("process", "state", "health", "pid", "uptime", "restarts", "ports"):
-        table.add_column(heading, justify="right" if heading in {"pid", "uptime", "restarts"} else "left")
+        justify: Literal["left", "right"] = "right" if heading in {"pid", "uptime", "restarts"} else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading not in {"health", "ports"})
     ports = load_ports()
     for line in lines:
         process = line.process
@@ -91,7 +92,7 @@ def status() -> None:
             str(process.pid) if process and process.pid else "-",
             _duration(process.uptime_s) if process and process.pid else "-",
             str(line.restarts),
-            " ".join(f"{meaning} {port}" for meaning, port in ports.of(line.name).items()),
+            ", ".join(f"{meaning} {port}" for meaning, port in ports.of(line.name).items()),
         )
     console.print(table)
     if not all(line.is_healthy for line in lines):

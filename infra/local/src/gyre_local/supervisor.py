@@ -128,13 +128,12 @@ class Supervisor:
     def __init__(self, places: Places) -> None:
         self.places = places
         self.config = places.var / "supervisord.conf"
-        self._proxy = xmlrpc.client.ServerProxy(
-            "http://127.0.0.1", transport=SupervisorTransport(None, None, f"unix://{socket_path(places)}")
-        )
 
     @property
     def _api(self) -> Any:
-        return self._proxy.supervisor
+        # Its transport keeps a connection that a refused call leaves unusable, so each call has one of its own.
+        transport = SupervisorTransport(None, None, f"unix://{socket_path(self.places)}")
+        return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor
 
     def is_running(self) -> bool:
         """True when supervisord answers."""
