@@ -74,6 +74,8 @@ def test_an_error_names_file_line_field_value_and_rule() -> None:
     ("old", "new", "field", "rule"),
     [
         ("loop: movies", "loop: Movies", "loop", "must match"),
+        ("loop: movies", "loop: a--b", "loop", "must match"),
+        ("click: {}", "Click: {}", "events.interactions.Click", "must match"),
         ("clock: replay", "clock: moon", "clock", "must be 'wall' or 'replay'"),
         ("description:", "descriptoin:", "descriptoin", "is not a known field here"),
         ("max_lateness: 1h", "max_lateness: 0s", "events.max_lateness", "must be a duration"),
@@ -108,6 +110,15 @@ def test_all_issues_are_reported_at_once() -> None:
     """Two mistakes are two issues, so that a file is mended in one go."""
     text = changed("clock: replay", "clock: moon").replace("window: 60s", "window: sixty")
     assert {issue.field for issue in issues_of(text)} == {"clock", "quality.window"}
+
+
+def test_a_wrong_item_is_not_also_a_missing_one() -> None:
+    """The only feature being wrong is one issue, while no feature at all is another."""
+    head = "version: 1\nloop: x\nevents: {interactions: {click: {}}}\n"
+    (wrong,) = issues_of(head + "features: [{name: a, kind: field}]\n")
+    assert (wrong.field, wrong.rule) == ("features[0].field", "is required")
+    (empty,) = issues_of(head + "features: []\n")
+    assert (empty.field, empty.rule) == ("features", "must have at least 1 item after validation, not 0")
 
 
 def test_duplicate_keys_are_refused() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from gyre_core.features.slots import EntityLayout
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """The slots of one entity kind that one event type touches; sums come as (slot, half-life in seconds)."""
 
@@ -19,7 +20,7 @@ class Plan:
     maxs: tuple[int, ...]
     rings: tuple[tuple[int, str], ...]
 
-    @property
+    @cached_property
     def fields(self) -> tuple[str, ...]:
         """The item's category fields that the plan reads."""
         names = [field for _, _, field in self.affinities] + [field for _, field in self.rings if field]

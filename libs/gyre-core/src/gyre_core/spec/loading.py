@@ -33,8 +33,9 @@ def parse_loop(text: str, *, source: str = "gyre.yaml") -> LoopSpec:
     try:
         spec = LoopSpec.model_validate(yaml.safe_load(text))
     except ValidationError as error:
-        raise SpecError([_issue_of(tree, detail) for detail in error.errors()]) from error
-    issues = [tree.issue(found.loc, value=found.value, rule=found.rule) for found in cross_checks(spec)]
+        found = [detail for detail in error.errors() if not _is_consequence(detail)]
+        raise SpecError([_issue_of(tree, detail) for detail in found]) from error
+    issues = [tree.issue(each.loc, value=each.value, rule=each.rule) for each in cross_checks(spec)]
     if issues:
         raise SpecError(issues)
     return spec
@@ -110,8 +111,15 @@ def _rule_of(detail: ErrorDetails) -> str:
         return "kind is required"
     if detail["type"] == "string_pattern_mismatch":
         return f"must match {context['pattern']}"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should ")
-    return message if message.startswith("must") else f"must {message[:1].lower()}{message[1:]}"
+    message = detail["msg"]
+    _, should, rest = message.partition(" should ")
+    rule = rest if should else message
+    return rule if rule.startswith("must") else f"must {rule[:1].lower()}{rule[1:]}"
+
+
+def _is_consequence(detail: ErrorDetails) -> bool:
+    """A list whose items are all wrong counts as empty, which says nothing new."""
+    return detail["type"] == "too_short" and bool(detail["input"])
 
 
 def _duplicate_keys(node: yaml.Node, tree: _Tree, loc: tuple[str | int, ...]) -> Sequence[SpecIssue]:

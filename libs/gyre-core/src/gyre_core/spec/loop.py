@@ -12,7 +12,7 @@ from gyre_core.spec.columns import feature_columns
 from gyre_core.spec.duration import Duration
 from gyre_core.spec.features import Feature
 from gyre_core.spec.fields import Field
-from gyre_core.spec.model import LoopName, Name, SpecModel
+from gyre_core.spec.model import EventName, LoopName, Name, SpecModel
 from gyre_core.spec.operations import (
     ExperimentSpec,
     ModelSpec,
@@ -49,7 +49,7 @@ class EventsSpec(SpecModel):
 
     max_lateness: Duration = Duration.parse("1h")
     max_future: Duration = Duration.parse("5m")
-    interactions: dict[Name, InteractionSpec] = PydanticField(min_length=1)
+    interactions: dict[EventName, InteractionSpec] = PydanticField(min_length=1)
 
     @property
     def max_lateness_s(self) -> float:
