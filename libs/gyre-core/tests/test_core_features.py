@@ -336,3 +336,16 @@ def test_a_change_of_the_catalogue_does_not_age_behaviour(layout: Layout) -> Non
     store.apply([rating("ann", "i0", days=0)])
     store.apply([FieldsChanged("item", "i0", START + 4000 * DAY, {"year": 1979.0})])
     assert store.row("ann", ["i0"], RequestContext(START))["item_rate_6h"][0] == 1
+
+
+def test_a_loop_without_global_features_reads_the_same_way(minimal_loop: LoopSpec) -> None:
+    """A kind of entity that stores nothing costs nothing and breaks nothing."""
+    layout = Layout.compile(minimal_loop)
+    store = Store(layout)
+    store.apply([FieldsChanged("item", "i0", START, {"category": "hats"}), Interaction("ann", "i0", "click", START)])
+    row = store.row("ann", ["i0", "i1"], RequestContext(START + 7 * DAY))
+    np.testing.assert_allclose(row["item_clicks_7d"], [0.5, 0])
+    assert row["item_category_hats"].tolist() == [1, 0]
+    assert row["affinity_7d"].tolist() == [1, 0]
+    assert not layout.slots("global").is_stored
+    assert ("global", GLOBAL_ID) not in store.values
