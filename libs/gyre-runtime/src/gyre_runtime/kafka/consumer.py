@@ -30,6 +30,7 @@ _LOG = logging.getLogger(__name__)
 _FIRST_BACKOFF_S, _MOST_BACKOFF_S = 0.1, 10.0
 _LONGEST_HANDLING_MS = 30 * 60 * 1000
 _REBALANCE_MS = 60_000
+_HEARTBEAT_MS = 1000
 _MAX_LINKS = 16
 
 Handler = Callable[[list[Event]], Awaitable[object]]
@@ -144,6 +145,7 @@ class Consumer:
             isolation_level="read_committed",
             max_poll_interval_ms=_LONGEST_HANDLING_MS,
             rebalance_timeout_ms=_REBALANCE_MS,
+            heartbeat_interval_ms=_HEARTBEAT_MS,
             fetch_max_wait_ms=100,
             max_partition_fetch_bytes=8 * 1024 * 1024,
         )

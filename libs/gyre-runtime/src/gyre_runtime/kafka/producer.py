@@ -226,6 +226,16 @@ async def _started(bootstrap: str, client: str, transactional_id: str | None = N
     return made[0]
 
 
+def _retrieve_errors(kafka: AIOKafkaProducer) -> None:
+    """Look at the errors that aiokafka 0.14 leaves in futures of its own after a fence, which asyncio would log."""
+    accumulator = kafka._message_accumulator  # noqa: SLF001 - nothing public reaches them
+    batches = [batch for queue in accumulator._batches.values() for batch in queue]  # noqa: SLF001
+    futures = [batch._drain_waiter for batch in (*batches, *accumulator._pending_batches)]  # noqa: SLF001
+    for future in (*futures, kafka._txn_manager._transaction_waiter):  # noqa: SLF001
+        if future is not None and future.done() and not future.cancelled():
+            future.exception()
+
+
 class Transaction:
     """An open transaction: what is sent in it becomes visible together, or not at all."""
 
@@ -280,6 +290,7 @@ class TransactionalProducer:
         """Disconnect."""
         if self._kafka is not None:
             await self._kafka.stop()
+            _retrieve_errors(self._kafka)
             self._kafka = None
 
     @asynccontextmanager

@@ -1,0 +1,105 @@
+"""Fixtures of the chassis' tests: telemetry that keeps spans, a gateway servicer that does as told, fresh topics."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from gyre.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from gyre_runtime import Health, Registration, Server, ServiceSettings, build_server, setup_telemetry
+from gyre_runtime.kafka import create_topics
+from gyre_runtime.telemetry import Telemetry
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+
+@dataclass(frozen=True)
+class TestTopic:
+    """A topic as a test declares it."""
+
+    __test__ = False
+    name: str
+    partitions: int = 1
+    compacted: bool = False
+
+    def config(self) -> dict[str, str]:
+        """Return Kafka's configuration."""
+        return {"cleanup.policy": "compact" if self.compacted else "delete"}
+
+
+@pytest.fixture(scope="session")
+def telemetry() -> Telemetry:
+    """The process's telemetry: OpenTelemetry can be set up once only."""
+    return setup_telemetry("tests", ServiceSettings(trace_ratio=0.0))
+
+
+@pytest.fixture(scope="session")
+def span_exporter(telemetry: Telemetry) -> InMemorySpanExporter:
+    """Keeps every sampled span of the session."""
+    exporter = InMemorySpanExporter()
+    telemetry.tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return exporter
+
+
+@pytest.fixture
+def spans(span_exporter: InMemorySpanExporter) -> Iterator[InMemorySpanExporter]:
+    """The sampled spans of one test."""
+    span_exporter.clear()
+    yield span_exporter
+    span_exporter.clear()
+
+
+@pytest.fixture
+async def make_topic(kafka: str, loop_name: str) -> Callable[..., Awaitable[str]]:
+    """Create a topic that no other test uses, and return its name."""
+
+    async def make(suffix: str = "behavior.interactions", **declaration: object) -> str:
+        topic = TestTopic(f"{loop_name}.{suffix}", **declaration)  # type: ignore[arg-type]
+        await create_topics(kafka, [topic])
+        return topic.name
+
+    return make
+
+
+class ToldGateway(gateway_pb2_grpc.GatewayServiceServicer):
+    """Does in `Rank` what the test puts into `rank`, and streams in `WatchBatch` what it puts into `watch`."""
+
+    def __init__(self) -> None:
+        self.rank: Callable[[gateway_pb2.RankRequest], Awaitable[gateway_pb2.RankResponse]] | None = None
+        self.watch: Callable[[], AsyncIterator[gateway_pb2.WatchBatchResponse]] | None = None
+        self.calls = 0
+
+    async def Rank(self, request: gateway_pb2.RankRequest, context: object) -> gateway_pb2.RankResponse:  # noqa: N802
+        """Count, then do as told."""
+        self.calls += 1
+        return await self.rank(request) if self.rank else gateway_pb2.RankResponse()
+
+    async def WatchBatch(  # noqa: N802
+        self, request: gateway_pb2.WatchBatchRequest, context: object
+    ) -> AsyncIterator[gateway_pb2.WatchBatchResponse]:
+        """Stream as told."""
+        assert self.watch is not None
+        async for response in self.watch():
+            yield response
+
+
+@pytest.fixture
+def gateway() -> ToldGateway:
+    """The servicer that the test instructs."""
+    return ToldGateway()
+
+
+ServerAt = Callable[..., Server]
+
+
+@pytest.fixture
+def server_of(gateway: ToldGateway, telemetry: Telemetry) -> ServerAt:
+    """Build a server of the told gateway with given settings."""
+
+    def build(health: Health | None = None, **settings: object) -> Server:
+        services = [Registration(gateway_pb2_grpc.add_GatewayServiceServicer_to_server, gateway)]
+        return build_server(ServiceSettings(**settings), services, health=health)  # type: ignore[arg-type]
+
+    return build
+
+
+RANK = gateway_pb2.RankRequest(loop="movies", user_id="u1", item_ids=["a", "b"])

@@ -1,0 +1,351 @@
+"""The Kafka adapter against the real broker: delivery, dead letters, restart, fencing, views."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
+from gyre.events.v1.behavior_pb2 import Interaction
+from gyre_local.testing import eventually
+from gyre_runtime import Invalid, Unavailable, start_span
+from gyre_runtime.events import Event, Record, Unreadable, encode, message_types
+from gyre_runtime.kafka import (
+    Consumer,
+    ConsumerOptions,
+    Fenced,
+    Producer,
+    TransactionalProducer,
+    View,
+    bounded_time,
+    create_topics,
+    read_compacted,
+    read_log,
+)
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+pytestmark = [pytest.mark.adapter, pytest.mark.timeout(30)]
+
+MakeTopic = Callable[..., Awaitable[str]]
+TYPES = message_types(Interaction)
+
+
+@dataclass(frozen=True)
+class DeclaredForTest:
+    """A topic's declaration."""
+
+    name: str
+    partitions: int
+
+    def config(self) -> dict[str, str]:
+        """Keep Kafka's defaults."""
+        return {}
+
+
+def interaction(number: int = 0) -> Interaction:
+    """Return a valid payload."""
+    return Interaction(user_id=f"u{number}", item_id="i1", type="click")
+
+
+@asynccontextmanager
+async def consuming(
+    kafka: str, topic: str, handler: Callable[[list[Event]], Awaitable[object]], **options: Any
+) -> AsyncIterator[Consumer]:
+    """Run a consumer in the background, and stop it in order."""
+    group = options.pop("group", topic)
+    settings = ConsumerOptions(**{"max_wait_ms": 50, **options})
+    async with Consumer(kafka, group=group, topics=[topic], types=TYPES, options=settings) as consumer:
+        task = asyncio.create_task(consumer.run(handler))
+        try:
+            yield consumer
+        finally:
+            consumer.stop()
+            await task
+
+
+async def letters(kafka: str, topic: str, count: int) -> list[tuple[Any, dict[str, str]]]:
+    """Read dead letters with their headers as text."""
+    consumer = AIOKafkaConsumer(f"{topic}.dlq", bootstrap_servers=kafka, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        async with asyncio.timeout(8):
+            records = [await consumer.getone() for _ in range(count)]
+    finally:
+        await consumer.stop()
+    return [(record, {name: value.decode() for name, value in record.headers}) for record in records]
+
+
+async def test_an_event_arrives_as_it_was_sent(kafka: str, make_topic: MakeTopic) -> None:
+    """What is sent is handed over with payload, id, source, time, key and place."""
+    topic, seen = await make_topic(), []
+
+    async def handle(events: list[Event]) -> None:
+        seen.extend(events)
+
+    async with Producer(kafka, source="test") as producer, consuming(kafka, topic, handle):
+        await producer.send(topic, interaction(7), key="u7", time=1_400_000_000.25, id="e1")
+        await eventually(lambda: seen)
+    event = seen[0]
+    assert event.message == interaction(7)
+    assert (event.id, event.source, event.time, event.key) == ("e1", "test", 1_400_000_000.25, "u7")
+    assert (event.topic, event.partition, event.offset) == (topic, 0, 0)
+
+
+async def test_unreadable_records_are_dead_lettered_with_their_reason(kafka: str, make_topic: MakeTopic) -> None:
+    """A poisoned record lands in the dead-letter topic as it came, with reason and origin; the next is handled."""
+    topic, seen = await make_topic(), []
+
+    async def handle(events: list[Event]) -> None:
+        seen.extend(events)
+
+    good = encode(interaction(), source="test", key="u0")
+    async with Producer(kafka, source="test") as producer, consuming(kafka, topic, handle):
+        await producer.send_record(topic, Record(b"k", b"\xff\xff", good.headers))
+        await producer.send_record(topic, Record(b"k", b"{}", []))
+        await producer.send(topic, Interaction(user_id="u"), key="u")
+        await producer.send(topic, interaction(), key="u0")
+        await eventually(lambda: seen)
+        found = await letters(kafka, topic, 3)
+    assert [headers["gyre_reason"] for _, headers in found] == ["BAD_PAYLOAD", "NO_ID", "INVALID_FIELD"]
+    record, headers = found[0]
+    assert (record.key, record.value) == (b"k", b"\xff\xff")
+    assert (headers["gyre_topic"], headers["gyre_partition"], headers["gyre_offset"]) == (topic, "0", "0")
+    assert headers["ce_id"] == dict(good.headers)["ce_id"].decode()
+    assert "item_id: is required" in found[2][1]["gyre_error"]
+
+
+async def test_one_bad_event_does_not_take_its_batch_along(kafka: str, make_topic: MakeTopic) -> None:
+    """When a handler refuses a batch for good, only the event that it refuses alone is dead-lettered."""
+    topic, handled = await make_topic(), set()
+
+    async def handle(events: list[Event]) -> None:
+        if any(event.message.user_id == "u3" for event in events):
+            raise Invalid("UNKNOWN_ITEM", "no such item")
+        handled.update(event.message.user_id for event in events)
+
+    async with Producer(kafka, source="test") as producer:
+        for number in range(6):
+            await producer.send(topic, interaction(number), key=None)
+        async with consuming(kafka, topic, handle):
+            await eventually(lambda: len(handled) == 5)
+            ((record, headers),) = await letters(kafka, topic, 1)
+    assert handled == {"u0", "u1", "u2", "u4", "u5"}
+    assert headers["gyre_reason"] == "UNKNOWN_ITEM"
+    assert Interaction.FromString(record.value).user_id == "u3"
+
+
+async def test_a_transient_failure_is_tried_again(kafka: str, make_topic: MakeTopic) -> None:
+    """A handler that is Unavailable gets the same batch again, and nothing is dead-lettered."""
+    topic, attempts = await make_topic(), []
+
+    async def handle(events: list[Event]) -> None:
+        attempts.append([event.id for event in events])
+        if len(attempts) < 3:
+            raise Unavailable("STORE_DOWN", "the store is down")
+
+    async with Producer(kafka, source="test") as producer, consuming(kafka, topic, handle):
+        await producer.send(topic, interaction(), key=None, id="e1")
+        await eventually(lambda: len(attempts) == 3)
+    assert attempts == [["e1"]] * 3
+
+
+async def test_offsets_are_committed_after_success_only(kafka: str, make_topic: MakeTopic) -> None:
+    """A batch that fails until the consumer stops comes again after a restart; a handled one does not."""
+    topic, first, second = await make_topic(), [], []
+
+    async def fails_second(events: list[Event]) -> None:
+        first.extend(event.id for event in events)
+        if "e2" in first:
+            raise Unavailable("STORE_DOWN", "the store is down")
+
+    async def handle(events: list[Event]) -> None:
+        second.extend(event.id for event in events)
+
+    async with Producer(kafka, source="test") as producer:
+        async with consuming(kafka, topic, fails_second):
+            await producer.send(topic, interaction(), key=None, id="e1")
+            await eventually(lambda: first == ["e1"])
+            await producer.send(topic, interaction(), key=None, id="e2")
+            await eventually(lambda: "e2" in first)
+        async with consuming(kafka, topic, handle):
+            await eventually(lambda: second)
+    assert second == ["e2"]
+
+
+async def test_events_outside_the_time_bounds_are_refused(kafka: str, make_topic: MakeTopic) -> None:
+    """Too old and future events by the loop's clock are dead-lettered with these reasons."""
+    topic, seen = await make_topic(), []
+    admit = bounded_time(lambda: 1000.0, max_lateness_s=100, max_future_s=10)
+
+    async def handle(events: list[Event]) -> None:
+        seen.extend(event.time for event in events)
+
+    async with Producer(kafka, source="test") as producer, consuming(kafka, topic, handle, admit=admit):
+        for moment in (899.0, 1011.0, 950.0):
+            await producer.send(topic, interaction(), key=None, time=moment)
+        await eventually(lambda: seen)
+        found = await letters(kafka, topic, 2)
+    assert seen == [950.0]
+    assert [headers["gyre_reason"] for _, headers in found] == ["TOO_OLD", "IN_FUTURE"]
+
+
+async def test_a_second_member_takes_partitions_over_without_loss_or_repetition(
+    kafka: str, make_topic: MakeTopic
+) -> None:
+    """While members join and leave in order, every event is handled exactly once."""
+    topic, seen = await make_topic(partitions=4), []
+
+    async def handle(events: list[Event]) -> None:
+        seen.extend(event.id for event in events)
+
+    async with Producer(kafka, source="test") as producer, consuming(kafka, topic, handle):
+        for number in range(20):
+            await producer.send(topic, interaction(), key=str(number), id=f"a{number}")
+        async with consuming(kafka, topic, handle) as second:
+            await eventually(second.kafka.assignment)
+            for number in range(20):
+                await producer.send(topic, interaction(), key=str(number), id=f"b{number}")
+            await eventually(lambda: len(seen) >= 40)
+        for number in range(20):
+            await producer.send(topic, interaction(), key=str(number), id=f"c{number}")
+        await eventually(lambda: len(seen) >= 60)
+    assert sorted(seen) == sorted(f"{letter}{number}" for letter in "abc" for number in range(20))
+
+
+async def test_a_paused_consumer_hands_nothing_over(kafka: str, make_topic: MakeTopic) -> None:
+    """Between pause and resume no batch is handed over; afterwards none is missing."""
+    topic, seen = await make_topic(), []
+
+    async def handle(events: list[Event]) -> None:
+        seen.extend(event.id for event in events)
+
+    async with Producer(kafka, source="test") as producer, consuming(kafka, topic, handle) as consumer:
+        await producer.send(topic, interaction(), key=None, id="e1")
+        await eventually(lambda: seen == ["e1"])
+        consumer.pause()
+        async with consuming(kafka, topic, handle, group=f"{topic}-witness", from_beginning=False) as witness:
+            await eventually(witness.kafka.assignment)
+            await witness.kafka.seek_to_end()
+            await producer.send(topic, interaction(), key=None, id="e2")
+            await eventually(lambda: "e2" in seen)
+        before = seen.count("e2")
+        consumer.resume()
+        await eventually(lambda: seen.count("e2") == before + 1)
+
+
+async def test_the_queue_is_bounded_and_counts_what_it_drops(kafka: str, make_topic: MakeTopic) -> None:
+    """Beyond its bound `enqueue` refuses at once and tells so; the rest reaches Kafka before exit."""
+    topic, dropped, seen = await make_topic(), [], []
+
+    async def handle(events: list[Event]) -> None:
+        seen.extend(event.id for event in events)
+
+    async with Producer(
+        kafka, source="test", max_queue_records=5, on_drop=lambda topic, reason: dropped.append((topic, reason))
+    ) as producer:
+        taken = [producer.enqueue(topic, interaction(), key=None, id=f"e{number}") for number in range(8)]
+    assert taken == [True] * 5 + [False] * 3
+    assert dropped == [(topic, "QUEUE_FULL")] * 3
+    async with consuming(kafka, topic, handle):
+        await eventually(lambda: len(seen) == 5)
+    assert seen == [f"e{number}" for number in range(5)]
+
+
+async def test_a_second_producer_of_a_transactional_id_fences_the_first(kafka: str, make_topic: MakeTopic) -> None:
+    """After a twin started, the older producer's transaction raises Fenced and leaves nothing to read."""
+    topic = await make_topic("models.rollout-events")
+    async with TransactionalProducer(kafka, f"id-{topic}", source="test") as first:
+        async with first.transaction() as transaction:
+            await transaction.send(topic, interaction(1), key=None, id="first")
+        async with TransactionalProducer(kafka, f"id-{topic}", source="test") as second:
+            async with second.transaction() as transaction:
+                await transaction.send(topic, interaction(2), key=None, id="second")
+            with pytest.raises(Fenced):
+                async with first.transaction() as transaction:
+                    await transaction.send(topic, interaction(3), key=None, id="fenced")
+    assert [event.id async for event in read_log(kafka, topic, TYPES)] == ["first", "second"]
+
+
+async def test_an_aborted_transaction_is_not_seen(kafka: str, make_topic: MakeTopic) -> None:
+    """What was sent in a block that raised stays invisible in every topic of the transaction."""
+    log, view = await make_topic("models.rollout-events"), await make_topic("models.rollouts", compacted=True)
+    async with TransactionalProducer(kafka, f"id-{log}", source="test") as producer:
+        with pytest.raises(KeyError):  # noqa: PT012 - the block is what is tested
+            async with producer.transaction() as transaction:
+                await transaction.send(log, interaction(), key="k", id="aborted")
+                await transaction.send(view, interaction(), key="k", id="aborted")
+                raise KeyError
+        async with producer.transaction() as transaction:
+            await transaction.send(log, interaction(), key="k", id="committed")
+            await transaction.send(view, interaction(), key="k", id="committed")
+    assert [event.id async for event in read_log(kafka, log, TYPES)] == ["committed"]
+    assert (await read_compacted(kafka, view, TYPES))["k"].id == "committed"
+
+
+async def test_a_view_catches_up_then_follows(kafka: str, make_topic: MakeTopic) -> None:
+    """A view is ready with the newest of every key, follows changes and removals, keeps out the unreadable."""
+    topic, changes = await make_topic("models.rollouts", compacted=True, partitions=2), []
+    async with Producer(kafka, source="test") as producer:
+        for number in range(6):
+            await producer.send(topic, interaction(number), key=f"k{number % 2}", id=f"e{number}")
+        async with View(kafka, topic, TYPES, on_change=lambda key, event: changes.append((key, event))) as view:
+            await view.ready()
+            assert {key: event.id for key, event in view.events().items()} == {"k0": "e4", "k1": "e5"}
+            await producer.send_record(topic, Record(b"k0", b"\xff", []))
+            await producer.send(topic, interaction(), key="k0", id="e6")
+            async with asyncio.timeout(5):
+                await view.wait_for(lambda view: view.get("k0") is not None and view.get("k0").id == "e6")
+            await producer.send_record(topic, Record(b"k1", None, []))  # type: ignore[arg-type]
+            async with asyncio.timeout(5):
+                await view.wait_for(lambda view: view.get("k1") is None)
+            assert changes[-1] == ("k1", None)
+    assert list(await read_compacted(kafka, topic, TYPES)) == ["k0"]
+
+
+async def test_an_empty_view_is_ready(kafka: str, make_topic: MakeTopic) -> None:
+    """A topic without records makes an empty view that is ready."""
+    assert await read_compacted(kafka, await make_topic("models.rollouts", compacted=True), TYPES) == {}
+
+
+async def test_a_log_does_not_skip_what_it_cannot_read(kafka: str, make_topic: MakeTopic) -> None:
+    """Reading a log with an unreadable record raises."""
+    topic = await make_topic("models.rollout-events")
+    async with Producer(kafka, source="test") as producer:
+        await producer.send_record(topic, Record(None, b"x", []))
+    with pytest.raises(Unreadable):
+        [event async for event in read_log(kafka, topic, TYPES)]
+
+
+async def test_topics_are_created_once_and_grow(kafka: str, loop_name: str) -> None:
+    """Creating again changes nothing but a higher partition count, and tells what it created."""
+    small = DeclaredForTest(f"{loop_name}.alerts", partitions=1)
+    assert await create_topics(kafka, [small]) == [small.name]
+    assert await create_topics(kafka, [small]) == []
+    assert await create_topics(kafka, [DeclaredForTest(small.name, partitions=3)]) == []
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        (described,) = await admin.describe_topics([small.name])
+    finally:
+        await admin.close()
+    assert len(described["partitions"]) == 3
+
+
+async def test_a_span_crosses_kafka(kafka: str, make_topic: MakeTopic, spans: InMemorySpanExporter) -> None:
+    """The handler's span is the child of the producer's sampled span, and carries no payload."""
+    topic, seen = await make_topic(), []
+
+    async def handle(events: list[Event]) -> None:
+        seen.extend(events)
+
+    async with Producer(kafka, source="test") as producer, consuming(kafka, topic, handle):
+        with start_span("publish", flow="model") as sent:
+            await producer.send(topic, interaction(), key=None)
+        await eventually(lambda: any(span.name == f"{topic} process" for span in spans.get_finished_spans()))
+    received = next(span for span in spans.get_finished_spans() if span.name == f"{topic} process")
+    assert received.parent is not None
+    assert received.parent.span_id == sent.get_span_context().span_id
+    assert set(received.attributes or {}) == {"gyre.flow", "messaging.system", "messaging.batch.message_count"}
