@@ -22,8 +22,9 @@ from gyre_local.stack import Stack, build_stack, record_loops, recorded_loops
 from gyre_local.supervisor import log_path
 
 FOLLOW_S = 0.2
+PIPE_WIDTH = 140
 app = typer.Typer(help="The local stack as native processes.", no_args_is_help=True, pretty_exceptions_enable=False)
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 LoopOption = Annotated[
     list[Path] | None,
     typer.Option("--loop", help="A gyre.yaml to serve, may be repeated; by default those of the last `up`."),
@@ -46,8 +47,7 @@ def _report(name: str, step: str) -> None:
 def setup() -> None:
     """Install what the stack needs and is missing; quick when nothing is."""
     started = time.monotonic()
-    with console.status("looking") as status:
-        set_up(status.update)
+    set_up(lambda step: console.print(f"  {step}", highlight=False))
     console.print(f"[green]the stack is set up[/] ({time.monotonic() - started:.1f} s)")
 
 
@@ -55,12 +55,16 @@ def setup() -> None:
 def up(
     loop: LoopOption = None,
     only: Annotated[list[str] | None, typer.Option(help="Start only these processes; `infra` is all but ours.")] = None,
+    *,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the data and logs of an earlier stack first.")] = False,
 ) -> None:
     """Start the stack, each process as soon as those it needs are healthy."""
     stack = _stack(loop)
     members = stack.select(only or [])
     if any(not member.is_infra for member in members):
         record_loops(stack.places, stack.loops)
+    if fresh:
+        operations.forget(stack)
     started = time.monotonic()
     operations.bring_up(stack, members, _report)
     console.print(f"[green]{len(members)} processes are healthy[/] ({time.monotonic() - started:.1f} s)")
@@ -75,14 +79,20 @@ def down() -> None:
 
 
 @app.command()
-def status() -> None:
+def clean() -> None:
+    """Forget the data and logs of a stack that is down."""
+    operations.forget(_stack())
+
+
+@app.command()
+def status(names: Annotated[list[str] | None, typer.Argument(help="Only these processes.")] = None) -> None:
     """Show every process, its health and its address; exit with 1 when something is not healthy."""
-    lines = operations.look(_stack())
+    stack = _stack()
+    lines = operations.look(stack, stack.select(names or []))
     table = Table(box=None, pad_edge=False)
     for heading in ("process", "state", "health", "pid", "uptime", "restarts", "ports"):
         justify: Literal["left", "right"] = "right" if heading in {"pid", "uptime", "restarts"} else "left"
         table.add_column(heading, justify=justify, no_wrap=heading not in {"health", "ports"})
-    ports = load_ports()
     for line in lines:
         process = line.process
         table.add_row(
@@ -92,7 +102,7 @@ def status() -> None:
             str(process.pid) if process and process.pid else "-",
             _duration(process.uptime_s) if process and process.pid else "-",
             str(line.restarts),
-            ", ".join(f"{meaning} {port}" for meaning, port in ports.of(line.name).items()),
+            ", ".join(f"{meaning} {port}" for meaning, port in stack.ports.of(line.name).items()),
         )
     console.print(table)
     if not all(line.is_healthy for line in lines):

@@ -26,8 +26,8 @@ def refuse_busy_ports(host: str, members: Iterable[Member]) -> None:
     if busy:
         raise LocalStackError(
             "\n".join(busy)
-            + "\nRemedy: stop that process, or move the whole stack with GYRE_PORT_OFFSET=100 (for every command),"
-            " or edit infra/local/ports.toml."
+            + "\nRemedy: stop that process (`make down` if it is this stack), or move the whole stack with"
+            " GYRE_PORT_OFFSET=100 (for every command), or edit infra/local/ports.toml."
         )
 
 

@@ -1,10 +1,12 @@
 """What `gyre-local` does with a stack: bring it up in order, take it down, look at it."""
 
 import concurrent.futures
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from gyre_local.components.services import SHARED_STATE
 from gyre_local.failures import LocalStackError, NotReady
 from gyre_local.holders import refuse_busy_ports
 from gyre_local.process import tail
@@ -109,11 +111,11 @@ def levels(members: Iterable[Member]) -> list[list[Member]]:
     return groups
 
 
-def look(stack: Stack) -> list[Health]:
-    """The state and health of every member, probed at the same time."""
+def look(stack: Stack, members: Sequence[Member]) -> list[Health]:
+    """The state and health of `members`, probed at the same time."""
     supervisor = Supervisor(stack.places)
-    states, restarts = supervisor.states(), supervisor.restarts()
-    members = list(stack.members.values())
+    states = supervisor.states()
+    restarts = supervisor.restarts() if states else {}
     with concurrent.futures.ThreadPoolExecutor(max_workers=len(members)) as pool:
         reasons = list(pool.map(lambda member: _reason(member, states.get(member.name)), members))
     return [
@@ -133,6 +135,19 @@ def _reason(member: Member, state: ProcessState | None) -> str:
     except NotReady as reason:
         return str(reason)
     return ""
+
+
+def forget(stack: Stack) -> None:
+    """Delete the data and logs of the whole stack.
+
+    Raises:
+        LocalStackError: it is running.
+    """
+    if Supervisor(stack.places).is_running():
+        raise LocalStackError("the stack is running. Remedy: `make down` first.")
+    for name in (*stack.members, *SHARED_STATE):
+        shutil.rmtree(stack.places.state(name), ignore_errors=True)
+    shutil.rmtree(stack.places.logs, ignore_errors=True)
 
 
 def restart(stack: Stack, member: Member, report: Report) -> None:

@@ -6,7 +6,6 @@ process's log, and speaks over a unix socket in `var/`.
 
 import contextlib
 import hashlib
-import os
 import re
 import shlex
 import subprocess
@@ -34,9 +33,6 @@ START_RETRIES = 20
 SOCKET_PATH_LIMIT = 100
 ALREADY_STARTED, NOT_RUNNING, BAD_NAME = 60, 70, 10
 """Fault codes of supervisord's API."""
-
-_LOCAL_ONLY = ("GYRE_CACHE", "GYRE_VAR", "GYRE_PORTS_FILE", "GYRE_PORT_OFFSET", "GYRE_DATA")
-"""Variables of `gyre-local` itself, which a service would refuse as unknown."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +155,7 @@ class Supervisor:
 
     def _launch(self) -> None:
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.config)]
-        env = {name: value for name, value in os.environ.items() if name not in _LOCAL_ONLY}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         deadline = time.monotonic() + 15
         while done.returncode == 0 and time.monotonic() < deadline:
             if self.is_running():

@@ -1,4 +1,4 @@
-"""Prometheus from the distribution: scrapes every process with a metrics port, with the rules of infra/prometheus."""
+"""Prometheus from the distribution: scrapes every metrics port, with the rules of infra/prometheus/rules."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from gyre_local.places import REPOSITORY
 from gyre_local.ports import Ports
 from gyre_local.recipe import Recipe
 
-RULES = REPOSITORY / "infra" / "prometheus"
+RULES = REPOSITORY / "infra" / "prometheus" / "rules"
 SCRAPE_INTERVAL = "2s"
 
 
@@ -24,7 +24,7 @@ def scrape_config(ports: Ports) -> str:
     ]
     content = {
         "global": {"scrape_interval": SCRAPE_INTERVAL, "evaluation_interval": SCRAPE_INTERVAL},
-        "rule_files": [str(RULES / "*.rules.yml")],
+        "rule_files": [str(RULES / "*.yml")],
         "scrape_configs": jobs,
     }
     return json.dumps(content, indent=2) + "\n"

@@ -35,6 +35,10 @@ PEERS = {
 """The process behind each address of a service."""
 
 
+SHARED_STATE = ("warehouse", "artifacts")
+"""Directories of `var/` that belong to several processes."""
+
+
 def shared_env(ports: Ports, places: Places, loops: Sequence[Path]) -> dict[str, str]:
     """The settings that every process of the stack has in common, clients included."""
     return {
@@ -56,7 +60,8 @@ def prepare(name: str, places: Places, ports: Ports, *, loops: Sequence[Path]) -
     """Make the directories of the service process `name` and wire it."""
     own = ports.of(name)
     state = places.state(name)
-    for directory in (state, places.state("warehouse"), places.state("artifacts"), places.state("triton") / "models"):
+    shared = [places.state(part) for part in SHARED_STATE]
+    for directory in (state, *shared, places.state("triton") / "models"):
         directory.mkdir(parents=True, exist_ok=True)
     env = {
         **shared_env(ports, places, loops),

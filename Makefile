@@ -1,0 +1,84 @@
+# Every target brings what it needs: from a fresh clone, `make demo` is enough. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+LOOP ?= movies
+NAME ?=
+PYTEST_ARGS ?=
+
+# The uv on PATH, or one of our own in var/. Exported, so that what we start uses the same one.
+export UV := $(or $(shell command -v uv),$(CURDIR)/var/uv/bin/uv)
+RUN := $(UV) run --no-sync
+LOCAL := $(RUN) gyre-local
+SOURCES := libs/gyre-core/src libs/gyre-runtime/src libs/gyre-client/src infra/local/src \
+	$(patsubst %,services/%/src,gateway features inference trainer deployer monitor)
+
+.PHONY: help setup sync demo up down status logs test test-slow lint breaking types proto docs bench bench-path ci clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(CURDIR)/var/uv/bin/uv:
+	@infra/local/bring-uv.sh "$(CURDIR)/var/uv"
+
+sync: $(UV)
+	@$(UV) sync --all-packages --frozen $(if $(wildcard .venv/bin/gyre-local),--quiet)
+
+setup: sync ## install everything the stack needs (uv, Python packages, Redis, Prometheus, Kafka, Triton)
+	@$(LOCAL) setup
+
+demo: export GYRE_VAR := $(CURDIR)/var/demo
+demo: setup ## turn the loop once on real data: make demo LOOP=movies|simworld, KEEP=1 leaves the stack up
+	@trap '[ -n "$${KEEP:-}" ] || $(LOCAL) down' EXIT; \
+	$(LOCAL) up --fresh --loop examples/$(LOOP)/gyre.yaml; \
+	eval "$$($(LOCAL) env)"; \
+	$(RUN) python examples/$(LOOP)/demo.py
+
+up: setup ## start the local stack for examples/$(LOOP)
+	@$(LOCAL) up --loop examples/$(LOOP)/gyre.yaml
+
+down: sync ## stop the local stack
+	@$(LOCAL) down
+
+status: sync ## show every process and its health
+	@$(LOCAL) status
+
+logs: sync ## show the logs: make logs NAME=gateway follows one
+	@$(LOCAL) logs $(if $(NAME),$(NAME) --follow)
+
+test: setup ## unit, adapter, gRPC and end-to-end tests: make test PYTEST_ARGS="services/gateway -x"
+	@$(RUN) pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: setup ## soaks and large runs
+	@$(RUN) pytest -m slow $(PYTEST_ARGS)
+
+lint: sync ## ruff, import contracts, buf
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) lint-imports
+	@cd proto && $(RUN) buf lint
+
+breaking: sync ## refuse protos that break those of the commit before
+	@$(RUN) proto/breaking.sh
+
+types: sync ## mypy --strict over all sources
+	@$(RUN) mypy $(SOURCES)
+
+proto: sync ## check the protos and generate the stubs
+	@$(RUN) proto/generate.sh
+
+docs: sync ## write docs/reference from the declarations of topics, metrics, ports and settings
+	@$(RUN) python docs/generate.py
+
+bench: bench-path ## all benchmarks
+
+bench-path: setup ## Rank through the whole mesh and Kafka to Redis, beside bare baselines
+	@$(RUN) python tests/load/bench_path.py
+
+ci: ## what CI runs
+	@.ci/run
+
+clean: ## forget the local stack's data and logs (it must be down)
+	@$(LOCAL) clean
