@@ -14,6 +14,12 @@ from gyre_local.stack import Member, Stack
 from gyre_local.supervisor import ProcessState, Supervisor, log_path
 
 POLL_S = 0.1
+_ENDED = {
+    "BACKOFF": "ended at start, will be tried again",
+    "EXITED": "ended",
+    "FATAL": "kept ending at start, given up",
+    "UNKNOWN": "unknown to supervisord",
+}
 Report = Callable[[str, str], None]
 """Told of each step: the process and what happens to it (`starting`, `healthy`, `stopping`, `stopped`)."""
 
@@ -68,7 +74,7 @@ def _check_started(supervisor: Supervisor, member: Member, *, deadline: float) -
     state = supervisor.states()[member.name]
     if state.has_failed:
         raise LocalStackError(
-            f"{member.name} ended with code {state.exit_status} at start. Its log {log} ends with:\n{tail(log)}\n"
+            f"{member.name} ended at start. Its log {log} ends with:\n{tail(log)}\n"
             "Remedy: put that right, then bring the stack up again; `gyre-local down` stops the rest."
         )
     try:
@@ -129,7 +135,7 @@ def _reason(member: Member, state: ProcessState | None) -> str:
     if state is None or state.state == "STOPPED":
         return "not started"
     if not state.is_up:
-        return f"ended with code {state.exit_status}"
+        return _ENDED[state.state]
     try:
         member.probe()
     except NotReady as reason:

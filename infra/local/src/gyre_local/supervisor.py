@@ -43,7 +43,6 @@ class ProcessState:
     state: str
     pid: int
     uptime_s: float
-    exit_status: int
     log: Path
 
     @property
@@ -125,16 +124,17 @@ class Supervisor:
         self.places = places
         self.config = places.var / "supervisord.conf"
 
-    @property
-    def _api(self) -> Any:
-        # Its transport keeps a connection that a refused call leaves unusable, so each call has one of its own.
+    def _call(self, method: str, *arguments: object) -> Any:
+        # The transport keeps a connection that a refused call leaves unusable, so each call has one of its own.
         transport = SupervisorTransport(None, None, f"unix://{socket_path(self.places)}")
-        return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor
+        with contextlib.closing(transport):
+            proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+            return getattr(proxy.supervisor, method)(*arguments)
 
     def is_running(self) -> bool:
         """True when supervisord answers."""
         try:
-            self._api.getState()
+            self._call("getState")
         except (OSError, xmlrpc.client.Error):
             return False
         return True
@@ -165,25 +165,24 @@ class Supervisor:
         raise LocalStackError(f"supervisord did not start:\n{done.stdout}{done.stderr}{tail(log)}")
 
     def _reload(self) -> None:
-        ((added, changed, removed),) = self._api.reloadConfig()
+        ((added, changed, removed),) = self._call("reloadConfig")
         for name in (*changed, *removed):
             self.stop([name])
-            self._api.removeProcessGroup(name)
+            self._call("removeProcessGroup", name)
         for name in (*added, *changed):
-            self._api.addProcessGroup(name)
+            self._call("addProcessGroup", name)
 
     def states(self) -> dict[str, ProcessState]:
         """Every process that supervisord knows, by name; empty when it is not running."""
         if not self.is_running():
             return {}
-        infos = cast("list[dict[str, Any]]", self._api.getAllProcessInfo())
+        infos = cast("list[dict[str, Any]]", self._call("getAllProcessInfo"))
         return {
             info["name"]: ProcessState(
                 name=info["name"],
                 state=info["statename"],
                 pid=info["pid"],
                 uptime_s=float(info["now"] - info["start"]) if info["pid"] else 0.0,
-                exit_status=info["exitstatus"],
                 log=log_path(self.places, info["name"]),
             )
             for info in infos
@@ -204,13 +203,13 @@ class Supervisor:
     def start(self, name: str) -> None:
         """Start one process and return at once."""
         with _tolerated(ALREADY_STARTED):
-            self._api.startProcess(name, False)
+            self._call("startProcess", name, False)
 
     def stop(self, names: Sequence[str]) -> None:
         """Stop processes together and return when they have ended."""
         for name in names:
             with _tolerated(NOT_RUNNING, BAD_NAME):
-                self._api.stopProcess(name, False)
+                self._call("stopProcess", name, False)
         waiting = set(names)
         while waiting:
             states = self.states()
@@ -223,7 +222,7 @@ class Supervisor:
         Raises:
             LocalStackError: it is still there after 30 s.
         """
-        self._api.shutdown()
+        self._call("shutdown")
         deadline = time.monotonic() + 30
         while (self.places.var / "supervisord.pid").exists() or self.is_running():
             if time.monotonic() > deadline:

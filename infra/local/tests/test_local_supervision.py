@@ -1,0 +1,137 @@
+"""Real processes under the supervisor: started in order, restarted when killed, stopped, and named when they fail."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from gyre_local import operations, probes
+from gyre_local.components import redis
+from gyre_local.failures import LocalStackError
+from gyre_local.places import Places
+from gyre_local.ports import Ports
+from gyre_local.process import Process, running
+from gyre_local.recipe import Recipe
+from gyre_local.reserve import free_ports
+from gyre_local.stack import Member, Stack
+from gyre_local.supervisor import Supervisor
+from gyre_local.testing import eventually_sync
+
+pytestmark = pytest.mark.adapter
+HOST = "127.0.0.1"
+
+
+def fails_at_once(directory: Path) -> Recipe:
+    """A process that complains and ends."""
+    directory.mkdir(parents=True, exist_ok=True)
+    command = (sys.executable, "-c", "raise SystemExit('no quorum of 100% today')")
+    return Recipe(name="failing", command=command, directory=directory, probe=lambda: None)
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """Two Redis servers, the second after the first, and a process that fails; taken down afterwards."""
+    places = Places(tmp_path / "var")
+    first, second = free_ports(2)
+    members = [
+        Member(
+            name,
+            prepare=partial(prepared_redis, name, places, port),
+            probe=partial(probes.redis, HOST, port),
+            ports={"server": port},
+            after=after,
+        )
+        for name, port, after in (("first", first, ()), ("second", second, ("first",)))
+    ]
+    members.append(
+        Member("failing", prepare=partial(fails_at_once, places.state("failing")), probe=lambda: None, ports={})
+    )
+    ports = Ports(host=HOST, processes={member.name: member.ports for member in members})
+    stack = Stack(members={member.name: member for member in members}, places=places, ports=ports, loops=[])
+    yield stack
+    operations.take_down(stack, lambda *_: None)
+
+
+def prepared_redis(name: str, places: Places, port: int) -> Recipe:
+    """A Redis under another name."""
+    return replace(redis.prepare(places.state(name), host=HOST, port=port), name=name)
+
+
+def test_a_stack_lives_through_its_life(stack: Stack) -> None:
+    """Members start in order, a killed one is restarted and counted, and all are gone after the end."""
+    steps: list[tuple[str, str]] = []
+    members = stack.select(["first", "second"])
+    operations.bring_up(stack, members, lambda *step: steps.append(step))
+    assert steps == [("first", "starting"), ("first", "healthy"), ("second", "starting"), ("second", "healthy")]
+    operations.bring_up(stack, members, lambda *_: None)
+
+    supervisor = Supervisor(stack.places)
+    killed = supervisor.states()["first"].pid
+    os.kill(killed, signal.SIGKILL)
+
+    def restarted() -> bool:
+        line = next(line for line in operations.look(stack, members) if line.name == "first")
+        return line.is_healthy and line.restarts == 1 and line.process is not None and line.process.pid != killed
+
+    eventually_sync(restarted, timeout_s=20, message="the killed process runs again")
+    with pytest.raises(LocalStackError, match="make down"):
+        operations.forget(stack)
+    pids = [state.pid for state in supervisor.states().values() if state.pid]
+    operations.take_down(stack, lambda *_: None)
+    assert not supervisor.is_running()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    operations.forget(stack)
+    assert not stack.places.state("first").exists()
+
+
+def test_a_restart_gives_a_new_process_and_leaves_the_others(stack: Stack) -> None:
+    """Restarting one member leaves the process of another as it is."""
+    members = stack.select(["first", "second"])
+    operations.bring_up(stack, members, lambda *_: None)
+    before = Supervisor(stack.places).states()
+    operations.restart(stack, stack.members["second"], lambda *_: None)
+    after = Supervisor(stack.places).states()
+    assert after["first"].pid == before["first"].pid
+    assert after["second"].pid != before["second"].pid
+
+
+def test_a_process_that_ends_at_start_shows_its_last_words(stack: Stack) -> None:
+    """The message of a failed start holds the end of the process's log."""
+    with pytest.raises(LocalStackError, match=r"failing ended at start(?s:.)*no quorum of 100% today"):
+        operations.bring_up(stack, stack.select(["failing"]), lambda *_: None)
+
+
+def test_restart_needs_a_running_stack(stack: Stack) -> None:
+    """Restarting a member of a stack that is down names the remedy."""
+    with pytest.raises(LocalStackError, match="make up"):
+        operations.restart(stack, stack.members["first"], lambda *_: None)
+
+
+def test_a_child_process_that_fails_shows_its_last_words(tmp_path: Path) -> None:
+    """A test session's process that ends at start is reported with its log."""
+    with (
+        pytest.raises(LocalStackError, match="no quorum"),
+        running(_never_ready(fails_at_once(tmp_path)), log=tmp_path / "log"),
+    ):
+        pass
+
+
+def _never_ready(recipe: Recipe) -> Recipe:
+    (port,) = free_ports(1)
+    return replace(recipe, probe=partial(probes.redis, HOST, port))
+
+
+def test_a_stopped_process_starts_again(tmp_path: Path) -> None:
+    """A test may stop a component and start it again on the same port."""
+    (port,) = free_ports(1)
+    process = Process(redis.prepare(tmp_path, host=HOST, port=port, durable=False), log=tmp_path / "redis.log")
+    for _ in range(2):
+        process.start()
+        probes.redis(HOST, port)
+        process.stop()
+        with pytest.raises(probes.NotReady):
+            probes.redis(HOST, port)
