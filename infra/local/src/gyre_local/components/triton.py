@@ -6,6 +6,7 @@ Triton's Python side needs NumPy below 2, so it lives in an environment of its o
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ def install() -> Path:
     with exclusive(cache_dir() / "triton.lock"):
         if not done.exists():
             uv = find_uv()
-            _run(uv, "venv", "--quiet", "--clear", "--python", PYTHON, str(home))
+            _run(uv, "venv", "--quiet", "--clear", "--python", _python(), str(home))
             _run(uv, "pip", "install", "--quiet", "--python", str(home), "--no-deps", PYTRITON)
             _run(uv, "pip", "install", "--quiet", "--python", str(home), *RUNTIME)
             stub = packages / "pytriton/tritonserver/python_backend_stubs" / PYTHON / "triton_python_backend_stub"
@@ -149,6 +150,12 @@ def find_uv() -> str:
     if not uv:
         raise LocalStackError("uv is not on PATH. Remedy: run `make setup`, which brings it.")
     return uv
+
+
+def _python() -> str:
+    """The Python of Triton's environment: the one behind this process where its version fits."""
+    own = Path(sys.base_prefix) / "bin" / f"python{PYTHON}"
+    return str(own) if own.exists() else PYTHON
 
 
 def _run(*command: str) -> None:
