@@ -100,6 +100,3 @@ def server_of(gateway: ToldGateway, telemetry: Telemetry) -> ServerAt:
         return build_server(ServiceSettings(**settings), services, health=health)  # type: ignore[arg-type]
 
     return build
-
-
-RANK = gateway_pb2.RankRequest(loop="movies", user_id="u1", item_ids=["a", "b"])

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -107,27 +107,40 @@ class Lifespan:
 
 async def serve_forever(main: Callable[[Lifespan], Awaitable[None]], settings: ServiceSettings) -> int:
     """Set up with `main`, serve until SIGTERM or SIGINT, drain; return the exit code."""
-    async with Lifespan(drain_s=settings.drain_s) as lifespan:
-        set_up = asyncio.ensure_future(main(lifespan))
-        _on_signals(lifespan.end)
-        over = asyncio.ensure_future(lifespan.until_over())
-        await asyncio.wait({set_up, over}, return_when=asyncio.FIRST_COMPLETED)
-        if not set_up.done():
-            set_up.cancel()
-            await asyncio.gather(set_up, return_exceptions=True)
-        else:
-            set_up.result()
-            await lifespan.health.start()
-            _LOG.info("ready")
-            await over
-        over.cancel()
-        _LOG.info("draining")
+    lifespan = Lifespan(drain_s=settings.drain_s)
+    with _signals(lifespan.end):
+        async with lifespan:
+            await _live(main, lifespan)
     return 1 if lifespan.failed else 0
 
 
-def _on_signals(end: Callable[[], None]) -> None:
-    for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, end)
+async def _live(main: Callable[[Lifespan], Awaitable[None]], lifespan: Lifespan) -> None:
+    set_up = asyncio.ensure_future(main(lifespan))
+    over = asyncio.ensure_future(lifespan.until_over())
+    await asyncio.wait({set_up, over}, return_when=asyncio.FIRST_COMPLETED)
+    if not set_up.done():
+        set_up.cancel()
+        await asyncio.gather(set_up, return_exceptions=True)
+    else:
+        set_up.result()
+        await lifespan.health.start()
+        _LOG.info("ready")
+        await over
+    over.cancel()
+    _LOG.info("draining")
+
+
+@contextmanager
+def _signals(end: Callable[[], None]) -> Iterator[None]:
+    """Let SIGTERM and SIGINT begin the end while the block runs."""
+    loop, signals = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+    for each in signals:
+        loop.add_signal_handler(each, end)
+    try:
+        yield
+    finally:
+        for each in signals:
+            loop.remove_signal_handler(each)
 
 
 def run(main: Callable[[Lifespan], Awaitable[None]], *, settings: ServiceSettings, service: str) -> None:

@@ -1,0 +1,225 @@
+"""A process's life: the documented example as a real process, and the order in which a lifespan closes."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Self
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from gyre.events.v1.behavior_pb2 import Interaction
+from gyre.inference.v1.inference_pb2 import ListModelsRequest
+from gyre.inference.v1.inference_pb2_grpc import InferenceServiceStub
+from gyre_local.testing import eventually
+from gyre_runtime import Dependency, Lifespan, ServiceSettings
+from gyre_runtime.kafka import Producer
+from gyre_runtime.lifecycle import serve_forever
+
+EXAMPLE = Path(__file__).parent / "data" / "example_service.py"
+MakeTopic = Callable[..., Awaitable[str]]
+
+
+class ExampleProcess:
+    """The example service as a process, with its log lines."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, object]] = []
+        self._reader = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.lines.append(json.loads(line))
+
+    def logged(self, message: str) -> dict[str, object] | None:
+        """Return the first log line with that message."""
+        return next((line for line in self.lines if line["message"] == message), None)
+
+    async def address(self) -> str:
+        """Wait until the server listens, and return where."""
+        line = await eventually(lambda: self.logged("listening"))
+        return str(line["address"])
+
+    async def stop(self) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        code = await self.process.wait()
+        await self._reader
+        return code
+
+
+@asynccontextmanager
+async def example(**variables: str) -> AsyncIterator[ExampleProcess]:
+    """Run the example; its end is the test's, or a kill."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GYRE_")}
+    command = [sys.executable, "-W", "error", str(EXAMPLE)]
+    process = await asyncio.create_subprocess_exec(
+        *command, env={**environ, **variables}, stderr=asyncio.subprocess.PIPE
+    )
+    running = ExampleProcess(process)
+    try:
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _serving(address: str) -> bool:
+    async with grpc.aio.insecure_channel(address) as bare:
+        answer = await health_pb2_grpc.HealthStub(bare).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _handled(address: str) -> list[str]:
+    async with grpc.aio.insecure_channel(address) as bare:
+        answer = await InferenceServiceStub(bare).ListModels(ListModelsRequest(), timeout=5)
+    return [model.version for model in answer.models]
+
+
+@pytest.mark.adapter
+async def test_the_documented_example_serves_drains_and_catches_up(kafka: str, make_topic: MakeTopic) -> None:
+    """It is SERVING once Kafka is up, handles events, exits 0 on SIGTERM, and after a restart gets the rest only."""
+    topic = await make_topic()
+    variables = {"GYRE_KAFKA": kafka, "GYRE_INFERENCE_TOPIC": topic}
+    async with Producer(kafka, source="test") as producer:
+
+        async def publish(number: int) -> None:
+            message = Interaction(user_id="u", item_id="i", type="click")
+            await producer.send(topic, message, key="u", id=f"e{number}")
+
+        async with example(**variables) as first:
+            address = await first.address()
+            await eventually(lambda: _serving(address))
+            await publish(1)
+            await eventually(lambda: _handled(address))
+            assert await first.stop() == 0
+        await publish(2)
+        async with example(**variables) as second:
+            address = await second.address()
+            assert await eventually(lambda: _handled(address)) == ["e2"]
+            assert await second.stop() == 0
+    assert first.logged("draining") is not None
+    assert {"time", "level", "logger", "message", "service"} <= set(first.lines[0])
+
+
+async def test_a_process_that_waits_for_kafka_ends_on_a_signal(unused_tcp_port: int) -> None:
+    """Without Kafka it waits, says for what, and still exits 0 on SIGTERM."""
+    async with example(GYRE_KAFKA=f"127.0.0.1:{unused_tcp_port}") as process:
+        line = await eventually(lambda: process.logged("waiting for Kafka"))
+        assert line["kafka"] == f"127.0.0.1:{unused_tcp_port}"
+        assert await process.stop() == 0
+
+
+async def test_a_bad_setting_ends_the_process_with_its_message() -> None:
+    """A wrong variable ends the process at once with one line that names it."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(EXAMPLE),
+        env={**os.environ, "GYRE_LISTEN": "nowhere"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, stderr = await process.communicate()
+    assert process.returncode == 1
+    assert stderr.decode() == "GYRE_LISTEN='nowhere': must be host:port with a port from 0 to 65535\n"
+
+
+class Recorded:
+    """A resource that notes when it is closed."""
+
+    def __init__(self, name: str, order: list[str]) -> None:
+        self._name, self._order = name, order
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._order.append(self._name)
+
+
+async def test_draining_goes_in_order() -> None:
+    """Not ready first, then consuming stops, then what was entered last closes first."""
+    order: list[str] = []
+    stopped = asyncio.Event()
+    async with Lifespan(drain_s=5) as lifespan:
+        await lifespan.enter(Recorded("producer", order))
+        await lifespan.enter(Recorded("server", order))
+
+        def stop() -> None:
+            order.append("stop" if not lifespan.health.serving else "still serving")
+            stopped.set()
+
+        async def consume() -> None:
+            await stopped.wait()
+            order.append("consumed")
+
+        lifespan.background("events", consume(), stop=stop)
+        await lifespan.health.start()
+        assert lifespan.health.serving
+    assert order == ["stop", "consumed", "server", "producer"]
+
+
+async def test_a_dead_background_task_ends_the_process_with_1() -> None:
+    """When a background task raises, the process drains and its exit code is 1."""
+    order: list[str] = []
+
+    async def die() -> None:
+        raise KeyError("bug")
+
+    async def main(lifespan: Lifespan) -> None:
+        await lifespan.enter(Recorded("server", order))
+        lifespan.background("dies", die())
+
+    assert await serve_forever(main, ServiceSettings()) == 1
+    assert order == ["server"]
+
+
+async def test_a_background_task_that_does_not_stop_is_cancelled() -> None:
+    """After `drain_s` a background task that ignores its stop is cancelled."""
+    cancelled = asyncio.Event()
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async with Lifespan(drain_s=0.05) as lifespan:
+        task = lifespan.background("stubborn", stubborn(), stop=lambda: None)
+        await eventually(lambda: task.get_coro() is not None)
+    assert cancelled.is_set() or task.cancelled()
+    assert not lifespan.failed
+
+
+async def test_a_failing_set_up_closes_what_was_opened() -> None:
+    """When the set-up raises, what it had entered is closed and the error goes on."""
+    order: list[str] = []
+
+    async def main(lifespan: Lifespan) -> None:
+        await lifespan.enter(Recorded("producer", order))
+        raise ValueError("bad")
+
+    with pytest.raises(ValueError, match="bad"):
+        await serve_forever(main, ServiceSettings())
+    assert order == ["producer"]
+
+
+async def test_a_slow_check_counts_as_down() -> None:
+    """A dependency whose check hangs does not keep the process SERVING."""
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    async with Lifespan() as lifespan:
+        lifespan.depends_on(Dependency("store", hang, timeout_s=0.01))
+        await lifespan.health.start()
+        with pytest.raises(TimeoutError):
+            await lifespan.health.wait_serving(0.1)
