@@ -10,6 +10,14 @@ PYTEST_ARGS ?=
 
 # The uv on PATH, or one of our own in var/. Exported, so that what we start uses the same one.
 export UV := $(or $(shell command -v uv),$(CURDIR)/var/uv/bin/uv)
+
+# Tools that carry their own list of certificate authorities use the system's, which knows a company's proxy too.
+SYSTEM_CERTS := $(wildcard /etc/ssl/certs/ca-certificates.crt)
+ifneq ($(SYSTEM_CERTS),)
+export SSL_CERT_FILE ?= $(SYSTEM_CERTS)
+export REQUESTS_CA_BUNDLE ?= $(SYSTEM_CERTS)
+endif
+
 RUN := $(UV) run --no-sync
 LOCAL := $(RUN) gyre-local
 SOURCES := libs/gyre-core/src libs/gyre-runtime/src libs/gyre-client/src infra/local/src \

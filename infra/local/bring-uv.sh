@@ -33,17 +33,19 @@ import json
 import pathlib
 import platform
 import sys
+import urllib.parse
 import urllib.request
 import zipfile
 
 target = pathlib.Path(sys.argv[1]) / "bin"
-with urllib.request.urlopen("https://pypi.org/pypi/uv/json", timeout=60) as answer:
+index = "https://pypi.org/pypi/uv/json"
+with urllib.request.urlopen(index, timeout=60) as answer:
     files = json.load(answer)["urls"]
 wanted = f"manylinux_2_17_{platform.machine()}"
 wheel = next((file for file in files if wanted in file["filename"]), None)
 if wheel is None:
     sys.exit(f"make: PyPI has no uv for {platform.machine()}. Remedy: install uv (https://docs.astral.sh/uv) yourself.")
-with urllib.request.urlopen(wheel["url"], timeout=300) as answer:
+with urllib.request.urlopen(urllib.parse.urljoin(index, wheel["url"]), timeout=300) as answer:
     content = answer.read()
 if hashlib.sha256(content).hexdigest() != wheel["digests"]["sha256"]:
     sys.exit("make: uv's wheel does not have the checksum that PyPI states. Remedy: try again.")
