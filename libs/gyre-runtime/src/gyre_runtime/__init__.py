@@ -35,7 +35,7 @@ dependencies are up. On SIGTERM it is not ready, stops consuming, finishes what 
 exits 0; when a background task dies it does the same and exits 1, for the supervisor to start it again.
 """
 
-from gyre_runtime.client import NO_RETRY, Channel, Retry, RetryBudget, call, channel
+from gyre_runtime.client import Channel, RetryBudget, call, channel
 from gyre_runtime.errors import (
     Conflict,
     DeadlineExceeded,
@@ -58,8 +58,8 @@ from gyre_runtime.telemetry import setup_telemetry
 from gyre_runtime.tracing import inject, model_tracer, start_span
 
 __all__ = [
-    "NO_RETRY", "Channel", "Conflict", "DeadlineExceeded", "Dependency", "Exhausted", "GyreError", "Health", "Invalid",
-    "Lifespan", "NotFound", "Precondition", "Registration", "Retry", "RetryBudget", "Server", "ServiceSettings",
+    "Channel", "Conflict", "DeadlineExceeded", "Dependency", "Exhausted", "GyreError", "Health", "Invalid",
+    "Lifespan", "NotFound", "Precondition", "Registration", "RetryBudget", "Server", "ServiceSettings",
     "Unauthenticated", "Unavailable", "Violation", "build_server", "call", "channel", "inject", "instrument",
     "load_loops", "load_settings", "model_tracer", "run", "setup_telemetry", "start_span",
 ]  # fmt: skip

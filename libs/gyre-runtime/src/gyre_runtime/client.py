@@ -10,13 +10,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 
 from gyre_runtime import tracing
 from gyre_runtime.context import CURRENT_CALL
-from gyre_runtime.errors import DeadlineExceeded, GyreError, Unavailable, from_rpc_error
+from gyre_runtime.errors import DeadlineExceeded, Unavailable, from_rpc_error
 from gyre_runtime.interceptor import REQUEST_ID
 from gyre_runtime.metrics import instrument
 from gyre_runtime.settings import ServiceSettings
@@ -24,11 +24,12 @@ from gyre_runtime.transport_security import channel_credentials, read_token
 
 _MARGIN_S = 0.002
 _BACKOFF_S = 0.02
+Metadata = tuple[tuple[str, Any], ...]
 
 
 @dataclass
 class RetryBudget:
-    """Bounds retries to a share of the calls, so that a failing peer is not hit harder than a healthy one.
+    """Bounds the retries on a channel to a share of its calls: a failing peer is not hit harder than a healthy one.
 
     A token bucket (https://sre.google/sre-book/handling-overload/): each call earns `ratio`, each retry costs 1.
     """
@@ -49,48 +50,45 @@ class RetryBudget:
         return True
 
 
-@dataclass(frozen=True)
-class Retry:
-    """How often UNAVAILABLE is tried again, and from which budget.
-
-    Attributes:
-        attempts: calls in all; 1 means no retry.
-        budget: shared by every call that may exhaust it together.
-    """
-
-    attempts: int = 3
-    budget: RetryBudget = field(default_factory=RetryBudget)
+Request = TypeVar("Request")
+Response = TypeVar("Response")
 
 
-DEFAULT_RETRY = Retry()
-NO_RETRY = Retry(attempts=1)
-
-
-async def call(method: Any, request: Any, *, timeout_s: float, retry: Retry = DEFAULT_RETRY) -> Any:
+async def call(
+    method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
+    request: Request,
+    *,
+    timeout_s: float,
+    attempts: int = 3,
+) -> Response:
     """Call a unary method within a time that covers all attempts and ends before the incoming call's.
+
+    UNAVAILABLE alone is tried again, after a short pause, while the channel's `RetryBudget` allows it.
 
     Args:
         method: a method of a stub on a `channel`.
         request: its request message.
         timeout_s: seconds for all attempts together.
-        retry: for UNAVAILABLE; `NO_RETRY` for what must not be sent twice.
+        attempts: calls at most; 1 for what must not be sent twice.
 
     Raises:
         GyreError: as the server raised it, or Unavailable, or DeadlineExceeded.
     """
+    unary: UnaryCall = method  # type: ignore[assignment]  # what a stub on a `channel` holds
     deadline = time.monotonic() + timeout_s
-    retry.budget.earn()
-    for attempt in range(1, retry.attempts + 1):
+    unary.budget.earn()
+    for attempt in range(1, attempts + 1):
         try:
-            return await method(request, timeout=deadline - time.monotonic())
+            response: Response = await unary(request, timeout=deadline - time.monotonic())
+            return response
         except Unavailable:
             pause_s = _BACKOFF_S * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
             late = time.monotonic() + pause_s >= deadline
-            if attempt >= retry.attempts or late or not retry.budget.spend():
+            if attempt == attempts or late or not unary.budget.spend():
                 raise
-            instrument("gyre_rpc_client_retries_total").add(method=getattr(method, "__name__", "unary"))
+            unary.count_retry()
             await asyncio.sleep(pause_s)
-    raise AssertionError("unreachable: the last attempt returns or raises")
+    raise ValueError("attempts must be at least 1")
 
 
 def channel(address: str, settings: ServiceSettings, *, name: str) -> "Channel":
@@ -122,13 +120,113 @@ def _options(settings: ServiceSettings) -> list[tuple[str, Any]]:
     ]
 
 
+class _Outgoing:
+    """What the calls of one method on one channel share: metadata, deadline, metrics."""
+
+    def __init__(self, method: str, *, peer: str, authorization: Metadata) -> None:
+        self.method = method
+        self._labels = {"peer": peer, "method": method.rpartition("/")[2]}
+        self._authorization = authorization
+        self._seconds: dict[str, Callable[[float], None]] = {}
+
+    def metadata(self, given: Any) -> Metadata:
+        """Add token, trace context and request id to what the caller gives."""
+        added, names = self._authorization, {name for name, _ in given} if given else ()
+        traceparent, incoming = tracing.inject(), CURRENT_CALL.get()
+        if traceparent and tracing.TRACEPARENT not in names:
+            added = (*added, (tracing.TRACEPARENT, traceparent))
+        if incoming is not None and REQUEST_ID not in names:
+            added = (*added, (REQUEST_ID, incoming.request_id))
+        return (*given, *added) if given else added
+
+    def effective_s(self, timeout_s: float | None) -> float:
+        """Return the time a call may take: what it asks for, but less than what the incoming call has left."""
+        incoming = CURRENT_CALL.get()
+        if incoming is None:
+            if timeout_s is None:
+                raise ValueError(f"{self.method} needs a timeout: every call of the mesh has a deadline")
+            return timeout_s
+        left_s = incoming.remaining_s() - _MARGIN_S
+        effective_s = left_s if timeout_s is None else min(left_s, timeout_s)
+        if effective_s <= 0:
+            raise DeadlineExceeded("DEADLINE_EXCEEDED", "no time is left for the call")
+        return effective_s
+
+    def observe(self, code: str, started: float) -> None:
+        """Record how a call ended."""
+        seconds = self._seconds.get(code)
+        if seconds is None:
+            seconds = self._seconds[code] = instrument("gyre_rpc_client_seconds").bind(**self._labels, code=code)
+        seconds(time.perf_counter() - started)
+
+    def count_retry(self) -> None:
+        """Record a repeated call."""
+        instrument("gyre_rpc_client_retries_total").add(**self._labels)
+
+
+class UnaryCall(_Outgoing):
+    """A unary method of a stub: answers the response or raises a `GyreError`."""
+
+    def __init__(self, inner: Any, budget: RetryBudget, method: str, *, peer: str, authorization: Metadata) -> None:
+        super().__init__(method, peer=peer, authorization=authorization)
+        self._inner = inner
+        self.budget = budget
+
+    async def __call__(self, request: Any, *, timeout: float | None = None, metadata: Any = None, **more: Any) -> Any:  # noqa: ASYNC109
+        """Call once."""
+        started, code = time.perf_counter(), "OK"
+        try:
+            timeout_s = self.effective_s(timeout)
+            return await self._inner(request, timeout=timeout_s, metadata=self.metadata(metadata), **more)
+        except grpc.aio.AioRpcError as error:
+            code = error.code().name
+            raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        finally:
+            self.observe(code, started)
+
+
+class StreamCall(_Outgoing):
+    """A server-streaming method of a stub: iterates over the responses or raises a `GyreError`."""
+
+    def __init__(self, inner: Any, method: str, *, peer: str, authorization: Metadata) -> None:
+        super().__init__(method, peer=peer, authorization=authorization)
+        self._inner = inner
+
+    async def __call__(
+        self,
+        request: Any,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - gRPC's name
+        metadata: Any = None,
+        **more: Any,
+    ) -> AsyncIterator[Any]:
+        """Call, and iterate."""
+        started, code = time.perf_counter(), "OK"
+        try:
+            timeout_s = self.effective_s(timeout)
+            async for response in self._inner(request, timeout=timeout_s, metadata=self.metadata(metadata), **more):
+                yield response
+        except grpc.aio.AioRpcError as error:
+            code = error.code().name
+            raise from_rpc_error(error) from None
+        except (asyncio.CancelledError, GeneratorExit):
+            code = "CANCELLED"
+            raise
+        finally:
+            self.observe(code, started)
+
+
 class Channel(grpc.aio.Channel):
     """A `grpc.aio.Channel` whose unary and server-streaming calls follow the rules of the mesh."""
 
     def __init__(self, inner: grpc.aio.Channel, *, name: str, token: str) -> None:
         self._inner = inner
         self._name = name
-        self._authorization = (("authorization", f"Bearer {token}"),) if token else ()
+        self._authorization: Metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._budget = RetryBudget()
 
     async def __aenter__(self) -> Self:
         """Use the channel."""
@@ -157,51 +255,14 @@ class Channel(grpc.aio.Channel):
         await self._inner.channel_ready()
 
     def unary_unary(self, method: str, *serializers: Any, **options: Any) -> Any:
-        """Return a callable that answers the response or raises a `GyreError`."""
-        inner, observe = self._inner.unary_unary(method, *serializers, **options), self._observer(method)
-
-        async def invoke(request: Any, *, timeout: float | None = None, metadata: Any = (), **more: Any) -> Any:  # noqa: ASYNC109
-            started, code = time.perf_counter(), "OK"
-            try:
-                timeout_s = _effective(timeout, method)
-                return await inner(request, timeout=timeout_s, metadata=self._metadata(metadata), **more)
-            except grpc.aio.AioRpcError as error:
-                code = error.code().name
-                raise from_rpc_error(error) from None
-            except GyreError as error:
-                code = error.code.name
-                raise
-            except asyncio.CancelledError:
-                code = "CANCELLED"
-                raise
-            finally:
-                observe(code, started)
-
-        return invoke
+        """Return a `UnaryCall`."""
+        inner = self._inner.unary_unary(method, *serializers, **options)
+        return UnaryCall(inner, self._budget, method, peer=self._name, authorization=self._authorization)
 
     def unary_stream(self, method: str, *serializers: Any, **options: Any) -> Any:
-        """Return a callable that iterates over the responses or raises a `GyreError`."""
-        inner, observe = self._inner.unary_stream(method, *serializers, **options), self._observer(method)
-
-        async def invoke(
-            request: Any,
-            *,
-            timeout: float | None = None,  # noqa: ASYNC109 - gRPC's name
-            metadata: Any = (),
-            **more: Any,
-        ) -> AsyncIterator[Any]:
-            started, code = time.perf_counter(), "OK"
-            try:
-                timeout_s = _effective(timeout, method)
-                async for response in inner(request, timeout=timeout_s, metadata=self._metadata(metadata), **more):
-                    yield response
-            except grpc.aio.AioRpcError as error:
-                code = error.code().name
-                raise from_rpc_error(error) from None
-            finally:
-                observe(code, started)
-
-        return invoke
+        """Return a `StreamCall`."""
+        inner = self._inner.unary_stream(method, *serializers, **options)
+        return StreamCall(inner, method, peer=self._name, authorization=self._authorization)
 
     def stream_unary(self, method: str, *serializers: Any, **options: Any) -> Any:
         """Return gRPC's own callable: the mesh has no client-streaming method."""
@@ -210,38 +271,3 @@ class Channel(grpc.aio.Channel):
     def stream_stream(self, method: str, *serializers: Any, **options: Any) -> Any:
         """Return gRPC's own callable: reflection alone streams both ways."""
         return self._inner.stream_stream(method, *serializers, **options)
-
-    def _metadata(self, given: Any) -> tuple[tuple[str, Any], ...]:
-        """Add token, trace context and request id to what the caller gives."""
-        given = tuple(given or ())
-        added: tuple[tuple[str, Any], ...] = self._authorization
-        names = {name for name, _ in given}
-        traceparent, incoming = tracing.inject(), CURRENT_CALL.get()
-        if traceparent and tracing.TRACEPARENT not in names:
-            added = (*added, (tracing.TRACEPARENT, traceparent))
-        if incoming is not None and REQUEST_ID not in names:
-            added = (*added, (REQUEST_ID, incoming.request_id))
-        return (*given, *added)
-
-    def _observer(self, method: str) -> Callable[[str, float], None]:
-        labels = {"peer": self._name, "method": method.rpartition("/")[2]}
-        bound: dict[str, Callable[[float], None]] = {}
-
-        def observe(code: str, started: float) -> None:
-            if code not in bound:
-                bound[code] = instrument("gyre_rpc_client_seconds").bind(**labels, code=code)
-            bound[code](time.perf_counter() - started)
-
-        return observe
-
-
-def _effective(timeout_s: float | None, method: str) -> float:
-    """Return the time a call may take: what it asks for, but less than what the incoming call has left."""
-    incoming = CURRENT_CALL.get()
-    if timeout_s is None and incoming is None:
-        raise ValueError(f"{method} needs a timeout: every call of the mesh has a deadline")
-    left = incoming.remaining_s() - _MARGIN_S if incoming is not None else float("inf")
-    timeout_s = min(left, timeout_s if timeout_s is not None else float("inf"))
-    if timeout_s <= 0:
-        raise DeadlineExceeded("DEADLINE_EXCEEDED", "no time is left for the call")
-    return timeout_s

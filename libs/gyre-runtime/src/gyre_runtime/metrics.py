@@ -44,7 +44,7 @@ METRICS: tuple[Metric, ...] = (
     # chassis
     Metric("gyre_rpc_server_seconds", "histogram", "s", ("service", "method", "code"), "Time of a call at its server."),
     Metric("gyre_rpc_client_seconds", "histogram", "s", ("peer", "method", "code"), "Time a client waited for a call."),
-    Metric("gyre_rpc_client_retries_total", "counter", "1", ("method",), "Calls repeated after UNAVAILABLE."),
+    Metric("gyre_rpc_client_retries_total", "counter", "1", ("peer", "method"), "Calls repeated after UNAVAILABLE."),
     Metric("gyre_dependency_up", "gauge", "1", ("dependency",), "1 when a dependency's last check passed, else 0."),
     Metric("gyre_producer_records_total", "counter", "1", ("loop", "topic"), "Records that Kafka acknowledged."),
     Metric("gyre_producer_dropped_total", "counter", "1", ("loop", "topic", "reason"), "Records that Kafka never got."),
