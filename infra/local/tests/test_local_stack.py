@@ -4,10 +4,16 @@ import configparser
 import json
 import shlex
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import grpc
+import prometheus_client
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import HealthServicer
 from gyre_local import probes
 from gyre_local import setup as setup_steps
 from gyre_local.components import redis, services, triton
@@ -58,7 +64,7 @@ def test_services_are_wired_by_variables(stack: Stack) -> None:
     assert recipe.env["GYRE_LOOPS"] == "/loops/one.yaml:/loops/two.yaml"
     assert recipe.env["GYRE_KAFKA"] == "127.0.0.1:17000"
     assert recipe.env["GYRE_STATE_DIR"] == str(stack.places.var / "gateway")
-    assert "GYRE_LISTEN" not in stack.members["features-stream"].prepare().env
+    assert stack.members["monitor"].prepare().env["GYRE_OTLP_LISTEN"] == "127.0.0.1:17062"
 
 
 def test_every_metrics_port_is_scraped() -> None:
@@ -165,3 +171,29 @@ def test_a_durable_redis_keeps_an_append_only_file(tmp_path: Path) -> None:
     redis.prepare(tmp_path / "lost", host="127.0.0.1", port=1, durable=False)
     assert "appendonly yes" in (tmp_path / "kept" / "redis.conf").read_text()
     assert "appendonly no" in (tmp_path / "lost" / "redis.conf").read_text()
+
+
+def test_a_worker_is_healthy_by_its_metrics_page_and_its_grpc_health() -> None:
+    """Without gRPC the metrics page of a worker is enough; with gRPC it must say SERVING."""
+    (grpc_port,) = free_ports(1)
+    page, thread = prometheus_client.start_http_server(0, addr="127.0.0.1")
+    health = HealthServicer()
+    server = grpc.server(ThreadPoolExecutor(max_workers=2))
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    probe = partial(probes.worker, "127.0.0.1", grpc_port=grpc_port, metrics_port=page.server_port)
+    try:
+        probe()
+        server.add_insecure_port(f"127.0.0.1:{grpc_port}")
+        server.start()
+        health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        with pytest.raises(NotReady, match="health is NOT_SERVING"):
+            probe()
+        health.set("", health_pb2.HealthCheckResponse.SERVING)
+        probe()
+    finally:
+        server.stop(grace=0).wait()
+        page.shutdown()
+        page.server_close()
+        thread.join()
+    with pytest.raises(NotReady, match="/metrics"):
+        probe()

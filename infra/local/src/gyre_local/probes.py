@@ -81,3 +81,13 @@ def grpc_serving(host: str, port: int) -> None:
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         state = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
         raise NotReady(f"grpc at {host}:{port}: health is {state}")
+
+
+def worker(host: str, *, grpc_port: int, metrics_port: int) -> None:
+    """Check a process that consumes: its metrics page answers, and its gRPC health is SERVING where it has any."""
+    http_ok(host, metrics_port, "/metrics")
+    with socket.socket() as probe:
+        probe.settimeout(PROBE_TIMEOUT_S)
+        serves_grpc = probe.connect_ex((host, grpc_port)) == 0
+    if serves_grpc:
+        grpc_serving(host, grpc_port)

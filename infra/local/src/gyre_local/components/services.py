@@ -24,6 +24,9 @@ MODULES = {
 }
 """What follows `python -m` for each process."""
 
+WORKERS = frozenset({"features-stream", "features-archive", "features-quality"})
+"""The processes that only consume, and serve nothing but their health."""
+
 PEERS = {
     "GYRE_GATEWAY": "gateway",
     "GYRE_FEATURES": "features-serve",
@@ -66,11 +69,12 @@ def prepare(name: str, places: Places, ports: Ports, *, loops: Sequence[Path]) -
     env = {
         **shared_env(ports, places, loops),
         "GYRE_STATE_DIR": str(state),
+        "GYRE_LISTEN": ports.address(name, "grpc"),
         "GYRE_METRICS_LISTEN": ports.address(name, "metrics"),
         "PYTHONUNBUFFERED": "1",
     }
-    if "grpc" in own:
-        env["GYRE_LISTEN"] = ports.address(name, "grpc")
+    if "otlp" in own:
+        env["GYRE_OTLP_LISTEN"] = ports.address(name, "otlp")
     module, *arguments = MODULES[name]
     return Recipe(
         name=name,
@@ -85,8 +89,8 @@ def prepare(name: str, places: Places, ports: Ports, *, loops: Sequence[Path]) -
 
 
 def probe(name: str, ports: Ports) -> Probe:
-    """Ask for gRPC health where the process has a gRPC server, for its metrics page otherwise."""
+    """Ask a server for its gRPC health; a worker's metrics page counts too where it serves no gRPC."""
     own = ports.of(name)
-    if "grpc" in own:
-        return partial(probes.grpc_serving, ports.host, own["grpc"])
-    return partial(probes.http_ok, ports.host, own["metrics"], "/metrics")
+    if name in WORKERS:
+        return partial(probes.worker, ports.host, grpc_port=own["grpc"], metrics_port=own["metrics"])
+    return partial(probes.grpc_serving, ports.host, own["grpc"])
