@@ -13,7 +13,7 @@ from gyre_local.process import tail
 from gyre_local.stack import Member, Stack
 from gyre_local.supervisor import ProcessState, Supervisor, log_path
 
-POLL_S = 0.1
+POLL_S = 0.2
 _ENDED = {
     "BACKOFF": "ended at start, will be tried again",
     "EXITED": "ended",

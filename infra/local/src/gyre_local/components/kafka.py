@@ -89,16 +89,21 @@ def install() -> Installed:
         LocalStackError: a jar cannot be fetched or does not have the locked checksum.
     """
     home = cache_dir() / f"kafka-{VERSION}-{_fingerprint()}"
+    jars = _jar_paths()
     installed = Installed(
-        classpath=":".join(str(path) for path in _jar_paths()),
+        classpath=":".join(str(path) for path in jars),
         archive=home / "classes.jsa",
         formatted=home / "formatted",
     )
     done = home / "complete"
-    if done.exists():
+
+    def is_complete() -> bool:
+        return done.exists() and all(jar.exists() for jar in jars)
+
+    if is_complete():
         return installed
     with exclusive(cache_dir() / "kafka.lock"):
-        if not done.exists():
+        if not is_complete():
             home.mkdir(parents=True, exist_ok=True)
             _fetch_jars()
             _format(installed)
