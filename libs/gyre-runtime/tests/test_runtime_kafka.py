@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre_local.testing import eventually
@@ -213,6 +213,32 @@ async def test_a_second_member_takes_partitions_over_without_loss_or_repetition(
             await producer.send(topic, interaction(), key=str(number), id=f"c{number}")
         await eventually(lambda: len(seen) >= 60)
     assert sorted(seen) == sorted(f"{letter}{number}" for letter in "abc" for number in range(20))
+
+
+async def test_a_service_may_seek_when_partitions_come(kafka: str, make_topic: MakeTopic) -> None:
+    """A consumer that seeks on assignment begins there; a failing hook ends `run` with its error."""
+    topic, seen = await make_topic(), []
+
+    async def handle(events: list[Event]) -> None:
+        seen.extend(event.id for event in events)
+
+    async def seek(consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
+        for partition in partitions:
+            consumer.kafka.seek(partition, 2)
+
+    async def fail(consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
+        raise KeyError("no fence")
+
+    async with Producer(kafka, source="test") as producer:
+        for number in range(4):
+            await producer.send(topic, interaction(), key=None, id=f"e{number}")
+    async with consuming(kafka, topic, handle, on_assigned=seek):
+        await eventually(lambda: len(seen) >= 2)
+    assert seen == ["e2", "e3"]
+    options = ConsumerOptions(on_assigned=fail)
+    async with Consumer(kafka, group=f"{topic}-fails", topics=[topic], types=TYPES, options=options) as consumer:
+        with pytest.raises(KeyError, match="no fence"):
+            await consumer.run(handle)
 
 
 async def test_a_paused_consumer_hands_nothing_over(kafka: str, make_topic: MakeTopic) -> None:

@@ -5,12 +5,14 @@ import json
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self
 
 import grpc
+import gyre_runtime
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gyre.events.v1.behavior_pb2 import Interaction
@@ -21,8 +23,17 @@ from gyre_runtime import Dependency, Lifespan, ServiceSettings
 from gyre_runtime.kafka import Producer
 from gyre_runtime.lifecycle import serve_forever
 
-EXAMPLE = Path(__file__).parent / "data" / "example_service.py"
 MakeTopic = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example of the package's docstring, as a file."""
+    lines = (gyre_runtime.__doc__ or "").splitlines()
+    code = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
+    path = tmp_path_factory.mktemp("example") / "example.py"
+    path.write_text(code)
+    return path
 
 
 class ExampleProcess:
@@ -56,10 +67,10 @@ class ExampleProcess:
 
 
 @asynccontextmanager
-async def example(**variables: str) -> AsyncIterator[ExampleProcess]:
+async def example(program: Path, **variables: str) -> AsyncIterator[ExampleProcess]:
     """Run the example; its end is the test's, or a kill."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GYRE_")}
-    command = [sys.executable, "-W", "error", str(EXAMPLE)]
+    command = [sys.executable, "-W", "error", str(program)]
     process = await asyncio.create_subprocess_exec(
         *command, env={**environ, **variables}, stderr=asyncio.subprocess.PIPE
     )
@@ -85,7 +96,9 @@ async def _handled(address: str) -> list[str]:
 
 
 @pytest.mark.adapter
-async def test_the_documented_example_serves_drains_and_catches_up(kafka: str, make_topic: MakeTopic) -> None:
+async def test_the_documented_example_serves_drains_and_catches_up(
+    kafka: str, make_topic: MakeTopic, program: Path
+) -> None:
     """It is SERVING once Kafka is up, handles events, exits 0 on SIGTERM, and after a restart gets the rest only."""
     topic = await make_topic()
     variables = {"GYRE_KAFKA": kafka, "GYRE_INFERENCE_TOPIC": topic}
@@ -95,14 +108,14 @@ async def test_the_documented_example_serves_drains_and_catches_up(kafka: str, m
             message = Interaction(user_id="u", item_id="i", type="click")
             await producer.send(topic, message, key="u", id=f"e{number}")
 
-        async with example(**variables) as first:
+        async with example(program, **variables) as first:
             address = await first.address()
             await eventually(lambda: _serving(address))
             await publish(1)
             await eventually(lambda: _handled(address))
             assert await first.stop() == 0
         await publish(2)
-        async with example(**variables) as second:
+        async with example(program, **variables) as second:
             address = await second.address()
             assert await eventually(lambda: _handled(address)) == ["e2"]
             assert await second.stop() == 0
@@ -110,19 +123,19 @@ async def test_the_documented_example_serves_drains_and_catches_up(kafka: str, m
     assert {"time", "level", "logger", "message", "service"} <= set(first.lines[0])
 
 
-async def test_a_process_that_waits_for_kafka_ends_on_a_signal(unused_tcp_port: int) -> None:
+async def test_a_process_that_waits_for_kafka_ends_on_a_signal(unused_tcp_port: int, program: Path) -> None:
     """Without Kafka it waits, says for what, and still exits 0 on SIGTERM."""
-    async with example(GYRE_KAFKA=f"127.0.0.1:{unused_tcp_port}") as process:
+    async with example(program, GYRE_KAFKA=f"127.0.0.1:{unused_tcp_port}") as process:
         line = await eventually(lambda: process.logged("waiting for Kafka"))
         assert line["kafka"] == f"127.0.0.1:{unused_tcp_port}"
         assert await process.stop() == 0
 
 
-async def test_a_bad_setting_ends_the_process_with_its_message() -> None:
+async def test_a_bad_setting_ends_the_process_with_its_message(program: Path) -> None:
     """A wrong variable ends the process at once with one line that names it."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        str(EXAMPLE),
+        str(program),
         env={**os.environ, "GYRE_LISTEN": "nowhere"},
         stderr=asyncio.subprocess.PIPE,
     )

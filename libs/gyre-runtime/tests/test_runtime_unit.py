@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import redis.exceptions
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre.gateway.v1.gateway_pb2 import RankRequest, RequestContext, SubmitBatchRequest, TrackRequest
 from gyre_runtime import Invalid, RetryBudget, ServiceSettings, Unavailable, instrument, load_loops, load_settings
@@ -310,6 +311,13 @@ def test_a_status_without_details_still_has_a_class() -> None:
     assert is_transient(error)
     assert not is_transient(ValueError())
     assert to_status(ValueError("secret")).message == "internal error"
+
+
+def test_a_lost_redis_is_transient() -> None:
+    """redis-py's connection errors derive from none of Python's, and are tried again all the same."""
+    assert is_transient(redis.exceptions.ConnectionError())
+    assert is_transient(redis.exceptions.BusyLoadingError())
+    assert not is_transient(redis.exceptions.ResponseError())
 
 
 def test_the_retry_budget_is_earned() -> None:

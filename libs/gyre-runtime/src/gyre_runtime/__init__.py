@@ -1,36 +1,45 @@
 """Gyre's chassis: what every process of the mesh shares, so that its own code is its job.
 
-A service's `__main__` in full (this example is a test, tests/test_example.py):
+A process in full, which tests/test_runtime_lifecycle.py runs as it stands here:
 
+    from gyre.events.v1.behavior_pb2 import Interaction
     from gyre.inference.v1 import inference_pb2 as pb, inference_pb2_grpc as rpc
     from gyre_runtime import Dependency, Lifespan, Registration, ServiceSettings, build_server, load_settings, run
-    from gyre_runtime.kafka import Producer
+    from gyre_runtime.events import Event, message_types
+    from gyre_runtime.kafka import Consumer, Producer
 
-    class EchoSettings(ServiceSettings):
+    class ExampleSettings(ServiceSettings):
         service = "inference"
-        inference_greeting: str = "hello"
+        inference_topic: str = "example.behavior.interactions"
 
-    class Echo(rpc.InferenceServiceServicer):
-        def __init__(self, settings: EchoSettings) -> None:
-            self._greeting = settings.inference_greeting
+    class Models(rpc.InferenceServiceServicer):
+        def __init__(self) -> None:
+            self.events: list[Event] = []
 
         async def ListModels(self, request: pb.ListModelsRequest, context: object) -> pb.ListModelsResponse:
-            return pb.ListModelsResponse()
+            return pb.ListModelsResponse(models=[pb.LoadedModel(version=event.id) for event in self.events])
+
+        async def handle(self, events: list[Event]) -> None:
+            self.events.extend(events)
 
     def main() -> None:
-        settings = load_settings(EchoSettings)
+        settings, models = load_settings(ExampleSettings), Models()
 
         async def serve(lifespan: Lifespan) -> None:
-            producer = await lifespan.enter(Producer(settings.kafka, source="gyre/echo"))
+            producer = await lifespan.enter(Producer(settings.kafka, source="gyre/example"))
             lifespan.depends_on(Dependency("kafka", producer.ping))
-            consumer = await lifespan.enter(Consumer(settings.kafka, group="echo", topics=[...], types=...))
-            lifespan.background("events", consumer.run(handle), stop=consumer.stop)
-            services = [Registration(rpc.add_InferenceServiceServicer_to_server, Echo(settings))]
+            topics, types = [settings.inference_topic], message_types(Interaction)
+            consumer = await lifespan.enter(Consumer(settings.kafka, group="example", topics=topics, types=types))
+            lifespan.background("events", consumer.run(models.handle), stop=consumer.stop)
+            services = [Registration(rpc.add_InferenceServiceServicer_to_server, models)]
             await lifespan.enter(build_server(settings, services, health=lifespan.health))
 
-        run(serve, settings=settings, service="echo")
+        run(serve, settings=settings, service="example")
 
-`serve` opens what the process needs, the server last, and returns. From then on the process is SERVING while its
+    main()
+
+`serve` opens what the process needs, the server last, and returns (a service with topics of its own loops calls
+`await ensure_topics(settings, load_loops(settings).values())` first). From then on the process is SERVING while its
 dependencies are up. On SIGTERM it is not ready, stops consuming, finishes what is under way, commits, flushes and
 exits 0; when a background task dies it does the same and exits 1, for the supervisor to start it again.
 """

@@ -125,11 +125,23 @@ _CLASS_BY_CODE: dict[grpc.StatusCode, type[GyreError]] = {
 }
 
 _TRANSIENT = (Unavailable, DeadlineExceeded, Exhausted, ConnectionError, TimeoutError)
+_TRANSIENT_CODES = {kind.code for kind in (Unavailable, DeadlineExceeded, Exhausted)}
+_TRANSIENT_NAMES = {
+    "redis.exceptions.ConnectionError",
+    "redis.exceptions.TimeoutError",
+    "redis.exceptions.TryAgainError",
+    "redis.exceptions.ClusterDownError",
+}
+"""Classes of libraries that this package does not depend on, and that derive from no class above."""
 
 
 def is_transient(error: BaseException) -> bool:
     """Say whether trying the same thing again later can help."""
-    return isinstance(error, _TRANSIENT) or bool(getattr(error, "retriable", False))
+    if isinstance(error, _TRANSIENT) or getattr(error, "retriable", False):
+        return True
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.code() in _TRANSIENT_CODES
+    return any(f"{kind.__module__}.{kind.__qualname__}" in _TRANSIENT_NAMES for kind in type(error).__mro__)
 
 
 def _pack(details: Iterable[Any]) -> Iterable[AnyMessage]:

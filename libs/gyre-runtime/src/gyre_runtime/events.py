@@ -89,7 +89,7 @@ def message_types(*types: type[Message]) -> dict[str, type[Message]]:
 
 def format_time(unix_s: float) -> str:
     """Write a time as RFC 3339 with microseconds, in UTC."""
-    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def encode(  # noqa: PLR0913 - the attributes that CloudEvents has

@@ -47,7 +47,8 @@ class Server:
             RuntimeError: the address is in use.
         """
         self._server = server = grpc.aio.server(options=_options(self._settings))
-        names = [name for each in self._services for name in _register(server, each, Interceptor(self._settings))]
+        interceptor = Interceptor(self._settings)
+        names = [name for each in self._services for name in _register(server, each, interceptor)]
         for name in names:
             self._health.add_service(name)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)

@@ -7,6 +7,7 @@ finished and committed first, or left uncommitted as a whole.
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -105,6 +106,8 @@ class Consumer:
         self._letters = Producer(bootstrap, source=f"gyre/{group}")
         self._stopping, self._revoking, self._running = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._running.set()
+        self._failure: Exception | None = None
+        self._rebalances = 0
         self._busy = asyncio.Lock()
         self._events = {topic: instrument("gyre_consumer_events_total").bind(**topic_labels(topic)) for topic in topics}
 
@@ -170,6 +173,27 @@ class Consumer:
         """Go on after `pause`."""
         self._running.set()
 
+    async def before_revoked(self, partitions: tuple[TopicPartition, ...]) -> None:
+        """Wait for the batch under way, or end its retries; aiokafka calls this before partitions move."""
+        self._revoking.set()
+        self._rebalances += 1
+        async with self._busy:
+            self._revoking.clear()
+            await self._notify(self._options.on_revoked, partitions)
+
+    async def after_assigned(self, partitions: tuple[TopicPartition, ...]) -> None:
+        """Let the service seek; aiokafka calls this before the first record of new partitions."""
+        await self._notify(self._options.on_assigned, partitions)
+
+    async def _notify(self, hook: OnPartitions | None, partitions: tuple[TopicPartition, ...]) -> None:
+        """Call a hook; aiokafka would only log its failure, so `run` raises it."""
+        if hook is None or not partitions:
+            return
+        try:
+            await hook(self, partitions)
+        except Exception as error:  # noqa: BLE001 - raised by `run`
+            self._failure = error
+
     async def ping(self) -> None:
         """Check that the broker answers; for a `Dependency`."""
         await self._letters.ping()
@@ -201,14 +225,24 @@ class Consumer:
         options = self._options
         while not self._stopping.is_set():
             await self._running.wait()
+            if self._stopping.is_set():
+                break
             fetched = await self.kafka.getmany(timeout_ms=options.max_wait_ms, max_records=options.max_records)
+            if self._failure is not None:
+                raise self._failure
             records = [record for partition in fetched.values() for record in partition]
-            if not records:
+            if not records or not await self._still_ours():
                 continue
             async with self._busy:
                 with contextlib.suppress(_Abandoned):
                     await self._process(records, handler, one_by_one=one_by_one)
                     await self._commit(records)
+
+    async def _still_ours(self) -> bool:
+        """Wait while paused; say whether the partitions, and so the records in hand, are still this member's."""
+        rebalances = self._rebalances
+        await self._running.wait()
+        return rebalances == self._rebalances and not self._stopping.is_set()
 
     async def _process(self, records: list[Any], handler: Handler, *, one_by_one: bool) -> None:
         events, refused = decode_many(records, self._types)
@@ -236,8 +270,8 @@ class Consumer:
     async def _deliver(self, batch: list[Event], handler: Handler, by_place: dict[tuple[str, int, int], Any]) -> None:
         error = await self._attempt(batch, handler)
         if error is None:
-            for event in batch:
-                self._events[event.topic](1)
+            for topic, count in Counter(event.topic for event in batch).items():
+                self._events[topic](count)
             return
         if len(batch) > 1:
             for event in batch:
@@ -331,15 +365,8 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         """Wait for the batch under way; one that is only retrying is abandoned."""
-        consumer = self._consumer
-        consumer._revoking.set()  # noqa: SLF001 - two halves of one class
-        async with consumer._busy:  # noqa: SLF001
-            consumer._revoking.clear()  # noqa: SLF001
-            if revoked and consumer._options.on_revoked:  # noqa: SLF001
-                await consumer._options.on_revoked(consumer, tuple(revoked))  # noqa: SLF001
+        await self._consumer.before_revoked(tuple(sorted(revoked)))
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Let the service seek."""
-        consumer = self._consumer
-        if assigned and consumer._options.on_assigned:  # noqa: SLF001
-            await consumer._options.on_assigned(consumer, tuple(sorted(assigned)))  # noqa: SLF001
+        await self._consumer.after_assigned(tuple(sorted(assigned)))

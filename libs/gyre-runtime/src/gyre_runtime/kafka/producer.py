@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -22,6 +23,7 @@ _LINGER_MS = 2
 _BATCH_BYTES = 128 * 1024
 _MAX_REQUEST_BYTES = 8 * 1024 * 1024
 _REQUEST_TIMEOUT_MS = 15_000
+_COUNT_EVERY = 256
 
 
 class Fenced(Precondition):
@@ -66,6 +68,7 @@ class Producer:
         self._flush_s = flush_s
         self._queue: asyncio.Queue[tuple[str, Record]] = asyncio.Queue()
         self._records = self._bytes = 0
+        self._acknowledged_by_topic: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
         self._kafka: AIOKafkaProducer | None = None
@@ -185,12 +188,20 @@ class Producer:
     def _settle(self, topic: str, record: Record, dropped: str | None) -> None:
         self._records -= 1
         self._bytes -= len(record.value)
-        if self._records == 0:
-            self._idle.set()
         if dropped:
             self._count_drop(topic, dropped)
         else:
-            instrument("gyre_producer_records_total").add(**topic_labels(topic))
+            self._acknowledged_by_topic[topic] += 1
+        if self._records == 0:
+            self._idle.set()
+        if self._records == 0 or self._acknowledged_by_topic.total() >= _COUNT_EVERY:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Write the counts to the metrics: now and then, since a metric costs more than a record."""
+        for topic, count in self._acknowledged_by_topic.items():
+            instrument("gyre_producer_records_total").add(count, **topic_labels(topic))
+        self._acknowledged_by_topic.clear()
         instrument("gyre_producer_queue_bytes").set(self._bytes)
 
     def _count_drop(self, topic: str, reason: str) -> None:
