@@ -32,7 +32,7 @@ $(CURDIR)/var/uv/bin/uv:
 	@infra/local/bring-uv.sh "$(CURDIR)/var/uv"
 
 sync: $(UV)
-	@$(UV) sync --all-packages --frozen $(if $(wildcard .venv/bin/gyre-local),--quiet)
+	@$(UV) sync --all-packages --frozen $(if $(wildcard .venv/bin/gyre-local),--quiet,--compile-bytecode)
 
 setup: sync ## install everything the stack needs (uv, Python packages, Redis, Prometheus, Kafka, Triton)
 	@$(LOCAL) setup
@@ -62,11 +62,12 @@ test: setup ## unit, adapter, gRPC and end-to-end tests: make test PYTEST_ARGS="
 test-slow: setup ## soaks and large runs
 	@$(RUN) pytest -m slow $(PYTEST_ARGS)
 
-lint: sync ## ruff, import contracts, buf
+lint: sync ## ruff, import contracts, buf, generated docs
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) lint-imports
 	@cd proto && $(RUN) buf lint
+	@$(if $(wildcard docs/generate.py),$(RUN) python docs/generate.py --check)
 
 breaking: sync ## refuse protos that break those of the commit before
 	@$(RUN) proto/breaking.sh
