@@ -330,6 +330,32 @@ async def test_calls_under_way_finish_while_the_server_drains(server_of: ServerA
         await stopping
 
 
+async def test_streams_end_when_the_server_drains(server_of: ServerAt, gateway: ToldGateway) -> None:
+    """A watcher is sent away with DRAINING at once, in place of keeping the server up."""
+
+    async def watch() -> AsyncIterator[WatchBatchResponse]:
+        yield WatchBatchResponse()
+        await asyncio.Event().wait()
+
+    gateway.watch, first = watch, asyncio.Event()
+    server = await server_of(drain_s=60).__aenter__()
+    async with channel(server.address, SETTINGS, name="gateway") as peer:
+
+        async def follow() -> None:
+            async for _ in GatewayServiceStub(peer).WatchBatch(
+                WatchBatchRequest(loop="movies", batch_id="b1"), timeout=60
+            ):
+                first.set()
+
+        watcher = asyncio.ensure_future(follow())
+        await first.wait()
+        async with asyncio.timeout(5):
+            await server.__aexit__(None, None, None)
+            with pytest.raises(Unavailable) as caught:
+                await watcher
+    assert caught.value.reason == "DRAINING"
+
+
 async def test_the_request_id_travels_and_returns(server_of: ServerAt, gateway: ToldGateway) -> None:
     """The caller's request id is the call's, goes on to the next hop, and comes back in the trailing metadata."""
     seen: list[str] = []

@@ -4,14 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from gyre.events.v1.behavior_pb2 import Interaction
+from gyre_core.topics import declared
 from gyre_local.testing import eventually
-from gyre_runtime import Invalid, Unavailable, start_span
+from gyre_runtime import Invalid, ServiceSettings, Unavailable, load_loops, start_span
 from gyre_runtime.events import Event, Record, Unreadable, encode, message_types
 from gyre_runtime.kafka import (
     Consumer,
@@ -22,6 +24,7 @@ from gyre_runtime.kafka import (
     View,
     bounded_time,
     create_topics,
+    ensure_topics,
     read_compacted,
     read_log,
 )
@@ -358,6 +361,21 @@ async def test_topics_are_created_once_and_grow(kafka: str, loop_name: str) -> N
     finally:
         await admin.close()
     assert len(described["partitions"]) == 3
+
+
+async def test_every_declared_topic_of_a_loop_is_created(kafka: str) -> None:
+    """A service's start creates what its loops declare, dead-letter topics and compaction included."""
+    settings = ServiceSettings(kafka=kafka, loops=(Path(__file__).parent / "data" / "minimal.yaml",))
+    loops = load_loops(settings)
+    await ensure_topics(settings, loops.values())
+    await ensure_topics(settings, loops.values())
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        existing = set(await admin.list_topics())
+    finally:
+        await admin.close()
+    assert {topic.name for topic in declared(loops["tiny"])} <= existing
 
 
 async def test_a_span_crosses_kafka(kafka: str, make_topic: MakeTopic, spans: InMemorySpanExporter) -> None:

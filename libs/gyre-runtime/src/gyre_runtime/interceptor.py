@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanKind
 from gyre_runtime import tracing
 from gyre_runtime.constraints import Checker, checker_for, invalid
 from gyre_runtime.context import CURRENT_CALL, CallContext
-from gyre_runtime.errors import DETAILS_KEY, DeadlineExceeded, GyreError, to_status
+from gyre_runtime.errors import DETAILS_KEY, DeadlineExceeded, GyreError, Unavailable, to_status
 from gyre_runtime.metrics import instrument
 from gyre_runtime.settings import ServiceSettings
 from gyre_runtime.transport_security import check_token, read_token
@@ -67,6 +67,8 @@ class Interceptor:
         self._token = read_token(settings.token_file)
         self._max_deadline_s = settings.max_deadline_s
         self._max_stream_s = settings.max_stream_s
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._draining = False
 
     def wrap(self, service: str, method: str, handler: Handler, request: Descriptor) -> Handler:
         """Return the handler of one method, wrapped.
@@ -86,6 +88,12 @@ class Interceptor:
             return handler
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
+    def end_streams(self) -> None:
+        """End every stream with UNAVAILABLE, reason DRAINING, so that watchers go elsewhere at once."""
+        self._draining = True
+        for stream in tuple(self._streams):
+            stream.cancel()
+
     def _unary(self, behaviour: Any, observed: _Observed, check: Checker) -> Any:
         async def call(request: Any, context: Context) -> Any:
             with self._observe(observed, context, self._max_deadline_s) as under_way:
@@ -101,6 +109,8 @@ class Interceptor:
     def _stream(self, behaviour: Any, observed: _Observed, check: Checker) -> Any:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             with self._observe(observed, context, self._max_stream_s) as under_way:
+                stream = _current_task()
+                self._streams.add(stream)
                 try:
                     self._admit(request, context, under_way.context, check)
                     async with asyncio.timeout(None if under_way.has_deadline else self._max_stream_s):
@@ -108,6 +118,13 @@ class Interceptor:
                             yield response
                 except Exception as error:  # noqa: BLE001 - the boundary: every error becomes a status
                     await self._fail(error, context, under_way)
+                except asyncio.CancelledError:
+                    if not self._draining:
+                        raise
+                    stream.uncancel()
+                    await self._fail(Unavailable("DRAINING", "the server is going down"), context, under_way)
+                finally:
+                    self._streams.discard(stream)
 
         return call
 
@@ -163,6 +180,13 @@ class Interceptor:
         under_way.code = code.name
         trailing = ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID, under_way.context.request_id))
         await context.abort(code, status.message, trailing)
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("gRPC runs each call in a task")
+    return task
 
 
 def _remaining_s(context: Any) -> float | None:

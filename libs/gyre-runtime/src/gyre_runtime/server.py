@@ -37,6 +37,7 @@ class Server:
         self._settings = settings
         self._services = services
         self._health = health
+        self._interceptor = Interceptor(settings)
         self._server: grpc.aio.Server | None = None
         self.address = settings.listen
 
@@ -47,8 +48,7 @@ class Server:
             RuntimeError: the address is in use.
         """
         self._server = server = grpc.aio.server(options=_options(self._settings))
-        interceptor = Interceptor(self._settings)
-        names = [name for each in self._services for name in _register(server, each, interceptor)]
+        names = [name for each in self._services for name in _register(server, each, self._interceptor)]
         for name in names:
             self._health.add_service(name)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
@@ -68,8 +68,9 @@ class Server:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop: NOT_SERVING, no new calls, those under way get `drain_s`."""
+        """Stop: NOT_SERVING, no new calls, streams end, unary calls under way get `drain_s`."""
         await self._health.drain()
+        self._interceptor.end_streams()
         if self._server is not None:
             await self._server.stop(self._settings.drain_s)
             self._server = None

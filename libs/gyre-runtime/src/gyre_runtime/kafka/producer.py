@@ -83,10 +83,11 @@ class Producer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Flush what is enqueued, for `flush_s` at most, and disconnect."""
+        """Flush what is enqueued and disconnect, within `flush_s`."""
         try:
             async with asyncio.timeout(self._flush_s):
                 await self._idle.wait()
+                await self._client.stop()
         except TimeoutError:
             _LOG.error("records dropped at the end: Kafka did not take them in time", extra={"records": self._records})
         if self._pump is not None:
@@ -95,8 +96,6 @@ class Producer:
         while not self._queue.empty():
             topic, record = self._queue.get_nowait()
             self._settle(topic, record, "CLOSED")
-        if self._kafka is not None:
-            await self._kafka.stop()
 
     async def send(
         self,
