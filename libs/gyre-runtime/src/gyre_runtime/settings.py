@@ -17,7 +17,16 @@ PREFIX = "GYRE_"
 SERVICES = ("gateway", "features", "inference", "trainer", "deployer", "monitor")
 
 TOLERATED = frozenset(
-    {"GYRE_CACHE", "GYRE_DATA", "GYRE_PORTS_FILE", "GYRE_PORT_OFFSET", "GYRE_TOKEN", "GYRE_VAR", "GYRE_TEST_KEEP"}
+    {
+        "GYRE_CACHE",
+        "GYRE_DATA",
+        "GYRE_OTLP_LISTEN",
+        "GYRE_PORTS_FILE",
+        "GYRE_PORT_OFFSET",
+        "GYRE_TOKEN",
+        "GYRE_VAR",
+        "GYRE_TEST_KEEP",
+    }
 )
 """Variables of the local stack, the tests and the client, which a service may find in its environment."""
 
