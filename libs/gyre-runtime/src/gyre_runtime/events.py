@@ -55,6 +55,7 @@ class Event(NamedTuple):
         traceparent: the producer's trace context, or None.
         topic: where it came from, with `partition` and `offset`.
         key: the record's key, empty when it has none.
+        arrival_time: when Kafka got it, unix seconds; 0 when not known.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Event(NamedTuple):
     partition: int
     offset: int
     key: str = ""
+    arrival_time: float = 0.0
 
 
 class Unreadable(Exception):  # noqa: N818 - reads as what it says about the record
@@ -159,6 +161,7 @@ def decode(record: ReceivedRecord, types: MessageTypes) -> Event:
         record.partition,
         record.offset,
         (record.key or b"").decode("utf-8", "replace"),
+        getattr(record, "timestamp", 0) / 1000,
     )
 
 

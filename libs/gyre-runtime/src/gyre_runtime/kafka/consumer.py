@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from gyre_core.admission import Refusal
 from gyre_core.topics import dead_letter_topic
 
 from gyre_runtime import tracing
@@ -35,18 +36,20 @@ _HEARTBEAT_MS = 1000
 _MAX_LINKS = 16
 
 Handler = Callable[[list[Event]], Awaitable[object]]
-Admit = Callable[[Event], str | None]
+Admit = Callable[[Event], Refusal | None]
 OnPartitions = Callable[["Consumer", tuple[TopicPartition, ...]], Awaitable[None]]
 
 
 def bounded_time(now: Callable[[], float], *, max_lateness_s: float, max_future_s: float) -> Admit:
     """Return an `admit` that refuses what is too old (TOO_OLD) or in the future (IN_FUTURE) by the loop's clock."""
 
-    def admit(event: Event) -> str | None:
-        moment = now()
-        if event.time < moment - max_lateness_s:
-            return "TOO_OLD"
-        return "IN_FUTURE" if event.time > moment + max_future_s else None
+    def admit(event: Event) -> Refusal | None:
+        ahead_s = event.time - now()
+        if ahead_s < -max_lateness_s:
+            return Refusal("TOO_OLD", f"{-ahead_s:.0f} s late: at most {max_lateness_s:g} s is allowed")
+        if ahead_s > max_future_s:
+            return Refusal("IN_FUTURE", f"{ahead_s:.0f} s ahead: at most {max_future_s:g} s is allowed")
+        return None
 
     return admit
 
@@ -61,7 +64,7 @@ class ConsumerOptions:
         from_beginning: where a group without offsets begins; False is the end.
         flow: `model` gives every batch an always sampled span; `request` one only when a producer's trace is sampled.
         check: refuse payloads that break their proto's constraints.
-        admit: returns the reason why an event is refused, or None.
+        admit: returns why an event is refused, or None.
         on_assigned: awaited with new partitions before their first record; may `seek`.
         on_revoked: awaited when partitions go, after the batch under way.
     """
@@ -264,8 +267,8 @@ class Consumer:
             broken = checker_for(event.message.DESCRIPTOR)(event.message)
             if broken:
                 return "INVALID_FIELD", "; ".join(f"{each.field}: {each.rule}" for each in broken)
-        reason = self._options.admit(event) if self._options.admit else None
-        return reason, f"refused by {self._group}"
+        refusal = self._options.admit(event) if self._options.admit else None
+        return (refusal.reason, refusal.detail) if refusal else (None, "")
 
     async def _deliver(self, batch: list[Event], handler: Handler, by_place: dict[tuple[str, int, int], Any]) -> None:
         error = await self._attempt(batch, handler)

@@ -1,0 +1,176 @@
+-- Applies one batch to one virtual shard of one layout: all of it or nothing.
+--
+-- KEYS  1..f          fences, one for each topic partition of the batch
+--       f+1           counter of batches
+--       f+2, f+3      duplicate windows: the one to write, the one before
+--       f+4           popular items; then one key for each category
+--       then          entities, as many as there are deltas
+-- ARGV  1             plan, JSON: {programs, ttl, categories, popular}
+--       2             JSON: {expected, next, kinds, window_s}; kinds is one letter for each entity
+--       3             identities of the events, 8 bytes each, to remember
+--       4..           deltas, packed as gyre_core.features.slots says
+--
+-- Answers {1, batch number}, or {0, fence, ...} with the fences as they stand when they are not the expected ones.
+local plan, call = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
+local fences = #call.expected
+
+local stand = redis.call('MGET', unpack(KEYS, 1, fences))
+local as_expected = true
+for i = 1, fences do
+  stand[i] = stand[i] or '0'
+  if stand[i] ~= call.expected[i] then as_expected = false end
+end
+if not as_expected then return {0, unpack(stand)} end
+
+local function prepare(program)
+  local decayed = 0
+  for _, run in ipairs(program.sums) do decayed = decayed + run[2] end
+  local doubles = program.mins + program.maxs + program.fields
+  program.format = '<dI8' .. string.rep('d', doubles) .. string.rep('f', decayed + program.lasts)
+    .. (program.pad_bytes == 4 and 'xxxx' or '')
+  program.numbers = 2 + doubles + decayed + program.lasts
+  program.first_sum = 3 + doubles
+  program.first_last = 3 + doubles + decayed
+end
+
+local function merge_sums(program, a, b, ta, tb)
+  local i, t = program.first_sum, a[1]
+  for _, run in ipairs(program.sums) do
+    local half_life = run[1]
+    local fa = ta == t and 1 or 2 ^ (-(t - ta) / half_life)
+    local fb = tb == t and 1 or 2 ^ (-(t - tb) / half_life)
+    for _ = 1, run[2] do
+      a[i] = a[i] * fa + b[i] * fb
+      i = i + 1
+    end
+  end
+end
+
+local function merge_fields(program, a, b)
+  if program.fields == 0 then return end
+  local at, first, last = program.first_sum - 1, program.first_last, program.first_last + program.lasts - 1
+  local wins = b[at] > a[at]
+  if b[at] == a[at] then
+    for j = first, last do
+      if a[j] ~= b[j] then
+        wins = b[j] > a[j]
+        break
+      end
+    end
+  end
+  if wins then
+    a[at] = b[at]
+    for j = first, last do a[j] = b[j] end
+  end
+end
+
+local function newer(x, y, size)
+  for _, k in ipairs(size == 24 and {1, 3, 2, 5, 4} or {1, 3, 2}) do
+    if x[k] ~= y[k] then return y[k] > x[k] end
+  end
+  return false
+end
+
+-- Both rings are newest first; what the value holds after the delta is used up is copied whole.
+local function merge_ring(ring, value, delta, at_value, at_delta)
+  local length, size = ring[1], ring[2]
+  local words = size == 24 and '<dI4I4I4I4' or '<dI4I4'
+  local in_value, in_delta = struct.unpack('<I8', value, at_value), struct.unpack('<I8', delta, at_delta)
+  at_value, at_delta = at_value + 8, at_delta + 8
+  local out, count, i, j = {}, 0, 0, 0
+  while count < length and (i < in_value or j < in_delta) do
+    if j >= in_delta then
+      local rest = math.min(in_value - i, length - count)
+      out[#out + 1] = string.sub(value, at_value + i * size, at_value + (i + rest) * size - 1)
+      count = count + rest
+      break
+    end
+    local from_delta = i >= in_value or newer(
+      {struct.unpack(words, value, at_value + i * size)}, {struct.unpack(words, delta, at_delta + j * size)}, size)
+    if from_delta then
+      out[#out + 1] = string.sub(delta, at_delta + j * size, at_delta + (j + 1) * size - 1)
+      j = j + 1
+    else
+      out[#out + 1] = string.sub(value, at_value + i * size, at_value + (i + 1) * size - 1)
+      i = i + 1
+    end
+    count = count + 1
+  end
+  return struct.pack('<I8', count) .. table.concat(out), at_value + in_value * size, at_delta + in_delta * size
+end
+
+-- Answers the merged value and the numbers of its fixed part.
+local function merge(program, value, delta, batch)
+  local b = {struct.unpack(program.format, delta)}
+  if not value then
+    b[2] = batch
+    local fixed = struct.pack(program.format, unpack(b, 1, program.numbers))
+    return fixed .. string.sub(delta, program.fixed_bytes + 1), b
+  end
+  local a = {struct.unpack(program.format, value)}
+  local ta, tb = a[1], b[1]
+  if tb > ta then a[1] = tb end
+  a[2] = batch
+  local i = 3
+  for _ = 1, program.mins do
+    if b[i] < a[i] then a[i] = b[i] end
+    i = i + 1
+  end
+  for _ = 1, program.maxs do
+    if b[i] > a[i] then a[i] = b[i] end
+    i = i + 1
+  end
+  merge_sums(program, a, b, ta, tb)
+  merge_fields(program, a, b)
+  local parts = {struct.pack(program.format, unpack(a, 1, program.numbers))}
+  local at_value, at_delta = program.fixed_bytes + 1, program.fixed_bytes + 1
+  for _, ring in ipairs(program.rings) do
+    parts[#parts + 1], at_value, at_delta = merge_ring(ring, value, delta, at_value, at_delta)
+  end
+  return table.concat(parts), a
+end
+
+-- Comparable between items at any time: a count c as of time t with half-life h has the score t / h + log2(c).
+local function popularity(numbers)
+  local count = numbers[plan.programs.i.first_sum + plan.popular.slot]
+  if count <= 0 then return nil end
+  return string.format('%.17g', numbers[1] / plan.popular.half_life_s + math.log(count) / math.log(2))
+end
+
+for _, program in pairs(plan.programs) do prepare(program) end
+local batch = tonumber(redis.call('GET', KEYS[fences + 1]) or '0') + 1
+local popular, first = fences + 4, fences + 5 + plan.categories
+
+-- Everything is computed before anything is written: an error here leaves the store as it was.
+local merged, scored = {}, {}
+for chunk = first, #KEYS, 1000 do
+  local last = math.min(chunk + 999, #KEYS)
+  local values = redis.call('MGET', unpack(KEYS, chunk, last))
+  for key = chunk, last do
+    local kind = string.sub(call.kinds, key - first + 1, key - first + 1)
+    local value, numbers = merge(plan.programs[kind], values[key - chunk + 1], ARGV[3 + key - first + 1], batch)
+    merged[#merged + 1] = {KEYS[key], value, plan.ttl[kind]}
+    local score = kind == 'i' and plan.popular and popularity(numbers)
+    if score then
+      local id = string.sub(KEYS[key], plan.popular.id_at)
+      scored[#scored + 1] = {KEYS[popular], score, id}
+      local at = plan.programs.i.first_last + (plan.popular.first_category or 0)
+      for category = 1, plan.categories do
+        if numbers[at + category - 1] > 0 then scored[#scored + 1] = {KEYS[popular + category], score, id} end
+      end
+    end
+  end
+end
+
+for _, each in ipairs(merged) do
+  if each[3] > 0 then redis.call('SET', each[1], each[2], 'EX', each[3]) else redis.call('SET', each[1], each[2]) end
+end
+for _, each in ipairs(scored) do redis.call('ZADD', each[1], each[2], each[3]) end
+if #scored > 0 then
+  for at = popular, popular + plan.categories do redis.call('ZREMRANGEBYRANK', KEYS[at], 0, -plan.popular.kept - 1) end
+end
+for at = 1, #ARGV[3], 8 do redis.call('SADD', KEYS[fences + 2], string.sub(ARGV[3], at, at + 7)) end
+if #ARGV[3] > 0 then redis.call('EXPIRE', KEYS[fences + 2], call.window_s) end
+for i = 1, fences do redis.call('SET', KEYS[i], call.next[i]) end
+redis.call('SET', KEYS[fences + 1], batch)
+return {1, batch}

@@ -1,0 +1,84 @@
+"""What the apply script needs to know about a layout, made once: merge programs, TTLs, and where popularity stands."""
+
+import json
+from dataclasses import dataclass
+from math import ceil
+
+from gyre_core import keys
+from gyre_core.features import ENTITY_KINDS, Layout
+from gyre_core.spec import DecayedCountFeature, LoopSpec
+
+LETTER = {"item": "i", "user": "u", "global": "g"}
+"""The script's name of each kind of entity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Popularity:
+    """Which decayed count makes an item popular, and its categories.
+
+    Attributes:
+        slot: index among the item's sums.
+        half_life_s: of that sum.
+        categories: values of the category field, in order; empty without one.
+        first_category: index among the item's encoded field numbers.
+    """
+
+    slot: int
+    half_life_s: float
+    categories: tuple[str, ...]
+    first_category: int
+
+
+def popularity_of(spec: LoopSpec, layout: Layout) -> Popularity | None:
+    """Find the count behind `serving.fallback_feature`; None when that is not an item's decayed count."""
+    column = spec.serving.fallback_feature
+    feature = next(
+        (each for each in spec.features if isinstance(each, DecayedCountFeature) and each.scope == "item"
+         and column in {f"{each.name}_{half_life.text}" for half_life in each.half_lives}),
+        None,
+    )  # fmt: skip
+    if feature is None:
+        return None
+    half_life = next(each for each in feature.half_lives if f"{feature.name}_{each.text}" == column)
+    events = tuple(sorted(set(feature.events)))
+    slots = layout.slots("item")
+    at = next(
+        index
+        for index, slot in enumerate(slots.sums)
+        if slot.measure == "count" and tuple(sorted(slot.events)) == events and slot.half_life_s == half_life.seconds
+    )
+    categories, first = _categories(spec, layout)
+    return Popularity(at, half_life.seconds, categories, first)
+
+
+def _categories(spec: LoopSpec, layout: Layout) -> tuple[tuple[str, ...], int]:
+    name = spec.serving.recommend.genre_field
+    stored = {field.name: field for field in layout.slots("item").fields}
+    if name is None or name not in stored:
+        return (), 0
+    return stored[name].values, stored[name].first
+
+
+def script_plan(spec: LoopSpec, layout: Layout, *, kept: int) -> str:
+    """The script's first argument, JSON."""
+    popular = popularity_of(spec, layout)
+    plan: dict[str, object] = {
+        "programs": {LETTER[kind]: layout.slots(kind).program() for kind in ENTITY_KINDS},
+        "ttl": {LETTER[kind]: ceil(layout.ttl_s(kind) or 0) for kind in ENTITY_KINDS},
+        "categories": len(popular.categories) if popular else 0,
+    }
+    if popular is not None:
+        plan["popular"] = {
+            "slot": popular.slot,
+            "half_life_s": popular.half_life_s,
+            "first_category": popular.first_category,
+            "kept": kept,
+            # All shards' prefixes are of one length only while shard numbers are: the worker sets `id_at` for each.
+            "id_at": 0,
+        }
+    return json.dumps(plan)
+
+
+def id_offset(loop: str, layout_hash: str, *, shard: int) -> int:
+    """Where, counted from 1, the id begins in the key of an item."""
+    return len(keys.entity_key(loop, layout_hash, shard=shard, kind="item", id="").encode()) + 1

@@ -1,0 +1,25 @@
+"""Settings of the features processes, beyond those that every process has."""
+
+from gyre_runtime import ServiceSettings
+from pydantic import Field
+
+
+class FeaturesSettings(ServiceSettings):
+    """What the four processes of the features service read from the environment."""
+
+    service = "features"
+
+    features_batch_events: int = Field(500, ge=1, le=10_000)
+    """Most events in one batch of the stream: one script in Redis, which answers nobody else meanwhile."""
+    features_duplicates_s: int = Field(300, ge=1)
+    """How long the identities of applied events are remembered at least, seconds."""
+    features_popular_kept: int = Field(2000, ge=10)
+    """How many popular items are kept, in all and for each category."""
+    features_archive_rows: int = Field(20_000, ge=1)
+    """Rows after which the archive commits."""
+    features_archive_bytes: int = Field(64 * 1024 * 1024, ge=1024)
+    """Bytes of payload after which the archive commits."""
+    features_archive_s: float = Field(2.0, gt=0)
+    """Seconds after which the archive commits what it has."""
+    features_quality_kept: int = Field(1000, ge=1)
+    """How many quality windows of each topic `GetReport` can answer from."""
