@@ -124,13 +124,13 @@ class OnlineStore:
             raise unavailable(error) from error
         return found
 
-    async def seen(self, identities: Sequence[bytes]) -> list[bool]:
-        """Whether each identity was applied within the window."""
+    async def seen(self, shard: int, identities: Sequence[bytes]) -> list[bool]:
+        """Whether each identity was applied to a virtual shard within the window."""
         if not identities:
             return []
         try:
             pipe = self._redis.pipeline(transaction=False)
-            for key in self._duplicate_keys(0):
+            for key in self._duplicate_keys(shard):
                 pipe.smismember(key, list(identities))
             now, before = await pipe.execute()
         except RedisError as error:
@@ -185,7 +185,7 @@ class OnlineStore:
             expected: the fences as this worker knows them.
             following: the fences after the batch, of the same partitions.
             deltas: what the batch changes.
-            identities: of its events, remembered on shard 0.
+            identities: of its events, to be remembered.
         """
         own = {entity: delta for entity, delta in deltas.items() if self.shard_of(*entity) == shard}
         places = list(expected)

@@ -111,7 +111,7 @@ class LoopStream:
             places = {(event.topic, event.partition) for event in fresh}
             expected = {place: fences.get(place, 0) for place in places}
             following = {(event.topic, event.partition): event.offset + 1 for event in fresh}
-            kept, identities = await self._without_duplicates(fresh)
+            kept, identities = await self._without_duplicates(shard, fresh)
             deltas = await self._aggregate(kept)
             outcome = await self.store.apply(
                 shard, expected=expected, following=following, deltas=deltas, identities=identities
@@ -139,11 +139,11 @@ class LoopStream:
         )
         await self._on_batch(batch, kept)
 
-    async def _without_duplicates(self, events: Sequence[Event]) -> tuple[list[Event], list[bytes]]:
+    async def _without_duplicates(self, shard: int, events: Sequence[Event]) -> tuple[list[Event], list[bytes]]:
         """Drop what a producer sent twice; answer the rest and its identities."""
         behaviour = [event for event in events if self._counts(event)]
         identities = [identity(event.source, event.id) for event in behaviour]
-        known = await self.store.seen(identities)
+        known = await self.store.seen(shard, identities)
         kept: dict[bytes, Event] = {}
         for event, mark, seen in zip(behaviour, identities, known, strict=True):
             if not seen:
