@@ -1,0 +1,1 @@
+"""The inference service: scores rows of features on Triton, with exactly the version that the caller names."""
