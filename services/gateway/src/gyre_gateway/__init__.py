@@ -1,0 +1,1 @@
+"""The gateway: ranks, recommends, tracks; assigns the arm, degrades rather than fails, writes down what it showed."""
