@@ -51,6 +51,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("gyre_producer_queue_bytes", "gauge", "By", (), "Bytes enqueued and not yet acknowledged."),
     Metric("gyre_consumer_events_total", "counter", "1", ("loop", "topic"), "Events handled and committed."),
     Metric("gyre_consumer_retries_total", "counter", "1", ("loop", "topic", "reason"), "Batches tried again."),
+    Metric("gyre_consumer_skipped_total", "counter", "1", ("loop", "topic", "reason"), "Records left out by a group."),
     Metric("gyre_consumer_lag", "gauge", "1", ("loop", "topic"), "Records between the committed offset and the end."),
     Metric("gyre_dead_letters_total", "counter", "1", ("loop", "topic", "reason"), "Records dead-lettered."),
     Metric("gyre_view_unreadable_total", "counter", "1", ("loop", "topic", "reason"), "Records that a view kept out."),

@@ -64,6 +64,8 @@ class ConsumerOptions:
         from_beginning: where a group without offsets begins; False is the end.
         flow: `model` gives every batch an always sampled span; `request` one only when a producer's trace is sampled.
         check: refuse payloads that break their proto's constraints.
+        dead_letters: send what cannot be handled to the dead-letter topic. False where another group of the same topic
+            does that already: it is then counted and left out.
         admit: returns why an event is refused, or None.
         on_assigned: awaited with new partitions before their first record; may `seek`.
         on_revoked: awaited when partitions go, after the batch under way.
@@ -74,6 +76,7 @@ class ConsumerOptions:
     from_beginning: bool = True
     flow: tracing.Flow = "request"
     check: bool = True
+    dead_letters: bool = True
     admit: Admit | None = None
     on_assigned: OnPartitions | None = None
     on_revoked: OnPartitions | None = None
@@ -316,7 +319,10 @@ class Consumer:
             raise _Abandoned
 
     async def _dead_letter(self, record: Any, reason: str, error: str) -> None:
-        await dead_letter(self._letters, record, reason=reason, error=error, group=self._group)
+        if self._options.dead_letters:
+            await dead_letter(self._letters, record, reason=reason, error=error, group=self._group)
+        else:
+            instrument("gyre_consumer_skipped_total").add(**topic_labels(record.topic), reason=reason)
 
     async def _commit(self, records: Iterable[Any]) -> None:
         own = self.kafka.assignment()

@@ -1,0 +1,65 @@
+"""`archive`: Kafka to Iceberg. Begins where the tables stand."""
+
+import asyncio
+
+from aiokafka import TopicPartition
+from gyre_core.topics import topic
+from gyre_runtime import Dependency, Lifespan, build_server, load_loops
+from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topics
+from gyre_runtime.warehouse import TABLE_OF, ensure_table, open_catalog
+
+from gyre_features.archive import Archive
+from gyre_features.domain import Admission
+from gyre_features.processes.stream import TOPICS, TYPES
+from gyre_features.settings import FeaturesSettings
+
+GROUP = "features-archive"
+
+
+async def archive(lifespan: Lifespan, settings: FeaturesSettings) -> None:
+    """Wire the process."""
+    loops = load_loops(settings)
+    await ensure_topics(settings, loops.values())
+    catalog = await asyncio.to_thread(open_catalog, settings)
+    for name in loops:
+        for table in TABLE_OF.values():
+            await asyncio.to_thread(ensure_table, catalog, name, table)
+    writer = Archive(
+        catalog,
+        rows=settings.features_archive_rows,
+        seconds=settings.features_archive_s,
+        payload_bytes=settings.features_archive_bytes,
+    )
+    admission = Admission(loops)
+
+    async def assigned(consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
+        for name in {each.topic for each in partitions}:
+            stand = await asyncio.to_thread(writer.offsets, name)
+            for each in partitions:
+                if each.topic == name:
+                    admission.forget(each.topic, each.partition)
+                    consumer.kafka.seek(each, stand.get(each.partition, 0))
+
+    async def revoked(_consumer: Consumer, _partitions: tuple[TopicPartition, ...]) -> None:
+        await writer.forget()
+
+    consumer = Consumer(
+        settings.kafka,
+        group=GROUP,
+        topics=[topic(name, suffix) for name in loops for suffix in TOPICS],
+        types=TYPES,
+        options=ConsumerOptions(
+            max_records=5000, dead_letters=False, admit=admission, on_assigned=assigned, on_revoked=revoked
+        ),
+    )
+    probe = await lifespan.enter(Producer(settings.kafka, source="gyre/features-archive"))
+    lifespan.depends_on(Dependency("kafka", probe.ping))
+    await lifespan.enter(build_server(settings, [], health=lifespan.health))
+    lifespan.background("append in time", writer.run())
+    lifespan.background("archive", _consume(consumer, writer), stop=consumer.stop)
+
+
+async def _consume(consumer: Consumer, writer: Archive) -> None:
+    async with consumer:
+        await consumer.run(writer.add)
+        await writer.flush()
