@@ -1,1 +1,1 @@
-"""The inference service: scores rows of features on Triton, with exactly the version that the caller names."""
+"""The inference service: scores candidates with exactly the model version that the caller names."""

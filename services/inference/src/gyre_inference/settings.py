@@ -1,9 +1,13 @@
-"""Settings of the inference service."""
+"""Settings of the inference service, beyond those that every process has."""
 
 from gyre_runtime import ServiceSettings
+from pydantic import Field
 
 
 class InferenceSettings(ServiceSettings):
-    """What every process has; the service needs nothing of its own."""
+    """What the inference service reads from the environment."""
 
     service = "inference"
+
+    inference_triton_timeout_s: float = Field(2.0, gt=0, le=60)
+    """The longest wait for Triton, where the caller leaves more time than that."""

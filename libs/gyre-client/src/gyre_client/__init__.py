@@ -1,0 +1,1 @@
+"""The Python SDK of Gyre and its command line, `gyre`."""

@@ -1,0 +1,32 @@
+"""How a model version is called, on Triton and in the artefact folder, and what its Triton configuration tells us.
+
+Each version is a Triton model of its own, because explicit mode loads and unloads whole models: `<loop>--<version>`.
+A loop's name has no double hyphen, so the name can be split again.
+
+An artefact folder `<artifacts>/<loop>/<version>/` holds `MODEL_FILE` (ONNX, one input `features` float32
+[rows, columns of the layout], one output `scores` float32 [rows, 1]), `GOLDEN_FILE` (numpy: `features` float32
+[n, columns] and the `scores` float32 [n] that the model gave for them when it was exported) and `MANIFEST_FILE`.
+"""
+
+from __future__ import annotations
+
+SEPARATOR = "--"
+INPUT = "features"
+OUTPUT = "scores"
+LAYOUT_PARAMETER = "gyre_layout"
+"""The parameter of the Triton configuration that holds the hash of the feature layout that the model reads."""
+
+MODEL_FILE = "model.onnx"
+GOLDEN_FILE = "golden.npz"
+MANIFEST_FILE = "model.json"
+
+
+def triton_model(loop: str, version: str) -> str:
+    """The name of a version on Triton."""
+    return f"{loop}{SEPARATOR}{version}"
+
+
+def split_model(name: str) -> tuple[str, str] | None:
+    """The loop and the version of a Triton model; None for a model that is none of ours."""
+    loop, separator, version = name.partition(SEPARATOR)
+    return (loop, version) if loop and separator and version else None

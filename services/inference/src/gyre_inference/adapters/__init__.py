@@ -1,0 +1,1 @@
+"""Triton and Kafka, behind the ports."""
