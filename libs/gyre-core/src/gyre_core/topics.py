@@ -8,6 +8,8 @@ from typing import Literal
 from gyre_core.spec import LoopSpec
 
 DEAD_LETTER_SUFFIX = ".dlq"
+IMPORT_SOURCE = "gyre/import"
+"""The CloudEvents source of imported history, which volume triggers do not count."""
 _DAY_S = 86_400.0
 _DEAD_LETTER_RETENTION_S = 30 * _DAY_S
 
