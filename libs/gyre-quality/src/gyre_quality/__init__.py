@@ -1,0 +1,1 @@
+"""Data-quality checks for snapshots and streams: drift, label noise, personal data, completeness."""
