@@ -1,9 +1,15 @@
 """Fixtures of the chassis' tests: telemetry that keeps spans, a gateway servicer that does as told, fresh topics."""
 
+import datetime as dt
+import ipaddress
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from gyre.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from gyre_runtime import Health, Registration, Server, ServiceSettings, build_server, setup_telemetry
 from gyre_runtime.kafka import create_topics
@@ -100,3 +106,29 @@ def server_of(gateway: ToldGateway, telemetry: Telemetry) -> ServerAt:
         return build_server(ServiceSettings(**settings), services, health=health)  # type: ignore[arg-type]
 
     return build
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """The files of a self-signed certificate for 127.0.0.1, and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "gyre tests")])
+    now = dt.datetime.now(dt.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_path, key_path = tmp_path / "tls.crt", tmp_path / "tls.key"
+    certificate_path.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    key_path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certificate_path, key_path
