@@ -16,18 +16,15 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 PREFIX = "GYRE_"
 SERVICES = ("gateway", "features", "inference", "trainer", "deployer", "monitor")
 
-TOLERATED = frozenset(
-    {
-        "GYRE_CACHE",
-        "GYRE_DATA",
-        "GYRE_OTLP_LISTEN",
-        "GYRE_PORTS_FILE",
-        "GYRE_PORT_OFFSET",
-        "GYRE_TOKEN",
-        "GYRE_VAR",
-        "GYRE_TEST_KEEP",
-    }
-)
+TOLERATED: Mapping[str, str] = {
+    "GYRE_CACHE": "where downloads are kept, `~/.cache/gyre` by default",
+    "GYRE_DATA": "where the examples find their data",
+    "GYRE_OTLP_LISTEN": "where the monitor takes spans (OTLP over gRPC)",
+    "GYRE_PORTS_FILE": "a ports file in place of `infra/local/ports.toml`",
+    "GYRE_PORT_OFFSET": "added to every port of the local stack",
+    "GYRE_TOKEN": "the bearer token of the command line",
+    "GYRE_VAR": "the folder of the local stack's data and logs, `var/` by default",
+}
 """Variables of the local stack, the tests and the client, which a service may find in its environment."""
 
 _CLASSES: list[type["ServiceSettings"]] = []
@@ -64,48 +61,84 @@ class ServiceSettings(BaseSettings):
     """What every process knows; the defaults run the local stack."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="ignore", validate_default=True, env_file=None
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="ignore",
+        validate_default=True,
+        env_file=None,
+        use_attribute_docstrings=True,  # docs/reference/settings.md is written from them
     )
 
     service: ClassVar[str] = ""
     """The service whose prefixed variables are its own; empty accepts those of any service."""
 
     loops: Paths = Field((Path("examples/movies/gyre.yaml"),), min_length=1)
+    """The `gyre.yaml` of each loop that is served, separated by colons."""
     listen: Address = "127.0.0.1:0"
+    """host:port of the gRPC server; port 0 takes a free one."""
     metrics_listen: OptionalAddress = "127.0.0.1:0"
+    """host:port of the Prometheus page `/metrics`; empty for none."""
 
     kafka: Addresses = "127.0.0.1:17000"
+    """Bootstrap servers, host:port separated by commas."""
     kafka_replication: int = Field(1, ge=1, le=32767)
+    """Replication factor of the topics that are created at start."""
     redis: str = Field("redis://127.0.0.1:17005/0", pattern=r"^(redis|rediss|unix)://")
+    """URL of the online store."""
     triton: Address = "127.0.0.1:17011"
+    """host:port of Triton's gRPC server."""
     triton_repository: Path = Path("var/triton/models")
+    """Triton's model repository, which the deployer writes."""
     mlflow: str = Field("http://127.0.0.1:17018", pattern=r"^https?://")
+    """URL of MLflow's tracking server."""
     prometheus: str = Field("http://127.0.0.1:17015", pattern=r"^https?://")
+    """URL of Prometheus."""
     warehouse: str = Field("var/warehouse", min_length=1)
+    """Folder (or S3 prefix) of the Iceberg warehouse."""
     artifacts: Path = Path("var/artifacts")
+    """Folder of trained models, written by the trainer and read by the deployer."""
     state_dir: Path = Path("var/state")
+    """Folder of the process's own state."""
 
     gateway: Address = "127.0.0.1:17020"
+    """host:port of the gateway."""
     features: Address = "127.0.0.1:17025"
+    """host:port of `features-serve`."""
     inference: Address = "127.0.0.1:17045"
+    """host:port of inference."""
     trainer: Address = "127.0.0.1:17050"
+    """host:port of the trainer."""
     deployer: Address = "127.0.0.1:17055"
+    """host:port of the deployer."""
     monitor: Address = "127.0.0.1:17060"
+    """host:port of the monitor."""
 
     otlp: OptionalAddress = ""
+    """host:port that spans are sent to (OTLP over gRPC); empty for nowhere."""
     trace_ratio: float = Field(0.01, ge=0, le=1)
+    """Share of requests whose trace is kept; the flow of models is always kept."""
     log_level: str = Field("INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
+    """The least severe log records that are written."""
 
     drain_s: float = Field(10.0, gt=0, le=600)
+    """Seconds that calls and events under way have to finish after SIGTERM."""
     max_deadline_s: float = Field(30.0, gt=0, le=3600)
+    """The deadline of a unary call that brings none, seconds."""
     max_stream_s: float = Field(3600.0, gt=0)
+    """The deadline of a streaming call that brings none, seconds."""
     max_message_bytes: int = Field(16 * 1024 * 1024, ge=1024)
+    """The largest gRPC message, bytes."""
 
     tls_cert: Path | None = None
+    """File of the certificate chain (PEM); with `tls_key` the server speaks TLS only."""
     tls_key: Path | None = None
+    """File of the certificate's key (PEM)."""
     tls_ca: Path | None = None
+    """File of the authority (PEM) that peers are checked against."""
     tls_require_client: bool = False
+    """Whether a client must show a certificate of the authority, and own calls do."""
     token_file: Path | None = None
+    """File of the bearer token that callers must send, and own calls do."""
 
     @classmethod
     def settings_customise_sources(cls, *args: Any, **sources: Any) -> tuple[PydanticBaseSettingsSource, ...]:
@@ -152,9 +185,9 @@ def _variable(field: str) -> str:
 
 
 def _unknown(cls: type[ServiceSettings], environ: Mapping[str, str]) -> list[str]:
-    known = {_variable(field) for each in (cls, *_CLASSES) for field in each.model_fields} | TOLERATED
+    known = {_variable(field) for each in (cls, *_CLASSES) for field in each.model_fields}
     others = tuple(f"{PREFIX}{name.upper()}_" for name in SERVICES if name != cls.service)
-    candidates = (name for name in environ if name.startswith(PREFIX) and name not in known)
+    candidates = (name for name in environ if name.startswith(PREFIX) and name not in known | TOLERATED.keys())
     return sorted(name for name in candidates if not name.startswith(others))
 
 
