@@ -1,0 +1,266 @@
+# ruff: noqa: INP001 - a script of its own, in no package
+"""Writes docs/reference from the declarations in the code, so that no page says something else than what runs.
+
+`make docs` writes the pages; `make lint` runs this with `--check`, which fails and names each page that is not current.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from gyre_core.keys import KEYS
+from gyre_core.spec import Feature, Field, FieldFeature, json_schema
+from gyre_core.topics import DEAD_LETTER_SUFFIX, TOPICS, TopicDecl
+from gyre_local.ports import PORTS_FILE, load_ports
+from gyre_runtime.metrics import METRICS, Metric
+from gyre_runtime.settings import PREFIX, SERVICES, TOLERATED, ServiceSettings
+
+REFERENCE = Path(__file__).resolve().parent / "reference"
+NOTE = "<!-- Written by docs/generate.py from the code: change it there and run `make docs`. -->"
+NAME_PATTERN = FieldFeature.model_json_schema()["properties"]["name"]["pattern"]
+_DAY_S = 86_400.0
+
+Schema = Mapping[str, Any]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; a bar inside a cell is escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def page(title: str, lead: str, *parts: str) -> str:
+    """One page of the reference."""
+    return "\n\n".join([f"# {title}", NOTE, lead, *parts]) + "\n"
+
+
+def code(*names: object) -> str:
+    """Names set as code, separated by commas."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def topics() -> str:
+    """The page of Kafka topics."""
+    lead = (
+        "Every loop has each of these; the full name is `<loop>.<topic>`. Values are protobuf or JSON, with the headers"
+        " of CloudEvents 1.0 in binary mode. Any process creates what is missing at its start. *Sharded* topics have"
+        " `shards.kafka_partitions` of the loop's `gyre.yaml`; behaviour is kept for its `retention.behavior`."
+        f" What cannot be read from a topic goes to `<topic>{DEAD_LETTER_SUFFIX}`, one partition, kept for 30 days."
+    )
+    head = ("topic", "key", "value", "partitions", "kept", "dead letters", "written by", "what it holds")
+    rows = [
+        (
+            code(decl.suffix),
+            decl.key,
+            code(decl.payload),
+            str(decl.partitions),
+            _kept(decl),
+            "yes" if decl.dead_letter else "no",
+            decl.owner,
+            decl.description,
+        )
+        for decl in TOPICS
+    ]
+    return page("Topics", lead, table(head, rows))
+
+
+def _kept(decl: TopicDecl) -> str:
+    if decl.compacted:
+        return "the newest of each key"
+    if decl.suffix.startswith("behavior."):
+        return "as the loop says"
+    return "for ever" if decl.retention_s is None else f"{decl.retention_s / _DAY_S:g} days"
+
+
+def keys() -> str:
+    """The page of Redis keys."""
+    lead = (
+        "What the online store holds. `<layout hash>` names the feature layout, so two layouts live side by side;"
+        " `{<shard>}` is the hash tag that keeps a virtual shard on one node of a Redis Cluster."
+    )
+    rows = [(decl.name, code(decl.pattern), decl.holds, decl.owner, decl.ttl) for decl in KEYS]
+    return page("Redis keys", lead, table(("name", "key", "holds", "written by", "lives for"), rows))
+
+
+def metrics() -> str:
+    """The page of Prometheus metrics."""
+    lead = (
+        "What each process shows on `/metrics`, beside the standard metrics of its Python process. Whatever belongs to"
+        " a loop carries the label `loop`."
+    )
+    by_owner: dict[str, list[Metric]] = {}
+    for metric in METRICS:
+        word = metric.name.split("_")[1]
+        owner = {"archive": "features"}.get(word, word if word in SERVICES else "every process")
+        by_owner.setdefault(owner, []).append(metric)
+    parts = [f"## {owner.capitalize()}\n\n{_metric_table(group)}" for owner, group in by_owner.items()]
+    return page("Metrics", lead, *parts)
+
+
+def _metric_table(group: Iterable[Metric]) -> str:
+    rows = [(code(each.name), each.kind, each.unit, code(*each.labels), each.description) for each in group]
+    return table(("metric", "kind", "unit", "labels", "meaning"), rows)
+
+
+def ports() -> str:
+    """The page of the local stack's ports."""
+    declared = load_ports(PORTS_FILE, offset=0)
+    lead = (
+        f"Where the processes of the local stack listen on {declared.host}, from `infra/local/ports.toml`;"
+        " `GYRE_PORT_OFFSET` shifts all at once. In containers every service listens on 7000 (gRPC) and 7001 (metrics)."
+    )
+    rows = [
+        (process, meaning, str(port))
+        for process, meanings in declared.processes.items()
+        for meaning, port in meanings.items()
+    ]
+    return page("Ports", lead, table(("process", "what", "port"), rows))
+
+
+def settings() -> str:
+    """The page of environment variables."""
+    lead = (
+        "Processes are set by environment variables only. An unknown `GYRE_` variable or a wrong value stops the start"
+        " with a message that names it. The defaults run the local stack. Secrets are given as files."
+    )
+    parts = [f"## Every process\n\n{_settings_table(ServiceSettings, frozenset())}"]
+    shared = frozenset(ServiceSettings.model_fields)
+    parts += [f"## {service.capitalize()}\n\n{_settings_table(found, shared)}" for service, found in service_settings()]
+    rows = [(code(name), meaning) for name, meaning in TOLERATED.items()]
+    parts.append(f"## Local stack, tests and command line\n\n{table(('variable', 'meaning'), rows)}")
+    return page("Settings", lead, *parts)
+
+
+def service_settings() -> list[tuple[str, type[ServiceSettings]]]:
+    """Each service with its settings class."""
+    found: list[tuple[str, type[ServiceSettings]]] = []
+    for service in SERVICES:
+        if importlib.util.find_spec(f"gyre_{service}.settings") is None:
+            continue
+        module = importlib.import_module(f"gyre_{service}.settings")
+        classes = [each for each in vars(module).values() if isinstance(each, type)]
+        found += [(service, each) for each in classes if issubclass(each, ServiceSettings) and each.service == service]
+    return found
+
+
+def _settings_table(cls: type[ServiceSettings], left_out: frozenset[str]) -> str:
+    schema = cls.model_json_schema()
+    rows = [
+        (code(f"{PREFIX}{name.upper()}"), described(field, schema), _default(field), field.get("description", ""))
+        for name, field in schema["properties"].items()
+        if name not in left_out
+    ]
+    return table(("variable", "value", "default", "meaning"), rows)
+
+
+def _default(field: Schema) -> str:
+    value = field.get("default")
+    if value in (None, "", [], {}):
+        return ""
+    if isinstance(value, list):
+        value = ":".join(str(each) for each in value)
+    return code(value if isinstance(value, str) else json.dumps(value))
+
+
+def feature_kinds() -> str:
+    """The page of what `gyre.yaml` may declare as fields and features."""
+    lead = (
+        "What stands under `items.fields` and `users.fields`, and under `features`, of a `gyre.yaml`. The whole file is"
+        " described by [gyre.schema.json](gyre.schema.json), which editors use to complete and check it."
+        f" A *name* matches {code(NAME_PATTERN)}."
+    )
+    fields, features = (get_args(get_args(union)[0]) for union in (Field, Feature))
+    parts = ["## Fields", *map(_kind, fields), "## Features", *map(_kind, features)]
+    return page("Fields and features", lead, *parts)
+
+
+def _kind(model: Any) -> str:
+    schema = model.model_json_schema()
+    properties = {name: field for name, field in schema["properties"].items() if name != "kind"}
+    rows = [
+        (code(name), described(field, schema), "required" if name in schema["required"] else _default(field))
+        for name, field in properties.items()
+    ]
+    title = f"### {schema['properties']['kind']['const']}\n\n{schema['description']}"
+    return f"{title}\n\n{table(('field', 'value', 'default'), rows)}" if rows else title
+
+
+def described(field: Schema, root: Schema) -> str:
+    """The values that a JSON Schema allows, in words."""
+    if "$ref" in field:
+        return described(root["$defs"][field["$ref"].rpartition("/")[2]], root)
+    if "anyOf" in field:
+        return " or ".join(described(each, root) for each in field["anyOf"] if each.get("type") != "null")
+    if field.get("type") == "array":
+        count = _bounds(field, "minItems", "maxItems").removeprefix(", ")
+        return f"list{f' ({count})' if count else ''} of {described(field['items'], root)}"
+    if field.get("type") == "object":
+        names = ", ".join(f"{name}: {described(each, root)}" for name, each in field.get("properties", {}).items())
+        return f"{{{names}}}"
+    return _scalar(field)
+
+
+def _scalar(field: Schema) -> str:
+    if "enum" in field or "const" in field:
+        return code(*field.get("enum", [field.get("const")]))
+    if "examples" in field:
+        return "duration such as " + code(*field["examples"])
+    if field.get("format") == "path":
+        return "path"
+    if field.get("pattern") == NAME_PATTERN:
+        return "name"
+    pattern = f" {code(field['pattern'])}" if "pattern" in field else ""
+    length = _bounds(field, "minLength", "maxLength")
+    number = _bounds(field, "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+    return str(field.get("type", "any")) + pattern + (f"{length} characters" if length else "") + number
+
+
+def _bounds(field: Schema, low: str, high: str, above: str = "", below: str = "") -> str:
+    words = [("from", low), ("above", above), ("to", high), ("below", below)]
+    given = [f"{word} {field[name]}" for word, name in words if name in field]
+    return f", {' '.join(given)}" if given else ""
+
+
+def schema() -> str:
+    """The JSON Schema of `gyre.yaml`."""
+    return json.dumps(json_schema(), indent=2) + "\n"
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "topics.md": topics,
+    "keys.md": keys,
+    "metrics.md": metrics,
+    "ports.md": ports,
+    "settings.md": settings,
+    "feature-kinds.md": feature_kinds,
+    "gyre.schema.json": schema,
+}
+
+
+def stale() -> list[str]:
+    """The pages of the folder that are not what the code says, and files that no page writes."""
+    present = {path.name for path in REFERENCE.glob("*")}
+    wrong = [name for name, write in PAGES.items() if name not in present or (REFERENCE / name).read_text() != write()]
+    return sorted([*wrong, *(present - PAGES.keys())])
+
+
+def main() -> None:
+    """Write the pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when a page is not current")
+    if parser.parse_args().check:
+        if found := stale():
+            sys.exit(f"docs/reference is not what the code says: {', '.join(found)}. Remedy: make docs")
+        return
+    REFERENCE.mkdir(exist_ok=True)
+    for name, write in PAGES.items():
+        (REFERENCE / name).write_text(write())
+
+
+if __name__ == "__main__":
+    main()
