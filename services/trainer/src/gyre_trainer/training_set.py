@@ -1,0 +1,231 @@
+"""The training set: impressions, what followed them, and the features that were served or would have been.
+
+Attribution gives an interaction to the impression that it names, or else to every impression of the same user that
+held the item within the attribution window before it. An impression whose window is still open is left out, and so is
+one that nothing followed, which a listwise loss cannot use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from gyre_core.features import Layout
+from gyre_core.spec import LoopSpec
+
+from gyre_trainer.past import Asked, Past
+
+F32 = npt.NDArray[np.float32]
+
+_US = 1_000_000
+_CHOSEN = """
+with distinct_impressions as (
+  select * from impressions
+  qualify row_number() over (partition by source, event_id order by kafka_partition, kafka_offset) = 1
+),
+newest as (
+  select * from distinct_impressions
+  where event_us + $window_us <= $now_us and items > 1
+  order by event_us desc, kafka_partition desc, kafka_offset desc limit $most
+)
+select place from newest order by event_us, kafka_partition, kafka_offset
+"""
+_OPEN = """
+select count(distinct (source, event_id)) from impressions where event_us + $window_us > $now_us
+"""
+_ATTRIBUTED = """
+with shown as (select place, request_id, user_id, unnest(item_ids) as item_id, event_us from chosen),
+acted as (
+  select * from interactions where list_contains($types, type)
+  qualify row_number() over (partition by source, event_id order by kafka_partition, kafka_offset) = 1
+)
+select place, item_id, type from shown join acted using (request_id, item_id)
+where request_id <> '' and acted.event_us between shown.event_us and shown.event_us + $window_us
+union
+select place, item_id, type from shown join acted using (user_id, item_id)
+where coalesce(acted.request_id, '') = ''
+  and acted.event_us between shown.event_us and shown.event_us + $window_us
+"""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The three tables of a loop as of a run's snapshots, with the columns of `gyre_runtime.warehouse`.
+
+    Attributes:
+        impressions: at least the newest; columns that are not used may be missing.
+        interactions: all, where features are to be computed again; at least those since the oldest impression.
+        items: all changes of the catalogue.
+        shown: all impressions without their features, where the layout counts impressions; `impressions` without it.
+    """
+
+    impressions: pa.Table
+    interactions: pa.Table
+    items: pa.Table
+    shown: pa.Table | None = None
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Impressions in the order of their time.
+
+    Attributes:
+        features: float32 of shape [impressions, most items, columns], zero beyond an impression's items.
+        relevance: float32 of shape [impressions, most items]: the greatest weight among the item's labels, 0 where
+            nothing followed, -1 beyond the impression's items.
+        times: unix seconds, one for each impression.
+        served: for each impression, whether its features are those that were served; the others were computed again.
+        unknown_items: for each impression, how many of its items had no features at all.
+        open_windows: count of impressions left out because their window is open.
+        unlabelled: count of impressions left out because nothing followed.
+    """
+
+    features: F32
+    relevance: F32
+    times: npt.NDArray[np.float64]
+    served: npt.NDArray[np.bool_]
+    unknown_items: npt.NDArray[np.int64]
+    open_windows: int
+    unlabelled: int
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def held(self) -> npt.NDArray[np.bool_]:
+        """Where there is an item: bool of shape [impressions, most items]."""
+        return self.relevance >= 0
+
+    def part(self, begin: int, end: int) -> TrainingSet:
+        """The impressions from `begin` up to but without `end`."""
+        return replace(
+            self,
+            features=self.features[begin:end],
+            relevance=self.relevance[begin:end],
+            times=self.times[begin:end],
+            served=self.served[begin:end],
+            unknown_items=self.unknown_items[begin:end],
+        )
+
+    def split(self, holdout: float) -> tuple[TrainingSet, TrainingSet]:
+        """The older impressions to train on, and the newest share `holdout`, at least one, to evaluate on."""
+        cut = len(self) - max(1, round(len(self) * holdout))
+        return self.part(0, cut), self.part(cut, len(self))
+
+
+def build(spec: LoopSpec, layout: Layout, tables: Tables, *, now: float | None = None) -> TrainingSet:
+    """Join impressions with what followed them, and fill in their features.
+
+    Served features are used where they are of this layout; others are computed from the events strictly before the
+    impression.
+
+    Args:
+        spec: the loop.
+        layout: its current layout.
+        tables: what the warehouse held.
+        now: unix seconds, which decides which windows are open; without it the newest event's time, as on the
+            replay clock.
+    """
+    moment = newest_event_time(tables.impressions, tables.interactions) if now is None else now
+    chosen, attributed, open_windows = _attribute(spec, tables, moment)
+    labels = _labels(spec, attributed)
+    labelled = sorted(labels)
+    rows = chosen.take(pa.array(labelled, pa.int64()))
+    made = _empty(layout, rows, open_windows=open_windows, unlabelled=len(chosen) - len(rows))
+    items: list[Any] = rows["item_ids"].to_pylist()
+    for index, (place, item_ids) in enumerate(zip(labelled, items, strict=True)):
+        own = labels[place]
+        made.relevance[index, : len(item_ids)] = [own.get(item, 0.0) for item in item_ids]
+    _fill_served(layout, rows, items, made)
+    _fill_replayed(layout, tables, rows, items, made)
+    return made
+
+
+def newest_event_time(*tables: pa.Table) -> float:
+    """The newest event time of some tables, unix seconds; 0 where they are empty."""
+    newest = [pc.max(_micros(table)).as_py() for table in tables if table.num_rows]
+    return max(newest, default=0) / _US
+
+
+def _micros(table: pa.Table) -> Any:
+    """The event times as whole microseconds, which joins and sorts without time zones."""
+    return table["event_time"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+
+
+def _attribute(spec: LoopSpec, tables: Tables, now: float) -> tuple[pa.Table, list[tuple[int, str, str]], int]:
+    """The chosen impressions in order, (place among them, item, type) of what followed, and how many are open."""
+    label, impressions = spec.training.label, tables.impressions
+    window_us = round(label.attribution_window_s * _US)
+    at = {"window_us": window_us, "now_us": round(now * _US)}
+    with duckdb.connect() as db:
+        keys = impressions.select(["source", "event_id", "kafka_partition", "kafka_offset"])
+        keys = keys.append_column("event_us", _micros(impressions))
+        keys = keys.append_column("items", pc.list_value_length(impressions["item_ids"]))
+        db.register("impressions", keys.append_column("place", pa.array(range(len(keys)), pa.int64())))
+        places = db.execute(_CHOSEN, {**at, "most": spec.training.history.impressions}).fetchall()
+        ((open_windows,),) = db.execute(_OPEN, at).fetchall()
+        chosen = impressions.take(pa.array([place for (place,) in places], pa.int64()))
+        asked = chosen.select(["request_id", "user_id", "item_ids"]).append_column("event_us", _micros(chosen))
+        db.register("chosen", asked.append_column("place", pa.array(range(len(asked)), pa.int64())))
+        wanted = ["source", "event_id", "user_id", "item_id", "type", "request_id", "kafka_partition", "kafka_offset"]
+        acted = tables.interactions
+        db.register("interactions", acted.select(wanted).append_column("event_us", _micros(acted)))
+        followed = db.execute(_ATTRIBUTED, {"window_us": window_us, "types": list(label.events)}).fetchall()
+    return chosen, followed, open_windows
+
+
+def _labels(spec: LoopSpec, attributed: Iterable[tuple[int, str, str]]) -> dict[int, dict[str, float]]:
+    """The relevance of each item that got a label, by the place of its impression."""
+    labels: dict[int, dict[str, float]] = {}
+    for place, item_id, kind in attributed:
+        weight = spec.training.label.weight(kind)
+        if weight > 0:
+            own = labels.setdefault(place, {})
+            own[item_id] = max(own.get(item_id, 0.0), weight)
+    return labels
+
+
+def _empty(layout: Layout, rows: pa.Table, *, open_windows: int, unlabelled: int) -> TrainingSet:
+    most = pc.max(pc.list_value_length(rows["item_ids"])).as_py() or 0
+    return TrainingSet(
+        features=np.zeros((len(rows), most, len(layout.columns)), dtype=np.float32),
+        relevance=np.full((len(rows), most), -1.0, dtype=np.float32),
+        times=_micros(rows).to_numpy() / _US,
+        served=np.zeros(len(rows), dtype=np.bool_),
+        unknown_items=np.zeros(len(rows), dtype=np.int64),
+        open_windows=open_windows,
+        unlabelled=unlabelled,
+    )
+
+
+def _fill_served(layout: Layout, rows: pa.Table, items: list[list[str]], made: TrainingSet) -> None:
+    columns = len(layout.columns)
+    blocks = zip(
+        rows["layout"].to_pylist(), rows["features"].to_pylist(), rows["item_batches"].to_pylist(), strict=True
+    )
+    for index, (name, values, batches) in enumerate(blocks):
+        count = len(items[index])
+        if name == layout.hash and values is not None and len(values) == 4 * count * columns:
+            made.features[index, :count] = np.frombuffer(values, dtype="<f4").reshape(count, columns)
+            made.unknown_items[index] = sum(batch < 0 for batch in batches or ())
+            made.served[index] = True
+
+
+def _fill_replayed(layout: Layout, tables: Tables, rows: pa.Table, items: list[list[str]], made: TrainingSet) -> None:
+    """Compute the features that were not served; the impressions are in the order of their time, as `Past` needs."""
+    wanted = np.flatnonzero(~made.served).tolist()
+    if not wanted:
+        return
+    users: list[Any] = rows["user_id"].to_pylist()
+    shown = tables.impressions if tables.shown is None else tables.shown
+    past = Past(layout, interactions=tables.interactions, items=tables.items, shown=shown)
+    for index in wanted:
+        matrix, unknown = past.matrix(Asked(users[index], items[index], float(made.times[index])))
+        made.features[index, : len(matrix)] = matrix
+        made.unknown_items[index] = unknown
