@@ -94,7 +94,7 @@ class ServiceSettings(BaseSettings):
     prometheus: str = Field("http://127.0.0.1:17015", pattern=r"^https?://")
     """URL of Prometheus."""
     warehouse: str = Field("var/warehouse", min_length=1)
-    """Folder (or S3 prefix) of the Iceberg warehouse."""
+    """Folder of the Iceberg warehouse and its catalogue."""
     artifacts: Path = Path("var/artifacts")
     """Folder of trained models, written by the trainer and read by the deployer."""
     state_dir: Path = Path("var/state")
