@@ -55,6 +55,7 @@ from gyre_runtime.errors import (
     Precondition,
     Unauthenticated,
     Unavailable,
+    Unsupported,
     Violation,
 )
 from gyre_runtime.health import Dependency, Health
@@ -69,6 +70,6 @@ from gyre_runtime.tracing import inject, model_tracer, start_span
 __all__ = [
     "Channel", "Conflict", "DeadlineExceeded", "Dependency", "Exhausted", "GyreError", "Health", "Invalid",
     "Lifespan", "NotFound", "Precondition", "Registration", "RetryBudget", "Server", "ServiceSettings",
-    "Unauthenticated", "Unavailable", "Violation", "build_server", "call", "channel", "inject", "instrument",
-    "load_loops", "load_settings", "model_tracer", "run", "setup_telemetry", "start_span",
+    "Unauthenticated", "Unavailable", "Unsupported", "Violation", "build_server", "call", "channel", "inject",
+    "instrument", "load_loops", "load_settings", "model_tracer", "run", "setup_telemetry", "start_span",
 ]  # fmt: skip

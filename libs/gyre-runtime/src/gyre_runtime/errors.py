@@ -98,6 +98,12 @@ class Unavailable(GyreError):  # noqa: N818 - see the module
     code = grpc.StatusCode.UNAVAILABLE
 
 
+class Unsupported(GyreError):  # noqa: N818 - see the module
+    """This server does not offer it: do without."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+
+
 class Unauthenticated(GyreError):  # noqa: N818 - see the module
     """The caller did not prove who it is."""
 
@@ -119,6 +125,7 @@ _CLASS_BY_CODE: dict[grpc.StatusCode, type[GyreError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: Precondition,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Exhausted,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.UNIMPLEMENTED: Unsupported,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: Unauthenticated,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
