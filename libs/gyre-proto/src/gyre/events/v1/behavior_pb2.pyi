@@ -174,6 +174,7 @@ class Impression(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
     SIMULATED_FIELD_NUMBER: _builtins.int
+    GLOBAL_BATCH_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, unique. Required."""
     user_id: _builtins.str
@@ -204,6 +205,8 @@ class Impression(_message.Message):
     """Which door."""
     simulated: _builtins.bool
     """The impression was made up by an importer or a simulator. Default false."""
+    global_batch: _builtins.int
+    """Number of the last stream batch in the packed value of the loop as a whole; -1 where there is none."""
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The items: first those shown, in the order shown, then the logged sample of the rest. Required."""
@@ -252,10 +255,11 @@ class Impression(_message.Message):
         method: Global___ImpressionMethod.ValueType = ...,
         context: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         simulated: _builtins.bool = ...,
+        global_batch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "arm_propensity", b"arm_propensity", "context", b"context", "degraded_reason", b"degraded_reason", "epoch", b"epoch", "explored", b"explored", "feature_age_s", b"feature_age_s", "features", b"features", "item_batches", b"item_batches", "item_ids", b"item_ids", "item_propensities", b"item_propensities", "latency_s", b"latency_s", "method", b"method", "model_version", b"model_version", "request_id", b"request_id", "rest", b"rest", "scores", b"scores", "shown", b"shown", "simulated", b"simulated", "user_batch", b"user_batch", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "arm_propensity", b"arm_propensity", "context", b"context", "degraded_reason", b"degraded_reason", "epoch", b"epoch", "explored", b"explored", "feature_age_s", b"feature_age_s", "features", b"features", "global_batch", b"global_batch", "item_batches", b"item_batches", "item_ids", b"item_ids", "item_propensities", b"item_propensities", "latency_s", b"latency_s", "method", b"method", "model_version", b"model_version", "request_id", b"request_id", "rest", b"rest", "scores", b"scores", "shown", b"shown", "simulated", b"simulated", "user_batch", b"user_batch", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

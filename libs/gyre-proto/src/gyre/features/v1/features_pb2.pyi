@@ -123,10 +123,13 @@ class GetFeaturesResponse(_message.Message):
     ITEM_BATCHES_FIELD_NUMBER: _builtins.int
     USER_BATCH_FIELD_NUMBER: _builtins.int
     FEATURE_AGE_S_FIELD_NUMBER: _builtins.int
+    GLOBAL_BATCH_FIELD_NUMBER: _builtins.int
     user_batch: _builtins.int
     """Number of the last batch in the user's packed value; -1 where the user is unknown."""
     feature_age_s: _builtins.float
     """Age of the user's newest update at request time, seconds; negative when unknown."""
+    global_batch: _builtins.int
+    """Number of the last batch in the packed value of the loop as a whole; -1 where there is none."""
     @_builtins.property
     def features(self) -> _behavior_pb2.FeatureBlock:
         """One row for each candidate, in the order of the request."""
@@ -142,10 +145,11 @@ class GetFeaturesResponse(_message.Message):
         item_batches: _abc.Iterable[_builtins.int] | None = ...,
         user_batch: _builtins.int = ...,
         feature_age_s: _builtins.float = ...,
+        global_batch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_age_s", b"feature_age_s", "features", b"features", "item_batches", b"item_batches", "user_batch", b"user_batch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_age_s", b"feature_age_s", "features", b"features", "global_batch", b"global_batch", "item_batches", b"item_batches", "user_batch", b"user_batch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
