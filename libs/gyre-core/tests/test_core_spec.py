@@ -28,6 +28,7 @@ def test_minimal_loop_is_short_and_complete(minimal_loop: LoopSpec) -> None:
     assert minimal_loop.training.label.events == ("click",)
     assert minimal_loop.training.label.weight("click") == 1.0
     assert minimal_loop.experiment.salt == "shop"
+    assert minimal_loop.experiment.clicks == minimal_loop.experiment.conversions == ("click",)
     assert [step.share for step in minimal_loop.rollout.steps] == [0.1, 0.5, 1.0]
     assert minimal_loop.model_columns() == minimal_loop.columns()
 
@@ -52,6 +53,13 @@ def test_model_columns_expand_features(full_loop: LoopSpec) -> None:
     rates = tuple(f"item_rate_{half_life}" for half_life in ("6h", "1d", "7d", "30d"))
     rest = ("item_score_30d", "genre_affinity_30d", "rank_7d", "hour")
     assert full_loop.model_columns() == rates + rest
+
+
+def test_clicks_and_conversions_are_what_the_loop_says() -> None:
+    """An experiment counts the declared clicks and conversions, and the label's events for what is not declared."""
+    given = parse_loop(changed("salt: movies-1}", "salt: movies-1, clicks: [click]}"), source="test")
+    assert (given.experiment.clicks, given.experiment.conversions) == (("click",), ("rating",))
+    assert (given.experiment.salt, given.experiment.exploration) == ("movies-1", 0.02)
 
 
 def test_durations_are_seconds(full_loop: LoopSpec) -> None:
@@ -92,6 +100,8 @@ def test_an_error_names_file_line_field_value_and_rule() -> None:
         ("fallback_feature: item_rate_7d", "fallback_feature: x", "serving.fallback_feature", "feature column"),
         ("feature_timeout: 50ms", "feature_timeout: 1s", "serving.feature_timeout", "shorter than the deadline"),
         ("rating: {value: {min: 0", "impression: {value: {min: 0", "events.interactions.impression", "reserved"),
+        ("salt: movies-1}", "clicks: [klick]}", "experiment.clicks[0]", "must be a declared interaction type"),
+        ("salt: movies-1}", "conversions: [buy]}", "experiment.conversions[0]", "must be a declared interaction type"),
         ("of: last_event, events", "field: released, events", "features[15]", "must give `events` with `of`"),
     ],
 )

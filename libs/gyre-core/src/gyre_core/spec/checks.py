@@ -47,6 +47,7 @@ def cross_checks(spec: LoopSpec) -> Iterator[Violation]:
     yield from _relative_features(spec)
     yield from _model(spec)
     yield from _training(spec)
+    yield from _experiment(spec)
     yield from _serving(spec)
 
 
@@ -148,6 +149,13 @@ def _training(spec: LoopSpec) -> Iterator[Violation]:
     for event in label.weights:
         if event not in label.events:
             yield Violation((*at, "weights", event), None, "must be one of the label's events")
+
+
+def _experiment(spec: LoopSpec) -> Iterator[Violation]:
+    for key in ("clicks", "conversions"):
+        for position, event in enumerate(getattr(spec.experiment, key)):
+            if event not in spec.events.interactions:
+                yield Violation(("experiment", key, position), event, "must be a declared interaction type")
 
 
 def _serving(spec: LoopSpec) -> Iterator[Violation]:

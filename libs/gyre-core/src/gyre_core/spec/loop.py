@@ -90,13 +90,16 @@ class LoopSpec(SpecModel):
 
     @model_validator(mode="after")
     def _fill_dependent_defaults(self) -> LoopSpec:
-        """Give label events and the salt, whose defaults depend on other parts."""
+        """Give label events, the salt, clicks and conversions, whose defaults depend on other parts."""
         changes: dict[str, Any] = {}
-        if not self.training.label.events:
-            label = self.training.label.model_copy(update={"events": tuple(self.events.interactions)})
+        label, experiment = self.training.label, self.experiment
+        if not label.events:
+            label = label.model_copy(update={"events": tuple(self.events.interactions)})
             changes["training"] = self.training.model_copy(update={"label": label})
-        if not self.experiment.salt:
-            changes["experiment"] = self.experiment.model_copy(update={"salt": self.loop})
+        defaults = {"salt": self.loop, "clicks": label.events, "conversions": label.events}
+        filled = {name: value for name, value in defaults.items() if not getattr(experiment, name)}
+        if filled:
+            changes["experiment"] = experiment.model_copy(update=filled)
         for name, value in changes.items():
             object.__setattr__(self, name, value)
         return self

@@ -146,10 +146,16 @@ class RolloutSpec(SpecModel):
 
 
 class ExperimentSpec(SpecModel):
-    """The share of requests answered in random order, and the salt of the user hash (the loop's name by default)."""
+    """How versions are compared.
+
+    The share of requests answered in random order, the salt of the user hash (the loop's name by default), and which
+    interaction types click and convert (the label's events by default).
+    """
 
     exploration: float = Field(default=0.02, ge=0, le=0.5)
     salt: str = Field(default="", max_length=100)
+    clicks: tuple[Name, ...] = ()
+    conversions: tuple[Name, ...] = ()
 
 
 class RecommendSpec(SpecModel):
