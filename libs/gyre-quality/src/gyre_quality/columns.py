@@ -1,0 +1,91 @@
+"""Columns of numpy or pyarrow as the arrays that the checks count with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A numpy array, a pyarrow Array or ChunkedArray, or a sequence. pyarrow's types are met by their methods alone: who
+# has no pyarrow needs none.
+Column = Any
+Columns = Mapping[str, Column]
+
+
+def as_numbers(column: Column, name: str = "column") -> NDArray[np.floating[Any]]:
+    """The column as float32 where it was float32, else float64; NaN where a value is missing.
+
+    Raises:
+        ValueError: it holds something that is no number.
+    """
+    array = column.to_numpy(zero_copy_only=False) if hasattr(column, "null_count") else np.asarray(column)
+    if array.dtype == np.float32:
+        return np.asarray(array)
+    try:
+        return np.asarray(array, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is of type {array.dtype}: must be numbers") from error
+
+
+def as_codes(column: Column) -> tuple[NDArray[np.int64], list[str]]:
+    """The column as indices into its distinct values, as text; -1 where a value is missing."""
+    if hasattr(column, "null_count"):
+        return _arrow_codes(column)
+    array = np.asarray(column)
+    if array.dtype.kind in "OUS":
+        return _object_codes(array)
+    missing = np.isnan(array) if array.dtype.kind == "f" else np.zeros(array.shape, dtype=bool)
+    values, inverse = np.unique(array, return_inverse=True)
+    return np.where(missing, -1, inverse), [str(value) for value in values.tolist()]
+
+
+def as_ids(column: Column) -> NDArray[np.int64]:
+    """One number for each row, equal exactly where the values are equal; -1 where a value is missing."""
+    return as_codes(column)[0]
+
+
+def lengths(columns: Columns) -> int:
+    """The number of rows that all columns have.
+
+    Raises:
+        ValueError: they differ.
+    """
+    sizes = {name: len(column) for name, column in columns.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"columns {sizes}: must have equally many rows")
+    return next(iter(sizes.values()), 0)
+
+
+def hashed(values: Sequence[int] | NDArray[np.integer[Any]], seed: int) -> NDArray[np.uint64]:
+    """A 64-bit hash of each whole number (splitmix64's finaliser, Steele, Lea and Flood 2014)."""
+    mixed = np.asarray(values).astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+
+
+def _arrow_codes(column: Any) -> tuple[NDArray[np.int64], list[str]]:
+    # A dictionary array encodes to itself; chunks are joined, which also unifies their dictionaries.
+    encoded = column.dictionary_encode()
+    if hasattr(encoded, "combine_chunks"):
+        encoded = encoded.combine_chunks()
+    if hasattr(encoded, "num_chunks"):
+        encoded = encoded.chunk(0)
+    indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return indices, ["" if value is None else str(value) for value in encoded.dictionary.to_pylist()]
+
+
+def _object_codes(array: NDArray[Any]) -> tuple[NDArray[np.int64], list[str]]:
+    index: dict[Any, int] = {}
+    codes = np.fromiter(
+        (-1 if _is_missing(value) else index.setdefault(value, len(index)) for value in array.tolist()),
+        dtype=np.int64,
+        count=array.size,
+    )
+    return codes, [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in index]
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value  # noqa: PLR0124 - only NaN differs from itself
