@@ -244,6 +244,36 @@ async def test_a_service_may_seek_when_partitions_come(kafka: str, make_topic: M
             await consumer.run(handle)
 
 
+async def test_a_slow_hook_is_awaited_before_the_first_record(kafka: str, make_topic: MakeTopic) -> None:
+    """While the assignment hook still works nothing is handed over, and a held partition waits for its release."""
+    topic, seen = await make_topic(partitions=2), []
+    working: list[bool] = []
+
+    async def handle(events: list[Event]) -> None:
+        seen.extend(f"early {event.id}" if working else event.id for event in events)
+
+    async def slow(consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
+        working.append(True)
+        for _ in range(100):
+            await consumer.kafka.end_offsets(partitions)
+        for partition in partitions:
+            consumer.kafka.seek(partition, 1)
+        consumer.hold(TopicPartition(topic, 1))
+        working.clear()
+
+    async with Producer(kafka, source="test") as producer:
+        for number in range(3):
+            for partition in range(2):
+                record = encode(interaction(), source="test", id=f"{partition}:{number}")
+                await producer._client.send_and_wait(topic, record.value, headers=record.headers, partition=partition)
+    async with consuming(kafka, topic, handle, on_assigned=slow) as consumer:
+        await eventually(lambda: len(seen) >= 2)
+        assert seen == ["0:1", "0:2"]
+        consumer.release(TopicPartition(topic, 1))
+        await eventually(lambda: len(seen) >= 4)
+    assert seen == ["0:1", "0:2", "1:1", "1:2"]
+
+
 async def test_a_paused_consumer_hands_nothing_over(kafka: str, make_topic: MakeTopic) -> None:
     """Between pause and resume no batch is handed over; afterwards none is missing."""
     topic, seen = await make_topic(), []

@@ -67,7 +67,7 @@ class ConsumerOptions:
         dead_letters: send what cannot be handled to the dead-letter topic. False where another group of the same topic
             does that already: it is then counted and left out.
         admit: returns why an event is refused, or None.
-        on_assigned: awaited with new partitions before their first record; may `seek`.
+        on_assigned: awaited with new partitions before their first record; may `seek`, and `Consumer.hold` some.
         on_revoked: awaited when partitions go, after the batch under way.
     """
 
@@ -114,6 +114,7 @@ class Consumer:
         self._running.set()
         self._failure: Exception | None = None
         self._rebalances = 0
+        self._held: set[TopicPartition] = set()
         self._busy = asyncio.Lock()
         self._events = {topic: instrument("gyre_consumer_events_total").bind(**topic_labels(topic)) for topic in topics}
 
@@ -179,6 +180,16 @@ class Consumer:
         """Go on after `pause`."""
         self._running.set()
 
+    def hold(self, *partitions: TopicPartition) -> None:
+        """Hand over nothing of some partitions until `release` or the next assignment."""
+        self._held.update(partitions)
+        self.kafka.pause(*partitions)
+
+    def release(self, *partitions: TopicPartition) -> None:
+        """Go on with partitions after `hold`; those that are gone meanwhile are passed over."""
+        self._held.difference_update(partitions)
+        self.kafka.resume(*self.kafka.assignment().intersection(partitions))
+
     async def before_revoked(self, partitions: tuple[TopicPartition, ...]) -> None:
         """Wait for the batch under way, or end its retries; aiokafka calls this before partitions move."""
         self._revoking.set()
@@ -188,8 +199,19 @@ class Consumer:
             await self._notify(self._options.on_revoked, partitions)
 
     async def after_assigned(self, partitions: tuple[TopicPartition, ...]) -> None:
-        """Let the service seek; aiokafka calls this before the first record of new partitions."""
-        await self._notify(self._options.on_assigned, partitions)
+        """Let the service seek before the first record of new partitions.
+
+        aiokafka fetches from the committed offsets and hands over what it got while its listener is still awaited, so
+        the partitions are paused from the first moment until the hook is done.
+        """
+        self._held.clear()
+        hook = self._options.on_assigned
+        if hook is None or not partitions:
+            return
+        self.kafka.pause(*partitions)
+        await self._notify(hook, partitions)
+        if self._failure is None:
+            self.kafka.resume(*set(partitions) - self._held)
 
     async def _notify(self, hook: OnPartitions | None, partitions: tuple[TopicPartition, ...]) -> None:
         """Call a hook; aiokafka would only log its failure, so `run` raises it."""

@@ -66,7 +66,7 @@ class StreamWorker:
         catalogue = [each for each in partitions if each.topic.endswith(f".{CATALOGUE}")]
         behaviour = [each for each in partitions if not each.topic.endswith(f".{CATALOGUE}")]
         if catalogue and behaviour:
-            consumer.kafka.pause(*behaviour)
+            consumer.hold(*behaviour)
             self._wait = asyncio.create_task(_resume_after(consumer, catalogue, behaviour), name="catalogue first")
 
     async def close(self) -> None:
@@ -114,7 +114,7 @@ async def _resume_after(
         if all(reached):
             break
         await asyncio.sleep(_POLL_S)
-    consumer.kafka.resume(*behaviour)
+    consumer.release(*behaviour)
     _LOG.info("the catalogue is known")
 
 
