@@ -1,9 +1,11 @@
 # One image for each service: `docker build --build-arg SERVICE=gateway -t gyre/gateway .`
-# Only the trainer's image holds torch, since each service installs what its own package depends on.
+# Each holds what its own package depends on, at the versions of uv.lock, so only the trainer's image holds torch.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 ARG SERVICE
+RUN case "$SERVICE" in gateway|features|inference|trainer|deployer|monitor) ;; \
+    *) echo "build with --build-arg SERVICE=gateway|features|inference|trainer|deployer|monitor, not '$SERVICE'" >&2; exit 1 ;; esac
 ENV UV_PROJECT_ENVIRONMENT=/opt/gyre UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 RUN pip install --quiet --no-cache-dir "uv>=0.8,<1"
 WORKDIR /src
@@ -11,23 +13,26 @@ COPY pyproject.toml uv.lock .python-version ./
 COPY libs libs
 COPY services services
 COPY infra/local infra/local
-RUN test -n "$SERVICE" || { echo "build with --build-arg SERVICE=gateway|features|inference|trainer|deployer|monitor" >&2; exit 1; }
-RUN uv sync --quiet --frozen --no-dev --no-editable --no-cache --package "gyre-$SERVICE"
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv sync --quiet --frozen --no-dev --no-editable --package "gyre-$SERVICE"
 
 FROM ${PYTHON_IMAGE}
 ARG SERVICE
 LABEL org.opencontainers.image.title="gyre-${SERVICE}" org.opencontainers.image.licenses="Apache-2.0"
-ENV PATH=/opt/gyre/bin:/usr/local/bin:/usr/bin:/bin \
+ENV PATH=/opt/gyre/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    GYRE_SERVICE=${SERVICE} \
+    PYTHONDONTWRITEBYTECODE=1 \
+    SERVICE=${SERVICE} \
     GYRE_LISTEN=0.0.0.0:7000 \
     GYRE_METRICS_LISTEN=0.0.0.0:7001 \
     GYRE_LOOPS=/etc/gyre/loops/movies/gyre.yaml
-RUN useradd --system --uid 10001 --home-dir /var/lib/gyre --create-home gyre \
+RUN groupadd --system --gid 10001 gyre \
+    && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/gyre --create-home gyre \
     && mkdir -p /var/lib/gyre/state /var/lib/gyre/warehouse /var/lib/gyre/artifacts /var/lib/gyre/models \
-    && chown -R gyre /var/lib/gyre
+    && chown -R gyre:gyre /var/lib/gyre
 COPY --from=build /opt/gyre /opt/gyre
-COPY --chmod=755 infra/container/entrypoint /usr/local/bin/gyre-service
+COPY --chmod=755 infra/container/service /usr/local/bin/gyre-service
+COPY --chmod=755 infra/container/probe /usr/local/bin/gyre-probe
 USER 10001
 WORKDIR /var/lib/gyre
 EXPOSE 7000 7001
