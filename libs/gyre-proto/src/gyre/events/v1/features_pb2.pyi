@@ -153,7 +153,9 @@ Global___FieldRange: _TypeAlias = FieldRange  # noqa: Y015
 
 @_typing.final
 class QualityWindow(_message.Message):
-    """What the raw stream looked like in one window of event time. Topic features.quality, key source topic."""
+    """What one partition of the raw stream looked like in one window of event time; partitions add up. A later message about
+    the same topic, partition and window replaces the one before. Topic features.quality, key source topic.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -185,6 +187,8 @@ class QualityWindow(_message.Message):
     UNREADABLE_FIELD_NUMBER: _builtins.int
     TYPES_FIELD_NUMBER: _builtins.int
     RANGES_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
     loop: _builtins.str
     """The loop. Required."""
     topic: _builtins.str
@@ -193,6 +197,10 @@ class QualityWindow(_message.Message):
     """Count of events."""
     unreadable: _builtins.int
     """Count of events that could not be read."""
+    partition: _builtins.int
+    """The partition observed. In a report, where partitions are added up, 0."""
+    final: _builtins.bool
+    """Nothing more can come: the loop's clock has passed the window's end by the loop's max_lateness. Default false: so far."""
     @_builtins.property
     def window_start_time(self) -> _timestamp_pb2.Timestamp:
         """Start of the window."""
@@ -220,10 +228,12 @@ class QualityWindow(_message.Message):
         unreadable: _builtins.int = ...,
         types: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         ranges: _abc.Iterable[Global___FieldRange] | None = ...,
+        partition: _builtins.int = ...,
+        final: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "loop", b"loop", "ranges", b"ranges", "topic", b"topic", "types", b"types", "unreadable", b"unreadable", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "final", b"final", "loop", b"loop", "partition", b"partition", "ranges", b"ranges", "topic", b"topic", "types", b"types", "unreadable", b"unreadable", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
