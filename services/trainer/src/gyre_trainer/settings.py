@@ -1,4 +1,4 @@
-"""Settings of the trainer."""
+"""Settings of the trainer, beyond those that every process has."""
 
 from gyre_runtime import ServiceSettings
 from pydantic import Field
@@ -10,7 +10,9 @@ class TrainerSettings(ServiceSettings):
     service = "trainer"
 
     trainer_threads: int = Field(1, ge=1, le=256)
-    """Threads that training may use."""
+    """Threads that a training run may use."""
+    trainer_niceness: int = Field(10, ge=0, le=19)
+    """How far a training run stands back for others on the processor, as `nice` counts it."""
     trainer_archive_wait_s: float = Field(60.0, gt=0)
     """Seconds to wait until the warehouse holds what Kafka held at the trigger."""
     trainer_mlflow_wait_s: float = Field(10.0, gt=0)

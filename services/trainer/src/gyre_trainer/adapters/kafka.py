@@ -1,0 +1,85 @@
+"""What the trainer says on Kafka, and what it reads there about the models that serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gyre.events.v1 import models_pb2 as models
+from gyre_core.models import MANIFEST_FILE, MODEL_FILE
+from gyre_core.topics import topic
+from gyre_runtime.events import message_types
+from gyre_runtime.kafka import Producer, View
+
+from gyre_trainer.domain import Candidate, Run, Trigger
+
+_LIVE = "live"
+
+
+class KafkaAnnouncer:
+    """Sends triggers and candidates."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+
+    async def trigger(self, trigger: Trigger) -> None:
+        """See `Announcer`."""
+        message = models.TrainingTrigger(
+            trigger_id=trigger.trigger_id, loop=trigger.loop, reason=models.TRIGGER_REASON_MANUAL
+        )
+        name = topic(trigger.loop, "training.triggers")
+        await self._producer.send(name, message, key=trigger.loop, id=trigger.trigger_id)
+
+    async def candidate(self, run: Run, candidate: Candidate) -> None:
+        """See `Announcer`."""
+        message = models.CandidateRegistered(
+            loop=run.loop,
+            version=run.version,
+            run_id=run.run_id,
+            layout=candidate.layout,
+            columns=candidate.columns,
+            artifact_uri=str(candidate.folder),
+            sha256=candidate.sha256,
+            trigger_id=run.trigger_id,
+            snapshots=run.pins.snapshots if run.pins else {},
+            measurements=measurements(candidate.measurements),
+        )
+        await self._producer.send(topic(run.loop, "models.candidates"), message, key=run.loop, id=run.version)
+
+
+def measurements(values: Mapping[str, float]) -> list[models.Measurement]:
+    """Measurements as messages carry them, by name."""
+    return [models.Measurement(name=name, value=value) for name, value in sorted(values.items())]
+
+
+class LiveModels:
+    """The live model of each loop, from the rollout state; an async context manager."""
+
+    def __init__(self, bootstrap: str, loops: Iterable[str], artifacts: Path) -> None:
+        types = message_types(models.RolloutView)
+        self._views = {loop: View(bootstrap, topic(loop, "models.rollouts"), types) for loop in loops}
+        self._artifacts = artifacts
+
+    async def __aenter__(self) -> Self:
+        """Follow the rollout state of every loop."""
+        for view in self._views.values():
+            await view.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop following."""
+        for view in self._views.values():
+            await view.__aexit__(None, None, None)
+
+    async def folder(self, loop: str) -> Path | None:
+        """See `Incumbents`."""
+        await self._views[loop].ready()
+        event = self._views[loop].get(loop)
+        versions = [arm.version for arm in event.message.arms if arm.name == _LIVE] if event else []
+        folders = [self._artifacts / loop / version for version in versions if version]
+        whole = (each for each in folders if (each / MODEL_FILE).exists() and (each / MANIFEST_FILE).exists())
+        return next(whole, None)

@@ -1,0 +1,92 @@
+"""Writes runs down in MLflow: parameters, measurements, lineage and the artefact; a run without MLflow goes on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+_LOG = logging.getLogger(__name__)
+_RETRY_S = 0.5
+_RUN_TAG = "gyre.run_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is written down of a run.
+
+    Attributes:
+        loop: names the experiment, `gyre/<loop>`.
+        run_id: of our run; a second entry of the same run goes into the first one's record.
+        version: names the record.
+        tags: further lineage.
+        params: what the run was given.
+        metrics: what it measured.
+        folder: its artefact, uploaded as a whole.
+    """
+
+    loop: str
+    run_id: str
+    version: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    folder: Path
+
+
+def record(uri: str, entry: Entry, *, wait_s: float) -> str:
+    """Write an entry; answer the id of its record, or an empty string when MLflow did not take it within `wait_s`."""
+    found: list[str] = []
+
+    def work() -> None:
+        deadline = time.monotonic() + wait_s
+        while not found:
+            try:
+                found.append(_write(MlflowClient(tracking_uri=uri), entry))
+            except (MlflowException, OSError) as error:
+                if time.monotonic() + _RETRY_S > deadline:
+                    _LOG.warning("MLflow did not take the run", extra={"problem": type(error).__name__})
+                    return
+                time.sleep(_RETRY_S)
+
+    # Nothing bounds a request to MLflow as a whole, so it is left behind in a thread that does not outlive the job.
+    thread = threading.Thread(target=work, name="mlflow", daemon=True)
+    thread.start()
+    thread.join(wait_s)
+    if not found:
+        _LOG.warning("the run goes on without its record in MLflow", extra={"mlflow": uri, "waited_s": wait_s})
+    return found[0] if found else ""
+
+
+def _write(client: MlflowClient, entry: Entry) -> str:
+    experiment_id = _experiment(client, f"gyre/{entry.loop}")
+    known = client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{entry.run_id}'", max_results=1)
+    tags = {_RUN_TAG: entry.run_id, "gyre.loop": entry.loop, "gyre.version": entry.version, **entry.tags}
+    run = known[0] if known else client.create_run(experiment_id, run_name=entry.version, tags=tags)
+    record_id: str = run.info.run_id
+    now_ms = round(time.time() * 1000)
+    client.log_batch(
+        record_id,
+        metrics=[Metric(name, value, now_ms, 0) for name, value in entry.metrics.items()],
+        params=[Param(name, value) for name, value in entry.params.items()],
+        tags=[RunTag(name, value) for name, value in tags.items()],
+    )
+    client.log_artifacts(record_id, str(entry.folder))
+    client.set_terminated(record_id)
+    return record_id
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        made: str = client.create_experiment(name)
+        return made
+    known: str = found.experiment_id
+    return known

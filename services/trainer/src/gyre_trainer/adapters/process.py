@@ -1,0 +1,88 @@
+"""Runs the job in a process of its own, which ends when this one does.
+
+The job's standard input is a pipe that this process holds: its first line is the task, and its end, even by SIGKILL of
+this process, ends the job. The job's standard output is one JSON object a line: steps, and last the outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gyre_trainer.domain import Candidate, JobFailed, Refused, State, Task
+from gyre_trainer.ports import OnProgress
+from gyre_trainer.settings import TrainerSettings
+
+_LINE_BYTES = 16 * 1024 * 1024
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class JobProcess:
+    """Starts `python -m gyre_trainer.job` for each task."""
+
+    def __init__(self, settings: TrainerSettings) -> None:
+        self._settings = settings
+        threads = str(settings.trainer_threads)
+        self._env = {
+            **os.environ,
+            **dict.fromkeys(_THREAD_VARIABLES, threads),
+            "GYRE_TRAINER_THREADS": threads,
+            "GYRE_TRAINER_NICENESS": str(settings.trainer_niceness),
+            "GYRE_TRAINER_MLFLOW_WAIT_S": str(settings.trainer_mlflow_wait_s),
+            "GYRE_MLFLOW": settings.mlflow,
+            "GYRE_WAREHOUSE": str(Path(settings.warehouse).absolute()),
+            "GYRE_ARTIFACTS": str(settings.artifacts.absolute()),
+            "GYRE_LOG_LEVEL": settings.log_level,
+        }
+
+    async def run(self, task: Task, on_progress: OnProgress) -> Candidate:
+        """See `Job`."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gyre_trainer.job", stdin=PIPE, stdout=PIPE, env=self._env, limit=_LINE_BYTES
+        )
+        try:
+            outcome = await _follow(process, task, on_progress)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+        return _candidate(outcome)
+
+
+async def _follow(process: Process, task: Task, on_progress: OnProgress) -> dict[str, Any]:
+    """Hand over the task and read until the outcome.
+
+    Raises:
+        JobFailed: the process ended without one.
+    """
+    if process.stdin is None or process.stdout is None:
+        raise JobFailed("the job has no pipes")
+    process.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
+    async for line in process.stdout:
+        said = json.loads(line)
+        if "outcome" in said:
+            outcome: dict[str, Any] = said
+            return outcome
+        on_progress(State(said["state"]), said["progress"])
+    raise JobFailed(f"the job ended with code {await process.wait()} and said nothing more")
+
+
+def _candidate(outcome: dict[str, Any]) -> Candidate:
+    if outcome["outcome"] == "refused":
+        raise Refused(outcome["reason"])
+    if outcome["outcome"] == "failed":
+        raise JobFailed(outcome["reason"])
+    return Candidate(
+        folder=Path(outcome["folder"]),
+        layout=outcome["layout"],
+        columns=tuple(outcome["columns"]),
+        sha256=outcome["sha256"],
+        measurements=outcome["measurements"],
+        mlflow_run_id=outcome["mlflow_run_id"],
+    )

@@ -1,0 +1,83 @@
+"""Runs in SQLite: one row each, durable when a call returns."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from gyre_trainer.domain import Pins, Run, State
+
+FILE = "trainer.db"
+_SCHEMA = """
+create table if not exists runs (
+  run_id text primary key,
+  loop text not null,
+  state text not null,
+  create_time real not null,
+  body text not null
+) strict;
+create index if not exists runs_by_loop on runs (loop, create_time);
+create index if not exists runs_by_state on runs (state, create_time);
+"""
+_SAVE = """
+insert into runs (run_id, loop, state, create_time, body) values (:run_id, :loop, :state, :create_time, :body)
+on conflict (run_id) do update set state = excluded.state, body = excluded.body
+"""
+_NEXT = """
+select body from runs where state not in ('REGISTERED', 'REFUSED', 'FAILED')
+order by state = 'QUEUED', create_time, rowid limit 1
+"""
+_NEWEST = "select body from runs where loop = ? order by create_time desc, rowid desc limit ?"
+
+
+class SqliteRuns:
+    """Keeps runs in `trainer.db` of a folder, which it makes; an async context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(folder / FILE, isolation_level=None)
+        self._db.execute("pragma journal_mode = wal")
+        self._db.execute("pragma synchronous = full")
+        self._db.executescript(_SCHEMA)
+
+    async def __aenter__(self) -> Self:
+        """It is open already."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def save(self, run: Run) -> None:
+        """See `RunStore`."""
+        body = asdict(run)
+        named = {name: body[name] for name in ("run_id", "loop", "state", "create_time")}
+        self._db.execute(_SAVE, {**named, "body": json.dumps(body)})
+
+    def get(self, run_id: str) -> Run | None:
+        """See `RunStore`."""
+        return next(iter(self._read("select body from runs where run_id = ?", run_id)), None)
+
+    def newest(self, loop: str, limit: int) -> list[Run]:
+        """See `RunStore`."""
+        return self._read(_NEWEST, loop, limit)
+
+    def next_due(self) -> Run | None:
+        """See `RunStore`."""
+        return next(iter(self._read(_NEXT)), None)
+
+    def _read(self, query: str, *values: object) -> list[Run]:
+        with closing(self._db.execute(query, values)) as rows:
+            return [_run(json.loads(body)) for (body,) in rows.fetchall()]
+
+
+def _run(body: dict[str, Any]) -> Run:
+    pins = body.pop("pins")
+    return Run(**{**body, "state": State(body["state"])}, pins=Pins(**pins) if pins else None)

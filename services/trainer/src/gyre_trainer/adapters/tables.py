@@ -1,0 +1,137 @@
+"""The loop's Iceberg tables: fixing what a run reads, and reading just that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from gyre_core.features import Layout
+from gyre_core.spec import IMPRESSION, LoopSpec
+from gyre_runtime import ServiceSettings, Unavailable
+from gyre_runtime.warehouse import (
+    IMPRESSIONS,
+    INTERACTIONS,
+    ITEMS,
+    TABLE_OF,
+    ensure_table,
+    offsets_of,
+    open_catalog,
+    schema_of,
+)
+from pyiceberg.conversions import from_bytes
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.table import Table
+from pyiceberg.types import TimestamptzType
+from sqlalchemy.exc import OperationalError
+
+from gyre_trainer.domain import Pins
+from gyre_trainer.training_set import Tables
+
+_US = 1_000_000
+_KEYS = ("source", "event_id", "event_time", "kafka_partition", "kafka_offset")
+_COLUMNS = {
+    IMPRESSIONS: (*_KEYS, "request_id", "user_id", "item_ids", "layout", "features", "item_batches", "shown"),
+    INTERACTIONS: (*_KEYS, "user_id", "item_id", "type", "value", "request_id"),
+    ITEMS: (*_KEYS, "item_id", "fields"),
+}
+_SHOWN = (*_KEYS, "user_id", "item_ids", "shown")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise Unavailable("CATALOG_UNAVAILABLE", "the warehouse's catalogue does not answer") from error
+
+
+class LoopTables:
+    """The three tables of a loop."""
+
+    def __init__(self, warehouse: str, loop: str) -> None:
+        self._warehouse = warehouse
+        self._loop = loop
+
+    def _open(self) -> dict[str, Table]:
+        with _translated():
+            catalog = open_catalog(ServiceSettings(warehouse=self._warehouse))
+            return {name: ensure_table(catalog, self._loop, name) for name in TABLE_OF.values()}
+
+    def offsets(self) -> dict[str, dict[int, int]]:
+        """For each table, the next Kafka offset of each partition that it does not hold yet.
+
+        Raises:
+            Unavailable: the catalogue does not answer.
+        """
+        return {name: offsets_of(table) for name, table in self._open().items()}
+
+    def pin(self, now: float | None) -> Pins:
+        """Fix the present snapshots; `now` None takes the newest event's time, as on the replay clock.
+
+        Raises:
+            Unavailable: the catalogue does not answer.
+        """
+        tables = self._open()
+        current = {name: table.current_snapshot() for name, table in tables.items()}
+        snapshots = {name: snapshot.snapshot_id for name, snapshot in current.items() if snapshot is not None}
+        if now is None:
+            behaviour = [name for name in (IMPRESSIONS, INTERACTIONS) if name in snapshots]
+            now = max((_newest_event_time(tables[name], snapshots[name]) for name in behaviour), default=0.0)
+        return Pins(snapshots, now)
+
+    def read(self, spec: LoopSpec, layout: Layout, pins: Pins) -> Tables:
+        """Read what a training set needs of pinned snapshots, no column and no impression more.
+
+        Raises:
+            Unavailable: the catalogue does not answer.
+        """
+        tables = self._open()
+        begin = _begin(_scan(tables, pins.snapshots, IMPRESSIONS, _KEYS), spec, pins.now)
+        newer = None if begin is None else f"event_time >= '{begin}'"
+        counted = any(layout.plan(kind, IMPRESSION) for kind in layout.entities)
+        return Tables(
+            impressions=_scan(tables, pins.snapshots, IMPRESSIONS, _COLUMNS[IMPRESSIONS], newer),
+            interactions=_scan(tables, pins.snapshots, INTERACTIONS, _COLUMNS[INTERACTIONS]),
+            items=_scan(tables, pins.snapshots, ITEMS, _COLUMNS[ITEMS]),
+            shown=_scan(tables, pins.snapshots, IMPRESSIONS, _SHOWN) if counted else None,
+        )
+
+
+def _scan(
+    tables: Mapping[str, Table],
+    snapshots: Mapping[str, int],
+    name: str,
+    columns: tuple[str, ...],
+    rows: str | None = None,
+) -> pa.Table:
+    if name not in snapshots:
+        return schema_of(name).as_arrow().empty_table().select(list(columns))
+    scan = tables[name].scan(row_filter=rows or AlwaysTrue(), selected_fields=columns, snapshot_id=snapshots[name])
+    return scan.to_arrow().select(list(columns))
+
+
+def _begin(keys: pa.Table, spec: LoopSpec, now: float) -> str | None:
+    """The event time of the oldest impression that the history holds, ISO 8601; None when it holds all."""
+    most = spec.training.history.impressions
+    once = keys.group_by(["source", "event_id"]).aggregate([("event_time", "min")])["event_time_min"]
+    latest = datetime.fromtimestamp(now - spec.training.label.attribution_window_s, UTC)
+    closed = once.filter(pc.less_equal(once, pa.scalar(latest, once.type)))
+    if len(closed) <= most:
+        return None
+    oldest = closed.take(pc.select_k_unstable(closed, most, sort_keys=[("", "descending")]))[-1]
+    moment: datetime = oldest.as_py()
+    return moment.isoformat()
+
+
+def _newest_event_time(table: Table, snapshot_id: int) -> float:
+    """The newest event time of a snapshot, unix seconds, from the bounds that Iceberg keeps of each file."""
+    field, newest = table.schema().find_field("event_time"), 0
+    for task in table.scan(snapshot_id=snapshot_id).plan_files():
+        bound: Any = (task.file.upper_bounds or {}).get(field.field_id)
+        if bound is not None:
+            newest = max(newest, int(from_bytes(TimestamptzType(), bound)))
+    return newest / _US

@@ -1,0 +1,93 @@
+"""Waits until the archive has caught up with Kafka, then fixes what a run reads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import topic
+from gyre_runtime import Unavailable
+from gyre_runtime.warehouse import TABLE_OF
+
+from gyre_trainer.adapters.tables import LoopTables
+from gyre_trainer.domain import Pins
+from gyre_trainer.settings import TrainerSettings
+
+_LOG = logging.getLogger(__name__)
+_POLL_S = 0.25
+_TIMEOUT_MS = 10_000
+
+Offsets = Mapping[str, Mapping[int, int]]
+"""For each table, an offset by partition."""
+
+
+class ArchivedWarehouse:
+    """The tables of every loop, behind Kafka by as much as the archive is."""
+
+    def __init__(self, settings: TrainerSettings, loops: Mapping[str, LoopSpec]) -> None:
+        self._settings = settings
+        self._loops = loops
+
+    async def pin(self, loop: str) -> Pins:
+        """See `Warehouse`."""
+        wall = time.time()
+        wanted = await _ends(self._settings.kafka, loop)
+        tables = LoopTables(self._settings.warehouse, loop)
+        behind = await self._wait(tables, wanted)
+        if behind:
+            waited = self._settings.trainer_archive_wait_s
+            _LOG.warning(
+                "the archive is behind: training goes on without the newest events",
+                extra={"loop": loop, "events": behind, "waited_s": waited},
+            )
+        now = None if self._loops[loop].clock == "replay" else wall
+        return await asyncio.to_thread(tables.pin, now)
+
+    async def _wait(self, tables: LoopTables, wanted: Offsets) -> int:
+        """Wait for the archive; answer how many records it is behind when the time is over."""
+        deadline = time.monotonic() + self._settings.trainer_archive_wait_s
+        while True:
+            behind = _behind(await asyncio.to_thread(tables.offsets), wanted)
+            if not behind or time.monotonic() >= deadline:
+                return behind
+            await asyncio.sleep(_POLL_S)
+
+
+def _behind(held: Offsets, wanted: Offsets) -> int:
+    return sum(
+        max(0, end - held.get(table, {}).get(partition, 0))
+        for table, ends in wanted.items()
+        for partition, end in ends.items()
+    )
+
+
+async def _ends(bootstrap: str, loop: str) -> dict[str, dict[int, int]]:
+    """The next offset of each partition of the archived topics, by table.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    names = {topic(loop, suffix): table for suffix, table in TABLE_OF.items()}
+    kafka = AIOKafkaConsumer(
+        bootstrap_servers=bootstrap, isolation_level="read_committed", request_timeout_ms=_TIMEOUT_MS
+    )
+    try:
+        await kafka.start()
+        await kafka.topics()
+        partitions = [
+            TopicPartition(name, number) for name in names for number in kafka.partitions_for_topic(name) or ()
+        ]
+        ends = await kafka.end_offsets(partitions)
+    except (KafkaError, OSError) as error:
+        raise Unavailable("KAFKA_UNAVAILABLE", f"Kafka does not answer: {type(error).__name__}") from error
+    finally:
+        await kafka.stop()
+    wanted: dict[str, dict[int, int]] = {table: {} for table in names.values()}
+    for partition, end in ends.items():
+        wanted[names[partition.topic]][partition.partition] = end
+    return wanted

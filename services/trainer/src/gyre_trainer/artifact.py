@@ -1,0 +1,81 @@
+"""The artefact folder of a version: it appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gyre_core.models import MANIFEST_FILE, MODEL_FILE
+
+if TYPE_CHECKING:
+    from gyre_trainer.ranker import Ranker
+    from gyre_trainer.training_set import F32
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `model.json` says of a model.
+
+    Attributes:
+        loop: the loop.
+        version: of the model.
+        run_id: the run that made it.
+        trigger_id: that started the run.
+        layout: hash of the feature layout that it reads.
+        columns: of the layout, in the order of the graph's input.
+        model_columns: of these, the ones that the model uses.
+        snapshots: Iceberg snapshot ids of the training set, by table.
+        data_time: the loop's time of the training set, unix seconds.
+        measurements: by name.
+        sha256: of the graph, hexadecimal.
+    """
+
+    loop: str
+    version: str
+    run_id: str
+    trigger_id: str
+    layout: str
+    columns: list[str]
+    model_columns: list[str]
+    snapshots: dict[str, int]
+    data_time: float
+    measurements: dict[str, float]
+    sha256: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of an artefact folder; fields of later times are passed over."""
+        known = json.loads((folder / MANIFEST_FILE).read_text())
+        return cls(**{name: known[name] for name in cls.__dataclass_fields__})
+
+
+def graph(folder: Path) -> Path:
+    """The ONNX graph of an artefact folder."""
+    return folder / MODEL_FILE
+
+
+def write(folder: Path, model: Ranker, golden: F32, manifest: Manifest) -> Manifest:
+    """Write the artefact of a model; answer its manifest with the graph's hash.
+
+    Args:
+        folder: where it is to be; whatever is there is replaced.
+        model: trained.
+        golden: rows to take golden requests from, float32 of shape [n, columns of the layout].
+        manifest: what is known so far.
+    """
+    from gyre_trainer.export import export
+
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        whole = replace(manifest, sha256=export(model, golden, temporary))
+        (temporary / MANIFEST_FILE).write_text(json.dumps(asdict(whole), indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return whole

@@ -1,0 +1,51 @@
+"""Builds the service on a lifespan: Kafka, the runs, the runner, the gRPC server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gyre.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
+from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, load_loops
+from gyre_runtime.kafka import Producer, ensure_topics
+
+from gyre_trainer.adapters.kafka import KafkaAnnouncer, LiveModels
+from gyre_trainer.adapters.process import JobProcess
+from gyre_trainer.adapters.store import SqliteRuns
+from gyre_trainer.adapters.warehouse import ArchivedWarehouse
+from gyre_trainer.handlers import Runs
+from gyre_trainer.runner import Runner
+from gyre_trainer.settings import TrainerSettings
+from gyre_trainer.transport.servicer import TrainerServicer
+from gyre_trainer.transport.triggers import Triggers, trigger_consumer
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What tests and programs that embed the service may look at."""
+
+    server: Server
+    runs: Runs
+
+
+async def bootstrap(lifespan: Lifespan, settings: TrainerSettings) -> Running:
+    """Wire the service; it waits for Kafka and goes on with the runs that are due."""
+    loops = load_loops(settings)
+    await ensure_topics(settings, loops.values())
+    runs = Runs(await lifespan.enter(SqliteRuns(settings.state_dir)), loops)
+    producer = await lifespan.enter(Producer(settings.kafka, source="gyre/trainer"))
+    lifespan.depends_on(Dependency("kafka", producer.ping))
+    announcer = KafkaAnnouncer(producer)
+    runner = Runner(
+        runs,
+        loops,
+        ArchivedWarehouse(settings, loops),
+        JobProcess(settings),
+        await lifespan.enter(LiveModels(settings.kafka, loops, settings.artifacts.absolute())),
+        announcer,
+    )
+    consumer = await lifespan.enter(trigger_consumer(settings.kafka, loops))
+    lifespan.background("runner", runner.run_forever())
+    lifespan.background("triggers", consumer.run_each(Triggers(runs).handle), stop=consumer.stop)
+    registration = Registration(add_TrainerServiceServicer_to_server, TrainerServicer(runs, announcer))
+    server = await lifespan.enter(build_server(settings, [registration], health=lifespan.health))
+    return Running(server, runs)

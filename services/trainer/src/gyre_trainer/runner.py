@@ -1,0 +1,158 @@
+"""Carries runs out, one after the other: snapshot, job, candidate. A run that was under way at a crash begins anew."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+from gyre_core.spec import LoopSpec
+from gyre_runtime import instrument, model_tracer
+from gyre_runtime.errors import is_transient
+
+from gyre_trainer.domain import Candidate, JobFailed, Refused, Run, State, Task
+from gyre_trainer.handlers import Runs
+from gyre_trainer.ports import Announcer, Incumbents, Job, Warehouse
+
+_LOG = logging.getLogger(__name__)
+_FIRST_BACKOFF_S, _MOST_BACKOFF_S = 0.2, 10.0
+_STEP_OF = {State.SNAPSHOT: "snapshot", State.GATE: "gate", State.TRAINING: "train", State.EVALUATING: "evaluate"}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Carries out the runs of some loops.
+
+    Attributes:
+        runs: where they are queued and kept.
+        loops: their specs, by name.
+        warehouse: what they read.
+        job: what does the work.
+        incumbents: the models to compare with.
+        announcer: tells the mesh.
+    """
+
+    runs: Runs
+    loops: Mapping[str, LoopSpec]
+    warehouse: Warehouse
+    job: Job
+    incumbents: Incumbents
+    announcer: Announcer
+
+    async def run_forever(self) -> None:
+        """Carry out what is due, until cancelled; a cancelled run is due again."""
+        while True:
+            run = self.runs.next_due()
+            if run is None:
+                await self.runs.until_queued()
+            else:
+                await self.carry_out(run)
+
+    async def carry_out(self, run: Run) -> Run:
+        """Carry out one run; answer how it ended."""
+        attributes = {"gyre.loop": run.loop, "gyre.run_id": run.run_id, "gyre.trigger_id": run.trigger_id}
+        links = [run.traceparent] if run.traceparent else []
+        with model_tracer().span("training run", links=links, attributes=attributes) as span:
+            ended = await self._ended(run)
+            span.set_attributes({"gyre.state": ended.state.value, "gyre.version": ended.version})
+        facts = {"run_id": ended.run_id, "loop": ended.loop, "state": ended.state.value, "version": ended.version}
+        _LOG.info("training run ended", extra={**facts, "reason": ended.reason, **ended.measurements})
+        return ended
+
+    async def _ended(self, run: Run) -> Run:
+        underway = _Underway(self.runs, run)
+        try:
+            with underway:
+                candidate = await self._train(underway)
+                underway.step("register")
+                await _patiently(lambda: self.announcer.candidate(underway.run, candidate))
+        except Refused as refusal:
+            return underway.end(State.REFUSED, reason=str(refusal))
+        except JobFailed as failure:
+            return underway.end(State.FAILED, reason=str(failure))
+        except Exception as error:  # noqa: BLE001 - the next run must not suffer: logged and kept with the run
+            _LOG.exception("a training run broke", extra={"run_id": run.run_id})
+            return underway.end(State.FAILED, reason=type(error).__name__)
+        return self._registered(underway, candidate)
+
+    async def _train(self, underway: _Underway) -> Candidate:
+        underway.progress(State.SNAPSHOT, 0.0)
+        run = underway.run
+        pins = run.pins
+        if pins is None:
+            pins = await _patiently(lambda: self.warehouse.pin(run.loop))
+            underway.run = run = self.runs.change(run.pinned(pins))
+        incumbent = await self.incumbents.folder(run.loop)
+        task = Task(
+            run_id=run.run_id,
+            trigger_id=run.trigger_id,
+            version=run.version,
+            spec=self.loops[run.loop].model_dump_json(),
+            snapshots=pins.snapshots,
+            now=pins.now,
+            incumbent=str(incumbent or ""),
+        )
+        return await self.job.run(task, underway.progress)
+
+    def _registered(self, underway: _Underway, candidate: Candidate) -> Run:
+        run = underway.run
+        instrument("gyre_trainer_ndcg").set(
+            candidate.measurements.get("ndcg_at_10", 0.0), loop=run.loop, version=run.version
+        )
+        return underway.end(
+            State.REGISTERED, measurements=dict(candidate.measurements), mlflow_run_id=candidate.mlflow_run_id
+        )
+
+
+class _Underway:
+    """A run and the span of its present step, a context manager that ends the span."""
+
+    def __init__(self, runs: Runs, run: Run) -> None:
+        self.run = run
+        self._runs = runs
+        self._span = ExitStack()
+        self._step = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._span.__exit__(kind, error, trace)
+
+    def step(self, name: str) -> None:
+        """End the span of the step before and begin that of this one."""
+        if name != self._step:
+            self._span.close()
+            self._step = name
+            attributes = {"gyre.loop": self.run.loop, "gyre.run_id": self.run.run_id}
+            self._span.enter_context(model_tracer().span(name, attributes=attributes))
+
+    def progress(self, state: State, progress: float) -> None:
+        """Keep how far the run is."""
+        self.step(_STEP_OF[state])
+        self.run = self._runs.change(self.run, state, progress=progress)
+
+    def end(self, state: State, **changes: object) -> Run:
+        """Keep how the run ended."""
+        return self._runs.change(self.run, state, progress=1.0, **changes)
+
+
+async def _patiently(action: Callable[[], Awaitable[T]]) -> T:
+    """Try until it succeeds or fails for good; what waits here waits for Kafka or the catalogue."""
+    backoff_s = _FIRST_BACKOFF_S
+    while True:
+        try:
+            return await action()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            _LOG.warning("trying again", extra={"problem": str(error), "in_s": backoff_s})
+        await asyncio.sleep(backoff_s)
+        backoff_s = min(backoff_s * 2, _MOST_BACKOFF_S)

@@ -1,0 +1,1 @@
+"""The gRPC door of the service, and the triggers from Kafka."""
