@@ -1,17 +1,19 @@
-"""Starts the service: `python -m gyre_gateway`."""
+"""Starts the gateway: `python -m gyre_gateway`."""
 
-from functools import partial
+from gyre_runtime import Lifespan, load_settings, run
 
-from gyre_runtime import load_settings, run
-
-from gyre_gateway.bootstrap import serve
+from gyre_gateway.bootstrap import bootstrap
 from gyre_gateway.settings import GatewaySettings
 
 
 def main() -> None:
-    """Run the process."""
+    """Read the settings and serve."""
     settings = load_settings(GatewaySettings)
-    run(partial(serve, settings=settings), settings=settings, service="gateway")
+
+    async def serve(lifespan: Lifespan) -> None:
+        await bootstrap(lifespan, settings)
+
+    run(serve, settings=settings, service="gateway")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The features and inference services and Kafka, behind the ports."""

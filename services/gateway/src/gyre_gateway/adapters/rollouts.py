@@ -1,0 +1,45 @@
+"""Lets a loop's router follow its rollout state."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from gyre.events.v1 import models_pb2 as models
+from gyre_core.topics import topic
+from gyre_runtime.events import Event, message_types
+from gyre_runtime.kafka import View
+
+from gyre_gateway.domain.routing import Rollout, RolloutArm, Router, Target
+
+_LOG = logging.getLogger(__name__)
+
+
+def rollout_view(bootstrap: str, router: Router, on_newer: Callable[[], None]) -> View:
+    """The view that keeps a router at its loop's newest rollout state, and tells of each new epoch."""
+
+    def adopt(_key: str, event: Event | None) -> None:
+        if event is None:
+            return
+        try:
+            newer = router.adopt(rollout_of(event.message))
+        except ValueError as error:
+            facts = {"loop": router.loop, "epoch": event.message.epoch, "problem": str(error)}
+            _LOG.error("a rollout state is refused: the one before stays", extra=facts)
+            return
+        if newer:
+            on_newer()
+
+    types = message_types(models.RolloutView)
+    return View(bootstrap, topic(router.loop, "models.rollouts"), types, on_change=adopt)
+
+
+def rollout_of(view: models.RolloutView) -> Rollout:
+    """Read a rollout view."""
+    return Rollout(
+        epoch=view.epoch,
+        arms=tuple(RolloutArm(arm.name, Target(arm.version, arm.layout), arm.share) for arm in view.arms),
+        last_good_version=view.last_good_version,
+        rollout_id=view.rollout_id,
+        traceparent=view.traceparent,
+    )

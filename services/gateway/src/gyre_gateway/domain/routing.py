@@ -1,0 +1,184 @@
+"""Which model a user gets: the rollout state, the arms, and the local circuit that trips a failing candidate."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from gyre_core.experiments import Arm, assign, bucket
+
+LATENCY_BOUNDS_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0)
+LIVE, CANDIDATE = "live", "candidate"
+_WINDOW, _MOST_FAILURES = 20, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model version, and the hash of the layout that it reads; empty when that is not known."""
+
+    version: str
+    layout: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutArm:
+    """One arm of the traffic split: `live` or `candidate`, with its share of users."""
+
+    name: str
+    target: Target
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Who gets which model under an epoch; without arms before the first model."""
+
+    epoch: int = 0
+    arms: tuple[RolloutArm, ...] = ()
+    last_good_version: str = ""
+    rollout_id: str = ""
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes.
+
+    Attributes:
+        epoch: of the rollout state.
+        arm: `live`, `candidate`, or empty before the first model.
+        propensity: of the arm.
+        targets: the version to ask, then those to fall back to, in order; empty before the first model.
+        tripped: the user's own arm is the candidate, which this gateway does not ask any more.
+        traceparent: of the rollout.
+        rollout_id: of the rollout.
+    """
+
+    epoch: int = 0
+    arm: str = ""
+    propensity: float = 1.0
+    targets: tuple[Target, ...] = ()
+    tripped: bool = False
+    traceparent: str = ""
+    rollout_id: str = ""
+
+
+@dataclass
+class Counts:
+    """What this gateway saw of a version since it started: `latency_counts` has one bucket more than bounds."""
+
+    requests: int = 0
+    failures: int = 0
+    latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
+
+
+class Router:
+    """One loop's routes and counts."""
+
+    def __init__(self, loop: str, salt: str) -> None:
+        self.loop = loop
+        self._salt = salt
+        self._epoch = 0
+        self._arms: list[Arm] = []
+        self._routes: dict[Arm, Route] = {}
+        self._no_model = Route()
+        self._counts: dict[str, Counts] = {}
+        self._recent: deque[bool] = deque(maxlen=_WINDOW)
+        self._candidate = ""
+        self._tripped = False
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that every new request uses."""
+        return self._epoch
+
+    @property
+    def counts(self) -> Mapping[str, Counts]:
+        """The counts by version."""
+        return self._counts
+
+    def is_tripped(self, version: str) -> bool:
+        """Whether requests are kept from a version, under this epoch."""
+        return self._tripped and version == self._candidate
+
+    def adopt(self, rollout: Rollout) -> bool:
+        """Use a rollout state from now on; a new epoch closes the circuit again.
+
+        Returns:
+            True when it is newer than what was used; an older one is ignored.
+
+        Raises:
+            ValueError: its shares are no split; what was used before stays.
+        """
+        if rollout.epoch < self._epoch:
+            return False
+        arms = [Arm(arm.target.version, arm.share, rollout.epoch) for arm in rollout.arms]
+        if arms:
+            assign(arms, 0.0)
+        newer = rollout.epoch > self._epoch
+        self._epoch, self._arms = rollout.epoch, arms
+        self._routes = {arm: _route(rollout, each) for arm, each in zip(arms, rollout.arms, strict=True)}
+        self._no_model = Route(epoch=rollout.epoch, traceparent=rollout.traceparent, rollout_id=rollout.rollout_id)
+        self._candidate = next((arm.target.version for arm in rollout.arms if arm.name == CANDIDATE), "")
+        if newer:
+            self._recent.clear()
+            self._tripped = False
+        return newer
+
+    def route(self, user_id: str) -> Route:
+        """Where a user's request goes now."""
+        if not self._arms:
+            return self._no_model
+        arm, _ = assign(self._arms, bucket(user_id, self._salt))
+        route = self._routes[arm]
+        if self._tripped and route.arm == CANDIDATE and len(route.targets) > 1:
+            return replace(route, targets=route.targets[1:], tripped=True)
+        return route
+
+    def note_scored(self, version: str, seconds: float) -> None:
+        """Count a request that a version scored in time."""
+        counts = self._of(version)
+        counts.requests += 1
+        counts.latency_counts[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
+        if version == self._candidate:
+            self._recent.append(False)
+
+    def note_failed(self, version: str, *, epoch: int, own_fault: bool) -> None:
+        """Count a request that a version failed to score in time.
+
+        Args:
+            version: that was asked.
+            epoch: under which it was asked; what fails late does not trip a later epoch.
+            own_fault: False when nobody could have been asked, which is no reason to trip the candidate.
+        """
+        counts = self._of(version)
+        counts.requests += 1
+        counts.failures += 1
+        if version == self._candidate and own_fault and epoch == self._epoch:
+            self._recent.append(True)
+            self._tripped = self._tripped or sum(self._recent) >= _MOST_FAILURES
+
+    def _of(self, version: str) -> Counts:
+        counts = self._counts.get(version)
+        if counts is None:
+            counts = self._counts[version] = Counts()
+        return counts
+
+
+def _route(rollout: Rollout, arm: RolloutArm) -> Route:
+    """The route of an arm: its version, then the live one, then the last good one."""
+    known = {each.target.version: each.target for each in rollout.arms}
+    live = next((each.target for each in rollout.arms if each.name == LIVE), None)
+    last_good = rollout.last_good_version
+    wanted = [arm.target, live, known.get(last_good, Target(last_good)) if last_good else None]
+    targets = {target.version: target for target in wanted if target is not None}
+    return Route(
+        epoch=rollout.epoch,
+        arm=arm.name,
+        propensity=arm.share,
+        targets=tuple(targets.values()),
+        traceparent=rollout.traceparent,
+        rollout_id=rollout.rollout_id,
+    )

@@ -1,0 +1,116 @@
+"""From candidates to scores: features, then the arm's model, then its fallbacks; it degrades and never fails."""
+
+from __future__ import annotations
+
+import time
+
+from gyre_core.features import Layout
+from gyre_core.spec import LoopSpec
+from gyre_runtime import DeadlineExceeded, GyreError
+
+from gyre_gateway.domain.ranking import F32
+from gyre_gateway.domain.requests import Features, Request, Scored, caller_order, usable
+from gyre_gateway.domain.routing import Route, Router, Target
+from gyre_gateway.ports import FeatureStore, ModelServer
+
+NO_FEATURES = "FEATURES_UNAVAILABLE"
+_MODEL_REASONS = frozenset({"VERSION_NOT_SERVED", "LAYOUT_MISMATCH", "MODEL_FAILED", "TRITON_UNAVAILABLE"})
+_OUT_OF_REACH = frozenset({"TRITON_UNAVAILABLE", "INFERENCE_UNAVAILABLE"})
+
+
+class _Unscored(Exception):  # noqa: N818 - reads as what it says about a target
+    """A target gave no scores; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Scorer:
+    """Scores the requests of one loop."""
+
+    def __init__(self, spec: LoopSpec, router: Router, features: FeatureStore, models: ModelServer) -> None:
+        self._spec = spec
+        self._router = router
+        self._features = features
+        self._models = models
+        self._layout = Layout.compile(spec)
+        column = spec.serving.fallback_feature
+        self._popularity = self._layout.index[column] if column else None
+
+    async def score(self, request: Request) -> Scored:
+        """Score with the user's arm; degrade to the live and the last good model, popularity, the caller's order."""
+        route = self._router.route(request.user_id)
+        reason, features = "", None
+        for target in route.targets:
+            try:
+                features = await self._features_for(request, route, target, features)
+                scores = await self._predict(request, route, target, features)
+            except _Unscored as failed:
+                reason = reason or failed.reason
+                if failed.reason == NO_FEATURES:
+                    return Scored(caller_order(len(request.item_ids)), route, degraded_reason=reason)
+            else:
+                reason = reason or ("CANDIDATE_TRIPPED" if route.tripped else "")
+                return Scored(scores, route, version=target.version, degraded_reason=reason, features=features)
+        return await self._without_model(request, route, reason or "NO_MODEL", features)
+
+    async def _features_for(self, request: Request, route: Route, target: Target, known: Features | None) -> Features:
+        """The features that a target reads: those at hand where they are of its layout."""
+        if known is not None and known.layout == (target.layout or self._layout.hash):
+            return known
+        try:
+            return await self._read(request, target.layout)
+        except GyreError as error:
+            if error.reason != "LAYOUT_NOT_SERVED":
+                raise _Unscored(NO_FEATURES) from error
+            self._router.note_failed(target.version, epoch=route.epoch, own_fault=True)
+            raise _Unscored(error.reason) from error
+
+    async def _read(self, request: Request, layout: str) -> Features:
+        timeout_s = _within(request, self._spec.serving.feature_timeout_s)
+        return await self._features.read(request, layout=layout, timeout_s=timeout_s)
+
+    async def _predict(self, request: Request, route: Route, target: Target, features: Features) -> F32:
+        version, epoch = target.version, route.epoch
+        started = time.perf_counter()
+        try:
+            timeout_s = _within(request, self._spec.serving.inference_timeout_s)
+            scores = await self._models.score(request, features, version=version, epoch=epoch, timeout_s=timeout_s)
+        except GyreError as error:
+            reason = _model_reason(error)
+            self._router.note_failed(version, epoch=epoch, own_fault=reason not in _OUT_OF_REACH)
+            raise _Unscored(reason) from error
+        if not usable(scores, len(request.item_ids)):
+            self._router.note_failed(version, epoch=epoch, own_fault=True)
+            raise _Unscored("BAD_SCORES")
+        self._router.note_scored(version, time.perf_counter() - started)
+        return scores
+
+    async def _without_model(self, request: Request, route: Route, reason: str, features: Features | None) -> Scored:
+        """Order by popularity, or as the caller did where the loop or the features do not tell it."""
+        if features is None or features.layout != self._layout.hash:
+            try:
+                features = await self._read(request, "")
+            except GyreError:
+                features = None
+        if features is None:
+            reason = NO_FEATURES if reason == "NO_MODEL" else reason
+        if features is None or self._popularity is None or features.columns != len(self._layout.columns):
+            return Scored(caller_order(len(request.item_ids)), route, degraded_reason=reason, features=features)
+        return Scored(features.matrix()[:, self._popularity], route, degraded_reason=reason, features=features)
+
+
+def _within(request: Request, wanted_s: float) -> float:
+    """The time that a call may take: what is wanted, but not past the request's deadline."""
+    left_s = request.deadline - time.monotonic()
+    if left_s <= 0:
+        raise DeadlineExceeded("DEADLINE_EXCEEDED", "no time is left for the call")
+    return min(wanted_s, left_s)
+
+
+def _model_reason(error: GyreError) -> str:
+    """Why a prediction failed, as one of a few words: they are metric labels and part of the API."""
+    if error.reason in _MODEL_REASONS:
+        return error.reason
+    return "INFERENCE_TIMEOUT" if isinstance(error, DeadlineExceeded) else "INFERENCE_UNAVAILABLE"

@@ -1,0 +1,148 @@
+"""`Rank`, `Recommend` and `Track` over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import NoReturn
+
+from gyre.gateway.v1 import gateway_pb2 as pb
+from gyre.gateway.v1 import gateway_pb2_grpc as rpc
+from gyre_runtime import NotFound, Unsupported, instrument
+from gyre_runtime.tracing import parse
+from opentelemetry import trace
+
+from gyre_gateway.domain.requests import Answer
+from gyre_gateway.handlers.answering import Answering
+from gyre_gateway.ports import Intake
+from gyre_gateway.transport.reading import rank_request, recommend_request, tracked_event
+
+
+class GatewayServicer(rpc.GatewayServiceServicer):
+    """The door of the mesh."""
+
+    def __init__(self, loops: Mapping[str, Answering], intake: Intake) -> None:
+        self._loops = dict(loops)
+        self._intake = intake
+        self._observed = _Observed()
+
+    def _loop(self, name: str) -> Answering:
+        loop = self._loops.get(name)
+        if loop is None:
+            raise NotFound("UNKNOWN_LOOP", f"loop = {name!r}: is not served here", metadata={"loop": name})
+        return loop
+
+    async def Rank(self, request: pb.RankRequest, context: object) -> pb.RankResponse:
+        """Order the caller's candidates.
+
+        Raises:
+            NotFound: the loop is not served.
+            Invalid: a candidate is repeated, there are too many, or the replay clock has no time.
+        """
+        loop = self._loop(request.loop)
+        answer = await loop.rank(rank_request(loop.spec, request), request.limit)
+        self._observed.note(answer)
+        return pb.RankResponse(items=_items(answer), provenance=_provenance(answer))
+
+    async def Recommend(self, request: pb.RecommendRequest, context: object) -> pb.RecommendResponse:
+        """Find candidates among what is popular, with the user and in all, and order them.
+
+        Raises:
+            NotFound: the loop is not served.
+            Invalid: more are wanted than the loop ranks, or the replay clock has no time.
+        """
+        loop = self._loop(request.loop)
+        answer = await loop.recommend(recommend_request(loop.spec, request), request.limit)
+        self._observed.note(answer)
+        return pb.RecommendResponse(items=_items(answer), provenance=_provenance(answer))
+
+    async def Track(self, request: pb.TrackRequest, context: object) -> pb.TrackResponse:
+        """Take in events; answers when Kafka has them.
+
+        Raises:
+            NotFound: the loop is not served.
+            Invalid: an event breaks a rule of gyre.yaml; none of the call's events is taken.
+            Unavailable: Kafka does not take them; repeat the call with the same event ids.
+        """
+        spec = self._loop(request.loop).spec
+        events = [tracked_event(spec, f"events[{index}]", each) for index, each in enumerate(request.events)]
+        await self._intake.send(request.loop, events)
+        return pb.TrackResponse(event_ids=[event.event_id for event in events])
+
+    async def SubmitBatch(self, request: pb.SubmitBatchRequest, context: object) -> pb.SubmitBatchResponse:
+        """Not offered yet."""
+        _refuse_batches()
+
+    async def GetBatch(self, request: pb.GetBatchRequest, context: object) -> pb.GetBatchResponse:
+        """Not offered yet."""
+        _refuse_batches()
+
+    async def WatchBatch(self, request: pb.WatchBatchRequest, context: object) -> AsyncIterator[pb.WatchBatchResponse]:
+        """Not offered yet."""
+        _refuse_batches()
+        yield pb.WatchBatchResponse()
+
+
+def _refuse_batches() -> NoReturn:
+    raise Unsupported("NOT_IMPLEMENTED", "batches are not served yet: call Rank for each list")
+
+
+def _items(answer: Answer) -> list[pb.RankedItem]:
+    propensity = answer.ranking.propensity
+    return [pb.RankedItem(item_id=item, score=score, propensity=propensity) for item, score in answer.items()]
+
+
+def _provenance(answer: Answer) -> pb.Provenance:
+    scored, route = answer.scored, answer.scored.route
+    return pb.Provenance(
+        request_id=answer.request.request_id,
+        model_version=scored.version,
+        epoch=route.epoch,
+        arm=route.arm,
+        arm_propensity=route.propensity,
+        explored=answer.ranking.explored,
+        degraded=bool(scored.degraded_reason),
+        degraded_reason=scored.degraded_reason,
+        feature_age_s=scored.feature_age_s,
+    )
+
+
+class _Observed:
+    """Metrics and span attributes of answers; the instruments of each mix of labels are bound once."""
+
+    def __init__(self) -> None:
+        self._bound: dict[tuple[str, ...], tuple[Callable[[float], None], Callable[[float], None]]] = {}
+
+    def note(self, answer: Answer) -> None:
+        """Count an answer, and describe it in the current span if that is recorded."""
+        request, scored = answer.request, answer.scored
+        key = (request.loop, request.method, scored.version, scored.route.arm, scored.degraded_reason)
+        count, observe = self._bound.get(key) or self._bind(key)
+        count(1)
+        observe(answer.latency_s)
+        span = trace.get_current_span()
+        if span.is_recording():
+            _describe(span, answer)
+
+    def _bind(self, key: tuple[str, ...]) -> tuple[Callable[[float], None], Callable[[float], None]]:
+        loop, method, version, arm, degraded = key
+        labels = {"loop": loop, "method": method, "version": version, "arm": arm}
+        count = instrument("gyre_gateway_requests_total").bind(**labels, degraded=degraded)
+        bound = self._bound[key] = (count, instrument("gyre_gateway_latency_seconds").bind(**labels))
+        return bound
+
+
+def _describe(span: trace.Span, answer: Answer) -> None:
+    request, scored = answer.request, answer.scored
+    span.set_attributes(
+        {
+            "gyre.loop": request.loop,
+            "gyre.request_id": request.request_id,
+            "gyre.version": scored.version,
+            "gyre.arm": scored.route.arm,
+            "gyre.rollout_id": scored.route.rollout_id,
+            "gyre.degraded_reason": scored.degraded_reason,
+        }
+    )
+    rollout = parse(scored.route.traceparent)
+    if rollout is not None:
+        span.add_link(rollout)

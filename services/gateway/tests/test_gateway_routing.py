@@ -1,0 +1,156 @@
+"""Who gets which model: shares, stickiness, fallbacks, and the circuit that trips a failing candidate."""
+
+import pytest
+from gyre_gateway.adapters.reports import report_of
+from gyre_gateway.domain.routing import LATENCY_BOUNDS_S, Rollout, RolloutArm, Router, Target
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+USERS = [f"user-{number}" for number in range(4000)]
+
+
+def split(epoch: int, share: float, *, last_good: str = "v0") -> Rollout:
+    """A candidate v2 with a share beside the live v1."""
+    arms = (RolloutArm("live", Target("v1", "a"), 1 - share), RolloutArm("candidate", Target("v2", "b"), share))
+    return Rollout(epoch, arms, last_good_version=last_good)
+
+
+def following(rollout: Rollout) -> Router:
+    """A router that uses a rollout state."""
+    router = Router("shop", "salt")
+    router.adopt(rollout)
+    return router
+
+
+def fail(router: Router, times: int, *, version: str = "v2", own_fault: bool = True, epoch: int | None = None) -> None:
+    """Let a version fail."""
+    for _ in range(times):
+        router.note_failed(version, epoch=router.epoch if epoch is None else epoch, own_fault=own_fault)
+
+
+def user_of(router: Router, arm: str) -> str:
+    """A user whose arm it is."""
+    return next(user for user in USERS if router.route(user).arm == arm)
+
+
+def test_before_the_first_model_there_is_nothing_to_ask() -> None:
+    """Without arms a route has no target, whatever the epoch."""
+    router = following(Rollout(epoch=3))
+    assert router.route("user-1").targets == ()
+    assert router.route("user-1").epoch == router.epoch == 3
+
+
+@settings(deadline=None, max_examples=20)
+@given(share=st.floats(0.02, 0.98))
+def test_arms_get_their_shares(share: float) -> None:
+    """Over many users each arm gets its share, and a route's propensity is the share of its own arm."""
+    router = following(split(1, share))
+    routes = [router.route(user) for user in USERS]
+    candidates = [route for route in routes if route.arm == "candidate"]
+    assert len(candidates) / len(routes) == pytest.approx(share, abs=0.04)
+    assert {route.propensity for route in candidates} <= {share}
+    assert {route.propensity for route in routes if route.arm == "live"} <= {1 - share}
+
+
+@settings(deadline=None, max_examples=20)
+@given(low=st.floats(0, 1), high=st.floats(0, 1))
+def test_a_growing_candidate_keeps_its_users(low: float, high: float) -> None:
+    """Who has the candidate keeps it when its share grows."""
+    low, high = sorted((low, high))
+    before, after = following(split(1, low)), following(split(1, high))
+    had = {user for user in USERS[:500] if before.route(user).arm == "candidate"}
+    assert had <= {user for user in USERS[:500] if after.route(user).arm == "candidate"}
+
+
+def test_fallbacks_are_the_live_then_the_last_good_version() -> None:
+    """A candidate falls back to the live version and then to the last good one, with their layouts where known."""
+    router = following(split(1, 0.5))
+    candidate, live = (router.route(user_of(router, arm)) for arm in ("candidate", "live"))
+    assert candidate.targets == (Target("v2", "b"), Target("v1", "a"), Target("v0"))
+    assert live.targets == (Target("v1", "a"), Target("v0"))
+    router.adopt(split(2, 0.5, last_good="v1"))
+    assert router.route(user_of(router, "live")).targets == (Target("v1", "a"),)
+
+
+def test_an_older_epoch_is_ignored() -> None:
+    """A state older than the one in use changes nothing; the same epoch again is not new."""
+    router = following(split(5, 0.5))
+    assert not router.adopt(split(4, 1.0))
+    assert not router.adopt(split(5, 0.5))
+    assert router.epoch == 5
+    assert {router.route(user).arm for user in USERS[:100]} == {"live", "candidate"}
+    assert router.adopt(split(6, 1.0))
+
+
+def test_a_state_whose_shares_are_no_split_is_refused() -> None:
+    """Shares that do not sum to 1 raise ValueError, and the state before stays in use, epoch and all."""
+    router = following(split(5, 0.5))
+    arms = (RolloutArm("live", Target("v9"), 0.5),)
+    with pytest.raises(ValueError, match="sum to 1"):
+        router.adopt(Rollout(6, arms))
+    assert router.epoch == 5
+    assert router.route("user-1").targets[0].version in {"v1", "v2"}
+
+
+def test_a_failing_candidate_is_tripped_at_once_until_the_next_epoch() -> None:
+    """After five failures its users get the live version under the candidate's arm; a new epoch tries it again."""
+    router = following(split(1, 0.5))
+    user = user_of(router, "candidate")
+    fail(router, 4)
+    assert not router.route(user).tripped
+    fail(router, 1)
+    route = router.route(user)
+    assert route.tripped
+    assert (route.arm, route.propensity, route.targets[0].version) == ("candidate", 0.5, "v1")
+    assert router.is_tripped("v2")
+    router.adopt(split(1, 0.5))
+    assert router.route(user).tripped
+    router.adopt(split(2, 0.5))
+    assert not router.route(user).tripped
+    fail(router, 4)
+    assert not router.route(user).tripped
+
+
+def test_rare_failures_do_not_trip() -> None:
+    """A candidate that fails fewer than five of its last twenty requests stays."""
+    router = following(split(1, 0.5))
+    for _ in range(50):
+        fail(router, 1)
+        for _ in range(5):
+            router.note_scored("v2", 0.001)
+    assert not router.is_tripped("v2")
+
+
+@pytest.mark.parametrize("case", ["live", "out of reach", "an old epoch", "the only version"])
+def test_what_does_not_trip(case: str) -> None:
+    """Nothing trips the live or a sole version; a server out of reach and an old epoch's failures trip none."""
+    router = following(split(1, 0.5))
+    if case == "the only version":
+        router.adopt(Rollout(2, (RolloutArm("candidate", Target("v2"), 1.0),)))
+    fail(
+        router,
+        30,
+        version="v1" if case == "live" else "v2",
+        own_fault=case != "out of reach",
+        epoch=0 if case == "an old epoch" else None,
+    )
+    assert not any(router.route(user).tripped for user in USERS[:100])
+
+
+def test_a_report_holds_the_epoch_and_all_counts() -> None:
+    """Requests, failures and latency buckets of each version stand in the report, with what is tripped."""
+    router = following(split(7, 0.5))
+    for seconds in (0.0005, 0.001, 0.004, 3.0):
+        router.note_scored("v1", seconds)
+    fail(router, 5)
+    report = report_of(router, "gateway-1", lease_s=5, leaving=False)
+    live, candidate = report.versions
+    assert (report.loop, report.instance, report.epoch, report.lease_s, report.leaving) == (
+        "shop", "gateway-1", 7, 5, False,
+    )  # fmt: skip
+    assert (live.version, live.requests, live.failures, live.tripped) == ("v1", 4, 0, False)
+    assert (candidate.version, candidate.requests, candidate.failures, candidate.tripped) == ("v2", 5, 5, True)
+    assert tuple(live.latency_bounds_s) == LATENCY_BOUNDS_S
+    assert [list(live.latency_counts)[at] for at in (0, 3, len(LATENCY_BOUNDS_S))] == [2, 1, 1]
+    assert sum(live.latency_counts) == 4
+    assert report.report_time.seconds > 0
