@@ -1,12 +1,12 @@
 """Ranking measures and statistics against brute force and published values."""
 
 from itertools import pairwise, permutations
-from math import inf, isnan, log2
+from math import comb, inf, isnan, log2
 
 import numpy as np
 import pytest
 from gyre_core.ranking import hit_rate, ndcg, reciprocal_rank, uniform_propensity
-from gyre_core.statistics import Sample, percentile, t_tail, two_proportions, welch, wilson_interval
+from gyre_core.statistics import Sample, binomial_tail, percentile, t_tail, two_proportions, welch, wilson_interval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +72,19 @@ def test_wilson_matches_published_values() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
     with pytest.raises(ValueError, match="within"):
         wilson_interval(3, 2)
+
+
+def test_the_binomial_tail_is_the_sum_of_its_terms() -> None:
+    """The tail is the exact sum of binomial probabilities, also at the edges."""
+    for n, rate in ((10, 0.01), (40, 0.3), (300, 0.02)):
+        terms = [comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(n + 1)]
+        for successes in (0, 1, 3, n // 2, n):
+            assert binomial_tail(successes, n, rate) == pytest.approx(sum(terms[successes:]), rel=1e-9, abs=1e-300)
+    assert binomial_tail(0, 0, 0.1) == 1.0
+    assert binomial_tail(1, 5, 0.0) == 0.0
+    assert binomial_tail(5, 5, 1.0) == 1.0
+    with pytest.raises(ValueError, match="within"):
+        binomial_tail(3, 2, 0.1)
 
 
 def test_two_proportions_match_a_hand_computed_case() -> None:

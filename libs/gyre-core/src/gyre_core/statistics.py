@@ -46,6 +46,16 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
+def binomial_tail(successes: int, n: int, rate: float) -> float:
+    """The probability of at least so many successes among n at a true rate (DLMF 8.17.5), exact for small counts.
+
+    Raises ValueError where successes are not within 0 and n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} of {n}: must be within 0 and n")
+    return 1.0 if successes == 0 else _incomplete_beta(rate, successes, n - successes + 1)
+
+
 def two_proportions(first: tuple[int, int], second: tuple[int, int], confidence: float = 0.95) -> Comparison:
     """The pooled two-sided z-test of two proportions, each given as (successes, n), with the unpooled interval."""
     (a, n), (b, m) = first, second

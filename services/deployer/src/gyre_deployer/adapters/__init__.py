@@ -1,0 +1,1 @@
+"""Kafka, Triton and the folders of artefacts and models, behind the ports."""

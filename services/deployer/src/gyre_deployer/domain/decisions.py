@@ -1,0 +1,150 @@
+"""Plain decisions: which candidate comes next, what a rollout does next, which change that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import blake2b
+
+from gyre_core.spec import RolloutStep
+
+from gyre_deployer.domain.guardrails import Outcome, Verdict
+from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, State
+
+
+class Step(StrEnum):
+    """What a rollout needs next."""
+
+    VALIDATE = "validate"
+    LOAD = "load"
+    WARM = "warm"
+    OPEN = "open"
+    OBSERVE = "observe"
+    NOTHING = "nothing"
+
+
+class Decision(StrEnum):
+    """What to do with a candidate that takes traffic."""
+
+    HOLD = "hold"
+    OBSERVE_ANEW = "observe anew"
+    ADVANCE = "advance"
+    ROLL_BACK = "roll back"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How long a step has been watched, seconds, and how many of the candidate's requests were seen."""
+
+    seconds: float
+    requests: int
+
+
+_STEPS = {State.STARTED: Step.VALIDATE, State.VALIDATED: Step.LOAD, State.LOADED: Step.WARM, State.WARMED: Step.OPEN}
+
+
+def rollout_id(loop: str, version: str) -> str:
+    """The id of the one rollout that a version has."""
+    return f"rollout-{blake2b(f'{loop}/{version}'.encode(), digest_size=8).hexdigest()}"
+
+
+def next_step(rollout: Rollout) -> Step:
+    """What a rollout needs next; a paused one is still watched while it has users."""
+    if rollout.is_on_traffic:
+        return Step.OBSERVE
+    return _STEPS.get(rollout.state, Step.NOTHING)
+
+
+def pending(candidates: Iterable[Candidate], state: LoopState) -> list[Candidate]:
+    """The candidates that were never rolled out nor refused, oldest first."""
+    known = {rollout.version for rollout in state.rollouts.values()}
+    return [each for each in candidates if each.version not in known]
+
+
+def begin(waiting: Sequence[Candidate], chosen: Candidate, state: LoopState) -> list[Change]:
+    """The changes that start the rollout of `chosen` and refuse those that waited longer."""
+    older = waiting[: waiting.index(chosen)]
+    refusals = [_first(each, Kind.REFUSED, state, f"superseded by {chosen.version}") for each in older]
+    return [*refusals, _first(chosen, Kind.STARTED, state, "a candidate was registered")]
+
+
+def _first(candidate: Candidate, kind: Kind, state: LoopState, reason: str) -> Change:
+    return Change(
+        rollout_id=rollout_id(state.loop, candidate.version),
+        kind=kind,
+        version=candidate.version,
+        live_version=state.live,
+        reason=reason,
+        candidate=candidate,
+    )
+
+
+def follow(rollout: Rollout, kind: Kind, reason: str, *, share: float | None = None, step: int | None = None) -> Change:
+    """The next change of a rollout, whose share and step stay unless they are given."""
+    return Change(
+        rollout_id=rollout.id,
+        kind=kind,
+        version=rollout.version,
+        live_version=rollout.live_version,
+        share=rollout.share if share is None else share,
+        step=rollout.step if step is None else step,
+        reason=reason,
+    )
+
+
+def refuse(rollout: Rollout, reason: str) -> Change:
+    """Refuse a candidate before it takes traffic."""
+    return follow(rollout, Kind.REFUSED, reason, share=0.0)
+
+
+def roll_back(rollout: Rollout, reason: str) -> Change:
+    """Give all traffic back to the model that was live before."""
+    return follow(rollout, Kind.ROLLED_BACK, reason, share=0.0)
+
+
+def promote(rollout: Rollout, reason: str) -> Change:
+    """Make the candidate the live model."""
+    return follow(rollout, Kind.PROMOTED, reason, share=1.0)
+
+
+def open_traffic(rollout: Rollout, steps: Sequence[RolloutStep]) -> Change:
+    """Give a warm candidate its first users; the first model of a loop gets all of them at once."""
+    if not rollout.live_version:
+        return promote(rollout, "the loop's first model")
+    return _shift(rollout, steps, 0, "warm: takes its first users")
+
+
+def advance(rollout: Rollout, steps: Sequence[RolloutStep], reason: str) -> Change:
+    """Take the next step, or promote after the last."""
+    if rollout.step + 1 >= len(steps):
+        return promote(rollout, reason)
+    return _shift(rollout, steps, rollout.step + 1, reason)
+
+
+def reopen(rollout: Rollout, reason: str) -> Change:
+    """The same step again under a new epoch, which closes the circuits that gateways opened."""
+    return follow(rollout, Kind.SHIFTED, reason)
+
+
+def _shift(rollout: Rollout, steps: Sequence[RolloutStep], step: int, reason: str) -> Change:
+    return follow(rollout, Kind.SHIFTED, reason, share=steps[step].share, step=step)
+
+
+def decide(rollout: Rollout, verdict: Verdict, held: Held, steps: Sequence[RolloutStep]) -> tuple[Decision, str]:
+    """What to do with a candidate that takes traffic, and why.
+
+    A step ends when it was held long enough, for enough requests, with every guardrail passed. A paused rollout only
+    ever goes back.
+    """
+    if verdict.outcome == Outcome.FAILED:
+        return Decision.ROLL_BACK, verdict.reason
+    if verdict.outcome == Outcome.SPOILED:
+        return Decision.OBSERVE_ANEW, verdict.reason
+    # gyre.yaml may have been changed to fewer steps meanwhile: the last one then stands for what is missing.
+    wanted = steps[min(rollout.step, len(steps) - 1)]
+    if rollout.state == State.PAUSED or verdict.outcome == Outcome.INCONCLUSIVE:
+        return Decision.HOLD, verdict.reason
+    if held.seconds < wanted.hold_s or held.requests < wanted.min_requests:
+        return Decision.HOLD, f"{held.requests} of {wanted.min_requests} requests, {held.seconds:.1f} s"
+    return Decision.ADVANCE, f"guardrails passed over {held.requests} requests in {held.seconds:.1f} s"

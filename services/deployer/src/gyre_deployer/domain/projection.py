@@ -1,0 +1,33 @@
+"""What follows from the log for everybody else: who gets which model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gyre_deployer.domain.rollouts import Candidate, LoopState
+
+LIVE, CANDIDATE = "live", "candidate"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One arm of the traffic split: `live` or `candidate`, its model and its share of users."""
+
+    name: str
+    candidate: Candidate
+    share: float
+
+
+def arms(state: LoopState) -> tuple[Arm, ...]:
+    """The traffic split, whose shares sum to 1; empty before the first model.
+
+    The live model keeps its arm when the candidate has all traffic, so that requests can still fall back to it.
+    """
+    live = state.of_version(state.live) if state.live else None
+    if live is None:
+        return ()
+    under_way = state.under_way
+    if under_way is None or not under_way.is_on_traffic:
+        return (Arm(LIVE, live.candidate, 1.0),)
+    share = under_way.share
+    return (Arm(LIVE, live.candidate, 1.0 - share), Arm(CANDIDATE, under_way.candidate, share))

@@ -1,0 +1,1 @@
+"""What the deployer does: keeps the state, takes the next step, obeys a person."""
