@@ -364,6 +364,19 @@ async def test_a_view_catches_up_then_follows(kafka: str, make_topic: MakeTopic)
     assert list(await read_compacted(kafka, topic, TYPES)) == ["k0"]
 
 
+async def test_a_view_catches_up_with_what_came_since(kafka: str, make_topic: MakeTopic) -> None:
+    """After `catch_up` the view holds whatever was acknowledged before the call."""
+    topic = await make_topic()
+    async with Producer(kafka, source="test") as producer, View(kafka, topic, TYPES) as view:
+        await view.ready()
+        for number in range(20):
+            await producer.send(topic, interaction(), key="k", id=f"e{number}")
+            await view.catch_up()
+            found = view.get("k")
+            assert found is not None
+            assert found.id == f"e{number}"
+
+
 async def test_an_empty_view_is_ready(kafka: str, make_topic: MakeTopic) -> None:
     """A topic without records makes an empty view that is ready."""
     assert await read_compacted(kafka, await make_topic("models.rollouts", compacted=True), TYPES) == {}

@@ -39,6 +39,7 @@ class View:
         self._bootstrap, self._topic, self._types, self._on_change = bootstrap, topic, types, on_change
         self._events: dict[str, Event] = {}
         self._ready = asyncio.Event()
+        self._ends_passed = False
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
 
@@ -62,6 +63,13 @@ class View:
             Exception: what ended the tailing, if something did.
         """
         await self._or_failed(self._ready.wait())
+
+    async def catch_up(self) -> None:
+        """Wait until the view holds all that is in the topic now; raises what `ready` raises."""
+        await self.ready()
+        self._ready.clear()
+        self._ends_passed = True
+        await self.ready()
 
     @property
     def is_ready(self) -> bool:
@@ -106,6 +114,9 @@ class View:
         async with _reader(self._bootstrap, self._topic) as (kafka, ends):
             while True:
                 try:
+                    if self._ends_passed:
+                        ends = await kafka.end_offsets(list(ends))
+                        self._ends_passed = False
                     fetched = await kafka.getmany(timeout_ms=_WAIT_MS)
                     caught_up = self._ready.is_set() or await _reached(kafka, ends)
                 except KafkaError as error:
@@ -117,7 +128,7 @@ class View:
                 for records in fetched.values():
                     for record in records:
                         self._apply(record)
-                if caught_up:
+                if caught_up and not self._ends_passed:
                     self._ready.set()
                 async with self._changed:
                     self._changed.notify_all()
