@@ -111,7 +111,8 @@ class View:
                 waiting.cancel()
 
     async def _tail(self) -> None:
-        async with _reader(self._bootstrap, self._topic) as (kafka, ends):
+        async with _reader(self._bootstrap, self._topic) as (kafka, first_ends):
+            ends = first_ends
             while True:
                 try:
                     if self._ends_passed:
