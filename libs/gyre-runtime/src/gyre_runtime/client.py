@@ -60,6 +60,7 @@ async def call(
     *,
     timeout_s: float,
     attempts: int = 3,
+    metadata: Metadata = (),
 ) -> Response:
     """Call a unary method within a time that covers all attempts and ends before the incoming call's.
 
@@ -70,6 +71,7 @@ async def call(
         request: its request message.
         timeout_s: seconds for all attempts together.
         attempts: calls at most; 1 for what must not be sent twice.
+        metadata: what goes along beside token, trace context and request id; a name given here stands.
 
     Raises:
         GyreError: as the server raised it, or Unavailable, or DeadlineExceeded.
@@ -79,7 +81,7 @@ async def call(
     unary.budget.earn()
     for attempt in range(1, attempts + 1):
         try:
-            response: Response = await unary(request, timeout=deadline - time.monotonic())
+            response: Response = await unary(request, timeout=deadline - time.monotonic(), metadata=metadata)
             return response
         except Unavailable:
             pause_s = _BACKOFF_S * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
@@ -91,20 +93,21 @@ async def call(
     raise ValueError("attempts must be at least 1")
 
 
-def channel(address: str, settings: ServiceSettings, *, name: str) -> "Channel":
+def channel(address: str, settings: ServiceSettings, *, name: str, token: str | None = None) -> "Channel":
     """Open a channel to a peer; it connects by itself, now or whenever the peer comes up.
 
     Args:
         address: host:port.
         settings: uses TLS, token and size limits.
         name: the peer's name in metrics.
+        token: the bearer token; that of the settings' file by default.
     """
     credentials = channel_credentials(settings)
     if credentials is None:
         inner = grpc.aio.insecure_channel(address, options=_options(settings))
     else:
         inner = grpc.aio.secure_channel(address, credentials, options=_options(settings))
-    return Channel(inner, name=name, token=read_token(settings.token_file))
+    return Channel(inner, name=name, token=read_token(settings.token_file) if token is None else token)
 
 
 def _options(settings: ServiceSettings) -> list[tuple[str, Any]]:

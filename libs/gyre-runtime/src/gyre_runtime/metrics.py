@@ -82,6 +82,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("gyre_features_read_seconds", "histogram", "s", ("loop",), "Time of one read of the online store."),
     Metric("gyre_archive_rows_total", "counter", "1", ("loop", "table"), "Rows appended to the warehouse."),
+    Metric("gyre_quality_windows_total", "counter", "1", ("loop", "topic"), "Quality windows told, so far or finally."),
     # inference
     Metric(
         "gyre_inference_predict_seconds",

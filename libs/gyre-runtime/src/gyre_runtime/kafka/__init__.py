@@ -3,7 +3,7 @@
 from gyre_runtime.kafka.consumer import Admit, Consumer, ConsumerOptions, bounded_time
 from gyre_runtime.kafka.producer import Fenced, Producer, Transaction, TransactionalProducer
 from gyre_runtime.kafka.topics import DeclaredTopic, create_topics, ensure_topics
-from gyre_runtime.kafka.view import View, read_compacted, read_log
+from gyre_runtime.kafka.view import View, read_compacted, read_log, read_records
 
 __all__ = [
     "Admit",
@@ -20,4 +20,5 @@ __all__ = [
     "ensure_topics",
     "read_compacted",
     "read_log",
+    "read_records",
 ]

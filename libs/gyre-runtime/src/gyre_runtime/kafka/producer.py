@@ -151,6 +151,10 @@ class Producer:
         self._queue.put_nowait((topic, record))
         return True
 
+    async def flush(self) -> None:
+        """Wait until all that was enqueued is acknowledged or given up."""
+        await self._idle.wait()
+
     async def ping(self) -> None:
         """Check that the broker answers; for a `Dependency`."""
         await self._client.client.fetch_all_metadata()
@@ -264,6 +268,10 @@ class Transaction:
     ) -> None:
         """Send one event within the transaction and wait until the broker holds it."""
         record = encode(message, source=self._source, id=id, time=time, key=key, traceparent=tracing.inject())
+        await self.send_record(topic, record)
+
+    async def send_record(self, topic: str, record: Record) -> None:
+        """Send a record as it is within the transaction and wait until the broker holds it."""
         await self._kafka.send_and_wait(topic, record.value, key=record.key, headers=record.headers)
         instrument("gyre_producer_records_total").add(**topic_labels(topic))
 

@@ -168,14 +168,26 @@ async def read_log(bootstrap: str, topic: str, types: MessageTypes) -> AsyncIter
         Unreadable: a record is no such event; a log does not skip.
         Unavailable: Kafka went away.
     """
+    async for record in read_records(bootstrap, topic):
+        yield decode(record, types)
+
+
+async def read_records(bootstrap: str, topic: str) -> AsyncIterator[Any]:
+    """Iterate over the records of a topic as they are (aiokafka's `ConsumerRecord`), to its present end.
+
+    Raises:
+        Unavailable: Kafka went away.
+    """
     async with _reader(bootstrap, topic) as (kafka, ends):
         try:
             while not await _reached(kafka, ends):
                 for records in (await kafka.getmany(timeout_ms=_WAIT_MS)).values():
                     for record in records:
-                        yield decode(record, types)
+                        yield record
         except KafkaError as error:
-            raise Unavailable("KAFKA_UNAVAILABLE", f"the log {topic} cannot be read: {type(error).__name__}") from error
+            raise Unavailable(
+                "KAFKA_UNAVAILABLE", f"the topic {topic} cannot be read: {type(error).__name__}"
+            ) from error
 
 
 @asynccontextmanager
