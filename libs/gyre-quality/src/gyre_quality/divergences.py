@@ -86,9 +86,7 @@ def wasserstein(reference: Sketch, chunk: Sketch) -> Vector:
 
 
 def _number_distance(reference: Sketch, chunk: Sketch, index: int, feature: NumberBins) -> float:
-    if not (reference.numbers[index] and chunk.numbers[index] and np.isfinite(chunk.low[index])):
-        return 0.0
-    if not np.isfinite(reference.low[index]):
+    if not (reference.finite[index] and chunk.finite[index]):
         return 0.0
     low, high = (min(reference.low[index], chunk.low[index]), max(reference.high[index], chunk.high[index]))
     points = np.concatenate([[low], np.clip(feature.edges, low, high), [high]])

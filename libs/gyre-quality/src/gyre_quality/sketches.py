@@ -31,6 +31,7 @@ class Sketch:
         bins: the bins that `counts` counts in; only sketches of equal bins merge.
         rows: how many rows were seen.
         counts: int64 [features, widest feature's bins]; bin 0 holds missing values.
+        finite: int64 [features], how many numbers the moments are of; infinite ones are only counted in their bins.
         low, high: float64 [features], smallest and greatest number; infinities before there is one.
         mean, spread: float64 [features], mean of the finite numbers and sum of squared distances from it; 0 for
             categories.
@@ -39,6 +40,7 @@ class Sketch:
     bins: Bins
     rows: int
     counts: NDArray[np.int64]
+    finite: NDArray[np.int64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     mean: NDArray[np.float64]
@@ -50,7 +52,7 @@ class Sketch:
         size = len(bins.names)
         counts = np.zeros((size, bins.width), dtype=np.int64)
         zeros, ends = np.zeros(size), np.full(size, np.inf)
-        return cls(bins, 0, counts, ends, -ends, zeros, zeros)
+        return cls(bins, 0, counts, zeros.astype(np.int64), ends, -ends, zeros, zeros)
 
     @classmethod
     def of(cls, bins: Bins, columns: Columns) -> Sketch:
@@ -100,13 +102,14 @@ class Sketch:
         """
         if self.bins != other.bins:
             raise ValueError("sketches have different bins: must be counted in the bins of one reference")
-        ours, theirs = self.numbers, other.numbers
+        ours, theirs = self.finite, other.finite
         total = np.maximum(ours + theirs, 1)
         gap = other.mean - self.mean
         return Sketch(
             self.bins,
             self.rows + other.rows,
             self.counts + other.counts,
+            ours + theirs,
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
             (self.mean * ours + other.mean * theirs) / total,
@@ -126,25 +129,27 @@ class Sketch:
     @property
     def deviation(self) -> NDArray[np.float64]:
         """The standard deviation of each feature's numbers."""
-        return np.asarray(np.sqrt(self.spread / np.maximum(self.numbers, 1)))
+        return np.asarray(np.sqrt(self.spread / np.maximum(self.finite, 1)))
 
     def without(self, part: Sketch) -> Sketch:
         """The sketch of the rows that are not in `part`, which must have been merged into this one.
 
         Extremes stay those of all rows, since what a part contributed to them is not known.
         """
-        rest = np.maximum(self.numbers - part.numbers, 1)
-        mean = (self.mean * self.numbers - part.mean * part.numbers) / rest
+        rest = self.finite - part.finite
+        mean = (self.mean * self.finite - part.mean * part.finite) / np.maximum(rest, 1)
         gap = part.mean - mean
-        taken = part.spread + gap * gap * (self.numbers - part.numbers) * part.numbers / np.maximum(self.numbers, 1)
+        taken = part.spread + gap * gap * rest * part.finite / np.maximum(self.finite, 1)
         spread = np.maximum(self.spread - taken, 0.0)
-        return Sketch(self.bins, self.rows - part.rows, self.counts - part.counts, self.low, self.high, mean, spread)
+        counts = self.counts - part.counts
+        return Sketch(self.bins, self.rows - part.rows, counts, rest, self.low, self.high, mean, spread)
 
     def to_bytes(self) -> bytes:
         """The sketch without its bins, which whoever reads it has from the reference."""
         return packed(
             rows=np.int64(self.rows),
             counts=self.counts,
+            finite=self.finite,
             ends=np.stack([self.low, self.high]),
             moments=np.stack([self.mean, self.spread]),
         )
@@ -161,7 +166,7 @@ class Sketch:
         if counts.shape != (len(bins.names), bins.width):
             raise ValueError(f"counts of shape {counts.shape}: must be {(len(bins.names), bins.width)} as the bins are")
         (low, high), (mean, spread) = arrays["ends"], arrays["moments"]
-        return cls(bins, int(arrays["rows"]), counts, low, high, mean, spread)
+        return cls(bins, int(arrays["rows"]), counts, arrays["finite"], low, high, mean, spread)
 
 
 class _Building:
@@ -171,13 +176,15 @@ class _Building:
         self._bins = bins
         size = len(bins.names)
         self._counts = np.zeros((size, bins.width), dtype=np.int64)
+        self._finite = np.zeros(size, dtype=np.int64)
         self._low, self._high = np.full(size, np.inf), np.full(size, -np.inf)
         self._mean, self._spread = np.zeros(size), np.zeros(size)
 
     def numbers(self, index: int, feature: NumberBins, values: NDArray[np.floating[Any]]) -> None:
         edges = np.asarray(feature.edges, np.float32 if feature.single and values.dtype == np.float32 else np.float64)
         counts = np.bincount(np.searchsorted(edges, values, side="left") + 1, minlength=self._bins.width)
-        total = float(values.sum(dtype=np.float64))
+        with np.errstate(invalid="ignore"):  # infinities of both signs, which the next lines take out
+            total = float(values.sum(dtype=np.float64))
         if not np.isfinite(total):
             # Missing values sort above all edges; they leave that bin for their own.
             missing = int(np.count_nonzero(np.isnan(values)))
@@ -187,6 +194,7 @@ class _Building:
             total = float(values.sum(dtype=np.float64))
         self._counts[index] = counts
         if values.size:
+            self._finite[index] = values.size
             self._low[index], self._high[index] = values.min(), values.max()
             self._mean[index] = total / values.size
             distances = values - np.float64(self._mean[index])
@@ -196,7 +204,8 @@ class _Building:
         self._counts[index] = np.bincount(codes, minlength=self._bins.width)
 
     def sketch(self, rows: int) -> Sketch:
-        return Sketch(self._bins, rows, self._counts, self._low, self._high, self._mean, self._spread)
+        ends = self._low, self._high
+        return Sketch(self._bins, rows, self._counts, self._finite, *ends, self._mean, self._spread)
 
 
 def merged(parts: Iterable[Sketch], bins: Bins) -> Sketch:
@@ -239,7 +248,7 @@ class Reservoir:
         Args:
             values: float32 [rows, features].
             ids: whole numbers [rows] that name the rows; a row seen before counts once.
-            weights: positive [rows]; equal when left out.
+            weights: positive [rows], the same each time a row is seen; equal when left out.
 
         Raises:
             ValueError: a weight is not positive, or the arrays do not fit together.
@@ -253,9 +262,10 @@ class Reservoir:
             if not np.all(np.asarray(weights) > 0):
                 raise ValueError("weights: must all be positive")
             keys = keys / weights
-        best = np.arange(len(ids))
-        if len(ids) > self.capacity:
-            best = np.argpartition(-keys, self.capacity - 1)[: self.capacity]
+        # Repeats within the batch must not crowd out others.
+        best = np.unique(np.asarray(ids), return_index=True)[1]
+        if best.size > self.capacity:
+            best = best[np.argpartition(-keys[best], self.capacity - 1)[: self.capacity]]
         rows = np.asarray(ids)[best].astype(np.uint64)
         return self.merge(Reservoir(self.capacity, self.seed, keys[best], rows, values[best].astype(np.float32)))
 
