@@ -1,15 +1,20 @@
 """The Kubernetes manifests and the compose file are valid, and say the same as the declarations."""
 
 import re
+import shutil
+import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from gyre_local.components import kafka
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "k8s" / "base"
+COMPONENTS = sorted((ROOT / "k8s" / "components").glob("*/kustomization.yaml"))
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 KUBERNETES_VERSION = "1.31"
 OBSERVABILITY = {"grafana", "jaeger", "otel-collector"}
@@ -48,13 +53,47 @@ def test_the_base_lists_every_manifest() -> None:
     assert sorted(listed) == sorted(path.name for path in BASE.glob("*.yaml") if path.name != "kustomization.yaml")
 
 
-def test_overlays_name_folders_that_hold_a_kustomization() -> None:
-    """Each resource of each overlay is there."""
-    overlays = list((ROOT / "k8s" / "overlays").glob("*/kustomization.yaml"))
-    assert overlays
-    for overlay in overlays:
-        for resource in yaml.safe_load(overlay.read_text())["resources"]:
-            assert (overlay.parent / resource / "kustomization.yaml").is_file(), resource
+def test_overlays_and_components_name_what_is_there() -> None:
+    """Each folder, file and patched object that an overlay or a component names exists."""
+    names = {(document["kind"], document["metadata"]["name"]) for _, document in _documents()}
+    kustomizations = [*(ROOT / "k8s").glob("overlays/*/kustomization.yaml"), *COMPONENTS]
+    assert len(kustomizations) >= 4
+    for path in kustomizations:
+        content = yaml.safe_load(path.read_text())
+        for resource in [*content.get("resources", []), *content.get("components", [])]:
+            target = path.parent / resource
+            assert target.is_file() or (target / "kustomization.yaml").is_file(), f"{path}: {resource}"
+        for patch in content.get("patches", []):
+            kind, pattern = patch["target"]["kind"], patch["target"]["name"]
+            for alternative in _alternatives(pattern):
+                assert any(each == kind and re.fullmatch(alternative, name) for each, name in names), alternative
+            assert "patch" in patch or (path.parent / patch["path"]).is_file(), path
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The names that a pattern such as `a|b-(c|d)` stands for, one by one."""
+    parts = re.split(r"\|(?![^(]*\))", pattern)
+    found = []
+    for part in parts:
+        group = re.search(r"\(([^)]*)\)", part)
+        found += [part.replace(group[0], each) for each in group[1].split("|")] if group else [part]
+    return found
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed: it would render the overlays")
+@pytest.mark.parametrize("overlay", sorted(path.name for path in (ROOT / "k8s" / "overlays").iterdir()))
+def test_overlays_render(overlay: str) -> None:
+    """Kustomize renders each overlay, and what it renders is valid and leaves nothing to be filled in."""
+    command = ["kubectl", "kustomize", str(ROOT / "k8s" / "overlays" / overlay)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    documents = [each for each in yaml.safe_load_all(done.stdout) if each]
+    for document in documents:
+        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+        assert document["kind"] in {"Namespace", "StorageClass"} or document["metadata"]["namespace"] == "gyre"
+    generated = {each["metadata"]["name"] for each in documents if each["kind"] == "ConfigMap"}
+    used = set(re.findall(r"name: (gyre-(?:settings|loops)\S*)", done.stdout))
+    assert used == generated
 
 
 @pytest.mark.parametrize(
@@ -63,12 +102,47 @@ def test_overlays_name_folders_that_hold_a_kustomization() -> None:
 def test_every_container_is_confined_and_probed(name: str, pod: dict[str, Any], container: dict[str, Any]) -> None:
     """Least privilege, resource bounds and probes hold for each container."""
     assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"].get("readOnlyRootFilesystem", False) is container["image"].startswith("gyre/")
     assert container["resources"]["requests"].keys() == {"cpu", "memory"}
     assert "memory" in container["resources"]["limits"]
     assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
+
+
+def test_probes_and_services_name_ports_of_the_container() -> None:
+    """Each port that a probe or a Service asks is one that the container declares."""
+    pods = {container["name"]: container for _, _, container in _containers()}
+    services = [document for _, document in _documents() if document["kind"] == "Service"]
+    assert services
+    for service in services:
+        declared = {port["name"] for port in pods[service["spec"]["selector"]["app.kubernetes.io/name"]]["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= declared
+    for name, container in pods.items():
+        declared = {port["name"] for port in container["ports"]} | {
+            port["containerPort"] for port in container["ports"]
+        }
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            (action,) = [each for key, each in container[probe].items() if key in {"grpc", "httpGet", "tcpSocket"}]
+            assert action["port"] in declared, f"{name}: {probe}"
+
+
+def test_every_deployment_survives_a_drain() -> None:
+    """Each Deployment has a disruption budget, and an autoscaler alone decides on replicas where there is one."""
+    by_kind: dict[str, dict[str, dict[str, Any]]] = {}
+    for _, document in _documents():
+        by_kind.setdefault(document["kind"], {})[document["metadata"]["name"]] = document.get("spec", {})
+    budgets, scalers = by_kind["PodDisruptionBudget"], by_kind["HorizontalPodAutoscaler"]
+    assert budgets.keys() == by_kind["Deployment"].keys()
+    assert {"gateway", "features-serve", "inference"} <= scalers.keys()
+    for name, spec in by_kind["Deployment"].items():
+        assert budgets[name]["selector"] == spec["selector"]
+        assert ("replicas" in spec) is (name not in scalers), name
+    for name, spec in scalers.items():
+        assert spec["scaleTargetRef"]["name"] == name
+        assert by_kind["Deployment"][name].get("strategy", {}).get("type") != "Recreate", name
 
 
 def test_compose_orders_every_start_by_health() -> None:
@@ -101,6 +175,32 @@ def test_compose_and_kubernetes_run_the_same_processes() -> None:
         if container["image"].startswith("gyre/")
     }
     assert compose == cluster
+
+
+def test_compose_confines_every_process() -> None:
+    """Each process of the mesh runs read-only, without capabilities, and is asked for its health."""
+    for name, service in COMPOSE["services"].items():
+        if service.get("image", "").startswith("gyre/") and name != "mlflow":
+            assert service["read_only"] is True, name
+            assert service["cap_drop"] == ["ALL"], name
+            assert service["security_opt"] == ["no-new-privileges:true"], name
+            assert service["healthcheck"]["test"][:2] == ["CMD", "gyre-probe"], name
+            assert "environment" in service, name
+
+
+def test_versions_are_the_same_everywhere() -> None:
+    """The local stack, the compose file, the manifests and the images use the same Kafka, Triton and MLflow."""
+    images = {service.get("image") for service in COMPOSE["services"].values()}
+    assert f"apache/kafka:{kafka.VERSION}" in images
+    triton = next(container["image"] for name, _, container in _containers() if name == "triton.yaml")
+    assert triton in images
+    locked = {
+        package["name"]: package["version"] for package in tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    }
+    assert f"ARG MLFLOW_VERSION={locked['mlflow']}\n" in (ROOT / "infra" / "mlflow" / "Dockerfile").read_text()
+    image = re.search(r"ARG PYTHON_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text())
+    assert image
+    assert image[1].startswith(f"python:{(ROOT / '.python-version').read_text().strip()}")
 
 
 def test_heavy_observers_stand_behind_a_profile() -> None:

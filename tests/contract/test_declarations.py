@@ -1,0 +1,196 @@
+"""What is declared once is said the same everywhere: settings, ports, commands and links in files that only people read."""
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from gyre_local.ports import PORTS_FILE, load_ports
+from gyre_runtime import ServiceSettings, load_settings
+from gyre_runtime.settings import TOLERATED
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+IMAGE = dict(re.findall(r"(GYRE_[A-Z_]+)=(\S+)", (ROOT / "Dockerfile").read_text()))
+PORTS = load_ports(PORTS_FILE, offset=0)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GENERATOR = _generator()
+SETTINGS: dict[str, type[ServiceSettings]] = dict(GENERATOR.service_settings())
+CLUSTER = dict(
+    line.split("=", 1)
+    for line in (ROOT / "k8s" / "base" / "settings.env").read_text().splitlines()
+    if not line.startswith("#")
+)
+
+
+def _resolved(value: object) -> str:
+    """A value of the compose file with the defaults of its variables."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(value))
+
+
+def _processes() -> list[tuple[str, str, dict[str, Any]]]:
+    """Each process of the mesh in the compose file: its name, its service, and its entry."""
+    entries = COMPOSE["services"].items()
+    return [
+        (name, entry["image"].removeprefix("gyre/"), entry)
+        for name, entry in entries
+        if "GYRE_KAFKA" in entry.get("environment", {})
+    ]
+
+
+def test_every_service_has_settings() -> None:
+    """Each service is known to the reference by a settings class of its own."""
+    assert SETTINGS.keys() == {"gateway", "features", "inference", "trainer", "deployer", "monitor"}
+
+
+@pytest.mark.parametrize(
+    ("name", "service", "entry"), _processes(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_compose_gives_each_process_settings_that_it_accepts(name: str, service: str, entry: dict[str, Any]) -> None:
+    """A process of the compose stack starts with its environment: each variable is known and each value allowed."""
+    environ = IMAGE | {variable: _resolved(value) for variable, value in entry["environment"].items()}
+    settings = load_settings(SETTINGS[service], environ)
+    hosts = {
+        address.rpartition(":")[0] for address in (settings.kafka, settings.triton, settings.gateway, settings.features)
+    }
+    assert hosts <= COMPOSE["services"].keys()
+    assert settings.listen == "0.0.0.0:7000"
+    assert name in COMPOSE["services"]
+
+
+@pytest.mark.parametrize("service", SETTINGS)
+def test_kubernetes_gives_each_process_settings_that_it_accepts(service: str) -> None:
+    """A process on Kubernetes starts with the settings of the base, and those of the secured component on top."""
+    component = yaml.safe_load((ROOT / "k8s" / "components" / "secured" / "kustomization.yaml").read_text())
+    secured = dict(literal.split("=", 1) for literal in component["configMapGenerator"][0]["literals"])
+    load_settings(SETTINGS[service], IMAGE | CLUSTER)
+    settings = load_settings(SETTINGS[service], IMAGE | CLUSTER | secured)
+    assert settings.tls_require_client
+    assert settings.token_file == Path("/etc/gyre/secrets/token")
+
+
+def test_compose_and_kubernetes_agree_on_addresses() -> None:
+    """Services find each other under the same names in both."""
+    compose = {name: _resolved(value) for name, value in COMPOSE["x-gyre"]["environment"].items()}
+    own = {"GYRE_KAFKA_REPLICATION", "GYRE_LOOPS", "GYRE_TRACE_RATIO", "GYRE_LOG_LEVEL"}
+    assert {name: value for name, value in compose.items() if name not in own} == {
+        name: value for name, value in CLUSTER.items() if name not in own
+    }
+
+
+def test_every_variable_that_a_page_names_exists() -> None:
+    """A `GYRE_` variable in a guide, the Makefile or a script is one that a process or the local stack reads."""
+    known = {f"GYRE_{field.upper()}" for cls in SETTINGS.values() for field in cls.model_fields} | TOLERATED.keys()
+    files = [*PAGES, ROOT / "Makefile", ROOT / "Dockerfile", ROOT / "docker-compose.yml"]
+    files += [path for folder in ("infra", "k8s", "examples") for path in (ROOT / folder).rglob("*.y*ml")]
+    files += [ROOT / "infra" / "local" / "README.md", *(ROOT / "infra" / "container").iterdir()]
+    unknown = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in files
+        for name in re.findall(r"\bGYRE_[A-Z_]*[A-Z]\b", path.read_text())
+        if name not in known
+    }
+    assert not unknown
+
+
+def test_the_reference_is_current() -> None:
+    """The pages of docs/reference are what the declarations say now."""
+    assert GENERATOR.stale() == []
+
+
+def test_a_stale_reference_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The check finds a page that says something else, one that is missing, and a file that nothing writes."""
+    monkeypatch.setattr(GENERATOR, "REFERENCE", tmp_path)
+    for name, write in GENERATOR.PAGES.items():
+        (tmp_path / name).write_text(write())
+    assert GENERATOR.stale() == []
+    (tmp_path / "keys.md").write_text("other")
+    (tmp_path / "ports.md").unlink()
+    (tmp_path / "stray.md").touch()
+    assert GENERATOR.stale() == ["keys.md", "ports.md", "stray.md"]
+
+
+def test_the_readme_names_the_ports() -> None:
+    """The README's table of services and its sentence on the infrastructure give the ports of ports.toml."""
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("## Services")[2].partition("\n\n")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    processes = {name for name, meanings in PORTS.processes.items() if "grpc" in meanings} - {"triton"}
+    assert {row[0] for row in rows} == processes
+    for name, _, _, grpc, metrics in rows:
+        assert int(metrics) == PORTS.port(name, "metrics"), name
+        assert not grpc or int(grpc) == PORTS.port(name, "grpc"), name
+    for title, name, meaning in (
+        ("Kafka", "kafka", "broker"),
+        ("Redis", "redis", "server"),
+        ("Triton", "triton", "http"),
+        ("Prometheus", "prometheus", "http"),
+        ("MLflow", "mlflow", "http"),
+    ):
+        assert f"{title} {PORTS.port(name, meaning)}" in text
+
+
+def test_defaults_run_the_local_stack() -> None:
+    """Without any variable a process finds the others where ports.toml puts them."""
+    settings = ServiceSettings()
+    for name in ("gateway", "inference", "trainer", "deployer", "monitor"):
+        assert getattr(settings, name) == PORTS.address(name, "grpc")
+    assert settings.features == PORTS.address("features-serve", "grpc")
+    assert settings.kafka == PORTS.address("kafka", "broker")
+    assert settings.redis == f"redis://{PORTS.address('redis', 'server')}/0"
+    assert settings.triton == PORTS.address("triton", "grpc")
+    assert settings.mlflow == f"http://{PORTS.address('mlflow', 'http')}"
+    assert settings.prometheus == f"http://{PORTS.address('prometheus', 'http')}"
+
+
+def test_the_help_lists_what_the_guides_name() -> None:
+    """Each `make` target that a guide names is one that `make help` lists."""
+    done = subprocess.run(["make", "-C", str(ROOT), "help"], capture_output=True, text=True, check=True, timeout=30)
+    listed = set(re.findall(r"^\s*\x1b\[36m([a-z-]+)", done.stdout, re.MULTILINE))
+    named = {
+        name for path in PAGES for name in re.findall(r"(?:`|^    )make ([a-z-]+)", path.read_text(), re.MULTILINE)
+    }
+    assert {
+        "setup",
+        "demo",
+        "up",
+        "down",
+        "status",
+        "logs",
+        "test",
+        "lint",
+        "types",
+        "proto",
+        "bench",
+        "help",
+    } <= listed
+    assert named <= listed, named - listed
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    """A relative link in a guide names a file that exists."""
+    for path in PAGES:
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.relative_to(ROOT)}: {target}"
+
+
+def test_every_decision_is_listed() -> None:
+    """The index of decisions and the pages are the same."""
+    folder = ROOT / "docs" / "adr"
+    listed = set(re.findall(r"\]\((\d{4}-[a-z0-9-]+\.md)\)", (folder / "README.md").read_text()))
+    assert listed == {path.name for path in folder.glob("0*.md")}
