@@ -5,17 +5,18 @@ drawn below the ephemeral range and held by a file lock for the life of this pro
 """
 
 import fcntl
+import os
 import random
 import socket
 import tempfile
 from pathlib import Path
-from typing import IO
 
 from gyre_local.failures import LocalStackError
 
 FIRST, LAST = 20000, 29999
 _ATTEMPTS = 500
-_held: list[IO[str]] = []
+_held: list[int] = []
+"""Descriptors of the locked files: the process's end closes them, and with them the locks."""
 
 
 def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
@@ -37,13 +38,13 @@ def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
 
 
 def _reserve(path: Path) -> bool:
-    file = path.open("w")
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
+        os.close(lock)
         return False
-    _held.append(file)
+    _held.append(lock)
     return True
 
 
