@@ -1,4 +1,4 @@
-"""What is declared once is said the same everywhere: settings, ports, commands and links in files that only people read."""
+"""What is declared once is said the same everywhere: settings, ports, commands and links in files of all kinds."""
 
 import importlib.util
 import re
