@@ -1,10 +1,24 @@
 #!/usr/bin/env bash
-# Refuses protos that break those of the commit before (of HEAD, while there are uncommitted changes). `make breaking`.
+# Refuses protos that break those before: where a branch left origin/main; on main itself, or without it, the commit before;
+# while protos are changed and uncommitted, the last commit. `make breaking`.
 set -euo pipefail
 cd "$(dirname "$0")"
-base=HEAD~1
-[ -z "$(git status --porcelain -- .)" ] || base=HEAD
-if ! commit=$(git rev-parse --verify --quiet "$base^{commit}") || ! git cat-file -e "$commit:proto/buf.yaml" 2>/dev/null; then
+
+earlier_commit() {
+    if [ -n "$(git status --porcelain -- .)" ]; then
+        git rev-parse --verify --quiet 'HEAD^{commit}'
+        return
+    fi
+    local fork
+    fork=$(git merge-base HEAD origin/main 2>/dev/null) || fork=""
+    if [ -n "$fork" ] && [ "$fork" != "$(git rev-parse HEAD)" ]; then
+        echo "$fork"
+    else
+        git rev-parse --verify --quiet 'HEAD~1^{commit}'
+    fi
+}
+
+if ! commit=$(earlier_commit) || ! git cat-file -e "$commit:./buf.yaml" 2>/dev/null; then
     echo "there are no earlier protos to compare with"
     exit 0
 fi
