@@ -98,9 +98,14 @@ METRICS: tuple[Metric, ...] = (
     # deployer
     Metric("gyre_deployer_rollouts_total", "counter", "1", ("loop", "state"), "Rollouts that reached a state."),
     Metric("gyre_deployer_share", "gauge", "1", ("loop", "version", "arm"), "Share of traffic of a version."),
+    Metric("gyre_deployer_warmup_seconds", "histogram", "s", ("loop", "version"), "Time of a warm-up request."),
+    Metric("gyre_deployer_reloads_total", "counter", "1", ("loop", "version"), "Versions that Triton had lost."),
     # monitor
-    Metric("gyre_monitor_ctr", "gauge", "1", ("loop", "version", "arm"), "Clicks by shown items."),
-    Metric("gyre_monitor_conversion", "gauge", "1", ("loop", "version", "arm"), "Answers that led to an interaction."),
+    Metric("gyre_monitor_ctr", "gauge", "1", ("loop", "version", "arm"), "Share of answers that were clicked."),
+    Metric("gyre_monitor_conversion", "gauge", "1", ("loop", "version", "arm"), "Share of answers that converted."),
+    Metric("gyre_monitor_degraded", "gauge", "1", ("loop", "version", "arm"), "Share of answers that were degraded."),
+    Metric("gyre_monitor_triggers_total", "counter", "1", ("loop", "reason"), "Training triggers sent."),
+    Metric("gyre_monitor_spans_total", "counter", "1", ("outcome",), "Spans that were received: stored or refused."),
     Metric(
         "gyre_monitor_latency_seconds",
         "gauge",

@@ -1,0 +1,87 @@
+"""Artefact folders on a file system that the trainer and the deployer share."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from gyre_core.models import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE
+
+from gyre_deployer.domain.rollouts import Candidate
+from gyre_deployer.ports import F32, Artifact, Refused
+
+
+class ArtifactFolders:
+    """See `Artifacts`."""
+
+    async def read(self, candidate: Candidate) -> Artifact:
+        """See `Artifacts`."""
+        return await asyncio.to_thread(_read, candidate)
+
+
+def _read(candidate: Candidate) -> Artifact:
+    folder = _folder(candidate.artifact_uri)
+    graph = _bytes(folder / MODEL_FILE)
+    found = hashlib.sha256(graph).hexdigest()
+    if found != candidate.sha256:
+        raise Refused(f"{MODEL_FILE}: sha256 = {found}: must be {candidate.sha256}, as announced")
+    _check_manifest(folder / MANIFEST_FILE, candidate)
+    features, scores = _golden(folder / GOLDEN_FILE)
+    return Artifact(graph, features, scores)
+
+
+def _folder(uri: str) -> Path:
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
+        raise Refused(f"artifact_uri = {uri!r}: must be an absolute path or a file URI")
+    path = Path(unquote(parts.path) if parts.scheme else uri)
+    if not path.is_absolute():
+        raise Refused(f"artifact_uri = {uri!r}: must be an absolute path or a file URI")
+    return path
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Refused(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _check_manifest(path: Path, candidate: Candidate) -> None:
+    """What the manifest says about the model must be what was announced; it may say more."""
+    try:
+        manifest = json.loads(_bytes(path))
+    except ValueError as error:
+        raise Refused(f"{path.name}: is not JSON") from error
+    if not isinstance(manifest, dict):
+        raise Refused(f"{path.name}: must be a JSON object")
+    announced = {
+        "loop": candidate.loop,
+        "version": candidate.version,
+        "run_id": candidate.run_id,
+        "layout": candidate.layout,
+        "sha256": candidate.sha256,
+    }
+    for name, wanted in announced.items():
+        if manifest.get(name, wanted) != wanted:
+            raise Refused(f"{path.name}: {name} = {manifest[name]!r}: must be {wanted!r}, as announced")
+
+
+def _golden(path: Path) -> tuple[F32, F32]:
+    try:
+        with np.load(path, allow_pickle=False) as golden:
+            features, scores = golden["features"], golden["scores"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise Refused(f"{path.name}: cannot be read: {error}") from error
+    if features.ndim != 2 or features.dtype != np.float32 or len(features) == 0:
+        raise Refused(
+            f"{path.name}: features = {features.dtype} {features.shape}: must be float32 [n, columns], n >= 1"
+        )
+    if scores.dtype != np.float32 or scores.shape != (len(features),):
+        raise Refused(f"{path.name}: scores = {scores.dtype} {scores.shape}: must be float32 [{len(features)}]")
+    return np.ascontiguousarray(features), np.ascontiguousarray(scores)

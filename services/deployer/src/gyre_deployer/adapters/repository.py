@@ -1,0 +1,92 @@
+"""Triton's model repository: a folder for each version, which appears and vanishes as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from gyre_core.models import INPUT, LAYOUT_PARAMETER, MODEL_FILE, OUTPUT, SEPARATOR, triton_model
+
+from gyre_deployer.domain.rollouts import Candidate
+
+MAX_BATCH_ROWS = 4096
+CONFIG_FILE = "config.pbtxt"
+_HALF_WRITTEN = "."
+
+
+def config(candidate: Candidate, columns: int) -> str:
+    """Triton's configuration of a version, whose graph reads that many columns.
+
+    https://github.com/triton-inference-server/server/blob/main/docs/user_guide/model_configuration.md
+    """
+    return f"""name: "{triton_model(candidate.loop, candidate.version)}"
+backend: "onnxruntime"
+max_batch_size: {MAX_BATCH_ROWS}
+input [ {{ name: "{INPUT}" data_type: TYPE_FP32 dims: [ {columns} ] }} ]
+output [ {{ name: "{OUTPUT}" data_type: TYPE_FP32 dims: [ 1 ] }} ]
+parameters {{ key: "{LAYOUT_PARAMETER}" value {{ string_value: "{candidate.layout}" }} }}
+dynamic_batching {{ }}
+"""
+
+
+class TritonRepository:
+    """See `ModelRepository`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    async def install(self, candidate: Candidate, graph: bytes, columns: int) -> None:
+        """See `ModelRepository`."""
+        await asyncio.to_thread(self._install, candidate, graph, columns)
+
+    async def holds(self, loop: str, version: str) -> bool:
+        """See `ModelRepository`."""
+        return await asyncio.to_thread((self._root / triton_model(loop, version)).is_dir)
+
+    async def versions(self, loop: str) -> list[str]:
+        """See `ModelRepository`."""
+        return await asyncio.to_thread(self._versions, loop)
+
+    async def remove(self, loop: str, version: str) -> None:
+        """See `ModelRepository`."""
+        await asyncio.to_thread(self._remove, self._root / triton_model(loop, version))
+
+    def _install(self, candidate: Candidate, graph: bytes, columns: int) -> None:
+        name = triton_model(candidate.loop, candidate.version)
+        wanted = {Path(CONFIG_FILE): config(candidate, columns).encode(), Path("1", MODEL_FILE): graph}
+        final = self._root / name
+        if _holds(final, wanted):
+            return
+        draft = self._root / f"{_HALF_WRITTEN}{name}{SEPARATOR}{uuid.uuid4().hex}"
+        for path, content in wanted.items():
+            _write(draft / path, content)
+        self._remove(final)
+        draft.rename(final)
+
+    def _versions(self, loop: str) -> list[str]:
+        prefix = f"{loop}{SEPARATOR}"
+        for draft in self._root.glob(f"{_HALF_WRITTEN}{prefix}*"):
+            shutil.rmtree(draft, ignore_errors=True)
+        return sorted(each.name.removeprefix(prefix) for each in self._root.glob(f"{prefix}*"))
+
+    def _remove(self, folder: Path) -> None:
+        """Rename it first: nobody ever sees a part of it."""
+        if folder.exists():
+            gone = self._root / f"{_HALF_WRITTEN}{folder.name}{SEPARATOR}{uuid.uuid4().hex}"
+            folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def _holds(folder: Path, wanted: dict[Path, bytes]) -> bool:
+    return all((folder / path).is_file() and (folder / path).read_bytes() == each for path, each in wanted.items())
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,108 @@
+"""Triton over its own gRPC API (https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_service.proto).
+
+The generated stubs of `tritonclient` on a channel of the mesh, so that errors are ours and every call has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from gyre_core.models import INPUT, OUTPUT
+from gyre_runtime import DeadlineExceeded, Exhausted, GyreError, ServiceSettings, Unavailable, channel
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc as rpc
+
+from gyre_deployer.ports import F32, Refused
+
+_PLAIN = {"token_file": None, "tls_cert": None, "tls_key": None, "tls_ca": None}
+"""Triton stands behind the mesh: it gets neither the mesh's token nor its certificates."""
+_POLL_S = 0.05
+_ASK_S = 2.0
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Triton being away is one thing, a model that it cannot serve another."""
+    try:
+        yield
+    except (DeadlineExceeded, Exhausted, Unavailable) as error:
+        raise Unavailable("TRITON_UNAVAILABLE", f"Triton does not answer: {error.message[:200]}") from error
+    except GyreError as error:
+        raise Refused(f"Triton cannot {what}: {error.message[:400]}") from error
+
+
+class Triton:
+    """See `ModelServer`; an async context manager.
+
+    Args:
+        settings: uses the address.
+        timeout_s: of loading, unloading and scoring.
+    """
+
+    def __init__(self, settings: ServiceSettings, *, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._channel = channel(settings.triton, settings.model_copy(update=_PLAIN), name="triton")
+        self._stub = rpc.GRPCInferenceServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        """Connects with the first call."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    async def is_live(self) -> bool:
+        """See `ModelServer`."""
+        with _translated("say whether it lives"):
+            answer = await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=_ASK_S)
+        return bool(answer.live)
+
+    async def is_ready(self, name: str) -> bool:
+        """See `ModelServer`."""
+        with _translated(f"say whether {name} is ready"):
+            answer = await self._stub.ModelReady(pb.ModelReadyRequest(name=name), timeout=_ASK_S)
+        return bool(answer.ready)
+
+    async def load(self, name: str) -> None:
+        """See `ModelServer`."""
+        request = pb.RepositoryModelLoadRequest(model_name=name)
+        with _translated(f"load {name}"):
+            await self._stub.RepositoryModelLoad(request, timeout=self._timeout_s)
+
+    async def unload(self, name: str) -> None:
+        """See `ModelServer`."""
+        request = pb.RepositoryModelUnloadRequest(model_name=name)
+        with _translated(f"unload {name}"):
+            await self._stub.RepositoryModelUnload(request, timeout=self._timeout_s)
+        async with asyncio.timeout(self._timeout_s):
+            while await self.is_ready(name):  # noqa: ASYNC110 - Triton answers at once and unloads in the background
+                await asyncio.sleep(_POLL_S)
+
+    async def score(self, name: str, features: F32) -> F32:
+        """See `ModelServer`."""
+        tensor = pb.ModelInferRequest.InferInputTensor(name=INPUT, datatype="FP32", shape=features.shape)
+        request = pb.ModelInferRequest(
+            model_name=name,
+            inputs=[tensor],
+            outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name=OUTPUT)],
+            raw_input_contents=[features.astype("<f4", copy=False).tobytes()],
+        )
+        try:
+            with _translated(f"score with {name}"):
+                answer = await self._stub.ModelInfer(request, timeout=self._timeout_s)
+        except Refused as error:
+            if not await self.is_ready(name):  # it was restarted meanwhile, which is not the model's fault
+                raise Unavailable("TRITON_UNAVAILABLE", f"Triton does not hold {name}") from error
+            raise
+        scores: F32 = np.frombuffer(answer.raw_output_contents[0], dtype="<f4")
+        if scores.size != len(features) or not np.isfinite(scores).all():
+            raise Refused(f"{name} gave {scores.size} scores for {len(features)} rows, or some that are not finite")
+        return scores

@@ -1,0 +1,126 @@
+"""What others write and the deployer follows: candidates, the gateways' reports, and its own projection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from gyre.events.v1.models_pb2 import CandidateRegistered, GatewayReport, RolloutView
+from gyre_core.topics import topic
+from gyre_runtime import Invalid
+from gyre_runtime.constraints import checker_for
+from gyre_runtime.events import Event, message_types
+from gyre_runtime.kafka import Consumer, ConsumerOptions, View
+
+from gyre_deployer.domain.observation import Report
+from gyre_deployer.domain.rollouts import Candidate
+from gyre_deployer.wire import candidate_of, report_of
+
+_CANDIDATES, _REPORTS, _VIEWS = (message_types(each) for each in (CandidateRegistered, GatewayReport, RolloutView))
+
+
+class KafkaCandidates:
+    """See `Candidates`: the whole topic, which is kept for ever, in memory; an async context manager.
+
+    A consumer group beside it dead-letters what is no candidate, once.
+    """
+
+    def __init__(self, bootstrap: str, loop: str, *, on_arrival: Callable[[], None]) -> None:
+        self._loop = loop
+        self._on_arrival = on_arrival
+        self._candidates: dict[str, Candidate] = {}
+        self._check = checker_for(CandidateRegistered.DESCRIPTOR)
+        name = topic(loop, "models.candidates")
+        self._view = View(bootstrap, name, _CANDIDATES, on_change=self._take)
+        self.consumer = Consumer(
+            bootstrap,
+            group=f"deployer-{loop}",
+            topics=[name],
+            types=_CANDIDATES,
+            options=ConsumerOptions(flow="model"),
+        )
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Read all candidates so far, waiting for Kafka as long as it takes."""
+        await self._stack.enter_async_context(self._view)
+        await self._view.ready()
+        await self._stack.enter_async_context(self.consumer)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop following."""
+        await self._stack.aclose()
+
+    def all(self) -> list[Candidate]:
+        """See `Candidates`."""
+        return list(self._candidates.values())
+
+    async def check(self) -> bool:
+        """Whether the topic is followed; for a `Dependency`."""
+        return await self._view.check()
+
+    async def run(self) -> None:
+        """Dead-letter what is no candidate, until the consumer stops."""
+        await self.consumer.run_each(self._require_ours)
+
+    async def _require_ours(self, event: Event) -> None:
+        if event.message.loop != self._loop:
+            problem = f"loop = {event.message.loop!r}: must be {self._loop!r}, as the topic is"
+            raise Invalid("WRONG_LOOP", problem)
+
+    def _take(self, _: str, event: Event | None) -> None:
+        if event is None or event.message.loop != self._loop or self._check(event.message):
+            return
+        candidate = candidate_of(event.message, event.traceparent)
+        self._candidates.setdefault(candidate.version, candidate)
+        self._on_arrival()
+
+
+class KafkaGateways:
+    """See `Gateways`: the compacted topic of reports; an async context manager."""
+
+    def __init__(self, bootstrap: str, loop: str) -> None:
+        self._loop = loop
+        self._reports: dict[str, Report] = {}
+        self._view = View(bootstrap, topic(loop, "models.gateway-reports"), _REPORTS, on_change=self._take)
+
+    async def __aenter__(self) -> Self:
+        """Read the newest report of every gateway."""
+        await self._view.__aenter__()
+        await self._view.ready()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop following."""
+        await self._view.__aexit__(kind, error, trace)
+
+    def reports(self) -> list[Report]:
+        """See `Gateways`."""
+        return list(self._reports.values())
+
+    async def check(self) -> bool:
+        """Whether the topic is followed; for a `Dependency`."""
+        return await self._view.check()
+
+    def _take(self, key: str, event: Event | None) -> None:
+        if event is None:
+            self._reports.pop(key, None)
+        elif event.message.loop == self._loop:
+            self._reports[key] = report_of(event.message)
+
+
+def own_projection(bootstrap: str, loop: str, on_epoch: Callable[[int], None]) -> View:
+    """Follow the projection that this deployer alone should write: an epoch that it did not write is a twin's."""
+
+    def take(_: str, event: Event | None) -> None:
+        if event is not None:
+            on_epoch(event.message.epoch)
+
+    return View(bootstrap, topic(loop, "models.rollouts"), _VIEWS, on_change=take)

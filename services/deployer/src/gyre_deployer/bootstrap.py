@@ -1,0 +1,74 @@
+"""Builds the service on a lifespan: Triton, a log and a reconciler for each loop, the gRPC server."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from gyre.deployer.v1.deployer_pb2_grpc import add_DeployerServiceServicer_to_server
+from gyre_core.features import Layout
+from gyre_core.spec import LoopSpec
+from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, load_loops
+from gyre_runtime.kafka import ensure_topics
+
+from gyre_deployer.adapters.artifacts import ArtifactFolders
+from gyre_deployer.adapters.kafka_log import KafkaRolloutLog
+from gyre_deployer.adapters.repository import TritonRepository
+from gyre_deployer.adapters.triton import Triton
+from gyre_deployer.adapters.views import KafkaCandidates, KafkaGateways, own_projection
+from gyre_deployer.handlers.book import Book
+from gyre_deployer.handlers.commands import Commands
+from gyre_deployer.handlers.reconcile import Reconciler
+from gyre_deployer.handlers.serving import Serving, WarmUp
+from gyre_deployer.settings import DeployerSettings
+from gyre_deployer.transport.servicer import DeployerServicer
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What tests and programs that embed the service may look at."""
+
+    server: Server
+    books: dict[str, Book]
+
+
+async def bootstrap(lifespan: Lifespan, settings: DeployerSettings) -> Running:
+    """Wire the service; it serves once every loop's log is folded, and waits for Triton where it needs it."""
+    loops = load_loops(settings)
+    await ensure_topics(settings, loops.values())
+    triton = await lifespan.enter(Triton(settings, timeout_s=settings.deployer_triton_timeout_s))
+    lifespan.depends_on(Dependency("triton", triton.is_live, required=False))
+    commands = {name: await _serve_loop(lifespan, settings, spec, triton) for name, spec in loops.items()}
+    registration = Registration(add_DeployerServiceServicer_to_server, DeployerServicer(commands))
+    server = await lifespan.enter(build_server(settings, [registration], health=lifespan.health))
+    return Running(server, {name: each.book for name, each in commands.items()})
+
+
+async def _serve_loop(lifespan: Lifespan, settings: DeployerSettings, spec: LoopSpec, triton: Triton) -> Commands:
+    """One loop: fence a twin first, then fold the log, and only then write."""
+    loop = spec.loop
+    arrived = asyncio.Event()
+    log = await lifespan.enter(KafkaRolloutLog(settings.kafka, loop))
+    book = await lifespan.enter(Book(loop, log))
+    gateways = await lifespan.enter(KafkaGateways(settings.kafka, loop))
+    candidates = await lifespan.enter(KafkaCandidates(settings.kafka, loop, on_arrival=arrived.set))
+    projection = await lifespan.enter(own_projection(settings.kafka, loop, book.note_epoch))
+    serving = Serving(
+        Layout.compile(spec),
+        triton,
+        TritonRepository(settings.triton_repository),
+        ArtifactFolders(),
+        WarmUp(settings.deployer_warmup_requests, settings.deployer_warmup_rows),
+    )
+    reconciler = Reconciler(spec, book, serving, candidates, gateways)
+    for name, check in (
+        ("candidates", candidates.check),
+        ("gateway reports", gateways.check),
+        ("projection", projection.check),
+    ):
+        lifespan.depends_on(Dependency(f"{name} of {loop}", check))
+    lifespan.background(f"candidates of {loop}", candidates.run(), stop=candidates.consumer.stop)
+    lifespan.background(
+        f"rollouts of {loop}", reconciler.run(tick_s=settings.deployer_tick_s, arrived=arrived), stop=reconciler.stop
+    )
+    return Commands(book, candidates)

@@ -1,0 +1,35 @@
+"""Begins rollouts, in the span that everything of the rollout descends from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gyre_runtime import inject, model_tracer
+
+from gyre_deployer.domain.decisions import begin, rollout_id
+from gyre_deployer.domain.rollouts import Candidate, Kind, LoopState
+from gyre_deployer.handlers.book import Book
+
+
+async def begin_rollout(book: Book, basis: LoopState, waiting: Sequence[Candidate], chosen: Candidate) -> LoopState:
+    """Start the rollout of one of the waiting candidates, and refuse those that waited longer.
+
+    Raises:
+        Moved: the state is another by now.
+        Unavailable: the log cannot be written.
+    """
+    attributes = {
+        "gyre.loop": basis.loop,
+        "gyre.version": chosen.version,
+        "gyre.run_id": chosen.run_id,
+        "gyre.rollout_id": rollout_id(basis.loop, chosen.version),
+    }
+    links = [chosen.traceparent] if chosen.traceparent else []
+    with model_tracer().span("rollout", links=links, attributes=attributes):
+        traceparent = inject() or ""
+        changes = [
+            replace(change, traceparent=traceparent) if change.kind == Kind.STARTED else change
+            for change in begin(waiting, chosen, basis)
+        ]
+        return await book.append(basis, changes)

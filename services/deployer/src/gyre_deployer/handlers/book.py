@@ -1,0 +1,164 @@
+"""The state of one loop in memory, and the only way to change it: through the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from gyre_runtime import Unavailable, instrument
+
+from gyre_deployer.domain.projection import arms
+from gyre_deployer.domain.rollouts import Change, Kind, LoopState, apply, fold
+from gyre_deployer.ports import Replaced, RolloutLog
+
+_LOG = logging.getLogger(__name__)
+
+
+class Moved(Exception):  # noqa: N818 - a signal, not an error
+    """The state changed since the caller decided: decide again."""
+
+
+class Book:
+    """Holds the state that the log says; an async context manager.
+
+    Attributes:
+        state: now.
+        waiting_for: what keeps the rollout from its next step, in words for a person; empty for nothing.
+    """
+
+    def __init__(self, loop: str, log: RolloutLog, *, now: Callable[[], float] = time.time) -> None:
+        self.state = LoopState(loop)
+        self.waiting_for = ""
+        self._log = log
+        self._now = now
+        self._lock = asyncio.Lock()
+        self._is_uncertain = True
+        self._replaced: Replaced | None = None
+        self._changed = asyncio.Event()
+        self._shares: dict[tuple[str, str], float] = {}
+
+    async def __aenter__(self) -> Self:
+        """Fold the log; nothing is written before that."""
+        await self.sync()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish what is being written."""
+        async with self._lock:
+            pass
+
+    async def sync(self) -> None:
+        """Read the log where it is not known what it holds.
+
+        Raises:
+            Replaced: another deployer took over.
+            Unavailable: Kafka went away.
+            ValueError: the log contradicts itself.
+        """
+        if self._replaced is not None:
+            raise self._replaced
+        async with self._lock:
+            if not self._is_uncertain:
+                return
+            self._adopt(fold(self.state.loop, await self._log.read()))
+            self._is_uncertain = False
+
+    async def reconnect(self) -> None:
+        """Connect to the log anew where the last write may or may not have happened."""
+        async with self._lock:
+            if self._is_uncertain:
+                await self._log.reopen()
+
+    async def append(self, basis: LoopState, changes: Sequence[Change]) -> LoopState:
+        """Write changes that were decided upon `basis`, and return the state after them.
+
+        A caller that is cancelled does not cut a write in two.
+
+        Raises:
+            Moved: the state is another by now; nothing was written.
+            Replaced: another deployer took over; nothing was written.
+            Unavailable: Kafka did not answer.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._append(basis, changes)))
+
+    async def _append(self, basis: LoopState, changes: Sequence[Change]) -> LoopState:
+        self._require_certain()
+        async with self._lock:
+            self._require_certain()
+            if self.state is not basis:
+                raise Moved
+            now = max(self._now(), basis.change_time)
+            numbered = [replace(each, epoch=basis.epoch + 1 + n, time=now) for n, each in enumerate(changes)]
+            state = basis
+            for change in numbered:
+                state = apply(state, change)
+            await self._write(numbered, state)
+            self._adopt(state)
+        for change in numbered:
+            self._tell(change, state)
+        return state
+
+    def _require_certain(self) -> None:
+        if self._is_uncertain:
+            raise Unavailable("LOG_UNAVAILABLE", "the rollout log cannot be written at the moment", retry_after_s=1)
+
+    async def _write(self, changes: Sequence[Change], state: LoopState) -> None:
+        try:
+            await self._log.append(changes, state)
+        except Replaced as error:
+            self._replaced = error
+            self._wake()
+            raise
+        except BaseException:
+            self._is_uncertain = True
+            raise
+
+    def note_epoch(self, epoch: int) -> None:
+        """Take note of an epoch in the projection: one that is neither written nor being written here is a twin's."""
+        if epoch > self.state.epoch and not self._lock.locked() and not self._is_uncertain:
+            self._replaced = Replaced(f"another deployer wrote epoch {epoch} of the loop {self.state.loop}")
+            self._wake()
+
+    def _adopt(self, state: LoopState) -> None:
+        self.state = state
+        self._show_shares(state)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def states(self) -> AsyncIterator[LoopState]:
+        """The state now, and again after each change."""
+        while True:
+            changed = self._changed
+            yield self.state
+            await changed.wait()
+
+    def _show_shares(self, state: LoopState) -> None:
+        shares = {(arm.candidate.version, arm.name): arm.share for arm in arms(state)}
+        for version, arm in self._shares.keys() | shares.keys():
+            share = shares.get((version, arm), 0.0)
+            instrument("gyre_deployer_share").set(share, loop=state.loop, version=version, arm=arm)
+        self._shares = shares
+
+    @staticmethod
+    def _tell(change: Change, state: LoopState) -> None:
+        facts = {
+            "loop": state.loop,
+            "rollout_id": change.rollout_id,
+            "version": change.version,
+            "epoch": change.epoch,
+            "share": change.share,
+        }
+        _LOG.info("rollout %s: %s", change.kind.lower(), change.reason, extra=facts)
+        if change.kind not in (Kind.UNLOADED, Kind.RESUMED):
+            reached = state.rollouts[change.rollout_id].state
+            instrument("gyre_deployer_rollouts_total").add(loop=state.loop, state=reached.lower())

@@ -1,0 +1,171 @@
+"""What a person may ask of the rollouts of one loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+from gyre_runtime import NotFound, Precondition, Unavailable, model_tracer
+
+from gyre_deployer.domain.decisions import follow, pending, promote, roll_back
+from gyre_deployer.domain.rollouts import Change, Kind, LoopState, Rollout, State
+from gyre_deployer.handlers.beginning import begin_rollout
+from gyre_deployer.handlers.book import Book, Moved
+from gyre_deployer.ports import Candidates, Replaced
+
+_Decide = Callable[[LoopState, Rollout], Change | None]
+
+
+class Commands:
+    """Verbs upon the rollouts; each is idempotent, and asks for a state in which it makes sense."""
+
+    def __init__(self, book: Book, candidates: Candidates) -> None:
+        self.book = book
+        self._candidates = candidates
+
+    async def start(self, version: str) -> Rollout:
+        """Start the rollout of a registered candidate; the one that it has already is returned.
+
+        Raises:
+            NotFound: no such candidate was registered (UNKNOWN_VERSION).
+            Precondition: another rollout is under way (ROLLOUT_UNDER_WAY).
+            Unavailable: the log cannot be written.
+        """
+        while True:
+            state = self.book.state
+            known = state.of_version(version)
+            if known is not None:
+                return known
+            waiting = pending(self._candidates.all(), state)
+            chosen = next((each for each in waiting if each.version == version), None)
+            if chosen is None:
+                raise NotFound(
+                    "UNKNOWN_VERSION", f"version = {version!r}: no such candidate of {state.loop} is registered"
+                )
+            if state.under_way is not None:
+                other = state.under_way
+                message = f"{other.version} is being rolled out: {version} waits for its end"
+                raise Precondition("ROLLOUT_UNDER_WAY", message, metadata={"rollout_id": other.id})
+            try:
+                begun = await begin_rollout(self.book, state, waiting, chosen)
+            except Moved:
+                continue
+            except Replaced as error:
+                raise _replaced(error) from error
+            return begun.rollouts[begun.current]
+
+    async def promote(self, rollout_id: str, reason: str) -> Rollout:
+        """Give a warm candidate all traffic now.
+
+        Raises:
+            NotFound: UNKNOWN_ROLLOUT.
+            Precondition: it is not warm yet (NOT_WARM) or ended otherwise (ROLLOUT_ENDED).
+            Unavailable: the log cannot be written.
+        """
+
+        def decide(_: LoopState, rollout: Rollout) -> Change | None:
+            if rollout.state == State.PROMOTED:
+                return None
+            _require_under_way(rollout)
+            stands = rollout.resumes_to if rollout.state == State.PAUSED else rollout.state
+            if stands not in (State.WARMED, State.CANARY):
+                raise Precondition("NOT_WARM", f"rollout {rollout.id} is {stands}: must be WARMED or CANARY")
+            return promote(rollout, reason or "promoted by a person")
+
+        return await self._change(rollout_id, "promote", decide)
+
+    async def roll_back(self, rollout_id: str, reason: str) -> Rollout:
+        """Give all traffic to the model that was live before the rollout, also after its promotion.
+
+        Raises:
+            NotFound: UNKNOWN_ROLLOUT.
+            Precondition: it was refused (ROLLOUT_ENDED), is not the live model any more (NOT_LIVE), nothing is left to
+                go back to (NO_LAST_GOOD), or another is under way upon it (ROLLOUT_UNDER_WAY).
+            Unavailable: the log cannot be written.
+        """
+
+        def decide(state: LoopState, rollout: Rollout) -> Change | None:
+            if rollout.state == State.ROLLED_BACK:
+                return None
+            if rollout.state == State.PROMOTED:
+                _require_way_back(state, rollout)
+            else:
+                _require_under_way(rollout)
+            return roll_back(rollout, reason or "rolled back by a person")
+
+        return await self._change(rollout_id, "roll back", decide)
+
+    async def pause(self, rollout_id: str, reason: str, *, resume: bool) -> Rollout:
+        """Hold a rollout where it stands, or let it go on, watching its step anew.
+
+        Raises:
+            NotFound: UNKNOWN_ROLLOUT.
+            Precondition: it has ended (ROLLOUT_ENDED).
+            Unavailable: the log cannot be written.
+        """
+
+        def decide(_: LoopState, rollout: Rollout) -> Change | None:
+            _require_under_way(rollout)
+            if (rollout.state == State.PAUSED) != resume:
+                return None
+            kind, default = (Kind.RESUMED, "resumed by a person") if resume else (Kind.PAUSED, "paused by a person")
+            return follow(rollout, kind, reason or default)
+
+        return await self._change(rollout_id, "resume" if resume else "pause", decide)
+
+    def get(self, rollout_id: str) -> Rollout:
+        """One rollout; raises NotFound (UNKNOWN_ROLLOUT)."""
+        return _require(self.book.state, rollout_id)
+
+    async def watch(self, rollout_id: str) -> AsyncIterator[Rollout]:
+        """A rollout now and at each of its changes, until it has ended; raises NotFound (UNKNOWN_ROLLOUT)."""
+        seen: Rollout | None = None
+        async for state in self.book.states():
+            rollout = _require(state, rollout_id)
+            if rollout is not seen:
+                yield rollout
+            seen = rollout
+            if not rollout.is_under_way:
+                return
+
+    async def _change(self, rollout_id: str, what: str, decide: _Decide) -> Rollout:
+        while True:
+            state = self.book.state
+            rollout = _require(state, rollout_id)
+            change = decide(state, rollout)
+            if change is None:
+                return rollout
+            attributes = {"gyre.loop": state.loop, "gyre.version": rollout.version, "gyre.rollout_id": rollout.id}
+            try:
+                with model_tracer().span(f"rollout {what}", parent=rollout.traceparent or None, attributes=attributes):
+                    return (await self.book.append(state, [change])).rollouts[rollout_id]
+            except Moved:
+                continue
+            except Replaced as error:
+                raise _replaced(error) from error
+
+
+def _require(state: LoopState, rollout_id: str) -> Rollout:
+    rollout = state.rollouts.get(rollout_id)
+    if rollout is None:
+        raise NotFound("UNKNOWN_ROLLOUT", f"rollout_id = {rollout_id!r}: no such rollout of {state.loop}")
+    return rollout
+
+
+def _require_under_way(rollout: Rollout) -> None:
+    if not rollout.is_under_way:
+        raise Precondition("ROLLOUT_ENDED", f"rollout {rollout.id} is {rollout.state}: must be under way")
+
+
+def _require_way_back(state: LoopState, rollout: Rollout) -> None:
+    if state.live != rollout.version:
+        raise Precondition("NOT_LIVE", f"rollout {rollout.id}: {state.live} is live by now, not {rollout.version}")
+    if state.under_way is not None:
+        other = state.under_way
+        message = f"{other.version} is being rolled out upon {rollout.version}: roll that back first"
+        raise Precondition("ROLLOUT_UNDER_WAY", message, metadata={"rollout_id": other.id})
+    if not state.last_good or state.last_good != rollout.live_version:
+        raise Precondition("NO_LAST_GOOD", f"rollout {rollout.id}: no model is left to go back to")
+
+
+def _replaced(error: Replaced) -> Unavailable:
+    return Unavailable("REPLACED", f"{error}: call again to reach it", retry_after_s=1)

@@ -1,0 +1,276 @@
+"""Brings the world to what the log says and takes the next step, again and again; each step may be repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from gyre_core.spec import LoopSpec
+from gyre_runtime import Unavailable, model_tracer
+from gyre_runtime.errors import is_transient
+from opentelemetry.trace import Span
+
+from gyre_deployer.domain.decisions import (
+    Decision,
+    Held,
+    Step,
+    advance,
+    decide,
+    follow,
+    next_step,
+    open_traffic,
+    pending,
+    refuse,
+    reopen,
+    roll_back,
+)
+from gyre_deployer.domain.guardrails import judge
+from gyre_deployer.domain.observation import Observation, Report, lagging, tripped
+from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, State
+from gyre_deployer.handlers.beginning import begin_rollout
+from gyre_deployer.handlers.book import Book, Moved
+from gyre_deployer.handlers.serving import Serving
+from gyre_deployer.ports import Candidates, Gateways, Refused
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A step under observation.
+
+    Attributes:
+        epoch: of the change that began the step.
+        began: when the watching began, unix seconds; after a restart of this process it begins anew.
+        observation: what was seen since.
+    """
+
+    epoch: int
+    began: float
+    observation: Observation
+
+
+class Reconciler:
+    """One loop's rollouts."""
+
+    def __init__(
+        self,
+        spec: LoopSpec,
+        book: Book,
+        serving: Serving,
+        candidates: Candidates,
+        gateways: Gateways,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._spec = spec
+        self._book = book
+        self._serving = serving
+        self._candidates = candidates
+        self._gateways = gateways
+        self._now = now
+        self._stopping = False
+        self._watch: Watch | None = None
+        self._was_away = False
+        self._acknowledged: dict[str, float] = {}
+        self._swept_epoch = -1
+
+    def stop(self) -> None:
+        """End `run` after the step under way."""
+        self._stopping = True
+
+    async def run(self, *, tick_s: float, arrived: asyncio.Event) -> None:
+        """Reconcile until stopped.
+
+        Args:
+            tick_s: pause after a look that changed nothing, seconds.
+            arrived: set when a candidate arrives, to look at once.
+
+        Raises:
+            Replaced: another deployer took over.
+        """
+        while not self._stopping:
+            arrived.clear()
+            before = self._book.state
+            try:
+                await self.reconcile()
+                self._go_on()
+            except Moved:
+                continue
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                await self._wait_out(error)
+            if self._book.state is before:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(arrived.wait(), tick_s)
+
+    def _go_on(self) -> None:
+        if self._book.state.under_way is None:
+            self._book.waiting_for = ""
+
+    async def _wait_out(self, error: Exception) -> None:
+        """Triton or Kafka is away, for which no rollout fails: say so, and try again."""
+        problem = f"waiting: {error}"
+        if problem != self._book.waiting_for:
+            _LOG.warning("the rollout waits", extra={"loop": self._spec.loop, "problem": str(error)})
+        self._book.waiting_for = problem
+        await self._book.reconnect()
+
+    async def reconcile(self) -> None:
+        """One look at everything.
+
+        Raises:
+            Moved: a person changed the state meanwhile: look again.
+            Unavailable: Triton or Kafka is away.
+            Replaced: another deployer took over.
+        """
+        await self._book.sync()
+        await self._begin_next()
+        await self._keep_loaded()
+        await self._take_step()
+        await self._retire()
+        await self._sweep()
+
+    async def _begin_next(self) -> None:
+        """Start the newest candidate that waits, once nothing is under way."""
+        state = self._book.state
+        waiting = pending(self._candidates.all(), state)
+        if waiting and state.under_way is None:
+            await begin_rollout(self._book, state, waiting, waiting[-1])
+
+    async def _keep_loaded(self) -> None:
+        """Have Triton hold what it should, also after its restart, whose failures are not the candidate's."""
+        try:
+            self._was_away = bool(await self._serving.ensure_loaded(self._book.state)) or self._was_away
+        except Unavailable:
+            self._was_away = True
+            raise
+        if self._was_away:
+            await self._forgive()
+            self._was_away = False
+
+    async def _forgive(self) -> None:
+        """Watch the step anew, under an epoch for which gateways ask the candidate again."""
+        self._watch = None
+        state = self._book.state
+        rollout = state.under_way
+        if rollout is not None and rollout.state == State.CANARY:
+            await self._write(state, reopen(rollout, "Triton was away: the step is observed anew"), "observe anew")
+
+    async def _take_step(self) -> None:
+        state = self._book.state
+        rollout = state.under_way
+        if rollout is None:
+            return
+        steps = {
+            Step.VALIDATE: self._validate,
+            Step.LOAD: self._load,
+            Step.WARM: self._warm,
+            Step.OPEN: self._open,
+            Step.OBSERVE: self._observe,
+        }
+        take = steps.get(next_step(rollout))
+        if take is not None:
+            await take(state, rollout)
+
+    async def _validate(self, state: LoopState, rollout: Rollout) -> None:
+        with self._span("validate", rollout):
+            await self._prepare(state, rollout, Kind.VALIDATED, self._serving.validate)
+
+    async def _load(self, state: LoopState, rollout: Rollout) -> None:
+        """Validation loaded it to ask its golden requests; from now on others rely on that."""
+        with self._span("load", rollout):
+            await self._prepare(state, rollout, Kind.LOADED, self._serving.load)
+
+    async def _warm(self, state: LoopState, rollout: Rollout) -> None:
+        with self._span("warm", rollout):
+            await self._prepare(state, rollout, Kind.WARMED, self._serving.warm)
+
+    async def _prepare(
+        self, state: LoopState, rollout: Rollout, kind: Kind, work: Callable[[Candidate], Awaitable[str]]
+    ) -> None:
+        """Do one step before traffic; whatever it finds wrong with the candidate refuses it."""
+        try:
+            change = follow(rollout, kind, await work(rollout.candidate))
+        except Refused as error:
+            change = refuse(rollout, str(error))
+        await self._book.append(state, [change])
+
+    async def _open(self, state: LoopState, rollout: Rollout) -> None:
+        change = open_traffic(rollout, self._spec.rollout.steps)
+        await self._write(state, change, "shift" if change.kind == Kind.SHIFTED else "promote")
+
+    async def _observe(self, state: LoopState, rollout: Rollout) -> None:
+        """Judge the candidate by what the gateways saw of it in this step."""
+        now, reports = self._now(), self._gateways.reports()
+        watch = self._watched(rollout, reports, now)
+        candidate, live = (watch.observation.of(each) for each in (rollout.version, rollout.live_version))
+        open_circuits = tripped(reports, rollout.version, rollout.observed_epoch, now)
+        verdict = judge(candidate, live, open_circuits, self._spec.rollout.guardrails)
+        held = Held(now - watch.began, candidate.requests)
+        decision, reason = decide(rollout, verdict, held, self._spec.rollout.steps)
+        await self._act(state, rollout, decision, reason)
+
+    def _watched(self, rollout: Rollout, reports: Sequence[Report], now: float) -> Watch:
+        watch = self._watch
+        if watch is None or watch.epoch != rollout.observed_epoch:
+            watch = Watch(rollout.observed_epoch, now, Observation.begin(reports))
+        self._watch = replace(watch, observation=watch.observation.advanced(reports))
+        return self._watch
+
+    async def _act(self, state: LoopState, rollout: Rollout, decision: Decision, reason: str) -> None:
+        if decision == Decision.HOLD:
+            self._book.waiting_for = f"step {rollout.step + 1}: {reason}"
+        elif decision == Decision.OBSERVE_ANEW:
+            self._book.waiting_for = f"step {rollout.step + 1} is observed anew: {reason}"
+            self._watch = None
+        elif decision == Decision.ROLL_BACK:
+            await self._write(state, roll_back(rollout, reason), "roll back")
+        else:
+            change = advance(rollout, self._spec.rollout.steps, reason)
+            await self._write(state, change, "shift" if change.kind == Kind.SHIFTED else "promote")
+
+    async def _write(self, state: LoopState, change: Change, what: str) -> None:
+        with self._span(what, state.rollouts[change.rollout_id]):
+            await self._book.append(state, [change])
+
+    async def _retire(self) -> None:
+        """Unload what no gateway uses any more: all that live have acknowledged it, and the last call is over."""
+        now, reports = self._now(), self._gateways.reports()
+        unnamed = self._book.state.unnamed
+        self._acknowledged = {version: at for version, at in self._acknowledged.items() if version in unnamed}
+        for version, epoch in unnamed.items():
+            if lagging(reports, epoch, now):
+                self._acknowledged.pop(version, None)
+                continue
+            acknowledged = self._acknowledged.setdefault(version, now)
+            if now - acknowledged > self._spec.serving.deadline_s:
+                await self._unload(version)
+                return
+
+    async def _unload(self, version: str) -> None:
+        state = self._book.state
+        rollout = state.of_version(version)
+        if rollout is None:
+            return
+        with self._span("unload", rollout):
+            await self._serving.unload(version)
+            change = follow(rollout, Kind.UNLOADED, "no gateway asks it any more", share=0.0)
+            await self._book.append(state, [change])
+
+    async def _sweep(self) -> None:
+        """Remove what a change, or a kill in the middle of one, left behind on Triton and in its repository."""
+        state = self._book.state
+        if state.epoch != self._swept_epoch:
+            await self._serving.sweep(state)
+            self._swept_epoch = state.epoch
+
+    def _span(self, name: str, rollout: Rollout) -> AbstractContextManager[Span]:
+        attributes = {"gyre.loop": self._spec.loop, "gyre.version": rollout.version, "gyre.rollout_id": rollout.id}
+        return model_tracer().span(f"rollout {name}", parent=rollout.traceparent or None, attributes=attributes)

@@ -1,0 +1,128 @@
+"""What the handlers need from the outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gyre_deployer.domain.observation import Report
+from gyre_deployer.domain.rollouts import Candidate, Change, LoopState
+
+F32 = npt.NDArray[np.float32]
+
+
+class Refused(Exception):  # noqa: N818 - reads as what it says about the candidate
+    """A candidate is not fit to be served, and trying again does not help."""
+
+
+class Replaced(Exception):  # noqa: N818 - reads as what it says about this process
+    """Another deployer took the loop over: stop at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """The files of a candidate, checked against what was announced.
+
+    Attributes:
+        graph: the ONNX file's bytes.
+        features: golden requests, float32 [n, columns].
+        scores: the answers that the model gave when it was exported, float32 [n].
+    """
+
+    graph: bytes
+    features: F32
+    scores: F32
+
+
+class RolloutLog(Protocol):
+    """The log of one loop and its projection, written together."""
+
+    async def read(self) -> list[Change]:
+        """The whole log, oldest first.
+
+        Raises:
+            Unavailable: Kafka went away.
+        """
+
+    async def append(self, changes: Sequence[Change], state: LoopState) -> None:
+        """Write changes and the projection of the state after them, all or nothing.
+
+        Raises:
+            Replaced: another deployer writes the log now; nothing was written.
+            Unavailable: it is not known whether they were written: `reopen`, then `read`.
+        """
+
+    async def reopen(self) -> None:
+        """Connect anew after a failure, waiting for Kafka as long as it takes."""
+
+
+class Candidates(Protocol):
+    """The candidates that were ever registered."""
+
+    def all(self) -> list[Candidate]:
+        """Every candidate, oldest first, each version once."""
+
+
+class Gateways(Protocol):
+    """What the gateways say."""
+
+    def reports(self) -> list[Report]:
+        """The newest report of each gateway that ever reported."""
+
+
+class ModelServer(Protocol):
+    """The inference server; Unavailable and DeadlineExceeded mean that it is away, and anybody may try again."""
+
+    async def is_live(self) -> bool:
+        """Whether it answers."""
+
+    async def is_ready(self, name: str) -> bool:
+        """Whether a model is loaded and can answer."""
+
+    async def load(self, name: str) -> None:
+        """Load a model from the repository, again where its files changed.
+
+        Raises:
+            Refused: the server cannot load it.
+        """
+
+    async def unload(self, name: str) -> None:
+        """Unload a model, if it is loaded, and return when it is gone."""
+
+    async def score(self, name: str, features: F32) -> F32:
+        """The scores, float32 [rows], of float32 [rows, columns].
+
+        Raises:
+            Refused: the model fails.
+        """
+
+
+class ModelRepository(Protocol):
+    """The folder from which the model server loads."""
+
+    async def install(self, candidate: Candidate, graph: bytes, columns: int) -> None:
+        """Put a version there as a whole, unless the very same is there already."""
+
+    async def holds(self, loop: str, version: str) -> bool:
+        """Whether a version is there."""
+
+    async def versions(self, loop: str) -> list[str]:
+        """The versions of a loop that are there, whatever is left of half-written ones removed."""
+
+    async def remove(self, loop: str, version: str) -> None:
+        """Remove a version, if it is there."""
+
+
+class Artifacts(Protocol):
+    """Where the trainer put its models."""
+
+    async def read(self, candidate: Candidate) -> Artifact:
+        """Read a candidate's files.
+
+        Raises:
+            Refused: a file is missing, broken, or not what was announced.
+        """

@@ -1,0 +1,19 @@
+"""Settings of the deployer, beyond those that every process has."""
+
+from gyre_runtime import ServiceSettings
+from pydantic import Field
+
+
+class DeployerSettings(ServiceSettings):
+    """What the deployer reads from the environment."""
+
+    service = "deployer"
+
+    deployer_tick_s: float = Field(0.25, gt=0, le=10)
+    """Seconds between two looks at what is to be done next."""
+    deployer_triton_timeout_s: float = Field(60.0, gt=0, le=600)
+    """The longest that Triton may take to load, unload or score with a model, seconds."""
+    deployer_warmup_requests: int = Field(20, ge=1, le=10_000)
+    """Requests that warm a candidate up before it takes traffic."""
+    deployer_warmup_rows: int = Field(100, ge=1, le=4096)
+    """Candidates to score in each of them."""

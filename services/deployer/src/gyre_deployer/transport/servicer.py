@@ -1,0 +1,67 @@
+"""`DeployerService` over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+
+from gyre.deployer.v1 import deployer_pb2 as pb
+from gyre.deployer.v1 import deployer_pb2_grpc as rpc
+from gyre_runtime import NotFound
+
+from gyre_deployer.domain.rollouts import Rollout
+from gyre_deployer.handlers.commands import Commands
+from gyre_deployer.wire import rollout_message, view_message
+
+
+class DeployerServicer(rpc.DeployerServiceServicer):
+    """The rollouts of every loop that this process serves."""
+
+    def __init__(self, loops: Mapping[str, Commands]) -> None:
+        self._loops = dict(loops)
+
+    def _loop(self, name: str) -> Commands:
+        loop = self._loops.get(name)
+        if loop is None:
+            raise NotFound("UNKNOWN_LOOP", f"loop = {name!r}: is not served here", metadata={"loop": name})
+        return loop
+
+    def _message(self, loop: str, rollout: Rollout) -> pb.Rollout:
+        return rollout_message(loop, rollout, waiting_for=self._loops[loop].book.waiting_for)
+
+    async def StartRollout(self, request: pb.StartRolloutRequest, context: object) -> pb.StartRolloutResponse:
+        """Start the one rollout that a version has; repeated calls find it, whatever their request id."""
+        rollout = await self._loop(request.loop).start(request.version)
+        return pb.StartRolloutResponse(rollout=self._message(request.loop, rollout))
+
+    async def GetRollout(self, request: pb.GetRolloutRequest, context: object) -> pb.GetRolloutResponse:
+        """Tell where a rollout stands."""
+        rollout = self._loop(request.loop).get(request.rollout_id)
+        return pb.GetRolloutResponse(rollout=self._message(request.loop, rollout))
+
+    async def ListRollouts(self, request: pb.ListRolloutsRequest, context: object) -> pb.ListRolloutsResponse:
+        """List the rollouts of a loop, newest first, and who gets which model now."""
+        state = self._loop(request.loop).book.state
+        rollouts = [self._message(request.loop, each) for each in reversed(list(state.rollouts.values()))]
+        return pb.ListRolloutsResponse(rollouts=rollouts, view=view_message(state))
+
+    async def WatchRollout(
+        self, request: pb.WatchRolloutRequest, context: object
+    ) -> AsyncIterator[pb.WatchRolloutResponse]:
+        """Stream a rollout now and at each change, until it has ended."""
+        async for rollout in self._loop(request.loop).watch(request.rollout_id):
+            yield pb.WatchRolloutResponse(rollout=self._message(request.loop, rollout))
+
+    async def Promote(self, request: pb.PromoteRequest, context: object) -> pb.PromoteResponse:
+        """Give the candidate all traffic now."""
+        rollout = await self._loop(request.loop).promote(request.rollout_id, request.reason)
+        return pb.PromoteResponse(rollout=self._message(request.loop, rollout))
+
+    async def Rollback(self, request: pb.RollbackRequest, context: object) -> pb.RollbackResponse:
+        """Give all traffic back."""
+        rollout = await self._loop(request.loop).roll_back(request.rollout_id, request.reason)
+        return pb.RollbackResponse(rollout=self._message(request.loop, rollout))
+
+    async def Pause(self, request: pb.PauseRequest, context: object) -> pb.PauseResponse:
+        """Hold a rollout, or let it go on."""
+        rollout = await self._loop(request.loop).pause(request.rollout_id, request.reason, resume=request.resume)
+        return pb.PauseResponse(rollout=self._message(request.loop, rollout))
