@@ -1,0 +1,1 @@
+"""SQL and Kafka, as the monitor uses them."""

@@ -1,0 +1,192 @@
+"""All events of the loops folded into SQL: each batch is one transaction, which moves the offsets, too (ADR 0001)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gyre_core.spec import LoopSpec
+from gyre_runtime.events import Event
+from sqlalchemy import Connection, exists, func, select, update
+
+from gyre_monitor.adapters import flow
+from gyre_monitor.adapters.behaviour import Behaviour, BehaviourTables
+from gyre_monitor.adapters.database import Database, insert_new, upsert
+from gyre_monitor.adapters.schema import LOOPS, OFFSETS, STAGES, TRIGGERS
+
+BEHAVIOUR = ("behavior.impressions", "behavior.interactions")
+APPLIED = "features.applied"
+CONTROL = ("training.triggers", "models.candidates", "models.rollout-events")
+ALERT = "alerts"
+_MAX_TIPPING = 16
+Place = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a batch changed.
+
+    Attributes:
+        arms: (loop, version, arm) whose totals are others now.
+        triggers: ids of the triggers that were decided, to be sent.
+    """
+
+    arms: set[tuple[str, str, str]] = field(default_factory=set)
+    triggers: list[str] = field(default_factory=list)
+
+
+class Projection:
+    """Folds events into the database.
+
+    Args:
+        database: where.
+        loops: specs by name; events of other loops are not expected.
+        timeout_s: after which a run that nothing is heard of holds back no trigger.
+        wall: the clock, unix seconds.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        loops: Mapping[str, LoopSpec],
+        *,
+        timeout_s: float,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._database, self._loops, self._timeout_s, self._wall = database, dict(loops), timeout_s, wall
+        self.decides = False
+        """Whether triggers may be decided: not before it is known which runs and rollouts are under way."""
+
+    async def prepare(self) -> None:
+        """Give each loop its row."""
+        await self._database.write(self._prepare)
+
+    def _prepare(self, connection: Connection) -> None:
+        now = self._wall()
+        rows = [
+            {"loop": name, "tipping": "[]", "schedule_from": now if spec.clock == "wall" else None}
+            for name, spec in self._loops.items()
+        ]
+        insert_new(connection, LOOPS, rows)
+
+    async def offsets(self) -> dict[Place, int]:
+        """The next offset of each partition that the database has seen."""
+        return await self._database.read(lambda connection: _offsets(connection)[0])
+
+    async def begin(self, ends: Mapping[Place, int]) -> None:
+        """Note from where interactions count for the volume trigger in partitions that are new to the database.
+
+        A new database of a loop that had triggers reads the past again, which those triggers answered: it counts from
+        the present ends on. To be called when the triggers of the past are read, before the first interaction.
+        """
+        await self._database.write(self._begin, ends)
+
+    def _begin(self, connection: Connection, ends: Mapping[Place, int]) -> None:
+        rows = []
+        for (topic, partition), end in ends.items():
+            had_triggers = connection.scalar(select(exists().where(TRIGGERS.c.loop == topic.partition(".")[0])))
+            count_from = end if had_triggers else 0
+            rows.append({"topic": topic, "partition": partition, "next_offset": 0, "count_from": count_from})
+        insert_new(connection, OFFSETS, rows)
+
+    async def apply(self, events: Sequence[Event]) -> Changes:
+        """Fold a batch of events of any topics and loops; what was folded before changes nothing.
+
+        Raises:
+            Unavailable: the database did not take it; nothing of the batch is stored.
+        """
+        return await self._database.write(self._apply, events)
+
+    async def decide(self) -> list[str]:
+        """Decide for every loop whether a trigger is due by now; return the ids of those decided."""
+        return await self._database.write(self._decide_all)
+
+    def _decide_all(self, connection: Connection) -> list[str]:
+        return [each for name in self._loops if (each := self._decide(connection, name))]
+
+    def _decide(self, connection: Connection, loop: str) -> str | None:
+        if not self.decides:
+            return None
+        return flow.decide(connection, self._loops[loop], now=self._wall(), timeout_s=self._timeout_s)
+
+    def _apply(self, connection: Connection, events: Sequence[Event]) -> Changes:
+        stored, count_from = _offsets(connection)
+        fresh = [event for event in events if event.offset >= stored.get((event.topic, event.partition), 0)]
+        changes = Changes()
+        by_loop: dict[str, dict[str, list[Event]]] = {}
+        for event in fresh:
+            loop, _, suffix = event.topic.partition(".")
+            by_loop.setdefault(loop, {}).setdefault(suffix, []).append(event)
+        for loop, by_topic in by_loop.items():
+            self._apply_loop(connection, self._loops[loop], by_topic, count_from, changes)
+        _move(connection, fresh)
+        return changes
+
+    def _apply_loop(
+        self,
+        connection: Connection,
+        spec: LoopSpec,
+        by_topic: Mapping[str, list[Event]],
+        count_from: Mapping[Place, int],
+        changes: Changes,
+    ) -> None:
+        for suffix, note in flow.NOTES.items():
+            for event in by_topic.get(suffix, ()):
+                note(connection, spec, event)
+        seen = [event for suffix in BEHAVIOUR for event in by_topic.get(suffix, ())]
+        if seen:
+            change = BehaviourTables(connection, spec, self._database.user_key).record(seen, count_from)
+            self._note_behaviour(connection, spec.loop, seen, change)
+            changes.arms |= {(spec.loop, version, arm) for version, arm, _ in change.totals}
+        applied = by_topic.get(APPLIED, ())
+        if applied:
+            count = sum(event.message.events for event in applied)
+            self._stage(connection, spec.loop, "features", count=count, subject=applied[-1].message.layout)
+        trigger = self._decide(connection, spec.loop)
+        if trigger:
+            changes.triggers.append(trigger)
+
+    def _note_behaviour(self, connection: Connection, loop: str, seen: Sequence[Event], change: Behaviour) -> None:
+        self._stage(connection, loop, "events", count=len(seen), subject="")
+        if change.answers:
+            self._stage(connection, loop, "serving", count=change.answers, subject=change.version)
+        if change.outcomes:
+            self._stage(connection, loop, "outcomes", count=change.outcomes, subject=change.outcome_version)
+        if change.clock is None:
+            return
+        row = connection.execute(select(LOOPS).where(LOOPS.c.loop == loop).with_for_update()).one()
+        clock = max(row.clock or change.clock, change.clock)
+        values: dict[str, Any] = {
+            "clock": clock,
+            "schedule_from": func.coalesce(LOOPS.c.schedule_from, clock),
+            "interactions_since_trigger": LOOPS.c.interactions_since_trigger + change.counted,
+        }
+        if change.tipping:
+            values["tipping"] = json.dumps([*json.loads(row.tipping), *change.tipping][-_MAX_TIPPING:])
+        connection.execute(update(LOOPS).where(LOOPS.c.loop == loop).values(values))
+
+    def _stage(self, connection: Connection, loop: str, stage: str, *, count: int, subject: str) -> None:
+        row = {"loop": loop, "stage": stage, "events": count, "update_time": self._wall(), "subject": subject}
+        upsert(connection, STAGES, [row], sums=("events",))
+
+
+def _offsets(connection: Connection) -> tuple[dict[Place, int], dict[Place, int]]:
+    """What is stored of each partition, and from where its interactions count."""
+    rows = connection.execute(select(OFFSETS)).all()
+    stored = {(row.topic, row.partition): row.next_offset for row in rows}
+    return stored, {(row.topic, row.partition): row.count_from for row in rows}
+
+
+def _move(connection: Connection, events: Iterable[Event]) -> None:
+    following: dict[Place, int] = {}
+    for event in events:
+        place = event.topic, event.partition
+        following[place] = max(following.get(place, 0), event.offset + 1)
+    rows = [
+        {"topic": topic, "partition": partition, "next_offset": offset}
+        for (topic, partition), offset in following.items()
+    ]
+    upsert(connection, OFFSETS, rows)

@@ -1,0 +1,74 @@
+"""Builds the monitor on a lifespan: database, spans, stream, outbox, gRPC server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gyre.monitor.v1.monitor_pb2_grpc import add_MonitorServiceServicer_to_server
+from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, channel, load_loops
+from gyre_runtime.kafka import Producer, ensure_topics
+
+from gyre_monitor.adapters.database import Database
+from gyre_monitor.adapters.peers import KafkaTriggers, TrainerRuns
+from gyre_monitor.adapters.projection import Projection
+from gyre_monitor.adapters.retention import Retention
+from gyre_monitor.handlers import Figures, Monitor, Outbox, keep_small
+from gyre_monitor.settings import MonitorSettings
+from gyre_monitor.transport.otlp import OtlpServer, TraceReceiver
+from gyre_monitor.transport.servicer import MonitorServicer
+from gyre_monitor.transport.stream import Stream
+
+SOURCE = "gyre/monitor"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What tests and programs that embed the service may look at."""
+
+    server: Server
+    otlp: OtlpServer
+    database: Database
+
+
+async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
+    """Wire the service; spans and questions are answered before Kafka is there."""
+    loops = load_loops(settings)
+    timeout_s = settings.monitor_flow_timeout_s
+    database = await lifespan.enter(Database(settings.database_url))
+    projection = Projection(database, loops, timeout_s=timeout_s)
+    await projection.prepare()
+    otlp = await lifespan.enter(OtlpServer(settings.otlp_listen, TraceReceiver(database)))
+    producer = Producer(settings.kafka, source=SOURCE)
+    outbox, figures = Outbox(database, KafkaTriggers(producer)), Figures(database, tuple(loops))
+    runs = TrainerRuns(await lifespan.enter(channel(settings.trainer, settings, name="trainer")))
+    monitor = Monitor(database, projection, outbox=outbox, figures=figures, runs=runs, timeout_s=timeout_s)
+    stream = Stream(
+        settings.kafka, loops, projection=projection, monitor=monitor, batch_events=settings.monitor_batch_events
+    )
+    lifespan.depends_on(Dependency("database", database.ping))
+    lifespan.depends_on(Dependency("kafka", producer.ping))
+
+    async def follow() -> None:
+        await ensure_topics(settings, loops.values())
+        await lifespan.enter(producer)
+        lifespan.background("triggers", outbox.run())
+        lifespan.background("watch", monitor.watch())
+        await stream.run()
+
+    lifespan.background("figures", figures.run())
+    lifespan.background("retention", keep_small(database, _retention(settings)))
+    lifespan.background("stream", follow(), stop=stream.stop)
+    servicer = MonitorServicer(database, loops, incident_gap_s=settings.monitor_incident_gap_s)
+    registration = Registration(add_MonitorServiceServicer_to_server, servicer)
+    server = await lifespan.enter(build_server(settings, [registration], health=lifespan.health))
+    return Running(server, otlp, database)
+
+
+def _retention(settings: MonitorSettings) -> Retention:
+    return Retention(
+        impressions=settings.monitor_impressions_kept,
+        interactions=settings.monitor_interactions_kept,
+        request_spans=settings.monitor_request_spans_kept,
+        model_spans=settings.monitor_model_spans_kept,
+        alerts=settings.monitor_alerts_kept,
+    )

@@ -1,0 +1,186 @@
+"""What the monitor does: fold events, send the triggers that are due, follow runs, show figures, keep tables small."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gyre_runtime import GyreError, Unavailable, instrument
+from gyre_runtime.events import Event
+
+from gyre_monitor.adapters import flow, reports
+from gyre_monitor.adapters.database import Database
+from gyre_monitor.adapters.projection import Projection
+from gyre_monitor.adapters.retention import Retention
+from gyre_monitor.domain.outcomes import ArmTotals
+from gyre_monitor.ports import Runs, Triggers, TriggerToSend
+
+_LOG = logging.getLogger(__name__)
+_SHOW_S = 1.0
+_DECIDE_S = 1.0
+_ASK_S = 2.0
+_PRUNE_S = 10.0
+_RETRY_S = 1.0
+_SHOWN_AT_START = 20
+_QUANTILES = {"0.5": 0.5, "0.99": 0.99}
+
+
+class Outbox:
+    """Sends decided triggers: written in the transaction that decided, sent afterwards, again after a crash."""
+
+    def __init__(self, database: Database, triggers: Triggers) -> None:
+        self._database, self._triggers = database, triggers
+        self._wanted = asyncio.Event()
+        self._wanted.set()
+
+    def wake(self) -> None:
+        """Say that there is something to send."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            try:
+                await self.send_all()
+            except Unavailable as error:
+                _LOG.warning("a trigger is not sent yet", extra={"problem": str(error)})
+                self._wanted.set()
+                await asyncio.sleep(_RETRY_S)
+
+    async def send_all(self) -> None:
+        """Send what is decided and perhaps not sent.
+
+        Raises:
+            Unavailable: Kafka or the database did not answer; what is left is sent by the next call.
+        """
+        for row in await self._database.read(flow.unsent):
+            trigger = _to_send(row)
+            await self._triggers.send(trigger)
+            await self._database.write(flow.mark_sent, trigger.loop, trigger.trigger_id)
+            _LOG.info("trigger sent", extra={"loop": trigger.loop, "trigger_id": trigger.trigger_id})
+
+
+def _to_send(row: Mapping[str, Any]) -> TriggerToSend:
+    names = ("loop", "trigger_id", "reason", "value", "threshold", "trigger_time")
+    return TriggerToSend(**{name: row[name] for name in names}, links=tuple(json.loads(row["links"])))
+
+
+class Figures:
+    """Shows totals by version and arm as metrics."""
+
+    def __init__(self, database: Database, loops: Sequence[str]) -> None:
+        self._database, self._loops = database, loops
+        self._changed: dict[str, set[str]] = defaultdict(set)
+
+    def note(self, loop: str, version: str) -> None:
+        """Say that the totals of a version changed."""
+        self._changed[loop].add(version)
+
+    async def run(self) -> None:
+        """Show what changed, once a second, until cancelled; at first what answered last before the start."""
+        for loop in self._loops:
+            self._changed[loop] |= await self._database.read(reports.newest_versions, loop, limit=_SHOWN_AT_START)
+        while True:
+            await self.show()
+            await asyncio.sleep(_SHOW_S)
+
+    async def show(self) -> None:
+        """Show what changed."""
+        changed, self._changed = self._changed, defaultdict(set)
+        for loop, versions in changed.items():
+            totals = await self._database.read(reports.totals_of, loop, versions)
+            for (arm, version), each in totals.items():
+                _show(each, loop=loop, version=version, arm=arm)
+
+
+def _show(totals: ArmTotals, **labels: str) -> None:
+    instrument("gyre_monitor_ctr").set(totals.ctr, **labels)
+    instrument("gyre_monitor_conversion").set(totals.conversion, **labels)
+    instrument("gyre_monitor_degraded").set(totals.degraded_share, **labels)
+    for name, q in _QUANTILES.items():
+        instrument("gyre_monitor_latency_seconds").set(totals.latency_s(q), **labels, quantile=name)
+
+
+class Monitor:
+    """Folds events and decides about triggers.
+
+    Args:
+        database: the state.
+        projection: folds events into it.
+        outbox: sends what is decided.
+        figures: shows what changed.
+        runs: knows how far training runs are.
+        timeout_s: after which a run that nothing is heard of holds back no trigger.
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts that bootstrap wires
+        self,
+        database: Database,
+        projection: Projection,
+        *,
+        outbox: Outbox,
+        figures: Figures,
+        runs: Runs,
+        timeout_s: float,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._database, self._projection, self._outbox, self._figures = database, projection, outbox, figures
+        self._runs, self._timeout_s, self._wall = runs, timeout_s, wall
+
+    async def apply(self, events: list[Event]) -> None:
+        """Fold a batch of events.
+
+        Raises:
+            Unavailable: the database did not take it; nothing of the batch is stored.
+        """
+        changes = await self._projection.apply(events)
+        for loop, version, _ in changes.arms:
+            self._figures.note(loop, version)
+        if changes.triggers:
+            self._outbox.wake()
+
+    async def watch(self) -> None:
+        """Decide as time goes by, and ask the trainer about runs that hold triggers back, until cancelled."""
+        asked = 0.0
+        while True:
+            try:
+                if await self._projection.decide():
+                    self._outbox.wake()
+                if time.monotonic() - asked >= _ASK_S:
+                    asked = time.monotonic()
+                    await self.follow_runs()
+            except Unavailable as error:
+                _LOG.warning("deciding later", extra={"problem": str(error)})
+            await asyncio.sleep(_DECIDE_S)
+
+    async def follow_runs(self) -> None:
+        """Ask the trainer about the runs whose candidates are waited for: one that failed holds back nothing more."""
+        waiting = await self._database.read(flow.open_triggers, now=self._wall(), timeout_s=self._timeout_s)
+        for loop, trigger_ids in waiting.items():
+            try:
+                runs = await self._runs.of_loop(loop)
+            except GyreError as error:
+                _LOG.info("the trainer does not answer", extra={"loop": loop, "problem": str(error)})
+                continue
+            for run in runs:
+                if run.trigger_id in trigger_ids:
+                    await self._database.write(flow.note_run, loop, run)
+
+
+async def keep_small(database: Database, retention: Retention) -> None:
+    """Prune the tables until cancelled."""
+    while True:
+        try:
+            more = True
+            while more:
+                more = await database.write(retention.prune)
+        except Unavailable as error:
+            _LOG.warning("pruning later", extra={"problem": str(error)})
+        await asyncio.sleep(_PRUNE_S)

@@ -1,0 +1,177 @@
+"""The stream of events: begins where the database stands, the flow of models before behaviour."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+from aiokafka import TopicPartition
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre.events.v1 import features_pb2 as features
+from gyre.events.v1 import models_pb2 as models
+from gyre.events.v1 import monitor_pb2 as monitor
+from gyre_core.admission import Refusal, refuse_interaction, refuse_time
+from gyre_core.clock import LoopClock
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import topic
+from gyre_runtime.events import Event, message_types
+from gyre_runtime.kafka import Consumer, ConsumerOptions
+
+from gyre_monitor.adapters.projection import ALERT, APPLIED, BEHAVIOUR, CONTROL, Projection
+from gyre_monitor.handlers import Monitor
+
+GROUP, ALERT_GROUP = "monitor", "monitor-alerts"
+TYPES = message_types(
+    behavior.Impression,
+    behavior.Interaction,
+    features.BatchApplied,
+    models.TrainingTrigger,
+    models.CandidateRegistered,
+    models.RolloutEvent,
+    monitor.Alert,
+)
+_POLL_S = 0.02
+_MAX_WAIT_MS = 100
+_LOG = logging.getLogger(__name__)
+
+
+class Admission:
+    """Refuses behaviour that `gyre.yaml` does not allow, as the features service does, which dead-letters it."""
+
+    def __init__(self, loops: Mapping[str, LoopSpec]) -> None:
+        self._loops = dict(loops)
+        self._clocks: dict[tuple[str, int], LoopClock] = {}
+
+    def forget(self, partitions: Sequence[TopicPartition]) -> None:
+        """Begin partitions anew."""
+        for each in partitions:
+            self._clocks.pop((each.topic, each.partition), None)
+
+    def __call__(self, event: Event) -> Refusal | None:
+        """Why an event is refused, or None."""
+        loop, _, suffix = event.topic.partition(".")
+        if suffix not in BEHAVIOUR:
+            return None
+        spec, message = self._loops[loop], event.message
+        if isinstance(message, behavior.Interaction):
+            value = message.value if message.HasField("value") else None
+            refusal = refuse_interaction(spec, message.type, value)
+            if refusal is not None:
+                return refusal
+        place = (event.topic, event.partition)
+        clock = self._clocks.get(place)
+        if clock is None:
+            clock = self._clocks[place] = LoopClock(spec.clock)
+        refusal = refuse_time(spec, clock, event.time)
+        if refusal is None:
+            clock.observe(event.time)
+        return refusal
+
+
+class Stream:
+    """Consumes every topic that the monitor follows.
+
+    Args:
+        bootstrap: Kafka's host:port list.
+        loops: specs by name.
+        projection: where the events are folded.
+        monitor: what handles them.
+        batch_events: most events in one transaction.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        loops: Mapping[str, LoopSpec],
+        *,
+        projection: Projection,
+        monitor: Monitor,
+        batch_events: int,
+    ) -> None:
+        self._projection, self._monitor = projection, monitor
+        self._admission = Admission(loops)
+        self._wait: asyncio.Task[None] | None = None
+        suffixes = (*BEHAVIOUR, APPLIED, *CONTROL)
+        # Others dead-letter what cannot be read there; alerts are the monitor's own.
+        self._consumer = Consumer(
+            bootstrap,
+            group=GROUP,
+            topics=[topic(name, suffix) for name in loops for suffix in suffixes],
+            types=TYPES,
+            options=self._options(batch_events, dead_letters=False),
+        )
+        self._alerts = Consumer(
+            bootstrap,
+            group=ALERT_GROUP,
+            topics=[topic(name, ALERT) for name in loops],
+            types=TYPES,
+            options=self._options(batch_events, dead_letters=True),
+        )
+
+    def _options(self, batch_events: int, *, dead_letters: bool) -> ConsumerOptions:
+        return ConsumerOptions(
+            max_records=batch_events,
+            max_wait_ms=_MAX_WAIT_MS,
+            dead_letters=dead_letters,
+            admit=self._admission,
+            on_assigned=self._assigned,
+        )
+
+    def stop(self) -> None:
+        """End `run` after the batch under way."""
+        self._consumer.stop()
+        self._alerts.stop()
+
+    async def run(self) -> None:
+        """Consume until `stop`."""
+        async with asyncio.TaskGroup() as group:
+            for consumer in (self._consumer, self._alerts):
+                group.create_task(self._run(consumer))
+
+    async def _run(self, consumer: Consumer) -> None:
+        async with consumer:
+            try:
+                await consumer.run(self._monitor.apply)
+            finally:
+                if self._wait is not None and consumer is self._consumer:
+                    self._wait.cancel()
+                    await asyncio.gather(self._wait, return_exceptions=True)
+
+    async def _assigned(self, consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
+        """Begin every partition where the database stands; behaviour waits for the flow of models."""
+        self._admission.forget(partitions)
+        stored = await self._projection.offsets()
+        for each in partitions:
+            consumer.kafka.seek(each, stored.get((each.topic, each.partition), 0))
+        if consumer is not self._consumer:
+            return
+        if self._wait is not None:
+            self._wait.cancel()
+        self._projection.decides = False
+        control = [each for each in partitions if each.topic.partition(".")[2] in CONTROL]
+        behaviour = [each for each in partitions if each.topic.partition(".")[2] in BEHAVIOUR]
+        if behaviour:
+            consumer.kafka.pause(*behaviour)
+        self._wait = asyncio.create_task(self._resume_after(consumer, control, behaviour), name="flow of models first")
+
+    async def _resume_after(
+        self, consumer: Consumer, control: Sequence[TopicPartition], behaviour: Sequence[TopicPartition]
+    ) -> None:
+        """Let behaviour flow, and triggers be decided, once the flow of models as it was is in the database."""
+        targets = await consumer.kafka.end_offsets(control) if control else {}
+        while not await self._reached(consumer, targets):  # noqa: ASYNC110 - aiokafka has no event for it
+            await asyncio.sleep(_POLL_S)
+        if behaviour:
+            ends = await consumer.kafka.end_offsets(behaviour)
+            await self._projection.begin({(each.topic, each.partition): end for each, end in ends.items()})
+            consumer.kafka.resume(*behaviour)
+        self._projection.decides = True
+        _LOG.info("the flow of models is known")
+
+    async def _reached(self, consumer: Consumer, targets: Mapping[TopicPartition, int]) -> bool:
+        """Whether everything before the targets was handed over, so that a later write comes after its own."""
+        for partition, end in targets.items():
+            if end > 0 and await consumer.kafka.position(partition) < end:
+                return False
+        return True
