@@ -67,13 +67,13 @@ lint: sync ## ruff, import contracts, buf, generated docs
 	@$(RUN) ruff format --check .
 	@$(RUN) lint-imports
 	@cd proto && $(RUN) buf lint
-	@$(if $(wildcard docs/generate.py),$(RUN) python docs/generate.py --check)
+	@$(RUN) python docs/generate.py --check
 
 breaking: sync ## refuse protos that break those of the commit before
 	@$(RUN) proto/breaking.sh
 
 types: sync ## mypy --strict over all sources
-	@$(RUN) mypy $(SOURCES)
+	@$(RUN) mypy $(SOURCES) docs/generate.py
 
 proto: sync ## check the protos and generate the stubs
 	@$(RUN) proto/generate.sh
