@@ -45,7 +45,8 @@ class Ranker(nn.Module):
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.GELU(), nn.Dropout(spec.parameters.dropout)]
-        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
+        # The loss sees only differences of scores, so a last bias would only drift.
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 1, bias=False))
 
     def squash(self, rows: torch.Tensor) -> torch.Tensor:
         """The chosen columns of rows [n, columns], squashed: [n, chosen]."""

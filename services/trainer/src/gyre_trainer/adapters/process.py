@@ -32,6 +32,9 @@ class JobProcess:
         self._env = {
             **os.environ,
             **dict.fromkeys(_THREAD_VARIABLES, threads),
+            # The job has a time of its own for MLflow, and tries again by itself.
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
             "GYRE_TRAINER_THREADS": threads,
             "GYRE_TRAINER_NICENESS": str(settings.trainer_niceness),
             "GYRE_TRAINER_MLFLOW_WAIT_S": str(settings.trainer_mlflow_wait_s),

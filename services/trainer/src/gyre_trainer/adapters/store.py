@@ -53,6 +53,10 @@ class SqliteRuns:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         self._db.close()
 
     def save(self, run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -74,15 +74,15 @@ async def _ends(bootstrap: str, loop: str) -> dict[str, dict[int, int]]:
     """
     names = {topic(loop, suffix): table for suffix, table in TABLE_OF.items()}
     kafka = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, isolation_level="read_committed", request_timeout_ms=_TIMEOUT_MS
+        *names,
+        bootstrap_servers=bootstrap,
+        isolation_level="read_committed",
+        auto_offset_reset="latest",
+        request_timeout_ms=_TIMEOUT_MS,
     )
     try:
         await kafka.start()
-        await kafka.topics()
-        partitions = [
-            TopicPartition(name, number) for name in names for number in kafka.partitions_for_topic(name) or ()
-        ]
-        ends = await kafka.end_offsets(partitions)
+        ends = await kafka.end_offsets(_partitions(kafka, names))
     except (KafkaError, OSError) as error:
         raise Unavailable("KAFKA_UNAVAILABLE", f"Kafka does not answer: {type(error).__name__}") from error
     finally:
@@ -91,3 +91,11 @@ async def _ends(bootstrap: str, loop: str) -> dict[str, dict[int, int]]:
     for partition, end in ends.items():
         wanted[names[partition.topic]][partition.partition] = end
     return wanted
+
+
+def _partitions(kafka: AIOKafkaConsumer, names: Iterable[str]) -> list[TopicPartition]:
+    found = {name: kafka.partitions_for_topic(name) for name in names}
+    missing = [name for name, numbers in found.items() if not numbers]
+    if missing:
+        raise Unavailable("TOPICS_NOT_VISIBLE", f"Kafka does not show {', '.join(missing)}")
+    return [TopicPartition(name, number) for name, numbers in found.items() for number in numbers]

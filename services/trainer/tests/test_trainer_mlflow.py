@@ -1,0 +1,80 @@
+"""Runs in a real MLflow, and runs without one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gyre_local.components import mlflow as mlflow_component
+from gyre_local.process import running
+from gyre_local.reserve import free_ports
+from gyre_trainer.adapters.mlflow import Entry, record
+from mlflow import MlflowClient
+
+pytestmark = pytest.mark.adapter
+
+
+@pytest.fixture(scope="module")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server."""
+    (port,) = free_ports(1)
+    directory = tmp_path_factory.mktemp("mlflow")
+    recipe = mlflow_component.prepare(directory, host="127.0.0.1", port=port)
+    with running(recipe, log=directory / "mlflow.log"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def entry(tmp_path: Path) -> Entry:
+    """What is written down of a run."""
+    folder = tmp_path / "v1"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"graph")
+    (folder / "model.json").write_text("{}")
+    return Entry(
+        loop="shop",
+        run_id=f"run-{tmp_path.name}",
+        version="20130710-120000-ab12cd",
+        tags={"gyre.trigger_id": "t1", "gyre.snapshot.catalog_items": "12"},
+        params={"epochs": "6", "hidden": "(16,)"},
+        metrics={"ndcg_at_10": 0.5, "training_s": 1.25},
+        folder=folder,
+    )
+
+
+def test_a_run_is_written_down_once(mlflow_uri: str, entry: Entry) -> None:
+    """MLflow holds parameters, metrics, lineage and the artefact; writing the same run again makes no second record."""
+    first = record(mlflow_uri, entry, wait_s=30)
+    assert first
+    assert record(mlflow_uri, entry, wait_s=30) == first
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    experiment = client.get_experiment_by_name("gyre/shop")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.data.params == entry.params
+    assert found.data.metrics == entry.metrics
+    assert (
+        found.data.tags.items()
+        >= {
+            "gyre.loop": "shop",
+            "gyre.run_id": entry.run_id,
+            "gyre.version": entry.version,
+            "gyre.trigger_id": "t1",
+            "gyre.snapshot.catalog_items": "12",
+        }.items()
+    )
+    assert {each.path for each in client.list_artifacts(first)} == {"model.onnx", "model.json"}
+    assert found.info.status == "FINISHED"
+
+
+def test_a_run_goes_on_without_mlflow(
+    entry: Entry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no MLflow answers, the wait is bounded, said in the log, and there is no record."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (port,) = free_ports(1)
+    begun = time.monotonic()
+    assert record(f"http://127.0.0.1:{port}", entry, wait_s=1) == ""
+    assert time.monotonic() - begun < 5
+    assert "goes on without its record" in caplog.text

@@ -1,0 +1,172 @@
+"""Attribution, and the features of a training set: what was served, or what stood strictly before the impression."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gyre_core.features import FieldsChanged, Interaction, Layout, Replay, RequestContext
+from gyre_trainer.training_set import build
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+BEGIN = 1_370_000_000
+WINDOW_S = 1800
+WEIGHTS = {"click": 1.0, "buy": 3.0}
+
+users = st.sampled_from(["u0", "u1"])
+items = st.sampled_from(["a", "b", "c", "d"])
+moments = st.integers(0, 3 * WINDOW_S).map(lambda steps: BEGIN + steps // 300 * 300)
+impressions = st.tuples(users, st.lists(items, min_size=1, max_size=4, unique=True), moments)
+interactions = st.tuples(
+    users, items, st.sampled_from(["click", "buy"]), moments, st.sampled_from(["", "r0", "r1", "r9"]), st.booleans()
+)
+
+
+def reference(shown: list, acted: list, *, now: float, most: int) -> list[tuple[float, list[float]]]:
+    """(time, relevance of each item) of every impression that is closed and labelled, by brute force."""
+    closed = [
+        (time, number, user, held)
+        for number, (user, held, time) in enumerate(shown)
+        if time + WINDOW_S <= now and len(held) > 1
+    ]
+    found = []
+    for time, number, user, held in sorted(closed)[-most:]:
+        relevance = [0.0] * len(held)
+        for who, item, kind, at, request_id, _ in acted:
+            named = request_id == f"r{number}" if request_id else who == user
+            if named and item in held and time <= at <= time + WINDOW_S:
+                relevance[held.index(item)] = max(relevance[held.index(item)], WEIGHTS[kind])
+        if any(relevance):
+            found.append((time, relevance))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(impressions, max_size=6), st.lists(interactions, max_size=10), st.integers(1, 6))
+def test_attribution_is_what_brute_force_says(make_spec, new_history, shown, acted, most) -> None:
+    """Whatever was shown and done, in whatever order and sent twice, each item gets its greatest label, or none."""
+    history = new_history()
+    for user, held, time in shown:
+        history.show(user, held, time=time)
+    for user, item, kind, time, request_id, twice in acted:
+        history.act(user, item, time=time, kind=kind, request_id=request_id)
+        if twice:
+            history.interactions.append({**history.interactions[-1], "kafka_offset": 1000 + len(history.interactions)})
+    spec = make_spec(history=most)
+    now = BEGIN + 2 * WINDOW_S
+    made = build(spec, Layout.compile(spec), history.tables(), now=now)
+    wanted = reference(shown, acted, now=now, most=most)
+    assert made.times.tolist() == [time for time, _ in wanted]
+    assert [row[row >= 0].tolist() for row in made.relevance] == [relevance for _, relevance in wanted]
+    assert made.open_windows == sum(time + WINDOW_S > now for _, _, time in shown)
+
+
+def test_the_window_holds_both_its_ends(spec, layout, new_history) -> None:
+    """An interaction at the impression's own time and at the window's last moment counts, one beside them does not."""
+    history = new_history()
+    for number, at in enumerate((-1, 0, WINDOW_S, WINDOW_S + 1)):
+        history.show(f"u{number}", ["a", "b"], time=BEGIN)
+        history.act(f"u{number}", "a", time=BEGIN + at)
+    made = build(spec, layout, history.tables(), now=BEGIN + WINDOW_S)
+    assert made.relevance.tolist() == [[1, 0], [1, 0]]
+    assert made.unlabelled == 2
+
+
+def test_on_the_replay_clock_now_is_the_newest_event(spec, layout, new_history) -> None:
+    """Without a given time, the newest event of either table decides which windows are open."""
+    history = new_history()
+    history.show("u0", ["a", "b"], time=BEGIN)
+    history.act("u0", "a", time=BEGIN + 5)
+    assert build(spec, layout, history.tables()).open_windows == 1
+    history.act("u1", "b", time=BEGIN + WINDOW_S)
+    made = build(spec, layout, history.tables())
+    assert (len(made), made.open_windows) == (1, 0)
+
+
+def test_an_impression_sent_twice_counts_once(spec, layout, new_history) -> None:
+    """A producer's duplicate of an impression is one impression of the training set."""
+    history = new_history()
+    history.show("u0", ["a", "b"], time=BEGIN)
+    history.impressions.append({**history.impressions[0], "kafka_offset": 9})
+    history.act("u0", "b", time=BEGIN + 5)
+    assert len(build(spec, layout, history.tables(), now=BEGIN + WINDOW_S)) == 1
+
+
+def test_features_stand_strictly_before_the_impression(spec, layout, new_history) -> None:
+    """What happens at the impression's time or later is not in its features; all before it is, as the stream folds."""
+    history = new_history()
+    history.item("a", time=BEGIN - 900, genre="drama")
+    history.item("b", time=BEGIN - 900, genre="comedy")
+    for at in (-600, -300, 0, 60):
+        history.act("u0", "a", time=BEGIN + at)
+    history.show("u0", ["a", "b"], time=BEGIN)
+    made = build(spec, layout, history.tables(), now=BEGIN + WINDOW_S)
+    replay = Replay(layout)
+    replay.apply(
+        FieldsChanged("item", item, BEGIN - 900, {"genre": genre}) for item, genre in (("a", "drama"), ("b", "comedy"))
+    )
+    replay.apply(Interaction("u0", "a", "click", BEGIN + at) for at in (-600, -300))
+    wanted, _ = replay.matrix("u0", ["a", "b"], RequestContext(BEGIN))
+    np.testing.assert_array_equal(made.features[0], wanted)
+    assert 1.9 < made.features[0, 0, layout.index["popular_7d"]] < 2.0
+    assert not made.served.any()
+
+
+def test_a_catalogue_that_came_late_holds_from_the_beginning(spec, layout, new_history) -> None:
+    """An item's first known fields count before their own time; later changes count from theirs."""
+    history = new_history()
+    history.act("u0", "a", time=BEGIN - 60)
+    history.show("u0", ["a", "b"], time=BEGIN)
+    history.act("u0", "a", time=BEGIN + 60)
+    history.item("a", time=BEGIN + 10_000, genre="drama")
+    history.item("a", time=BEGIN + 20_000, genre="comedy")
+    taste = build(spec, layout, history.tables(), now=BEGIN + WINDOW_S).features[0, :, layout.index["taste_30d"]]
+    assert taste.tolist() == [1.0, 0.0]
+
+
+def test_served_features_are_used_as_they_are(spec, layout, new_history) -> None:
+    """Features of the current layout are taken from the impression; those of another one are computed again."""
+    served = np.arange(2 * len(layout.columns), dtype="<f4").reshape(2, -1)
+    history = new_history()
+    for number, name in enumerate((layout.hash, "another")):
+        history.show(
+            f"u{number}", ["a", "b"], time=BEGIN + number, layout=name, features=served.tobytes(), item_batches=[-1, 4]
+        )
+        history.act(f"u{number}", "b", time=BEGIN + number + 1)
+    made = build(spec, layout, history.tables(), now=BEGIN + 2 * WINDOW_S)
+    assert made.served.tolist() == [True, False]
+    np.testing.assert_array_equal(made.features[0], served)
+    assert not np.array_equal(made.features[1], served)
+    assert made.unknown_items.tolist() == [1, 2]
+
+
+def test_lists_of_different_length_are_padded(spec, layout, new_history) -> None:
+    """Beyond an impression's items relevance is -1 and features are zero."""
+    history = new_history()
+    history.show("u0", ["a", "b", "c"], time=BEGIN)
+    history.show("u1", ["a", "b"], time=BEGIN + 1)
+    for user in ("u0", "u1"):
+        history.act(user, "a", time=BEGIN + 2)
+    made = build(spec, layout, history.tables(), now=BEGIN + 2 * WINDOW_S)
+    assert made.relevance.tolist() == [[1, 0, 0], [1, 0, -1]]
+    assert made.held.sum() == 5
+    assert not made.features[1, 2].any()
+
+
+@pytest.mark.parametrize(("count", "holdout", "newest"), [(10, 0.2, 2), (10, 0.01, 1), (2, 0.9, 2), (5, 0.5, 2)])
+def test_the_newest_are_held_out(spec, layout, new_history, count, holdout, newest) -> None:
+    """The split keeps every impression once, the newest share apart, and at least one of them."""
+    history = new_history()
+    for number in range(count):
+        history.show(f"u{number}", ["a", "b"], time=BEGIN + number)
+        history.act(f"u{number}", "a", time=BEGIN + number)
+    made = build(spec, layout, history.tables(), now=BEGIN + 2 * WINDOW_S)
+    training, held_out = made.split(holdout)
+    assert len(held_out) == newest
+    assert [*training.times, *held_out.times] == made.times.tolist()
+
+
+def test_nothing_makes_an_empty_set(spec, layout, new_history) -> None:
+    """Empty tables make an empty training set of the layout's width."""
+    made = build(spec, layout, new_history().tables())
+    assert made.features.shape == (0, 0, len(layout.columns))
