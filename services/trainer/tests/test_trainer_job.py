@@ -1,0 +1,138 @@
+"""The job: a task becomes an artefact, is measured beside the live model, and is done once however often it starts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from gyre.events.v1.models_pb2 import RolloutArm, RolloutView
+from gyre_core.topics import topic
+from gyre_local.testing import eventually
+from gyre_runtime.kafka import Producer
+from gyre_trainer.adapters.kafka import LiveModels
+from gyre_trainer.adapters.process import JobProcess
+from gyre_trainer.adapters.tables import LoopTables
+from gyre_trainer.artifact import Manifest
+from gyre_trainer.domain import JobFailed, Refused, State, Task
+from gyre_trainer.job import execute
+from gyre_trainer.settings import TrainerSettings
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, learnt) -> TrainerSettings:
+    """A warehouse with a history to learn from, and no MLflow."""
+    folder = tmp_path_factory.mktemp("job")
+    learnt.archive(folder / "warehouse", "shop")
+    return TrainerSettings(
+        warehouse=str(folder / "warehouse"),
+        artifacts=folder / "artifacts",
+        mlflow="http://127.0.0.1:9",
+        trainer_mlflow_wait_s=0.05,
+    )
+
+
+@pytest.fixture
+def task(settings: TrainerSettings, make_spec) -> Task:
+    """A task on the present snapshots."""
+    pins = LoopTables(settings.warehouse, "shop").pin(None)
+    spec = make_spec().model_dump_json()
+    return Task("run-1", "t1", "v1", spec, pins.snapshots, pins.now, "")
+
+
+@pytest.fixture
+def told() -> list[State]:
+    """The states that the job told."""
+    return []
+
+
+def test_a_task_is_done_once(settings: TrainerSettings, task: Task, told: list[State]) -> None:
+    """A second start of a run takes the artefact that the first one finished, without training again."""
+    first = execute(task, settings, lambda state, _progress: told.append(state))
+    assert list(dict.fromkeys(told)) == [State.SNAPSHOT, State.GATE, State.TRAINING, State.EVALUATING]
+    folder = Path(first["folder"])
+    written = {each.name: each.stat().st_mtime_ns for each in folder.iterdir()}
+    assert written.keys() == {"model.onnx", "golden.npz", "model.json"}
+    told.clear()
+    assert execute(task, settings, lambda state, _progress: told.append(state)) == first
+    assert told == [State.EVALUATING]
+    assert {each.name: each.stat().st_mtime_ns for each in folder.iterdir()} == written
+    assert [each.name for each in folder.parent.iterdir()] == [folder.name]
+    manifest = Manifest.read(folder)
+    assert (manifest.run_id, manifest.trigger_id, manifest.snapshots) == ("run-1", "t1", task.snapshots)
+    assert manifest.sha256 == first["sha256"]
+
+
+def test_the_live_model_is_the_measure(settings: TrainerSettings, task: Task, make_spec) -> None:
+    """A model is measured beside the live one on the same impressions, and refused where it does not gain enough."""
+    first = execute(task, settings, lambda _state, _progress: None)
+    second = replace(task, version="v2", run_id="run-2", incumbent=first["folder"])
+    measured = execute(second, settings, lambda _state, _progress: None)["measurements"]
+    assert measured["incumbent_ndcg_at_10"] == pytest.approx(first["measurements"]["ndcg_at_10"])
+    spec = make_spec()
+    evaluation = spec.training.evaluation.model_copy(update={"min_relative_ndcg": 0.5})
+    strict = spec.model_copy(update={"training": spec.training.model_copy(update={"evaluation": evaluation})})
+    third = replace(second, version="v3", spec=strict.model_dump_json())
+    with pytest.raises(Refused, match="min_relative_ndcg"):
+        execute(third, settings, lambda _state, _progress: None)
+    assert not (settings.artifacts / "shop" / "v3").exists()
+
+
+async def test_a_job_that_is_killed_has_failed(settings: TrainerSettings, task: Task) -> None:
+    """The reason says how the job ended."""
+    own = _children()
+
+    def kill(_state: State, _progress: float) -> None:
+        (job,) = _children() - own
+        os.kill(job, signal.SIGKILL)
+
+    with pytest.raises(JobFailed, match="ended with code -9"):
+        await JobProcess(settings).run(replace(task, version="v4"), kill)
+
+
+async def test_a_job_that_breaks_says_why(settings: TrainerSettings, task: Task) -> None:
+    """An error within the job is the reason of its failure."""
+    broken = replace(task, version="v5", snapshots=dict.fromkeys(task.snapshots, 1))
+    with pytest.raises(JobFailed, match="Snapshot not found: 1"):
+        await JobProcess(settings).run(broken, lambda _state, _progress: None)
+
+
+async def test_a_cancelled_job_is_gone(settings: TrainerSettings, task: Task) -> None:
+    """Cancelling ends the process before the call returns."""
+    own = _children()
+    running = asyncio.create_task(JobProcess(settings).run(replace(task, version="v6"), lambda _state, _progress: None))
+    await eventually(lambda: _children() - own, timeout_s=10)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert _children() == own
+
+
+def _children() -> set[int]:
+    pid = os.getpid()
+    return {
+        int(each) for task in Path(f"/proc/{pid}/task").iterdir() for each in (task / "children").read_text().split()
+    }
+
+
+@pytest.mark.adapter
+async def test_the_live_arm_is_the_incumbent(stack) -> None:
+    """The live arm's version counts where its artefact is there; a candidate's never does."""
+    artifacts = stack.folder / "artifacts"
+    async with Producer(stack.kafka, source="test") as producer:
+        for arms in ([("candidate", "v1")], [("live", "v1"), ("candidate", "v2")]):
+            async with LiveModels(stack.kafka, [stack.loop], artifacts) as models:
+                assert await models.folder(stack.loop) is None
+            named = [RolloutArm(name=name, version=version) for name, version in arms]
+            await producer.send(
+                topic(stack.loop, "models.rollouts"), RolloutView(loop=stack.loop, arms=named), key=stack.loop
+            )
+    for version in ("v1", "v2"):
+        folder = artifacts / stack.loop / version
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").touch()
+        (folder / "model.json").touch()
+    async with LiveModels(stack.kafka, [stack.loop], artifacts) as models:
+        assert await models.folder(stack.loop) == artifacts / stack.loop / "v1"
