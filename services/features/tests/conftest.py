@@ -20,6 +20,7 @@ events:
 items:
   fields:
     genres: {{kind: categories, values: [action, drama, comedy]}}
+    price: {{kind: number}}
 features:
   - {{name: popular, kind: decayed_count, scope: item, events: [rating], half_lives: [1d, 7d]}}
   - {{name: taste, kind: affinity, scope: user, field: genres, events: [rating], half_lives: [30d]}}
@@ -54,7 +55,16 @@ def layout(spec: LoopSpec) -> Layout:
     return Layout.compile(spec)
 
 
-Start = Callable[..., "subprocess.Popen[bytes]"]
+class Started(subprocess.Popen[bytes]):
+    """A process of the service under test, and the file with what it logs."""
+
+    def __init__(self, name: str, env: dict[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            super().__init__([sys.executable, "-m", "gyre_features", name], env=env, stdout=output, stderr=output)
+
+
+Start = Callable[..., Started]
 
 
 @pytest.fixture
@@ -62,9 +72,9 @@ def start_process(tmp_path: Path, spec: LoopSpec, kafka: str, redis_url: str) ->
     """Start a process of the service on the session's Kafka and Redis; it is ended with the test."""
     file = tmp_path / "gyre.yaml"
     file.write_text(SPEC.format(loop=spec.loop, shards=spec.shards.online_shards))
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Started] = []
 
-    def start(name: str, **env: str) -> "subprocess.Popen[bytes]":
+    def start(name: str, **env: str) -> Started:
         settings = {
             "GYRE_LOOPS": str(file),
             "GYRE_KAFKA": kafka,
@@ -75,10 +85,7 @@ def start_process(tmp_path: Path, spec: LoopSpec, kafka: str, redis_url: str) ->
             "GYRE_METRICS_LISTEN": "127.0.0.1:0",
         }
         clean = {key: value for key, value in os.environ.items() if not key.startswith("GYRE_")}
-        with (tmp_path / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "gyre_features", name], env={**clean, **settings, **env}, stdout=log, stderr=log
-            )
+        process = Started(name, {**clean, **settings, **env}, tmp_path / f"{name}-{len(started)}.log")
         started.append(process)
         return process
 

@@ -21,5 +21,9 @@ class FeaturesSettings(ServiceSettings):
     """Bytes of payload after which the archive commits."""
     features_archive_s: float = Field(2.0, gt=0)
     """Seconds after which the archive commits what it has."""
+    features_quality_batch: int = Field(500, ge=1, le=8192)
+    """Most records that the quality worker takes at once."""
+    features_quality_idle_s: float = Field(10.0, gt=0)
+    """Seconds of wall time without a record of a partition, after which its open windows are told as they stand."""
     features_quality_kept: int = Field(1000, ge=1)
     """How many quality windows of each topic `GetReport` can answer from."""

@@ -1,26 +1,19 @@
-"""The read side over gRPC: features, history, popular items, quality windows."""
+"""The read side over gRPC: features, history, popular items."""
 
 import time
-from collections import deque
 from collections.abc import Mapping
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
-from gyre.events.v1 import features_pb2 as events_pb2
-from gyre.features.v1 import data_quality_pb2 as quality_pb
-from gyre.features.v1 import data_quality_pb2_grpc as quality_rpc
 from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1 import features_pb2_grpc as rpc
 from gyre_core.features import Reader, RequestContext
-from gyre_core.features.state import State
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Invalid, NotFound, Precondition, Violation, instrument
-from gyre_runtime.events import Event
 
 from gyre_features.online.store import OnlineStore
+from gyre_features.popularity import popular_for
 
-_DEFAULT_WINDOWS = 10
-_OWN_CATEGORIES = 3
 _KINDS = {pb.ENTITY_KIND_USER: "user", pb.ENTITY_KIND_ITEM: "item"}
 
 
@@ -118,31 +111,14 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
         if request.category and request.category not in store.popularity.categories:
             rule = f"must be one of {', '.join(store.popularity.categories) or 'none'}"
             raise Invalid("UNKNOWN_CATEGORY", f"category = {request.category!r}: {rule}")
-        found = dict(await store.popular(request.limit, category=request.category or None))
-        if request.user_id and not request.category:
-            found = await self._with_own(store, request.user_id, found, request.limit)
         now = now_of(store.spec, request.request_time if request.HasField("request_time") else None)
-        best = sorted(found.items(), key=lambda each: -each[1])[: request.limit]
+        if request.category:
+            best = await store.popular(request.limit, category=request.category)
+        else:
+            best = await popular_for(store, request.user_id, request.limit)
         half_life = store.popularity.half_life_s
         counts = [2.0 ** min(score - now / half_life, 1000.0) for _, score in best]
         return pb.ListPopularResponse(item_ids=[item for item, _ in best], counts=counts)
-
-    async def _with_own(
-        self, store: OnlineStore, user_id: str, popular: dict[str, float], limit: int
-    ) -> dict[str, float]:
-        categories = favourite_categories(store, (await store.read(user_id, [])).user)[:_OWN_CATEGORIES]
-        if not categories:
-            return popular
-        found = dict(list(popular.items())[: max(1, limit // 2)])
-        share = max(1, (limit - len(found)) // len(categories))
-        for category in categories:
-            own = [each for each in await store.popular(limit, category=category) if each[0] not in found]
-            found.update(own[:share])
-        for item, score in popular.items():
-            if len(found) >= limit:
-                break
-            found.setdefault(item, score)
-        return found
 
     async def DeleteEntity(self, request: pb.DeleteEntityRequest, context: object) -> pb.DeleteEntityResponse:
         """Forget a user or an item in the online store."""
@@ -152,54 +128,3 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
             raise Invalid("UNKNOWN_KIND", f"kind = {request.kind}: must be a user or an item")
         deleted = await store.delete("user" if kind == "user" else "item", request.id)
         return pb.DeleteEntityResponse(deleted_keys=deleted)
-
-
-def favourite_categories(store: OnlineStore, user_value: bytes | None) -> list[str]:
-    """The categories of the recommendation field, those first on which the user's decayed weight is greatest."""
-    field, slots = store.spec.serving.recommend.genre_field, store.layout.slots("user")
-    if user_value is None or field is None or store.popularity is None:
-        return []
-    sums = State.unpack(slots, user_value).sums
-    weights: dict[int, float] = {}
-    for slot, weight in zip(slots.sums, sums, strict=True):
-        if slot.measure == "affinity" and slot.field == field and weight > 0:
-            weights[slot.category] = max(weights.get(slot.category, 0.0), float(weight))
-    best = sorted(weights, key=lambda category: -weights[category])
-    return [store.popularity.categories[category] for category in best]
-
-
-class QualityWindows:
-    """The newest quality windows of each topic, as the quality worker tells them."""
-
-    def __init__(self, *, kept: int) -> None:
-        self._kept = kept
-        self._windows: dict[str, deque[events_pb2.QualityWindow]] = {}
-
-    async def note(self, events: list[Event]) -> None:
-        """Take in windows."""
-        for event in events:
-            window = event.message
-            self._windows.setdefault(window.topic, deque(maxlen=self._kept)).append(window)
-
-    def newest(self, loop: str, count: int) -> list[events_pb2.QualityWindow]:
-        """The newest windows of a loop's topics, newest first."""
-        own = [list(windows)[-count:] for name, windows in self._windows.items() if name.startswith(f"{loop}.")]
-        return sorted(
-            (window for windows in own for window in windows), key=lambda each: -each.window_start_time.ToSeconds()
-        )
-
-
-class DataQualityServicer(quality_rpc.DataQualityServiceServicer):
-    """Answers from the windows of the raw stream."""
-
-    def __init__(self, windows: QualityWindows, loops: Mapping[str, LoopSpec]) -> None:
-        self._windows = windows
-        self._loops = loops
-
-    async def GetReport(self, request: quality_pb.GetReportRequest, context: object) -> quality_pb.GetReportResponse:
-        """Answer the newest windows."""
-        if request.loop not in self._loops:
-            raise unknown_loop(request.loop)
-        return quality_pb.GetReportResponse(
-            windows=self._windows.newest(request.loop, request.windows or _DEFAULT_WINDOWS)
-        )

@@ -1,0 +1,188 @@
+"""`quality`: the faust worker that watches the raw stream. It serves no gRPC: faust wants a process to itself."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import faust
+from faust.types import TP
+from gyre.events.v1 import features_pb2 as pb
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import topic
+from gyre_runtime import Dependency, Lifespan, Unavailable, load_loops
+from gyre_runtime.events import Event, message_types
+from gyre_runtime.kafka import Producer, View, ensure_topics
+
+from gyre_features.processes.stream import TOPICS, TYPES
+from gyre_features.quality.watch import Place, QualityWatch
+from gyre_features.settings import FeaturesSettings
+
+GROUP = "features-quality"
+_TICK_S = 0.5
+_RETRY_S = 1.0
+
+
+async def quality(lifespan: Lifespan, settings: FeaturesSettings) -> None:
+    """Wire the process; what waits for Kafka does so in the background, and the metrics page answers meanwhile."""
+    loops = load_loops(settings)
+    stopping = asyncio.Event()
+    lifespan.background("quality", _watch(lifespan, settings, loops, stopping), stop=stopping.set)
+
+
+async def _watch(
+    lifespan: Lifespan, settings: FeaturesSettings, loops: Mapping[str, LoopSpec], stopping: asyncio.Event
+) -> None:
+    work = asyncio.create_task(_work(lifespan, settings, loops), name="quality stream")
+    stop = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.cancel()
+        if not work.done():
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+    if not work.cancelled():
+        work.result()
+
+
+async def _work(lifespan: Lifespan, settings: FeaturesSettings, loops: Mapping[str, LoopSpec]) -> None:
+    await ensure_topics(settings, loops.values())
+    async with Producer(settings.kafka, source="gyre/features-quality") as producer, Told(settings, loops) as told:
+        lifespan.depends_on(Dependency("kafka", producer.ping))
+        app = make_app(settings)
+        watch = QualityWatch(
+            loops,
+            TYPES,
+            closed_until=told.closed_until,
+            tell=lambda window: _tell(producer, window),
+            commit=lambda offsets: _commit(app, offsets),
+            idle_s=settings.features_quality_idle_s,
+        )
+
+        failed = _observe(app, watch, loops, settings)
+        async with _running(app), asyncio.TaskGroup() as tasks:
+            tasks.create_task(_ticks(watch), name="windows in time")
+            tasks.create_task(_until(app, failed), name="faust")
+
+
+def make_app(settings: FeaturesSettings) -> faust.App:
+    """The faust app: no tables, no web server, no topics of its own; offsets are committed by `QualityWatch`."""
+    logging.getLogger("faust").setLevel(logging.WARNING)
+    return faust.App(
+        GROUP,
+        broker=[f"kafka://{address}" for address in settings.kafka.split(",")],
+        autodiscover=False,
+        datadir=str(settings.state_dir),
+        web_enabled=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        consumer_auto_offset_reset="earliest",
+        stream_wait_empty=False,
+        broker_session_timeout=10.0,
+        broker_heartbeat_interval=1.0,
+        stream_buffer_maxsize=8192,
+    )
+
+
+@asynccontextmanager
+async def _running(app: faust.App) -> AsyncIterator[None]:
+    app.finalize()
+    await app.start()
+    try:
+        yield
+    finally:
+        await app.stop()
+
+
+def _observe(
+    app: faust.App, watch: QualityWatch, loops: Iterable[str], settings: FeaturesSettings
+) -> "asyncio.Future[None]":
+    """Let the app hand over raw records; answer what fails when the watch does, which faust would only log."""
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    topics = [topic(name, suffix) for name in loops for suffix in TOPICS]
+
+    async def observe(stream: Any) -> None:
+        try:
+            async for events in stream.noack_take(settings.features_quality_batch, within=0.05):
+                await watch.observe([event.message for event in events])
+        except Exception as error:
+            failed.set_exception(error)
+            raise
+
+    async def revoked(_app: object, /, *given: Any, **_: Any) -> None:
+        await watch.forget([(each.topic, each.partition) for each in given[0]])
+
+    app.agent(app.topic(*topics, key_serializer="raw", value_serializer="raw", acks=False))(observe)
+    app.on_partitions_revoked.connect(revoked, weak=False)
+    return failed
+
+
+async def _ticks(watch: QualityWatch) -> None:
+    while True:
+        await asyncio.sleep(_TICK_S)
+        await watch.tick()
+
+
+async def _until(app: faust.App, failed: "asyncio.Future[None]") -> None:
+    """End with the app or the watch: the process then begins anew from the committed offsets."""
+    ended = asyncio.ensure_future(app.wait_until_stopped())
+    try:
+        await asyncio.wait({ended, failed}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ended.cancel()
+    if failed.done():
+        failed.result()
+    raise RuntimeError("faust's app ended")
+
+
+async def _tell(producer: Producer, window: pb.QualityWindow) -> None:
+    """Send a window, however long Kafka is away."""
+    while True:
+        try:
+            await producer.send(topic(window.loop, "features.quality"), window, key=window.topic)
+        except Unavailable:
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return
+
+
+async def _commit(app: faust.App, offsets: Mapping[Place, int]) -> None:
+    # faust commits what was acknowledged without a gap; windows close in another order than records come.
+    consumer: Any = app.consumer
+    await consumer._commit_offsets({TP(*place): offset for place, offset in offsets.items()})  # noqa: SLF001
+
+
+class Told:
+    """Until when the windows of each partition were told finally, read back from features.quality."""
+
+    def __init__(self, settings: FeaturesSettings, loops: Mapping[str, LoopSpec]) -> None:
+        types = message_types(pb.QualityWindow)
+        self._views = [
+            View(settings.kafka, topic(name, "features.quality"), types, on_change=self._note) for name in loops
+        ]
+        self._closed_until: dict[Place, float] = {}
+
+    async def __aenter__(self) -> Self:
+        """Begin to read."""
+        for view in self._views:
+            await view.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop reading."""
+        for view in self._views:
+            await view.__aexit__(None, None, None)
+
+    def _note(self, _key: str, event: Event | None) -> None:
+        if event is not None and event.message.final:
+            window: pb.QualityWindow = event.message
+            place, end = (window.topic, window.partition), window.window_end_time.ToNanoseconds() / 1e9
+            self._closed_until[place] = max(self._closed_until.get(place, 0.0), end)
+
+    async def closed_until(self, _places: Collection[Place]) -> Mapping[Place, float]:
+        """The end of the last final window of each partition, unix seconds, as of now."""
+        for view in self._views:
+            await view.catch_up()
+        return self._closed_until

@@ -1,0 +1,64 @@
+"""What `GetReport` answers from: the newest windows of each topic, its partitions added up."""
+
+from collections.abc import Iterable
+
+from gyre.events.v1 import features_pb2 as pb
+
+_Windows = dict[int, dict[int, pb.QualityWindow]]
+
+
+class QualityWindows:
+    """The newest windows of each topic; a window told again replaces what was told before.
+
+    Args:
+        kept: how many windows of each topic.
+    """
+
+    def __init__(self, *, kept: int) -> None:
+        self._kept = kept
+        self._windows: dict[str, _Windows] = {}
+
+    def note(self, window: pb.QualityWindow) -> None:
+        """Take in what one partition tells of a window."""
+        windows = self._windows.setdefault(window.topic, {})
+        windows.setdefault(window.window_start_time.ToNanoseconds(), {})[window.partition] = window
+        if len(windows) > self._kept:
+            del windows[min(windows)]
+
+    def newest(self, loop: str, count: int) -> list[pb.QualityWindow]:
+        """The newest windows of each topic of a loop, newest first."""
+        found = [
+            added_up(windows[start].values())
+            for topic, windows in self._windows.items()
+            if topic.startswith(f"{loop}.")
+            for start in sorted(windows, reverse=True)[:count]
+        ]
+        return sorted(found, key=lambda each: (-each.window_start_time.ToNanoseconds(), each.topic))
+
+
+def added_up(parts: Iterable[pb.QualityWindow]) -> pb.QualityWindow:
+    """One window of all partitions; it is final when each of them is."""
+    whole = pb.QualityWindow(final=True)
+    ranges: dict[str, pb.FieldRange] = {}
+    for part in parts:
+        whole.loop, whole.topic = part.loop, part.topic
+        whole.window_start_time.CopyFrom(part.window_start_time)
+        whole.window_end_time.CopyFrom(part.window_end_time)
+        whole.events += part.events
+        whole.unreadable += part.unreadable
+        whole.final = whole.final and part.final
+        for name, count in part.types.items():
+            whole.types[name] += count
+        for each in part.ranges:
+            _widen(ranges.setdefault(each.field, pb.FieldRange(field=each.field)), each)
+    whole.ranges.extend(ranges[name] for name in sorted(ranges))
+    return whole
+
+
+def _widen(into: pb.FieldRange, part: pb.FieldRange) -> None:
+    if part.count:
+        into.min = min(into.min, part.min) if into.count else part.min
+        into.max = max(into.max, part.max) if into.count else part.max
+    into.count += part.count
+    into.missing += part.missing
+    into.sum += part.sum

@@ -1,0 +1,107 @@
+"""Counts the raw stream, tells its windows, and only then moves the offsets that a successor begins at."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+from gyre.events.v1 import features_pb2 as pb
+from gyre_core.spec import LoopSpec
+from gyre_runtime import instrument
+from gyre_runtime.events import Event, MessageTypes, ReceivedRecord, Unreadable, decode
+
+from gyre_features.quality.windows import PartitionWindows
+
+_LOG = logging.getLogger(__name__)
+
+Place = tuple[str, int]
+ClosedUntil = Callable[[Collection[Place]], Awaitable[Mapping[Place, float]]]
+Tell = Callable[[pb.QualityWindow], Awaitable[None]]
+Commit = Callable[[Mapping[Place, int]], Awaitable[None]]
+
+
+class QualityWatch:
+    """The windows of all partitions that this process has.
+
+    Args:
+        loops: by name.
+        types: the payload classes of the topics.
+        closed_until: answers for partitions the end of the last window that was told finally, unix seconds.
+        tell: sends a window and returns when Kafka has it.
+        commit: commits, for partitions, the offset to begin again at.
+        idle_s: wall seconds without a record after which open windows are told as they stand.
+    """
+
+    def __init__(
+        self,
+        loops: Mapping[str, LoopSpec],
+        types: MessageTypes,
+        *,
+        closed_until: ClosedUntil,
+        tell: Tell,
+        commit: Commit,
+        idle_s: float,
+    ) -> None:
+        self._loops, self._types, self._idle_s = loops, types, idle_s
+        self._closed_until, self._tell, self._commit = closed_until, tell, commit
+        self._partitions: dict[Place, PartitionWindows] = {}
+        self._last_record: dict[Place, float] = {}
+        self._committed: dict[Place, int] = {}
+        self._lock = asyncio.Lock()
+
+    async def observe(self, records: Sequence[ReceivedRecord]) -> None:
+        """Count records, then tell what they closed; within a partition they are in the order of their offsets."""
+        async with self._lock:
+            places = {(record.topic, record.partition) for record in records}
+            await self._take_over(places - self._partitions.keys())
+            for record in records:
+                self._count(record)
+            self._last_record.update(dict.fromkeys(places, time.monotonic()))
+            await self._tell_due(places)
+
+    async def tick(self) -> None:
+        """Tell what the passing of time closed."""
+        async with self._lock:
+            await self._tell_due(set(self._partitions))
+
+    async def forget(self, places: Collection[Place]) -> None:
+        """Drop partitions that went to another process, which counts their open windows again."""
+        async with self._lock:
+            for place in places:
+                self._partitions.pop(place, None)
+                self._last_record.pop(place, None)
+                self._committed.pop(place, None)
+
+    async def _take_over(self, places: Collection[Place]) -> None:
+        if not places:
+            return
+        known = await self._closed_until(places)
+        for topic, partition in places:
+            spec = self._loops[topic.partition(".")[0]]
+            until = known.get((topic, partition), 0.0)
+            self._partitions[topic, partition] = PartitionWindows(spec, topic, partition, closed_until=until)
+
+    def _count(self, record: ReceivedRecord) -> None:
+        event: Event | None = None
+        try:
+            event = decode(record, self._types)
+        except Unreadable as problem:
+            _LOG.debug("unreadable", extra={"topic": record.topic, "reason": problem.reason})
+        left_out = self._partitions[record.topic, record.partition].count(record.offset, event)
+        if left_out:
+            loop = record.topic.partition(".")[0]
+            instrument("gyre_consumer_skipped_total").add(loop=loop, topic=record.topic, reason=left_out)
+
+    async def _tell_due(self, places: Collection[Place]) -> None:
+        now, moved = time.monotonic(), {}
+        for place in places:
+            windows = self._partitions[place]
+            for window, message in list(windows.due(idle=now - self._last_record.get(place, now) >= self._idle_s)):
+                await self._tell(message)
+                windows.told(window, final=message.final)
+                instrument("gyre_quality_windows_total").add(loop=message.loop, topic=message.topic)
+            if windows.resume_offset > self._committed.get(place, 0):
+                moved[place] = windows.resume_offset
+        if moved:
+            await self._commit(moved)
+            self._committed.update(moved)

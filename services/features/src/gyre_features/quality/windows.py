@@ -1,0 +1,200 @@
+"""The windows of one partition of the raw stream: what is counted, when a window is told, and where to begin again.
+
+A window is told as soon as the loop's clock has passed its end, or the partition has been idle for a while of wall
+time, so that the last window of a replay is seen too; and once more, finally, when the clock has passed its end by the
+loop's `max_lateness`, after which the loop takes nothing in for it. Only then is it forgotten.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import floor, isfinite
+
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre.events.v1 import features_pb2 as pb
+from gyre_core.admission import refuse_time
+from gyre_core.clock import LoopClock
+from gyre_core.spec import LoopSpec, NumberField
+from gyre_runtime.events import Event
+
+VALUE = "value"
+"""The name of an interaction's value among the ranges."""
+OTHER_TYPES = "(other)"
+_MOST_TYPES = 64
+
+
+@dataclass(slots=True)
+class Range:
+    """Count, least, greatest and sum of one numeric field."""
+
+    count: int = 0
+    missing: int = 0
+    least: float = float("inf")
+    greatest: float = float("-inf")
+    total: float = 0.0
+
+    def add(self, value: float | None) -> None:
+        """Count a value; None, and what is no finite number, is missing."""
+        if value is None or not isfinite(value):
+            self.missing += 1
+            return
+        self.count += 1
+        self.total += value
+        self.least = min(self.least, value)
+        self.greatest = max(self.greatest, value)
+
+    def message(self, name: str) -> pb.FieldRange:
+        """The range as it is told; least and greatest are 0 without a value."""
+        least, greatest = (self.least, self.greatest) if self.count else (0.0, 0.0)
+        return pb.FieldRange(
+            field=name, count=self.count, missing=self.missing, min=least, max=greatest, sum=self.total
+        )
+
+
+@dataclass(slots=True)
+class Window:
+    """What one partition looked like between two event times.
+
+    Attributes:
+        first_offset: of the first record counted: where counting the window begins again after a crash.
+        changed: something was counted since the window was last told.
+    """
+
+    start: float
+    first_offset: int
+    events: int = 0
+    unreadable: int = 0
+    types: Counter[str] = field(default_factory=Counter)
+    ranges: dict[str, Range] = field(default_factory=dict)
+    changed: bool = True
+
+    def count(self, spec: LoopSpec, message: object) -> None:
+        """Count a readable event."""
+        self.events += 1
+        self.changed = True
+        if isinstance(message, behavior.Interaction):
+            known = message.type in self.types or len(self.types) < _MOST_TYPES
+            self.types[message.type if known else OTHER_TYPES] += 1
+            declared = spec.events.interactions.get(message.type)
+            if message.HasField("value"):
+                self._range(VALUE).add(message.value)
+            elif declared is not None and declared.value is not None:
+                self._range(VALUE).add(None)
+        elif isinstance(message, behavior.ItemChanged):
+            for name, declared_field in spec.items.fields.items():
+                if isinstance(declared_field, NumberField):
+                    given = message.fields.get(name)
+                    is_number = given is not None and given.WhichOneof("kind") == "number"
+                    self._range(name).add(given.number if given is not None and is_number else None)
+
+    def _range(self, name: str) -> Range:
+        return self.ranges.setdefault(name, Range())
+
+    def message(self, source: str, partition: int, *, seconds: float, final: bool) -> pb.QualityWindow:
+        """The window as it is told."""
+        told = pb.QualityWindow(
+            loop=source.partition(".")[0],
+            topic=source,
+            events=self.events,
+            unreadable=self.unreadable,
+            types=self.types,
+            ranges=[each.message(name) for name, each in sorted(self.ranges.items())],
+            partition=partition,
+            final=final,
+        )
+        told.window_start_time.FromNanoseconds(round(self.start * 1e9))
+        told.window_end_time.FromNanoseconds(round((self.start + seconds) * 1e9))
+        return told
+
+
+class PartitionWindows:
+    """The open windows of one topic partition.
+
+    Args:
+        spec: the loop.
+        source: full name of the topic.
+        partition: its number.
+        closed_until: event time before which every window was told finally, by whomever, unix seconds.
+    """
+
+    def __init__(self, spec: LoopSpec, source: str, partition: int, *, closed_until: float) -> None:
+        self.source, self.partition = source, partition
+        self._spec, self._seconds = spec, spec.quality.window_s
+        self._clock = LoopClock(spec.clock, start=closed_until)
+        self._closed_until = closed_until
+        self._windows: dict[float, Window] = {}
+        self._unplaced = 0
+        self._unplaced_from = 0
+        self.next_offset = 0
+
+    def count(self, offset: int, event: Event | None) -> str | None:
+        """Count a record, None for one that cannot be read; answer why it was left out, or None.
+
+        A record without an event has no time of its own and falls into the window of the clock's now. A record at an
+        offset that was counted already is left out.
+        """
+        if offset < self.next_offset:
+            return "COUNTED"
+        self.next_offset = offset + 1
+        if event is None:
+            self._count_unreadable(offset)
+            return None
+        refusal = refuse_time(self._spec, self._clock, event.time)
+        if refusal is not None:
+            return refusal.reason
+        self._clock.observe(event.time)
+        start = self._start_of(event.time)
+        if start < self._closed_until:
+            return "WINDOW_CLOSED"
+        self._window(start, offset).count(self._spec, event.message)
+        return None
+
+    def _count_unreadable(self, offset: int) -> None:
+        now = self._clock.now()
+        start = max(self._start_of(now), self._closed_until) if isfinite(now) and now > 0 else None
+        if start is None:
+            # The replay clock has not begun: the first event's window takes it.
+            self._unplaced_from = self._unplaced_from if self._unplaced else offset
+            self._unplaced += 1
+            return
+        window = self._window(start, offset)
+        window.unreadable += 1
+        window.changed = True
+
+    def _window(self, start: float, offset: int) -> Window:
+        window = self._windows.get(start)
+        if window is None:
+            window = self._windows[start] = Window(start, self._unplaced_from if self._unplaced else offset)
+            window.unreadable, self._unplaced = self._unplaced, 0
+        return window
+
+    def _start_of(self, time: float) -> float:
+        return floor(time / self._seconds) * self._seconds
+
+    @property
+    def resume_offset(self) -> int:
+        """Where a successor begins: the lowest offset that feeds an open window, or the next one to come."""
+        waiting = self._unplaced_from if self._unplaced else self.next_offset
+        return min((each.first_offset for each in self._windows.values()), default=waiting)
+
+    def due(self, *, idle: bool) -> Iterator[tuple[Window, pb.QualityWindow]]:
+        """The windows to tell now and their messages, oldest first; call `told` after each.
+
+        Args:
+            idle: no record came for so long that open windows are told as they stand.
+        """
+        now, final_before = self._clock.now(), self._clock.now() - self._spec.events.max_lateness_s
+        for start in sorted(self._windows):
+            window, end = self._windows[start], start + self._seconds
+            final = end <= final_before
+            if final or (window.changed and (idle or end <= now)):
+                yield window, window.message(self.source, self.partition, seconds=self._seconds, final=final)
+
+    def told(self, window: Window, *, final: bool) -> None:
+        """Note that a window was told as it stands; a final one is forgotten."""
+        window.changed = False
+        if final:
+            self._closed_until = max(self._closed_until, window.start + self._seconds)
+            del self._windows[window.start]

@@ -1,0 +1,6 @@
+"""The gRPC servicers of the read side."""
+
+from gyre_features.transport.features import FeaturesServicer
+from gyre_features.transport.quality import DataQualityServicer
+
+__all__ = ["DataQualityServicer", "FeaturesServicer"]

@@ -1,0 +1,260 @@
+"""The quality worker: exact counts and ranges of the raw stream, told once the window is over, whatever dies."""
+
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre.events.v1 import features_pb2 as pb
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import declared, topic
+from gyre_features.processes.stream import TYPES
+from gyre_features.quality.report import QualityWindows
+from gyre_features.quality.watch import QualityWatch
+from gyre_features.quality.windows import OTHER_TYPES, PartitionWindows
+from gyre_local.process import Process
+from gyre_local.testing import eventually
+from gyre_runtime.events import Event, Record, encode, message_types
+from gyre_runtime.kafka import Producer, create_topics
+from gyre_runtime.kafka.view import read_log
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+BEGIN = 1_370_000_040.0
+"""The start of a minute; the test loop's windows are of a minute, its lateness an hour."""
+
+
+def _rating(value: float | None, *, kind: str = "rating") -> behavior.Interaction:
+    return behavior.Interaction(user_id="u", item_id="i", type=kind, value=value)
+
+
+def _event(spec: LoopSpec, message: Any, *, time: float, suffix: str = "behavior.interactions") -> Event:
+    return Event("e", "test", "", time, message, None, topic(spec.loop, suffix), 0, 0)
+
+
+def _windows(spec: LoopSpec, suffix: str = "behavior.interactions") -> PartitionWindows:
+    return PartitionWindows(spec, topic(spec.loop, suffix), 0, closed_until=0.0)
+
+
+def _tell(windows: PartitionWindows, *, idle: bool = False) -> list[pb.QualityWindow]:
+    told = []
+    for window, message in list(windows.due(idle=idle)):
+        windows.told(window, final=message.final)
+        told.append(message)
+    return told
+
+
+def test_a_window_counts_types_and_ranges(spec: LoopSpec) -> None:
+    """Events, types, and count, missing, least, greatest and sum of the values are exact."""
+    windows = _windows(spec)
+    for offset, value in enumerate([3.0, 9.0, None, 6.0, float("nan")]):
+        windows.count(offset, _event(spec, _rating(value), time=BEGIN + offset))
+    windows.count(5, _event(spec, _rating(None, kind="click"), time=BEGIN + 5))
+    windows.count(6, None)
+    (told,) = _tell(windows, idle=True)
+    assert (told.events, told.unreadable, dict(told.types)) == (6, 1, {"rating": 5, "click": 1})
+    (found,) = told.ranges
+    assert (found.field, found.count, found.missing) == ("value", 3, 2)
+    assert (found.min, found.max, found.sum) == (3.0, 9.0, 18.0)
+
+
+def test_number_fields_of_items_have_ranges(spec: LoopSpec) -> None:
+    """A number field that an item lacks, or gives as text, is missing; fields of other kinds have no range."""
+    windows = _windows(spec, "catalog.items")
+    genres = behavior.FieldValue(categories=behavior.Categories(values=["drama"]))
+    for offset, fields in enumerate(
+        [
+            {"price": behavior.FieldValue(number=4.5), "genres": genres},
+            {"genres": genres},
+            {"price": behavior.FieldValue(text="4")},
+        ]
+    ):
+        message = behavior.ItemChanged(item_id=f"i{offset}", fields=fields)
+        windows.count(offset, _event(spec, message, time=BEGIN, suffix="catalog.items"))
+    (told,) = _tell(windows, idle=True)
+    assert [(each.field, each.count, each.missing, each.sum) for each in told.ranges] == [("price", 1, 2, 4.5)]
+
+
+def test_a_window_is_told_after_its_end_and_finally_after_the_lateness(spec: LoopSpec) -> None:
+    """The loop's clock decides: so far at the end, finally after max_lateness, and in between only with changes."""
+    windows = _windows(spec)
+    windows.count(0, _event(spec, _rating(1.0), time=BEGIN))
+    assert _tell(windows) == []
+    windows.count(1, _event(spec, _rating(1.0), time=BEGIN + 60))
+    (so_far,) = _tell(windows)
+    assert (so_far.window_start_time.ToSeconds(), so_far.events, so_far.final) == (BEGIN, 1, False)
+    assert _tell(windows) == []
+    windows.count(2, _event(spec, _rating(1.0), time=BEGIN + 59))
+    (late,) = _tell(windows)
+    assert (late.events, late.final) == (2, False)
+    windows.count(3, _event(spec, _rating(1.0), time=BEGIN + 60 + 3600))
+    final = [each for each in _tell(windows) if each.final]
+    assert [(each.window_start_time.ToSeconds(), each.events) for each in final] == [(BEGIN, 2)]
+    assert windows.count(4, _event(spec, _rating(1.0), time=BEGIN + 59)) == "TOO_OLD"
+
+
+def test_a_successor_begins_at_the_oldest_open_window(spec: LoopSpec) -> None:
+    """The offset to resume at is the first that feeds a window which is not final."""
+    windows = _windows(spec)
+    windows.count(10, _event(spec, _rating(1.0), time=BEGIN))
+    windows.count(11, _event(spec, _rating(1.0), time=BEGIN + 70))
+    windows.count(12, _event(spec, _rating(1.0), time=BEGIN + 10))
+    assert windows.resume_offset == 10
+    windows.count(13, _event(spec, _rating(1.0), time=BEGIN + 3665))
+    _tell(windows)
+    assert windows.resume_offset == 11
+
+
+def test_a_window_that_was_told_finally_is_not_told_again(spec: LoopSpec) -> None:
+    """A successor that reads records of a final window once more leaves them out."""
+    windows = PartitionWindows(spec, topic(spec.loop, "behavior.interactions"), 0, closed_until=BEGIN + 60)
+    assert windows.count(0, _event(spec, _rating(1.0), time=BEGIN + 59)) == "WINDOW_CLOSED"
+    assert windows.count(1, _event(spec, _rating(1.0), time=BEGIN + 60)) is None
+    assert windows.count(1, _event(spec, _rating(1.0), time=BEGIN + 60)) == "COUNTED"
+    assert [each.events for each in _tell(windows, idle=True)] == [1]
+
+
+def test_made_up_types_do_not_grow_without_bound(spec: LoopSpec) -> None:
+    """Beyond the bound, types are counted together."""
+    windows = _windows(spec)
+    for offset in range(200):
+        windows.count(offset, _event(spec, _rating(None, kind=f"t{offset}"), time=BEGIN))
+    (told,) = _tell(windows, idle=True)
+    assert len(told.types) == 65
+    assert told.types[OTHER_TYPES] == 136
+
+
+def test_a_report_adds_partitions_up_and_replaces_what_is_told_again() -> None:
+    """The newest message of each partition counts, the window is final when all are, and old windows go."""
+    windows = QualityWindows(kept=2)
+
+    def note(start: int, partition: int, events: int, *, final: bool = False) -> None:
+        message = pb.QualityWindow(loop="l", topic="l.t", partition=partition, events=events, final=final)
+        message.window_start_time.FromSeconds(start)
+        message.types["click"] = events
+        message.ranges.add(field="value", count=1, min=events, max=events, sum=events)
+        windows.note(message)
+
+    note(60, 0, 3)
+    note(60, 0, 5, final=True)
+    note(60, 1, 7)
+    (whole,) = windows.newest("l", 10)
+    assert (whole.events, whole.types["click"], whole.final) == (12, 12, False)
+    assert (whole.ranges[0].min, whole.ranges[0].max, whole.ranges[0].sum) == (5, 7, 12)
+    note(120, 0, 1)
+    note(180, 0, 1, final=True)
+    assert [each.window_start_time.ToSeconds() for each in windows.newest("l", 10)] == [180, 120]
+    assert [each.window_start_time.ToSeconds() for each in windows.newest("l", 1)] == [180]
+    assert windows.newest("other", 10) == []
+
+
+async def test_offsets_move_only_after_the_window_was_told(spec: LoopSpec) -> None:
+    """A crash between telling and committing repeats a window, and never loses one."""
+    log: list[Any] = []
+
+    async def closed_until(places: Any) -> dict[Any, float]:
+        return {}
+
+    async def tell(window: pb.QualityWindow) -> None:
+        log.append(("told", window.window_start_time.ToSeconds(), window.final))
+
+    async def commit(offsets: Any) -> None:
+        log.append(("committed", *offsets.values()))
+
+    watch = QualityWatch({spec.loop: spec}, TYPES, closed_until=closed_until, tell=tell, commit=commit, idle_s=60)
+    name = topic(spec.loop, "behavior.interactions")
+    for offset, time in enumerate([BEGIN, BEGIN + 30, BEGIN + 4000]):
+        record = encode(_rating(1.0), source="test", time=time)
+        await watch.observe([_Received(name, 0, offset, *record)])
+    assert log == [("told", BEGIN, True), ("committed", 2)]
+
+
+class _Received:
+    """A record as a consumer hands it over."""
+
+    def __init__(self, topic: str, partition: int, offset: int, key: Any, value: bytes, headers: Any) -> None:
+        self.topic, self.partition, self.offset = topic, partition, offset
+        self.key, self.value, self.headers = key, value, headers
+
+
+async def _produce(kafka: str, spec: LoopSpec, first: int, end: int, *, step_s: float = 1.0) -> None:
+    name = topic(spec.loop, "behavior.interactions")
+    async with Producer(kafka, source="test") as producer:
+        for each in range(first, end):
+            message = behavior.Interaction(user_id=f"u{each}", item_id="i", type="rating", value=each % 10)
+            producer.enqueue(name, message, key=f"u{each}", time=BEGIN + each * step_s)
+
+
+async def _told(kafka: str, spec: LoopSpec) -> list[pb.QualityWindow]:
+    types = message_types(pb.QualityWindow)
+    return [event.message async for event in read_log(kafka, topic(spec.loop, "features.quality"), types)]
+
+
+def _latest(told: Sequence[pb.QualityWindow]) -> dict[tuple[str, int, float], pb.QualityWindow]:
+    return {(each.topic, each.partition, each.window_start_time.ToSeconds()): each for each in told}
+
+
+@pytest.mark.adapter
+async def test_the_worker_survives_kill_and_restart(kafka: str, spec: LoopSpec, start_process: Start) -> None:
+    """SIGKILL in the middle, and a restart: the latest windows hold every event once, and final ones never change."""
+    await create_topics(kafka, declared(spec))
+    env = {"GYRE_FEATURES_QUALITY_IDLE_S": "1", "GYRE_FEATURES_QUALITY_BATCH": "100"}
+    await _produce(kafka, spec, 0, 3000, step_s=3.0)
+    name = topic(spec.loop, "behavior.interactions")
+    async with Producer(kafka, source="test") as producer:
+        await producer.send_record(name, Record(b"k", b"\xff", [("ce_id", b"1")]))
+    victim = start_process("quality", **env)
+
+    async def began() -> bool:
+        return any(each.final for each in await _told(kafka, spec))
+
+    await eventually(began, timeout_s=40, message="windows were told")
+    victim.kill()
+    victim.wait()
+    await _produce(kafka, spec, 3000, 4000, step_s=3.0)
+    successor = start_process("quality", **env)
+
+    async def whole() -> bool:
+        return sum(each.events for each in _latest(await _told(kafka, spec)).values()) >= 4000
+
+    await eventually(whole, timeout_s=60, message="every event is in a window")
+    told = await _told(kafka, spec)
+    latest = _latest(told)
+    assert sum(each.events for each in latest.values()) == 4000
+    assert sum(each.unreadable for each in latest.values()) == 1
+    assert sum(each.ranges[0].sum for each in latest.values()) == sum(each % 10 for each in range(4000))
+    for each in told:
+        if each.final:
+            assert each.events == latest[each.topic, each.partition, each.window_start_time.ToSeconds()].events
+    successor.send_signal(signal.SIGTERM)
+    assert successor.wait(10) == 0
+
+
+@pytest.mark.adapter
+@pytest.mark.usefixtures("kafka")
+async def test_the_worker_waits_for_kafka(
+    kafka: str, kafka_process: Process, spec: LoopSpec, start_process: Start
+) -> None:
+    """A worker that starts while Kafka is away counts once it is there, and ends at once when told so before."""
+    await create_topics(kafka, declared(spec))
+    await _produce(kafka, spec, 0, 50)
+    kafka_process.stop()
+    try:
+        impatient = start_process("quality")
+        patient = start_process("quality", GYRE_FEATURES_QUALITY_IDLE_S="1")
+        await eventually(lambda: _says(patient, "waiting for Kafka"), timeout_s=30)
+        await eventually(lambda: _says(impatient, "waiting for Kafka"), timeout_s=30)
+        impatient.send_signal(signal.SIGTERM)
+        assert impatient.wait(10) == 0
+    finally:
+        kafka_process.start()
+
+    async def whole() -> bool:
+        return sum(each.events for each in _latest(await _told(kafka, spec)).values()) == 50
+
+    await eventually(whole, timeout_s=60, message="the worker counted what it found")
+
+
+def _says(process: Any, words: str) -> bool:
+    return words in process.log.read_text()
