@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.exceptions import NamespaceAlreadyExistsError, TableAlreadyExistsError
+from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
@@ -118,6 +118,9 @@ def open_catalog(settings: ServiceSettings) -> Catalog:
 
 def ensure_table(catalog: Catalog, loop: str, table: str) -> Table:
     """Load a table of a loop, creating it where it is missing; rows are partitioned by the day of their event."""
+    # Asked first: an attempt to create a table that exists leaves a metadata file behind.
+    with contextlib.suppress(NoSuchTableError):
+        return catalog.load_table((loop, table))
     with contextlib.suppress(NamespaceAlreadyExistsError):
         catalog.create_namespace(loop)
     schema = schema_of(table)
