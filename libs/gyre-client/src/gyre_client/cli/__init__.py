@@ -1,0 +1,18 @@
+"""The `gyre` command."""
+
+import logging
+
+import typer
+
+from gyre_client.cli import dlq, loop, models, requests
+
+app = typer.Typer(help="Use and operate a Gyre mesh.", no_args_is_help=True, pretty_exceptions_enable=False)
+for module in (loop, requests, models):
+    module.register(app)
+app.add_typer(dlq.app, name="dlq")
+
+
+def main() -> None:
+    """Run the command line; libraries do not write into its output, errors are told by the commands."""
+    logging.getLogger().addHandler(logging.NullHandler())
+    app()

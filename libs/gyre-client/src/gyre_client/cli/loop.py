@@ -1,0 +1,124 @@
+"""Commands about the loop's file, and about what the loop is doing."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from gyre.monitor.v1 import monitor_pb2 as pb
+from gyre_core.features import Layout
+from gyre_core.spec import SpecError, json_schema, load_loop
+from gyre_core.topics import Topic, declared
+from gyre_runtime import call
+from rich.console import Group, RenderableType
+
+from gyre_client.cli.session import TIMEOUT_S, JsonOption, LoopArgument, ask, console, fail, show, table, when
+from gyre_client.lineage import lineage_tree
+
+FileArgument = Annotated[Path, typer.Argument(help="A gyre.yaml.", show_default=False)]
+_DAY_S = 86_400
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (validate, schema, topics, status, experiment, trace):
+        app.command()(command)
+
+
+def validate(file: FileArgument) -> None:
+    """Check a gyre.yaml; names file, line, field, value and rule of every mistake."""
+    try:
+        spec = load_loop(file)
+    except SpecError as error:
+        for issue in error.issues:
+            typer.echo(str(issue))
+        raise typer.Exit(1) from error
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{file}: cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}")
+    layout = Layout.compile(spec)
+    facts = f"{len(spec.features)} features in {len(layout.columns)} columns, layout {layout.hash}"
+    typer.echo(f"{file}: loop {spec.loop} is valid: {facts}")
+
+
+def schema() -> None:
+    """Print the JSON Schema of gyre.yaml, for editors."""
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def topics(file: FileArgument) -> None:
+    """List the Kafka topics that a loop has, as its gyre.yaml makes them."""
+    try:
+        spec = load_loop(file)
+    except (SpecError, OSError) as error:
+        fail(str(error).partition("\n")[0])
+    made = table("topic", "key", "payload", "partitions", "kept", "written by")
+    for each in declared(spec):
+        made.add_row(each.name, each.key, each.payload, str(each.partitions), _kept(each), each.owner)
+    console().print(made)
+
+
+def _kept(each: Topic) -> str:
+    if each.compacted:
+        return "newest of each key"
+    return "for ever" if each.retention_s is None else f"{each.retention_s / _DAY_S:g} days"
+
+
+def status(loop: LoopArgument, *, as_json: JsonOption = False) -> None:
+    """Show the stage that every part of the loop is in."""
+    request = pb.GetLoopStatusRequest(loop=loop)
+    answer = ask("monitor", lambda mesh: call(mesh.monitor.GetLoopStatus, request, timeout_s=TIMEOUT_S))
+    show(answer, as_json=as_json, render=lambda: _stages(answer))
+
+
+def _stages(answer: pb.GetLoopStatusResponse) -> RenderableType:
+    made = table("stage", "state", "works on", "count", "last moved (UTC)")
+    for stage in answer.stages:
+        made.add_row(stage.stage, stage.state, stage.subject, f"{stage.count:,}", when(stage.update_time))
+    lines = []
+    if answer.volume_threshold:
+        lines.append(
+            f"{answer.interactions_since_trigger:,} of {answer.volume_threshold:,} interactions to the next run"
+        )
+    if answer.loop_time_s:
+        lines.append(f"the last trigger was served by all traffic after {answer.loop_time_s:.1f} s")
+    return Group(made, *lines)
+
+
+def experiment(
+    loop: LoopArgument,
+    rollout: Annotated[str, typer.Option(help="Only this rollout.", show_default=False)] = "",
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the versions and arms of a loop."""
+    request = pb.GetExperimentRequest(loop=loop, rollout_id=rollout)
+    answer = ask("monitor", lambda mesh: call(mesh.monitor.GetExperiment, request, timeout_s=TIMEOUT_S))
+    show(answer, as_json=as_json, render=lambda: _arms(answer))
+
+
+def _arms(answer: pb.GetExperimentResponse) -> RenderableType:
+    made = table("arm", "version", "answers", "CTR (95 %)", "conversion", "p50", "p99", "degraded")
+    for arm in answer.arms:
+        made.add_row(
+            arm.arm,
+            arm.version,
+            f"{arm.impressions:,}",
+            f"{arm.ctr:.2%} ({arm.ctr_low:.2%} to {arm.ctr_high:.2%})",
+            f"{arm.conversion:.2%}",
+            f"{1000 * arm.latency_p50_s:.1f} ms",
+            f"{1000 * arm.latency_p99_s:.1f} ms",
+            f"{arm.degraded_share:.2%}",
+        )
+    return made
+
+
+def trace(
+    loop: LoopArgument,
+    request_id: Annotated[str, typer.Argument(help="The answer's request id.", show_default=False)],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Show everything that led to an answer: its trace, and the rollout, run and trigger behind it."""
+    request = pb.GetLineageRequest(loop=loop, request_id=request_id)
+    answer = ask("monitor", lambda mesh: call(mesh.monitor.GetLineage, request, timeout_s=TIMEOUT_S))
+    show(answer, as_json=as_json, render=lambda: lineage_tree(answer))

@@ -1,0 +1,110 @@
+"""One command against the mesh: settings from the environment, errors in one line that says what to do."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated, NoReturn, TypeVar
+
+import typer
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from gyre_runtime import DeadlineExceeded, GyreError, Unauthenticated, Unavailable, load_settings
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from gyre_client.mesh import Mesh
+from gyre_client.settings import ClientSettings
+
+T = TypeVar("T")
+_PIPE_WIDTH = 160
+TIMEOUT_S = 10.0
+
+LoopArgument = Annotated[str, typer.Argument(help="The loop's name.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+TimeOption = Annotated[
+    str | None, typer.Option(help="ISO 8601 with its UTC offset, or unix seconds. Default: now.", show_default=False)
+]
+
+
+def console() -> Console:
+    """The terminal; wide lines where the output goes into a pipe."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, soft_wrap=not sys.stdout.isatty())
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line on stderr and end with exit code 1."""
+    Console(stderr=True, soft_wrap=True).print(message, style="red", markup=False, highlight=False)
+    raise typer.Exit(1)
+
+
+def ask(service: str, work: Callable[[Mesh], Awaitable[T]]) -> T:
+    """Do something with the mesh; an error ends the command with one line.
+
+    Args:
+        service: the service, or `kafka`, that is asked: its address is named where it does not answer.
+        work: what to do.
+    """
+    settings = load_settings(ClientSettings)
+
+    async def run() -> T:
+        async with Mesh(settings) as mesh:
+            return await work(mesh)
+
+    try:
+        return asyncio.run(run())
+    except GyreError as error:
+        fail(explain(error, service=service, address=getattr(settings, service)))
+
+
+def explain(error: GyreError, *, service: str, address: str) -> str:
+    """An error in one line that names what to do about it."""
+    if isinstance(error, Unauthenticated):
+        return f"{error}. Give the token with GYRE_TOKEN, or its file with GYRE_TOKEN_FILE."
+    if error.violations:
+        return "; ".join(str(each) for each in error.violations)
+    if isinstance(error, Unavailable | DeadlineExceeded) and error.reason in {error.code.name, "KAFKA_UNAVAILABLE"}:
+        variable = f"GYRE_{service.upper()}"
+        return f"{service} at {address} does not answer: start it with `make up`, or name another in {variable}."
+    return str(error)
+
+
+def show(message: Message, *, as_json: bool, render: Callable[[], RenderableType]) -> None:
+    """Print an answer, for people or as JSON."""
+    if as_json:
+        typer.echo(MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+    else:
+        console().print(render())
+
+
+def table(*headings: str) -> Table:
+    """An empty table of the house's looks."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        made.add_column(heading)
+    return made
+
+
+def unix_time(text: str | None) -> float | None:
+    """The time that a person gave."""
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        fail(f"time = {text!r}: must be ISO 8601 like 2013-07-10T12:00:00Z, or unix seconds")
+    if moment.tzinfo is None:
+        fail(f"time = {text!r}: must carry its UTC offset, like 2013-07-10T12:00:00Z")
+    return moment.timestamp()
+
+
+def when(time: Timestamp) -> str:
+    """A wall time for people, empty where there is none."""
+    if not time.ToNanoseconds():
+        return ""
+    return datetime.fromtimestamp(time.ToNanoseconds() / 1e9, UTC).isoformat(sep=" ", timespec="seconds")[:-6]

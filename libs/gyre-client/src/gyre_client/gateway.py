@@ -1,0 +1,218 @@
+"""The SDK's heart: a client of the gateway that ranks, recommends and tracks."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self, TypedDict, TypeVar, Unpack
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre.gateway.v1 import gateway_pb2 as pb
+from gyre.gateway.v1 import gateway_pb2_grpc as rpc
+from gyre_core.features import FieldValue
+from gyre_runtime import call, channel
+
+from gyre_client.settings import ClientSettings
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+MOST_EVENTS = 1000
+"""How many events one `Track` takes."""
+
+
+class RequestOptions(TypedDict, total=False):
+    """What a request may carry beside its subject.
+
+    Keys:
+        time: the request's own time, unix seconds; required on the replay clock, ignored on the wall clock.
+        numbers: numbers for the loop's context features, by name.
+        request_id: the caller's id for the request, unique; made by the gateway without it.
+        sampled: keep this request's trace, whatever the sampling ratio.
+        timeout_s: seconds for all attempts, in place of the client's.
+    """
+
+    time: float
+    numbers: Mapping[str, float]
+    request_id: str
+    sampled: bool
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """Something that a user did with an item.
+
+    Attributes:
+        user_id: who.
+        item_id: with what.
+        type: one of the types that the loop declares.
+        value: what goes with the type, such as a rating.
+        time: unix seconds; the arrival at the gateway without it.
+        request_id: the answer that led to it, where that is known.
+        event_id: unique within the source; a second event with it counts once.
+    """
+
+    user_id: str
+    item_id: str
+    type: str
+    value: float | None = None
+    time: float | None = None
+    request_id: str = ""
+    event_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An item with all of its fields: a declared field that is absent takes its default."""
+
+    item_id: str
+    fields: Mapping[str, FieldValue] = field(default_factory=dict)
+    time: float | None = None
+    event_id: str = ""
+
+
+class GyreClient:
+    """A client of the gateway; an async context manager.
+
+    Calls raise the `GyreError` family: `Invalid`, `NotFound`, `Unavailable`, `DeadlineExceeded` and so on. UNAVAILABLE
+    is tried again within the deadline; so is `track`, whose events have ids.
+
+    Args:
+        address: host:port of the gateway; that of the settings without it.
+        settings: TLS, token and message sizes; the local stack's without it.
+        token: the bearer token, in place of the settings'.
+        timeout_s: seconds for a call with all its attempts.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        settings: ClientSettings | None = None,
+        token: str | None = None,
+        timeout_s: float = 5.0,
+    ) -> None:
+        chosen = settings or ClientSettings()
+        self._channel = channel(address or chosen.gateway, chosen, name="gateway", token=token or chosen.token)
+        self._stub = rpc.GatewayServiceStub(self._channel)
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        """Use the client; it connects with the first call."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+    async def rank(
+        self, loop: str, user_id: str, item_ids: Sequence[str], *, limit: int = 0, **options: Unpack[RequestOptions]
+    ) -> pb.RankResponse:
+        """Order candidates for a user.
+
+        Args:
+            loop: the loop.
+            user_id: for whom.
+            item_ids: the candidates, 1 to 1,000, none twice.
+            limit: how many to answer, best first; 0 answers all.
+            options: see `RequestOptions`.
+        """
+        request = pb.RankRequest(
+            loop=loop,
+            user_id=user_id,
+            item_ids=item_ids,
+            limit=limit,
+            context=_context(options),
+            request_id=options.get("request_id", ""),
+        )
+        return await self._call(self._stub.Rank, request, options)
+
+    async def recommend(
+        self, loop: str, user_id: str, *, limit: int = 10, **options: Unpack[RequestOptions]
+    ) -> pb.RecommendResponse:
+        """Find items for a user, best first; `options` are those of `RequestOptions`."""
+        request = pb.RecommendRequest(
+            loop=loop,
+            user_id=user_id,
+            limit=limit,
+            context=_context(options),
+            request_id=options.get("request_id", ""),
+        )
+        return await self._call(self._stub.Recommend, request, options)
+
+    async def track(
+        self, loop: str, events: Sequence[Interaction | Item], *, timeout_s: float | None = None
+    ) -> list[str]:
+        """Tell what users did and how items changed; answers the events' ids once Kafka has all of them.
+
+        More than 1,000 events go in several calls, one after the other. An event without an id gets one before the
+        first attempt, so that a repeated call does not count it twice.
+        """
+        ids: list[str] = []
+        for start in range(0, len(events), MOST_EVENTS):
+            request = pb.TrackRequest(loop=loop, events=map(_tracked, events[start : start + MOST_EVENTS]))
+            answer = await call(self._stub.Track, request, timeout_s=timeout_s or self._timeout_s)
+            ids.extend(answer.event_ids)
+        return ids
+
+    async def _call(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, options: RequestOptions
+    ) -> Response:
+        metadata = (("traceparent", sampled_traceparent()),) if options.get("sampled") else ()
+        timeout_s = options.get("timeout_s", self._timeout_s)
+        return await call(method, request, timeout_s=timeout_s, metadata=metadata)
+
+
+def sampled_traceparent() -> str:
+    """A new W3C `traceparent` whose trace is kept."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def timestamp(unix_s: float) -> Timestamp:
+    """A time as protobuf has it, to the microsecond."""
+    made = Timestamp()
+    made.FromMicroseconds(round(unix_s * 1e6))
+    return made
+
+
+def item_changed(item_id: str, fields: Mapping[str, FieldValue]) -> behavior.ItemChanged:
+    """The payload for an item with its fields."""
+    return behavior.ItemChanged(item_id=item_id, fields={name: _field(value) for name, value in fields.items()})
+
+
+def _field(value: FieldValue) -> behavior.FieldValue:
+    if isinstance(value, bool):
+        return behavior.FieldValue(boolean=value)
+    if isinstance(value, int | float):
+        return behavior.FieldValue(number=value)
+    if isinstance(value, str):
+        return behavior.FieldValue(text=value)
+    return behavior.FieldValue(categories=behavior.Categories(values=value))
+
+
+def _context(options: RequestOptions) -> pb.RequestContext:
+    time = options.get("time")
+    numbers = options.get("numbers", {})
+    return pb.RequestContext(request_time=None if time is None else timestamp(time), numbers=numbers)
+
+
+def _tracked(event: Interaction | Item) -> pb.TrackedEvent:
+    tracked = pb.TrackedEvent(event_id=event.event_id or secrets.token_hex(16))
+    if event.time is not None:
+        tracked.event_time.CopyFrom(timestamp(event.time))
+    if isinstance(event, Item):
+        tracked.item_changed.CopyFrom(item_changed(event.item_id, event.fields))
+    else:
+        payload = behavior.Interaction(
+            user_id=event.user_id, item_id=event.item_id, type=event.type, request_id=event.request_id
+        )
+        if event.value is not None:
+            payload.value = event.value
+        tracked.interaction.CopyFrom(payload)
+    return tracked

@@ -1,0 +1,54 @@
+"""Clients of all services at once, from the settings: for tools that operate a mesh."""
+
+from types import TracebackType
+from typing import Self
+
+from gyre.deployer.v1 import deployer_pb2_grpc as deployer_rpc
+from gyre.features.v1 import features_pb2_grpc as features_rpc
+from gyre.monitor.v1 import monitor_pb2_grpc as monitor_rpc
+from gyre.trainer.v1 import trainer_pb2_grpc as trainer_rpc
+from gyre_runtime import Channel, channel
+
+from gyre_client.gateway import GyreClient
+from gyre_client.settings import ClientSettings
+
+
+class Mesh:
+    """The services of a mesh; an async context manager. Connections are made with the first call.
+
+    The stubs raise the `GyreError` family and want a timeout: use them through `gyre_client.call`.
+
+    Attributes:
+        settings: where the services are.
+        gateway: a `GyreClient`.
+        features: the feature store's stub.
+        trainer: the trainer's stub.
+        deployer: the deployer's stub.
+        monitor: the monitor's stub.
+    """
+
+    def __init__(self, settings: ClientSettings | None = None) -> None:
+        self.settings = settings or ClientSettings()
+        self._channels: list[Channel] = []
+        self.gateway = GyreClient(settings=self.settings)
+        self.features = features_rpc.FeaturesServiceStub(self._open("features", self.settings.features))
+        self.trainer = trainer_rpc.TrainerServiceStub(self._open("trainer", self.settings.trainer))
+        self.deployer = deployer_rpc.DeployerServiceStub(self._open("deployer", self.settings.deployer))
+        self.monitor = monitor_rpc.MonitorServiceStub(self._open("monitor", self.settings.monitor))
+
+    def _open(self, name: str, address: str) -> Channel:
+        opened = channel(address, self.settings, name=name, token=self.settings.token)
+        self._channels.append(opened)
+        return opened
+
+    async def __aenter__(self) -> Self:
+        """Use the clients."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close all connections."""
+        await self.gateway.__aexit__(kind, error, trace)
+        for each in self._channels:
+            await each.close()
