@@ -1,0 +1,140 @@
+"""The command line: what it prints, where it ends with 1, and that every error is one line that says what to do."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gyre_client import ClientSettings
+from typer.testing import Result
+
+Gyre = Callable[..., Result]
+ServeGateway = Callable[..., Awaitable[ClientSettings]]
+
+
+def test_a_valid_file_is_said_to_be_valid(gyre: Gyre, loop_file: Path) -> None:
+    """`gyre validate` names the loop and its layout."""
+    result = gyre("validate", str(loop_file))
+    assert result.exit_code == 0
+    assert "is valid: 1 features in 1 columns, layout " in result.output
+
+
+def test_every_mistake_is_named_with_its_line(gyre: Gyre, loop_file: Path) -> None:
+    """`gyre validate` prints file, line, field, value and rule of each mistake, and ends with 1."""
+    loop_file.write_text(
+        loop_file.read_text().replace("half_lives: [1d]", "half_lives: [soon]").replace("replay", "sun")
+    )
+    result = gyre("validate", str(loop_file))
+    assert result.exit_code == 1
+    assert f"{loop_file}:4: clock = 'sun': must be 'wall' or 'replay'" in result.output
+    assert "features[0].half_lives[0] = 'soon': must be a duration like 30m, 7d" in result.output
+
+
+def test_a_file_that_is_not_there_is_one_line(gyre: Gyre, tmp_path: Path) -> None:
+    """A missing file gives a sentence and exit code 1, no traceback."""
+    result = gyre("validate", str(tmp_path / "none.yaml"))
+    assert result.exit_code == 1
+    assert "No such file" in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_the_schema_is_json(gyre: Gyre) -> None:
+    """`gyre schema` prints a JSON Schema that knows the parts of a gyre.yaml."""
+    result = gyre("schema")
+    assert json.loads(result.output)["properties"].keys() >= {"loop", "events", "features", "training"}
+
+
+def test_topics_are_those_of_the_loop(gyre: Gyre, loop_file: Path, loop: str) -> None:
+    """`gyre topics` lists topics with the loop's name in front."""
+    result = gyre("topics", str(loop_file))
+    assert f"{loop}.behavior.interactions.dlq" in result.output
+    assert f"{loop}.models.rollouts" in result.output
+
+
+async def test_rank_shows_items_and_model(gyre: Gyre, serve: ServeGateway, gateway: Any) -> None:
+    """`gyre rank` asks with the given time and prints the items in order, the model and the request id."""
+    settings = await serve()
+    words = ["rank", "shop", "--user", "u1", "--items", "a, b", "--time", "2013-07-10T12:00:00Z", "--sampled"]
+    result = await asyncio.to_thread(gyre, *words, gateway=settings.gateway)
+    assert result.exit_code == 0, result.output
+    assert result.output.index(" b ") < result.output.index(" a ")
+    assert "request made: model v1, arm live" in result.output
+    assert gateway.requests[0].context.request_time.ToSeconds() == 1373457600
+    assert "traceparent" in gateway.metadata[0]
+
+
+async def test_json_is_for_programs(gyre: Gyre, serve: ServeGateway) -> None:
+    """With --json the answer is the protocol's message."""
+    settings = await serve()
+    words = ["recommend", "shop", "--user", "u1", "--limit", "2", "--json"]
+    result = await asyncio.to_thread(gyre, *words, gateway=settings.gateway)
+    assert [item["item_id"] for item in json.loads(result.output)["items"]] == ["i0", "i1"]
+
+
+async def test_track_prints_the_event_id(gyre: Gyre, serve: ServeGateway, gateway: Any) -> None:
+    """`gyre track` sends the interaction and prints the id that it got."""
+    settings = await serve()
+    words = ["track", "shop", "--user", "u1", "--item", "i1", "--type", "rating", "--value", "0", "--request", "r1"]
+    result = await asyncio.to_thread(gyre, *words, gateway=settings.gateway)
+    (event,) = gateway.requests[0].events
+    assert result.output.strip() == event.event_id
+    assert (event.interaction.value, event.interaction.request_id) == (0.0, "r1")
+
+
+async def test_the_token_comes_from_the_environment(gyre: Gyre, serve: ServeGateway, tmp_path: Path) -> None:
+    """Without GYRE_TOKEN a closed gateway refuses and the message names the variable; with it, it answers."""
+    secret = tmp_path / "token"
+    secret.write_text("open sesame")
+    settings = await serve(token_file=secret)
+    words = ["rank", "shop", "--user", "u1", "--items", "a"]
+    refused = await asyncio.to_thread(gyre, *words, gateway=settings.gateway)
+    assert refused.exit_code == 1
+    assert "GYRE_TOKEN" in refused.output
+    assert (await asyncio.to_thread(gyre, *words, gateway=settings.gateway, token="open sesame")).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "service"),
+    [
+        (["status", "shop"], "monitor"),
+        (["experiment", "shop"], "monitor"),
+        (["trace", "shop", "r1"], "monitor"),
+        (["runs", "shop"], "trainer"),
+        (["train", "shop"], "trainer"),
+        (["rollouts", "shop"], "deployer"),
+        (["promote", "shop"], "deployer"),
+        (["dlq", "list", "shop"], "kafka"),
+    ],
+)
+def test_a_service_that_is_away_is_one_line_with_its_remedy(gyre: Gyre, words: list[str], service: str) -> None:
+    """The message names service, address, the command that starts it and the variable that names another."""
+    result = gyre(*words, **{service: "127.0.0.1:9"})
+    assert result.exit_code == 1
+    assert result.output.strip().splitlines()[-1] == (
+        f"{service} at 127.0.0.1:9 does not answer: start it with `make up`, or name another in GYRE_{service.upper()}."
+    )
+
+
+async def test_a_broken_rule_is_one_line(gyre: Gyre, serve: ServeGateway) -> None:
+    """What the gateway refuses is told as field, value and rule."""
+    settings = await serve()
+    words = ["rank", "shop", "--user", "", "--items", "a"]
+    result = await asyncio.to_thread(gyre, *words, gateway=settings.gateway)
+    assert result.exit_code == 1
+    assert result.output.strip().startswith("user_id = ")
+
+
+def test_a_time_without_an_offset_is_refused(gyre: Gyre) -> None:
+    """A local time would be read differently on every machine."""
+    result = gyre("rank", "shop", "--user", "u", "--items", "a", "--time", "2013-07-10T12:00:00")
+    assert result.exit_code == 1
+    assert "must carry its UTC offset" in result.output
+
+
+def test_a_wrong_setting_stops_the_command(gyre: Gyre) -> None:
+    """An unknown GYRE_ variable is named, as it is by every process."""
+    result = gyre("status", "shop", monitr="127.0.0.1:1")
+    assert result.exit_code != 0
+    assert "GYRE_MONITR" in str(result.exception) + result.output

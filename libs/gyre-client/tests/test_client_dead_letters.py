@@ -1,0 +1,144 @@
+"""Dead letters on the real Kafka: listed with their reason, put back as they were, once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_client import ClientSettings, NotFound, Unavailable, list_dead_letters, replay_dead_letters
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import topic
+from gyre_local.testing import eventually
+from gyre_runtime.events import Event, Record, encode, message_types
+from gyre_runtime.kafka import Consumer, Producer, ensure_topics, read_records
+from typer.testing import Result
+
+pytestmark = pytest.mark.adapter
+SUFFIX = "behavior.interactions"
+Poison = Callable[[], Awaitable[Record]]
+
+
+@asynccontextmanager
+async def consuming(kafka: str, loop: str) -> AsyncIterator[list[str]]:
+    """A consumer that takes clicks and refuses everything else; the ids it took."""
+    taken: list[str] = []
+
+    async def handle(events: list[Event]) -> None:
+        for event in events:
+            if event.message.type != "click":
+                raise ValueError(f"type {event.message.type}: must be click")
+        taken.extend(event.id for event in events)
+
+    types = message_types(behavior.Interaction)
+    async with Consumer(kafka, group=f"test-{loop}", topics=[topic(loop, SUFFIX)], types=types) as consumer:
+        task = asyncio.create_task(consumer.run(handle))
+        try:
+            yield taken
+        finally:
+            consumer.stop()
+            await task
+
+
+@pytest.fixture
+async def poisoned(kafka: str, spec: LoopSpec) -> Record:
+    """A record that no consumer can read was dead-lettered, and so was one that the handler refuses."""
+    loop = spec.loop
+    await ensure_topics(ClientSettings(kafka=kafka), [spec])
+    good = behavior.Interaction(user_id="u", item_id="i", type="click")
+    refused = behavior.Interaction(user_id="u", item_id="i", type="rating", value=5)
+    unreadable = Record(b"u", b"\xff not protobuf", encode(good, source="shop", id="bad", time=5.0).headers)
+    async with Producer(kafka, source="shop") as producer, consuming(kafka, loop) as taken:
+        await producer.send_record(topic(loop, SUFFIX), unreadable)
+        await producer.send(topic(loop, SUFFIX), refused, key="u", id="refused", time=6.0)
+        await producer.send(topic(loop, SUFFIX), good, key="u", id="good", time=7.0)
+        await eventually(lambda: taken == ["good"])
+
+        async def two_letters() -> bool:
+            return len(await list_dead_letters(kafka, loop)) == 2
+
+        await eventually(two_letters)
+    return unreadable
+
+
+async def test_letters_are_listed_with_reason_and_origin(kafka: str, spec: LoopSpec, poisoned: Record) -> None:
+    """Each letter tells why it was refused, by whom, and where it came from."""
+    letters = {each.reason: each for each in await list_dead_letters(kafka, spec.loop)}
+    assert set(letters) == {"BAD_PAYLOAD", "HANDLER_FAILED"}
+    assert "must be click" in letters["HANDLER_FAILED"].error
+    for each in letters.values():
+        assert each.origin.startswith(f"{topic(spec.loop, SUFFIX)}/")
+        assert (each.group, each.replayed) == (f"test-{spec.loop}", False)
+
+
+async def test_a_replay_puts_the_original_back_once(kafka: str, spec: LoopSpec, poisoned: Record) -> None:
+    """Key, bytes and headers are those of the original; a second replay finds nothing left to do."""
+    name = topic(spec.loop, SUFFIX)
+    before = [each async for each in read_records(kafka, name)]
+    assert await replay_dead_letters(kafka, spec.loop) == 2
+    assert await replay_dead_letters(kafka, spec.loop) == 0
+    after = [each async for each in read_records(kafka, name)]
+    assert len(after) == len(before) + 2
+    added = [
+        each for each in after if (each.partition, each.offset) not in {(old.partition, old.offset) for old in before}
+    ]
+    assert (poisoned.key, poisoned.value, poisoned.headers) in [
+        (each.key, each.value, list(each.headers)) for each in added
+    ]
+    assert all(each.replayed for each in await list_dead_letters(kafka, spec.loop))
+
+
+async def test_what_stays_unreadable_becomes_a_new_letter(kafka: str, spec: LoopSpec, poisoned: Record) -> None:
+    """A replayed record that is refused again is dead-lettered again, as a letter that was not replayed yet."""
+    await replay_dead_letters(kafka, spec.loop)
+
+    async def again() -> bool:
+        letters = await list_dead_letters(kafka, spec.loop)
+        return [each.replayed for each in letters] == [True, True, False, False]
+
+    async with consuming(kafka, spec.loop):
+        await eventually(again)
+
+
+async def test_two_replays_at_once_do_not_repeat_each_other(kafka: str, spec: LoopSpec, poisoned: Record) -> None:
+    """However two replays interleave, each letter is back in its topic once."""
+    name = topic(spec.loop, SUFFIX)
+    before = len([each async for each in read_records(kafka, name)])
+    replays = [replay_dead_letters(kafka, spec.loop) for _ in range(2)]
+    outcomes = await asyncio.gather(*replays, return_exceptions=True)
+    if any(isinstance(each, BaseException) for each in outcomes):
+        await replay_dead_letters(kafka, spec.loop)
+    assert len([each async for each in read_records(kafka, name)]) == before + 2
+
+
+async def test_an_unknown_topic_is_refused(kafka: str, loop: str) -> None:
+    """A topic that the loop does not have is named, together with those it has."""
+    with pytest.raises(NotFound, match="must be one of behavior"):
+        await list_dead_letters(kafka, loop, "behavior.clicks")
+
+
+async def test_without_kafka_a_replay_says_so() -> None:
+    """Kafka is not there: `Unavailable`, and no endless wait."""
+    with pytest.raises(Unavailable):
+        await replay_dead_letters("127.0.0.1:9", "shop")
+
+
+async def test_the_commands_list_show_and_replay(
+    kafka: str, spec: LoopSpec, poisoned: Record, gyre: Callable[..., Result]
+) -> None:
+    """`gyre dlq` lists letters, shows one with its payload, and replays them once."""
+
+    async def run(*words: str) -> Any:
+        result = await asyncio.to_thread(gyre, "dlq", *words, kafka=kafka)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    listed = await run("list", spec.loop)
+    assert "HANDLER_FAILED" in listed
+    (refused,) = [each for each in await list_dead_letters(kafka, spec.loop) if each.reason == "HANDLER_FAILED"]
+    shown = await run("show", spec.loop, SUFFIX, f"{refused.partition}/{refused.offset}")
+    assert '"type": "rating"' in shown
+    assert "ce_id: refused" in shown
+    assert "2 replayed" in await run("replay", spec.loop)
+    assert "0 replayed" in await run("replay", spec.loop)

@@ -1,0 +1,130 @@
+"""The SDK against a real gRPC server: what it sends, what it raises, what it repeats."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gyre_client import (
+    ClientSettings,
+    DeadlineExceeded,
+    GyreClient,
+    Interaction,
+    Invalid,
+    Item,
+    Unauthenticated,
+    Unavailable,
+)
+from gyre_runtime.tracing import is_sampled
+
+ServeGateway = Callable[..., Awaitable[ClientSettings]]
+
+
+async def test_rank_sends_everything_it_is_given(serve: ServeGateway, gateway: Any) -> None:
+    """User, candidates, limit, time to the microsecond, numbers and request id reach the gateway."""
+    async with GyreClient(settings=await serve()) as client:
+        answer = await client.rank(
+            "shop", "u1", ["a", "b"], limit=1, time=1373457600.25, numbers={"device": 2.0}, request_id="r1"
+        )
+    assert [item.item_id for item in answer.items] == ["b", "a"]
+    (request,) = gateway.requests
+    assert (request.loop, request.user_id, list(request.item_ids), request.limit) == ("shop", "u1", ["a", "b"], 1)
+    assert request.context.request_time.ToMicroseconds() == 1373457600250000
+    assert (dict(request.context.numbers), request.request_id) == ({"device": 2.0}, "r1")
+
+
+async def test_without_a_time_the_gateway_decides(serve: ServeGateway, gateway: Any) -> None:
+    """A request without a time carries none, and so does an event."""
+    async with GyreClient(settings=await serve()) as client:
+        await client.recommend("shop", "u1", limit=3)
+        await client.track("shop", [Interaction("u1", "i1", "click")])
+    recommend, track = gateway.requests
+    assert not recommend.context.HasField("request_time")
+    assert not track.events[0].HasField("event_time")
+
+
+async def test_a_sampled_request_forces_its_trace(serve: ServeGateway, gateway: Any) -> None:
+    """`sampled` sends a sampled trace context, and other requests send none."""
+    async with GyreClient(settings=await serve()) as client:
+        await client.rank("shop", "u1", ["a"], sampled=True)
+        await client.rank("shop", "u1", ["a"])
+    sampled, other = gateway.metadata
+    assert is_sampled(sampled["traceparent"])
+    assert not is_sampled(other.get("traceparent"))
+
+
+async def test_events_keep_their_kinds_of_values(serve: ServeGateway, gateway: Any) -> None:
+    """Numbers, booleans, texts and lists become the field kinds of the protocol, and a value of 0 is sent."""
+    fields = {"price": 2, "sold": True, "title": "x", "tags": ["old", "new"]}
+    async with GyreClient(settings=await serve()) as client:
+        ids = await client.track(
+            "shop", [Item("i1", fields, time=5.0, event_id="e1"), Interaction("u", "i", "rating", value=0.0)]
+        )
+    item, interaction = gateway.requests[0].events
+    sent = item.item_changed.fields
+    assert (sent["price"].number, sent["sold"].boolean, sent["title"].text) == (2.0, True, "x")
+    assert sent["sold"].WhichOneof("kind") == "boolean"
+    assert list(sent["tags"].categories.values) == ["old", "new"]
+    assert interaction.interaction.HasField("value")
+    assert ids[0] == "e1"
+    assert ids[1]
+
+
+async def test_many_events_go_in_several_calls(serve: ServeGateway, gateway: Any) -> None:
+    """More events than a call takes are split, and all ids come back in order."""
+    events = [Interaction("u", "i", "click", event_id=f"e{number}") for number in range(2001)]
+    async with GyreClient(settings=await serve()) as client:
+        assert await client.track("shop", events) == [event.event_id for event in events]
+    assert [len(request.events) for request in gateway.requests] == [1000, 1000, 1]
+
+
+async def test_a_repeated_track_sends_the_same_event_ids(serve: ServeGateway, gateway: Any) -> None:
+    """When the gateway is away for a moment the call is repeated, and the events cannot count twice."""
+    gateway.errors = [Unavailable("KAFKA_UNAVAILABLE", "later")]
+    async with GyreClient(settings=await serve()) as client:
+        ids = await client.track("shop", [Interaction("u", "i", "click")])
+    first, second = gateway.requests
+    assert [event.event_id for event in first.events] == ids
+    assert first == second
+
+
+async def test_the_error_of_the_gateway_is_raised_again(serve: ServeGateway) -> None:
+    """A request that breaks a rule raises `Invalid`, which names the field."""
+    async with GyreClient(settings=await serve()) as client:
+        with pytest.raises(Invalid) as caught:
+            await client.rank("shop", "", ["a"])
+    assert caught.value.violations[0].field == "user_id"
+
+
+async def test_a_gateway_that_is_not_there_is_unavailable() -> None:
+    """Nothing listens: `Unavailable` or `DeadlineExceeded` within the given time."""
+    async with GyreClient("127.0.0.1:9", timeout_s=0.3) as client:
+        with pytest.raises((Unavailable, DeadlineExceeded)):
+            await client.rank("shop", "u", ["a"])
+
+
+async def test_a_slow_gateway_exceeds_the_deadline(serve: ServeGateway, gateway: Any) -> None:
+    """The deadline of the call holds, whatever the gateway does."""
+    gateway.wait = asyncio.Event().wait
+    async with GyreClient(settings=await serve()) as client:
+        with pytest.raises(DeadlineExceeded):
+            await client.rank("shop", "u", ["a"], timeout_s=0.2)
+
+
+async def test_the_token_opens_a_closed_gateway(serve: ServeGateway, tmp_path: Path) -> None:
+    """Without the token the gateway refuses; with it, given or by file, it answers."""
+    secret = tmp_path / "token"
+    secret.write_text("open sesame\n")
+    settings = await serve(token_file=secret)
+    async with GyreClient(settings=settings) as client:
+        with pytest.raises(Unauthenticated):
+            await client.rank("shop", "u", ["a"])
+    for allowed in (
+        settings.model_copy(update={"token": "open sesame"}),
+        settings.model_copy(update={"token_file": secret}),
+    ):
+        async with GyreClient(settings=allowed) as client:
+            assert (await client.rank("shop", "u", ["a"])).items
+    async with GyreClient(settings=settings, token="open sesame") as client:
+        assert (await client.rank("shop", "u", ["a"])).items

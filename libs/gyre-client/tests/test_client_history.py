@@ -1,0 +1,123 @@
+"""The import of history on the real Kafka: fast, idempotent, and refused as a whole where it breaks a rule."""
+
+import time
+from collections.abc import Sequence
+
+import pytest
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_client import ClientSettings, Imported, Invalid, import_history
+from gyre_client.history import imported_ids, prepare
+from gyre_core.features import Event, FieldsChanged, Impression, Interaction
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import IMPORT_SOURCE, topic
+from gyre_runtime.events import decode, message_types
+from gyre_runtime.kafka import ensure_topics, read_records
+
+TYPES = message_types(behavior.Interaction, behavior.Impression, behavior.ItemChanged)
+
+
+def some_history(count: int) -> list[Event]:
+    """An item, and so many interactions, each with an impression before it."""
+    events: list[Event] = [FieldsChanged("item", "i0", 100.0, {"price": 3.0, "tags": ["old"]})]
+    for number in range(count):
+        user = f"u{number % 7}"
+        events.append(Impression(user, ("i0", "i1"), 200.0 + number))
+        events.append(Interaction(user, "i0", "rating", 200.0 + number, 5.0))
+    return events
+
+
+async def read(settings: ClientSettings, loop: str) -> Sequence[object]:
+    """Everything in the loop's topics."""
+    names = ("catalog.items", "behavior.interactions", "behavior.impressions")
+    return [decode(each, TYPES) for name in names async for each in read_records(settings.kafka, topic(loop, name))]
+
+
+@pytest.mark.adapter
+async def test_a_second_import_adds_nothing(kafka: str, spec: LoopSpec) -> None:
+    """The same history imported again, and again with more behind it, leaves each event in Kafka once."""
+    settings = ClientSettings(kafka=kafka)
+    assert await import_history(settings, spec, some_history(50)) == Imported(sent=101, known=0)
+    before = await read(settings, spec.loop)
+    assert await import_history(settings, spec, some_history(50)) == Imported(sent=0, known=101)
+    assert await import_history(settings, spec, some_history(60)) == Imported(sent=20, known=101)
+    after = await read(settings, spec.loop)
+    assert (len(before), len(after)) == (101, 121)
+    assert len({(event.source, event.id) for event in after}) == 121  # type: ignore[attr-defined]
+
+
+@pytest.mark.adapter
+async def test_imported_events_say_what_they_are(kafka: str, spec: LoopSpec) -> None:
+    """Source, event time, key and payload are as the loop's consumers expect; impressions are marked as simulated."""
+    settings = ClientSettings(kafka=kafka)
+    await import_history(settings, spec, some_history(1))
+    item, interaction, impression = await read(settings, spec.loop)
+    assert {event.source for event in (item, interaction, impression)} == {IMPORT_SOURCE}  # type: ignore[attr-defined]
+    assert (item.key, item.time, item.message.fields["price"].number) == ("i0", 100.0, 3.0)  # type: ignore[attr-defined]
+    assert (interaction.key, interaction.time, interaction.message.value) == ("u0", 200.0, 5.0)  # type: ignore[attr-defined]
+    shown = impression.message  # type: ignore[attr-defined]
+    assert (shown.simulated, shown.shown, list(shown.item_ids)) == (True, 2, ["i0", "i1"])
+    assert (shown.method, shown.model_version) == (behavior.IMPRESSION_METHOD_IMPORT, "")
+    assert shown.request_id.startswith("import-")
+
+
+@pytest.mark.adapter
+async def test_a_history_that_breaks_a_rule_is_refused_before_anything_is_sent(kafka: str, spec: LoopSpec) -> None:
+    """One rating out of range anywhere, and no event of the history is in Kafka."""
+    settings = ClientSettings(kafka=kafka)
+    events = [*some_history(3), Interaction("u", "i", "rating", 300.0, 11.0)]
+    with pytest.raises(Invalid, match="must be 0 to 10"):
+        await import_history(settings, spec, events)
+    await ensure_topics(settings, [spec])
+    assert await imported_ids(kafka, spec.loop) == set()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Interaction("u", "i", "purchase", 1.0),
+        FieldsChanged("item", "i", 1.0, {"colour": "red"}),
+        FieldsChanged("user", "u", 1.0, {}),
+    ],
+)
+def test_what_the_loop_does_not_declare_is_refused(spec: LoopSpec, event: Event) -> None:
+    """Unknown types, unknown fields and entities other than items are named in the error."""
+    with pytest.raises(Invalid):
+        prepare(spec, event)
+
+
+def test_an_event_id_depends_on_all_of_the_event(spec: LoopSpec) -> None:
+    """Same content, same id; any difference, another id."""
+    variants = [
+        Interaction("u", "i", "rating", 1.0, 5.0),
+        Interaction("v", "i", "rating", 1.0, 5.0),
+        Interaction("u", "j", "rating", 1.0, 5.0),
+        Interaction("u", "i", "rating", 2.0, 5.0),
+        Interaction("u", "i", "rating", 1.0, 6.0),
+        Interaction("u", "i", "click", 1.0),
+        Impression("u", ("i",), 1.0),
+        Impression("u", ("i", "j"), 1.0),
+    ]
+    ids = [prepare(spec, event).id for event in variants]
+    assert len(set(ids)) == len(variants)
+    assert ids == [prepare(spec, event).id for event in variants]
+
+
+@pytest.mark.adapter
+async def test_progress_counts_every_event_once(kafka: str, spec: LoopSpec) -> None:
+    """What is reported on the way sums to the history, in a first and in a second import."""
+    settings = ClientSettings(kafka=kafka)
+    for _ in range(2):
+        seen: list[int] = []
+        await import_history(settings, spec, some_history(700), on_progress=seen.append)
+        assert sum(seen) == 1401
+
+
+@pytest.mark.adapter
+@pytest.mark.slow
+async def test_the_import_is_fast(kafka: str, spec: LoopSpec) -> None:
+    """At least 10,000 interactions a second reach Kafka."""
+    events = [Interaction(f"u{number % 999}", f"i{number}", "click", float(number)) for number in range(50_000)]
+    started = time.perf_counter()
+    await import_history(ClientSettings(kafka=kafka), spec, events)
+    rate = len(events) / (time.perf_counter() - started)
+    assert rate >= 10_000, f"{rate:.0f} events/s"
