@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from gyre_quality.columns import Column, Columns, as_codes, as_numbers
 
+# Edges beyond the reference's range, in its standard deviations.
+_OUTSIDE = np.asarray([0.5, 1.0, 2.0, 4.0])
+
 MISSING = 0
 """The bin of missing values, the first of every feature."""
 
@@ -148,10 +151,11 @@ def fit_bins(
 
 
 def number_bins(values: NDArray[np.floating[Any]], quantiles: int) -> NumberBins:
-    """Bins between the quantiles of the finite values.
+    """Bins between the quantiles of the finite values, and a few of growing width beyond them.
 
     Edges are values of the data, so that ties fall on one side. A value that two quantiles meet gets an edge just
-    below it as well, which leaves it alone in its bin: most features of a ranker pile up at 0.
+    below it as well, which leaves it alone in its bin: most features of a ranker pile up at 0. The bins beyond the
+    reference are empty in it; they tell a chunk that left its range a little from one that left it far.
     """
     ordered = np.sort(values[np.isfinite(values)])
     single = values.dtype == np.float32
@@ -161,7 +165,10 @@ def number_bins(values: NDArray[np.floating[Any]], quantiles: int) -> NumberBins
     edges, repeats = np.unique(np.append(ordered[at], ordered[-1]), return_counts=True)
     heavy = edges[repeats > 1]
     below = np.nextafter(heavy, np.asarray(-np.inf, dtype=heavy.dtype))
-    return NumberBins(tuple(np.union1d(edges, below).astype(np.float64).tolist()), single)
+    beyond = _OUTSIDE * float(np.std(ordered, dtype=np.float64))
+    outside = np.concatenate([float(ordered[0]) - beyond, float(ordered[-1]) + beyond]).astype(ordered.dtype)
+    every = np.concatenate([edges, below, [np.nextafter(ordered[0], -np.inf, dtype=ordered.dtype)], outside])
+    return NumberBins(tuple(np.unique(every[np.isfinite(every)]).astype(np.float64).tolist()), single)
 
 
 def _category_bins(column: Column, limit: int) -> CategoryBins:

@@ -1,7 +1,7 @@
 """Four distances between a reference and a chunk of rows, for all features at once, from their sketches.
 
-All are 0 for equal distributions. Shares are smoothed by one observation spread like the reference, so that an empty
-bin gives no infinity and a bin that is empty in both gives nothing.
+All are 0 for equal distributions. The chunk's shares are smoothed towards the reference's, so that an empty bin gives
+no infinity and a bin that is empty in both gives nothing.
 """
 
 from __future__ import annotations
@@ -57,22 +57,24 @@ def divergences(reference: Sketch, chunk: Sketch) -> Divergences:
 def smoothed_shares(reference: Sketch, chunk: Sketch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The shares of each bin in the chunk and in the reference [features, bins]; 0 beyond a feature's own bins.
 
-    The reference gets half an observation a bin (Krichevsky and Trofimov 1981), the chunk one observation spread as the
-    reference is: a Dirichlet prior that pulls towards no drift.
+    The reference gets half an observation a bin (Krichevsky and Trofimov 1981), the chunk as many in all, spread like
+    the reference: a Dirichlet prior that pulls towards no drift.
     """
     sizes = np.asarray([feature.size for feature in reference.bins.by_feature.values()])
     own = np.arange(reference.bins.width) < sizes[:, None]
     q = np.where(own, reference.counts + 0.5, 0.0) / (reference.rows + 0.5 * sizes)[:, None]
-    p = (chunk.counts + q) / (chunk.rows + 1.0)
+    prior = 0.5 * sizes[:, None]
+    p = (chunk.counts + prior * q) / (chunk.rows + prior)
     return p, q
 
 
 def wasserstein(reference: Sketch, chunk: Sketch) -> Vector:
     """The Wasserstein-1 distance of each feature, in units of the reference's standard deviation.
 
-    The integral of the distance between both distribution functions (Vallender 1974), linear within a bin; the outer
-    bins end at the extremes seen. The difference of means, which is exact in a sketch, is a lower bound (Kantorovich
-    and Rubinstein 1958) and catches tails that the outer bins blur. For a category it is the total variation: the same
+    The area between both distribution functions (Vallender 1974). Its parts above and below 0 differ by exactly the
+    difference of means, which a sketch knows: so the distance is that difference plus twice the smaller part, and only
+    the smaller part is read off the bins, linear within each, the outer ones ending at the extremes seen. A shift of
+    all values, or a few huge ones, is thus measured exactly. For a category it is the total variation: the same
     distance where any two values are 1 apart. Missing values are left to the other measures.
     """
     return np.asarray(
@@ -91,10 +93,11 @@ def _number_distance(reference: Sketch, chunk: Sketch, index: int, feature: Numb
     low, high = (min(reference.low[index], chunk.low[index]), max(reference.high[index], chunk.high[index]))
     points = np.concatenate([[low], np.clip(feature.edges, low, high), [high]])
     gaps = _distribution(reference, index, feature) - _distribution(chunk, index, feature)
-    area = float(np.sum(np.diff(points) * _mean_distance(gaps)))
+    widths = np.diff(points)
+    smaller = min(float(widths @ _mean_excess(gaps)), float(widths @ _mean_excess(-gaps)))
     shift = abs(float(chunk.mean[index] - reference.mean[index]))
     unit = float(reference.deviation[index]) or abs(float(reference.mean[index])) or 1.0
-    return max(area, shift) / unit
+    return (shift + 2 * smaller) / unit
 
 
 def _distribution(sketch: Sketch, index: int, feature: NumberBins) -> Vector:
@@ -103,12 +106,13 @@ def _distribution(sketch: Sketch, index: int, feature: NumberBins) -> Vector:
     return np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
 
 
-def _mean_distance(gaps: Vector) -> Vector:
-    """The mean of |gap| over each interval, where the gap runs linearly and may cross 0."""
+def _mean_excess(gaps: Vector) -> Vector:
+    """The mean of max(gap, 0) over each interval, where the gap runs linearly and may cross 0."""
     first, second = gaps[:-1], gaps[1:]
     crosses = first * second < 0
-    total = np.abs(first) + np.abs(second)
-    return np.where(crosses, (first**2 + second**2) / (2 * np.where(crosses, total, 1.0)), total / 2)
+    top = np.maximum(first, second)
+    span = np.where(crosses, np.abs(first - second), 1.0)
+    return np.where(crosses, top**2 / (2 * span), np.maximum(first + second, 0.0) / 2)
 
 
 def _category_distance(reference: Sketch, chunk: Sketch, index: int) -> float:
