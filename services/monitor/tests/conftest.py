@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gyre.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import declared, topic
 from gyre_local.reserve import free_ports
+from gyre_monitor.adapters import reports
 from gyre_monitor.adapters.database import Database
 from gyre_monitor.adapters.projection import Projection
 from gyre_monitor.bootstrap import Running, bootstrap
@@ -129,6 +131,40 @@ class Log:
 def log(loop: str) -> Log:
     """The loop's topics."""
     return Log(loop)
+
+
+class Fold:
+    """Folds batches of a loop of their own into one database, from a test that is not async, as property tests are."""
+
+    def __init__(self, run: Callable[..., Any], database: Database, loop: str) -> None:
+        self._run, self._database, self._loop = run, database, loop
+        self._numbers = count()
+
+    def new_log(self) -> Log:
+        """The topics of a loop that nobody has used."""
+        return Log(f"{self._loop}-{next(self._numbers)}")
+
+    def __call__(self, loop: str, batches: list[list[Event]]) -> Any:
+        """The loop's totals after the batches."""
+
+        async def folded() -> Any:
+            projection = Projection(self._database, {loop: spec_of(loop)}, timeout_s=600)
+            await projection.prepare()
+            for batch in batches:
+                await projection.apply(batch)
+            return await self._database.read(reports.experiment, loop, "")
+
+        return self._run(folded())
+
+
+@pytest.fixture
+def fold(tmp_path: Path, loop: str) -> Iterator[Fold]:
+    """Fold batches into a database."""
+    with asyncio.Runner() as runner:
+        database = Database(f"sqlite:///{tmp_path / 'fold.db'}")
+        runner.run(database.__aenter__())
+        yield Fold(runner.run, database, loop)
+        runner.run(database.__aexit__(None, None, None))
 
 
 @dataclass
