@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,8 @@ from gyre.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import declared
+from gyre_local.components import mlflow as mlflow_component
+from gyre_local.process import running
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_runtime import Channel, Lifespan, ServiceSettings, channel
@@ -292,3 +294,13 @@ async def start_process(stack: Stack) -> AsyncIterator[StartProcess]:
         except subprocess.TimeoutExpired:
             popen.kill()
             popen.wait()
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server."""
+    (port,) = free_ports(1)
+    directory = tmp_path_factory.mktemp("mlflow")
+    recipe = mlflow_component.prepare(directory, host="127.0.0.1", port=port)
+    with running(recipe, log=directory / "mlflow.log"):
+        yield f"http://127.0.0.1:{port}"

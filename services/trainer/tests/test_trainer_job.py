@@ -35,6 +35,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory, learnt) -> TrainerSetting
     )
 
 
+@pytest.fixture(autouse=True)
+def _one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let MLflow's client give up at once, as in the process of a job."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
 @pytest.fixture
 def task(settings: TrainerSettings, make_spec) -> Task:
     """A task on the present snapshots."""

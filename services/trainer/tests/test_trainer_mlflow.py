@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gyre_local.components import mlflow as mlflow_component
-from gyre_local.process import running
 from gyre_local.reserve import free_ports
 from gyre_trainer.adapters.mlflow import Entry, record
 from mlflow import MlflowClient
 
 pytestmark = pytest.mark.adapter
-
-
-@pytest.fixture(scope="module")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real MLflow server."""
-    (port,) = free_ports(1)
-    directory = tmp_path_factory.mktemp("mlflow")
-    recipe = mlflow_component.prepare(directory, host="127.0.0.1", port=port)
-    with running(recipe, log=directory / "mlflow.log"):
-        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

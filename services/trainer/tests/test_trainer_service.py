@@ -17,6 +17,8 @@ from gyre_local.testing import eventually
 from gyre_runtime import Invalid, NotFound
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, read_log
+from gyre_runtime.tracing import is_sampled
+from mlflow import MlflowClient
 
 pytestmark = pytest.mark.adapter
 
@@ -40,10 +42,10 @@ async def ended(stub: Any, run_id: str, *, timeout_s: float = 60) -> list[pb.Run
     return [answer.run async for answer in watched]
 
 
-async def test_a_run_ends_in_a_candidate(stack, start, learnt, spec) -> None:
+async def test_a_run_ends_in_a_candidate(stack, start, learnt, spec, mlflow_uri) -> None:
     """StartRun leads through every state, in order, to one announced candidate whose artefact answers as golden."""
     learnt.archive(stack.folder / "warehouse", stack.loop)
-    service = await start()
+    service = await start(mlflow=mlflow_uri, trainer_mlflow_wait_s=30)
     run = await begin(stack, service.stub)
     changes = await ended(service.stub, run.run_id)
     states = [change.state for change in changes]
@@ -67,6 +69,10 @@ async def test_a_run_ends_in_a_candidate(stack, start, learnt, spec) -> None:
     _check_artifact(Path(candidate.artifact_uri), candidate)
     measured = {each.name: each.value for each in last.measurements}
     assert measured["ndcg_at_10"] > 1.2 * measured["popularity_ndcg_at_10"]
+    record = MlflowClient(tracking_uri=mlflow_uri).get_run(last.mlflow_run_id)
+    assert record.data.metrics["ndcg_at_10"] == measured["ndcg_at_10"]
+    assert record.data.tags["gyre.run_id"] == run.run_id
+    assert is_sampled(announced.traceparent)
 
 
 def _check_artifact(folder: Path, candidate: models.CandidateRegistered) -> None:

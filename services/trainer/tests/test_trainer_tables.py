@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,13 @@ async def test_the_wait_for_the_archive_is_bounded(stack, spec, history, caplog)
     assert pins.now == BEGIN + 9 * HOUR_S + 60
     (said,) = [each for each in caplog.records if "archive is behind" in each.message]
     assert said.events in (3, 13)
+
+
+@pytest.mark.adapter
+async def test_on_the_wall_clock_now_is_the_wall_s(stack, spec, history) -> None:
+    """A loop on the wall clock decides by the wall which windows are open, whatever its events say."""
+    history.archive(stack.folder / "warehouse", stack.loop)
+    wall = spec.model_copy(update={"clock": "wall"})
+    before = time.time()
+    pins = await ArchivedWarehouse(stack.settings(), {stack.loop: wall}).pin(stack.loop)
+    assert before <= pins.now <= time.time()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -69,7 +68,9 @@ def write(folder: Path, model: Ranker, golden: F32, manifest: Manifest) -> Manif
     """
     from gyre_trainer.export import export
 
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}")
+    # What an earlier start of the run was killed over.
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         whole = replace(manifest, sha256=export(model, golden, temporary))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import pyarrow as pa
 from gyre_core.features import Layout
 from gyre_core.models import MANIFEST_FILE
 from gyre_core.spec import LoopSpec
@@ -201,6 +202,7 @@ def main() -> None:
     task = Task(**json.loads(_first_line()))
     threading.Thread(target=_end_with_the_service, name="service-watch", daemon=True).start()
     os.nice(settings.trainer_niceness)
+    pa.set_cpu_count(settings.trainer_threads)
 
     def say(**facts: Any) -> None:
         output.write(json.dumps(facts) + "\n")

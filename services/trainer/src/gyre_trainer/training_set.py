@@ -163,7 +163,8 @@ def _attribute(spec: LoopSpec, tables: Tables, now: float) -> tuple[pa.Table, li
     label, impressions = spec.training.label, tables.impressions
     window_us = round(label.attribution_window_s * _US)
     at = {"window_us": window_us, "now_us": round(now * _US)}
-    with duckdb.connect() as db:
+    # One thread: a training run shares its machine with the services that answer requests.
+    with duckdb.connect(config={"threads": 1}) as db:
         keys = impressions.select(["source", "event_id", "kafka_partition", "kafka_offset"])
         keys = keys.append_column("event_us", _micros(impressions))
         keys = keys.append_column("items", pc.list_value_length(impressions["item_ids"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from gyre_runtime.warehouse import (
     open_catalog,
     schema_of,
 )
+from pyiceberg.catalog import Catalog
 from pyiceberg.conversions import from_bytes
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.table import Table
@@ -56,10 +58,13 @@ class LoopTables:
         self._warehouse = warehouse
         self._loop = loop
 
+    @cached_property
+    def _catalog(self) -> Catalog:
+        return open_catalog(ServiceSettings(warehouse=self._warehouse))
+
     def _open(self) -> dict[str, Table]:
         with _translated():
-            catalog = open_catalog(ServiceSettings(warehouse=self._warehouse))
-            return {name: ensure_table(catalog, self._loop, name) for name in TABLE_OF.values()}
+            return {name: ensure_table(self._catalog, self._loop, name) for name in TABLE_OF.values()}
 
     def offsets(self) -> dict[str, dict[int, int]]:
         """For each table, the next Kafka offset of each partition that it does not hold yet.
