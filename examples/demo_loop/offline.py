@@ -89,8 +89,13 @@ def replayed(spec: LoopSpec, scenario: Scenario) -> TrainingSet:
     layout = Layout.compile(spec)
     replay = Replay(layout)
     replay.apply(scenario.items)
-    features, relevance, times = [], [], []
+    features: list[Any] = []
+    relevance: list[Any] = []
+    times: list[float] = []
+    most = len(scenario.shown) + scenario.enough
     for choice in _in_order(scenario):
+        if len(times) == most:
+            break
         interaction = choice.interaction
         if choice.candidates:
             matrix, _ = replay.matrix(interaction.user_id, choice.candidates, RequestContext(interaction.time))

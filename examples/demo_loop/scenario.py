@@ -35,7 +35,8 @@ class Scenario:
         items: the catalogue as it stands before the first event.
         history: interactions to import.
         shown: impressions made up for the newest part of the history.
-        live: what is replayed request by request.
+        live: what is replayed request by request, more of it than is needed.
+        enough: count of live choices with candidates after which the replay may end.
     """
 
     spec_file: Path
@@ -44,6 +45,7 @@ class Scenario:
     history: Sequence[Interaction]
     shown: Sequence[Impression]
     live: Sequence[Choice]
+    enough: int
 
 
 class RecentItems:
