@@ -12,6 +12,7 @@ import pytest
 from gyre_quality.masking import Keyring, Masker, MaskRule
 from gyre_quality.pii import Finding, Scanner, _recognisers, _widest, covering, scanner
 from gyre_quality.pii_gates import ANY, GATES, digits_in, may_hold_personal_data
+from gyre_quality.pii_numbers import luhn, mod_11_10
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,6 +74,8 @@ def assert_like_presidio(text: str) -> None:
         if entity == "PHONE_NUMBER":
             continue  # stricter on purpose
         for recogniser in recognisers:
+            if not hasattr(recogniser, "_presidio"):
+                continue
             expected = {
                 (each.start, each.end, each.score) for each in recogniser._presidio.analyze(text, [entity], None)
             }
@@ -100,19 +103,51 @@ def test_gates_hide_nothing_of_made_texts(text):
 
 
 def test_presidios_expectations(data):
-    """Of the spans that Presidio's tests expect of entities known here, 93 % are found exactly, with 97 % precision."""
+    """Of the spans that Presidio's tests expect of patterns, 95 % are found exactly, with 97 % precision."""
     hits = missed = wrong = 0
     for case in presidio(data):
         spans = case.get("expected_positions", case.get("expected_res"))
         known = [entity for entity in set(case["entities"]) if entity in _recognisers()]
+        if case["recognizer"] in ("spacy", "stanza", "transformers"):
+            continue  # language models
         if spans is None or len(known) != 1 or len(spans) != case.get("expected_len", len(spans)):
             continue
         got = {(each.start, each.end) for each in scanner((known[0],), 0.0).scan(case["text"])}
         want = {(start, end) for start, end in spans}
         hits, missed, wrong = hits + len(got & want), missed + len(want - got), wrong + len(got - want)
-    assert hits > 300
-    assert hits / (hits + missed) >= 0.93
-    assert hits / (hits + wrong) >= 0.9
+    assert hits > 400
+    assert hits / (hits + missed) >= 0.95
+    assert hits / (hits + wrong) >= 0.97
+
+
+@given(st.from_regex(r"[0-9]{9,16}", fullmatch=True), st.integers(0, 15), st.integers(1, 9))
+def test_check_digits_find_every_single_error(number, place, step):
+    """Changing any one digit of a valid number makes both check-digit methods refuse it."""
+    place %= len(number)
+    turned = number[:place] + str((int(number[place]) + step) % 10) + number[place + 1 :]
+    for valid in (luhn, mod_11_10):
+        assert not (valid(number) and valid(turned))
+        assert sum(valid(number[:-1] + str(digit)) for digit in range(10)) == 1
+
+
+@pytest.mark.parametrize(
+    ("entity", "valid", "invalid"),
+    [
+        ("DE_TAX_ID", "12345678903", "12345678901"),
+        ("DE_HEALTH_INSURANCE", "A000500015", "A000500016"),
+        ("DE_SOCIAL_SECURITY", "15070649C103", "15070049C103"),
+        ("SE_PERSONNUMMER", "20110925-2385", "19001309-2393"),
+        ("TR_NATIONAL_ID", "10000000146", "10000000145"),
+        ("ZA_ID_NUMBER", "9202201234088", "9202301234088"),
+        ("CA_SIN", "130-692-544", "130-692-545"),
+        ("IBAN_CODE", "UA213223130000026007233566001", "UA213223130000026007233566002"),
+        ("IP_ADDRESS", "2001:db8::1", "2001::db8::1"),
+    ],
+)
+def test_numbers_with_check_digits(entity, valid, invalid):
+    """Each number that Presidio lacks is found when its check holds, and not when it does not."""
+    assert (entity, valid) in found(f"see {valid} there")
+    assert entity not in {each for each, _ in found(f"see {invalid} there")}
 
 
 def test_nothing_is_downloaded(monkeypatch):

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from gyre_quality.pii_gates import ANY, GATES, Gate, digits_in, may_hold_personal_data
+from gyre_quality.pii_numbers import NUMBERS
 
 # Presidio's defaults for context words (LemmaContextAwareEnhancer): what one of the five words before a finding adds.
 _CONTEXT_WORDS, _CONTEXT_SCORE, _CONTEXT_LEAST = 5, 0.35, 0.4
@@ -20,6 +21,9 @@ _WORD = re.compile(r"\w+[#]?")
 _LONGEST_CONTEXT = 200
 _PHONE_LIKE = re.compile(r"[+＋(（]?\d(?:[^\w\n]{0,4}\d){6,}")
 _PHONE_REGIONS = ("US", "GB", "DE", "IL", "IN", "CA", "BR")
+
+# Presidio 2.2.362 drops the last digit of many version 6 addresses.
+_REPLACED = frozenset({"IpRecognizer"})
 
 IMPERSONAL = frozenset({"DATE_TIME", "URL"})
 """Entities that say nothing about a person by themselves; left out by default."""
@@ -40,8 +44,13 @@ class Finding:
 class _Recogniser(Protocol):
     """Finds the spans of one entity."""
 
-    entity: str
-    context: tuple[str, ...]
+    @property
+    def entity(self) -> str:
+        """Presidio's name of it."""
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """Words that speak for a weak match, in lower case."""
 
     def spans(self, text: str) -> Iterable[Span]:
         """Every span with its score."""
@@ -75,20 +84,25 @@ class Scanner:
         if not may_hold_personal_data(text):
             return []
         digits = digits_in(text)
-        found: list[Finding] = []
+        found: dict[str, list[Span]] = {}
         for gate, recogniser in self._recognisers:
             if gate.admits(text, digits):
-                found.extend(self._found(text, recogniser))
-        return sorted(found, key=lambda finding: (finding.start, -finding.end, -finding.score))
+                spans = found.setdefault(recogniser.entity, [])
+                spans.extend(self._sure(text, recogniser, span) for span in recogniser.spans(text))
+        findings = [
+            Finding(entity, *span)
+            for entity, spans in found.items()
+            for span in _widest(spans)
+            if span[2] >= self._min_score
+        ]
+        return sorted(findings, key=lambda finding: (finding.start, -finding.end, -finding.score))
 
-    def _found(self, text: str, recogniser: _Recogniser) -> list[Finding]:
-        findings = []
-        for start, end, score in _widest(recogniser.spans(text)):
-            if score < self._min_score and _has_context(text, start, recogniser.context):
-                score = max(min(score + _CONTEXT_SCORE, 1.0), _CONTEXT_LEAST)  # noqa: PLW2901 - the same score, raised
-            if score >= self._min_score:
-                findings.append(Finding(recogniser.entity, start, end, score))
-        return findings
+    def _sure(self, text: str, recogniser: _Recogniser, span: Span) -> Span:
+        """The span with what a word of context before it adds."""
+        start, end, score = span
+        if score < self._min_score and _has_context(text, start, recogniser.context):
+            return start, end, max(min(score + _CONTEXT_SCORE, 1.0), _CONTEXT_LEAST)
+        return span
 
 
 @cache
@@ -176,12 +190,13 @@ def _is_phone_number(digits: str) -> bool:
 
 @cache
 def _recognisers() -> dict[str, list[_Recogniser]]:
-    """Presidio's recognisers that need no model, by entity."""
+    """Presidio's recognisers that need no model, and ours, by entity."""
     from presidio_analyzer import PatternRecognizer, predefined_recognizers
 
-    built: list[_Recogniser] = [_Phones(predefined_recognizers.PhoneRecognizer(supported_regions=_PHONE_REGIONS))]
+    phones = predefined_recognizers.PhoneRecognizer(supported_regions=_PHONE_REGIONS)
+    built: list[_Recogniser] = [*NUMBERS, _Phones(phones)]
     for name, kind in sorted(vars(predefined_recognizers).items()):
-        if isinstance(kind, type) and issubclass(kind, PatternRecognizer):
+        if isinstance(kind, type) and issubclass(kind, PatternRecognizer) and name not in _REPLACED:
             make: Any = _offline_email if name == "EmailRecognizer" else kind
             plain = kind.analyze is PatternRecognizer.analyze
             built.append(_Patterns(make()) if plain else _Analysed(make()))
