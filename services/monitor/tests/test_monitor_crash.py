@@ -1,0 +1,94 @@
+"""The monitor as a process, killed at any moment: exact counts, and one trigger, from the real Kafka."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from gyre.events.v1 import models_pb2 as models
+from gyre_core.topics import declared, topic
+from gyre_local.testing import eventually
+from gyre_monitor.adapters import flow
+from gyre_runtime.events import message_types
+from gyre_runtime.kafka import Producer, create_topics, read_log
+
+pytestmark = pytest.mark.adapter
+ANSWERS = 3000
+CLICKS = 2000
+
+
+def counts(state_dir: Path) -> tuple[int, int, int]:
+    """Impressions and clicked answers of all arms, and events handled, straight from the file."""
+    file = state_dir / "monitor.db"
+    if not file.exists():
+        return 0, 0, 0
+    connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+    try:
+        sums = connection.execute(
+            "select coalesce(sum(impressions), 0), coalesce(sum(clicked), 0) from arms"
+        ).fetchone()
+        seen = connection.execute("select coalesce(sum(events), 0) from stages where stage = 'events'").fetchone()
+    except sqlite3.OperationalError:
+        return 0, 0, 0
+    finally:
+        connection.close()
+    return (*sums, *seen)
+
+
+async def produce(kafka: str, loop: str, make) -> None:
+    """Answers to many users, and clicks of two thirds of them."""
+    async with Producer(kafka, source="test") as producer:
+        shown, acted = topic(loop, "behavior.impressions"), topic(loop, "behavior.interactions")
+        for n in range(ANSWERS):
+            producer.enqueue(shown, make.impression(f"r{n}", f"u{n}"), key=f"u{n}", time=make.begin, id=f"r{n}")
+            if n < CLICKS:
+                click = make.interaction(f"u{n}")
+                producer.enqueue(acted, click, key=f"u{n}", time=make.begin + 1, id=f"e{n}")
+
+
+async def test_kills_leave_every_count_exact(kafka, loop, spec, make, settings, start_process) -> None:
+    """SIGKILL in the middle of the stream, twice: each answer and click counts exactly once, and one trigger is sent."""
+    await create_topics(kafka, declared(spec))
+    await produce(kafka, loop, make)
+    env = {"GYRE_MONITOR_BATCH_EVENTS": "100"}
+    last = 0
+    for _ in range(2):
+        victim = start_process(**env)
+
+        def went_on(last: int = last) -> int:
+            seen = counts(settings.state_dir)[2]
+            return seen if seen > last else 0
+
+        last = await eventually(went_on, timeout_s=40, message="the monitor goes on")
+        victim.kill()
+        victim.wait()
+    last = counts(settings.state_dir)[2]
+    assert last < ANSWERS + CLICKS, "the kills hit the stream in its middle"
+    start_process()
+    done = (ANSWERS, CLICKS, ANSWERS + CLICKS)
+    await eventually(lambda: counts(settings.state_dir)[2] >= done[2], timeout_s=40, message="everything is handled")
+    assert counts(settings.state_dir) == done
+    assert len({trigger_id for trigger_id, _ in await sent(kafka, loop)}) == 1, "its run is under way to the end"
+
+
+async def sent(kafka: str, loop: str) -> list[tuple[str, float]]:
+    """Id and value of each trigger in the topic."""
+    log = read_log(kafka, topic(loop, "training.triggers"), message_types(models.TrainingTrigger))
+    return [(event.message.trigger_id, event.message.value) async for event in log]
+
+
+async def test_a_trigger_that_was_decided_before_a_crash_is_sent_after_it(
+    kafka, loop, spec, *, settings, start, log, make, projection, database
+) -> None:
+    """What the transaction decided is sent by the next start under the same id, and once more at most."""
+    await create_topics(kafka, declared(spec))
+    settings.state_dir.mkdir(parents=True)
+    (trigger_id,) = (await projection.apply([log.acted(make.interaction()) for _ in range(12)])).triggers
+    service = await start(monitor_database=f"sqlite:///{settings.state_dir.parent / 'monitor.db'}")
+    found = await eventually(lambda: sent(kafka, loop), timeout_s=20, message="the trigger is sent")
+    assert found == [(trigger_id, 12)]
+
+    async def marked() -> bool:
+        return await database.read(flow.unsent) == []
+
+    await eventually(marked, timeout_s=20, message="it is marked as sent")
+    assert service.lifespan.health.serving
