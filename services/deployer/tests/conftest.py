@@ -109,12 +109,14 @@ class Models:
         *,
         weights: tuple[float, ...] = WEIGHTS,
         golden_weights: tuple[float, ...] | None = None,
+        graph: bytes | None = None,
+        manifest: dict[str, Any] | None = None,
         **changes: Any,
     ) -> CandidateRegistered:
         """Write the artefact of a version, and return its announcement, in which `changes` replace fields."""
         place = self.folder / self.layout.loop / version
         place.mkdir(parents=True)
-        graph = weighted_sum(weights)
+        graph = graph or weighted_sum(weights)
         features = np.arange(8 * len(weights), dtype=np.float32).reshape(8, len(weights)) / 10
         np.savez(place / GOLDEN_FILE, features=features, scores=features @ np.float32(golden_weights or weights))
         (place / MODEL_FILE).write_bytes(graph)
@@ -129,10 +131,11 @@ class Models:
             trigger_id="trigger-1",
             snapshots={"behavior_impressions": 7},
         )
-        manifest = {"loop": announced.loop, "version": version, "layout": announced.layout, "sha256": announced.sha256}
-        (place / MANIFEST_FILE).write_text(json.dumps(manifest))
-        for name, value in changes.items():
-            setattr(announced, name, value)
+        told = {"loop": announced.loop, "version": version, "layout": announced.layout, "sha256": announced.sha256}
+        (place / MANIFEST_FILE).write_text(json.dumps(told | (manifest or {})))
+        if "columns" in changes:
+            del announced.columns[:]
+        announced.MergeFrom(CandidateRegistered(**changes))
         return announced
 
     async def register(self, version: str, **changes: Any) -> CandidateRegistered:
@@ -243,55 +246,6 @@ async def gateway(new_gateway: Callable[..., Gateway]) -> AsyncIterator[Gateway]
 
 
 @dataclass(frozen=True)
-class Deployer:
-    """A running deployer as its callers see it."""
-
-    loop: str
-    kafka: str
-    stub: DeployerServiceStub
-    lifespan: Lifespan | None = None
-    running: Running | None = None
-
-    async def rollouts(self) -> list[pb.Rollout]:
-        """All rollouts, newest first."""
-        return list((await self.listed()).rollouts)
-
-    async def listed(self) -> pb.ListRolloutsResponse:
-        """All rollouts and the view."""
-        answer: pb.ListRolloutsResponse = await self.stub.ListRollouts(
-            pb.ListRolloutsRequest(loop=self.loop), timeout=5
-        )
-        return answer
-
-    async def rollout(self, version: str) -> pb.Rollout | None:
-        """The rollout of a version."""
-        return next((each for each in await self.rollouts() if each.version == version), None)
-
-    async def reaches(self, version: str, state: str, *, timeout_s: float = 20) -> pb.Rollout:
-        """Wait until the rollout of a version is in a state."""
-        wanted = pb.RolloutState.Value(f"ROLLOUT_STATE_{state}")
-
-        async def reached() -> pb.Rollout | None:
-            rollout = await self.rollout(version)
-            assert rollout is not None, f"{version} has no rollout"
-            assert rollout.state == wanted, f"{pb.RolloutState.Name(rollout.state)}: {rollout.reason}"
-            return rollout
-
-        return await eventually(reached, timeout_s=timeout_s, message=f"{version} reaches {state}")
-
-    async def log(self) -> list[RolloutEvent]:
-        """The log in Kafka."""
-        name = topic(self.loop, "models.rollout-events")
-        return [event.message async for event in read_log(self.kafka, name, message_types(RolloutEvent))]
-
-    async def is_logged(self, kind: str, version: str) -> bool:
-        """Whether the log holds a change of a version."""
-        return (f"ROLLOUT_EVENT_KIND_{kind}", version) in [
-            (RolloutEventKind.Name(each.kind), each.version) for each in await self.log()
-        ]
-
-
-@dataclass(frozen=True)
 class Place:
     """Where a deployer of the test works."""
 
@@ -326,6 +280,17 @@ class Place:
             "GYRE_DRAIN_S": "2",
         }
 
+    async def log(self) -> list[RolloutEvent]:
+        """The log in Kafka."""
+        name = topic(self.loop, "models.rollout-events")
+        return [event.message async for event in read_log(self.kafka, name, message_types(RolloutEvent))]
+
+    async def is_logged(self, kind: str, version: str) -> bool:
+        """Whether the log holds a change of a version."""
+        return (f"ROLLOUT_EVENT_KIND_{kind}", version) in [
+            (RolloutEventKind.Name(each.kind), each.version) for each in await self.log()
+        ]
+
     async def is_served(self, version: str) -> bool:
         """Whether Triton has the version loaded."""
         async with InferenceServerClient(self.triton.grpc) as client:
@@ -338,6 +303,43 @@ class Place:
     def leftovers(self) -> list[str]:
         """Half-written folders of the loop in the repository."""
         return [each.name for each in self.triton.repository.glob(f".{self.loop}--*")]
+
+
+@dataclass(frozen=True)
+class Deployer:
+    """A running deployer as its callers see it."""
+
+    loop: str
+    stub: DeployerServiceStub
+    lifespan: Lifespan
+    running: Running
+
+    async def rollouts(self) -> list[pb.Rollout]:
+        """All rollouts, newest first."""
+        return list((await self.listed()).rollouts)
+
+    async def listed(self) -> pb.ListRolloutsResponse:
+        """All rollouts and the view."""
+        answer: pb.ListRolloutsResponse = await self.stub.ListRollouts(
+            pb.ListRolloutsRequest(loop=self.loop), timeout=5
+        )
+        return answer
+
+    async def rollout(self, version: str) -> pb.Rollout | None:
+        """The rollout of a version."""
+        return next((each for each in await self.rollouts() if each.version == version), None)
+
+    async def reaches(self, version: str, state: str, *, timeout_s: float = 20) -> pb.Rollout:
+        """Wait until the rollout of a version is in a state."""
+        wanted = pb.RolloutState.Value(f"ROLLOUT_STATE_{state}")
+
+        async def reached() -> pb.Rollout | None:
+            rollout = await self.rollout(version)
+            assert rollout is not None, f"{version} has no rollout"
+            assert rollout.state == wanted, f"{pb.RolloutState.Name(rollout.state)}: {rollout.reason}"
+            return rollout
+
+        return await eventually(reached, timeout_s=timeout_s, message=f"{version} reaches {state}")
 
 
 @pytest.fixture
@@ -359,7 +361,7 @@ async def start(place: Place) -> AsyncIterator[Start]:
             running = await bootstrap(lifespan, place.settings(**changes))
             await lifespan.health.start()
             connected = await stack.enter_async_context(_connected(running.server.address))
-            return Deployer(place.loop, place.kafka, DeployerServiceStub(connected), lifespan, running)
+            return Deployer(place.loop, DeployerServiceStub(connected), lifespan, running)
 
         yield at
 

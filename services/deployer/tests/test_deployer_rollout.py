@@ -1,7 +1,12 @@
 """Whole rollouts on the real Kafka and Triton, with gateways that report: the way up, and the way back."""
 
+import asyncio
+
 import pytest
-from gyre.events.v1.models_pb2 import RolloutEventKind
+from aiokafka import AIOKafkaConsumer
+from gyre.deployer.v1.deployer_pb2 import ROLLOUT_STATE_PROMOTED as PROMOTED
+from gyre.events.v1.models_pb2 import CandidateRegistered, RolloutEventKind
+from gyre_core.topics import dead_letter_topic, topic
 from gyre_local.testing import eventually
 
 pytestmark = pytest.mark.adapter
@@ -36,10 +41,157 @@ async def test_a_second_model_goes_10_50_100(start, models, place, gateway) -> N
     assert kinds(rollout.events) == ["STARTED", "VALIDATED", "LOADED", "WARMED", *["SHIFTED"] * 3, "PROMOTED"]
     assert [each.share for each in rollout.events] == [0, 0, 0, 0, 0.1, 0.5, 1.0, 1.0]
     assert [each.step for each in rollout.events if each.share][:3] == [0, 1, 2]
-    await eventually(lambda: deployer.is_logged("UNLOADED", "v1"), message="v1 is unloaded")
+    await eventually(lambda: place.is_logged("UNLOADED", "v1"), message="v1 is unloaded")
     assert not await place.is_served("v1")
     await eventually(lambda: not place.holds("v1"), message="v1 has left the repository")
     view = (await deployer.listed()).view
     assert (view.arms[0].version, view.last_good_version) == ("v3", "v2")
     assert list(view.loaded_versions) == ["v2", "v3"]
-    assert [each.epoch for each in await deployer.log()] == list(range(1, view.epoch + 1))
+    assert [each.epoch for each in await place.log()] == list(range(1, view.epoch + 1))
+
+
+async def live_with_candidate(start, models, **changes):
+    """A deployer with v1 live, and v2 registered."""
+    deployer = await start()
+    await models.register("v1")
+    await deployer.reaches("v1", "PROMOTED")
+    await models.register("v2", **changes)
+    return deployer
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"golden_weights": (1.0, 2.0, 3.001)}, "golden request"),
+        ({"sha256": "0" * 64}, "sha256"),
+        ({"layout": "0123456789abcdef"}, "layout"),
+        ({"columns": ["elsewhere"]}, "elsewhere"),
+        ({"artifact_uri": "/nowhere/at/all"}, "No such file"),
+        ({"artifact_uri": "s3://bucket/model"}, "file URI"),
+        ({"weights": (1.0, 2.0)}, "2 columns"),
+        ({"weights": (float("nan"), 1.0, 1.0)}, "finite"),
+        ({"manifest": {"loop": "another"}}, "loop = 'another'"),
+    ],
+)
+async def test_a_bad_candidate_is_refused_and_live_untouched(start, models, place, gateway, changes, reason) -> None:
+    """What is wrong is named, nothing of the candidate stays on Triton or in its repository, and v1 serves on."""
+    deployer = await live_with_candidate(start, models, **changes)
+    rollout = await deployer.reaches("v2", "REFUSED")
+    assert reason in rollout.reason
+    assert rollout.share == 0
+    assert not await place.is_served("v2")
+    assert not place.holds("v2")
+    assert place.leftovers() == []
+    view = (await deployer.listed()).view
+    assert [(arm.version, arm.share) for arm in view.arms] == [("v1", 1.0)]
+    assert list(view.loaded_versions) == ["v1"]
+    assert await place.is_served("v1")
+
+
+async def test_a_graph_that_triton_cannot_load_is_refused(start, models, place, gateway) -> None:
+    """A file that is no ONNX graph is refused with what Triton says, and nothing of it stays."""
+    graph = b"this is no graph"
+    deployer = await start()
+    await models.register("v1", graph=graph)
+    rollout = await deployer.reaches("v1", "REFUSED")
+    assert "Triton cannot load" in rollout.reason
+    assert not place.holds("v1")
+    assert not (await deployer.listed()).view.arms
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [("failing", "requests failed"), ("slow", "took more than 100 ms"), ("tripped", "stopped asking")],
+)
+async def test_a_candidate_that_breaks_a_guardrail_is_rolled_back(start, models, place, gateway, spoil, reason) -> None:
+    """Errors, latency or an opened circuit give all users back to v1, and v2 leaves Triton once gateways let go."""
+    getattr(gateway, spoil).add("v2")
+    deployer = await live_with_candidate(start, models)
+    rollout = await deployer.reaches("v2", "ROLLED_BACK")
+    assert reason in rollout.reason
+    assert [each.share for each in rollout.events if each.share] == [0.1]
+    view = (await deployer.listed()).view
+    assert [(arm.version, arm.share) for arm in view.arms] == [("v1", 1.0)]
+    await eventually(lambda: place.is_logged("UNLOADED", "v2"), message="v2 is unloaded")
+    await eventually(lambda: not place.holds("v2"), message="v2 has left the repository")
+    assert not await place.is_served("v2")
+    assert await place.is_served("v1")
+
+
+async def test_both_models_failing_is_not_the_candidates_fault(start, models, gateway) -> None:
+    """Where live fails as the candidate does, the step is observed anew, and goes on once both are well."""
+    gateway.failing.update({"v1", "v2"})
+    deployer = await live_with_candidate(start, models)
+
+    async def is_observed_anew() -> bool:
+        rollout = await deployer.rollout("v2")
+        return rollout is not None and "observed anew" in rollout.reason
+
+    await eventually(is_observed_anew, message="the step is observed anew")
+    assert (await deployer.rollout("v2")).share == 0.1
+    gateway.failing.clear()
+    await deployer.reaches("v2", "PROMOTED")
+
+
+async def test_unloading_waits_for_a_lagging_gateway(start, models, place, gateway, new_gateway) -> None:
+    """A version stays loaded while one live gateway may still ask it, and goes once that gateway has left."""
+    deployer = await live_with_candidate(start, models)
+    await deployer.reaches("v2", "PROMOTED")
+    async with new_gateway(instance="gateway-2", requests=0).reporting() as slow:
+        await eventually(lambda: slow.view.last_good_version == "v1", message="the second gateway follows")
+        slow.lags = True
+        await models.register("v3")
+        await deployer.reaches("v3", "PROMOTED")
+        unnamed = (await deployer.listed()).view.epoch
+        await eventually(lambda: gateway.view.epoch >= unnamed, message="the first gateway acknowledges")
+        await models.register("v4", sha256="0" * 64)
+        await deployer.reaches("v4", "REFUSED")
+        assert not await place.is_logged("UNLOADED", "v1")
+        assert await place.is_served("v1")
+    await eventually(lambda: place.is_logged("UNLOADED", "v1"), message="the gateway left: v1 is unloaded")
+    assert not await place.is_served("v1")
+
+
+async def test_of_several_waiting_candidates_the_newest_is_rolled_out(start, models, gateway) -> None:
+    """What arrives during a rollout waits; then the newest goes, and the older are refused as superseded by it."""
+    gateway.requests = 0
+    deployer = await live_with_candidate(start, models)
+    rollout = await deployer.reaches("v2", "CANARY")
+    for version in ("v3", "v4", "v5"):
+        await models.register(version)
+    gateway.requests = 100
+    await deployer.reaches("v5", "PROMOTED")
+    for version in ("v3", "v4"):
+        assert (await deployer.reaches(version, "REFUSED")).reason == "superseded by v5"
+    assert rollout.rollout_id != (await deployer.rollout("v5")).rollout_id
+    assert (await deployer.rollout("v2")).state == PROMOTED
+
+
+async def test_a_version_that_is_announced_again_starts_nothing(start, models, gateway) -> None:
+    """A repeated announcement, also after the rollout has ended, is the same candidate."""
+    deployer = await start()
+    announced = await models.register("v1")
+    await deployer.reaches("v1", "PROMOTED")
+    await models.announce(announced)
+    await models.register("v2")
+    await deployer.reaches("v2", "PROMOTED")
+    assert [each.version for each in await deployer.rollouts()] == ["v2", "v1"]
+
+
+async def test_a_candidate_that_is_none_is_dead_lettered(start, models, kafka, loop) -> None:
+    """A record that breaks the contract lies in the dead-letter topic with its reason, and the next one is taken."""
+    deployer = await start()
+    await models.announce(CandidateRegistered(loop=loop, version="Not A Version"))
+    await models.register("v1")
+    await deployer.reaches("v1", "PROMOTED")
+    consumer = AIOKafkaConsumer(
+        dead_letter_topic(topic(loop, "models.candidates")), bootstrap_servers=kafka, auto_offset_reset="earliest"
+    )
+    await consumer.start()
+    try:
+        async with asyncio.timeout(10):
+            letter = await consumer.getone()
+    finally:
+        await consumer.stop()
+    assert dict(letter.headers)["gyre_reason"] == b"INVALID_FIELD"
+    assert [each.version for each in await deployer.rollouts()] == ["v1"]
