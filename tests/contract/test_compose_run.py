@@ -51,6 +51,7 @@ def test_the_gateway_answers_through_its_published_port() -> None:
     """A fresh stack has no model yet: Rank answers every candidate, degraded, and says why."""
     with grpc.insecure_channel(GATEWAY) as channel:
         request = gateway_pb2.RankRequest(loop="movies", user_id="1", item_ids=["1074638", "1853728", "0111161"])
+        request.context.request_time.FromJsonString("2013-07-10T12:00:00Z")  # the loop lives on the replay clock
         answer = gateway_pb2_grpc.GatewayServiceStub(channel).Rank(request, timeout=10)
     assert {item.item_id for item in answer.items} == set(request.item_ids)
     assert answer.provenance.degraded
