@@ -1,21 +1,28 @@
 """The archive: every event is one row, whatever dies and however many archivers write."""
 
-import subprocess
+import asyncio
+import contextlib
+import signal
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, topic
 from gyre_features.archive import Archive
 from gyre_features.settings import FeaturesSettings
 from gyre_local.testing import eventually
+from gyre_runtime import Unavailable
 from gyre_runtime.events import Event
 from gyre_runtime.kafka import Producer, create_topics
 from gyre_runtime.warehouse import INTERACTIONS, ensure_table, open_catalog
 
-Start = Callable[..., "subprocess.Popen[bytes]"]
+Start = Callable[..., Any]
 BEGIN = 1_370_000_000.0
 
 
@@ -49,26 +56,107 @@ async def test_a_zombie_archiver_neither_loses_nor_repeats_a_row(tmp_path: Path,
     assert _stored(tmp_path, spec.loop) == sorted(f"e{each}" for each in range(60))
 
 
+async def test_a_warehouse_that_takes_nothing_keeps_the_rows(tmp_path: Path, spec: LoopSpec) -> None:
+    """While the catalogue is locked rows wait, the batch is refused as transient, and comes again without doubling."""
+    catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path)))
+    archive = Archive(catalog, rows=40, seconds=60, payload_bytes=10**9)
+    archive.offsets(topic(spec.loop, "behavior.interactions"))
+    await archive.add(_events(spec, 0, 40))
+    with contextlib.closing(sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(Unavailable) as caught:
+            await archive.add(_events(spec, 30, 70))
+        assert caught.value.reason == "WAREHOUSE_UNAVAILABLE"
+        other.execute("ROLLBACK")
+    await archive.add(_events(spec, 30, 70))
+    await archive.flush()
+    assert _stored(tmp_path, spec.loop) == sorted(f"e{each}" for each in range(70))
+
+
+async def test_rows_wait_longer_where_commits_pile_up(
+    tmp_path: Path, spec: LoopSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trickle does not commit for ever at the same pace: with more commits behind it, rows wait for company."""
+    monkeypatch.setattr("gyre_features.archive._COMMITS_FOR_A_SECOND", 0.1)
+    catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path)))
+    archive = Archive(catalog, rows=1000, seconds=0.02, payload_bytes=10**9)
+    in_time = asyncio.create_task(archive.run())
+    try:
+        await archive.add(_events(spec, 0, 1))
+        await eventually(lambda: _stored(tmp_path, spec.loop))
+        for each in range(1, 4):
+            await archive.add(_events(spec, each, each + 1))
+            await archive.flush()
+        await archive.add(_events(spec, 4, 5))
+        await asyncio.sleep(0.2)
+        assert len(_stored(tmp_path, spec.loop)) == 4
+    finally:
+        in_time.cancel()
+
+
+async def _produce(kafka: str, name: str, first: int, end: int) -> None:
+    async with Producer(kafka, source="test") as producer:
+        for each in range(first, end):
+            producer.enqueue(name, _interaction(each), key=f"u{each}", time=BEGIN + each, id=f"e{each}")
+
+
+async def _handed_over(kafka: str, name: str) -> int:
+    """How many events of a topic the group was given, by its offsets: in the warehouse or waiting for it."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        offsets = await admin.list_consumer_group_offsets("features-archive")
+    except GroupCoordinatorNotAvailableError:
+        return 0
+    finally:
+        await admin.close()
+    return sum(found.offset for place, found in offsets.items() if place.topic == name)
+
+
+PATIENT = {"GYRE_FEATURES_ARCHIVE_ROWS": "1000000", "GYRE_FEATURES_ARCHIVE_S": "3600"}
+QUICK = {"GYRE_FEATURES_ARCHIVE_ROWS": "60", "GYRE_FEATURES_ARCHIVE_S": "0.2"}
+
+
 @pytest.mark.adapter
-async def test_a_killed_archive_goes_on_where_the_table_stands(
+async def test_rows_that_wait_survive_a_kill_and_are_appended_on_sigterm(
     kafka: str, tmp_path: Path, spec: LoopSpec, start_process: Start
 ) -> None:
-    """SIGKILL between reading and committing, and a restart, leave each event in the table once."""
+    """SIGKILL while Kafka's offsets are ahead of the table loses nothing; SIGTERM leaves nothing waiting and exits 0."""
     await create_topics(kafka, declared(spec))
     name, warehouse = topic(spec.loop, "behavior.interactions"), tmp_path / "warehouse"
+    await _produce(kafka, name, 0, 300)
+    victim = start_process("archive", **PATIENT)
 
-    async def produce(first: int, end: int) -> None:
-        async with Producer(kafka, source="test") as producer:
-            for each in range(first, end):
-                await producer.send(name, _interaction(each), key="k", time=BEGIN + each, id=f"e{each}")
+    async def handed_over(count: int) -> bool:
+        return await _handed_over(kafka, name) >= count
 
-    await produce(0, 400)
-    env = {"GYRE_FEATURES_ARCHIVE_ROWS": "60", "GYRE_FEATURES_ARCHIVE_S": "0.2"}
-    victim = start_process("archive", **env)
-    await eventually(lambda: len(_stored(warehouse, spec.loop)) > 0, timeout_s=40, message="the archive began")
-    await produce(400, 700)
+    await eventually(lambda: handed_over(300), timeout_s=40, message="the rows wait in memory")
     victim.kill()
     victim.wait()
-    start_process("archive", **env)
-    await eventually(lambda: len(_stored(warehouse, spec.loop)) >= 700, timeout_s=60, message="all rows are there")
-    assert _stored(warehouse, spec.loop) == sorted(f"e{each}" for each in range(700))
+    assert _stored(warehouse, spec.loop) == []
+    await _produce(kafka, name, 300, 350)
+    successor = start_process("archive", **PATIENT)
+    await eventually(lambda: handed_over(350), timeout_s=40, message="the successor read on")
+    successor.send_signal(signal.SIGTERM)
+    assert successor.wait(15) == 0
+    assert _stored(warehouse, spec.loop) == sorted(f"e{each}" for each in range(350))
+
+
+@pytest.mark.adapter
+async def test_two_archives_share_the_partitions(
+    kafka: str, tmp_path: Path, spec: LoopSpec, start_process: Start
+) -> None:
+    """A second archive that joins under load, and a kill of the first, leave each event in the table once."""
+    await create_topics(kafka, declared(spec))
+    name, warehouse = topic(spec.loop, "behavior.interactions"), tmp_path / "warehouse"
+    await _produce(kafka, name, 0, 400)
+    first = start_process("archive", **QUICK)
+    await eventually(lambda: _stored(warehouse, spec.loop), timeout_s=40, message="the archive began")
+    second = start_process("archive", **QUICK)
+    await _produce(kafka, name, 400, 800)
+    await eventually(lambda: "metrics listening" in second.log.read_text(), timeout_s=40)
+    await _produce(kafka, name, 800, 1000)
+    first.kill()
+    first.wait()
+    await eventually(lambda: len(_stored(warehouse, spec.loop)) >= 1000, timeout_s=60, message="all rows are there")
+    assert _stored(warehouse, spec.loop) == sorted(f"e{each}" for each in range(1000))

@@ -41,6 +41,14 @@ TABLE_OF = {
 """The table behind each archived topic."""
 
 _OFFSET = "gyre.offset."
+_PROPERTIES = {
+    "commit.retry.num-retries": "0",
+    "write.parquet.compression-codec": "zstd",
+    # A stream commits often: old metadata files go, and small manifests are merged.
+    "write.metadata.delete-after-commit.enabled": "true",
+    "write.metadata.previous-versions-max": "20",
+    "commit.manifest-merge.enabled": "true",
+}
 _TEXT, _LONG, _INT, _DOUBLE = StringType(), LongType(), IntegerType(), DoubleType()
 _ORIGIN: dict[str, IcebergType] = {
     "event_id": _TEXT,
@@ -137,7 +145,7 @@ def ensure_table(catalog: Catalog, loop: str, table: str) -> Table:
             (loop, table),
             schema=schema,
             partition_spec=day,
-            properties={"commit.retry.num-retries": "0", "write.parquet.compression-codec": "zstd"},
+            properties=_PROPERTIES,
         )
     except TableAlreadyExistsError:
         return catalog.load_table((loop, table))

@@ -3,161 +3,234 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from google.protobuf import json_format
 from gyre.events.v1 import behavior_pb2 as behavior
-from gyre_runtime import instrument
+from gyre_runtime import Unavailable, instrument
 from gyre_runtime.events import Event
-from gyre_runtime.warehouse import TABLE_OF, append, ensure_table, offsets_of
+from gyre_runtime.warehouse import (
+    IMPRESSIONS,
+    INTERACTIONS,
+    ITEMS,
+    TABLE_OF,
+    append,
+    ensure_table,
+    offsets_of,
+    schema_of,
+)
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.table import Table
 
 _LOG = logging.getLogger(__name__)
-Row = dict[str, Any]
-
-
-def _moment(unix_s: float) -> datetime:
-    return datetime.fromtimestamp(unix_s, UTC)
-
-
-def _interaction(message: behavior.Interaction) -> Row:
-    return {
-        "user_id": message.user_id,
-        "item_id": message.item_id,
-        "type": message.type,
-        "value": message.value if message.HasField("value") else None,
-        "request_id": message.request_id,
-        "simulated": message.simulated,
-    }
-
-
-def _impression(message: behavior.Impression) -> Row:
-    return {
-        "request_id": message.request_id,
-        "user_id": message.user_id,
-        "item_ids": list(message.item_ids),
-        "shown": message.shown,
-        "rest": message.rest,
-        "scores": list(message.scores),
-        "item_propensities": list(message.item_propensities),
-        "explored": message.explored,
-        "model_version": message.model_version,
-        "epoch": message.epoch,
-        "arm": message.arm,
-        "arm_propensity": message.arm_propensity,
-        "layout": message.features.layout,
-        "feature_columns": message.features.columns,
-        "features": message.features.values,
-        "item_batches": list(message.item_batches),
-        "user_batch": message.user_batch,
-        "feature_age_s": message.feature_age_s,
-        "degraded_reason": message.degraded_reason,
-        "latency_s": message.latency_s,
-        "method": behavior.ImpressionMethod.Name(message.method).removeprefix("IMPRESSION_METHOD_").lower(),
-        "simulated": message.simulated,
-    }
-
-
-def _item(message: behavior.ItemChanged) -> Row:
-    fields = json_format.MessageToJson(message, indent=None)
-    return {"item_id": message.item_id, "fields": fields}
-
-
-_ROW_OF: dict[type, Callable[[Any], Row]] = {
-    behavior.Interaction: _interaction,
-    behavior.Impression: _impression,
-    behavior.ItemChanged: _item,
+_COMMITS_FOR_A_SECOND = 500
+_LONGEST_S = 60.0
+_METHOD = "IMPRESSION_METHOD_"
+Columns = Mapping[str, Callable[[Any], Any]]
+_INTERACTION: Columns = {
+    "user_id": attrgetter("user_id"),
+    "item_id": attrgetter("item_id"),
+    "type": attrgetter("type"),
+    "value": lambda message: message.value if message.HasField("value") else None,
+    "request_id": attrgetter("request_id"),
+    "simulated": attrgetter("simulated"),
 }
+_IMPRESSION: Columns = {
+    "request_id": attrgetter("request_id"),
+    "user_id": attrgetter("user_id"),
+    "item_ids": lambda message: list(message.item_ids),
+    "shown": attrgetter("shown"),
+    "rest": attrgetter("rest"),
+    "scores": lambda message: list(message.scores),
+    "item_propensities": lambda message: list(message.item_propensities),
+    "explored": attrgetter("explored"),
+    "model_version": attrgetter("model_version"),
+    "epoch": attrgetter("epoch"),
+    "arm": attrgetter("arm"),
+    "arm_propensity": attrgetter("arm_propensity"),
+    "layout": attrgetter("features.layout"),
+    "feature_columns": attrgetter("features.columns"),
+    "features": attrgetter("features.values"),
+    "item_batches": lambda message: list(message.item_batches),
+    "user_batch": attrgetter("user_batch"),
+    "feature_age_s": attrgetter("feature_age_s"),
+    "degraded_reason": attrgetter("degraded_reason"),
+    "latency_s": attrgetter("latency_s"),
+    "method": lambda message: behavior.ImpressionMethod.Name(message.method).removeprefix(_METHOD).lower(),
+    "simulated": attrgetter("simulated"),
+}
+_ITEM: Columns = {
+    "item_id": attrgetter("item_id"),
+    "fields": lambda message: json_format.MessageToJson(message, indent=None),
+}
+_COLUMNS_OF: Mapping[str, Columns] = {INTERACTIONS: _INTERACTION, IMPRESSIONS: _IMPRESSION, ITEMS: _ITEM}
 
 
-def row_of(event: Event) -> Row:
-    """One event as a row of its table."""
-    return {
-        "event_id": event.id,
-        "source": event.source,
-        "event_time": _moment(event.time),
-        **_ROW_OF[type(event.message)](event.message),
-        "kafka_partition": event.partition,
-        "kafka_offset": event.offset,
-        "ingest_time": _moment(event.arrival_time or time.time()),
+def rows_of(topic: str, events: Sequence[Event]) -> pa.Table:
+    """Events of one topic as rows of its table."""
+    table = TABLE_OF[topic.partition(".")[2]]
+    messages = [event.message for event in events]
+    columns: dict[str, Iterable[Any]] = {
+        "event_id": [event.id for event in events],
+        "source": [event.source for event in events],
+        "event_time": _microseconds([event.time for event in events]),
+        **{name: [value(message) for message in messages] for name, value in _COLUMNS_OF[table].items()},
+        "kafka_partition": [event.partition for event in events],
+        "kafka_offset": [event.offset for event in events],
+        "ingest_time": _microseconds([event.arrival_time or time.time() for event in events]),
     }
+    schema = schema_of(table).as_arrow()
+    return pa.Table.from_arrays([pa.array(columns[each.name], each.type) for each in schema], schema=schema)
+
+
+def _microseconds(unix_s: Sequence[float]) -> npt.NDArray[np.int64]:
+    return np.round(np.array(unix_s) * 1e6).astype(np.int64)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Rows of one topic that are not in the warehouse yet.
+
+    Attributes:
+        tables: the rows, in the order of their offsets within each partition.
+        following: for each partition, the offset after the last row.
+    """
+
+    tables: list[pa.Table] = field(default_factory=list)
+    following: dict[int, int] = field(default_factory=dict)
 
 
 class Archive:
     """Collects events and appends them table by table.
 
-    Where a table stands is read from its properties. On a conflict with another writer they are read again and what
-    is stored already is dropped, so neither a crash nor a zombie loses or repeats a row.
+    Where a table stands is read from its properties, never from the group's offsets, which run ahead of it: rows wait
+    in memory after they were handed over. On a conflict with another writer the properties are read again and what is
+    stored already is dropped, so neither a crash nor a zombie loses or repeats a row.
+
+    Args:
+        catalog: of the warehouse.
+        rows: append when so many wait.
+        seconds: append what waited so long; longer where commits piled up, see `_patience_s`.
+        payload_bytes: append when so many bytes of Arrow data wait.
     """
 
     def __init__(self, catalog: Catalog, *, rows: int, seconds: float, payload_bytes: int) -> None:
         self._catalog = catalog
         self._most_rows, self._most_s, self._most_bytes = rows, seconds, payload_bytes
-        self._waiting: dict[str, list[Event]] = {}
+        self._waiting: dict[str, _Waiting] = {}
         self._count = self._bytes = 0
         self._since = time.monotonic()
+        self._commits = 0
         self._lock = asyncio.Lock()
 
     def offsets(self, topic: str) -> dict[int, int]:
         """The next offset of each partition of a topic that its table does not hold yet."""
         return offsets_of(self._table(topic))
 
-    def _table(self, topic: str) -> Any:
+    def _table(self, topic: str) -> Table:
         loop, _, suffix = topic.partition(".")
         return ensure_table(self._catalog, loop, TABLE_OF[suffix])
 
     async def add(self, events: Sequence[Event]) -> None:
-        """Take events in; append when there are enough."""
-        async with self._lock:
-            if not self._count:
-                self._since = time.monotonic()
-            for event in events:
-                self._waiting.setdefault(event.topic, []).append(event)
-            self._count += len(events)
-            self._bytes += sum(event.message.ByteSize() for event in events)
+        """Take events in; what is at an offset that was taken in already is left out.
+
+        Raises:
+            Unavailable: too much waits and the warehouse takes nothing; nothing was taken in, call again.
+        """
         if self._count >= self._most_rows or self._bytes >= self._most_bytes:
             await self.flush()
+        async with self._lock:
+            by_topic: dict[str, list[Event]] = {}
+            for event in events:
+                waiting = self._waiting.get(event.topic)
+                if waiting is None or event.offset >= waiting.following.get(event.partition, 0):
+                    by_topic.setdefault(event.topic, []).append(event)
+            rows = {topic: rows_of(topic, own) for topic, own in by_topic.items()}
+            if not self._count:
+                self._since = time.monotonic()
+            for topic, table in rows.items():
+                waiting = self._waiting.setdefault(topic, _Waiting())
+                waiting.tables.append(table)
+                waiting.following.update({event.partition: event.offset + 1 for event in by_topic[topic]})
+                self._count += table.num_rows
+                self._bytes += table.nbytes
 
     async def run(self) -> None:
-        """Append what waits too long, until cancelled."""
+        """Append what waits too long, until cancelled; while the warehouse takes nothing, try again."""
         while True:
             await asyncio.sleep(self._most_s / 4)
-            if self._count and time.monotonic() - self._since >= self._most_s:
-                await self.flush()
+            if self._count and time.monotonic() - self._since >= self._patience_s:
+                try:
+                    await self.flush()
+                except Unavailable as error:
+                    _LOG.warning("rows wait", extra={"rows": self._count, "problem": str(error)})
 
-    async def forget(self) -> None:
-        """Drop what waits: its partitions went to another process, which reads them again from the table's offsets."""
+    @property
+    def _patience_s(self) -> float:
+        """How long rows may wait: each commit of a table costs all later ones, so the more there are the longer."""
+        return min(max(self._most_s, self._commits / _COMMITS_FOR_A_SECOND), max(self._most_s, _LONGEST_S))
+
+    async def release(self) -> None:
+        """Append what waits and forget it, for its partitions go; the next owner reads on from the table's offsets."""
+        try:
+            await self.flush()
+        except Unavailable as error:
+            _LOG.warning("rows are left to the next owner", extra={"rows": self._count, "problem": str(error)})
         async with self._lock:
             self._waiting.clear()
             self._count = self._bytes = 0
 
     async def flush(self) -> None:
-        """Append everything that waits."""
-        async with self._lock:
-            for topic, events in self._waiting.items():
-                await asyncio.to_thread(self._append, topic, events)
-            self._waiting.clear()
-            self._count = self._bytes = 0
+        """Append everything that waits.
 
-    def _append(self, topic: str, events: Sequence[Event]) -> None:
+        Raises:
+            Unavailable: the warehouse took nothing, or only some tables; the rest waits on.
+        """
+        async with self._lock:
+            try:
+                for topic in list(self._waiting):
+                    await asyncio.to_thread(self._append, topic, self._waiting[topic])
+                    del self._waiting[topic]
+            except Exception as error:
+                # Whatever the file system or the catalogue raise: rows are well formed here, so it can only be theirs.
+                raise Unavailable("WAREHOUSE_UNAVAILABLE", f"the warehouse takes no rows: {error!r:.200}") from error
+            finally:
+                tables = [table for waiting in self._waiting.values() for table in waiting.tables]
+                self._count = sum(table.num_rows for table in tables)
+                self._bytes = sum(table.nbytes for table in tables)
+
+    def _append(self, topic: str, waiting: _Waiting) -> None:
         loop, _, suffix = topic.partition(".")
+        rows = pa.concat_tables(waiting.tables)
         while True:
             table = self._table(topic)
+            self._commits = max(self._commits, len(table.metadata.snapshots))
             stored = offsets_of(table)
-            fresh = [event for event in events if event.offset >= stored.get(event.partition, 0)]
-            if not fresh:
+            fresh = _from(rows, stored)
+            if not fresh.num_rows:
                 return
-            following = {event.partition: event.offset + 1 for event in fresh}
+            following = {each: end for each, end in waiting.following.items() if end > stored.get(each, 0)}
             try:
-                append(
-                    table, pa.Table.from_pylist([row_of(each) for each in fresh], table.schema().as_arrow()), following
-                )
+                append(table, fresh, following)
             except CommitFailedException:
                 _LOG.warning("another archiver committed: reading the offsets again", extra={"topic": topic})
                 continue
-            instrument("gyre_archive_rows_total").add(len(fresh), loop=loop, table=TABLE_OF[suffix])
+            instrument("gyre_archive_rows_total").add(fresh.num_rows, loop=loop, table=TABLE_OF[suffix])
             return
+
+
+def _from(rows: pa.Table, stored: Mapping[int, int]) -> pa.Table:
+    """The rows that a table which stands at `stored` does not hold."""
+    partitions, offsets = rows["kafka_partition"].to_numpy(), rows["kafka_offset"].to_numpy()
+    begin = np.zeros(len(rows), dtype=np.int64)
+    for partition, offset in stored.items():
+        begin[partitions == partition] = offset
+    fresh = offsets >= begin
+    return rows if fresh.all() else rows.filter(pa.array(fresh))

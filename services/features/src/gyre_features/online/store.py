@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gyre_core import keys
-from gyre_core.features import GLOBAL_ID, Delta, EntityId, EntityKind, Layout
+from gyre_core.features import ENTITY_KINDS, GLOBAL_ID, Delta, EntityId, EntityKind, Layout
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Unavailable
 from redis.asyncio import Redis
@@ -75,6 +75,12 @@ class OnlineStore:
         self.shards = spec.shards.online_shards
         self.popularity = popularity_of(spec, layout)
         self._redis = redis
+        self._prefixes = {
+            kind: [
+                keys.entity_key(spec.loop, layout.hash, shard=shard, kind=kind, id="") for shard in range(self.shards)
+            ]
+            for kind in ENTITY_KINDS
+        }
         self._duplicates_s = duplicates_s
         self._script = redis.register_script(_SCRIPT)
         plan = json.loads(script_plan(spec, layout, kept=popular_kept))
@@ -92,8 +98,7 @@ class OnlineStore:
 
     def key(self, kind: EntityKind, id: str) -> str:  # noqa: A002 - the field's name
         """The key of an entity."""
-        shard = self.shard_of(kind, id)
-        return keys.entity_key(self.spec.loop, self.layout.hash, shard=shard, kind=kind, id=id)
+        return self._prefixes[kind][0 if self.shards == 1 else self.shard_of(kind, id)] + id
 
     def _fence_key(self, shard: int, place: tuple[str, int]) -> str:
         return keys.fence_key(self.spec.loop, self.layout.hash, shard=shard, topic=place[0], partition=place[1])

@@ -41,7 +41,7 @@ async def archive(lifespan: Lifespan, settings: FeaturesSettings) -> None:
                     consumer.kafka.seek(each, stand.get(each.partition, 0))
 
     async def revoked(_consumer: Consumer, _partitions: tuple[TopicPartition, ...]) -> None:
-        await writer.forget()
+        await writer.release()
 
     consumer = Consumer(
         settings.kafka,
