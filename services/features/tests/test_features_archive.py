@@ -121,7 +121,7 @@ QUICK = {"GYRE_FEATURES_ARCHIVE_ROWS": "60", "GYRE_FEATURES_ARCHIVE_S": "0.2"}
 async def test_rows_that_wait_survive_a_kill_and_are_appended_on_sigterm(
     kafka: str, tmp_path: Path, spec: LoopSpec, start_process: Start
 ) -> None:
-    """SIGKILL while Kafka's offsets are ahead of the table loses nothing; SIGTERM leaves nothing waiting and exits 0."""
+    """SIGKILL while Kafka's offsets are ahead of the table loses nothing; SIGTERM leaves nothing waiting, exit 0."""
     await create_topics(kafka, declared(spec))
     name, warehouse = topic(spec.loop, "behavior.interactions"), tmp_path / "warehouse"
     await _produce(kafka, name, 0, 300)
