@@ -73,13 +73,28 @@ def test_compose_gives_each_process_settings_that_it_accepts(name: str, service:
     assert name in COMPOSE["services"]
 
 
-@pytest.mark.parametrize("service", SETTINGS)
-def test_kubernetes_gives_each_process_settings_that_it_accepts(service: str) -> None:
+def _deployments() -> dict[str, dict[str, Any]]:
+    """The container of each process of the mesh on Kubernetes, by name."""
+    files = sorted((ROOT / "k8s" / "base").glob("*.yaml"))
+    documents = [each for path in files for each in yaml.safe_load_all(path.read_text()) if each]
+    pods = [each["spec"]["template"]["spec"] for each in documents if each["kind"] == "Deployment"]
+    containers = [container for pod in pods for container in pod["containers"]]
+    return {each["name"]: each for each in containers if each["image"].startswith("gyre/")}
+
+
+@pytest.mark.parametrize("name", _deployments())
+def test_kubernetes_gives_each_process_settings_that_it_accepts(name: str) -> None:
     """A process on Kubernetes starts with the settings of the base, and those of the secured component on top."""
+    container = _deployments()[name]
+    cls = SETTINGS[container["image"].removeprefix("gyre/").removesuffix(":latest")]
+    environ = IMAGE | CLUSTER | {each["name"]: each["value"] for each in container.get("env", [])}
+    settings = load_settings(cls, environ)
+    listening = {settings.listen, settings.metrics_listen, getattr(settings, "otlp_listen", settings.listen)}
+    ports = {port["containerPort"] for port in container["ports"]}
+    assert ports <= {int(address.rpartition(":")[2]) for address in listening}
     component = yaml.safe_load((ROOT / "k8s" / "components" / "secured" / "kustomization.yaml").read_text())
     secured = dict(literal.split("=", 1) for literal in component["configMapGenerator"][0]["literals"])
-    load_settings(SETTINGS[service], IMAGE | CLUSTER)
-    settings = load_settings(SETTINGS[service], IMAGE | CLUSTER | secured)
+    settings = load_settings(cls, environ | secured)
     assert settings.tls_require_client
     assert settings.token_file == Path("/etc/gyre/secrets/token")
 
