@@ -5,13 +5,16 @@ import re
 import subprocess
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import typer
 import yaml
+from gyre_client.cli import app
 from gyre_local.ports import PORTS_FILE, load_ports
 from gyre_runtime import ServiceSettings, load_settings
 from gyre_runtime.settings import TOLERATED
+from typer.core import TyperGroup
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -195,6 +198,18 @@ def test_the_help_lists_what_the_guides_name() -> None:
         "help",
     } <= listed
     assert named <= listed, named - listed
+
+
+def test_the_command_line_has_what_the_guides_name() -> None:
+    """Each `gyre` command that a guide names exists."""
+    root = cast("TyperGroup", typer.main.get_command(app))
+    groups = {name: command for name, command in root.commands.items() if isinstance(command, TyperGroup)}
+    listed = root.commands.keys() - groups.keys()
+    listed |= {f"{name} {each}" for name, group in groups.items() for each in group.commands}
+    text = "\n".join(path.read_text() for path in PAGES)
+    named = re.findall(r"(?:`|^    )(?:uv run )?gyre (dlq [a-z]+|[a-z]+)", text, re.MULTILINE)
+    assert len(named) > 10
+    assert set(named) <= listed
 
 
 def test_links_between_pages_lead_somewhere() -> None:
