@@ -83,7 +83,7 @@ def test_padding_changes_nothing(spec, layout, data) -> None:
 def test_constant_columns_are_harmless(spec, layout) -> None:
     """Columns without any spread give finite scores."""
     model = Ranker(layout, spec.model)
-    model.fit_scale(torch.zeros(10, len(layout.columns)))
+    model.fit_scale(torch.zeros(10, len(layout.model_columns)))
     assert torch.isfinite(model(torch.ones(3, len(layout.columns)))).all()
 
 

@@ -53,19 +53,18 @@ class Ranker(nn.Module):
         values = rows.index_select(1, self.chosen)
         return torch.where(self.squashed, torch.log(values.clamp(min=0.0) + _SHIFT), values)
 
-    def fit_scale(self, rows: torch.Tensor) -> None:
-        """Take mean and deviation from rows [n, columns]."""
-        values = self.squash(rows)
-        self.mean.copy_(values.mean(0))
-        self.deviation.copy_(values.std(0, correction=0).clamp(min=_LEAST_DEVIATION))
+    def fit_scale(self, squashed: torch.Tensor) -> None:
+        """Take mean and deviation from squashed rows [n, chosen]."""
+        self.mean.copy_(squashed.mean(0))
+        self.deviation.copy_(squashed.std(0, correction=0).clamp(min=_LEAST_DEVIATION))
 
-    def scale(self, rows: torch.Tensor) -> torch.Tensor:
-        """What the layers read, from rows [n, columns]: [n, chosen]."""
-        return ((self.squash(rows) - self.mean) / self.deviation).clamp(-_CLAMP, _CLAMP)
+    def scale(self, squashed: torch.Tensor) -> torch.Tensor:
+        """What the layers read, from squashed rows: [n, chosen]."""
+        return ((squashed - self.mean) / self.deviation).clamp(-_CLAMP, _CLAMP)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Score rows [n, columns]: [n, 1]."""
-        scores: torch.Tensor = self.layers(self.scale(rows))
+        scores: torch.Tensor = self.layers(self.scale(self.squash(rows)))
         return scores
 
 
@@ -102,9 +101,10 @@ def _prepared(model: Ranker, data: TrainingSet) -> tuple[torch.Tensor, torch.Ten
     """The layers' inputs [n, items, chosen], scaled once for all epochs, where there are items, and their targets."""
     features, relevance = torch.from_numpy(data.features), torch.from_numpy(data.relevance)
     held = relevance >= 0
-    model.fit_scale(features[held])
     with torch.no_grad():
-        inputs = model.scale(features.flatten(0, 1)).view(*held.shape, -1)
+        squashed = model.squash(features.flatten(0, 1))
+        model.fit_scale(squashed[held.flatten()])
+        inputs = model.scale(squashed).view(*held.shape, -1)
     target = relevance.clamp(min=0)
     return inputs, held, target / target.sum(1, keepdim=True)
 
