@@ -245,7 +245,7 @@ def settings(tmp_path: Path, loop: str, kafka: str) -> MonitorSettings:
         state_dir=tmp_path / "state",
         otlp_listen="127.0.0.1:0",
         trainer=f"127.0.0.1:{trainer}",
-        drain_s=2,
+        drain_s=20,
     )
 
 
@@ -257,7 +257,7 @@ async def start(settings: MonitorSettings, spec: LoopSpec) -> AsyncIterator[Call
     async def begin(**changes: Any) -> Service:
         own = settings.model_copy(update=changes)
         await create_topics(own.kafka, declared(spec))
-        lifespan = await Lifespan(drain_s=2).__aenter__()
+        lifespan = await Lifespan(drain_s=20).__aenter__()
         opened.append(lifespan)
         running = await bootstrap(lifespan, own)
         await lifespan.health.start()

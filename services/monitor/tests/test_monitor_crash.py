@@ -46,7 +46,7 @@ async def produce(kafka: str, loop: str, make) -> None:
 
 
 async def test_kills_leave_every_count_exact(kafka, loop, spec, make, settings, start_process) -> None:
-    """SIGKILL in the middle of the stream, twice: each answer and click counts exactly once, and one trigger is sent."""
+    """SIGKILL in the middle of the stream, twice: each answer and click counts once, and one trigger is sent."""
     await create_topics(kafka, declared(spec))
     await produce(kafka, loop, make)
     env = {"GYRE_MONITOR_BATCH_EVENTS": "100"}

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from aiokafka import TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError, KafkaTimeoutError
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2 as features
 from gyre.events.v1 import models_pb2 as models
@@ -32,6 +33,7 @@ TYPES = message_types(
     monitor.Alert,
 )
 _POLL_S = 0.02
+_RETRY_S = 0.5
 _MAX_WAIT_MS = 100
 _LOG = logging.getLogger(__name__)
 
@@ -91,6 +93,7 @@ class Stream:
     ) -> None:
         self._projection, self._monitor = projection, monitor
         self._admission = Admission(loops)
+        self._tasks: asyncio.TaskGroup | None = None
         self._wait: asyncio.Task[None] | None = None
         suffixes = (*BEHAVIOUR, APPLIED, *CONTROL)
         # Others dead-letter what cannot be read there; alerts are the monitor's own.
@@ -126,17 +129,17 @@ class Stream:
     async def run(self) -> None:
         """Consume until `stop`."""
         async with asyncio.TaskGroup() as group:
+            self._tasks = group
             for consumer in (self._consumer, self._alerts):
-                group.create_task(self._run(consumer))
+                group.create_task(self._run(consumer), name="consume")
 
     async def _run(self, consumer: Consumer) -> None:
-        async with consumer:
-            try:
+        try:
+            async with consumer:
                 await consumer.run(self._monitor.apply)
-            finally:
-                if self._wait is not None and consumer is self._consumer:
-                    self._wait.cancel()
-                    await asyncio.gather(self._wait, return_exceptions=True)
+        finally:
+            if consumer is self._consumer and self._wait is not None:
+                self._wait.cancel()
 
     async def _assigned(self, consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
         """Begin every partition where the database stands; behaviour waits for the flow of models."""
@@ -144,7 +147,7 @@ class Stream:
         stored = await self._projection.offsets()
         for each in partitions:
             consumer.kafka.seek(each, stored.get((each.topic, each.partition), 0))
-        if consumer is not self._consumer:
+        if consumer is not self._consumer or self._tasks is None:
             return
         if self._wait is not None:
             self._wait.cancel()
@@ -153,19 +156,27 @@ class Stream:
         behaviour = [each for each in partitions if each.topic.partition(".")[2] in BEHAVIOUR]
         if behaviour:
             consumer.kafka.pause(*behaviour)
-        self._wait = asyncio.create_task(self._resume_after(consumer, control, behaviour), name="flow of models first")
+        wait = self._until_known(consumer, control, behaviour)
+        self._wait = self._tasks.create_task(wait, name="flow of models first")
+
+    async def _until_known(
+        self, consumer: Consumer, control: Sequence[TopicPartition], behaviour: Sequence[TopicPartition]
+    ) -> None:
+        try:
+            await self._resume_after(consumer, control, behaviour)
+        except IllegalStateError:
+            _LOG.info("partitions moved meanwhile: the next assignment begins anew")
 
     async def _resume_after(
         self, consumer: Consumer, control: Sequence[TopicPartition], behaviour: Sequence[TopicPartition]
     ) -> None:
         """Let behaviour flow, and triggers be decided, once the flow of models as it was is in the database."""
-        targets = await consumer.kafka.end_offsets(control) if control else {}
+        targets = await _ends(consumer, control)
         while not await self._reached(consumer, targets):  # noqa: ASYNC110 - aiokafka has no event for it
             await asyncio.sleep(_POLL_S)
-        if behaviour:
-            ends = await consumer.kafka.end_offsets(behaviour)
-            await self._projection.begin({(each.topic, each.partition): end for each, end in ends.items()})
-            consumer.kafka.resume(*behaviour)
+        ends = await _ends(consumer, behaviour)
+        await self._projection.begin({(each.topic, each.partition): end for each, end in ends.items()})
+        consumer.kafka.resume(*behaviour)
         self._projection.decides = True
         _LOG.info("the flow of models is known")
 
@@ -175,3 +186,18 @@ class Stream:
             if end > 0 and await consumer.kafka.position(partition) < end:
                 return False
         return True
+
+
+async def _ends(consumer: Consumer, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    """The present ends of partitions, however long Kafka is away."""
+    while partitions:
+        try:
+            ends: dict[TopicPartition, int] = await consumer.kafka.end_offsets(partitions)
+        except KafkaError as error:
+            if not (error.retriable or isinstance(error, KafkaTimeoutError)):
+                raise
+            _LOG.warning("the stream waits for Kafka", extra={"problem": type(error).__name__})
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return ends
+    return {}
