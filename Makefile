@@ -23,7 +23,7 @@ LOCAL := $(RUN) gyre-local
 SOURCES := libs/gyre-core/src libs/gyre-runtime/src libs/gyre-client/src libs/gyre-quality/src infra/local/src \
 	$(patsubst %,services/%/src,gateway features inference trainer deployer monitor)
 
-.PHONY: help setup sync demo up down status logs test test-slow lint breaking types proto docs bench bench-path ci clean
+.PHONY: help setup sync demo up down status logs test test-slow lint breaking types proto docs bench bench-quality bench-path ci clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ bench: bench-path ## all benchmarks
 
 bench-path: setup ## Rank through the whole mesh and Kafka to Redis, beside bare baselines
 	@$(RUN) python tests/load/bench_path.py
+
+bench-quality: sync ## data-quality checks on real data, beside their baselines: make bench-quality ARGS="--full"
+	@OMP_NUM_THREADS=1 $(RUN) python tests/load/bench_quality.py $(ARGS)
 
 ci: ## what CI runs
 	@.ci/run
