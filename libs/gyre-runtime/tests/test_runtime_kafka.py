@@ -295,6 +295,19 @@ async def test_a_paused_consumer_hands_nothing_over(kafka: str, make_topic: Make
         await eventually(lambda: seen.count("e2") == before + 1)
 
 
+async def test_gathered_records_reach_kafka_in_order_also_at_the_exit(kafka: str, make_topic: MakeTopic) -> None:
+    """A queue that gathers keeps its records' order and flushes them at the exit."""
+    topic = await make_topic()
+    async with Producer(kafka, source="test", gather_s=0.05) as producer:
+        for number in range(30):
+            assert producer.enqueue(topic, interaction(), key="k", id=f"e{number}")
+        await eventually(lambda: producer.queued == (0, 0), message="the queue is sent")
+        for number in range(30, 40):
+            producer.enqueue(topic, interaction(), key="k", id=f"e{number}")
+    events = [event.id async for event in read_log(kafka, topic, TYPES)]
+    assert events == [f"e{number}" for number in range(40)]
+
+
 async def test_the_queue_is_bounded_and_counts_what_it_drops(kafka: str, make_topic: MakeTopic) -> None:
     """Beyond its bound `enqueue` refuses at once and tells so; the rest reaches Kafka before exit."""
     topic, dropped, seen = await make_topic(), [], []

@@ -45,6 +45,7 @@ async def bootstrap(lifespan: Lifespan, settings: GatewaySettings) -> Running:
             max_queue_records=settings.gateway_queue_records,
             max_queue_bytes=settings.gateway_queue_bytes,
             on_drop=count_drop,
+            gather_s=settings.gateway_gather_s,
         )
     )
     routers = await _routers(lifespan, settings, loops, producer)

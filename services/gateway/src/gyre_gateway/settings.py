@@ -17,3 +17,5 @@ class GatewaySettings(ServiceSettings):
     """Most impressions that wait for Kafka: what a crash can lose."""
     gateway_queue_bytes: int = Field(64 * 1024 * 1024, ge=1024)
     """Most bytes of them."""
+    gateway_gather_s: float = Field(0.02, ge=0, le=1)
+    """Seconds that an impression waits for others, so that Kafka and its readers get few and large batches."""

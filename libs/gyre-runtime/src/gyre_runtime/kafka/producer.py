@@ -24,6 +24,7 @@ _BATCH_BYTES = 128 * 1024
 _MAX_REQUEST_BYTES = 8 * 1024 * 1024
 _REQUEST_TIMEOUT_MS = 15_000
 _COUNT_EVERY = 256
+_FLUSH_S = 10.0
 
 
 class Fenced(Precondition):
@@ -48,7 +49,7 @@ class Producer:
         max_queue_records: bound on what is enqueued and not yet acknowledged.
         max_queue_bytes: bound on its bytes.
         on_drop: called with topic and reason for each enqueued record given up.
-        flush_s: how long exit waits for the queue.
+        gather_s: how long what is enqueued waits for more, so that Kafka and its readers get few and large batches.
     """
 
     def __init__(
@@ -59,13 +60,13 @@ class Producer:
         max_queue_records: int = 20_000,
         max_queue_bytes: int = 64 * 1024 * 1024,
         on_drop: Callable[[str, str], None] | None = None,
-        flush_s: float = 10.0,
+        gather_s: float = 0.0,
     ) -> None:
         self._bootstrap = bootstrap
         self._source = source
         self._max_records, self._max_bytes = max_queue_records, max_queue_bytes
         self._on_drop = on_drop
-        self._flush_s = flush_s
+        self._gather_s = gather_s
         self._queue: asyncio.Queue[tuple[str, Record]] = asyncio.Queue()
         self._records = self._bytes = 0
         self._acknowledged_by_topic: Counter[str] = Counter()
@@ -83,9 +84,9 @@ class Producer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Flush what is enqueued and disconnect, within `flush_s`."""
+        """Flush what is enqueued and disconnect, within ten seconds."""
         try:
-            async with asyncio.timeout(self._flush_s):
+            async with asyncio.timeout(_FLUSH_S):
                 await self._idle.wait()
                 await self._client.stop()
         except TimeoutError:
@@ -174,14 +175,27 @@ class Producer:
         while True:
             topic, record = await self._queue.get()
             try:
-                sent = await self._client.send(topic, record.value, key=record.key, headers=record.headers)
+                if self._gather_s:
+                    await asyncio.sleep(self._gather_s)
+                await self._forward(topic, record)
             except asyncio.CancelledError:
                 self._settle(topic, record, "CLOSED")
                 raise
-            except KafkaError as error:
-                self._settle(topic, record, type(error).__name__)
-            else:
-                sent.add_done_callback(lambda done, topic=topic, record=record: self._acknowledged(done, topic, record))
+            while not self._queue.empty():
+                topic, record = self._queue.get_nowait()
+                try:
+                    await self._forward(topic, record)
+                except asyncio.CancelledError:
+                    self._settle(topic, record, "CLOSED")
+                    raise
+
+    async def _forward(self, topic: str, record: Record) -> None:
+        try:
+            sent = await self._client.send(topic, record.value, key=record.key, headers=record.headers)
+        except KafkaError as error:
+            self._settle(topic, record, type(error).__name__)
+        else:
+            sent.add_done_callback(lambda done: self._acknowledged(done, topic, record))
 
     def _acknowledged(self, done: "asyncio.Future[Any]", topic: str, record: Record) -> None:
         error = None if done.cancelled() else done.exception()
