@@ -1,0 +1,381 @@
+"""The fold of the log, the judgement of guardrails, and what a rollout does next."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from gyre_core.spec import Duration, GuardrailSpec, RolloutStep
+from gyre_deployer.domain import decisions
+from gyre_deployer.domain.guardrails import Outcome, Verdict, judge
+from gyre_deployer.domain.observation import Counts, Observation, Report, lagging, tripped
+from gyre_deployer.domain.projection import arms
+from gyre_deployer.domain.rollouts import ENDED, RUNNING, Candidate, Change, Kind, LoopState, State, apply, fold
+from gyre_deployer.wire import change_message, change_of, view_message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+STEPS = (
+    RolloutStep(share=0.1, hold=Duration.parse("10s"), min_requests=100),
+    RolloutStep(share=0.5, hold=Duration.parse("10s"), min_requests=100),
+    RolloutStep(share=1.0),
+)
+GUARDRAILS = GuardrailSpec(max_error_rate=0.01, max_latency_ratio=2.0, max_latency_p99=Duration.parse("100ms"))
+BOUNDS = (0.005, 0.01, 0.1, 0.5)
+
+
+def model(version: str) -> Candidate:
+    """A candidate."""
+    return Candidate("shop", version, f"run-{version}", "layout", ("a",), f"/models/{version}", "0" * 64)
+
+
+def numbered(state: LoopState, *changes: Change) -> LoopState:
+    """The state after further changes, which get their epochs and times."""
+    for change in changes:
+        state = apply(state, replace(change, epoch=state.epoch + 1, time=state.change_time + 1))
+    return state
+
+
+def begun(state: LoopState, version: str) -> LoopState:
+    """The state after the start of a version's rollout."""
+    return numbered(state, *decisions.begin([model(version)], model(version), state))
+
+
+def at(state: LoopState, wanted: State) -> LoopState:
+    """The state with the rollout under way brought to a state by the shortest way."""
+    ways = {
+        State.STARTED: [],
+        State.VALIDATED: [Kind.VALIDATED],
+        State.LOADED: [Kind.VALIDATED, Kind.LOADED],
+        State.WARMED: [Kind.VALIDATED, Kind.LOADED, Kind.WARMED],
+        State.CANARY: [Kind.VALIDATED, Kind.LOADED, Kind.WARMED, Kind.SHIFTED],
+        State.PAUSED: [Kind.PAUSED],
+        State.PROMOTED: [Kind.VALIDATED, Kind.LOADED, Kind.WARMED, Kind.PROMOTED],
+        State.ROLLED_BACK: [Kind.ROLLED_BACK],
+        State.REFUSED: [Kind.REFUSED],
+    }
+    rollout_id = state.current
+    for kind in ways[wanted]:
+        share = {Kind.SHIFTED: 0.1, Kind.PROMOTED: 1.0}.get(kind, 0.0)
+        state = numbered(state, decisions.follow(state.rollouts[rollout_id], kind, "why", share=share))
+    return state
+
+
+def moves(state: LoopState) -> list[Change]:
+    """Every change that may come next, as the deployer makes them."""
+    rollout = state.under_way
+    found = [
+        decisions.follow(of_version, Kind.UNLOADED, "unused", share=0.0)
+        for version in state.unnamed
+        if (of_version := state.of_version(version)) is not None
+    ]
+    live = state.of_version(state.live)
+    if rollout is None:
+        waiting = [model(f"v{len(state.rollouts) + n}") for n in range(2)]
+        found += decisions.begin(waiting, waiting[0], state) + decisions.begin(waiting, waiting[1], state)[:1]
+        if live is not None and state.last_good:
+            found.append(decisions.roll_back(live, "back"))
+        return found
+    found.append(decisions.roll_back(rollout, "back"))
+    if rollout.state == State.PAUSED:
+        return [*found, decisions.follow(rollout, Kind.RESUMED, "on")]
+    found.append(decisions.follow(rollout, Kind.PAUSED, "hold"))
+    forward = {State.STARTED: Kind.VALIDATED, State.VALIDATED: Kind.LOADED, State.LOADED: Kind.WARMED}
+    if rollout.state in forward:
+        found.append(decisions.follow(rollout, forward[rollout.state], "on"))
+    if rollout.state == State.WARMED:
+        found.append(decisions.open_traffic(rollout, STEPS))
+    if rollout.state == State.CANARY:
+        found += [decisions.advance(rollout, STEPS, "on"), decisions.reopen(rollout, "again")]
+    else:
+        found.append(decisions.refuse(rollout, "no"))
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 1000), max_size=40))
+def test_whatever_happens_the_state_stays_whole(choices: list[int]) -> None:
+    """After any run of possible changes one rollout at most is under way, and what requests name is loaded."""
+    state, log = LoopState("shop"), []
+    for choice in choices:
+        possible = moves(state)
+        change = replace(possible[choice % len(possible)], epoch=state.epoch + 1, time=state.epoch + 1.0)
+        state = apply(state, change)
+        log.append(change)
+        assert sum(rollout.is_under_way for rollout in state.rollouts.values()) <= 1
+        split = arms(state)
+        assert (sum(arm.share for arm in split) == pytest.approx(1.0)) if state.live else not split
+        assert {arm.candidate.version for arm in split} | ({state.last_good} - {""}) <= set(state.loaded)
+        assert set(state.unnamed) == set(state.loaded) - state.named
+        assert all(epoch <= state.epoch for epoch in state.unnamed.values())
+        assert len(set(state.loaded)) == len(state.loaded)
+    assert fold("shop", log) == state
+    assert sum(len(rollout.changes) for rollout in state.rollouts.values()) == len(log)
+
+
+def test_a_change_that_cannot_follow_is_refused() -> None:
+    """Every change comes only from the states that the design gives it; the log is never folded into nonsense."""
+    live = at(begun(LoopState("shop"), "v1"), State.PROMOTED)
+    allowed = {
+        State.STARTED: {Kind.VALIDATED},
+        State.VALIDATED: {Kind.LOADED},
+        State.LOADED: {Kind.WARMED},
+        State.WARMED: {Kind.SHIFTED, Kind.PROMOTED},
+        State.CANARY: {Kind.SHIFTED, Kind.PROMOTED},
+        State.PAUSED: {Kind.RESUMED, Kind.PROMOTED, Kind.ROLLED_BACK},
+        State.PROMOTED: {Kind.ROLLED_BACK, Kind.UNLOADED},
+        State.ROLLED_BACK: {Kind.UNLOADED},
+        State.REFUSED: {Kind.UNLOADED},
+    }
+    for state in RUNNING:
+        allowed[state] |= {Kind.PAUSED, Kind.ROLLED_BACK}
+    for state in RUNNING - {State.CANARY}:
+        allowed[state] |= {Kind.REFUSED}
+    for state, kind in product(State, Kind):
+        there = at(begun(live, "v2"), state)
+        change = decisions.follow(there.rollouts[there.current], kind, "why")
+        if kind in allowed[state]:
+            numbered(there, change)
+        else:
+            with pytest.raises(ValueError, match="cannot follow"):
+                numbered(there, change)
+
+
+def test_epochs_and_starts_are_guarded() -> None:
+    """An epoch that does not rise, a change before the start, and a second rollout under way are refused."""
+    state = begun(LoopState("shop"), "v1")
+    rollout = state.rollouts[state.current]
+    with pytest.raises(ValueError, match="must be above"):
+        apply(state, replace(decisions.refuse(rollout, "no"), epoch=state.epoch))
+    with pytest.raises(ValueError, match="must follow its start"):
+        numbered(LoopState("shop"), decisions.refuse(rollout, "no"))
+    with pytest.raises(ValueError, match="under way"):
+        begun(state, "v2")
+
+
+def test_promotion_and_the_way_back() -> None:
+    """The live model becomes the last good one; a rolled-back promotion makes it live again, and is no fallback."""
+    state = at(begun(at(begun(LoopState("shop"), "v1"), State.PROMOTED), "v2"), State.PROMOTED)
+    assert (state.live, state.last_good, state.unnamed) == ("v2", "v1", {})
+    state = numbered(state, decisions.roll_back(state.rollouts[state.current], "complaints"))
+    assert (state.live, state.last_good) == ("v1", "")
+    assert state.unnamed == {"v2": state.epoch}
+    assert [(arm.name, arm.candidate.version, arm.share) for arm in arms(state)] == [("live", "v1", 1.0)]
+
+
+def test_a_paused_canary_keeps_its_users() -> None:
+    """Pausing changes no share, and resuming goes back to the same step, observed anew."""
+    canary = at(begun(at(begun(LoopState("shop"), "v1"), State.PROMOTED), "v2"), State.CANARY)
+    rollout = canary.rollouts[canary.current]
+    paused = numbered(canary, decisions.follow(rollout, Kind.PAUSED, "lunch"))
+    assert [arm.share for arm in arms(paused)] == [arm.share for arm in arms(canary)]
+    resumed = numbered(paused, decisions.follow(paused.rollouts[paused.current], Kind.RESUMED, "on"))
+    after = resumed.rollouts[resumed.current]
+    assert (after.state, after.share, after.step) == (State.CANARY, 0.1, 0)
+    assert after.observed_epoch == resumed.epoch > rollout.observed_epoch
+
+
+texts = st.text(max_size=20)
+candidates = st.builds(
+    Candidate,
+    loop=texts,
+    version=texts,
+    run_id=texts,
+    layout=texts,
+    columns=st.lists(texts, max_size=3).map(tuple),
+    artifact_uri=texts,
+    sha256=texts,
+    trigger_id=texts,
+    snapshots=st.dictionaries(texts, st.integers(0, 2**62), max_size=3),
+    measurements=st.dictionaries(texts, st.floats(allow_nan=False), max_size=3),
+)
+changes = st.builds(
+    Change,
+    rollout_id=texts,
+    kind=st.sampled_from(Kind),
+    version=texts,
+    live_version=texts,
+    share=st.floats(0, 1),
+    step=st.integers(0, 19),
+    reason=texts,
+    epoch=st.integers(1, 2**60),
+    time=st.integers(0, 2**40).map(lambda microseconds: microseconds / 1e6),
+    candidate=st.none() | candidates,
+)
+
+
+@given(changes)
+def test_the_log_keeps_every_field(change: Change) -> None:
+    """A change written and read again is the same change."""
+    assert change_of(change_message("shop", change), None) == change
+
+
+def test_the_view_carries_what_requests_need() -> None:
+    """The projection of a canary names arms, versions, layouts, runs, the rollout and its trace context."""
+    state = at(begun(LoopState("shop"), "v1"), State.PROMOTED)
+    (start,) = decisions.begin([model("v2")], model("v2"), state)
+    state = at(numbered(state, replace(start, traceparent="00-trace")), State.CANARY)
+    view = view_message(state)
+    assert [(arm.name, arm.version, arm.share, arm.run_id, arm.layout) for arm in view.arms] == [
+        ("live", "v1", 0.9, "run-v1", "layout"),
+        ("candidate", "v2", 0.1, "run-v2", "layout"),
+    ]
+    assert (view.epoch, view.rollout_id, view.traceparent) == (state.epoch, state.current, "00-trace")
+    assert list(view.loaded_versions) == ["v1", "v2"]
+    assert not view_message(LoopState("shop")).arms
+
+
+def seen(requests: int, failures: int = 0, *, slow: int = 0, bucket: int = 3) -> Counts:
+    """Counts of a version whose scored requests are fast but for some."""
+    fast = requests - failures - slow
+    latencies = [fast, 0, 0, 0, 0]
+    latencies[bucket] += slow
+    return Counts(requests, failures, BOUNDS, tuple(latencies))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "live", "outcome"),
+    [
+        (seen(0), seen(0), Outcome.PASSED),
+        (seen(1000), seen(1000), Outcome.PASSED),
+        (seen(10, 1), seen(90), Outcome.INCONCLUSIVE),  # one of ten may be chance
+        (seen(10, 3), seen(90), Outcome.FAILED),  # three of ten are not
+        (seen(1000, 10), seen(1000), Outcome.PASSED),
+        (seen(1000, 15), seen(1000), Outcome.INCONCLUSIVE),
+        (seen(1000, 30), seen(1000), Outcome.FAILED),
+        (seen(1000, 300), seen(1000, 300), Outcome.SPOILED),  # both: it is not the candidate
+        (seen(1000, 300), seen(1000, 40), Outcome.FAILED),  # both, but the candidate far more
+        (seen(1000, 300), seen(0), Outcome.FAILED),  # nobody to compare with
+        (seen(1000, slow=10), seen(1000), Outcome.PASSED),
+        (seen(1000, slow=15), seen(1000), Outcome.INCONCLUSIVE),
+        (seen(1000, slow=40), seen(1000), Outcome.FAILED),
+        (seen(1000, slow=40), seen(1000, slow=40), Outcome.SPOILED),
+        (seen(1000, slow=40, bucket=4), seen(1000), Outcome.FAILED),  # the open bucket is slower than any limit
+        (seen(1000, slow=100, bucket=2), seen(1000), Outcome.FAILED),  # within 100 ms, but twice live's p99
+        (seen(1000, slow=100, bucket=1), seen(1000), Outcome.PASSED),  # the bucket may lie below twice live's p99
+        (seen(150, slow=30, bucket=2), seen(1000), Outcome.PASSED),  # too few to compare
+        (seen(1000, slow=100, bucket=2), seen(150), Outcome.PASSED),
+    ],
+)
+def test_guardrails_hold_only_what_is_significant_against_a_candidate(
+    candidate: Counts, live: Counts, outcome: Outcome
+) -> None:
+    """Errors, p99 and its ratio fail a candidate when chance does not explain them, and live does not share them."""
+    verdict = judge(candidate, live, [], GUARDRAILS)
+    assert verdict.outcome == outcome, verdict.reason
+
+
+def test_an_open_circuit_fails_at_once() -> None:
+    """A gateway that stopped asking the candidate is reason enough, whatever the counts say."""
+    assert judge(seen(0), seen(0), ["gateway-1"], GUARDRAILS).outcome == Outcome.FAILED
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 50))
+def test_more_failures_never_help(requests: int, failures: int, more: int) -> None:
+    """Of two candidates with as many requests, the one with more failures is never judged better."""
+    failures = min(failures, requests)
+    worse = min(failures + more, requests)
+    outcomes = [judge(seen(requests, each), seen(0), [], GUARDRAILS).outcome for each in (failures, worse)]
+    assert outcomes == sorted(outcomes)
+
+
+def report(instance: str, version: str, counts: Counts, **traits: object) -> Report:
+    """What a gateway says of one version."""
+    given_traits = {"epoch": 1, "time": 100.0, "lease_s": 5.0} | traits
+    return Report(instance, counts={version: counts}, **given_traits)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9), st.booleans(), st.booleans()), max_size=40))
+def test_what_was_seen_is_the_sum_of_all_growth(rounds: list[tuple[str, int, bool, bool]]) -> None:
+    """However often reports are read, the totals are all requests since the start, over restarts of gateways too."""
+    counters = {"a": seen(50, 5), "b": Counts()}
+    observation = Observation.begin([report("a", "v1", counters["a"])])
+    total = failed = 0
+    for instance, growth, restarts, is_read_twice in rounds:
+        before = Counts() if restarts and counters[instance].requests > growth else counters[instance]
+        counters[instance] = before.plus(seen(growth, growth // 2))
+        total, failed = total + growth, failed + growth // 2
+        reports = [report(each, "v1", counts) for each, counts in counters.items()]
+        observation = observation.advanced(reports)
+        if is_read_twice:
+            observation = observation.advanced(reports)
+    totals = observation.of("v1")
+    assert (totals.requests, totals.failures, totals.scored) == (total, failed, total - failed)
+    assert observation.of("v2") == Counts()
+
+
+def test_latencies_in_other_buckets_are_left_out() -> None:
+    """Two releases of gateways with other buckets still add up their requests and failures."""
+    other = Counts(10, 1, (0.2,), (9, 0))
+    total = seen(5).plus(other)
+    assert (total.requests, total.failures, total.bounds, total.scored) == (15, 1, BOUNDS, 5)
+
+
+def test_who_lags_and_who_tripped() -> None:
+    """Only gateways whose lease holds and that are not leaving count, and only what they say under the epoch."""
+    on = {"tripped": frozenset({"v2"})}
+    reports = [
+        report("behind", "v2", Counts(), epoch=3),
+        report("current", "v2", Counts(), epoch=4, **on),
+        report("dead", "v2", Counts(), epoch=3, time=90.0),
+        report("leaving", "v2", Counts(), epoch=3, is_leaving=True),
+        report("earlier", "v2", Counts(), epoch=3, **on),
+    ]
+    assert lagging(reports, 4, 104.0) == ["behind", "earlier"]
+    assert tripped(reports, "v2", 4, 104.0) == ["current"]
+    assert tripped(reports, "v1", 4, 104.0) == []
+    assert lagging(reports, 4, 106.0) == []
+
+
+@pytest.mark.parametrize(
+    ("outcome", "seconds", "requests", "decision"),
+    [
+        (Outcome.PASSED, 10.0, 100, decisions.Decision.ADVANCE),
+        (Outcome.PASSED, 9.9, 100, decisions.Decision.HOLD),
+        (Outcome.PASSED, 10.0, 99, decisions.Decision.HOLD),
+        (Outcome.INCONCLUSIVE, 60.0, 1000, decisions.Decision.HOLD),
+        (Outcome.SPOILED, 60.0, 1000, decisions.Decision.OBSERVE_ANEW),
+        (Outcome.FAILED, 0.1, 10, decisions.Decision.ROLL_BACK),
+    ],
+)
+def test_a_step_ends_when_it_was_held_and_passed(
+    outcome: Outcome, seconds: float, requests: int, decision: decisions.Decision
+) -> None:
+    """Time, requests and guardrails together end a step; a failure ends it at once; a paused rollout only goes back."""
+    state = at(begun(at(begun(LoopState("shop"), "v1"), State.PROMOTED), "v2"), State.CANARY)
+    rollout = state.rollouts[state.current]
+    verdict, held = Verdict(outcome, "why"), decisions.Held(seconds, requests)
+    assert decisions.decide(rollout, verdict, held, STEPS)[0] == decision
+    paused = replace(rollout, state=State.PAUSED)
+    kept = decision if decision != decisions.Decision.ADVANCE else decisions.Decision.HOLD
+    assert decisions.decide(paused, verdict, held, STEPS)[0] == kept
+
+
+def test_the_steps_lead_to_promotion_also_when_gyre_yaml_got_shorter() -> None:
+    """Each step takes its share, the last is followed by the promotion, and so is one that does not exist any more."""
+    state = at(begun(at(begun(LoopState("shop"), "v1"), State.PROMOTED), "v2"), State.CANARY)
+    shares = []
+    while (rollout := state.under_way) is not None:
+        assert decisions.next_step(rollout) == decisions.Step.OBSERVE
+        state = numbered(state, decisions.advance(rollout, STEPS, "on"))
+        shares.append(state.rollouts[state.current].share)
+    assert shares == [0.5, 1.0, 1.0]
+    assert state.rollouts[state.current].state in ENDED
+    longer = at(begun(state, "v3"), State.CANARY)
+    last = replace(longer.rollouts[longer.current], step=7)
+    verdict = Verdict(Outcome.PASSED, "")
+    assert decisions.decide(last, verdict, decisions.Held(0, 0), STEPS)[0] == decisions.Decision.ADVANCE
+    assert decisions.advance(last, STEPS, "on").kind == Kind.PROMOTED
+
+
+def test_the_newest_waiting_candidate_supersedes_the_older() -> None:
+    """Candidates with a rollout do not wait; those before the chosen one are refused, those after it still wait."""
+    state = begun(LoopState("shop"), "v1")
+    state = numbered(state, decisions.refuse(state.rollouts[state.current], "no"))
+    waiting = decisions.pending([model(f"v{n}") for n in range(1, 5)], state)
+    assert [each.version for each in waiting] == ["v2", "v3", "v4"]
+    refused, started = decisions.begin(waiting, waiting[1], state)
+    assert (refused.kind, refused.version, refused.reason) == (Kind.REFUSED, "v2", "superseded by v3")
+    assert (started.kind, started.version) == (Kind.STARTED, "v3")
+    after = numbered(state, refused, started)
+    assert [each.version for each in decisions.pending(waiting, after)] == ["v4"]
+    assert after.current == started.rollout_id

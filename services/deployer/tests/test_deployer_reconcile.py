@@ -1,0 +1,436 @@
+"""The steps of a rollout on hand-written fakes: a crash or an outage at every single call loses and repeats nothing."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from gyre_core.features import Layout
+from gyre_core.models import split_model
+from gyre_core.spec import LoopSpec
+from gyre_deployer.domain.observation import Counts, Report
+from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, State
+from gyre_deployer.handlers.book import Book, Moved
+from gyre_deployer.handlers.commands import Commands
+from gyre_deployer.handlers.reconcile import Reconciler
+from gyre_deployer.handlers.serving import Serving, WarmUp
+from gyre_deployer.ports import Artifact, Refused, Replaced
+from gyre_local.testing import eventually
+from gyre_runtime import Precondition, Unavailable
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+@dataclass
+class World:
+    """Everything outside of the process, which outlives its crashes."""
+
+    spec: LoopSpec
+    log: list[Change] = field(default_factory=list)
+    views: list[LoopState] = field(default_factory=list)
+    registered: list[Candidate] = field(default_factory=list)
+    reports: dict[str, Report] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    served: set[str] = field(default_factory=set)
+    now: float = 1000.0
+    calls: int = 0
+    failing_call: int = -1
+    failure: type[BaseException] = Crash
+    holds: asyncio.Event | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """The loop's layout."""
+        return Layout.compile(self.spec)
+
+    def register(self, version: str, **changes: object) -> Candidate:
+        """Announce a candidate."""
+        candidate = Candidate(
+            self.spec.loop, version, f"run-{version}", self.layout.hash, self.layout.columns, f"/{version}", "0" * 64
+        )
+        self.registered.append(replace(candidate, **changes))  # type: ignore[arg-type]
+        return self.registered[-1]
+
+    def fail(self) -> None:
+        """Count a call to the outside; the chosen one fails."""
+        self.calls += 1
+        if self.calls == self.failing_call:
+            if self.failure is Unavailable:
+                raise Unavailable("AWAY", "for a moment")
+            raise self.failure
+
+    def serve(self, version: str, requests: int, *, failures: int = 0, instance: str = "g1", **traits: object) -> None:
+        """Let a gateway have seen further requests, and acknowledge the newest epoch."""
+        before = self.reports.get(instance, Report(instance, 0, 0.0, 0.0))
+        counts = dict(before.counts)
+        more = Counts(requests, failures, (0.1,), (requests - failures, 0))
+        counts[version] = counts.get(version, Counts()).plus(more)
+        epoch = self.log[-1].epoch if self.log else 0
+        self.reports[instance] = replace(
+            before,
+            epoch=epoch,
+            time=self.now,
+            lease_s=5.0,
+            counts=counts,
+            **traits,  # type: ignore[arg-type]
+        )
+
+
+class FakeLog:
+    """See `RolloutLog`; fails before or after the write."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def read(self) -> list[Change]:
+        """See `RolloutLog`."""
+        self.world.fail()
+        return [replace(each, candidate=each.candidate) for each in self.world.log]
+
+    async def append(self, changes: Sequence[Change], state: LoopState) -> None:
+        """See `RolloutLog`."""
+        self.world.fail()
+        self.world.log.extend(changes)
+        self.world.views.append(state)
+        self.world.fail()
+
+    async def reopen(self) -> None:
+        """See `RolloutLog`."""
+
+
+class FakeServer:
+    """See `ModelServer`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def is_live(self) -> bool:
+        """See `ModelServer`."""
+        return True
+
+    async def is_ready(self, name: str) -> bool:
+        """See `ModelServer`."""
+        self.world.fail()
+        return name in self.world.served
+
+    async def load(self, name: str) -> None:
+        """See `ModelServer`."""
+        self.world.fail()
+        if self.world.holds is not None:
+            await self.world.holds.wait()
+        _, version = split_model(name) or ("", "")
+        if self.world.files.get(version) == b"broken":
+            raise Refused("cannot be loaded")
+        assert version in self.world.files
+        self.world.served.add(name)
+        self.world.fail()
+
+    async def unload(self, name: str) -> None:
+        """See `ModelServer`."""
+        self.world.fail()
+        self.world.served.discard(name)
+
+    async def score(self, name: str, features: np.ndarray) -> np.ndarray:
+        """See `ModelServer`."""
+        self.world.fail()
+        assert name in self.world.served
+        return features.sum(axis=1)
+
+
+class FakeRepository:
+    """See `ModelRepository`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def install(self, candidate: Candidate, graph: bytes, columns: int) -> None:
+        """See `ModelRepository`."""
+        self.world.files[candidate.version] = graph
+        self.world.fail()
+
+    async def holds(self, loop: str, version: str) -> bool:
+        """See `ModelRepository`."""
+        return version in self.world.files
+
+    async def versions(self, loop: str) -> list[str]:
+        """See `ModelRepository`."""
+        return sorted(self.world.files)
+
+    async def remove(self, loop: str, version: str) -> None:
+        """See `ModelRepository`."""
+        self.world.files.pop(version, None)
+        self.world.fail()
+
+
+class FakeArtifacts:
+    """See `Artifacts`: the candidate's URI is its graph."""
+
+    async def read(self, candidate: Candidate) -> Artifact:
+        """See `Artifacts`."""
+        graph = b"broken" if "broken" in candidate.artifact_uri else candidate.artifact_uri.encode()
+        features = np.ones((4, 3), np.float32)
+        return Artifact(graph, features, features.sum(axis=1))
+
+
+class Registered:
+    """See `Candidates`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def all(self) -> list[Candidate]:
+        """See `Candidates`."""
+        return self.world.registered
+
+
+class Reports:
+    """See `Gateways`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def reports(self) -> list[Report]:
+        """See `Gateways`."""
+        return list(self.world.reports.values())
+
+
+@dataclass
+class Process:
+    """One life of the deployer in the world."""
+
+    world: World
+    book: Book
+    reconciler: Reconciler
+    commands: Commands
+
+    @classmethod
+    def begin(cls, world: World) -> "Process":
+        """A new process, which knows nothing yet."""
+        book = Book(world.spec.loop, FakeLog(world), now=lambda: world.now)
+        server, repository = FakeServer(world), FakeRepository(world)
+        serving = Serving(world.layout, server, repository, FakeArtifacts(), WarmUp(2, 5))
+        candidates = Registered(world)
+        reconciler = Reconciler(world.spec, book, serving, candidates, Reports(world), now=lambda: world.now)
+        return cls(world, book, reconciler, Commands(book, candidates))
+
+    async def look(self) -> None:
+        """One look, as `run` takes it: what is away is tried again."""
+        try:
+            await self.reconciler.reconcile()
+        except Unavailable:
+            await self.book.reconnect()
+
+
+@pytest.fixture
+def world(spec: LoopSpec) -> World:
+    """An empty world."""
+    return World(spec)
+
+
+def told(world: World, version: str) -> list[tuple[str, float]]:
+    """Kind and share of each change of a version."""
+    return [(each.kind.value, each.share) for each in world.log if each.version == version]
+
+
+WAY_UP = [
+    ("STARTED", 0.0),
+    ("VALIDATED", 0.0),
+    ("LOADED", 0.0),
+    ("WARMED", 0.0),
+    ("SHIFTED", 0.1),
+    ("SHIFTED", 0.5),
+    ("SHIFTED", 1.0),
+    ("PROMOTED", 1.0),
+]
+FIRST = [*WAY_UP[:4], ("PROMOTED", 1.0)]
+
+
+async def live_through(world: World, looks: int = 30) -> None:
+    """Three candidates in turn, with traffic, over a crash or an outage where the world wants one."""
+    process = Process.begin(world)
+    for version in ("v1", "v2", "v3"):
+        world.register(version)
+        for _ in range(looks):
+            try:
+                await process.look()
+            except Crash:
+                process = Process.begin(world)
+            world.now += 0.2
+            for served in {each.version for each in world.registered}:
+                world.serve(served, 30)
+    assert world.served == {f"{world.spec.loop}--{version}" for version in ("v2", "v3")}
+    assert sorted(world.files) == ["v2", "v3"]
+    assert [each.epoch for each in world.log] == list(range(1, len(world.log) + 1))
+
+
+async def calls_of_an_undisturbed_life(spec: LoopSpec) -> int:
+    """How many calls to the outside there are."""
+    world = World(spec)
+    await live_through(world)
+    assert told(world, "v1") == [*FIRST, ("UNLOADED", 0.0)]
+    assert told(world, "v2") == told(world, "v3") == WAY_UP
+    return world.calls
+
+
+async def test_a_crash_at_any_call_loses_and_repeats_nothing(spec: LoopSpec) -> None:
+    """Wherever the process dies, before or after a write, the next one ends with the same log and the same models."""
+    for failing_call in range(1, await calls_of_an_undisturbed_life(spec) + 1):
+        world = World(spec, failing_call=failing_call)
+        await live_through(world)
+        assert told(world, "v1") == [*FIRST, ("UNLOADED", 0.0)], failing_call
+        assert told(world, "v2") == told(world, "v3") == WAY_UP, failing_call
+
+
+async def test_an_outage_at_any_call_fails_no_rollout(spec: LoopSpec) -> None:
+    """Whichever call finds nobody, also a write that happened all the same, every candidate is promoted."""
+    for failing_call in range(1, await calls_of_an_undisturbed_life(spec) + 1):
+        world = World(spec, failing_call=failing_call, failure=Unavailable)
+        await live_through(world)
+        for version in ("v2", "v3"):
+            steps = told(world, version)
+            assert list(dict.fromkeys(steps)) == WAY_UP, failing_call
+            assert len(steps) <= len(WAY_UP) + 1, failing_call  # a step that is observed anew is written once more
+
+
+async def canary(world: World) -> Process:
+    """A process with v1 live, and v2 at its first step."""
+    process = Process.begin(world)
+    for version in ("v1", "v2"):
+        world.register(version)
+        for _ in range(6):
+            await process.look()
+    assert told(world, "v2") == WAY_UP[:5]
+    return process
+
+
+async def test_a_version_is_unloaded_only_after_the_last_deadline(world: World) -> None:
+    """Acknowledged by all live gateways is not enough: calls under way get the longest deadline."""
+    process = await canary(world)
+    await process.commands.roll_back(process.book.state.current, "")
+    await process.look()
+    assert told(world, "v2")[-1][0] == "ROLLED_BACK"
+    world.serve("v1", 0, instance="g1")
+    world.reports["g2"] = Report("g2", epoch=1, time=world.now, lease_s=5.0)
+    world.now += 4.9
+    world.serve("v1", 0, instance="g1")
+    await process.look()
+    world.now += 0.2  # the lease of g2 is over
+    await process.look()
+    world.now += 0.19  # the deadline is not over
+    await process.look()
+    assert told(world, "v2")[-1][0] == "ROLLED_BACK"
+    world.now += 0.02
+    await process.look()
+    await process.look()
+    assert told(world, "v2")[-1][0] == "UNLOADED"
+    assert world.served == {f"{world.spec.loop}--v1"}
+    assert sorted(world.files) == ["v1"]
+
+
+async def test_a_paused_canary_goes_nowhere_but_back(world: World) -> None:
+    """It is held however long it is well, and rolled back all the same when it breaks a guardrail."""
+    process = await canary(world)
+    await process.commands.pause(process.book.state.current, "", resume=False)
+    for _ in range(5):
+        world.now += 10
+        world.serve("v2", 1000)
+        await process.look()
+    assert told(world, "v2")[-1] == ("PAUSED", 0.1)
+    world.serve("v2", 1000, failures=900)
+    await process.look()
+    assert told(world, "v2")[-1] == ("ROLLED_BACK", 0.0)
+
+
+async def test_what_was_seen_before_a_restart_is_seen_anew(world: World) -> None:
+    """A restarted process holds the step's whole time, and counts requests, from its own start on."""
+    await canary(world)
+    world.serve("v2", 1000)
+    world.now += 100
+    process = Process.begin(world)
+    await process.look()
+    world.now += 0.4
+    world.serve("v2", 19)
+    await process.look()
+    assert told(world, "v2") == WAY_UP[:5]
+    world.serve("v2", 1)
+    await process.look()
+    assert told(world, "v2") == WAY_UP[:6]
+
+
+async def test_a_person_overtakes_a_step_under_way(world: World) -> None:
+    """A rollback during a long load counts at once; what the load brought is cleaned up, and no more is written."""
+    process = Process.begin(world)
+    world.holds = asyncio.Event()
+    world.register("v1")
+    looking = asyncio.create_task(process.look())
+    await eventually(lambda: world.files, message="the load is under way")
+    await process.commands.roll_back(process.book.state.current, "no")
+    world.holds.set()
+    with pytest.raises(Moved):
+        await looking
+    await process.look()
+    assert told(world, "v1") == [("STARTED", 0.0), ("ROLLED_BACK", 0.0)]
+    assert (world.served, world.files) == (set(), {})
+    with pytest.raises(Precondition):
+        await process.commands.promote(process.book.state.current, "")
+
+
+async def test_a_version_that_cannot_be_restored_does_not_hold_up_the_others(world: World) -> None:
+    """After a restart of Triton the live model comes first, and a broken one keeps nobody else away."""
+    process = await canary(world)
+    world.files["v2"] = b"broken"
+    world.served.clear()
+    await process.look()
+    assert world.served == {f"{world.spec.loop}--v1"}
+
+
+async def test_lost_files_of_a_loaded_version_are_installed_again(world: World) -> None:
+    """A repository that lost its files gets them back from the artefacts."""
+    process = await canary(world)
+    world.files.clear()
+    world.served.clear()
+    await process.look()
+    assert sorted(world.files) == ["v1", "v2"]
+    assert len(world.served) == 2
+    assert told(world, "v2")[-1] == ("SHIFTED", 0.1)
+    assert process.book.state.under_way is not None
+    assert "anew" in process.book.state.under_way.reason
+
+
+async def test_an_epoch_of_somebody_else_ends_the_process(world: World) -> None:
+    """A deployer that sees a newer epoch than its own knows that it was replaced, and writes nothing more."""
+    process = await canary(world)
+    process.book.note_epoch(process.book.state.epoch)
+    await process.look()
+    process.book.note_epoch(process.book.state.epoch + 1)
+    with pytest.raises(Replaced):
+        await process.look()
+
+
+async def test_a_bad_candidate_does_not_reach_the_log_as_loaded(world: World) -> None:
+    """What Triton cannot load is refused, and its files go."""
+    process = Process.begin(world)
+    world.register("v1", artifact_uri="/broken")
+    await process.look()
+    await process.look()
+    assert told(world, "v1") == [("STARTED", 0.0), ("REFUSED", 0.0)]
+    assert world.files == {}
+    rollout = process.book.state.of_version("v1")
+    assert rollout is not None
+    assert (rollout.state, rollout.reason) == (State.REFUSED, "cannot be loaded")
+
+
+async def test_a_write_is_not_cut_in_two_by_a_cancelled_caller(world: World) -> None:
+    """A caller that goes away in the middle of a write leaves log and state in agreement."""
+    process = await canary(world)
+    pausing = asyncio.create_task(process.commands.pause(process.book.state.current, "", resume=False))
+    await asyncio.sleep(0)
+    pausing.cancel()
+    await asyncio.gather(pausing, return_exceptions=True)
+    async with process.book:
+        await process.look()
+    assert len(world.log) == process.book.state.epoch
+    assert [each.kind for each in world.log if each.kind == Kind.PAUSED] in ([], [Kind.PAUSED])
