@@ -33,6 +33,13 @@ def test_minimal_loop_is_short_and_complete(minimal_loop: LoopSpec) -> None:
     assert minimal_loop.model_columns() == minimal_loop.columns()
 
 
+def test_quality_actions_are_data(full_loop: LoopSpec) -> None:
+    """What follows a failed check is read from the file, and an unknown action or name is refused."""
+    assert full_loop.quality.actions == {"drift": "warn", "labels": "quarantine", "drift.psi": "block"}
+    assert {issue.field for issue in issues_of(changed("drift: warn", "drift: explode"))} == {"quality.actions.drift"}
+    assert issues_of(changed("drift.psi: block", "Drift psi: block"))
+
+
 def test_columns_follow_the_declarations(full_loop: LoopSpec) -> None:
     """Half-lives and category values become columns, in declared order."""
     columns = full_loop.columns()
