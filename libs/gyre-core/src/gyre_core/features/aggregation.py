@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from gyre_core.features.encoding import encode_all
-from gyre_core.features.events import GLOBAL_ID, EntityKind, Event, FieldsChanged, Impression, Interaction
+from gyre_core.features.events import (
+    ENTITY_KINDS,
+    GLOBAL_ID,
+    EntityKind,
+    Event,
+    FieldsChanged,
+    Impression,
+    Interaction,
+)
 from gyre_core.features.identity import item_hash
 from gyre_core.features.layout import Layout
 from gyre_core.features.slots import EntityLayout
-from gyre_core.features.state import Categories, State
+from gyre_core.features.state import Categories, State, unpack_fields
 from gyre_core.spec import IMPRESSION
 
 ItemLookup = Callable[[str], bytes | None]
@@ -60,12 +68,13 @@ def fold_event(layout: Layout, event: Event, states: States) -> None:
 
 
 def _fold_interaction(layout: Layout, event: Interaction, states: States) -> None:
-    ids: tuple[EntityId, ...] = (("item", event.item_id), ("user", event.user_id), ("global", GLOBAL_ID))
-    for kind, id_ in ids:
-        plan = layout.plan(kind, event.type)
-        if plan is None or not id_:
+    for kind, plan in layout.plans(event.type):
+        id_ = event.item_id if kind == "item" else event.user_id if kind == "user" else GLOBAL_ID
+        if not id_:
             continue
-        categories: Categories = {field: states.categories(event.item_id, field) for field in plan.fields}
+        categories: Categories = {}
+        for field in plan.fields:
+            categories[field] = states.categories(event.item_id, field)
         item = item_hash(event.item_id) if plan.rings else 0
         states.state(kind, id_).fold(plan, event.time, value=event.value, item=item, categories=categories)
 
@@ -88,11 +97,11 @@ def _fold_fields(layout: Layout, event: FieldsChanged, states: States) -> None:
         states.state(event.kind, event.id).set_fields(event.time, encode_all(slots, event.fields))
 
 
-def categories_of(entity: EntityLayout, state: State, field: str) -> tuple[int, ...]:
-    """The indices of the categories that a state's field holds."""
-    slot = entity.field(field)
-    numbers = state.lasts[slot.first : slot.first + slot.count]
-    return tuple(index for index, number in enumerate(numbers) if number > 0)
+def categories_of(entity: EntityLayout, lasts: Sequence[float], field: str) -> tuple[int, ...]:
+    """The indices of the categories that a field holds, from all the encoded fields of an item."""
+    first, end = entity.field_spans[field]
+    numbers = lasts[first:end]
+    return tuple([index for index, number in enumerate(numbers) if number > 0])
 
 
 class _Deltas:
@@ -102,20 +111,27 @@ class _Deltas:
         self.states: dict[EntityId, State] = {}
         self._layout = layout
         self._lookup = lookup
-        self._stored: dict[str, State] = {}
+        self._entities = {kind: layout.slots(kind) for kind in ENTITY_KINDS}
+        self._stored: dict[str, tuple[float, tuple[float, ...]]] = {}
+        self._stored_categories: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def state(self, kind: EntityKind, id: str) -> State:  # noqa: A002 (the field's name)
-        found = self.states.get((kind, id))
+        key = (kind, id)
+        found = self.states.get(key)
         if found is None:
-            found = self.states[kind, id] = State(self._layout.slots(kind))
+            found = self.states[key] = State(self._entities[kind])
         return found
 
     def categories(self, item_id: str, field: str) -> tuple[int, ...]:
-        entity, stored = self._layout.slots("item"), self._stored.get(item_id)
+        stored = self._stored.get(item_id)
         if stored is None:
-            value = self._lookup(item_id)
-            stored = self._stored[item_id] = State(entity) if value is None else State.unpack(entity, value)
+            stored = self._stored[item_id] = unpack_fields(self._entities["item"], self._lookup(item_id))
         delta = self.states.get(("item", item_id))
         # As the store will merge them: the later fields stand.
-        newer = delta is not None and delta.fields_time > stored.fields_time
-        return categories_of(entity, delta if newer and delta is not None else stored, field)
+        if delta is not None and delta.fields_time > stored[0]:
+            return categories_of(self._entities["item"], delta.lasts, field)
+        key = (item_id, field)
+        found = self._stored_categories.get(key)
+        if found is None:
+            found = self._stored_categories[key] = categories_of(self._entities["item"], stored[1], field)
+        return found

@@ -88,6 +88,17 @@ class Layout:
         """What an event type touches in one kind of entity; None for nothing, unknown types included."""
         return self._plans.get((kind, event))
 
+    def plans(self, event: str) -> tuple[tuple[EntityKind, Plan], ...]:
+        """What an event type touches, kind by kind; nothing for an unknown type."""
+        return self._plans_by_event.get(event, ())
+
+    @cached_property
+    def _plans_by_event(self) -> dict[str, tuple[tuple[EntityKind, Plan], ...]]:
+        return {
+            event: tuple((kind, plan) for kind in ENTITY_KINDS if (plan := self.plan(kind, event)) is not None)
+            for event in self.events
+        }
+
     @cached_property
     def _plans(self) -> dict[tuple[EntityKind, str], Plan]:
         found = {(kind, event): plan_for(self.entities[kind], event) for kind in ENTITY_KINDS for event in self.events}

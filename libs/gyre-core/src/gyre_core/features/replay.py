@@ -57,7 +57,7 @@ class _Stored:
 
     def categories(self, item_id: str, field: str) -> tuple[int, ...]:
         state = self._states.get(("item", item_id))
-        return categories_of(self._layout.slots("item"), state, field) if state is not None else ()
+        return categories_of(self._layout.slots("item"), state.lasts, field) if state is not None else ()
 
     def value(self, kind: EntityKind, id: str) -> bytes | None:  # noqa: A002 (the field's name)
         key = (kind, id)

@@ -27,7 +27,7 @@ associative (forward decay: Cormode et al., ICDE 2009). `merge(a, b)`, with t th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from struct import Struct
 from typing import Any, Literal
@@ -125,9 +125,29 @@ class EntityLayout:
         """The neutral value: merging it changes nothing."""
         mins = [float("inf")] * len(self.mins)
         negative = [float("-inf")] * (self.times - len(self.mins))
-        defaults = [number for field in self.fields for number in field.default]
-        fixed = self.struct.pack(float("-inf"), 0, *mins, *negative, *([0.0] * len(self.sums)), *defaults)
+        sums = [0.0] * len(self.sums)
+        fixed = self.struct.pack(float("-inf"), 0, *mins, *negative, *sums, *self.default_lasts)
         return fixed + bytes(8 * len(self.rings))
+
+    @cached_property
+    def default_lasts(self) -> tuple[float, ...]:
+        """The encoded fields before the first `FieldsChanged`."""
+        return tuple(number for field in self.fields for number in field.default)
+
+    @cached_property
+    def fields_struct(self) -> Struct:
+        """Unpacks from `fields_offset` the fields' time and, past the sums, the encoded fields."""
+        return Struct(f"<d{4 * len(self.sums)}x{self.lasts}f")
+
+    @cached_property
+    def fields_offset(self) -> int:
+        """Where the time of the newest `FieldsChanged` stands, in a layout that stores fields."""
+        return HEADER_BYTES + 8 * (self.times - 1)
+
+    @cached_property
+    def field_spans(self) -> dict[str, tuple[int, int]]:
+        """Where the numbers of each stored field begin and end among the lasts."""
+        return {field.name: (field.first, field.first + field.count) for field in self.fields}
 
     @property
     def is_stored(self) -> bool:
@@ -158,6 +178,7 @@ class EntityLayout:
         }
 
 
+@lru_cache(maxsize=4096)
 def mask_of(categories: tuple[int, ...]) -> int:
     """Category indices as a 64-bit mask."""
     mask = 0

@@ -33,7 +33,7 @@ class State:
         self.maxs = [_NEVER] * len(layout.maxs)
         self.fields_time = _NEVER
         self.sums = [0.0] * len(layout.sums)
-        self.lasts = [number for field in layout.fields for number in field.default]
+        self.lasts = list(layout.default_lasts)
         self.rings: list[list[Entry]] = [[] for _ in layout.rings]
 
     @classmethod
@@ -73,18 +73,39 @@ class State:
 
     def fold(self, plan: Plan, time: float, *, value: float | None, item: int, categories: Categories) -> None:
         """Add one event that `plan` covers; a late one adds its already decayed weight."""
-        self.fold_count(plan, time, count=1)
+        if time > self.reference_time:
+            self._decay_to(time)
+        if value is not None and not isfinite(value):
+            value = None
+        if time < self.reference_time:
+            self._fold_late(plan, time, value, categories)
+        else:
+            sums = self.sums
+            for slot, _ in plan.counts:
+                sums[slot] += 1.0
+            if value is not None:
+                for slot, _ in plan.valued:
+                    sums[slot] += 1.0
+                for slot, _ in plan.values:
+                    sums[slot] += value
+            for first, _, field in plan.affinities:
+                for category in categories[field]:
+                    sums[first + category] += 1.0
+        self._fold_times(plan, time, item, categories)
+
+    def _fold_late(self, plan: Plan, time: float, value: float | None, categories: Categories) -> None:
         lag, sums = self.reference_time - time, self.sums
-        if value is not None and isfinite(value):
+        for slot, half_life_s in plan.counts:
+            sums[slot] += 2.0 ** (-lag / half_life_s)
+        if value is not None:
             for slot, half_life_s in plan.valued:
-                sums[slot] += _decayed(1.0, lag, half_life_s)
+                sums[slot] += 2.0 ** (-lag / half_life_s)
             for slot, half_life_s in plan.values:
-                sums[slot] += _decayed(value, lag, half_life_s)
+                sums[slot] += value * 2.0 ** (-lag / half_life_s)
         for first, half_life_s, field in plan.affinities:
-            weight = _decayed(1.0, lag, half_life_s)
+            weight = 2.0 ** (-lag / half_life_s)
             for category in categories[field]:
                 sums[first + category] += weight
-        self._fold_times(plan, time, item, categories)
 
     def _fold_times(self, plan: Plan, time: float, item: int, categories: Categories) -> None:
         for slot in plan.mins:
@@ -93,7 +114,8 @@ class State:
             self.maxs[slot] = max(self.maxs[slot], time)
         for slot, field in plan.rings:
             entry = (time, item, mask_of(categories[field])) if field else (time, item)
-            self.rings[slot] = _newest([entry], self.rings[slot], self.layout.rings[slot].length)
+            ring = self.rings[slot]
+            self.rings[slot] = _newest([entry], ring, self.layout.rings[slot].length) if ring else [entry]
 
     def fold_count(self, plan: Plan, time: float, *, count: int) -> None:
         """Add `count` events at once to the counts: the shown items of an impression."""
@@ -129,6 +151,9 @@ class State:
         self.batch = max(self.batch, delta.batch)
 
     def _decay_to(self, time: float) -> None:
+        if self.reference_time == _NEVER:
+            self.reference_time = time  # there is nothing to decay yet
+            return
         elapsed, offset, sums = time - self.reference_time, 0, self.sums
         for half_life_s, count in self.layout.half_lives:
             factor = 2.0 ** (-elapsed / half_life_s)
@@ -136,6 +161,19 @@ class State:
                 sums[slot] *= factor
             offset += count
         self.reference_time = time
+
+
+def unpack_fields(layout: EntityLayout, value: bytes | None) -> tuple[float, tuple[float, ...]]:
+    """The time of the newest fields and the encoded fields of a packed value, without the rest of it.
+
+    Raises ValueError where the value is too short for the layout.
+    """
+    if value is None or not layout.fields:
+        return _NEVER, layout.default_lasts
+    if len(value) < layout.fixed_bytes:
+        raise ValueError(f"{layout.kind} value of {len(value)} bytes: expected at least {layout.fixed_bytes}")
+    time, *numbers = layout.fields_struct.unpack_from(value, layout.fields_offset)
+    return time, tuple(numbers)
 
 
 def unpack_rings(layout: EntityLayout, value: bytes) -> list[list[Entry]]:
