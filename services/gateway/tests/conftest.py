@@ -55,9 +55,9 @@ features:
   - {{name: device, kind: context, field: device}}
 experiment: {{exploration: {exploration}, salt: salt}}
 serving:
-  deadline: 300ms
-  feature_timeout: 100ms
-  inference_timeout: 120ms
+  deadline: {deadline}
+  feature_timeout: 200ms
+  inference_timeout: 250ms
   max_candidates: 200
   logged_rest: 3
   fallback_feature: popular_7d
@@ -218,13 +218,18 @@ StartMesh = Callable[..., Awaitable[Mesh]]
 
 @pytest.fixture
 async def start(kafka: str, loop_name: str, tmp_path: Path) -> AsyncIterator[StartMesh]:
-    """Start a gateway and its peers; settings of the gateway, the clock and the exploration can be given."""
+    """Start a gateway and its peers; settings of the gateway, clock, exploration and longer limits can be given."""
     opened: list[Lifespan] = []
     peers: list[Peer] = []
 
-    async def start_mesh(*, clock: str = "wall", exploration: float = 0.0, **settings: object) -> Mesh:
+    async def start_mesh(
+        *, clock: str = "wall", exploration: float = 0.0, patient: bool = False, **settings: object
+    ) -> Mesh:
         file = tmp_path / "gyre.yaml"
-        file.write_text(SPEC.format(loop=f"loop-{loop_name[-8:]}", clock=clock, exploration=exploration))
+        text = SPEC.format(
+            loop=f"loop-{loop_name[-8:]}", clock=clock, exploration=exploration, deadline="20s" if patient else "300ms"
+        )
+        file.write_text(text.replace("0ms", "00ms") if patient else text)
         spec = load_loop(file)
         told = ToldFeatures(Layout.compile(spec)), ToldInference()
         adders = (
