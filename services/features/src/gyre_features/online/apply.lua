@@ -4,13 +4,17 @@
 --       f+1           counter of batches
 --       f+2, f+3      duplicate windows: the one to write, the one before
 --       f+4           popular items; then one key for each category
+--       then          fences to tell the caller about, `watched` of them
 --       then          entities, as many as there are deltas
 -- ARGV  1             plan, JSON: {programs, ttl, categories, popular}
---       2             JSON: {expected, next, kinds, window_s}; kinds is one letter for each entity
+--       2             JSON: {expected, next, kinds, window_s, watched}; kinds is one letter for each entity, watched a
+--                     number of keys
 --       3             identities of the events, 8 bytes each, to remember
 --       4..           deltas, packed as gyre_core.features.slots says
 --
--- Answers {1, batch number}, or {0, fence, ...} with the fences as they stand when they are not the expected ones.
+-- Answers {1, batch number, watched fence, ...}; or {0, fence, ...} with the fences as they stand when they are not the
+-- expected ones; or {2, index, ...} with the identities, counted from 0, that were applied before. Only 1 changes
+-- anything.
 local plan, call = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
 local fences = #call.expected
 
@@ -21,6 +25,30 @@ for i = 1, fences do
   if stand[i] ~= call.expected[i] then as_expected = false end
 end
 if not as_expected then return {0, unpack(stand)} end
+
+-- The arguments of one call to Redis, a thousand at most.
+local function chunks(joined, size)
+  local found = {}
+  for at = 1, #joined, 1000 * size do
+    local chunk = {}
+    for from = at, math.min(at + 999 * size, #joined), size do chunk[#chunk + 1] = string.sub(joined, from, from + size - 1) end
+    found[#found + 1] = chunk
+  end
+  return found
+end
+
+local identities, known = chunks(ARGV[3], 8), {}
+for c, chunk in ipairs(identities) do
+  local now = redis.call('SMISMEMBER', KEYS[fences + 2], unpack(chunk))
+  local before = redis.call('SMISMEMBER', KEYS[fences + 3], unpack(chunk))
+  for i = 1, #chunk do
+    if now[i] == 1 or before[i] == 1 then known[#known + 1] = (c - 1) * 1000 + i - 1 end
+  end
+end
+if #known > 0 then
+  table.insert(known, 1, 2)
+  return known
+end
 
 local function prepare(program)
   local decayed = 0
@@ -139,7 +167,9 @@ end
 
 for _, program in pairs(plan.programs) do prepare(program) end
 local batch = tonumber(redis.call('GET', KEYS[fences + 1]) or '0') + 1
-local popular, first = fences + 4, fences + 5 + plan.categories
+local popular = fences + 4
+local watched = popular + plan.categories + 1
+local first = watched + call.watched
 
 -- Everything is computed before anything is written: an error here leaves the store as it was.
 local merged, scored = {}, {}
@@ -169,8 +199,10 @@ for _, each in ipairs(scored) do redis.call('ZADD', each[1], each[2], each[3]) e
 if #scored > 0 then
   for at = popular, popular + plan.categories do redis.call('ZREMRANGEBYRANK', KEYS[at], 0, -plan.popular.kept - 1) end
 end
-for at = 1, #ARGV[3], 8 do redis.call('SADD', KEYS[fences + 2], string.sub(ARGV[3], at, at + 7)) end
+for _, chunk in ipairs(identities) do redis.call('SADD', KEYS[fences + 2], unpack(chunk)) end
 if #ARGV[3] > 0 then redis.call('EXPIRE', KEYS[fences + 2], call.window_s) end
 for i = 1, fences do redis.call('SET', KEYS[i], call.next[i]) end
 redis.call('SET', KEYS[fences + 1], batch)
-return {1, batch}
+local answer = {1, batch}
+for at = watched, first - 1 do answer[#answer + 1] = redis.call('GET', KEYS[at]) or '0' end
+return answer

@@ -22,13 +22,23 @@ Fences = dict[tuple[str, int], int]
 
 _SCRIPT = (Path(__file__).parent / "apply.lua").read_text()
 _IDENTITY_BYTES = 8
+_DUPLICATES = 2
+"""The script's answer for events that were applied before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A batch stands in the store, under this number."""
+    """A batch stands in the store, under this number; `watched` are the fences of the watched places after it."""
 
     batch: int
+    watched: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Nothing was applied: the events of these identities were applied before."""
+
+    identities: frozenset[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +139,6 @@ class OnlineStore:
             raise unavailable(error) from error
         return found
 
-    async def seen(self, shard: int, identities: Sequence[bytes]) -> list[bool]:
-        """Whether each identity was applied to a virtual shard within the window."""
-        if not identities:
-            return []
-        try:
-            pipe = self._redis.pipeline(transaction=False)
-            for key in self._duplicate_keys(shard):
-                pipe.smismember(key, list(identities))
-            now, before = await pipe.execute()
-        except RedisError as error:
-            raise unavailable(error) from error
-        return [bool(a or b) for a, b in zip(now, before, strict=True)]
-
     async def items(self, ids: Sequence[str]) -> dict[str, bytes | None]:
         """The packed values of items."""
         return dict(zip(ids, await self._mget([self.key("item", id_) for id_ in ids]), strict=True))
@@ -182,44 +179,53 @@ class OnlineStore:
         following: Fences,
         deltas: Mapping[EntityId, Delta],
         identities: Sequence[bytes],
-    ) -> Applied | Behind:
+        watched: Sequence[tuple[str, int]] = (),
+    ) -> Applied | Behind | Known:
         """Apply a batch to a virtual shard: all of it, or nothing when the fences are not `expected`.
+
+        What a producer sent twice is refused as a whole, too, so that the caller leaves it out of the deltas.
 
         Args:
             shard: the virtual shard; only its entities' deltas are applied.
             expected: the fences as this worker knows them.
             following: the fences after the batch, of the same partitions.
             deltas: what the batch changes.
-            identities: of its events, to be remembered.
+            identities: of its events, to be remembered; each once.
+            watched: topic partitions whose fences the answer tells.
         """
-        own = {entity: delta for entity, delta in deltas.items() if self.shard_of(*entity) == shard}
+        own = deltas
+        if self.shards > 1:
+            own = {entity: delta for entity, delta in deltas.items() if self.shard_of(*entity) == shard}
         places = list(expected)
         call = {
             "expected": [str(expected[place]) for place in places],
             "next": [str(following[place]) for place in places],
             "kinds": "".join(LETTER[kind] for kind, _ in own),
             "window_s": 2 * self._duplicates_s,
+            "watched": len(watched),
         }
         names = [
             *(self._fence_key(shard, place) for place in places),
             keys.batch_key(self.spec.loop, self.layout.hash, shard=shard),
             *self._duplicate_keys(shard),
             *self._popular_keys(shard),
-            *(self.key(kind, id_) for kind, id_ in own),
+            *(self._fence_key(shard, place) for place in watched),
+            *(self._prefixes[kind][shard] + id_ for kind, id_ in own),
         ]
-        remembered = b"".join(identities) if shard == 0 else b""
         arguments: list[str | bytes] = [
             self._plans[shard],
             json.dumps(call),
-            remembered,
+            b"".join(identities),
             *(delta.pack(0) for delta in own.values()),
         ]
         try:
             done, *answer = await self._script(keys=names, args=arguments)
         except RedisError as error:
             raise unavailable(error) from error
+        if done == _DUPLICATES:
+            return Known(frozenset(identities[index] for index in answer))
         if done:
-            return Applied(int(answer[0]))
+            return Applied(int(answer[0]), tuple(map(int, answer[1:])))
         return Behind({place: int(value) for place, value in zip(places, answer, strict=True)})
 
     async def popular(self, limit: int, *, category: str | None = None) -> list[tuple[str, float]]:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gyre.events.v1 import behavior_pb2 as behavior
@@ -18,9 +18,11 @@ from gyre_core.features import (
 )
 from gyre_core.features import Event as FeatureEvent
 from gyre_core.spec import IMPRESSION
+from gyre_core.topics import topic
 from gyre_runtime.events import Event
 
-from gyre_features.online.store import Applied, Fences, OnlineStore, identity
+from gyre_features.online.items import ItemFields
+from gyre_features.online.store import Applied, Fences, Known, OnlineStore, identity
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,6 +51,10 @@ class Batch:
 
 
 OnBatch = Callable[[Batch, Sequence[Event]], Awaitable[None]]
+
+
+class Rewound(Exception):  # noqa: N818 - says what happened to the store
+    """The store holds less than it held before, as after a crash of Redis: read on from its fences."""
 
 
 def field_value(value: behavior.FieldValue) -> FieldValue:
@@ -83,14 +89,23 @@ class LoopStream:
         self.store = store
         self._on_batch = on_batch
         self._fences: list[Fences] = [{} for _ in range(store.shards)]
+        self._items = ItemFields(store)
+        catalogue, partitions = topic(store.spec.loop, "catalog.items"), range(store.spec.shards.kafka_partitions)
+        self.catalogue: tuple[Place, ...] = tuple((catalogue, partition) for partition in partitions)
+        self._catalogue_fences: list[tuple[int, ...]] = [()] * store.shards
         layout = store.layout
         self._counts_impressions = any(layout.plan(kind, IMPRESSION) for kind in ("item", "user", "global"))
 
     async def assigned(self, places: Iterable[Place]) -> Fences:
-        """Take over topic partitions; answer for each the offset to begin at: the lowest fence of all shards."""
+        """Take over topic partitions; answer for each the offset to begin at: the lowest fence of all shards.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
         wanted = list(places)
         for own, found in zip(self._fences, await self.store.fences(wanted), strict=True):
             own.update(found)
+        self._items.clear()
         return {place: min(fences[place] for fences in self._fences) for place in wanted}
 
     async def apply(self, events: Sequence[Event]) -> None:
@@ -98,30 +113,60 @@ class LoopStream:
 
         Raises:
             Unavailable: the store does not answer; nothing is known to be lost, call again with the same events.
+            Rewound: the store lost what it held; call `assigned` and read on from there.
         """
         for shard in range(self.store.shards):
             await self._apply_to(shard, events)
 
     async def _apply_to(self, shard: int, events: Sequence[Event]) -> None:
+        fences, known = self._fences[shard], frozenset[bytes]()
         while True:
-            fences = self._fences[shard]
             fresh = [event for event in events if event.offset >= fences.get((event.topic, event.partition), 0)]
             if not fresh:
                 return
-            places = {(event.topic, event.partition) for event in fresh}
-            expected = {place: fences.get(place, 0) for place in places}
             following = {(event.topic, event.partition): event.offset + 1 for event in fresh}
-            kept, identities = await self._without_duplicates(shard, fresh)
+            expected = {place: fences.get(place, 0) for place in following}
+            kept, identities = self._without_duplicates(fresh, known)
             deltas = await self._aggregate(kept)
             outcome = await self.store.apply(
-                shard, expected=expected, following=following, deltas=deltas, identities=identities
+                shard,
+                expected=expected,
+                following=following,
+                deltas=deltas,
+                identities=identities,
+                watched=self.catalogue,
             )
             if isinstance(outcome, Applied):
                 fences.update(following)
+                self._note_catalogue(shard, outcome, following, deltas)
                 await self._tell(shard, outcome.batch, fresh, kept)
                 return
-            _LOG.info("the fences stand elsewhere", extra={"loop": self.store.spec.loop, "shard": shard})
-            fences.update(outcome.fences)
+            if isinstance(outcome, Known):
+                known |= outcome.identities
+            else:
+                self._slice(shard, outcome.fences)
+
+    def _slice(self, shard: int, found: Fences) -> None:
+        """Take the fences as they stand: somebody else applied events of this batch, or the store lost some."""
+        fences = self._fences[shard]
+        lost = [place for place, fence in found.items() if fence < fences.get(place, 0)]
+        _LOG.info("the fences stand elsewhere", extra={"loop": self.store.spec.loop, "shard": shard})
+        fences.update(found)
+        self._items.clear()
+        if lost:
+            raise Rewound(f"{self.store.spec.loop}: the online store lost events of {len(lost)} partitions")
+
+    def _note_catalogue(
+        self, shard: int, applied: Applied, following: Fences, deltas: Mapping[EntityId, Delta]
+    ) -> None:
+        """Keep what is known of items, unless somebody else changed some."""
+        before = self._catalogue_fences[shard] or applied.watched
+        pairs = zip(self.catalogue, before, strict=True)
+        if applied.watched == tuple(following.get(place, fence) for place, fence in pairs):
+            self._items.changed(deltas)
+        else:
+            self._items.clear()
+        self._catalogue_fences[shard] = applied.watched
 
     async def _tell(self, shard: int, number: int, fresh: Sequence[Event], kept: Sequence[Event]) -> None:
         ranges: dict[Place, tuple[int, int]] = {}
@@ -139,25 +184,23 @@ class LoopStream:
         )
         await self._on_batch(batch, kept)
 
-    async def _without_duplicates(self, shard: int, events: Sequence[Event]) -> tuple[list[Event], list[bytes]]:
-        """Drop what a producer sent twice; answer the rest and its identities."""
-        behaviour = [event for event in events if self._counts(event)]
-        identities = [identity(event.source, event.id) for event in behaviour]
-        known = await self.store.seen(shard, identities)
-        kept: dict[bytes, Event] = {}
-        for event, mark, seen in zip(behaviour, identities, known, strict=True):
-            if not seen:
-                kept.setdefault(mark, event)
-        others = [event for event in events if isinstance(event.message, behavior.ItemChanged)]
-        return [*others, *kept.values()], list(kept)
+    def _without_duplicates(self, events: Sequence[Event], known: frozenset[bytes]) -> tuple[list[Event], list[bytes]]:
+        """Drop what a producer sent twice, and what only fences need; answer the rest and its identities.
 
-    def _counts(self, event: Event) -> bool:
-        if isinstance(event.message, behavior.Impression):
-            return self._counts_impressions
-        return isinstance(event.message, behavior.Interaction)
+        Whether an identity was applied by an earlier batch, only the store's script can tell: `known` are those.
+        """
+        changes: list[Event] = []
+        kept: dict[bytes, Event] = {}
+        for event in events:
+            if isinstance(event.message, behavior.ItemChanged):
+                changes.append(event)
+            elif self._counts_impressions or isinstance(event.message, behavior.Interaction):
+                kept.setdefault(identity(event.source, event.id), event)
+        for each in known:
+            kept.pop(each, None)
+        return [*changes, *kept.values()], list(kept)
 
     async def _aggregate(self, events: Sequence[Event]) -> dict[EntityId, Delta]:
         changes = [feature_event(event) for event in events]
         layout = self.store.layout
-        items = await self.store.items(items_needed(layout, changes))
-        return aggregate(layout, changes, items.get)
+        return aggregate(layout, changes, await self._items.lookup(items_needed(layout, changes)))
