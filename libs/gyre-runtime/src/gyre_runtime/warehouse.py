@@ -7,6 +7,7 @@ Kafka offsets are table properties, set in the transaction of the append itself
 
 import contextlib
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
@@ -104,13 +105,14 @@ _ELEMENTS: dict[str, IcebergType] = {
 
 
 def schema_of(table: str) -> Schema:
-    """The Iceberg schema of one of the tables."""
+    """The Iceberg schema of one of the tables, with the ids that a catalogue gives it: columns first, then elements."""
     fields = []
     columns = _COLUMNS[table]
+    elements = count(len(columns) + 1)
     for number, (name, kind) in enumerate(columns.items(), start=1):
         made: IcebergType
         if isinstance(kind, str):
-            made = ListType(element_id=len(columns) + number, element_type=_ELEMENTS[kind], element_required=False)
+            made = ListType(element_id=next(elements), element_type=_ELEMENTS[kind], element_required=False)
         else:
             made = kind
         fields.append(NestedField(field_id=number, name=name, field_type=made, required=False))
