@@ -31,9 +31,10 @@ from gyre_core.topics import declared, topic
 from gyre_deployer.bootstrap import Running, bootstrap
 from gyre_deployer.settings import DeployerSettings
 from gyre_local.testing import TritonServer, eventually
-from gyre_runtime import Channel, Lifespan, ServiceSettings, channel, start_span
+from gyre_runtime import Channel, Lifespan, ServiceSettings, channel, setup_telemetry, start_span
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, View, create_topics, read_log
+from gyre_runtime.telemetry import Telemetry
 from onnx import TensorProto, helper
 from tritonclient.grpc.aio import InferenceServerClient
 
@@ -53,6 +54,12 @@ serving: {{deadline: 200ms}}
 """
 WEIGHTS = (1.0, 2.0, 3.0)
 BOUNDS_S = (0.005, 0.01, 0.1, 0.5)
+
+
+@pytest.fixture(scope="session")
+def telemetry() -> Telemetry:
+    """The process's telemetry: OpenTelemetry can be set up once only."""
+    return setup_telemetry("tests", ServiceSettings(trace_ratio=0.0))
 
 
 @pytest.fixture

@@ -248,7 +248,7 @@ WAY_UP = [
 FIRST = [*WAY_UP[:4], ("PROMOTED", 1.0)]
 
 
-async def live_through(world: World, looks: int = 30) -> None:
+async def live_through(world: World, looks: int = 60) -> None:
     """Three candidates in turn, with traffic, over a crash or an outage where the world wants one."""
     process = Process.begin(world)
     for version in ("v1", "v2", "v3"):
@@ -261,6 +261,9 @@ async def live_through(world: World, looks: int = 30) -> None:
             world.now += 0.2
             for served in {each.version for each in world.registered}:
                 world.serve(served, 30)
+            state = process.book.state
+            if state.live == version and state.under_way is None and sorted(world.files) == sorted(state.named):
+                break
     assert world.served == {f"{world.spec.loop}--{version}" for version in ("v2", "v3")}
     assert sorted(world.files) == ["v2", "v3"]
     assert [each.epoch for each in world.log] == list(range(1, len(world.log) + 1))

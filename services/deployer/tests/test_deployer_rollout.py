@@ -8,6 +8,9 @@ from gyre.deployer.v1.deployer_pb2 import ROLLOUT_STATE_PROMOTED as PROMOTED
 from gyre.events.v1.models_pb2 import CandidateRegistered, RolloutEventKind
 from gyre_core.topics import dead_letter_topic, topic
 from gyre_local.testing import eventually
+from gyre_runtime.tracing import format_traceparent
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 pytestmark = pytest.mark.adapter
 
@@ -59,62 +62,56 @@ async def live_with_candidate(start, models, **changes):
     return deployer
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"golden_weights": (1.0, 2.0, 3.001)}, "golden request"),
-        ({"sha256": "0" * 64}, "sha256"),
-        ({"layout": "0123456789abcdef"}, "layout"),
-        ({"columns": ["elsewhere"]}, "elsewhere"),
-        ({"artifact_uri": "/nowhere/at/all"}, "No such file"),
-        ({"artifact_uri": "s3://bucket/model"}, "file URI"),
-        ({"weights": (1.0, 2.0)}, "2 columns"),
-        ({"weights": (float("nan"), 1.0, 1.0)}, "finite"),
-        ({"manifest": {"loop": "another"}}, "loop = 'another'"),
-    ],
-)
-async def test_a_bad_candidate_is_refused_and_live_untouched(start, models, place, gateway, changes, reason) -> None:
+BAD = [
+    ({"golden_weights": (1.0, 2.0, 3.001)}, "golden request"),
+    ({"sha256": "0" * 64}, "sha256"),
+    ({"layout": "0123456789abcdef"}, "layout"),
+    ({"columns": ["elsewhere"]}, "elsewhere"),
+    ({"artifact_uri": "/nowhere/at/all"}, "No such file"),
+    ({"artifact_uri": "s3://bucket/model"}, "file URI"),
+    ({"weights": (1.0, 2.0)}, "2 columns"),
+    ({"weights": (float("nan"), 1.0, 1.0)}, "finite"),
+    ({"manifest": {"loop": "another"}}, "loop = 'another'"),
+    ({"graph": b"this is no graph"}, "Triton cannot load"),
+]
+
+
+async def test_bad_candidates_are_refused_and_live_untouched(start, models, place, gateway) -> None:
     """What is wrong is named, nothing of the candidate stays on Triton or in its repository, and v1 serves on."""
-    deployer = await live_with_candidate(start, models, **changes)
-    rollout = await deployer.reaches("v2", "REFUSED")
-    assert reason in rollout.reason
-    assert rollout.share == 0
-    assert not await place.is_served("v2")
-    assert not place.holds("v2")
-    assert place.leftovers() == []
-    view = (await deployer.listed()).view
-    assert [(arm.version, arm.share) for arm in view.arms] == [("v1", 1.0)]
-    assert list(view.loaded_versions) == ["v1"]
+    deployer = await start()
+    await models.register("v1")
+    await deployer.reaches("v1", "PROMOTED")
+    for number, (changes, reason) in enumerate(BAD):
+        version = f"bad-{number}"
+        await models.register(version, **changes)
+        rollout = await deployer.reaches(version, "REFUSED")
+        assert reason in rollout.reason
+        assert rollout.share == 0
+        assert not await place.is_served(version)
+        assert not place.holds(version)
+        assert place.leftovers() == []
+        view = (await deployer.listed()).view
+        assert [(arm.version, arm.share) for arm in view.arms] == [("v1", 1.0)]
+        assert list(view.loaded_versions) == ["v1"]
     assert await place.is_served("v1")
 
 
-async def test_a_graph_that_triton_cannot_load_is_refused(start, models, place, gateway) -> None:
-    """A file that is no ONNX graph is refused with what Triton says, and nothing of it stays."""
-    graph = b"this is no graph"
-    deployer = await start()
-    await models.register("v1", graph=graph)
-    rollout = await deployer.reaches("v1", "REFUSED")
-    assert "Triton cannot load" in rollout.reason
-    assert not place.holds("v1")
-    assert not (await deployer.listed()).view.arms
-
-
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [("failing", "requests failed"), ("slow", "took more than 100 ms"), ("tripped", "stopped asking")],
-)
-async def test_a_candidate_that_breaks_a_guardrail_is_rolled_back(start, models, place, gateway, spoil, reason) -> None:
+async def test_a_candidate_that_breaks_a_guardrail_is_rolled_back(start, models, place, gateway) -> None:
     """Errors, latency or an opened circuit give all users back to v1, and v2 leaves Triton once gateways let go."""
-    getattr(gateway, spoil).add("v2")
-    deployer = await live_with_candidate(start, models)
-    rollout = await deployer.reaches("v2", "ROLLED_BACK")
-    assert reason in rollout.reason
-    assert [each.share for each in rollout.events if each.share] == [0.1]
-    view = (await deployer.listed()).view
-    assert [(arm.version, arm.share) for arm in view.arms] == [("v1", 1.0)]
-    await eventually(lambda: place.is_logged("UNLOADED", "v2"), message="v2 is unloaded")
-    await eventually(lambda: not place.holds("v2"), message="v2 has left the repository")
-    assert not await place.is_served("v2")
+    deployer = await start()
+    await models.register("v1")
+    await deployer.reaches("v1", "PROMOTED")
+    for spoil, reason in (("failing", "failed"), ("slow", "took more than 100 ms"), ("tripped", "stopped asking")):
+        getattr(gateway, spoil).add(spoil)
+        await models.register(spoil)
+        rollout = await deployer.reaches(spoil, "ROLLED_BACK")
+        assert reason in rollout.reason
+        assert [each.share for each in rollout.events if each.share] == [0.1]
+        view = (await deployer.listed()).view
+        assert [(arm.version, arm.share) for arm in view.arms] == [("v1", 1.0)]
+        await eventually(lambda spoil=spoil: place.is_logged("UNLOADED", spoil), message=f"{spoil} is unloaded")
+        await eventually(lambda spoil=spoil: not place.holds(spoil), message=f"{spoil} has left the repository")
+        assert not await place.is_served(spoil)
     assert await place.is_served("v1")
 
 
@@ -195,3 +192,33 @@ async def test_a_candidate_that_is_none_is_dead_lettered(start, models, kafka, l
         await consumer.stop()
     assert dict(letter.headers)["gyre_reason"] == b"INVALID_FIELD"
     assert [each.version for each in await deployer.rollouts()] == ["v1"]
+
+
+async def test_a_rollout_is_one_trace_and_has_metrics(start, models, gateway, telemetry) -> None:
+    """The rollout's span links its registration, every step is its child, requests get its context, and shares show."""
+    exporter = InMemorySpanExporter()
+    telemetry.tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
+    deployer = await live_with_candidate(start, models)
+    await deployer.reaches("v2", "PROMOTED")
+    view = (await deployer.listed()).view
+    spans = exporter.get_finished_spans()
+    exporter.shutdown()
+    run = [span for span in spans if span.name == "training run"][-1]
+    (rollout,) = [span for span in spans if span.name == "rollout" and span.attributes["gyre.version"] == "v2"]
+    assert [link.context.span_id for link in rollout.links] == [run.context.span_id]
+    assert rollout.attributes["gyre.run_id"] == "run-v2"
+    assert rollout.attributes["gyre.rollout_id"] == view.rollout_id
+    assert view.traceparent == format_traceparent(rollout.context)
+    children = [span.name for span in spans if span.parent and span.parent.span_id == rollout.context.span_id]
+    steps = ["validate", "load", "warm", "shift", "shift", "shift", "promote"]
+    assert [name for name in children if name != "rollout unload"] == [f"rollout {step}" for step in steps]
+
+    def value(name: str, **labels: str) -> float | None:
+        found: float | None = telemetry.registry.get_sample_value(name, {"loop": deployer.loop, **labels})
+        return found
+
+    assert value("gyre_deployer_share", version="v2", arm="live") == 1.0
+    assert value("gyre_deployer_share", version="v2", arm="candidate") == 0.0
+    assert value("gyre_deployer_share", version="v1", arm="live") == 0.0
+    assert value("gyre_deployer_rollouts_total", state="promoted") == 2
+    assert value("gyre_deployer_warmup_seconds_count", version="v2") == 3

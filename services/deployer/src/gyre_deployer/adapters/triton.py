@@ -26,14 +26,24 @@ _ASK_S = 2.0
 
 
 @contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """Triton being away is one thing, a model that it cannot serve another."""
+def _asking() -> Iterator[None]:
+    """Whatever goes wrong here, Triton is to blame."""
     try:
         yield
-    except (DeadlineExceeded, Exhausted, Unavailable) as error:
-        raise Unavailable("TRITON_UNAVAILABLE", f"Triton does not answer: {error.message[:200]}") from error
     except GyreError as error:
-        raise Refused(f"Triton cannot {what}: {error.message[:400]}") from error
+        raise Unavailable("TRITON_UNAVAILABLE", f"Triton does not answer: {error.message[:200]}") from error
+
+
+@contextmanager
+def _trying(what: str) -> Iterator[None]:
+    """Triton being away is one thing, a model that it cannot serve another."""
+    with _asking():
+        try:
+            yield
+        except (DeadlineExceeded, Exhausted, Unavailable):
+            raise
+        except GyreError as error:
+            raise Refused(f"Triton cannot {what}: {error.message[:400]}") from error
 
 
 class Triton:
@@ -61,26 +71,26 @@ class Triton:
 
     async def is_live(self) -> bool:
         """See `ModelServer`."""
-        with _translated("say whether it lives"):
+        with _asking():
             answer = await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=_ASK_S)
         return bool(answer.live)
 
     async def is_ready(self, name: str) -> bool:
         """See `ModelServer`."""
-        with _translated(f"say whether {name} is ready"):
+        with _asking():
             answer = await self._stub.ModelReady(pb.ModelReadyRequest(name=name), timeout=_ASK_S)
         return bool(answer.ready)
 
     async def load(self, name: str) -> None:
         """See `ModelServer`."""
         request = pb.RepositoryModelLoadRequest(model_name=name)
-        with _translated(f"load {name}"):
+        with _trying(f"load {name}"):
             await self._stub.RepositoryModelLoad(request, timeout=self._timeout_s)
 
     async def unload(self, name: str) -> None:
         """See `ModelServer`."""
         request = pb.RepositoryModelUnloadRequest(model_name=name)
-        with _translated(f"unload {name}"):
+        with _asking():
             await self._stub.RepositoryModelUnload(request, timeout=self._timeout_s)
         async with asyncio.timeout(self._timeout_s):
             while await self.is_ready(name):  # noqa: ASYNC110 - Triton answers at once and unloads in the background
@@ -96,7 +106,7 @@ class Triton:
             raw_input_contents=[features.astype("<f4", copy=False).tobytes()],
         )
         try:
-            with _translated(f"score with {name}"):
+            with _trying(f"score with {name}"):
                 answer = await self._stub.ModelInfer(request, timeout=self._timeout_s)
         except Refused as error:
             if not await self.is_ready(name):  # it was restarted meanwhile, which is not the model's fault

@@ -77,6 +77,7 @@ class Reconciler:
         self._stopping = False
         self._watch: Watch | None = None
         self._was_away = False
+        self._held_for = ""
         self._acknowledged: dict[str, float] = {}
         self._swept_epoch = -1
 
@@ -99,7 +100,6 @@ class Reconciler:
             before = self._book.state
             try:
                 await self.reconcile()
-                self._go_on()
             except Moved:
                 continue
             except Exception as error:
@@ -109,10 +109,6 @@ class Reconciler:
             if self._book.state is before:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(arrived.wait(), tick_s)
-
-    def _go_on(self) -> None:
-        if self._book.state.under_way is None:
-            self._book.waiting_for = ""
 
     async def _wait_out(self, error: Exception) -> None:
         """Triton or Kafka is away, for which no rollout fails: say so, and try again."""
@@ -130,12 +126,14 @@ class Reconciler:
             Unavailable: Triton or Kafka is away.
             Replaced: another deployer took over.
         """
+        self._held_for = ""
         await self._book.sync()
         await self._begin_next()
         await self._keep_loaded()
         await self._take_step()
         await self._retire()
         await self._sweep()
+        self._book.waiting_for = self._held_for
 
     async def _begin_next(self) -> None:
         """Start the newest candidate that waits, once nothing is under way."""
@@ -226,9 +224,10 @@ class Reconciler:
 
     async def _act(self, state: LoopState, rollout: Rollout, decision: Decision, reason: str) -> None:
         if decision == Decision.HOLD:
-            self._book.waiting_for = f"step {rollout.step + 1}: {reason}"
+            is_paused = rollout.state == State.PAUSED  # whoever paused it said why
+            self._held_for = "" if is_paused else f"step {rollout.step + 1}: {reason}"
         elif decision == Decision.OBSERVE_ANEW:
-            self._book.waiting_for = f"step {rollout.step + 1} is observed anew: {reason}"
+            self._held_for = f"step {rollout.step + 1} is observed anew: {reason}"
             self._watch = None
         elif decision == Decision.ROLL_BACK:
             await self._write(state, roll_back(rollout, reason), "roll back")
