@@ -61,7 +61,7 @@ async def test_a_killed_trainer_goes_on(stack, start_process, learnt) -> None:
     (job,) = jobs_of(first.popen.pid)
     os.kill(first.popen.pid, signal.SIGKILL)
     first.popen.wait()
-    await eventually(lambda: is_gone(job), timeout_s=5, message="the job ended with its service")
+    await eventually(lambda: is_gone(job), timeout_s=10, message="the job ended with its service")
     assert await announced(stack) == []
 
     second = await start_process()

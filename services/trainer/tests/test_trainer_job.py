@@ -18,8 +18,8 @@ from gyre_trainer.adapters.process import JobProcess
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.artifact import Manifest
 from gyre_trainer.domain import JobFailed, Refused, State, Task
-from gyre_trainer.job import execute
 from gyre_trainer.settings import TrainerSettings
+from gyre_trainer.work import execute
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,156 @@
+"""The steps of a training run: read, join, check, train, evaluate, write down."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gyre_core.features import Layout
+from gyre_core.models import MANIFEST_FILE
+from gyre_core.spec import LoopSpec
+
+from gyre_trainer import artifact
+from gyre_trainer.adapters.tables import LoopTables
+from gyre_trainer.artifact import Manifest
+from gyre_trainer.domain import Pins, State, Task
+from gyre_trainer.gate import check_against_incumbent, check_data
+from gyre_trainer.settings import TrainerSettings
+from gyre_trainer.training_set import TrainingSet, build
+
+_LOG = logging.getLogger(__name__)
+
+Tell = Callable[[State, float], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A task, its loop, and where to say how far it is."""
+
+    task: Task
+    spec: LoopSpec
+    layout: Layout
+    tell: Tell
+
+
+def execute(task: Task, settings: TrainerSettings, tell: Tell) -> dict[str, Any]:
+    """Do a task; answer the candidate.
+
+    An artefact that an earlier start of the same run finished is taken as it is: somebody may use it already.
+
+    Raises:
+        Refused: the data or the model did not pass.
+    """
+    spec = LoopSpec.model_validate_json(task.spec)
+    work = Work(task, spec, Layout.compile(spec), tell)
+    folder = settings.artifacts.absolute() / spec.loop / task.version
+    manifest = Manifest.read(folder) if (folder / MANIFEST_FILE).exists() else _make(work, settings, folder)
+    tell(State.EVALUATING, 0.95)
+    return {
+        "folder": str(folder),
+        "layout": manifest.layout,
+        "columns": manifest.columns,
+        "sha256": manifest.sha256,
+        "measurements": manifest.measurements,
+        "mlflow_run_id": _record(work, settings, manifest, folder),
+    }
+
+
+def _make(work: Work, settings: TrainerSettings, folder: Path) -> Manifest:
+    """Build, check, train, evaluate, write."""
+    task, spec, layout = work.task, work.spec, work.layout
+    work.tell(State.SNAPSHOT, 0.05)
+    pins = Pins(task.snapshots, task.now)
+    tables = LoopTables(settings.warehouse, spec.loop).read(spec, layout, pins)
+    data = build(spec, layout, tables, now=task.now)
+    work.tell(State.GATE, 0.3)
+    check_data(spec, layout, data)
+    training, held_out = data.split(spec.training.evaluation.holdout)
+    # torch takes seconds to import, which data that is refused need not pay.
+    from gyre_trainer.ranker import score, train
+
+    epochs = spec.model.parameters.epochs
+    work.tell(State.TRAINING, 0.35)
+    started = time.perf_counter()
+    model = train(
+        layout,
+        spec.model,
+        training,
+        on_epoch=lambda epoch, _loss: work.tell(State.TRAINING, 0.35 + 0.5 * epoch / epochs),
+    )
+    training_s = time.perf_counter() - started
+    work.tell(State.EVALUATING, 0.9)
+    measured = _evaluate(work, held_out, score(model, held_out.features))
+    measured |= {
+        "impressions": float(len(data)),
+        "served_share": float(data.served.mean()),
+        "training_s": training_s,
+    }
+    return artifact.write(folder, model, held_out.features[held_out.held], _manifest(work, measured))
+
+
+def _evaluate(work: Work, held_out: TrainingSet, scores: Any) -> dict[str, float]:
+    """Measure the candidate beside popularity and the live model on the held-out impressions.
+
+    Raises:
+        Refused: it is worse than the live model by more than the rule allows.
+    """
+    from gyre_trainer.export import score_with
+    from gyre_trainer.ranker import evaluate
+
+    measured = evaluate(scores, held_out.relevance)
+    popular = work.spec.serving.fallback_feature
+    if popular is not None:
+        column = held_out.features[:, :, work.layout.index[popular]]
+        measured["popularity_ndcg_at_10"] = evaluate(column, held_out.relevance)["ndcg_at_10"]
+    if not work.task.incumbent:
+        return measured
+    incumbent = Path(work.task.incumbent)
+    if Manifest.read(incumbent).layout != work.layout.hash:
+        _LOG.warning("the live model reads another layout: it is not compared", extra={"folder": str(incumbent)})
+        return measured
+    rows = held_out.features.reshape(-1, held_out.features.shape[2])
+    beside = score_with(artifact.graph(incumbent), rows).reshape(held_out.relevance.shape)
+    measured["incumbent_ndcg_at_10"] = evaluate(beside, held_out.relevance)["ndcg_at_10"]
+    check_against_incumbent(work.spec, measured["ndcg_at_10"], measured["incumbent_ndcg_at_10"])
+    return measured
+
+
+def _manifest(work: Work, measured: dict[str, float]) -> Manifest:
+    return Manifest(
+        loop=work.spec.loop,
+        version=work.task.version,
+        run_id=work.task.run_id,
+        trigger_id=work.task.trigger_id,
+        layout=work.layout.hash,
+        columns=list(work.layout.columns),
+        model_columns=list(work.layout.model_columns),
+        snapshots=dict(work.task.snapshots),
+        data_time=work.task.now,
+        measurements=measured,
+        sha256="",
+    )
+
+
+def _record(work: Work, settings: TrainerSettings, manifest: Manifest, folder: Path) -> str:
+    from gyre_trainer.adapters.mlflow import Entry, record
+
+    model, task = work.spec.model, work.task
+    given = {"family": model.family, "hidden": model.hidden, **model.parameters.model_dump()}
+    entry = Entry(
+        loop=work.spec.loop,
+        run_id=task.run_id,
+        version=task.version,
+        tags={
+            "gyre.trigger_id": task.trigger_id,
+            "gyre.layout": manifest.layout,
+            **{f"gyre.snapshot.{table}": str(snapshot) for table, snapshot in task.snapshots.items()},
+        },
+        params={name: str(value) for name, value in given.items()},
+        metrics=manifest.measurements,
+        folder=folder,
+    )
+    return record(settings.mlflow, entry, wait_s=settings.trainer_mlflow_wait_s)
