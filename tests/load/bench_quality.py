@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +29,7 @@ from bench_quality_rows import Row, timed
 from gyre_quality.bins import Bins, fit_bins
 from gyre_quality.divergences import divergences
 from gyre_quality.domain_classifier import calibrate_classifier, rows_of
-from gyre_quality.drift import DriftRule, Reference, calibrate, judge, sketch_chunks
+from gyre_quality.drift import DriftRule, Reference, calibrate, judge, sketch_chunks, timeline
 from gyre_quality.labels import label_issues, least_confident
 from gyre_quality.sketches import Reservoir, Sketch, merged
 from scipy.stats import wasserstein_distance
@@ -151,6 +151,8 @@ def drift_detection(folder: Path) -> Iterator[Row]:
             at = np.flatnonzero(years == year)
             parts[str(year)] = sketch_chunks(bins, _slice(later, int(at[0]), int(at[-1]) + 1), rows)
         yield from _alarms(parts, rows)
+        if rows == 5000:
+            _write_report(parts)
     yield from _classifier_alarms(bins, reference, later, years)
 
 
@@ -173,6 +175,17 @@ def _alarms(parts: Mapping[str, Sequence[Sketch]], rows: int) -> Iterator[Row]:
         yield from _alarm_rows(system, f"{rows} rows, {held}", found)
         for year, later in rest:
             yield from _alarm_rows(system, f"{rows} rows, {year}", [named(full, whole, chunk) for chunk in later])
+
+
+def _write_report(parts: Mapping[str, Sequence[Sketch]]) -> None:
+    """The report of the last chunk as a person sees it, with the whole time before it: `var/bench/drift.html`."""
+    reference, *later = parts.values()
+    calibrated = calibrate(reference)
+    drifts = [judge(calibrated, chunk) for chunks in (reference, *later) for chunk in chunks]
+    report = drifts[-1].report("employment data, last chunk of 2018")
+    OUT.mkdir(parents=True, exist_ok=True)
+    page = replace(report, figures=(timeline(drifts), *report.figures)).to_html()
+    (OUT / "drift.html").write_text(page, encoding="utf-8")
 
 
 def _alarm_rows(system: str, case: str, found: Sequence[int]) -> Iterator[Row]:

@@ -80,8 +80,10 @@ def _pii_rows(
     yield Row(system, case, "precision", hits / max(hits + wrong, 1), f"of {hits + wrong}")
     if scope == "all patterns":
         for entity, (hit, miss, extra) in sorted(counts.items()):
-            yield Row(system, entity, "recall of exact spans", hit / max(hit + miss, 1), f"of {hit + miss}")
-            yield Row(system, entity, "precision", hit / (hit + extra) if hit + extra else 1.0, f"of {hit + extra}")
+            if hit + miss:
+                yield Row(system, entity, "recall of exact spans", hit / (hit + miss), f"of {hit + miss}")
+            if hit + extra:
+                yield Row(system, entity, "precision", hit / (hit + extra), f"of {hit + extra}")
 
 
 def _plain_engine() -> Any:

@@ -12,7 +12,7 @@ import pytest
 from gyre_quality.bins import Bins, CategoryBins, fit_bins
 from gyre_quality.divergences import MEASURES, divergences
 from gyre_quality.domain_classifier import calibrate_classifier, rows_of, separability
-from gyre_quality.drift import DriftRule, Reference, adjusted, calibrate, judge, sketch_chunks
+from gyre_quality.drift import DriftRule, Reference, adjusted, calibrate, judge, sketch_chunks, timeline
 from gyre_quality.sketches import Reservoir, Sketch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,6 +131,16 @@ def test_checks_agree_with_the_judgement(reference):
     assert len(checks) == 4 * 20
     assert all(check.passed == (check.value < check.threshold) for check in checks)
     assert {check.column for check in checks if not check.passed} == set(drift.features)
+
+
+def test_a_drift_report_shows_what_moved(reference):
+    """The report plots distances and the features that moved most, and a timeline names those first."""
+    drifts = [judge(reference, Sketch.of(reference.bins, made(1000, 5, shift=shift))) for shift in (0.0, 0.5, 1.0)]
+    report = drifts[-1].report("stream 12:00")
+    assert [figure.title for figure in report.figures][:2] == ["kl by feature", "f0"]
+    assert not report.passed
+    assert "<svg" in report.to_html()
+    assert ">f0</text>" in timeline(drifts, features=1).svg
 
 
 def test_a_reference_survives_its_bytes(reference):

@@ -17,7 +17,7 @@ from scipy.stats import f as f_distribution
 
 from gyre_quality.bins import Bins
 from gyre_quality.divergences import DIVERGENCES, MEASURES, Divergences, divergences, smoothed_shares
-from gyre_quality.figures import Figure, bars, shares
+from gyre_quality.figures import Figure, bars, lines, shares
 from gyre_quality.report import Check, Report
 from gyre_quality.sketches import Sketch, merged, packed, unpacked
 
@@ -212,6 +212,23 @@ def judge(reference: Reference, chunk: Sketch, rule: DriftRule | None = None) ->
     floors = np.asarray([dict(rule.floors).get(measure, 0.0) for measure in rule.measures])
     drifted = (p_values <= cut) & (distances.values[rows] >= floors[:, None])
     return Drift(rule, reference, chunk, distances, p_values, np.maximum(bound, floors[:, None]), drifted)
+
+
+def timeline(drifts: Sequence[Drift], *, features: int = 5) -> Figure:
+    """How far chunks in order are from the reference: for the features that went furthest, the worst of their measures.
+
+    Distances are shown as multiples of their thresholds, so that measures and features compare.
+    """
+    ratios = np.asarray(
+        [
+            (np.stack([drift.distances.of(measure) for measure in drift.rule.measures]) / drift.thresholds).max(axis=0)
+            for drift in drifts
+        ]
+    )
+    furthest = np.argsort(-ratios.max(axis=0))[:features]
+    names = drifts[0].chunk.bins.names
+    series = {names[index]: ratios[:, index].tolist() for index in furthest.tolist()}
+    return lines("distance from the reference, in thresholds", series, threshold=1.0)
 
 
 def adjusted(p_values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,6 +15,11 @@ _SUSPICIOUS = re.compile(r"\d|@|\w\.\w|[:\-.]\w\w[:\-.]|::|\w{16}")
 _PHONE_DIGITS = re.compile(r"\d(?:[^\w\n]{0,4}\d){6}")
 
 
+# A letter next to a digit, which the year in a title has not.
+_MIXED = re.compile(r"[^\W\d_]\d|\d[^\W\d_]")
+_MIXED_SPACED = re.compile(r"[^\W\d_][- ]?\d|\d[- ]?[^\W\d_]")
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """The least that an entity needs.
@@ -53,7 +58,7 @@ GATES: Mapping[str, Gate] = {
     "CA_SIN": Gate(9),
     "CREDIT_CARD": Gate(12),
     "CRYPTO": Gate(1, re.compile(r"[13c]\w{25}")),
-    "DATE_TIME": Gate(2, re.compile(r"[-/.:]")),
+    "DATE_TIME": Gate(2, re.compile(r"[-/.:]\d|\d-")),
     "DE_HEALTH_INSURANCE": Gate(9),
     "DE_LANR": Gate(9),
     "DE_PASSPORT": Gate(1, re.compile(r"\w{9}")),
@@ -68,9 +73,9 @@ GATES: Mapping[str, Gate] = {
     "IN_AADHAAR": Gate(12),
     "IN_GSTIN": Gate(2, re.compile(r"\w{15}")),
     "IN_PAN": Gate(4, re.compile(r"[\w@#$%^?~-]{10}")),
-    "IN_PASSPORT": Gate(7),
-    "IN_VEHICLE_REGISTRATION": Gate(3),
-    "IN_VOTER": Gate(7),
+    "IN_PASSPORT": Gate(7, _MIXED),
+    "IN_VEHICLE_REGISTRATION": Gate(3, _MIXED),
+    "IN_VOTER": Gate(7, _MIXED),
     "IP_ADDRESS": Gate(0, re.compile(r":\w{0,4}:|\d\.\d")),
     "IT_DRIVER_LICENSE": Gate(1, re.compile(r"\w{10}")),
     "IT_FISCAL_CODE": Gate(0, re.compile(r"\w{16}")),
@@ -80,28 +85,28 @@ GATES: Mapping[str, Gate] = {
     "KR_BRN": Gate(10),
     "KR_DRIVER_LICENSE": Gate(12),
     "KR_FRN": Gate(13),
-    "KR_PASSPORT": Gate(7),
+    "KR_PASSPORT": Gate(7, _MIXED),
     "KR_RRN": Gate(13),
     "MAC_ADDRESS": Gate(0, re.compile(r"\w{2}[:-]\w{2}[:-]|\w{4}\.\w{4}\.")),
-    "MEDICAL_LICENSE": Gate(7),
+    "MEDICAL_LICENSE": Gate(7, _MIXED),
     "NG_NIN": Gate(11),
-    "NG_VEHICLE_REGISTRATION": Gate(3),
+    "NG_VEHICLE_REGISTRATION": Gate(3, _MIXED),
     # Stricter than Presidio, on purpose: its German numbers of 4 to 6 digits are any year or price.
     "PHONE_NUMBER": Gate(7, _PHONE_DIGITS),
     "PL_PESEL": Gate(11),
     "SE_PERSONNUMMER": Gate(10),
-    "SG_NRIC_FIN": Gate(7),
+    "SG_NRIC_FIN": Gate(7, _MIXED),
     "SG_UEN": Gate(6),
     "TH_TNIN": Gate(13),
     "TR_NATIONAL_ID": Gate(11),
     "UK_NHS": Gate(10),
     "UK_NINO": Gate(6),
-    "UK_PASSPORT": Gate(7),
-    "UK_POSTCODE": Gate(1),
-    "UK_VEHICLE_REGISTRATION": Gate(1),
+    "UK_PASSPORT": Gate(7, _MIXED),
+    "UK_POSTCODE": Gate(1, _MIXED),
+    "UK_VEHICLE_REGISTRATION": Gate(1, _MIXED_SPACED),
     "URL": Gate(0, re.compile(r"\.\w")),
     "US_BANK_NUMBER": Gate(8),
-    "US_DRIVER_LICENSE": Gate(1),
+    "US_DRIVER_LICENSE": Gate(1, re.compile(r"[^\W\d_]\d|\d[^\W\d_]|\]\d|\d{6}")),
     "US_ITIN": Gate(9),
     "US_MBI": Gate(4, re.compile(r"\w-?\w{4}")),
     "US_NPI": Gate(10),
