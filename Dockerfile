@@ -2,19 +2,29 @@
 # Each holds what its own package depends on, at the versions of uv.lock, so only the trainer's image holds torch.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
-FROM ${PYTHON_IMAGE} AS build
+# What is installed depends on these files alone, so a change of the code leaves the layers of dependencies as they are.
+FROM ${PYTHON_IMAGE} AS manifests
+WORKDIR /src
+COPY . .
+RUN find . -type f ! -name pyproject.toml ! -name uv.lock ! -name .python-version -delete && find . -type d -empty -delete
+
+FROM ${PYTHON_IMAGE} AS dependencies
+RUN pip install --quiet --no-cache-dir "uv>=0.8,<1"
 ARG SERVICE
 RUN case "$SERVICE" in gateway|features|inference|trainer|deployer|monitor) ;; \
     *) echo "build with --build-arg SERVICE=gateway|features|inference|trainer|deployer|monitor, not '$SERVICE'" >&2; exit 1 ;; esac
 ENV UV_PROJECT_ENVIRONMENT=/opt/gyre UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
-RUN pip install --quiet --no-cache-dir "uv>=0.8,<1"
 WORKDIR /src
-COPY pyproject.toml uv.lock .python-version ./
-COPY libs libs
-COPY services services
-COPY infra/local infra/local
+COPY --from=manifests /src ./
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv sync --quiet --frozen --no-dev --no-editable --package "gyre-$SERVICE"
+    uv sync --quiet --frozen --no-dev --no-install-workspace --package "gyre-$SERVICE"
+
+FROM dependencies AS build
+ARG SERVICE
+COPY . .
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv sync --quiet --frozen --no-dev --no-editable --package "gyre-$SERVICE" \
+    && mkdir /own && cp -r --parents /opt/gyre/lib/python3*/site-packages/gyre* /opt/gyre/lib/python3*/site-packages/externalscaler* /own
 
 FROM ${PYTHON_IMAGE}
 ARG SERVICE
@@ -30,7 +40,8 @@ RUN groupadd --system --gid 10001 gyre \
     && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/gyre --create-home gyre \
     && mkdir -p /var/lib/gyre/state /var/lib/gyre/warehouse /var/lib/gyre/artifacts /var/lib/gyre/models \
     && chown -R gyre:gyre /var/lib/gyre
-COPY --from=build /opt/gyre /opt/gyre
+COPY --from=dependencies /opt/gyre /opt/gyre
+COPY --from=build /own /
 COPY --chmod=755 infra/container/service /usr/local/bin/gyre-service
 COPY --chmod=755 infra/container/probe /usr/local/bin/gyre-probe
 USER 10001
