@@ -91,6 +91,29 @@ def test_impossible_sequences_are_found():
     assert before.value == pytest.approx(1 / 5)
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(["r", "q", None]), st.sampled_from("ab"), st.integers(0, 9)), max_size=12),
+    st.lists(st.tuples(st.sampled_from(["r", "q", None]), st.sampled_from("abc"), st.integers(0, 9)), max_size=12),
+)
+def test_sequences_equal_a_plain_search(shown, acted):
+    """The joined columns give what a loop over all pairs gives."""
+    before, unshown = check_sequences(Shown(*columns_of(shown)), Acted(*columns_of(acted)), tolerance_s=0.5)
+    early, never = [], []
+    for row, (request, item, time) in enumerate(acted):
+        times = [at for other, thing, at in shown if request is not None and (other, thing) == (request, item)]
+        if request is not None and not times:
+            never.append(row)
+        elif times and time < min(times) - 0.5:
+            early.append(row)
+    assert before.rows.tolist() == early
+    assert unshown.rows.tolist() == never
+
+
+def columns_of(rows: list[tuple]) -> list[list]:
+    """Rows as three columns."""
+    return [[row[place] for row in rows] for place in range(3)]
+
+
 def test_clocks_may_disagree_a_little():
     """An interaction less than the tolerance before its impression is possible."""
     shown = Shown(pa.array(["r"]), pa.array(["a"]), pa.array([100.0]))

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from gyre_quality.bins import MISSING, Bins, CategoryBins, NumberBins, fit_bins
+from gyre_quality.columns import stable_ids
 from gyre_quality.sketches import Reservoir, Sketch, merged
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,6 +195,17 @@ def test_bytes_give_the_reservoir_back(part):
     again = Reservoir.from_bytes(sample.to_bytes())
     assert_same_sample(sample, again)
     assert_same_sample(sample.merge(again), sample)
+
+
+def test_ids_of_text_depend_on_the_text_alone():
+    """The same id has the same number in any column and any order, and a missing one is refused."""
+    first, second = stable_ids(["a", "b", "a"]), stable_ids(pa.array(["b", "c", "a"]))
+    assert first[0] == first[2] == second[2]
+    assert first[1] == second[0]
+    assert len({*first.tolist(), *second.tolist()}) == 3
+    assert stable_ids([]).size == 0
+    with pytest.raises(ValueError, match="1 are missing"):
+        stable_ids(["a", None])
 
 
 def test_reservoir_weights_set_the_odds():

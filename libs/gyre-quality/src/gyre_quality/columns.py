@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,31 @@ def as_codes(column: Column) -> tuple[NDArray[np.int64], list[str]]:
 def as_ids(column: Column) -> NDArray[np.int64]:
     """One number for each row, equal exactly where the values are equal; -1 where a value is missing."""
     return as_codes(column)[0]
+
+
+def as_shared_ids(first: Column, second: Column) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Both columns numbered alike, as text: a number in one equals that in the other exactly where the values do."""
+    (codes, values), (others, other_values) = as_codes(first), as_codes(second)
+    index: dict[str, int] = {}
+    # The last entry is met by index -1, a missing value.
+    table, other_table = (
+        np.asarray([*(index.setdefault(value, len(index)) for value in each), -1], dtype=np.int64)
+        for each in (values, other_values)
+    )
+    return np.asarray(table[codes]), np.asarray(other_table[others])
+
+
+def stable_ids(column: Column) -> NDArray[np.uint64]:
+    """A 64-bit number for each row that depends on its value alone, for `Reservoir`: of a text, its BLAKE2b (RFC 7693).
+
+    Raises:
+        ValueError: a value is missing.
+    """
+    codes, values = as_codes(column)
+    if codes.size and codes.min() < 0:
+        raise ValueError(f"ids: {np.count_nonzero(codes < 0)} are missing, must be given in each row")
+    digests = b"".join(blake2b(value.encode(), digest_size=8).digest() for value in values)
+    return np.asarray(np.frombuffer(digests, dtype="<u8")[codes])
 
 
 def lengths(columns: Columns) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gyre_quality.columns import Column, as_ids, as_numbers, lengths
+from gyre_quality.columns import Column, as_ids, as_numbers, as_shared_ids, lengths
 from gyre_quality.completeness import MAD_TO_DEVIATION, joint
 from gyre_quality.report import Check, Rows
 
@@ -151,21 +151,14 @@ def bot_like(seen: Behaviour, rule: BotRule) -> NDArray[np.bool_]:
 def _shared_keys(shown: Shown, acted: Acted) -> tuple[tuple[Rows, Rows], Rows]:
     """Requests and items of both tables numbered alike, and the rows of interactions that name both."""
     size = len(shown.request_ids)
-    requests = as_ids(_stacked(shown.request_ids, acted.request_ids))
-    items = as_ids(_stacked(shown.items, acted.items))
+    requests = np.concatenate(as_shared_ids(shown.request_ids, acted.request_ids))
+    items = np.concatenate(as_shared_ids(shown.items, acted.items))
     whole = (requests >= 0) & (items >= 0)
     known = np.flatnonzero(whole[size:])
     keys = joint([np.maximum(requests, 0), np.maximum(items, 0)])
     # An impression without request or item is one that nothing can refer to.
     keys[:size][~whole[:size]] = -1
     return (keys[:size], keys[size:][known]), known
-
-
-def _stacked(first: Column, second: Column) -> NDArray[np.object_]:
-    parts = [column.to_pylist() if hasattr(column, "to_pylist") else list(column) for column in (first, second)]
-    stacked = np.empty(len(parts[0]) + len(parts[1]), dtype=object)
-    stacked[:] = parts[0] + parts[1]
-    return stacked
 
 
 def _minutes(times: NDArray[np.float64]) -> NDArray[np.int64]:
