@@ -1,14 +1,27 @@
 """A small loop, its events, and the processes of the service under test."""
 
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec, parse_loop
+from gyre_core.topics import topic
+from gyre_local.components import redis as redis_component
+from gyre_local.process import Process, running
+from gyre_local.reserve import free_ports
+from gyre_runtime.events import Event
+from gyre_runtime.kafka import Producer
+from redis.asyncio import Redis
+
+BEGIN = 1_370_000_000.0
 
 SPEC = """
 version: 1
@@ -97,3 +110,98 @@ def start_process(tmp_path: Path, spec: LoopSpec, kafka: str, redis_url: str) ->
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+GENRES = ("action", "drama", "comedy")
+
+
+@dataclass(frozen=True)
+class History:
+    """Makes events of a loop: a catalogue of 12 films and the ratings of 9 people, a second apart."""
+
+    spec: LoopSpec
+
+    def catalogue(self, items: int = 12) -> list[Event]:
+        """One change of each item, a second before the ratings begin."""
+        return [
+            self.event(
+                "catalog.items",
+                behavior.ItemChanged(
+                    item_id=f"i{number}",
+                    fields={
+                        "genres": behavior.FieldValue(categories=behavior.Categories(values=[GENRES[number % 3]])),
+                        "price": behavior.FieldValue(number=number),
+                    },
+                ),
+                number,
+                time=BEGIN - 1,
+            )
+            for number in range(items)
+        ]
+
+    def ratings(self, count: int, *, seed: int = 1) -> list[Event]:
+        """Ratings of one partition, drawn from a seed."""
+        draw = random.Random(seed)
+        return [
+            self.event("behavior.interactions", self.rating(draw.randrange(9), draw.randrange(12)), number)
+            for number in range(count)
+        ]
+
+    def rating(self, user: int, item: int) -> behavior.Interaction:
+        """One rating."""
+        return behavior.Interaction(user_id=f"u{user}", item_id=f"i{item}", type="rating", value=7)
+
+    def event(self, suffix: str, message: Any, offset: int, *, time: float | None = None) -> Event:
+        """A decoded event, by default `offset` seconds after the beginning."""
+        at = BEGIN + offset if time is None else time
+        name = topic(self.spec.loop, suffix)
+        return Event(f"{suffix}-{offset}", "test", "", at, message, None, name, 0, offset, "k", at)
+
+
+@pytest.fixture
+def history(spec: LoopSpec) -> History:
+    """Events of the test's loop."""
+    return History(spec)
+
+
+@pytest.fixture
+def history_of() -> Callable[[LoopSpec], History]:
+    """Events of a loop."""
+    return History
+
+
+Produce = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def produce(kafka: str) -> Produce:
+    """Send events to Kafka: with their message's own key, so over all partitions, each key's in order."""
+
+    async def send(events: Sequence[Event]) -> None:
+        async with Producer(kafka, source="test") as producer:
+            for event in events:
+                key = (
+                    event.message.item_id if isinstance(event.message, behavior.ItemChanged) else event.message.user_id
+                )
+                sent = producer.enqueue(
+                    event.topic, event.message, key=key, source=event.source, id=event.id, time=event.time
+                )
+                assert sent
+
+    return send
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of the session's Redis."""
+    async with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def own_redis(tmp_path: Path) -> AsyncIterator[Process]:
+    """A Redis for one test alone, which may stop it; its file survives that."""
+    (port,) = free_ports(1)
+    recipe = redis_component.prepare(tmp_path / "redis", host="127.0.0.1", port=port)
+    with running(recipe, log=tmp_path / "redis.log") as process:
+        yield process

@@ -2,8 +2,9 @@
 
 import itertools
 import random
-import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -13,79 +14,67 @@ from gyre_core.features import Layout, Reader, Replay, RequestContext
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import dead_letter_topic, declared, topic
 from gyre_features.online.store import OnlineStore
-from gyre_features.online.stream import LoopStream, feature_event
+from gyre_features.online.stream import LoopStream, Rewound, feature_event
+from gyre_local.process import Process
 from gyre_local.testing import eventually
-from gyre_runtime.events import Event, Record, encode, message_types
+from gyre_runtime import Unavailable
+from gyre_runtime.events import Event, Record, message_types
 from gyre_runtime.kafka import Producer, create_topics
 from gyre_runtime.kafka.view import read_log
 from redis.asyncio import Redis
 
-Start = Callable[..., "subprocess.Popen[bytes]"]
 pytestmark = pytest.mark.adapter
 BEGIN = 1_370_000_000.0
-GENRES = ("action", "drama", "comedy")
-
-
-def _catalogue(spec: LoopSpec, items: int) -> list[Event]:
-    events = []
-    for number in range(items):
-        fields = {"genres": behavior.FieldValue(categories=behavior.Categories(values=[GENRES[number % 3]]))}
-        message = behavior.ItemChanged(item_id=f"i{number}", fields=fields)
-        events.append(_event(spec, "catalog.items", message, number, time=BEGIN - 1))
-    return events
-
-
-def _ratings(spec: LoopSpec, count: int, *, seed: int = 1) -> list[Event]:
-    draw = random.Random(seed)
-    return [
-        _event(
-            spec,
-            "behavior.interactions",
-            behavior.Interaction(
-                user_id=f"u{draw.randrange(9)}", item_id=f"i{draw.randrange(12)}", type="rating", value=7
-            ),
-            number,
-            time=BEGIN + number,
-        )
-        for number in range(count)
-    ]
-
-
-def _event(spec: LoopSpec, suffix: str, message: object, offset: int, *, time: float) -> Event:
-    return Event(f"{suffix}-{offset}", "test", "", time, message, None, topic(spec.loop, suffix), 0, offset, "k", time)
+SMALL = {"GYRE_FEATURES_BATCH_EVENTS": "20"}
 
 
 async def _ignore(batch: object, events: Sequence[Event]) -> None:
     pass
 
 
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """A client of the session's Redis."""
-    async with Redis.from_url(redis_url) as client:
-        yield client
+def _matrices(read: Callable[[str, list[str], RequestContext], Any]) -> list[Any]:
+    items, context = [f"i{number}" for number in range(12)], RequestContext(BEGIN + 4000)
+    return [read(f"u{number}", items, context) for number in range(9)]
 
 
 async def _assert_equal_to_replay(store: OnlineStore, events: Sequence[Event]) -> None:
     """What the store reads as is what a replay of the events, each applied once, reads as."""
-    replay = Replay(store.layout)
+    replay, reader = Replay(store.layout), Reader(store.layout)
     replay.apply(feature_event(event) for event in events)
-    items, context = [f"i{number}" for number in range(12)], RequestContext(BEGIN + 2000)
-    for user in (f"u{number}" for number in range(9)):
+
+    async def stored(user: str, items: list[str], context: RequestContext) -> Any:
         values = await store.read(user, items)
-        matrix, _ = Reader(store.layout).matrix(values.user, values.everyone, values.items, items, context)
-        expected, _ = replay.matrix(user, items, context)
-        assert matrix == pytest.approx(expected, rel=1e-5)
+        return reader.matrix(values.user, values.everyone, values.items, items, context)[0]
+
+    expected = _matrices(lambda user, items, context: replay.matrix(user, items, context)[0])
+    for found, wanted in zip(_matrices(stored), expected, strict=True):
+        assert await found == pytest.approx(wanted, rel=1e-5)
+
+
+async def _applied(store: OnlineStore, suffix: str = "behavior.interactions") -> int:
+    """How many records of a topic stand in the store, by its fences."""
+    name, partitions = topic(store.spec.loop, suffix), range(store.spec.shards.kafka_partitions)
+    return min(sum(fences.values()) for fences in await store.fences([(name, each) for each in partitions]))
+
+
+async def _until_applied(store: OnlineStore, count: int) -> None:
+    async def reached() -> bool:
+        try:
+            return await _applied(store) >= count
+        except Unavailable:
+            return False
+
+    await eventually(reached, timeout_s=60, message=f"{count} events were applied")
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 async def test_batches_of_any_boundaries_and_redeliveries_give_the_values_of_a_replay(
-    redis: Redis, sharded: Callable[[int], LoopSpec], shards: int
+    redis: Redis, sharded: Callable[[int], LoopSpec], history_of: Any, shards: int
 ) -> None:
     """Overlapping batches, handed over by workers that do not know of each other, apply each event once."""
     spec = sharded(shards)
-    store = OnlineStore(redis, spec, Layout.compile(spec))
-    catalogue, ratings = _catalogue(spec, 12), _ratings(spec, 300)
+    store, history = OnlineStore(redis, spec, Layout.compile(spec)), history_of(spec)
+    catalogue, ratings = history.catalogue(), history.ratings(300)
     first, second = LoopStream(store, on_batch=_ignore), LoopStream(store, on_batch=_ignore)
     await first.apply(catalogue)
     draw = random.Random(5)
@@ -98,84 +87,150 @@ async def test_batches_of_any_boundaries_and_redeliveries_give_the_values_of_a_r
     await _assert_equal_to_replay(store, [*catalogue, *ratings])
 
 
-async def test_a_producer_that_sends_twice_counts_once(redis: Redis, spec: LoopSpec, layout: Layout) -> None:
-    """Two records with the same source and id are one event, within a batch and across batches."""
-    store = OnlineStore(redis, spec, layout)
-    stream = LoopStream(store, on_batch=_ignore)
-    one = _ratings(spec, 1)[0]
-    await stream.apply([one, one._replace(offset=1)])
-    await stream.apply([one._replace(offset=2)])
-    popular = await store.popular(10)
-    expected = BEGIN / (7 * 86400)
-    assert popular == [(one.message.item_id, pytest.approx(expected))]
-
-
-async def _produce(kafka: str, events: Sequence[Event]) -> None:
-    async with Producer(kafka, source="test") as producer:
-        for event in events:
-            record = encode(event.message, source=event.source, id=event.id, time=event.time, key="k")
-            await producer.send_record(event.topic, record)
-
-
-async def test_a_killed_stream_loses_nothing_and_doubles_nothing(
-    kafka: str, redis: Redis, spec: LoopSpec, layout: Layout, start_process: Start
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_a_producer_that_sends_twice_counts_once(
+    redis: Redis, sharded: Callable[[int], LoopSpec], history_of: Any, shards: int
 ) -> None:
-    """SIGKILL in the middle of a replay, and a restart, end with each event counted once."""
+    """Records with the same source and id are one event: in a batch, across batches, and for every virtual shard."""
+    spec = sharded(shards)
+    store, history = OnlineStore(redis, spec, Layout.compile(spec)), history_of(spec)
+    stream, ratings = LoopStream(store, on_batch=_ignore), history.ratings(1500)
+    await stream.apply([*ratings, *(each._replace(offset=each.offset + 1500) for each in ratings[:100])])
+    again = [each._replace(offset=each.offset + 1600) for each in ratings]
+    await stream.apply([*again[:700], history.event("behavior.interactions", history.rating(1, 1), 2300)])
+    other = history.event("behavior.interactions", history.rating(1, 1), 2300)
+    await _assert_equal_to_replay(store, [*ratings, other])
+
+
+async def test_an_item_changed_by_another_worker_is_read_again(
+    redis: Redis, spec: LoopSpec, layout: Layout, history: Any
+) -> None:
+    """A worker that remembers items learns from its next batch that somebody else changed the catalogue."""
+    store = OnlineStore(redis, spec, layout)
+    first, second = LoopStream(store, on_batch=_ignore), LoopStream(store, on_batch=_ignore)
+    await second.apply(history.catalogue())
+    ratings = [history.event("behavior.interactions", history.rating(each, 0), each) for each in range(3)]
+    await first.apply(ratings[:1])
+    fields = {"genres": behavior.FieldValue(categories=behavior.Categories(values=["comedy"]))}
+    message = behavior.ItemChanged(item_id="i0", fields=fields)
+    changed = history.event("catalog.items", message, 12, time=BEGIN)
+    await second.apply([changed])
+    await first.apply(ratings[1:2])
+    await first.apply(ratings[2:])
+    replay = Replay(layout)
+    replay.apply(feature_event(each) for each in [*history.catalogue(), changed, ratings[2]])
+    assert (await store.read("u2", [])).user[16:] == replay.value("user", "u2")[16:]
+
+
+async def test_a_store_that_lost_events_says_so(redis: Redis, spec: LoopSpec, layout: Layout, history: Any) -> None:
+    """Where the fences stand lower than they did, nothing is applied over the gap; from the fences on, all is."""
+    store = OnlineStore(redis, spec, layout)
+    stream, ratings = LoopStream(store, on_batch=_ignore), history.ratings(100)
+    await stream.apply(ratings[:50])
+    await redis.delete(*[key async for key in redis.scan_iter(f"gyre:{spec.loop}:*")])
+    with pytest.raises(Rewound):
+        await stream.apply(ratings[50:])
+    place = (topic(spec.loop, "behavior.interactions"), 0)
+    assert await stream.assigned([place]) == {place: 0}
+    await stream.apply(ratings)
+    await _assert_equal_to_replay(store, ratings)
+
+
+async def test_kills_and_rebalances_lose_nothing_and_double_nothing(  # noqa: PLR0917 - fixtures
+    kafka: str, redis: Redis, spec: LoopSpec, layout: Layout, history: Any, produce: Any, start_process: Any
+) -> None:
+    """SIGKILL twice in the middle of a replay, and workers that come and go under load: each event counts once."""
     await create_topics(kafka, declared(spec))
     store = OnlineStore(redis, spec, layout)
-    catalogue, ratings = _catalogue(spec, 12), _ratings(spec, 1500)
-    await _produce(kafka, [*catalogue, *ratings[:700]])
-    place = (topic(spec.loop, "behavior.interactions"), 0)
-
-    async def applied() -> int:
-        fences = (await store.fences([(place[0], 0), (place[0], 1)]))[0]
-        return sum(fences.values())
-
-    victim = start_process("stream", GYRE_FEATURES_BATCH_EVENTS="20")
-    await eventually(lambda: _reached(applied, 40), timeout_s=40, message="the stream began")
-    victim.kill()
-    victim.wait()
-    assert await applied() > 0
-    await _produce(kafka, ratings[700:])
-    start_process("stream", GYRE_FEATURES_BATCH_EVENTS="20")
-    await eventually(lambda: _reached(applied, 1500), timeout_s=60, message="the stream caught up")
+    catalogue, ratings = history.catalogue(), history.ratings(3000)
+    await produce([*catalogue, *ratings[:1500]])
+    first = start_process("stream", **SMALL)
+    await _until_applied(store, 40)
+    first.kill()
+    first.wait()
+    assert await _applied(store) < 1500
+    second, _third = start_process("stream", **SMALL), start_process("stream", **SMALL)
+    await _until_applied(store, 1500)
+    await produce(ratings[1500:])
+    await _until_applied(store, 1600)
+    second.kill()
+    second.wait()
+    start_process("stream", **SMALL)
+    await _until_applied(store, 3000)
+    assert await _applied(store) == 3000
     await _assert_equal_to_replay(store, [*catalogue, *ratings])
 
 
-async def _reached(count: Callable[[], Awaitable[int]], wanted: int) -> bool:
-    return await count() >= wanted
-
-
-async def test_what_cannot_be_read_is_in_the_dead_letters_with_its_reason(
-    kafka: str, redis: Redis, spec: LoopSpec, layout: Layout, start_process: Start
+async def test_redis_away_and_back(  # noqa: PLR0917 - fixtures
+    kafka: str, own_redis: Process, spec: LoopSpec, layout: Layout, history: Any, produce: Any, start_process: Any
 ) -> None:
-    """A poisoned record and a value out of range are dead-lettered with reason and rule; what follows is applied."""
+    """While Redis is away the stream waits, back it goes on; what Redis forgot is read from Kafka once more."""
+    await create_topics(kafka, declared(spec))
+    url = f"redis://127.0.0.1:{own_redis.recipe.ports['server']}/0"
+    catalogue, ratings = history.catalogue(), history.ratings(900)
+    async with Redis.from_url(url) as redis:
+        store = OnlineStore(redis, spec, layout)
+        await produce([*catalogue, *ratings[:300]])
+        stream = start_process("stream", GYRE_REDIS=url, **SMALL)
+        await _until_applied(store, 300)
+        own_redis.stop()
+        await produce(ratings[300:600])
+        await eventually(lambda: "trying again" in stream.log.read_text(), timeout_s=20, message="the stream waits")
+        own_redis.start()
+        await _until_applied(store, 600)
+        await _assert_equal_to_replay(store, [*catalogue, *ratings[:600]])
+        await redis.flushall()
+        await produce(ratings[600:])
+        await _until_applied(store, 900)
+        await _assert_equal_to_replay(store, [*catalogue, *ratings])
+        own_redis.stop()
+        stream.send_signal(signal.SIGTERM)
+        assert stream.wait(15) == 0
+        late = start_process("stream", GYRE_REDIS=url)
+        await eventually(lambda: "waiting for the online store" in late.log.read_text(), timeout_s=20)
+        late.send_signal(signal.SIGTERM)
+        assert late.wait(15) == 0
+
+
+async def test_what_cannot_be_read_is_in_the_dead_letters_with_its_reason(  # noqa: PLR0917 - fixtures
+    kafka: str, redis: Redis, spec: LoopSpec, layout: Layout, history: Any, produce: Any, start_process: Any
+) -> None:
+    """A poisoned record and a value out of range are dead-lettered with reason and rule; the rest is announced."""
     await create_topics(kafka, declared(spec))
     name = topic(spec.loop, "behavior.interactions")
-    good, bad = _ratings(spec, 2)
+    bad, *ratings = history.ratings(51)
     bad.message.value = 11
     async with Producer(kafka, source="test") as producer:
         await producer.send_record(name, Record(b"k", b"\xff\xff", [("ce_id", b"1")]))
-    await _produce(kafka, [bad, good])
-    start_process("stream")
-    store = OnlineStore(redis, spec, layout)
+    await produce([bad, *ratings])
+    start_process("stream", **SMALL)
+    reasons = await _reasons(kafka, dead_letter_topic(name), 2)
+    assert sorted(reason for reason, _ in reasons) == ["NO_SOURCE", "VALUE_OUT_OF_RANGE"]
+    assert ("VALUE_OUT_OF_RANGE", "rating value 11: must be 0 to 10") in reasons
 
-    async def applied() -> bool:
-        return bool(await store.popular(5))
+    async def announced() -> bool:
+        types = message_types(features_pb2.BatchApplied)
+        log = [event.message async for event in read_log(kafka, topic(spec.loop, "features.applied"), types)]
+        _assert_no_overlap([each for batch in log for each in batch.ranges])
+        return sum(batch.events for batch in log) == len(ratings)
 
-    await eventually(applied, timeout_s=40, message="the good event was applied")
-    reasons = await _reasons(kafka, dead_letter_topic(name))
-    assert [reason for reason, _ in reasons] == ["NO_SOURCE", "VALUE_OUT_OF_RANGE"]
-    assert reasons[1][1] == "rating value 11: must be 0 to 10"
+    await eventually(announced, timeout_s=40, message="all batches were announced")
+    await _assert_equal_to_replay(OnlineStore(redis, spec, layout), ratings)
 
 
-async def _reasons(kafka: str, name: str) -> list[tuple[str, str]]:
+def _assert_no_overlap(ranges: Sequence[features_pb2.OffsetRange]) -> None:
+    spans = sorted((each.partition, each.first, each.end) for each in ranges)
+    for before, after in itertools.pairwise(spans):
+        assert before[0] < after[0] or before[2] <= after[1]
+
+
+async def _reasons(kafka: str, name: str, count: int) -> list[tuple[str, str]]:
     consumer = AIOKafkaConsumer(bootstrap_servers=kafka, enable_auto_commit=False, auto_offset_reset="earliest")
     await consumer.start()
     try:
         consumer.assign([TopicPartition(name, 0)])
         found: list[tuple[str, str]] = []
-        while len(found) < 2:
+        while len(found) < count:
             for records in (await consumer.getmany(timeout_ms=200)).values():
                 for record in records:
                     headers = {key: value.decode() for key, value in record.headers}
@@ -183,22 +238,3 @@ async def _reasons(kafka: str, name: str) -> list[tuple[str, str]]:
         return found
     finally:
         await consumer.stop()
-
-
-async def test_every_batch_is_announced_with_its_offsets(
-    kafka: str, redis: Redis, spec: LoopSpec, start_process: Start
-) -> None:
-    """features.applied names the offset ranges of each batch, without a gap."""
-    await create_topics(kafka, declared(spec))
-    ratings = _ratings(spec, 50)
-    await _produce(kafka, ratings)
-    start_process("stream", GYRE_FEATURES_BATCH_EVENTS="20")
-
-    async def ranges() -> int:
-        types = message_types(features_pb2.BatchApplied)
-        log = [event.message async for event in read_log(kafka, topic(spec.loop, "features.applied"), types)]
-        spans = sorted((each.first, each.end) for batch in log for each in batch.ranges)
-        assert all(end == first for (_, end), (first, _) in itertools.pairwise(spans))
-        return bool(spans) and spans[-1][1] == len(ratings)
-
-    await eventually(ranges, timeout_s=40, message="all batches were announced")

@@ -9,7 +9,7 @@ from gyre.features.v1 import data_quality_pb2_grpc as quality_rpc
 from gyre.features.v1 import features_pb2_grpc as rpc
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
-from gyre_runtime import Dependency, Lifespan, Registration, build_server, load_loops
+from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, load_loops
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View, ensure_topics
 
@@ -19,8 +19,8 @@ from gyre_features.settings import FeaturesSettings
 from gyre_features.transport import DataQualityServicer, FeaturesServicer
 
 
-async def serve(lifespan: Lifespan, settings: FeaturesSettings) -> None:
-    """Wire the process."""
+async def serve(lifespan: Lifespan, settings: FeaturesSettings) -> Server:
+    """Wire the process; answer its server."""
     loops = load_loops(settings)
     redis = await lifespan.enter(open_redis(settings))
     stores = {name: open_store(settings, redis, spec) for name, spec in loops.items()}
@@ -31,7 +31,7 @@ async def serve(lifespan: Lifespan, settings: FeaturesSettings) -> None:
         Registration(rpc.add_FeaturesServiceServicer_to_server, FeaturesServicer(stores)),
         Registration(quality_rpc.add_DataQualityServiceServicer_to_server, DataQualityServicer(windows, loops)),
     ]
-    await lifespan.enter(build_server(settings, services, health=lifespan.health))
+    return await lifespan.enter(build_server(settings, services, health=lifespan.health))
 
 
 async def _follow(settings: FeaturesSettings, loops: Mapping[str, LoopSpec], windows: QualityWindows) -> None:
