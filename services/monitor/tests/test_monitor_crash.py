@@ -1,13 +1,21 @@
 """The monitor as a process, killed at any moment: exact counts, and one trigger, from the real Kafka."""
 
+import asyncio
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from gyre.events.v1 import models_pb2 as models
+from gyre.monitor.v1 import monitor_pb2 as pb
+from gyre.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
 from gyre_core.topics import declared, topic
+from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_monitor.adapters import flow
+from gyre_runtime import ServiceSettings, channel
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, create_topics, read_log
 
@@ -63,11 +71,13 @@ async def test_kills_leave_every_count_exact(kafka, loop, spec, make, settings, 
         victim.wait()
     last = counts(settings.state_dir)[2]
     assert last < ANSWERS + CLICKS, "the kills hit the stream in its middle"
-    start_process()
+    survivor = start_process()
     done = (ANSWERS, CLICKS, ANSWERS + CLICKS)
     await eventually(lambda: counts(settings.state_dir)[2] >= done[2], timeout_s=40, message="everything is handled")
     assert counts(settings.state_dir) == done
     assert len({trigger_id for trigger_id, _ in await sent(kafka, loop)}) == 1, "its run is under way to the end"
+    survivor.terminate()
+    assert survivor.wait(15) == 0
 
 
 async def sent(kafka: str, loop: str) -> list[tuple[str, float]]:
@@ -92,3 +102,19 @@ async def test_a_trigger_that_was_decided_before_a_crash_is_sent_after_it(
 
     await eventually(marked, timeout_s=20, message="it is marked as sent")
     assert service.lifespan.health.serving
+
+
+async def test_without_kafka_it_starts_answers_and_ends_at_once(loop, settings, start_process) -> None:
+    """Where Kafka is away the monitor takes spans and answers, is not SERVING, and still ends cleanly on SIGTERM."""
+    own, otlp, kafka = (f"127.0.0.1:{port}" for port in free_ports(3))
+    process = start_process(GYRE_LISTEN=own, GYRE_OTLP_LISTEN=otlp, GYRE_KAFKA=kafka)
+    async with channel(own, ServiceSettings(), name="monitor") as connected:
+        await asyncio.wait_for(connected.channel_ready(), 30)
+        request = pb.GetLoopStatusRequest(loop=loop)
+        assert len((await MonitorServiceStub(connected).GetLoopStatus(request, timeout=5)).stages) == 6
+        health = await HealthStub(connected).Check(HealthCheckRequest(), timeout=5)
+        assert health.status == HealthCheckResponse.NOT_SERVING
+    began = time.monotonic()
+    process.terminate()
+    assert await asyncio.to_thread(process.wait, 30) == 0
+    assert time.monotonic() - began < 8, "it does not wait for Kafka"

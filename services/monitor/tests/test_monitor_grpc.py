@@ -124,6 +124,26 @@ async def test_figures_by_arm_and_version(start, make, metrics) -> None:
     assert metrics("gyre_monitor_latency_seconds", {**labels, "quantile": "0.99"}) == arm.latency_p99_s
 
 
+async def test_behaviour_that_the_loop_does_not_allow_is_left_out(start, make, metrics) -> None:
+    """Undeclared types, values out of range and times in the future count nowhere, as in the features service."""
+    service = await start()
+    await service.send("behavior.impressions", make.impression("r1"))
+    await service.send("behavior.interactions", make.interaction(kind="stare"))
+    await service.send("behavior.interactions", make.interaction(kind="buy", value=5000))
+    await service.send("behavior.interactions", make.interaction(), at=4e9)
+    await service.send("behavior.interactions", make.interaction(), at=make.begin + 5)
+
+    async def counted() -> bool:
+        found = await status(service)
+        return (found.interactions_since_trigger, found.stages[0].count) == (1, 2)
+
+    await eventually(counted, timeout_s=20, message="what is allowed is counted")
+    labels = {"loop": service.loop, "topic": topic(service.loop, "behavior.interactions")}
+    for reason in ("UNKNOWN_TYPE", "VALUE_OUT_OF_RANGE", "IN_THE_FUTURE"):
+        skipped = metrics("gyre_consumer_skipped_total", {**labels, "reason": reason})
+        assert skipped == 1, reason
+
+
 @pytest.fixture
 def metrics(telemetry):
     """Read a value of this process's metrics."""

@@ -3,15 +3,19 @@
 import sqlite3
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from gyre_core.topics import IMPORT_SOURCE
-from gyre_monitor.adapters import reports
-from gyre_monitor.adapters.database import Database
+from gyre_monitor.adapters import reports, schema
+from gyre_monitor.adapters.database import Database, insert_new, upsert
 from gyre_monitor.domain.outcomes import ArmTotals
+from gyre_runtime import Precondition
 from gyre_runtime.events import Event
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 WINDOW_S = 1800.0
 
@@ -172,3 +176,35 @@ async def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="schema_version = 99"):
         await database.__aenter__()
     await database.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "rule"),
+    [("postgresql+nothing://u:secret@h/db", "nothing"), ("sqlite://:a:b", "int()"), ("oracle", "parse")],
+)
+def test_a_database_that_cannot_be_opened_names_the_setting(url: str, rule: str) -> None:
+    """A bad URL stops the start, with the name of the variable and without the password."""
+    with pytest.raises(Precondition, match="GYRE_MONITOR_DATABASE") as caught:
+        Database(url)
+    assert rule in caught.value.message
+    assert "secret" not in str(caught.value)
+
+
+def test_tables_and_upserts_are_postgresql_too() -> None:
+    """Every table, index and upsert compiles for PostgreSQL, where rows are numbered and conflicts are resolved."""
+    dialect = postgresql.dialect()
+    for table in schema.METADATA.sorted_tables:
+        assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=dialect))
+        for index in table.indexes:
+            assert "CREATE" in str(CreateIndex(index).compile(dialect=dialect))
+    statements: list[str] = []
+
+    def keep(statement: object, *_parameters: object) -> None:
+        statements.append(str(statement.compile(dialect=dialect)))
+
+    connection = SimpleNamespace(dialect=dialect, execute=keep)
+    row = {"loop": "x", "version": "v", "arm": "a", "epoch": 1, "clicked": 2}
+    upsert(connection, schema.ARMS, [row], sums=["clicked"])
+    insert_new(connection, schema.SPANS, [{"trace_id": "t", "span_id": "s"}])
+    assert "DO UPDATE SET clicked = (arms.clicked + excluded.clicked)" in statements[0]
+    assert "ON CONFLICT DO NOTHING" in statements[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from gyre.monitor.v1.monitor_pb2_grpc import add_MonitorServiceServicer_to_server
@@ -48,16 +49,24 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
     lifespan.depends_on(Dependency("database", database.ping))
     lifespan.depends_on(Dependency("kafka", producer.ping))
 
+    kafka_is_up = asyncio.Event()
+
     async def follow() -> None:
         await ensure_topics(settings, loops.values())
         await lifespan.enter(producer)
+        kafka_is_up.set()
         lifespan.background("triggers", outbox.run())
         lifespan.background("watch", monitor.watch())
         await stream.run()
 
+    def stop() -> None:
+        stream.stop()
+        if not kafka_is_up.is_set():
+            following.cancel()
+
     lifespan.background("figures", figures.run())
     lifespan.background("retention", keep_small(database, _retention(settings)))
-    lifespan.background("stream", follow(), stop=stream.stop)
+    following = lifespan.background("stream", follow(), stop=stop)
     servicer = MonitorServicer(database, loops, incident_gap_s=settings.monitor_incident_gap_s)
     registration = Registration(add_MonitorServiceServicer_to_server, servicer)
     server = await lifespan.enter(build_server(settings, [registration], health=lifespan.health))

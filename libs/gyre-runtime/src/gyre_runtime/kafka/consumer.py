@@ -133,7 +133,11 @@ class Consumer:
                 await kafka.stop()
                 raise
 
-        await start_when_up(start, self._bootstrap, self._group)
+        try:
+            await start_when_up(start, self._bootstrap, self._group)
+        except BaseException:
+            await self._letters.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(

@@ -96,7 +96,7 @@ def _run(engine: Engine, work: Callable[[Connection], T]) -> T:
 def _open(url: str, begin: str) -> Engine:
     try:
         engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
         shown = _without_password(url)
         raise Precondition("BAD_DATABASE_URL", f"GYRE_MONITOR_DATABASE={shown!r}: {error}") from error
     if engine.dialect.name == "sqlite":
@@ -110,7 +110,7 @@ def _open(url: str, begin: str) -> Engine:
 def _without_password(url: str) -> str:
     try:
         return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return url.partition(":")[0] + ":…"
 
 

@@ -25,11 +25,10 @@ from sqlalchemy import (
 
 METADATA = MetaData()
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only for INTEGER
-_KEY = String(128)
 
 
 def _text(name: str, *, primary_key: bool = False) -> Column[str]:
-    return Column(name, _KEY, nullable=False, primary_key=primary_key)
+    return Column(name, Text, nullable=False, primary_key=primary_key)
 
 
 def _count(name: str) -> Column[int]:

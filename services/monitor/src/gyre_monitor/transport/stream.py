@@ -93,6 +93,7 @@ class Stream:
     ) -> None:
         self._projection, self._monitor = projection, monitor
         self._admission = Admission(loops)
+        self._stopping = False
         self._tasks: asyncio.TaskGroup | None = None
         self._wait: asyncio.Task[None] | None = None
         suffixes = (*BEHAVIOUR, APPLIED, *CONTROL)
@@ -123,6 +124,7 @@ class Stream:
 
     def stop(self) -> None:
         """End `run` after the batch under way."""
+        self._stopping = True
         self._consumer.stop()
         self._alerts.stop()
 
@@ -147,7 +149,7 @@ class Stream:
         stored = await self._projection.offsets()
         for each in partitions:
             consumer.kafka.seek(each, stored.get((each.topic, each.partition), 0))
-        if consumer is not self._consumer or self._tasks is None:
+        if consumer is not self._consumer or self._tasks is None or self._stopping:
             return
         if self._wait is not None:
             self._wait.cancel()
