@@ -135,12 +135,7 @@ class Interceptor:
         remaining = _remaining_s(context)
         deadline = time.monotonic() + (limit_s if remaining is None else remaining)
         under_way = _Call(CallContext(request_id, deadline), has_deadline=remaining is not None)
-        span = _TRACER.start_span(
-            observed.span_name,
-            context=tracing.parent_context(traceparent) or otel_context.Context(),
-            kind=SpanKind.SERVER,
-            attributes={**observed.attributes, "gyre.request_id": request_id},
-        )
+        span = _server_span(observed, request_id, traceparent)
         attached = otel_context.attach(trace.set_span_in_context(span))
         call_token = CURRENT_CALL.set(under_way.context)
         try:
@@ -180,6 +175,19 @@ class Interceptor:
         under_way.code = code.name
         trailing = ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID, under_way.context.request_id))
         await context.abort(code, status.message, trailing)
+
+
+def _server_span(observed: _Observed, request_id: str, traceparent: str | None) -> trace.Span:
+    """The span of a call; one of a trace that is not sampled only passes the caller's context on."""
+    above = tracing.parse(traceparent)
+    if above is not None and tracing.is_left_out(above):
+        return trace.NonRecordingSpan(above)
+    return _TRACER.start_span(
+        observed.span_name,
+        context=tracing.parent_context(traceparent) or otel_context.Context(),
+        kind=SpanKind.SERVER,
+        attributes={**observed.attributes, "gyre.request_id": request_id},
+    )
 
 
 def _current_task() -> asyncio.Task[Any]:

@@ -58,6 +58,11 @@ def is_sampled(traceparent: str | None) -> bool:
     return traceparent is not None and len(traceparent) >= 55 and traceparent[54] in "13579bdf"
 
 
+def is_left_out(above: SpanContext) -> bool:
+    """Say whether the sampler has decided against a trace already: its spans need not even be made."""
+    return above.is_valid and not above.trace_flags.sampled
+
+
 def parent_context(traceparent: str | None) -> Context | None:
     """Return the context in which a span becomes the child of a remote one; None keeps the current context."""
     span = parse(traceparent)
@@ -84,6 +89,9 @@ def start_span(
         attributes: low-risk facts; never payloads or personal data.
         kind: server, client, producer, consumer or internal.
     """
+    if flow == "request" and parent is None and is_left_out(trace.get_current_span().get_span_context()):
+        yield trace.get_current_span()
+        return
     linked = [Link(span) for span in map(parse, links) if span]
     span = _TRACER.start_span(
         name,
