@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from google.protobuf.message import Message
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import models_pb2 as models
@@ -24,7 +25,7 @@ from gyre_monitor.adapters.projection import Projection
 from gyre_monitor.bootstrap import Running, bootstrap
 from gyre_monitor.settings import MonitorSettings
 from gyre_runtime import Channel, Lifespan, ServiceSettings, channel
-from gyre_runtime.events import Event
+from gyre_runtime.events import Event, MessageTypes, decode, message_types
 from gyre_runtime.kafka import Producer, create_topics
 
 BEGIN = 1_700_000_000.0
@@ -304,6 +305,38 @@ def start_process(settings: MonitorSettings, tmp_path: Path) -> Iterator[Callabl
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+class Tail:
+    """Reads a topic to its present end, again and again, over one connection."""
+
+    def __init__(self, consumer: AIOKafkaConsumer, types: MessageTypes) -> None:
+        self._consumer, self._types = consumer, types
+        self._events: list[Event] = []
+
+    async def __call__(self) -> list[Event]:
+        """Every event so far."""
+        fetched = await self._consumer.getmany(timeout_ms=200)
+        self._events += [decode(record, self._types) for records in fetched.values() for record in records]
+        return list(self._events)
+
+
+@pytest.fixture
+async def tail(kafka: str, loop: str, spec: LoopSpec) -> AsyncIterator[Callable[..., Any]]:
+    """Follow a topic of the loop, which has one partition."""
+    await create_topics(kafka, declared(spec))
+    opened: list[AIOKafkaConsumer] = []
+
+    async def follow(suffix: str, kind: type[Message]) -> Tail:
+        consumer = AIOKafkaConsumer(bootstrap_servers=kafka, auto_offset_reset="earliest", enable_auto_commit=False)
+        opened.append(consumer)
+        await consumer.start()
+        consumer.assign([TopicPartition(f"{loop}.{suffix}", 0)])
+        return Tail(consumer, message_types(kind))
+
+    yield follow
+    for consumer in opened:
+        await consumer.stop()
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from gyre.events.v1 import models_pb2 as models
 from gyre.monitor.v1 import monitor_pb2 as pb
 from gyre.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
-from gyre_core.topics import declared, topic
+from gyre_core.topics import topic
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_monitor.adapters import flow
 from gyre_runtime import ServiceSettings, channel
-from gyre_runtime.events import message_types
-from gyre_runtime.kafka import Producer, create_topics, read_log
+from gyre_runtime.kafka import Producer
 
 pytestmark = pytest.mark.adapter
 ANSWERS = 3000
@@ -53,9 +52,9 @@ async def produce(kafka: str, loop: str, make) -> None:
                 producer.enqueue(acted, click, key=f"u{n}", time=make.begin + 1, id=f"e{n}")
 
 
-async def test_kills_leave_every_count_exact(kafka, loop, spec, make, settings, start_process) -> None:
+async def test_kills_leave_every_count_exact(kafka, loop, make, settings, *, start_process, tail) -> None:
     """SIGKILL in the middle of the stream, twice: each answer and click counts once, and one trigger is sent."""
-    await create_topics(kafka, declared(spec))
+    triggers = await tail("training.triggers", models.TrainingTrigger)
     await produce(kafka, loop, make)
     env = {"GYRE_MONITOR_BATCH_EVENTS": "100"}
     last = 0
@@ -75,27 +74,22 @@ async def test_kills_leave_every_count_exact(kafka, loop, spec, make, settings, 
     done = (ANSWERS, CLICKS, ANSWERS + CLICKS)
     await eventually(lambda: counts(settings.state_dir)[2] >= done[2], timeout_s=40, message="everything is handled")
     assert counts(settings.state_dir) == done
-    assert len({trigger_id for trigger_id, _ in await sent(kafka, loop)}) == 1, "its run is under way to the end"
+    found = await eventually(triggers, message="the volume has triggered")
+    assert len({event.message.trigger_id for event in found}) == 1, "its run is under way to the end"
     survivor.terminate()
     assert survivor.wait(15) == 0
 
 
-async def sent(kafka: str, loop: str) -> list[tuple[str, float]]:
-    """Id and value of each trigger in the topic."""
-    log = read_log(kafka, topic(loop, "training.triggers"), message_types(models.TrainingTrigger))
-    return [(event.message.trigger_id, event.message.value) async for event in log]
-
-
 async def test_a_trigger_that_was_decided_before_a_crash_is_sent_after_it(
-    kafka, loop, spec, *, settings, start, log, make, projection, database
+    settings, start, log, make, *, projection, database, tail
 ) -> None:
     """What the transaction decided is sent by the next start under the same id, and once more at most."""
-    await create_topics(kafka, declared(spec))
     settings.state_dir.mkdir(parents=True)
     (trigger_id,) = (await projection.apply([log.acted(make.interaction()) for _ in range(12)])).triggers
     service = await start(monitor_database=f"sqlite:///{settings.state_dir.parent / 'monitor.db'}")
-    found = await eventually(lambda: sent(kafka, loop), timeout_s=20, message="the trigger is sent")
-    assert found == [(trigger_id, 12)]
+    triggers = await tail("training.triggers", models.TrainingTrigger)
+    found = await eventually(triggers, timeout_s=20, message="the trigger is sent")
+    assert [(event.message.trigger_id, event.message.value) for event in found] == [(trigger_id, 12)]
 
     async def marked() -> bool:
         return await database.read(flow.unsent) == []

@@ -9,17 +9,15 @@ from gyre.events.v1 import monitor_pb2 as events
 from gyre.monitor.v1 import monitor_pb2 as pb
 from gyre.trainer.v1 import trainer_pb2 as trainer_pb
 from gyre.trainer.v1 import trainer_pb2_grpc as trainer_rpc
-from gyre_core.topics import dead_letter_topic, topic
+from gyre_core.topics import topic
 from gyre_local.testing import eventually
 from gyre_runtime import Health, Invalid, NotFound, Registration, ServiceSettings, build_server, setup_telemetry
-from gyre_runtime.events import message_types
-from gyre_runtime.kafka import read_log
 from gyre_runtime.tracing import inject, start_span
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 pytestmark = pytest.mark.adapter
-TRIGGERS = message_types(models.TrainingTrigger)
+TRIGGERS = ("training.triggers", models.TrainingTrigger)
 
 
 async def status(service) -> pb.GetLoopStatusResponse:
@@ -196,19 +194,15 @@ async def test_alerts_and_incidents(start) -> None:
     assert oldest.end_time.seconds == 1200
 
 
-async def test_an_alert_that_nobody_can_read_is_dead_lettered(start, kafka) -> None:
+async def test_an_alert_that_nobody_can_read_is_dead_lettered(start, tail) -> None:
     """Alerts are the monitor's own: one that breaks its rules lies in the dead-letter topic with the reason."""
     service = await start()
     await service.send("alerts", events.Alert(loop=service.loop, name="no id"))
-    name = dead_letter_topic(topic(service.loop, "alerts"))
-
-    async def letters() -> list[object]:
-        return [each async for each in read_log(kafka, name, message_types(events.Alert))]
-
+    letters = await tail("alerts.dlq", events.Alert)
     assert len(await eventually(letters, timeout_s=20, message="a dead letter is there")) == 1
 
 
-async def test_the_chain_behind_an_answer_over_linked_traces(start, make, telemetry, kafka) -> None:
+async def test_the_chain_behind_an_answer_over_linked_traces(start, make, telemetry, tail) -> None:
     """Spans go out over a real exporter and come back as a tree from the answer to the events that tipped its run."""
     service = await start()
     loop = service.loop
@@ -219,7 +213,7 @@ async def test_the_chain_behind_an_answer_over_linked_traces(start, make, teleme
     with start_span("track", flow="model", attributes={"gyre.loop": loop}):
         for _ in range(10):
             await service.send("behavior.interactions", make.interaction(), at=make.begin + 1)
-    sent = await eventually(lambda: _triggers(kafka, loop), timeout_s=20, message="a trigger is sent")
+    sent = await eventually(await tail(*TRIGGERS), timeout_s=20, message="a trigger is sent")
     with (
         start_span("training run", flow="model", links=[sent[0].traceparent], attributes={"gyre.loop": loop}),
         start_span("train", flow="model"),
@@ -289,10 +283,6 @@ def _export(processor: SimpleSpanProcessor, spans: list[object]) -> None:
     processor.shutdown()
 
 
-async def _triggers(kafka: str, loop: str) -> list[object]:
-    return [event async for event in read_log(kafka, topic(loop, "training.triggers"), TRIGGERS)]
-
-
 class ToldTrainer(trainer_rpc.TrainerServiceServicer):
     """A trainer whose only run is what the test says."""
 
@@ -304,7 +294,7 @@ class ToldTrainer(trainer_rpc.TrainerServiceServicer):
         return trainer_pb.ListRunsResponse(runs=[self.run])
 
 
-async def test_the_trainer_is_asked_about_a_run_that_holds_back(start, make, kafka) -> None:
+async def test_the_trainer_is_asked_about_a_run_that_holds_back(start, make, tail) -> None:
     """A refused run is learnt from the trainer over gRPC, and the next volume fires without waiting for a timeout."""
     told = ToldTrainer()
     registration = Registration(trainer_rpc.add_TrainerServiceServicer_to_server, told)
@@ -312,7 +302,8 @@ async def test_the_trainer_is_asked_about_a_run_that_holds_back(start, make, kaf
         service = await start(trainer=server.address)
         for _ in range(20):
             await service.send("behavior.interactions", make.interaction())
-        (first,) = await eventually(lambda: _triggers(kafka, service.loop), timeout_s=20, message="a trigger is sent")
+        triggers = await tail(*TRIGGERS)
+        (first,) = await eventually(triggers, timeout_s=20, message="a trigger is sent")
         for _ in range(10):
             await service.send("behavior.interactions", make.interaction())
         told.run = trainer_pb.Run(
@@ -323,11 +314,11 @@ async def test_the_trainer_is_asked_about_a_run_that_holds_back(start, make, kaf
             return (await status(service)).stages[2].state
 
         await eventually(lambda: _is(state, "training"), timeout_s=20, message="the run's state is shown")
-        assert len(await _triggers(kafka, service.loop)) == 1
+        assert len(await triggers()) == 1
         told.run.state = trainer_pb.RUN_STATE_REFUSED
 
         async def second() -> bool:
-            return len(await _triggers(kafka, service.loop)) == 2
+            return len(await triggers()) == 2
 
         await eventually(second, timeout_s=20, message="the next trigger is sent")
 
