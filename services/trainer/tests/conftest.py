@@ -281,7 +281,7 @@ async def start_process(stack: Stack) -> AsyncIterator[StartProcess]:
         connected = await channel(address, ServiceSettings(), name="trainer").__aenter__()
         channels.append(connected)
         own = f'"{address}"'.encode()
-        await eventually(lambda: own in log.read_bytes(), timeout_s=40, message="the trainer listens")
+        await eventually(lambda: own in log.read_bytes(), timeout_s=90, message="the trainer listens")
         return TrainerProcess(popen, TrainerServiceStub(connected))
 
     yield at

@@ -44,6 +44,7 @@ async def state_of(stub: Any, run_id: str) -> pb.Run:
     return (await stub.GetRun(pb.GetRunRequest(run_id=run_id), timeout=10)).run
 
 
+@pytest.mark.timeout(300)
 async def test_a_killed_trainer_goes_on(stack, start_process, learnt) -> None:
     """SIGKILL in the middle of a run ends its job, and after a restart the same run makes its one candidate."""
     learnt.archive(stack.folder / "warehouse", stack.loop)
@@ -56,7 +57,7 @@ async def test_a_killed_trainer_goes_on(stack, start_process, learnt) -> None:
         assert now.state < pb.RUN_STATE_EVALUATING
         return now.state >= pb.RUN_STATE_SNAPSHOT and len(now.snapshots) == 3 and bool(jobs_of(first.popen.pid))
 
-    await eventually(at_work, timeout_s=30, message="the job runs")
+    await eventually(at_work, timeout_s=60, message="the job runs")
     pinned = (await state_of(first.stub, begun.run_id)).snapshots
     (job,) = jobs_of(first.popen.pid)
     os.kill(first.popen.pid, signal.SIGKILL)
@@ -65,7 +66,7 @@ async def test_a_killed_trainer_goes_on(stack, start_process, learnt) -> None:
     assert await announced(stack) == []
 
     second = await start_process()
-    watched = second.stub.WatchRun(pb.WatchRunRequest(run_id=begun.run_id), timeout=60)
+    watched = second.stub.WatchRun(pb.WatchRunRequest(run_id=begun.run_id), timeout=150)
     last = [answer.run async for answer in watched][-1]
     assert last.state == pb.RUN_STATE_REGISTERED, last.reason
     assert last.snapshots == pinned
@@ -88,7 +89,7 @@ async def test_a_drained_trainer_leaves_its_run_for_the_next(stack, start, learn
     async def at_work() -> bool:
         return bool(set(jobs_of(os.getpid())) - own) and len((await state_of(service.stub, begun.run_id)).snapshots) > 0
 
-    await eventually(at_work, timeout_s=30, message="the job runs")
+    await eventually(at_work, timeout_s=60, message="the job runs")
     started = set(jobs_of(os.getpid())) - own
     await service.lifespan.__aexit__(None, None, None)
     assert all(is_gone(job) for job in started)

@@ -36,12 +36,13 @@ async def begin(stack: Any, stub: Any, request_id: str = "q1") -> pb.Run:
     return (await stub.StartRun(pb.StartRunRequest(loop=stack.loop, request_id=request_id), timeout=10)).run
 
 
-async def ended(stub: Any, run_id: str, *, timeout_s: float = 60) -> list[pb.Run]:
+async def ended(stub: Any, run_id: str, *, timeout_s: float = 100) -> list[pb.Run]:
     """Every change of a run until its end."""
     watched = stub.WatchRun(pb.WatchRunRequest(run_id=run_id), timeout=timeout_s)
     return [answer.run async for answer in watched]
 
 
+@pytest.mark.timeout(300)
 async def test_a_run_ends_in_a_candidate(stack, start, learnt, spec, mlflow_uri) -> None:
     """StartRun leads through every state, in order, to one announced candidate whose artefact answers as golden."""
     learnt.archive(stack.folder / "warehouse", stack.loop)
