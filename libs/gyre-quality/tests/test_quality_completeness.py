@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from gyre_quality.completeness import check_duplicates, check_freshness, check_missing, check_ranges, check_volume
 from gyre_quality.sequences import Acted, BotRule, Shown, check_bots, check_sequences
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -65,6 +65,7 @@ def test_volume_of_an_even_history_allows_for_chance():
         check_volume(1, [1, 2])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["a", "b", None])), max_size=40))
 def test_duplicates_are_all_but_the_first(rows):
     """Exactly the rows whose whole id was seen before are named."""
@@ -91,6 +92,7 @@ def test_impossible_sequences_are_found():
     assert before.value == pytest.approx(1 / 5)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["r", "q", None]), st.sampled_from("ab"), st.integers(0, 9)), max_size=12),
     st.lists(st.tuples(st.sampled_from(["r", "q", None]), st.sampled_from("abc"), st.integers(0, 9)), max_size=12),

@@ -34,12 +34,14 @@ def assert_same(first: Sketch, second: Sketch) -> None:
     np.testing.assert_allclose(first.spread, second.spread, rtol=1e-9, atol=1e-3)
 
 
+@settings(deadline=None)
 @given(rows, rows)
 def test_merge_equals_the_sketch_of_both(first, second):
     """Merging two sketches gives the sketch of the concatenated rows."""
     assert_same(sketch_of(first).merge(sketch_of(second)), sketch_of(first + second))
 
 
+@settings(deadline=None)
 @given(rows, rows, rows)
 def test_merge_is_commutative_and_associative(a, b, c):
     """Neither order nor grouping of merges shows in the result."""
@@ -48,6 +50,7 @@ def test_merge_is_commutative_and_associative(a, b, c):
     assert_same(x.merge(y).merge(z), x.merge(y.merge(z)))
 
 
+@settings(deadline=None)
 @given(rows)
 def test_every_row_is_counted_once(part):
     """Each feature's counts add up to the rows, and missing values stand in their own bin."""
@@ -56,6 +59,7 @@ def test_every_row_is_counted_once(part):
     assert sketch.missing.tolist() == [sum(np.isnan(x) for x, _ in part), sum(c is None for _, c in part)]
 
 
+@settings(deadline=None)
 @given(rows, rows)
 def test_taking_a_part_out_leaves_the_rest(part, rest):
     """`without` undoes a merge in counts, mean and spread."""
@@ -65,6 +69,7 @@ def test_taking_a_part_out_leaves_the_rest(part, rest):
         np.testing.assert_allclose(left.mean, sketch_of(rest).mean, rtol=1e-6, atol=1e-3)
 
 
+@settings(deadline=None)
 @given(rows)
 def test_bytes_give_the_sketch_back(part):
     """A sketch survives its bytes unchanged."""
@@ -74,6 +79,7 @@ def test_bytes_give_the_sketch_back(part):
     assert again.mean.tolist() == sketch.mean.tolist()
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 200), st.just(3)), elements=st.floats(-8, 8, width=32)))
 def test_matrix_and_columns_count_alike(matrix):
     """The fast path over a float32 matrix gives the same sketch as its columns."""
@@ -82,6 +88,7 @@ def test_matrix_and_columns_count_alike(matrix):
     assert_same(Sketch.of_matrix(bins, matrix), Sketch.of(bins, columns))
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float32, st.integers(1, 300), elements=st.sampled_from([0.0, 0.0, 0.0, 1.0, 2.0, 3.0])))
 def test_codes_agree_with_the_edges(values):
     """Each value lies within the edges of its bin, also where edges stand for point masses."""
@@ -178,6 +185,7 @@ def assert_same_sample(first: Reservoir, second: Reservoir) -> None:
     assert first.values.tolist() == second.values.tolist()
 
 
+@settings(deadline=None)
 @given(ids, ids, ids, st.booleans())
 def test_reservoirs_merge_in_any_order(a, b, c, weights):
     """A merged sample is exactly the sample of all rows, whatever the order, also with rows delivered twice."""
@@ -188,6 +196,7 @@ def test_reservoirs_merge_in_any_order(a, b, c, weights):
     assert_same_sample(whole.merge(whole), whole)
 
 
+@settings(deadline=None)
 @given(ids)
 def test_bytes_give_the_reservoir_back(part):
     """A sample survives its bytes and merges on."""
@@ -227,7 +236,7 @@ def test_reservoir_is_a_fair_sample():
     assert chi_square < 150
 
 
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(1, 7))
 def test_chunking_does_not_show(parts):
     """Cut into any number of parts, a column's merged sketch stays the same."""
