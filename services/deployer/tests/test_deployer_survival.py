@@ -11,11 +11,11 @@ from gyre_deployer.adapters.kafka_log import KafkaRolloutLog
 from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, apply
 from gyre_deployer.ports import Replaced
 from gyre_local.testing import eventually
-from gyre_runtime import Unavailable
+from gyre_runtime import DeadlineExceeded, Unavailable
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import read_compacted
 
-pytestmark = pytest.mark.adapter
+pytestmark = [pytest.mark.adapter, pytest.mark.timeout(300)]  # processes start slowly on a busy machine
 
 WAY_UP = [
     ("STARTED", 0.0),
@@ -156,7 +156,7 @@ async def test_a_kafka_that_comes_back_is_written_again(start, models, place, ka
     async def promoted() -> bool:
         try:
             await deployer.stub.Promote(request, timeout=20)
-        except Unavailable:
+        except (Unavailable, DeadlineExceeded):
             return False
         return True
 
