@@ -81,15 +81,21 @@ Start = Callable[..., Started]
 
 
 @pytest.fixture
-def start_process(tmp_path: Path, spec: LoopSpec, kafka: str, redis_url: str) -> Iterator[Start]:
+def loop_file(tmp_path: Path, spec: LoopSpec) -> Path:
+    """The loop's gyre.yaml."""
+    path = tmp_path / "gyre.yaml"
+    path.write_text(SPEC.format(loop=spec.loop, shards=spec.shards.online_shards))
+    return path
+
+
+@pytest.fixture
+def start_process(tmp_path: Path, loop_file: Path, kafka: str, redis_url: str) -> Iterator[Start]:
     """Start a process of the service on the session's Kafka and Redis; it is ended with the test."""
-    file = tmp_path / "gyre.yaml"
-    file.write_text(SPEC.format(loop=spec.loop, shards=spec.shards.online_shards))
     started: list[Started] = []
 
     def start(name: str, **env: str) -> Started:
         settings = {
-            "GYRE_LOOPS": str(file),
+            "GYRE_LOOPS": str(loop_file),
             "GYRE_KAFKA": kafka,
             "GYRE_REDIS": redis_url,
             "GYRE_WAREHOUSE": str(tmp_path / "warehouse"),

@@ -156,8 +156,8 @@ async def test_offsets_move_only_after_the_window_was_told(spec: LoopSpec) -> No
     async def closed_until(places: Any) -> dict[Any, float]:
         return {}
 
-    async def tell(window: pb.QualityWindow) -> None:
-        log.append(("told", window.window_start_time.ToSeconds(), window.final))
+    async def tell(windows: Sequence[pb.QualityWindow]) -> None:
+        log.extend(("told", each.window_start_time.ToSeconds(), each.final) for each in windows)
 
     async def commit(offsets: Any) -> None:
         log.append(("committed", *offsets.values()))

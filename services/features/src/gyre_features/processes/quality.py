@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -56,7 +56,7 @@ async def _work(lifespan: Lifespan, settings: FeaturesSettings, loops: Mapping[s
             loops,
             TYPES,
             closed_until=told.closed_until,
-            tell=lambda window: _tell(producer, window),
+            tell=lambda windows: _tell(producer, windows),
             commit=lambda offsets: _commit(app, offsets),
             idle_s=settings.features_quality_idle_s,
         )
@@ -137,15 +137,19 @@ async def _until(app: faust.App, failed: "asyncio.Future[None]") -> None:
     raise RuntimeError("faust's app ended")
 
 
-async def _tell(producer: Producer, window: pb.QualityWindow) -> None:
-    """Send a window, however long Kafka is away."""
-    while True:
-        try:
-            await producer.send(topic(window.loop, "features.quality"), window, key=window.topic)
-        except Unavailable:
-            await asyncio.sleep(_RETRY_S)
-        else:
-            return
+async def _tell(producer: Producer, windows: Sequence[pb.QualityWindow]) -> None:
+    """Send windows, each partition's in their order, however long Kafka is away."""
+
+    async def send(window: pb.QualityWindow) -> None:
+        while True:
+            try:
+                await producer.send(topic(window.loop, "features.quality"), window, key=window.topic)
+            except Unavailable:
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return
+
+    await asyncio.gather(*(send(window) for window in windows))
 
 
 async def _commit(app: faust.App, offsets: Mapping[Place, int]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 from gyre.events.v1 import features_pb2 as events_pb2
 from gyre.features.v1 import data_quality_pb2_grpc as quality_rpc
@@ -19,22 +20,34 @@ from gyre_features.settings import FeaturesSettings
 from gyre_features.transport import DataQualityServicer, FeaturesServicer
 
 
-async def serve(lifespan: Lifespan, settings: FeaturesSettings) -> Server:
-    """Wire the process; answer its server."""
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The server, and an event that says when reports hold every window told before the start."""
+
+    server: Server
+    caught_up: asyncio.Event
+
+
+async def serve(lifespan: Lifespan, settings: FeaturesSettings) -> Serving:
+    """Wire the process; features are served while Kafka is away, reports are then empty."""
     loops = load_loops(settings)
     redis = await lifespan.enter(open_redis(settings))
     stores = {name: open_store(settings, redis, spec) for name, spec in loops.items()}
     windows = QualityWindows(kept=settings.features_quality_kept)
     lifespan.depends_on(Dependency("redis", next(iter(stores.values())).ping))
-    lifespan.background("quality windows", _follow(settings, loops, windows))
+    caught_up = asyncio.Event()
+    lifespan.background("quality windows", _follow(settings, loops, windows, caught_up))
     services = [
         Registration(rpc.add_FeaturesServiceServicer_to_server, FeaturesServicer(stores)),
         Registration(quality_rpc.add_DataQualityServiceServicer_to_server, DataQualityServicer(windows, loops)),
     ]
-    return await lifespan.enter(build_server(settings, services, health=lifespan.health))
+    server = await lifespan.enter(build_server(settings, services, health=lifespan.health))
+    return Serving(server, caught_up)
 
 
-async def _follow(settings: FeaturesSettings, loops: Mapping[str, LoopSpec], windows: QualityWindows) -> None:
+async def _follow(
+    settings: FeaturesSettings, loops: Mapping[str, LoopSpec], windows: QualityWindows, caught_up: asyncio.Event
+) -> None:
     """Take in every quality window, from the oldest kept on, for as long as the process lives."""
 
     def note(_key: str, event: Event | None) -> None:
@@ -50,5 +63,8 @@ async def _follow(settings: FeaturesSettings, loops: Mapping[str, LoopSpec], win
             )
             for name in loops
         ]
+        for view in views:
+            await view.ready()
+        caught_up.set()
         # A view that ends raises here, and the process with it.
         await asyncio.gather(*(view.wait_for(lambda _: False) for view in views))

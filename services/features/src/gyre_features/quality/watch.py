@@ -16,7 +16,7 @@ _LOG = logging.getLogger(__name__)
 
 Place = tuple[str, int]
 ClosedUntil = Callable[[Collection[Place]], Awaitable[Mapping[Place, float]]]
-Tell = Callable[[pb.QualityWindow], Awaitable[None]]
+Tell = Callable[[Sequence[pb.QualityWindow]], Awaitable[None]]
 Commit = Callable[[Mapping[Place, int]], Awaitable[None]]
 
 
@@ -27,7 +27,7 @@ class QualityWatch:
         loops: by name.
         types: the payload classes of the topics.
         closed_until: answers for partitions the end of the last window that was told finally, unix seconds.
-        tell: sends a window and returns when Kafka has it.
+        tell: sends windows and returns when Kafka has them.
         commit: commits, for partitions, the offset to begin again at.
         idle_s: wall seconds without a record after which open windows are told as they stand.
     """
@@ -93,15 +93,21 @@ class QualityWatch:
             instrument("gyre_consumer_skipped_total").add(loop=loop, topic=record.topic, reason=left_out)
 
     async def _tell_due(self, places: Collection[Place]) -> None:
-        now, moved = time.monotonic(), {}
-        for place in places:
-            windows = self._partitions[place]
-            for window, message in list(windows.due(idle=now - self._last_record.get(place, now) >= self._idle_s)):
-                await self._tell(message)
-                windows.told(window, final=message.final)
-                instrument("gyre_quality_windows_total").add(loop=message.loop, topic=message.topic)
-            if windows.resume_offset > self._committed.get(place, 0):
-                moved[place] = windows.resume_offset
+        now = time.monotonic()
+        due = [
+            (self._partitions[place], window, message)
+            for place in places
+            for window, message in self._partitions[place].due(
+                idle=now - self._last_record.get(place, now) >= self._idle_s
+            )
+        ]
+        if due:
+            await self._tell([message for _, _, message in due])
+        for windows, window, message in due:
+            windows.told(window, final=message.final)
+            instrument("gyre_quality_windows_total").add(loop=message.loop, topic=message.topic)
+        resume = {place: self._partitions[place].resume_offset for place in places}
+        moved = {place: offset for place, offset in resume.items() if offset > self._committed.get(place, 0)}
         if moved:
             await self._commit(moved)
             self._committed.update(moved)
