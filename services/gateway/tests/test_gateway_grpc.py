@@ -247,6 +247,7 @@ BAD_REQUESTS: tuple[tuple[dict[str, object], str, str, str], ...] = (
     ({"user_id": "u" * 129}, "user_id", "uuu", "must have at most 128 characters"),
     ({"limit": 1001}, "limit", "1001", "must be at most 1000"),
     ({"request_id": "a b"}, "request_id", "'a b'", "must match"),
+    ({"context": {"numbers": {"device": float("nan")}}}, "context.numbers[device]", "nan", "must be finite"),
 )
 
 

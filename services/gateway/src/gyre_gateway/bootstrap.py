@@ -72,5 +72,7 @@ async def _routers(
         view = await lifespan.enter(rollout_view(settings.kafka, router, reporter.changed))
         await view.ready()
         lifespan.depends_on(Dependency(f"rollouts of {name}", view.check))
+        # Never met, it ends only with the view: then the process ends, too, rather than route by a state grown old.
+        lifespan.background(f"rollouts of {name}", view.wait_for(lambda _: False))
     lifespan.background("reports", reporter.run())
     return routers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gyre_core.models import triton_model
@@ -28,6 +29,7 @@ class Inference:
     def __init__(self, catalogue: Catalogue, server: ModelServer) -> None:
         self._catalogue = catalogue
         self._server = server
+        self._seconds: dict[tuple[str, str], Callable[[float], None]] = {}
 
     async def predict(self, loop: str, version: str, block: Block) -> bytes:
         """Score the rows of a block: one float32 each, little-endian.
@@ -57,8 +59,15 @@ class Inference:
             except Precondition:
                 self._catalogue.forget(loop, version)
                 raise
-        instrument("gyre_inference_predict_seconds").observe(time.perf_counter() - started, loop=loop, version=version)
+        self._note(loop, version, time.perf_counter() - started)
         return scores
+
+    def _note(self, loop: str, version: str, seconds: float) -> None:
+        observe = self._seconds.get((loop, version))
+        if observe is None:
+            observe = instrument("gyre_inference_predict_seconds").bind(loop=loop, version=version)
+            self._seconds[loop, version] = observe
+        observe(seconds)
 
     async def _model(self, loop: str, version: str) -> ServedModel:
         """What is known of the version; asks Triton rather than lag behind the rollout state."""

@@ -55,7 +55,7 @@ class RequestContext(_message.Message):
 
     @_builtins.property
     def numbers(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Numbers that gyre.yaml's context features name (device index, hour)."""
+        """Numbers that gyre.yaml's context features name (device index, hour). Finite."""
 
     def __init__(
         self,
