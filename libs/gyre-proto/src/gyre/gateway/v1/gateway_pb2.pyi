@@ -90,7 +90,9 @@ class RankRequest(_message.Message):
     limit: _builtins.int
     """How many to answer, best first. Default 0: all."""
     request_id: _builtins.str
-    """The caller's id for the request, unique. Default: made by the gateway."""
+    """The caller's id for the request, unique. A request sent again with the same id has the same random choices (exploration, ties), and
+    its impression counts once. Default: made by the gateway.
+    """
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The candidates, without repetition. Required, 1 to 1,000."""
@@ -177,7 +179,10 @@ class Provenance(_message.Message):
     degraded: _builtins.bool
     """The answer is not what the arm's model should have given."""
     degraded_reason: _builtins.str
-    """Why, such as FEATURES_UNAVAILABLE, INFERENCE_UNAVAILABLE, VERSION_NOT_SERVED, NO_MODEL. Empty when not degraded."""
+    """Why; empty when not degraded. Before the first model NO_MODEL. Of the features FEATURES_UNAVAILABLE, LAYOUT_NOT_SERVED. Of the arm's
+    model INFERENCE_UNAVAILABLE, INFERENCE_TIMEOUT, TRITON_UNAVAILABLE, VERSION_NOT_SERVED, LAYOUT_MISMATCH, MODEL_FAILED, BAD_SCORES;
+    CANDIDATE_TRIPPED once this gateway has stopped asking it under this epoch. Of Recommend NO_CANDIDATES. When several things failed, the first.
+    """
     feature_age_s: _builtins.float
     """Age of the user's newest feature update, seconds; negative when unknown."""
     def __init__(
@@ -249,7 +254,9 @@ class RecommendRequest(_message.Message):
     limit: _builtins.int
     """How many items. Required, 1 to 1,000."""
     request_id: _builtins.str
-    """The caller's id for the request, unique. Default: made by the gateway."""
+    """The caller's id for the request, unique. A request sent again with the same id has the same random choices (exploration, ties), and
+    its impression counts once. Default: made by the gateway.
+    """
     @_builtins.property
     def context(self) -> Global___RequestContext:
         """The circumstances."""
@@ -312,7 +319,9 @@ class TrackedEvent(_message.Message):
     INTERACTION_FIELD_NUMBER: _builtins.int
     ITEM_CHANGED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """The producer's id of the event; a second event with the same id counts once. Default: made by the gateway."""
+    """The producer's id of the event; a second event with the same id counts once. Default: made by the gateway, so that an event without
+    an id that is sent again counts again.
+    """
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it happened. Default: arrival."""
