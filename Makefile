@@ -40,9 +40,10 @@ setup: sync ## install everything the stack needs (uv, Python packages, Redis, P
 demo: export GYRE_VAR := $(CURDIR)/var/demo
 demo: setup ## turn the loop once on real data: make demo LOOP=movies|simworld, KEEP=1 leaves the stack up
 	@trap '[ -n "$${KEEP:-}" ] || $(LOCAL) down' EXIT; \
-	$(LOCAL) up --fresh --loop examples/$(LOOP)/gyre.yaml; \
+	loop="$$($(RUN) python examples/available.py "$(LOOP)")"; \
+	$(LOCAL) up --fresh --loop "examples/$$loop/gyre.yaml"; \
 	eval "$$($(LOCAL) env)"; \
-	$(RUN) python examples/$(LOOP)/demo.py
+	$(RUN) python "examples/$$loop/demo.py"
 
 up: setup ## start the local stack for examples/$(LOOP)
 	@$(LOCAL) up --loop examples/$(LOOP)/gyre.yaml

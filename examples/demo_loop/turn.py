@@ -27,7 +27,7 @@ from demo_loop.waiting import TIMEOUT_S, Backlog, NotInTime, rollout_ended, run_
 BASELINE_HALF_LIFE = Duration.parse("7d")
 SETTLED = 200
 """How many answers of the new live model a demo waits for, so that its table shows it at work."""
-_PATIENCE_S = 240.0
+_PATIENCE_S = 600.0
 _LINEAGE_S = 30.0
 Find = Callable[[list[trainer.Run]], trainer.Run | None]
 LINKED = ("training trigger", "training run", "rollout")

@@ -10,4 +10,4 @@ from movies.dataset import find
 from movies.protocol import scenario
 
 if __name__ == "__main__":
-    main(scenario(find()))
+    main(scenario(find()), most_gain=0.12)

@@ -8,7 +8,7 @@ from movies.dataset import films, ratings
 SPEC_FILE = Path(__file__).with_name("gyre.yaml")
 HISTORY_SHARE = 0.7
 ACTIVE_S = 30 * 86_400.0
-SHOWN = 6_000
+SHOWN = 5_000
 ENOUGH, MOST = 6_000, 24_000
 _SEED = 20130701
 
