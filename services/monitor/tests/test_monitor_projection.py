@@ -49,6 +49,18 @@ async def test_answers_and_their_outcomes_are_counted_by_arm(projection, databas
     }
 
 
+async def test_interactions_that_are_read_before_their_answer_count(projection, database, log, make, loop) -> None:
+    """A click waits for its answer, by the request's id or by user, item and time; a second one changes nothing."""
+    end = make.begin + WINDOW_S
+    await projection.apply([log.acted(make.interaction("u1"), at=end), log.acted(make.interaction("u2"), at=end + 1)])
+    await projection.apply([log.acted(make.interaction("u9", "z", request_id="r3"), at=end + 1)])
+    answers = [("r1", "u1"), ("r2", "u2"), ("r3", "u3")]
+    await projection.apply([log.shown(make.impression(request_id, user)) for request_id, user in answers])
+    assert await arms(database, loop) == {("live", "v1"): (3, 2, 0, 0)}
+    await projection.apply([log.acted(make.interaction("u1"), at=end - 1)])
+    assert await arms(database, loop) == {("live", "v1"): (3, 2, 0, 0)}
+
+
 async def test_redelivery_changes_nothing(projection, database, log, make, loop) -> None:
     """The same events again, in other batches, and the producer's own repeats leave every count as it was."""
     events = [log.shown(make.impression(f"r{n}", f"u{n}")) for n in range(6)]
