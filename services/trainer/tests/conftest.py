@@ -23,7 +23,7 @@ from gyre_local.components import mlflow as mlflow_component
 from gyre_local.process import running
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
-from gyre_runtime import Channel, Lifespan, ServiceSettings, channel
+from gyre_runtime import Channel, Lifespan, ServiceSettings, channel, setup_telemetry
 from gyre_runtime.kafka import create_topics
 from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, ITEMS, append, ensure_table, open_catalog, schema_of
 from gyre_trainer.bootstrap import Running, bootstrap
@@ -234,6 +234,7 @@ StartService = Callable[..., Awaitable[Service]]
 @pytest.fixture
 async def start(stack: Stack) -> AsyncIterator[StartService]:
     """Start a trainer in the test's own process."""
+    setup_telemetry("trainer", ServiceSettings(metrics_listen=""))
     opened: list[Lifespan] = []
 
     async def at(**changes: Any) -> Service:

@@ -41,7 +41,7 @@ def is_gone(pid: int) -> bool:
 
 async def state_of(stub: Any, run_id: str) -> pb.Run:
     """A run as it is."""
-    return (await stub.GetRun(pb.GetRunRequest(run_id=run_id), timeout=10)).run
+    return (await stub.GetRun(pb.GetRunRequest(run_id=run_id), timeout=30)).run
 
 
 @pytest.mark.timeout(300)
@@ -50,7 +50,7 @@ async def test_a_killed_trainer_goes_on(stack, start_process, learnt) -> None:
     learnt.archive(stack.folder / "warehouse", stack.loop)
     first = await start_process()
     asked = pb.StartRunRequest(loop=stack.loop, request_id="q1")
-    begun = (await first.stub.StartRun(asked, timeout=10)).run
+    begun = (await first.stub.StartRun(asked, timeout=30)).run
 
     async def at_work() -> bool:
         now = await state_of(first.stub, begun.run_id)
@@ -70,7 +70,7 @@ async def test_a_killed_trainer_goes_on(stack, start_process, learnt) -> None:
     last = [answer.run async for answer in watched][-1]
     assert last.state == pb.RUN_STATE_REGISTERED, last.reason
     assert last.snapshots == pinned
-    again = (await second.stub.StartRun(asked, timeout=10)).run
+    again = (await second.stub.StartRun(asked, timeout=30)).run
     assert again.run_id == begun.run_id
     (event,) = await announced(stack)
     assert (event.message.run_id, event.message.version) == (begun.run_id, last.version)
@@ -83,7 +83,7 @@ async def test_a_drained_trainer_leaves_its_run_for_the_next(stack, start, learn
     learnt.archive(stack.folder / "warehouse", stack.loop)
     service = await start()
     asked = pb.StartRunRequest(loop=stack.loop, request_id="q1")
-    begun = (await service.stub.StartRun(asked, timeout=10)).run
+    begun = (await service.stub.StartRun(asked, timeout=30)).run
     own = set(jobs_of(os.getpid()))
 
     async def at_work() -> bool:

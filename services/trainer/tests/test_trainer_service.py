@@ -33,7 +33,7 @@ async def events(stack: Any, suffix: str) -> list[Event]:
 
 async def begin(stack: Any, stub: Any, request_id: str = "q1") -> pb.Run:
     """Start a run."""
-    return (await stub.StartRun(pb.StartRunRequest(loop=stack.loop, request_id=request_id), timeout=10)).run
+    return (await stub.StartRun(pb.StartRunRequest(loop=stack.loop, request_id=request_id), timeout=30)).run
 
 
 async def ended(stub: Any, run_id: str, *, timeout_s: float = 100) -> list[pb.Run]:
@@ -93,7 +93,7 @@ async def test_start_run_is_idempotent(stack, start) -> None:
     other = await begin(stack, stub, "q2")
     assert first.run_id == second.run_id != other.run_id
     assert (await ended(stub, other.run_id))[-1].state == pb.RUN_STATE_REFUSED
-    listed = await stub.ListRuns(pb.ListRunsRequest(loop=stack.loop), timeout=5)
+    listed = await stub.ListRuns(pb.ListRunsRequest(loop=stack.loop), timeout=30)
     assert [run.run_id for run in listed.runs] == [other.run_id, first.run_id]
     triggers = [event.message for event in await events(stack, "training.triggers")]
     assert [each.trigger_id for each in triggers] == [first.trigger_id, other.trigger_id]
@@ -129,8 +129,8 @@ async def test_a_trigger_starts_one_run(stack, start) -> None:
         read = read_log(stack.kafka, dead_letter_topic(name), TYPES)
         return [event.message.trigger_id async for event in read] == ["t2", "t3"]
 
-    await eventually(both_refused, timeout_s=20, message="t2 and t3 are dead-lettered")
-    listed = await stub.ListRuns(pb.ListRunsRequest(loop=stack.loop), timeout=5)
+    await eventually(both_refused, timeout_s=60, message="t2 and t3 are dead-lettered")
+    listed = await stub.ListRuns(pb.ListRunsRequest(loop=stack.loop), timeout=30)
     assert [run.trigger_id for run in listed.runs] == ["t1"]
 
 
@@ -138,9 +138,9 @@ async def test_every_status(stack, start) -> None:
     """An unknown loop or run is NOT_FOUND, a malformed request INVALID_ARGUMENT with its field."""
     stub = (await start()).stub
     for call, reason in (
-        (stub.StartRun(pb.StartRunRequest(loop="elsewhere", request_id="q1"), timeout=5), "UNKNOWN_LOOP"),
-        (stub.ListRuns(pb.ListRunsRequest(loop="elsewhere"), timeout=5), "UNKNOWN_LOOP"),
-        (stub.GetRun(pb.GetRunRequest(run_id="run-0"), timeout=5), "UNKNOWN_RUN"),
+        (stub.StartRun(pb.StartRunRequest(loop="elsewhere", request_id="q1"), timeout=30), "UNKNOWN_LOOP"),
+        (stub.ListRuns(pb.ListRunsRequest(loop="elsewhere"), timeout=30), "UNKNOWN_LOOP"),
+        (stub.GetRun(pb.GetRunRequest(run_id="run-0"), timeout=30), "UNKNOWN_RUN"),
     ):
         with pytest.raises(NotFound) as caught:
             await call
@@ -148,10 +148,10 @@ async def test_every_status(stack, start) -> None:
     with pytest.raises(NotFound):
         await ended(stub, "run-0")
     for call, field in (
-        (stub.StartRun(pb.StartRunRequest(loop=stack.loop), timeout=5), "request_id"),
-        (stub.StartRun(pb.StartRunRequest(loop=stack.loop, request_id="no spaces"), timeout=5), "request_id"),
-        (stub.ListRuns(pb.ListRunsRequest(loop=stack.loop, limit=1001), timeout=5), "limit"),
-        (stub.GetRun(pb.GetRunRequest(), timeout=5), "run_id"),
+        (stub.StartRun(pb.StartRunRequest(loop=stack.loop), timeout=30), "request_id"),
+        (stub.StartRun(pb.StartRunRequest(loop=stack.loop, request_id="no spaces"), timeout=30), "request_id"),
+        (stub.ListRuns(pb.ListRunsRequest(loop=stack.loop, limit=1001), timeout=30), "limit"),
+        (stub.GetRun(pb.GetRunRequest(), timeout=30), "run_id"),
     ):
         with pytest.raises(Invalid) as refused:
             await call

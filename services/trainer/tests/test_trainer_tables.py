@@ -81,7 +81,7 @@ async def test_the_archive_is_waited_for(stack, spec, history) -> None:
     table = ensure_table(open_catalog(settings), loop, INTERACTIONS)
     before = table.current_snapshot().snapshot_id
     append(table, table.scan().to_arrow(), {0: 20, 1: 20})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         pins = await pinning
     assert pins.snapshots[INTERACTIONS] != before
 
@@ -95,7 +95,7 @@ async def test_the_wait_for_the_archive_is_bounded(stack, spec, history, caplog)
         for _ in range(13):
             await producer.send(topic(stack.loop, "behavior.impressions"), message, key="u9", time=BEGIN)
     warehouse = ArchivedWarehouse(stack.settings(trainer_archive_wait_s=0.5), {stack.loop: spec})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         pins = await warehouse.pin(stack.loop)
     assert pins.now == BEGIN + 9 * HOUR_S + 60
     (said,) = [each for each in caplog.records if "archive is behind" in each.message]
