@@ -10,7 +10,7 @@ from gyre.monitor.v1 import monitor_pb2 as pb
 from rich.markup import escape
 from rich.tree import Tree
 
-SpanId = tuple[str, str]
+_MOST_ALIKE = 3
 _SHOWN = ("gyre.arm", "gyre.version", "gyre.run_id", "gyre.rollout_id", "gyre.trigger_id", "gyre.share", "gyre.reason")
 
 
@@ -85,8 +85,16 @@ def _add(branch: Tree, node: SpanNode, prefix: str) -> None:
     below = branch.add(prefix + _label(node.span))
     for child in node.children:
         _add(below, child, "")
+    by_name: dict[str, list[SpanNode]] = defaultdict(list)
     for root in node.linked:
-        _add(below, root, "[magenta]linked →[/] ")
+        by_name[root.span.name].append(root)
+    for name, roots in by_name.items():
+        # The fullest tell most; hundreds of alike events may have tipped one trigger.
+        shown = sorted(roots, key=lambda root: -sum(1 for _ in root.walk()))[:_MOST_ALIKE]
+        for root in shown:
+            _add(below, root, "[magenta]linked →[/] ")
+        if len(roots) > len(shown):
+            below.add(f"[magenta]linked →[/] [dim]{len(roots) - len(shown)} more {escape(name)}[/]")
 
 
 def _label(span: pb.TraceSpan) -> str:
