@@ -6,7 +6,7 @@ import itertools
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,13 +78,13 @@ class Mesh:
 
 
 @contextlib.contextmanager
-def infrastructure() -> Iterator[Mesh]:
+def infrastructure(names: Sequence[str] = INFRASTRUCTURE) -> Iterator[Mesh]:
     """Kafka, Redis and Triton in a directory of their own; whatever runs at the end is stopped."""
     with tempfile.TemporaryDirectory(prefix="gyre-bench-") as directory:
         stack = build_stack(Places(Path(directory)), _free_ports(), [LOOP_FILE])
         mesh = Mesh(stack, load_loop(LOOP_FILE), {})
         try:
-            for name in INFRASTRUCTURE:
+            for name in names:
                 mesh.start(name)
             yield mesh
         finally:

@@ -148,7 +148,7 @@ async def test_features_from_kafka_are_those_of_a_replay(  # noqa: PLR0917 - fix
 
     async def equal() -> bool:
         for user in (f"u{number}" for number in range(9)):
-            found = _matrix(await service.features.GetFeatures(_ask(spec, user=user), timeout=5))
+            found = _matrix(await service.features.GetFeatures(_ask(spec, user=user), timeout=30))
             expected, _ = replay.matrix(user, [f"i{number}" for number in range(12)], RequestContext(BEGIN + 3600))
             assert found == pytest.approx(expected, rel=1e-5)
         return True
@@ -162,7 +162,7 @@ async def test_a_thousand_candidates_are_one_round_trip(
     """A user and 1,000 candidates cost Redis exactly one MGET, and each candidate has its row."""
     await service.lifespan.health.wait_serving(10)
     before = await redis.info("commandstats")
-    answer = await service.features.GetFeatures(_ask(spec, items=1000), timeout=5)
+    answer = await service.features.GetFeatures(_ask(spec, items=1000), timeout=30)
     after = await redis.info("commandstats")
     calls = {
         name: after[name]["calls"] - before.get(name, {"calls": 0})["calls"]
@@ -176,31 +176,31 @@ async def test_a_thousand_candidates_are_one_round_trip(
 
 async def test_a_read_says_how_old_it_is(service: Service, spec: LoopSpec, filled: Any) -> None:
     """Batch numbers of user and items and the age of the user's newest event; -1 for what is unknown."""
-    known = await service.features.GetFeatures(_ask(spec), timeout=5)
+    known = await service.features.GetFeatures(_ask(spec), timeout=30)
     assert set(known.item_batches) == {2}
     assert known.user_batch == 2
     newest = max(each.time for each in filled if getattr(each.message, "user_id", "") == "u1")
     assert known.feature_age_s == pytest.approx(BEGIN + 3600 - newest)
-    unknown = await service.features.GetFeatures(_ask(spec, user="nobody", items=13), timeout=5)
+    unknown = await service.features.GetFeatures(_ask(spec, user="nobody", items=13), timeout=30)
     assert (unknown.user_batch, unknown.feature_age_s, unknown.item_batches[12]) == (-1, -1, -1)
 
 
 async def test_another_layout_is_refused(service: Service, spec: LoopSpec, layout: Layout, filled: Any) -> None:
     """A layout that is not maintained gives LAYOUT_NOT_SERVED; the current one by its hash is served."""
-    outcome = await _refused(service.features.GetFeatures(_ask(spec, layout="0123"), timeout=5))
+    outcome = await _refused(service.features.GetFeatures(_ask(spec, layout="0123"), timeout=30))
     assert outcome == (Precondition, "LAYOUT_NOT_SERVED")
-    assert (await service.features.GetFeatures(_ask(spec, layout=layout.hash), timeout=5)).features.rows == 12
+    assert (await service.features.GetFeatures(_ask(spec, layout=layout.hash), timeout=30)).features.rows == 12
 
 
 async def test_the_replay_clock_needs_the_requests_time(service: Service, spec: LoopSpec, bare: str) -> None:
     """On the replay clock a request without a time gives TIME_REQUIRED with the field; on the wall clock it may."""
     with pytest.raises(Invalid) as caught:
-        await service.features.GetFeatures(_ask(spec, request_time=None), timeout=5)
+        await service.features.GetFeatures(_ask(spec, request_time=None), timeout=30)
     assert caught.value.reason == "TIME_REQUIRED"
     assert caught.value.violations[0].field == "request_time"
     request = pb.GetFeaturesRequest(loop=bare, user_id="u", item_ids=["i"])
-    assert (await service.features.GetFeatures(request, timeout=5)).features.rows == 1
-    popular = service.features.ListPopular(pb.ListPopularRequest(loop=spec.loop, limit=1), timeout=5)
+    assert (await service.features.GetFeatures(request, timeout=30)).features.rows == 1
+    popular = service.features.ListPopular(pb.ListPopularRequest(loop=spec.loop, limit=1), timeout=30)
     assert await _refused(popular) == (Invalid, "TIME_REQUIRED")
 
 
@@ -208,12 +208,12 @@ async def test_an_unknown_loop_is_not_found(service: Service) -> None:
     """Every method answers NOT_FOUND with UNKNOWN_LOOP for a loop that is not served."""
     stub, name = service.features, "elsewhere"
     calls = (
-        stub.GetFeatures(pb.GetFeaturesRequest(loop=name, user_id="u", item_ids=["i"]), timeout=5),
-        stub.GetHistory(pb.GetHistoryRequest(loop=name, user_id="u"), timeout=5),
-        stub.DescribeFeatures(pb.DescribeFeaturesRequest(loop=name), timeout=5),
-        stub.ListPopular(pb.ListPopularRequest(loop=name, limit=1), timeout=5),
-        stub.DeleteEntity(pb.DeleteEntityRequest(loop=name, kind=pb.ENTITY_KIND_USER, id="u"), timeout=5),
-        service.quality.GetReport(quality_pb.GetReportRequest(loop=name), timeout=5),
+        stub.GetFeatures(pb.GetFeaturesRequest(loop=name, user_id="u", item_ids=["i"]), timeout=30),
+        stub.GetHistory(pb.GetHistoryRequest(loop=name, user_id="u"), timeout=30),
+        stub.DescribeFeatures(pb.DescribeFeaturesRequest(loop=name), timeout=30),
+        stub.ListPopular(pb.ListPopularRequest(loop=name, limit=1), timeout=30),
+        stub.DeleteEntity(pb.DeleteEntityRequest(loop=name, kind=pb.ENTITY_KIND_USER, id="u"), timeout=30),
+        service.quality.GetReport(quality_pb.GetReportRequest(loop=name), timeout=30),
     )
     for call in calls:
         assert await _refused(call) == (NotFound, "UNKNOWN_LOOP")
@@ -223,13 +223,13 @@ async def test_broken_field_rules_are_invalid(service: Service, spec: LoopSpec) 
     """What the protos forbid gives INVALID_FIELD and names the field."""
     stub, name = service.features, spec.loop
     calls = {
-        "item_ids": stub.GetFeatures(_ask(spec, items=0), timeout=5),
-        "item_ids ": stub.GetFeatures(_ask(spec, items=1001), timeout=5),
-        "user_id": stub.GetHistory(pb.GetHistoryRequest(loop=name), timeout=5),
-        "loop": stub.DescribeFeatures(pb.DescribeFeaturesRequest(), timeout=5),
-        "limit": stub.ListPopular(pb.ListPopularRequest(loop=name, limit=1001), timeout=5),
-        "kind": stub.DeleteEntity(pb.DeleteEntityRequest(loop=name, id="u"), timeout=5),
-        "windows": service.quality.GetReport(quality_pb.GetReportRequest(loop=name, windows=1001), timeout=5),
+        "item_ids": stub.GetFeatures(_ask(spec, items=0), timeout=30),
+        "item_ids ": stub.GetFeatures(_ask(spec, items=1001), timeout=30),
+        "user_id": stub.GetHistory(pb.GetHistoryRequest(loop=name), timeout=30),
+        "loop": stub.DescribeFeatures(pb.DescribeFeaturesRequest(), timeout=30),
+        "limit": stub.ListPopular(pb.ListPopularRequest(loop=name, limit=1001), timeout=30),
+        "kind": stub.DeleteEntity(pb.DeleteEntityRequest(loop=name, id="u"), timeout=30),
+        "windows": service.quality.GetReport(quality_pb.GetReportRequest(loop=name, windows=1001), timeout=30),
     }
     for field, call in calls.items():
         with pytest.raises(Invalid) as caught:
@@ -242,17 +242,17 @@ async def test_a_history_is_newest_first(service: Service, spec: LoopSpec, bare:
     """The last interactions by item hash and time; nothing for an unknown user, or a loop that keeps no history."""
     stub = service.features
     own = [each for each in filled if getattr(each.message, "user_id", "") == "u1"][-5:]
-    found = (await stub.GetHistory(pb.GetHistoryRequest(loop=spec.loop, user_id="u1"), timeout=5)).entries
+    found = (await stub.GetHistory(pb.GetHistoryRequest(loop=spec.loop, user_id="u1"), timeout=30)).entries
     assert [(each.item_hash, each.event_time.ToSeconds()) for each in found] == [
         (item_hash(each.message.item_id), each.time) for each in reversed(own)
     ]
     for loop, user in ((spec.loop, "nobody"), (bare, "u1")):
-        assert not (await stub.GetHistory(pb.GetHistoryRequest(loop=loop, user_id=user), timeout=5)).entries
+        assert not (await stub.GetHistory(pb.GetHistoryRequest(loop=loop, user_id=user), timeout=30)).entries
 
 
 async def test_the_columns_are_described_in_order(service: Service, spec: LoopSpec, layout: Layout) -> None:
     """Layout hash, and name, feature, kind and scope of each column."""
-    answer = await service.features.DescribeFeatures(pb.DescribeFeaturesRequest(loop=spec.loop), timeout=5)
+    answer = await service.features.DescribeFeatures(pb.DescribeFeaturesRequest(loop=spec.loop), timeout=30)
     assert answer.layout == layout.hash
     assert [each.name for each in answer.columns] == list(layout.columns)
     first = answer.columns[0]
@@ -273,7 +273,7 @@ async def test_popular_items_come_with_their_decayed_counts(service: Service, sp
 
     for name, category in (("", None), ("drama", 1)):
         request = pb.ListPopularRequest(loop=spec.loop, limit=12, category=name, request_time=_at())
-        answer = await stub.ListPopular(request, timeout=5)
+        answer = await stub.ListPopular(request, timeout=30)
         found = dict(zip(answer.item_ids, answer.counts, strict=True))
         assert found == pytest.approx(expected(category), rel=1e-5)
         assert list(answer.counts) == sorted(answer.counts, reverse=True)
@@ -290,7 +290,7 @@ async def test_popular_items_for_a_user_hold_favourites(service: Service, store:
     ratings = [history.event("behavior.interactions", history.rating(*each), at) for at, each in enumerate(pairs)]
     await stream.apply([*events, *ratings])
     request = pb.ListPopularRequest(loop=store.spec.loop, limit=4, user_id="u1", request_time=_at())
-    answer = await service.features.ListPopular(request, timeout=5)
+    answer = await service.features.ListPopular(request, timeout=30)
     assert len(answer.item_ids) == 4
     assert sum(int(item[1:]) % 3 == 0 for item in answer.item_ids) == 2
     assert [item for item in answer.item_ids if int(item[1:]) % 3 == 1] == ["i1", "i4"]
@@ -300,8 +300,8 @@ async def test_popularity_refuses_what_it_does_not_know(service: Service, spec: 
     """An undeclared category gives UNKNOWN_CATEGORY, a loop without a count to go by NO_POPULARITY."""
     stub = service.features
     request = pb.ListPopularRequest(loop=spec.loop, limit=5, category="opera", request_time=_at())
-    assert await _refused(stub.ListPopular(request, timeout=5)) == (Invalid, "UNKNOWN_CATEGORY")
-    outcome = await _refused(stub.ListPopular(pb.ListPopularRequest(loop=bare, limit=5), timeout=5))
+    assert await _refused(stub.ListPopular(request, timeout=30)) == (Invalid, "UNKNOWN_CATEGORY")
+    outcome = await _refused(stub.ListPopular(pb.ListPopularRequest(loop=bare, limit=5), timeout=30))
     assert outcome == (Precondition, "NO_POPULARITY")
 
 
@@ -311,18 +311,18 @@ async def test_a_deleted_entity_is_forgotten(service: Service, spec: LoopSpec, f
 
     async def delete(kind: Any, id_: str) -> int:
         request = pb.DeleteEntityRequest(loop=spec.loop, kind=kind, id=id_)
-        return (await stub.DeleteEntity(request, timeout=5)).deleted_keys
+        return (await stub.DeleteEntity(request, timeout=30)).deleted_keys
 
     assert await delete(pb.ENTITY_KIND_USER, "u1") == 1
     assert await delete(pb.ENTITY_KIND_ITEM, "i1") == 1
     assert await delete(pb.ENTITY_KIND_ITEM, "i1") == 0
-    answer = await stub.GetFeatures(_ask(spec), timeout=5)
+    answer = await stub.GetFeatures(_ask(spec), timeout=30)
     assert (answer.user_batch, answer.item_batches[1], answer.item_batches[2]) == (-1, -1, 2)
-    popular = await stub.ListPopular(pb.ListPopularRequest(loop=spec.loop, limit=50, request_time=_at()), timeout=5)
+    popular = await stub.ListPopular(pb.ListPopularRequest(loop=spec.loop, limit=50, request_time=_at()), timeout=30)
     assert len(popular.item_ids) == 11
     assert "i1" not in popular.item_ids
     request = pb.DeleteEntityRequest(loop=spec.loop, kind=9, id="x")  # type: ignore[arg-type]
-    assert await _refused(stub.DeleteEntity(request, timeout=5)) == (Invalid, "UNKNOWN_KIND")
+    assert await _refused(stub.DeleteEntity(request, timeout=30)) == (Invalid, "UNKNOWN_KIND")
 
 
 async def test_redis_away_and_back(start: Start, own_redis: Process, spec: LoopSpec) -> None:
@@ -330,19 +330,19 @@ async def test_redis_away_and_back(start: Start, own_redis: Process, spec: LoopS
     service = await start(f"redis://127.0.0.1:{own_redis.recipe.ports['server']}/0")
     health, stub = service.lifespan.health, service.features
     await health.wait_serving(20)
-    await stub.GetFeatures(_ask(spec), timeout=5)
+    await stub.GetFeatures(_ask(spec), timeout=30)
     own_redis.stop()
     for call in (
-        stub.GetFeatures(_ask(spec), timeout=20),
-        stub.GetHistory(pb.GetHistoryRequest(loop=spec.loop, user_id="u"), timeout=20),
-        stub.ListPopular(pb.ListPopularRequest(loop=spec.loop, limit=1, request_time=_at()), timeout=20),
-        stub.DeleteEntity(pb.DeleteEntityRequest(loop=spec.loop, kind=pb.ENTITY_KIND_USER, id="u"), timeout=20),
+        stub.GetFeatures(_ask(spec), timeout=30),
+        stub.GetHistory(pb.GetHistoryRequest(loop=spec.loop, user_id="u"), timeout=30),
+        stub.ListPopular(pb.ListPopularRequest(loop=spec.loop, limit=1, request_time=_at()), timeout=30),
+        stub.DeleteEntity(pb.DeleteEntityRequest(loop=spec.loop, kind=pb.ENTITY_KIND_USER, id="u"), timeout=30),
     ):
         assert (await _refused(call))[1] == "STORE_UNAVAILABLE"
     await eventually(lambda: not health.serving, timeout_s=20, message="health says that Redis is away")
     own_redis.start()
     await health.wait_serving(20)
-    await stub.GetFeatures(_ask(spec), timeout=5)
+    await stub.GetFeatures(_ask(spec), timeout=30)
 
 
 async def test_a_report_holds_the_newest_windows(service: Service, kafka: str, spec: LoopSpec) -> None:
@@ -361,7 +361,7 @@ async def test_a_report_holds_the_newest_windows(service: Service, kafka: str, s
 
     async def report(windows: int = 0) -> list[tuple[int, int]]:
         request = quality_pb.GetReportRequest(loop=spec.loop, windows=windows)
-        found = (await service.quality.GetReport(request, timeout=5)).windows
+        found = (await service.quality.GetReport(request, timeout=30)).windows
         return [(each.window_start_time.ToSeconds() - int(BEGIN), each.events) for each in found]
 
     async def all_there() -> bool:

@@ -9,7 +9,7 @@ class FeaturesSettings(ServiceSettings):
 
     service = "features"
 
-    features_batch_events: int = Field(500, ge=1, le=10_000)
+    features_batch_events: int = Field(1000, ge=1, le=10_000)
     """Most events in one batch of the stream: one script in Redis, which answers nobody else meanwhile."""
     features_duplicates_s: int = Field(300, ge=1)
     """How long the identities of applied events are remembered at least, seconds."""

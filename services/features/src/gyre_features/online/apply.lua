@@ -172,7 +172,15 @@ local watched = popular + plan.categories + 1
 local first = watched + call.watched
 
 -- Everything is computed before anything is written: an error here leaves the store as it was.
-local merged, scored = {}, {}
+local merged, ranked = {}, {}
+local function rank(at, score, id)
+  local own = ranked[at]
+  if not own then
+    own = {}
+    ranked[at] = own
+  end
+  own[#own + 1], own[#own + 2] = score, id
+end
 for chunk = first, #KEYS, 1000 do
   local last = math.min(chunk + 999, #KEYS)
   local values = redis.call('MGET', unpack(KEYS, chunk, last))
@@ -183,10 +191,10 @@ for chunk = first, #KEYS, 1000 do
     local score = kind == 'i' and plan.popular and popularity(numbers)
     if score then
       local id = string.sub(KEYS[key], plan.popular.id_at)
-      scored[#scored + 1] = {KEYS[popular], score, id}
+      rank(popular, score, id)
       local at = plan.programs.i.first_last + (plan.popular.first_category or 0)
       for category = 1, plan.categories do
-        if numbers[at + category - 1] > 0 then scored[#scored + 1] = {KEYS[popular + category], score, id} end
+        if numbers[at + category - 1] > 0 then rank(popular + category, score, id) end
       end
     end
   end
@@ -195,9 +203,9 @@ end
 for _, each in ipairs(merged) do
   if each[3] > 0 then redis.call('SET', each[1], each[2], 'EX', each[3]) else redis.call('SET', each[1], each[2]) end
 end
-for _, each in ipairs(scored) do redis.call('ZADD', each[1], each[2], each[3]) end
-if #scored > 0 then
-  for at = popular, popular + plan.categories do redis.call('ZREMRANGEBYRANK', KEYS[at], 0, -plan.popular.kept - 1) end
+for at, own in pairs(ranked) do
+  for from = 1, #own, 4000 do redis.call('ZADD', KEYS[at], unpack(own, from, math.min(from + 3999, #own))) end
+  redis.call('ZREMRANGEBYRANK', KEYS[at], 0, -plan.popular.kept - 1)
 end
 for _, chunk in ipairs(identities) do redis.call('SADD', KEYS[fences + 2], unpack(chunk)) end
 if #ARGV[3] > 0 then redis.call('EXPIRE', KEYS[fences + 2], call.window_s) end

@@ -17,6 +17,8 @@ class ItemFields:
     """
 
     def __init__(self, store: OnlineStore) -> None:
+        self.version = 0
+        """Grows with whatever makes an earlier look-up old."""
         self._store = store
         self._values: dict[str, bytes | None] = {}
 
@@ -40,7 +42,9 @@ class ItemFields:
         for (kind, item_id), delta in deltas.items():
             if kind == "item" and delta.fields_time > never:
                 self._values.pop(item_id, None)
+                self.version += 1
 
     def clear(self) -> None:
         """Forget everything."""
         self._values.clear()
+        self.version += 1

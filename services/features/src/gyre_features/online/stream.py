@@ -1,5 +1,8 @@
 """One loop's stream: decoded events become deltas, and deltas one fenced script for each virtual shard."""
 
+from __future__ import annotations
+
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -25,6 +28,7 @@ from gyre_features.online.items import ItemFields
 from gyre_features.online.store import Applied, Fences, Known, OnlineStore, identity
 
 _LOG = logging.getLogger(__name__)
+_SENDING_S = 0.001
 
 Place = tuple[str, int]
 
@@ -78,15 +82,40 @@ def feature_event(event: Event) -> FeatureEvent:
     return FieldsChanged("item", message.item_id, event.time, fields)
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a batch will change, from what was known before it.
+
+    Attributes:
+        fresh: how many of its events the fences did not cover.
+        kept: those that count.
+        identities: of the behaviour among them.
+        deltas: what they change.
+        items_version: of the items' fields that were looked up; None for none.
+    """
+
+    fresh: int
+    kept: list[Event]
+    identities: list[bytes]
+    deltas: dict[EntityId, Delta]
+    items_version: int | None
+
+
 class LoopStream:
     """Applies the events of one loop, whatever batches they come in, exactly once.
 
     The fences say what every virtual shard holds already. A batch that begins before a fence is sliced there, so a
     redelivery with other boundaries changes nothing.
+
+    Args:
+        store: of the loop.
+        on_batch: awaited after each applied batch, with the events that counted.
+        most_events: in one batch, so in one script, during which Redis answers nobody else.
     """
 
-    def __init__(self, store: OnlineStore, *, on_batch: OnBatch) -> None:
+    def __init__(self, store: OnlineStore, *, on_batch: OnBatch, most_events: int = 1000) -> None:
         self.store = store
+        self._most_events = most_events
         self._on_batch = on_batch
         self._fences: list[Fences] = [{} for _ in range(store.shards)]
         self._items = ItemFields(store)
@@ -119,32 +148,68 @@ class LoopStream:
             await self._apply_to(shard, events)
 
     async def _apply_to(self, shard: int, events: Sequence[Event]) -> None:
+        """Apply batch after batch; while the store takes one in, the next is prepared."""
+        running: asyncio.Task[None] | None = None
+        try:
+            for first in range(0, len(events), self._most_events):
+                batch = events[first : first + self._most_events]
+                if running is not None:
+                    # So that the batch before is on its way to the store when this one takes the processor.
+                    await asyncio.wait([running], timeout=_SENDING_S)
+                prepared = await self._prepare(shard, batch, frozenset())
+                if running is not None:
+                    await running
+                running = asyncio.create_task(self._apply_batch(shard, batch, prepared), name="apply a batch")
+            if running is not None:
+                await running
+        finally:
+            if running is not None:
+                await asyncio.gather(running, return_exceptions=True)
+
+    async def _apply_batch(self, shard: int, events: Sequence[Event], prepared: _Prepared) -> None:
         fences, known = self._fences[shard], frozenset[bytes]()
         while True:
-            fresh = [event for event in events if event.offset >= fences.get((event.topic, event.partition), 0)]
+            fresh = self._fresh(shard, events)
             if not fresh:
                 return
+            if not self._still_good(prepared, fresh):
+                prepared = await self._prepare(shard, events, known)
             following = {(event.topic, event.partition): event.offset + 1 for event in fresh}
-            expected = {place: fences.get(place, 0) for place in following}
-            kept, identities = self._without_duplicates(fresh, known)
-            deltas = await self._aggregate(kept)
             outcome = await self.store.apply(
                 shard,
-                expected=expected,
+                expected={place: fences.get(place, 0) for place in following},
                 following=following,
-                deltas=deltas,
-                identities=identities,
+                deltas=prepared.deltas,
+                identities=prepared.identities,
                 watched=self.catalogue,
             )
             if isinstance(outcome, Applied):
                 fences.update(following)
-                self._note_catalogue(shard, outcome, following, deltas)
-                await self._tell(shard, outcome.batch, fresh, kept)
+                self._note_catalogue(shard, outcome, following, prepared.deltas)
+                await self._tell(shard, outcome.batch, fresh, prepared.kept)
                 return
             if isinstance(outcome, Known):
                 known |= outcome.identities
+                prepared = await self._prepare(shard, events, known)
             else:
                 self._slice(shard, outcome.fences)
+
+    def _fresh(self, shard: int, events: Sequence[Event]) -> list[Event]:
+        fences = self._fences[shard]
+        return [event for event in events if event.offset >= fences.get((event.topic, event.partition), 0)]
+
+    async def _prepare(self, shard: int, events: Sequence[Event], known: frozenset[bytes]) -> _Prepared:
+        fresh, layout = self._fresh(shard, events), self.store.layout
+        kept, identities = self._without_duplicates(fresh, known)
+        changes = [feature_event(event) for event in kept]
+        needed = items_needed(layout, changes)
+        lookup = await self._items.lookup(needed)
+        version = self._items.version if needed else None
+        return _Prepared(len(fresh), kept, identities, aggregate(layout, changes, lookup), version)
+
+    def _still_good(self, prepared: _Prepared, fresh: Sequence[Event]) -> bool:
+        """Whether nothing that a preparation was made from has changed since; fences only ever cut off more."""
+        return prepared.fresh == len(fresh) and prepared.items_version in (None, self._items.version)
 
     def _slice(self, shard: int, found: Fences) -> None:
         """Take the fences as they stand: somebody else applied events of this batch, or the store lost some."""
@@ -199,8 +264,3 @@ class LoopStream:
         for each in known:
             kept.pop(each, None)
         return [*changes, *kept.values()], list(kept)
-
-    async def _aggregate(self, events: Sequence[Event]) -> dict[EntityId, Delta]:
-        changes = [feature_event(event) for event in events]
-        layout = self.store.layout
-        return aggregate(layout, changes, await self._items.lookup(items_needed(layout, changes)))

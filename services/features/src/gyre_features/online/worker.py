@@ -28,9 +28,11 @@ _LOG = logging.getLogger(__name__)
 class StreamWorker:
     """Hands each loop its events, seeks on assignment, and holds behaviour back until the catalogue is known."""
 
-    def __init__(self, stores: Iterable[OnlineStore], producer: Producer) -> None:
+    def __init__(self, stores: Iterable[OnlineStore], producer: Producer, *, most_events: int) -> None:
         self._producer = producer
-        self._streams = {store.spec.loop: LoopStream(store, on_batch=self._note) for store in stores}
+        self._streams = {
+            store.spec.loop: LoopStream(store, on_batch=self._note, most_events=most_events) for store in stores
+        }
         self.admission = Admission({name: stream.store.spec for name, stream in self._streams.items()})
         self._consumer: Consumer | None = None
         self._waits: dict[str, asyncio.Task[None]] = {}

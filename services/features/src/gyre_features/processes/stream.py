@@ -18,6 +18,7 @@ from gyre_features.settings import FeaturesSettings
 GROUP = "features-stream"
 TOPICS = ("behavior.impressions", "behavior.interactions", CATALOGUE)
 TYPES = message_types(behavior.Impression, behavior.Interaction, behavior.ItemChanged)
+_BATCHES_AT_ONCE = 4
 _GARBAGE_AFTER = 100_000
 
 
@@ -44,14 +45,14 @@ async def stream(lifespan: Lifespan, settings: FeaturesSettings) -> None:
     redis = await lifespan.enter(open_redis(settings))
     stores = [open_store(settings, redis, spec) for spec in loops.values()]
     producer = await lifespan.enter(Producer(settings.kafka, source="gyre/features-stream"))
-    worker = StreamWorker(stores, producer)
+    worker = StreamWorker(stores, producer, most_events=settings.features_batch_events)
     consumer = Consumer(
         settings.kafka,
         group=GROUP,
         topics=[topic(name, suffix) for name in loops for suffix in TOPICS],
         types=TYPES,
         options=ConsumerOptions(
-            max_records=settings.features_batch_events,
+            max_records=_BATCHES_AT_ONCE * settings.features_batch_events,
             max_wait_ms=20,
             admit=worker.admission,
             on_assigned=worker.assigned,
