@@ -1,5 +1,6 @@
 """The loop spec: `gyre.yaml` as frozen, validated models; an error names file, line, field, value and rule."""
 
+from gyre_core.spec.checks import Violation
 from gyre_core.spec.columns import feature_columns
 from gyre_core.spec.duration import Duration
 from gyre_core.spec.features import (
@@ -27,7 +28,7 @@ from gyre_core.spec.fields import (
     TimeField,
 )
 from gyre_core.spec.issues import SpecError, SpecIssue
-from gyre_core.spec.loading import json_schema, load_loop, parse_loop
+from gyre_core.spec.loading import json_schema, load_loop, parse_loop, parse_yaml
 from gyre_core.spec.loop import InteractionSpec, LoopSpec
 from gyre_core.spec.operations import (
     EvaluationSpec,
@@ -79,9 +80,11 @@ __all__ = [
     "TextField",
     "TimeField",
     "TrainingSpec",
+    "Violation",
     "ZScoreFeature",
     "feature_columns",
     "json_schema",
     "load_loop",
     "parse_loop",
+    "parse_yaml",
 ]

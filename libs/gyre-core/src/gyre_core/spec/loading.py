@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from gyre_core.spec.checks import Loc, cross_checks
+from gyre_core.spec.checks import Loc, Violation, cross_checks
 from gyre_core.spec.issues import SpecError, SpecIssue, shown
 from gyre_core.spec.loop import LoopSpec
+from gyre_core.spec.model import SpecModel
 
+ModelT = TypeVar("ModelT", bound=SpecModel)
 _RULES = {"missing": "is required", "extra_forbidden": "is not a known field here"}
 
 
@@ -25,20 +27,41 @@ def load_loop(path: str | Path) -> LoopSpec:
 
 def parse_loop(text: str, *, source: str = "gyre.yaml") -> LoopSpec:
     """Read and check the text of a `gyre.yaml`; `source` is the file name that issues carry."""
+    return parse_yaml(LoopSpec, text, source=source, checks=cross_checks)
+
+
+def parse_yaml(
+    model: type[ModelT],
+    text: str,
+    *,
+    source: str,
+    checks: Callable[[ModelT], Iterable[Violation]] = lambda _made: (),
+) -> ModelT:
+    """Read a YAML text as a strict model.
+
+    Args:
+        model: the class.
+        text: the text.
+        source: the file name that issues carry.
+        checks: what one part of a valid model breaks against another.
+
+    Raises:
+        SpecError: with every issue found, each with its line.
+    """
     root = _compose(text, source)
     tree = _Tree(source, root)
     duplicates = list(_duplicate_keys(root, tree, ()))
     if duplicates:
         raise SpecError(duplicates)
     try:
-        spec = LoopSpec.model_validate(yaml.safe_load(text))
+        made = model.model_validate(yaml.safe_load(text))
     except ValidationError as error:
         found = [detail for detail in error.errors() if not _is_consequence(detail)]
         raise SpecError([_issue_of(tree, detail) for detail in found]) from error
-    issues = [tree.issue(each.loc, value=each.value, rule=each.rule) for each in cross_checks(spec)]
+    issues = [tree.issue(each.loc, value=each.value, rule=each.rule) for each in checks(made)]
     if issues:
         raise SpecError(issues)
-    return spec
+    return made
 
 
 def json_schema() -> dict[str, Any]:
