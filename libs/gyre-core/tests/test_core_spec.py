@@ -158,3 +158,40 @@ def test_schema_describes_every_part() -> None:
     assert set(schema["properties"]) >= {"version", "loop", "events", "features", "rollout", "serving"}
     assert schema["additionalProperties"] is False
     assert set(schema["properties"]["features"]["items"]["discriminator"]["mapping"]) >= {"decayed_count", "affinity"}
+
+
+def test_quality_checks_have_defaults_and_thresholds() -> None:
+    """Every check has a threshold without being named, and one that is named keeps the others as they are."""
+    plain = parse_loop(FULL, source="test").quality.checks
+    assert (plain.completeness.max_missing, plain.volume.max_z, plain.drift.alpha) == (0.05, 4.0, 0.01)
+    ranges = "{ranges: {columns: {item_rate_7d: {min: 0, max: 9}, items.year: {min: 1890, max: 2030}}}}"
+    given = parse_loop(
+        changed("quality: {window", f"quality: {{checks: {ranges}, window"), source="test"
+    ).quality.checks
+    assert given.ranges.columns["items.year"].max == 2030
+    assert given.completeness == plain.completeness
+
+
+@pytest.mark.parametrize(
+    ("checks", "field", "rule"),
+    [
+        ("{ranges: {columns: {nope: {min: 0, max: 1}}}}", "ranges.columns.nope", "feature column or a number field"),
+        ("{ranges: {columns: {hour: {min: 2, max: 1}}}}", "ranges.columns.hour", "must have min <= max"),
+        ("{completeness: {columns: {items.nope: 0.1}}}", "completeness.columns.items.nope", "or items.<field>"),
+        ("{completeness: {max_missing: 2}}", "completeness.max_missing", "less than or equal to 1"),
+        ("{personal_data: {fields: [year]}}", "personal_data.fields[0]", "item field of kind text"),
+        ("{drift: {alpha: 0}}", "drift.alpha", "greater than 0"),
+    ],
+)
+def test_a_wrong_check_is_refused(checks: str, field: str, rule: str) -> None:
+    """Columns that do not exist and thresholds that mean nothing are issues at their own field."""
+    (issue,) = issues_of(changed("quality: {window", f"quality: {{checks: {checks}, window"))
+    assert issue.field == f"quality.checks.{field}"
+    assert rule in issue.rule
+
+
+def test_an_action_names_a_check() -> None:
+    """An action for a check that does not exist would never be taken, and is refused."""
+    (issue,) = issues_of(changed("labels: quarantine", "label: quarantine"))
+    assert issue.field == "quality.actions.label"
+    assert "labels.noise" in issue.rule

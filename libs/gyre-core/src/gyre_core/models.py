@@ -5,7 +5,10 @@ A loop's name has no double hyphen, so the name can be split again.
 
 An artefact folder `<artifacts>/<loop>/<version>/` holds `MODEL_FILE` (ONNX, one input `features` float32
 [rows, columns of the layout], one output `scores` float32 [rows, 1]), `GOLDEN_FILE` (numpy: `features` float32
-[n, columns] and the `scores` float32 [n] that the model gave for them when it was exported) and `MANIFEST_FILE`.
+[n, columns] and the `scores` float32 [n] that the model gave for them when it was exported), `MANIFEST_FILE`, and
+what the data was found to be: `QUALITY_FILE` with its `QUALITY_PAGE` for a person, the ids that were set aside in
+`QUARANTINE_FILE`, and `REFERENCE_FILE`, which later data is compared with. A refused run leaves a folder without a
+model.
 """
 
 from __future__ import annotations
@@ -19,6 +22,10 @@ LAYOUT_PARAMETER = "gyre_layout"
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
 MANIFEST_FILE = "model.json"
+QUALITY_FILE = "quality.json"
+QUALITY_PAGE = "quality.html"
+QUARANTINE_FILE = "quarantine.jsonl"
+REFERENCE_FILE = "reference.bin"
 
 
 def triton_model(loop: str, version: str) -> str:

@@ -95,6 +95,9 @@ METRICS: tuple[Metric, ...] = (
     # trainer
     Metric("gyre_trainer_runs_total", "counter", "1", ("loop", "state"), "Training runs that reached a state."),
     Metric("gyre_trainer_ndcg", "gauge", "1", ("loop", "version"), "NDCG@10 of a version on its holdout."),
+    Metric("gyre_quality_check_value", "gauge", "1", ("loop", "check"), "What a check last found, its worst column."),
+    Metric("gyre_quality_failures_total", "counter", "1", ("loop", "check", "action"), "Runs in which a check failed."),
+    Metric("gyre_quality_quarantined_total", "counter", "1", ("loop", "rows"), "Rows left out of training, by kind."),
     # deployer
     Metric("gyre_deployer_rollouts_total", "counter", "1", ("loop", "state"), "Rollouts that reached a state."),
     Metric("gyre_deployer_share", "gauge", "1", ("loop", "version", "arm"), "Share of traffic of a version."),

@@ -37,20 +37,22 @@ from gyre_core.spec.operations import (
     GuardrailSpec,
     LabelSpec,
     ModelSpec,
-    QualitySpec,
     RolloutSpec,
     RolloutStep,
     ServingSpec,
     TrainingSpec,
 )
+from gyre_core.spec.quality import CHECKS, ChecksSpec, QualitySpec
 
 __all__ = [
+    "CHECKS",
     "IMPRESSION",
     "AffinityFeature",
     "AgeFeature",
     "BooleanField",
     "CategoriesField",
     "CategoryField",
+    "ChecksSpec",
     "ContextFeature",
     "DecayedCountFeature",
     "DecayedMeanFeature",

@@ -19,8 +19,9 @@ from gyre_core.spec.features import (
     RankFeature,
     ZScoreFeature,
 )
-from gyre_core.spec.fields import CategoriesField, CategoryField, TextField, TimeField
+from gyre_core.spec.fields import CategoriesField, CategoryField, NumberField, TextField, TimeField
 from gyre_core.spec.loop import LoopSpec
+from gyre_core.spec.quality import CHECKS
 
 Loc = tuple[str | int, ...]
 
@@ -49,6 +50,7 @@ def cross_checks(spec: LoopSpec) -> Iterator[Violation]:
     yield from _training(spec)
     yield from _experiment(spec)
     yield from _serving(spec)
+    yield from _quality(spec)
 
 
 def _interaction_names(spec: LoopSpec) -> Iterator[Violation]:
@@ -172,3 +174,28 @@ def _serving(spec: LoopSpec) -> Iterator[Violation]:
         if declared is None or isinstance(declared, TextField) or not getattr(declared, "values", ()):
             rule = "must be an item field of kind category or categories that lists its values"
             yield Violation(("serving", "recommend", "genre_field"), field, rule)
+
+
+_CHECKED = ("impressions.user_id", "interactions.user_id", "interactions.item_id", "interactions.value")
+
+
+def _quality(spec: LoopSpec) -> Iterator[Violation]:
+    at: Loc = ("quality", "checks")
+    checks, fields = spec.quality.checks, spec.items.fields
+    known = {*CHECKS, *(name.partition(".")[0] for name in CHECKS)}
+    for name in spec.quality.actions:
+        if name not in known:
+            yield Violation(("quality", "actions", name), None, f"must be a check or a family: {', '.join(CHECKS)}")
+    for name in checks.completeness.columns:
+        if name not in _CHECKED and name.removeprefix("items.") not in fields:
+            rule = f"must be {', '.join(_CHECKED)} or items.<field>"
+            yield Violation((*at, "completeness", "columns", name), None, rule)
+    numbers = {f"items.{name}" for name, field in fields.items() if isinstance(field, NumberField)}
+    for name in checks.ranges.columns:
+        if name not in numbers and name not in spec.columns():
+            rule = "must be a feature column or a number field as items.<field>"
+            yield Violation((*at, "ranges", "columns", name), None, rule)
+    for position, name in enumerate(checks.personal_data.fields):
+        if not isinstance(fields.get(name), TextField):
+            rule = "must be an item field of kind text"
+            yield Violation((*at, "personal_data", "fields", position), name, rule)

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gyre_core.spec.checks import Loc, Violation, cross_checks
 from gyre_core.spec.issues import SpecError, SpecIssue, shown
 from gyre_core.spec.loop import LoopSpec
-from gyre_core.spec.model import SpecModel
 
-ModelT = TypeVar("ModelT", bound=SpecModel)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 _RULES = {"missing": "is required", "extra_forbidden": "is not a known field here"}
 
 

@@ -16,13 +16,13 @@ from gyre_core.spec.model import EventName, LoopName, Name, SpecModel
 from gyre_core.spec.operations import (
     ExperimentSpec,
     ModelSpec,
-    QualitySpec,
     RetentionSpec,
     RolloutSpec,
     ServingSpec,
     ShardSpec,
     TrainingSpec,
 )
+from gyre_core.spec.quality import QualitySpec
 
 
 class ValueRange(SpecModel):

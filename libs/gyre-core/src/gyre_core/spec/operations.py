@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from gyre_core.spec.duration import Duration
@@ -190,24 +190,6 @@ class ServingSpec(SpecModel):
     def inference_timeout_s(self) -> float:
         """The longest wait for scores, seconds."""
         return self.inference_timeout.seconds
-
-
-CheckName = Annotated[str, StringConstraints(pattern=r"^[a-z_]+(\.[a-z_]+)?$", max_length=64)]
-
-
-class QualitySpec(SpecModel):
-    """The window of the continuous data-quality counts, and what follows a failed check.
-
-    `actions` go by a check's name (`drift.psi`) or its family (`drift`), the name deciding; `warn` without either.
-    """
-
-    window: Duration = Duration.parse("60s")
-    actions: dict[CheckName, Literal["warn", "quarantine", "block"]] = Field(default_factory=dict)
-
-    @property
-    def window_s(self) -> float:
-        """The window's length, seconds."""
-        return self.window.seconds
 
 
 class RetentionSpec(SpecModel):

@@ -6,7 +6,9 @@ Reports on the data."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from gyre.events.v1 import features_pb2 as _features_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +21,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _QualityAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _QualityActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QualityAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    QUALITY_ACTION_UNSPECIFIED: _QualityAction.ValueType  # 0
+    """Not known."""
+    QUALITY_ACTION_WARN: _QualityAction.ValueType  # 1
+    """It is told."""
+    QUALITY_ACTION_QUARANTINE: _QualityAction.ValueType  # 2
+    """The rows at fault are left out of training."""
+    QUALITY_ACTION_BLOCK: _QualityAction.ValueType  # 3
+    """Nothing is trained."""
+
+class QualityAction(_QualityAction, metaclass=_QualityActionEnumTypeWrapper):
+    """What follows a failed check."""
+
+QUALITY_ACTION_UNSPECIFIED: QualityAction.ValueType  # 0
+"""Not known."""
+QUALITY_ACTION_WARN: QualityAction.ValueType  # 1
+"""It is told."""
+QUALITY_ACTION_QUARANTINE: QualityAction.ValueType  # 2
+"""The rows at fault are left out of training."""
+QUALITY_ACTION_BLOCK: QualityAction.ValueType  # 3
+"""Nothing is trained."""
+Global___QualityAction: _TypeAlias = QualityAction  # noqa: Y015
+
 @_typing.final
 class GetReportRequest(_message.Message):
     """Asks for a report."""
@@ -27,19 +57,27 @@ class GetReportRequest(_message.Message):
 
     LOOP_FIELD_NUMBER: _builtins.int
     WINDOWS_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
     loop: _builtins.str
     """The loop. Required."""
     windows: _builtins.int
     """How many windows of each topic, newest first. Default 0: 10."""
+    run_id: _builtins.str
+    """The training run whose report is wanted, instead of windows. Default empty: windows."""
+    snapshot_id: _builtins.int
+    """The Iceberg snapshot, of any table, whose newest report is wanted, instead of windows. Default 0: windows."""
     def __init__(
         self,
         *,
         loop: _builtins.str = ...,
         windows: _builtins.int = ...,
+        run_id: _builtins.str = ...,
+        snapshot_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["loop", b"loop", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loop", b"loop", "run_id", b"run_id", "snapshot_id", b"snapshot_id", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -52,19 +90,180 @@ class GetReportResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WINDOWS_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def windows(self) -> _containers.RepeatedCompositeFieldContainer[_features_pb2.QualityWindow]:
         """The windows, newest first."""
+
+    @_builtins.property
+    def snapshot(self) -> Global___SnapshotReport:
+        """The report on a snapshot; present when the request named a run or a snapshot."""
 
     def __init__(
         self,
         *,
         windows: _abc.Iterable[_features_pb2.QualityWindow] | None = ...,
+        snapshot: Global___SnapshotReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetReportResponse: _TypeAlias = GetReportResponse  # noqa: Y015
+
+@_typing.final
+class SnapshotReport(_message.Message):
+    """What the gate of a training run found in its snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SnapshotsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class QuarantinedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    DATA_TIME_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    version: _builtins.str
+    """The model version that it was to make."""
+    passed: _builtins.bool
+    """Whether every check passed."""
+    blocks: _builtins.bool
+    """Whether a failed check forbade training."""
+    @_builtins.property
+    def snapshots(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Iceberg snapshot ids that were checked, by table."""
+
+    @_builtins.property
+    def data_time(self) -> _timestamp_pb2.Timestamp:
+        """The loop's time of the snapshot."""
+
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___QualityCheck]:
+        """The findings."""
+
+    @_builtins.property
+    def quarantined(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """How many rows were left out of training, by what they are rows of: impressions, interactions, items shown."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        version: _builtins.str = ...,
+        snapshots: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        data_time: _timestamp_pb2.Timestamp | None = ...,
+        passed: _builtins.bool = ...,
+        blocks: _builtins.bool = ...,
+        checks: _abc.Iterable[Global___QualityCheck] | None = ...,
+        quarantined: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_time", b"data_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "checks", b"checks", "data_time", b"data_time", "passed", b"passed", "quarantined", b"quarantined", "run_id", b"run_id", "snapshots", b"snapshots", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotReport: _TypeAlias = SnapshotReport  # noqa: Y015
+
+@_typing.final
+class QualityCheck(_message.Message):
+    """One finding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the check, such as drift.psi."""
+    column: _builtins.str
+    """What it is about; empty for the whole data set."""
+    value: _builtins.float
+    """What was measured, in the unit of the check; absent where there was nothing to measure."""
+    threshold: _builtins.float
+    """The bound that it was held against."""
+    passed: _builtins.bool
+    """Whether the data is as it should be."""
+    action: Global___QualityAction.ValueType
+    """What follows when it is not."""
+    detail: _builtins.str
+    """One sentence for a person; it holds no value of the data."""
+    rows: _builtins.int
+    """How many rows are at fault."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        column: _builtins.str = ...,
+        value: _builtins.float | None = ...,
+        threshold: _builtins.float | None = ...,
+        passed: _builtins.bool = ...,
+        action: Global___QualityAction.ValueType = ...,
+        detail: _builtins.str = ...,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_value", b"_value", "threshold", b"threshold", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_value", b"_value", "action", b"action", "column", b"column", "detail", b"detail", "name", b"name", "passed", b"passed", "rows", b"rows", "threshold", b"threshold", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___QualityCheck: _TypeAlias = QualityCheck  # noqa: Y015

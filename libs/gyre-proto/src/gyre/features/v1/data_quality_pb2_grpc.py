@@ -47,7 +47,7 @@ class DataQualityServiceServicer:
     """
 
     def GetReport(self, request, context):
-        """The newest windows of the raw stream, by topic.
+        """The newest windows of the raw stream, by topic; or what the gate of a training run found in its snapshot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,7 @@ class DataQualityServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DataQualityServiceAsyncStub: ...
     GetReport: _grpc.UnaryUnaryMultiCallable[_data_quality_pb2.GetReportRequest, _data_quality_pb2.GetReportResponse]
-    """The newest windows of the raw stream, by topic."""
+    """The newest windows of the raw stream, by topic; or what the gate of a training run found in its snapshot."""
 
 @_typing.type_check_only
 class DataQualityServiceAsyncStub(DataQualityServiceStub):
@@ -42,7 +42,7 @@ class DataQualityServiceAsyncStub(DataQualityServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetReport: _aio.UnaryUnaryMultiCallable[_data_quality_pb2.GetReportRequest, _data_quality_pb2.GetReportResponse]  # type: ignore[assignment]
-    """The newest windows of the raw stream, by topic."""
+    """The newest windows of the raw stream, by topic; or what the gate of a training run found in its snapshot."""
 
 class DataQualityServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells what the data look like."""
@@ -53,6 +53,6 @@ class DataQualityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _data_quality_pb2.GetReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_data_quality_pb2.GetReportResponse, _abc.Awaitable[_data_quality_pb2.GetReportResponse]]:
-        """The newest windows of the raw stream, by topic."""
+        """The newest windows of the raw stream, by topic; or what the gate of a training run found in its snapshot."""
 
 def add_DataQualityServiceServicer_to_server(servicer: DataQualityServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
