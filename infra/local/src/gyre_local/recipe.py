@@ -29,5 +29,5 @@ class Recipe:
     probe: Probe
     env: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[str, int] = field(default_factory=dict)
-    start_timeout_s: float = 30.0
+    start_timeout_s: float = 90.0
     stop_timeout_s: float = 15.0

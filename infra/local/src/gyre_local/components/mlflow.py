@@ -31,5 +31,5 @@ def prepare(directory: Path, *, host: str, port: int) -> Recipe:
         },
         probe=partial(probes.http_ok, host, port, "/health"),
         ports={"http": port},
-        start_timeout_s=120,
+        start_timeout_s=300,
     )
