@@ -1,0 +1,195 @@
+"""The commands that operate a loop, against real servers that answer as told: what they ask for and what they print."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from gyre.deployer.v1 import deployer_pb2 as deployer
+from gyre.deployer.v1 import deployer_pb2_grpc as deployer_rpc
+from gyre.monitor.v1 import monitor_pb2 as monitor
+from gyre.monitor.v1 import monitor_pb2_grpc as monitor_rpc
+from gyre.trainer.v1 import trainer_pb2 as trainer
+from gyre.trainer.v1 import trainer_pb2_grpc as trainer_rpc
+from gyre_runtime import Health, NotFound, Precondition, Registration, ServiceSettings, build_server
+from typer.testing import Result
+
+
+class ToldMesh(
+    deployer_rpc.DeployerServiceServicer, monitor_rpc.MonitorServiceServicer, trainer_rpc.TrainerServiceServicer
+):
+    """Deployer, monitor and trainer in one, with one run and two rollouts."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.run_states = [trainer.RUN_STATE_TRAINING, trainer.RUN_STATE_REGISTERED]
+        self.rollouts = [
+            deployer.Rollout(rollout_id="new", version="v2", state=deployer.ROLLOUT_STATE_CANARY, share=0.1),
+            deployer.Rollout(rollout_id="old", version="v1", state=deployer.ROLLOUT_STATE_PROMOTED, share=1.0),
+        ]
+
+    async def GetLoopStatus(self, request: Any, context: Any) -> monitor.GetLoopStatusResponse:  # noqa: N802
+        """Two stages, and what is left to the next run."""
+        stages = [monitor.StageStatus(stage="events", state="idle", count=1234), monitor.StageStatus(stage="rollout")]
+        return monitor.GetLoopStatusResponse(
+            stages=stages, interactions_since_trigger=7, volume_threshold=100, loop_time_s=12.5
+        )
+
+    async def GetExperiment(self, request: Any, context: Any) -> monitor.GetExperimentResponse:  # noqa: N802
+        """One arm of the rollout that is asked for."""
+        self.asked.append(request)
+        return monitor.GetExperimentResponse(
+            arms=[monitor.ArmMetrics(arm="live", version="v1", impressions=9, ctr=0.5)]
+        )
+
+    async def GetLineage(self, request: Any, context: Any) -> monitor.GetLineageResponse:  # noqa: N802
+        """Know one answer only."""
+        if request.request_id != "r1":
+            raise NotFound("UNKNOWN_REQUEST", f"{request.request_id} is not known")
+        return monitor.GetLineageResponse(lineage=monitor.Lineage(request_id="r1", run_id="run-1"))
+
+    def _run(self, state: int) -> trainer.Run:
+        return trainer.Run(run_id="run-1", state=state, version="v2", reason="why", progress=0.5)  # type: ignore[arg-type]
+
+    async def ListRuns(self, request: Any, context: Any) -> trainer.ListRunsResponse:  # noqa: N802
+        """One run with its measure."""
+        run = self._run(self.run_states[-1])
+        run.measurements.add(name="ndcg_at_10", value=0.51234)
+        return trainer.ListRunsResponse(runs=[run])
+
+    async def StartRun(self, request: Any, context: Any) -> trainer.StartRunResponse:  # noqa: N802
+        """Queue the run."""
+        self.asked.append(request)
+        return trainer.StartRunResponse(run=self._run(trainer.RUN_STATE_QUEUED))
+
+    async def WatchRun(self, request: Any, context: Any) -> AsyncIterator[trainer.WatchRunResponse]:  # noqa: N802
+        """Each state once."""
+        for state in self.run_states:
+            yield trainer.WatchRunResponse(run=self._run(state))
+
+    async def ListRollouts(self, request: Any, context: Any) -> deployer.ListRolloutsResponse:  # noqa: N802
+        """The rollouts, and the arms as they are."""
+        answer = deployer.ListRolloutsResponse(rollouts=self.rollouts)
+        answer.view.epoch = 5
+        answer.view.arms.add(name="live", version="v1", share=0.9)
+        answer.view.arms.add(name="candidate", version="v2", share=0.1)
+        return answer
+
+    async def Promote(self, request: Any, context: Any) -> deployer.PromoteResponse:  # noqa: N802
+        """Promote what is under way."""
+        self.asked.append(request)
+        if request.rollout_id == "old":
+            raise Precondition("ROLLOUT_ENDED", "rollout old is PROMOTED: must be under way")
+        return deployer.PromoteResponse(rollout=deployer.Rollout(rollout_id=request.rollout_id, version="v2"))
+
+    async def Rollback(self, request: Any, context: Any) -> deployer.RollbackResponse:  # noqa: N802
+        """Roll back."""
+        self.asked.append(request)
+        return deployer.RollbackResponse(rollout=deployer.Rollout(rollout_id=request.rollout_id))
+
+    async def Pause(self, request: Any, context: Any) -> deployer.PauseResponse:  # noqa: N802
+        """Hold or go on."""
+        self.asked.append(request)
+        return deployer.PauseResponse(rollout=deployer.Rollout(rollout_id=request.rollout_id))
+
+
+@pytest.fixture
+def told() -> ToldMesh:
+    """The services that the test instructs."""
+    return ToldMesh()
+
+
+@pytest.fixture
+async def run(told: ToldMesh, gyre: Callable[..., Result]) -> AsyncIterator[Callable[..., Any]]:
+    """Run a command against the told services."""
+    services = [
+        Registration(deployer_rpc.add_DeployerServiceServicer_to_server, told),
+        Registration(monitor_rpc.add_MonitorServiceServicer_to_server, told),
+        Registration(trainer_rpc.add_TrainerServiceServicer_to_server, told),
+    ]
+    async with build_server(ServiceSettings(drain_s=1), services, health=Health()) as server:
+        address = server.address
+
+        async def command(*words: str) -> Result:
+            return await asyncio.to_thread(gyre, *words, deployer=address, monitor=address, trainer=address)
+
+        yield command
+
+
+async def test_status_shows_stages_and_what_is_left(run: Callable[..., Any]) -> None:
+    """`gyre status` prints each stage and how far the next run is."""
+    output = (await run("status", "shop")).output
+    assert "1,234" in output
+    assert "7 of 100 interactions to the next run" in output
+    assert "after 12.5 s" in output
+
+
+async def test_experiment_asks_for_one_rollout(run: Callable[..., Any], told: ToldMesh) -> None:
+    """`gyre experiment --rollout` narrows the question, and rates are percentages."""
+    output = (await run("experiment", "shop", "--rollout", "new")).output
+    assert told.asked[0].rollout_id == "new"
+    assert "50.00%" in output
+
+
+async def test_trace_of_an_unknown_answer_is_one_line(run: Callable[..., Any]) -> None:
+    """`gyre trace` prints a known answer's ids, and an error for another."""
+    assert "run-1" in (await run("trace", "shop", "r1")).output
+    unknown = await run("trace", "shop", "r2")
+    assert (unknown.exit_code, unknown.output.strip()) == (1, "UNKNOWN_REQUEST: r2 is not known")
+
+
+async def test_runs_show_state_and_measure(run: Callable[..., Any]) -> None:
+    """`gyre runs` names state, version and NDCG."""
+    output = (await run("runs", "shop")).output
+    assert "registered" in output
+    assert "0.5123" in output
+
+
+async def test_train_follows_the_run_to_its_end(run: Callable[..., Any], told: ToldMesh) -> None:
+    """`gyre train --watch` prints each state; a run that ends badly ends the command with 1 and its reason."""
+    good = await run("train", "shop", "--watch")
+    assert good.exit_code == 0
+    assert good.output.splitlines()[:3] == ["run run-1", "training 50% v2 why", "registered 50% v2 why"]
+    told.run_states = [trainer.RUN_STATE_GATE, trainer.RUN_STATE_REFUSED]
+    bad = await run("train", "shop", "--watch")
+    assert bad.exit_code == 1
+    assert "run run-1 was refused: why" in bad.output
+    assert len({each.request_id for each in told.asked}) == 2
+
+
+async def test_rollouts_show_who_gets_what(run: Callable[..., Any]) -> None:
+    """`gyre rollouts` lists them and the arms of now."""
+    output = (await run("rollouts", "shop")).output
+    assert "now: live v1 90%, candidate v2 10% (epoch 5)" in output
+    assert output.index("new") < output.index("old")
+
+
+@pytest.mark.parametrize("command", ["promote", "rollback", "pause"])
+async def test_a_change_is_for_the_newest_rollout_unless_one_is_named(
+    run: Callable[..., Any], told: ToldMesh, command: str
+) -> None:
+    """Without a rollout the newest is meant, and the reason reaches the log."""
+    assert (await run(command, "shop", "--reason", "because")).exit_code == 0
+    await run(command, "shop", "old")
+    assert [(each.rollout_id, each.reason) for each in told.asked] == [("new", "because"), ("old", "")]
+
+
+async def test_pause_can_resume(run: Callable[..., Any], told: ToldMesh) -> None:
+    """`--resume` lets the rollout go on."""
+    await run("pause", "shop")
+    await run("pause", "shop", "--resume")
+    assert [each.resume for each in told.asked] == [False, True]
+
+
+async def test_a_refused_change_is_one_line(run: Callable[..., Any]) -> None:
+    """What the deployer refuses is told as it says it, with exit code 1."""
+    result = await run("promote", "shop", "old")
+    assert (result.exit_code, result.output.strip()) == (1, "ROLLOUT_ENDED: rollout old is PROMOTED: must be under way")
+
+
+async def test_without_any_rollout_there_is_nothing_to_change(run: Callable[..., Any], told: ToldMesh) -> None:
+    """A loop that had no rollout yet says so."""
+    told.rollouts = []
+    result = await run("rollback", "shop")
+    assert result.exit_code == 1
+    assert "has had no rollout yet" in result.output
