@@ -6,7 +6,8 @@ hold already is left out, so an import that was cut short is simply started agai
 
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 from google.protobuf.message import Message
 from gyre.events.v1 import behavior_pb2 as behavior
@@ -66,30 +67,76 @@ async def import_history(
         Unavailable: Kafka gave events up; import again, nothing is sent twice.
     """
     prepared = [prepare(spec, event) for event in events]
-    await ensure_topics(settings, [spec])
-    known = await imported_ids(settings.kafka, spec.loop, {each.suffix for each in prepared})
-    dropped: list[str] = []
-    fresh: list[Prepared] = []
-    for each in prepared:
-        if each.id not in known:
-            known.add(each.id)
-            fresh.append(each)
-    on_progress(len(prepared) - len(fresh))
-    bounds = {"max_queue_records": 2 * _CHUNK, "max_queue_bytes": 256 * 1024 * 1024}
-    async with Producer(
-        settings.kafka, source=IMPORT_SOURCE, on_drop=lambda _topic, reason: dropped.append(reason), **bounds
-    ) as producer:
+    async with HistoryImport(settings, spec, suffixes={each.suffix for each in prepared}) as history:
+        return await history.send_prepared(prepared, on_progress=on_progress)
+
+
+class HistoryImport:
+    """A history that is sent part by part; an async context manager.
+
+    What Kafka holds already is read once, on entering: about 100 bytes of memory for each imported event.
+
+    Args:
+        settings: uses `kafka` and `kafka_replication`.
+        spec: the loop.
+        suffixes: of the topics that the events go to.
+    """
+
+    def __init__(self, settings: ServiceSettings, spec: LoopSpec, *, suffixes: Iterable[str] = _SUFFIXES) -> None:
+        self._settings, self._spec, self._suffixes = settings, spec, set(suffixes)
+        self._known: set[str] = set()
+        self._dropped: list[str] = []
+        self._producer = Producer(
+            settings.kafka,
+            source=IMPORT_SOURCE,
+            on_drop=lambda _topic, reason: self._dropped.append(reason),
+            max_queue_records=2 * _CHUNK,
+            max_queue_bytes=256 * 1024 * 1024,
+        )
+
+    async def __aenter__(self) -> Self:
+        """Find out what is there already, and connect."""
+        await ensure_topics(self._settings, [self._spec])
+        self._known = await imported_ids(self._settings.kafka, self._spec.loop, self._suffixes)
+        await self._producer.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Send what waits and disconnect."""
+        await self._producer.__aexit__(kind, error, trace)
+
+    async def send(self, events: Iterable[Event]) -> Imported:
+        """Send events that are not there yet, and wait until they are acknowledged.
+
+        Raises:
+            Invalid: an event breaks the loop's rules; none of these was sent.
+            Unavailable: Kafka gave events up; import again, nothing is sent twice.
+        """
+        return await self.send_prepared([prepare(self._spec, event) for event in events])
+
+    async def send_prepared(
+        self, prepared: Sequence[Prepared], *, on_progress: OnProgress = lambda _count: None
+    ) -> Imported:
+        """Send prepared events as `send` does; `on_progress` is told the count of events done since its last call."""
+        fresh: list[Prepared] = []
+        for each in prepared:
+            if each.id not in self._known:
+                self._known.add(each.id)
+                fresh.append(each)
+        on_progress(len(prepared) - len(fresh))
         for start in range(0, len(fresh), _CHUNK):
             chunk = fresh[start : start + _CHUNK]
             for suffix, id_, key, time, message in chunk:
-                producer.enqueue(topic(spec.loop, suffix), message, key=key, time=time, id=id_)
-            await producer.flush()
-            if dropped:
+                self._producer.enqueue(topic(self._spec.loop, suffix), message, key=key, time=time, id=id_)
+            await self._producer.flush()
+            if self._dropped:
                 raise Unavailable(
-                    "IMPORT_CUT_SHORT", f"Kafka gave up {len(dropped)} events ({dropped[0]}): import again"
+                    "IMPORT_CUT_SHORT", f"Kafka gave up {len(self._dropped)} events ({self._dropped[0]}): import again"
                 )
             on_progress(len(chunk))
-    return Imported(len(fresh), len(prepared) - len(fresh))
+        return Imported(len(fresh), len(prepared) - len(fresh))
 
 
 async def imported_ids(kafka: str, loop: str, suffixes: Iterable[str] = _SUFFIXES) -> set[str]:

@@ -1,0 +1,76 @@
+"""The command that imports a file of history."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from gyre_core.spec import LoopSpec, SpecError, load_loop
+from gyre_runtime import GyreError, load_loops, load_settings
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from gyre_client.cli.session import explain, fail
+from gyre_client.importing import FileImport, Mapping, load_mapping
+from gyre_client.settings import ClientSettings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="import")(import_file)
+
+
+def import_file(
+    loop: Annotated[str, typer.Argument(help="A loop of GYRE_LOOPS, or a gyre.yaml.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A .csv, .tsv, .jsonl or .parquet file.", show_default=False)],
+    mapping: Annotated[Path, typer.Option(help="Says which column is what: docs/producers.md.", show_default=False)],
+    rejects: Annotated[
+        Path | None,
+        typer.Option(help="Takes the rows that do not fit. Default: FILE.rejects.jsonl", show_default=False),
+    ] = None,
+) -> None:
+    """Import history from a file; a second import of the same rows adds nothing."""
+    settings = load_settings(ClientSettings)
+    try:
+        spec = _spec(loop, settings)
+        chosen = load_mapping(mapping, spec)
+        imported = _run(spec, chosen, file, rejects or file.with_name(f"{file.name}.rejects.jsonl"), settings)
+    except SpecError as error:
+        for issue in error.issues:
+            typer.echo(str(issue))
+        raise typer.Exit(1) from error
+    except OSError as error:
+        fail(f"{error.filename or file}: cannot be read: {error.strerror or error}")
+    except GyreError as error:
+        fail(explain(error, service="kafka", address=settings.kafka))
+    typer.echo(imported)
+
+
+def _spec(loop: str, settings: ClientSettings) -> LoopSpec:
+    if loop.endswith((".yaml", ".yml")):
+        return load_loop(loop)
+    loops = load_loops(settings)
+    if loop not in loops:
+        fail(f"loop = {loop!r}: GYRE_LOOPS names {', '.join(loops)}; a gyre.yaml can be given, too")
+    return loops[loop]
+
+
+def _run(spec: LoopSpec, mapping: Mapping, file: Path, rejects: Path, settings: ClientSettings) -> str:
+    columns = (TextColumn("{task.description:<8}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        reading, sending = progress.add_task("reading"), progress.add_task("sending", total=None)
+        work = FileImport(
+            spec,
+            mapping,
+            file,
+            rejects,
+            on_read=lambda done, total: progress.update(reading, completed=done, total=max(total, 1)),
+            on_sent=lambda count, total: _advance(progress, sending, count, total),
+        )
+        done = asyncio.run(work.run(settings))
+    text = f"{done.sent:,} events sent, {done.known:,} were there already, {done.rejected:,} rows rejected"
+    return f"{text}: see {rejects}" if done.rejected else text
+
+
+def _advance(progress: Progress, task: TaskID, count: int, total: int) -> None:
+    progress.update(task, advance=count, total=total)

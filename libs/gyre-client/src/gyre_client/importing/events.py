@@ -1,0 +1,188 @@
+"""Turns rows into events of the loop, by the mapping; what does not fit is told by field, value and rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime
+from math import isfinite
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from gyre_core.admission import refuse_fields, refuse_interaction
+from gyre_core.features import Event, FieldsChanged, FieldValue, Interaction
+from gyre_core.spec import LoopSpec
+
+from gyre_client.importing.mapping import FieldSource, InteractionMapping, ItemMapping, TimeSource
+from gyre_client.importing.rows import Rejected, Row, shown
+
+_LONGEST_ID = 128
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+_LATEST = 253402300799.0
+ToEvent = Callable[[Row], Event | Rejected]
+
+
+class _DoesNotFit(Exception):  # noqa: N818 (reads as what it says)
+    """A value that breaks a rule."""
+
+    def __init__(self, field: str, value: object, rule: str) -> None:
+        super().__init__(field, value, rule)
+        self.field, self.value, self.rule = field, value, rule
+
+
+def events_by(mapping: InteractionMapping | ItemMapping, spec: LoopSpec) -> ToEvent:
+    """What turns a row into an event, or says why it is none."""
+    make = _interactions(mapping, spec) if isinstance(mapping, InteractionMapping) else _items(mapping, spec)
+
+    def turn(row: Row) -> Event | Rejected:
+        try:
+            return make(row.values)
+        except _DoesNotFit as error:
+            return Rejected(row.line, error.field, shown(error.value), error.rule)
+
+    return turn
+
+
+def _interactions(mapping: InteractionMapping, spec: LoopSpec) -> Callable[[Mapping[str, Any]], Event]:
+    time, kind = _time(mapping.time), mapping.type
+
+    def make(values: Mapping[str, Any]) -> Interaction:
+        type_ = kind.value or ""
+        if kind.column is not None:
+            word = _id(values, kind.column)
+            type_ = kind.names.get(word, word)
+        given = values.get(mapping.value) if mapping.value is not None else None
+        value = None if given in (None, "") else _number(str(mapping.value), given)
+        refusal = refuse_interaction(spec, type_, value)
+        if refusal is not None:
+            column = kind.column if refusal.reason == "UNKNOWN_TYPE" else mapping.value
+            raise _DoesNotFit(column or "value", type_ if refusal.reason == "UNKNOWN_TYPE" else given, refusal.detail)
+        return Interaction(_id(values, mapping.user), _id(values, mapping.item), type_, time(values), value)
+
+    return make
+
+
+def _items(mapping: ItemMapping, spec: LoopSpec) -> Callable[[Mapping[str, Any]], Event]:
+    declared = spec.items.fields
+    sources = [(name, source, declared[name].kind) for name, source in mapping.sources().items()]
+    time = _time(mapping.time) if mapping.time else None
+    at = mapping.at.timestamp() if mapping.at else 0.0
+
+    def make(values: Mapping[str, Any]) -> FieldsChanged:
+        fields: dict[str, FieldValue] = {}
+        for name, source, kind in sources:
+            given = values.get(source.column)
+            if given is not None and given != "":
+                fields[name] = _field(source, kind, given)
+                refusal = refuse_fields(spec, "item", {name: fields[name]})
+                if refusal is not None:
+                    raise _DoesNotFit(source.column, given, refusal.detail)
+        return FieldsChanged("item", _id(values, mapping.item), time(values) if time else at, fields)
+
+    return make
+
+
+def _field(source: FieldSource, kind: str, given: Any) -> FieldValue:
+    reader = _FIELDS.get(kind)
+    return reader(source, given) if reader else _utf8(source.column, str(given))
+
+
+def _boolean(source: FieldSource, given: Any) -> FieldValue:
+    truth = given if isinstance(given, bool) else _BOOLEANS.get(str(given).strip().lower())
+    if truth is None:
+        raise _DoesNotFit(source.column, given, f"must be one of {', '.join(_BOOLEANS)}")
+    return truth
+
+
+def _categories(source: FieldSource, given: Any) -> FieldValue:
+    if isinstance(given, list):
+        return [_utf8(source.column, str(each)) for each in given]
+    text = _utf8(source.column, str(given))
+    return [each.strip() for each in text.split(source.separator) if each.strip()] if source.separator else [text]
+
+
+def _point(source: FieldSource, given: Any) -> FieldValue:
+    if isinstance(given, datetime | date):
+        return _moment(TimeSource(column=source.column), given)
+    return given if isinstance(given, str) else _number(source.column, given)
+
+
+_FIELDS: Mapping[str, Callable[[FieldSource, Any], FieldValue]] = {
+    "number": lambda source, given: _number(source.column, given),
+    "boolean": _boolean,
+    "categories": _categories,
+    "time": _point,
+}
+
+
+def _id(values: Mapping[str, Any], column: str) -> str:
+    given = values.get(column)
+    # A table without nulls reads numbers as floats where it had some: 7.0 is the user 7.
+    text = str(int(given)) if isinstance(given, float) and given.is_integer() else str("" if given is None else given)
+    if not text:
+        raise _DoesNotFit(column, text, "is required")
+    if len(text) > _LONGEST_ID:
+        raise _DoesNotFit(column, text, f"must have at most {_LONGEST_ID} characters")
+    return _utf8(column, text)
+
+
+def _utf8(column: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _DoesNotFit(column, ascii(text), "must be UTF-8 text") from error
+    return text
+
+
+def _number(column: str, given: Any) -> float:
+    try:
+        number = float(given)
+    except (TypeError, ValueError) as error:
+        raise _DoesNotFit(column, given, "must be a number") from error
+    if not isfinite(number):
+        raise _DoesNotFit(column, given, "must be a finite number")
+    return number
+
+
+def _time(source: TimeSource) -> Callable[[Mapping[str, Any]], float]:
+    def read(values: Mapping[str, Any]) -> float:
+        given = values.get(source.column)
+        if given is None or given == "":
+            raise _DoesNotFit(source.column, "", "is required")
+        return _moment(source, given)
+
+    return read
+
+
+def _moment(source: TimeSource, given: Any) -> float:
+    """Unix seconds of a value.
+
+    Raises:
+        _DoesNotFit: it is no time, or has no UTC offset and the mapping names no zone.
+    """
+    if source.format in ("unix", "unix_ms") and not isinstance(given, datetime | date):
+        seconds = _number(source.column, given) / (1000.0 if source.format == "unix_ms" else 1.0)
+    else:
+        seconds = _parsed(source, given).timestamp()
+    if not 0.0 <= seconds <= _LATEST:
+        raise _DoesNotFit(source.column, given, "must be a time from 1970 to 9999")
+    return seconds
+
+
+def _parsed(source: TimeSource, given: Any) -> datetime:
+    try:
+        if isinstance(given, datetime):
+            moment = given
+        elif isinstance(given, date):
+            moment = datetime(given.year, given.month, given.day)  # noqa: DTZ001 (its zone follows below)
+        elif source.format in ("iso", "unix", "unix_ms"):
+            moment = datetime.fromisoformat(str(given))
+        else:
+            moment = datetime.strptime(str(given), source.format)  # noqa: DTZ007 (its zone follows below)
+    except ValueError as error:
+        wanted = "an ISO 8601 time" if source.format == "iso" else f"a time like {source.format}"
+        raise _DoesNotFit(source.column, given, f"must be {wanted}") from error
+    if moment.tzinfo is not None:
+        return moment
+    if source.zone is None:
+        raise _DoesNotFit(source.column, given, "must carry its UTC offset, or the mapping a zone")
+    return moment.replace(tzinfo=UTC if source.zone == "UTC" else ZoneInfo(source.zone))

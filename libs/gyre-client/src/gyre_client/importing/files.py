@@ -1,0 +1,136 @@
+"""Imports one file: reads and checks all of it, puts it in the order of time, and only then sends it."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+
+from gyre_core.features import Event
+from gyre_core.spec import LoopSpec
+from gyre_runtime import Invalid, ServiceSettings
+
+from gyre_client.history import HistoryImport
+from gyre_client.importing.events import events_by
+from gyre_client.importing.mapping import Mapping
+from gyre_client.importing.rows import Rejected, rows_of
+
+RUN_EVENTS = 100_000
+_CHUNK = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedFile:
+    """What an import of a file did: events sent, events that were there already, rows that did not fit."""
+
+    sent: int
+    known: int
+    rejected: int
+
+
+@dataclass
+class FileImport:
+    """One file on its way into a loop.
+
+    The stream refuses what comes too late after newer events, so rows are sorted by time first: in runs of 100,000 on
+    disk, merged while they are sent. So memory stays bounded, but for the ids, about 100 bytes for each event.
+
+    Attributes:
+        spec: the loop.
+        mapping: which column is what.
+        path: the file.
+        rejects: where rows that do not fit are written, as JSON lines; no file where all fit.
+        on_read: told how far the reading is and how far it goes.
+        on_sent: told how many events are done since the last call, and of how many.
+    """
+
+    spec: LoopSpec
+    mapping: Mapping
+    path: Path
+    rejects: Path
+    on_read: Callable[[int, int], object] = lambda *_: None
+    on_sent: Callable[[int, int], object] = lambda *_: None
+    _count: int = field(default=0, init=False)
+    _rejected: int = field(default=0, init=False)
+
+    async def run(self, settings: ServiceSettings) -> ImportedFile:
+        """Import the file.
+
+        Raises:
+            Invalid: it cannot be read as its suffix and mapping say; nothing was sent.
+            Unavailable: Kafka gave events up; import again, nothing is sent twice.
+        """
+        with TemporaryDirectory(prefix="gyre-import-") as folder, ExitStack() as stack:
+            runs = [stack.enter_context(each.open("rb")) for each in self._sorted_runs(Path(folder))]
+            sent = known = 0
+            async with HistoryImport(settings, self.spec) as history:
+                for chunk in _chunks(_merged(runs)):
+                    imported = await history.send(chunk)
+                    sent, known = sent + imported.sent, known + imported.known
+                    self.on_sent(len(chunk), self._count)
+        return ImportedFile(sent, known, self._rejected)
+
+    def _sorted_runs(self, folder: Path) -> list[Path]:
+        """Write the events into files, each sorted by time."""
+        runs: list[Path] = []
+        waiting: list[Event] = []
+        for event in self._events():
+            waiting.append(event)
+            if len(waiting) >= RUN_EVENTS:
+                runs.append(_write_run(folder / f"{len(runs)}", waiting))
+                waiting.clear()
+        if waiting:
+            runs.append(_write_run(folder / f"{len(runs)}", waiting))
+        return runs
+
+    def _events(self) -> Iterator[Event]:
+        turn = events_by(self.mapping, self.spec)
+        self.rejects.unlink(missing_ok=True)
+        with ExitStack() as stack:
+            output = None
+            for row in rows_of(self.path, self.mapping.columns().values(), self.mapping.csv, on_bytes=self.on_read):
+                made = row if isinstance(row, Rejected) else turn(row)
+                if isinstance(made, Rejected):
+                    self._rejected += 1
+                    if output is None:
+                        output = stack.enter_context(self.rejects.open("w", encoding="utf-8"))
+                    output.write(json.dumps(asdict(made)) + "\n")
+                else:
+                    self._count += 1
+                    yield made
+        if self._rejected and not self._count:
+            raise Invalid("NOTHING_FITS", f"{self.path}: no row fits the mapping; {self.rejects} says why")
+
+
+def _write_run(path: Path, events: list[Event]) -> Path:
+    with path.open("wb") as output:
+        for event in sorted(events, key=attrgetter("time")):
+            pickle.dump(event, output, protocol=pickle.HIGHEST_PROTOCOL)
+    return path
+
+
+def _merged(runs: Sequence[BinaryIO]) -> Iterator[Event]:
+    return heapq.merge(*map(_read_run, runs), key=attrgetter("time"))
+
+
+def _read_run(run: BinaryIO) -> Iterator[Event]:
+    while run.peek(1):  # type: ignore[attr-defined]
+        yield pickle.load(run)  # noqa: S301 (written by this process a moment ago)
+
+
+def _chunks(events: Iterable[Event]) -> Iterator[list[Event]]:
+    chunk: list[Event] = []
+    for event in events:
+        chunk.append(event)
+        if len(chunk) >= _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

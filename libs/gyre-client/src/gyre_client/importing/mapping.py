@@ -1,0 +1,159 @@
+"""The mapping file of an import: which columns of a file are a user, an item, a type, a value, a time or a field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
+
+from gyre_core.spec import LoopSpec, Violation, parse_yaml
+from gyre_core.spec.model import EventName, Name, SpecModel
+from pydantic import AwareDatetime, Field, RootModel, StringConstraints, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+Column = Annotated[str, StringConstraints(min_length=1)]
+NAMED_FORMATS = ("unix", "unix_ms", "iso")
+
+
+class TypeSource(SpecModel):
+    """The interaction's type: the same for all rows (`value`), or from a column, whose words `names` translates."""
+
+    value: EventName | None = None
+    column: Column | None = None
+    names: dict[str, EventName] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one(self) -> TypeSource:
+        if (self.value is None) == (self.column is None):
+            raise PydanticCustomError("one_of", "must have either value or column")
+        return self
+
+
+class TimeSource(SpecModel):
+    """The time of the event.
+
+    `format` is `unix` (seconds), `unix_ms`, `iso` (ISO 8601), or a strptime pattern; `zone` is the time zone of times
+    that carry no UTC offset. Columns of Parquet that hold timestamps need no format.
+    """
+
+    column: Column
+    format: Annotated[str, StringConstraints(min_length=1)] = "iso"
+    zone: str | None = None
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, given: str) -> str:
+        if given not in NAMED_FORMATS and "%" not in given:
+            raise PydanticCustomError("format", "must be unix, unix_ms, iso, or a pattern like %Y-%m-%d %H:%M:%S")
+        return given
+
+    @field_validator("zone")
+    @classmethod
+    def _zone(cls, given: str | None) -> str | None:
+        if given is not None:
+            try:
+                ZoneInfo(given)
+            except (KeyError, OSError, ValueError) as error:
+                raise PydanticCustomError("zone", "must be a time zone like UTC or Europe/Vienna") from error
+        return given
+
+
+class FieldSource(SpecModel):
+    """A field of the item: its column, and what separates several categories in one text."""
+
+    column: Column
+    separator: Annotated[str, StringConstraints(min_length=1)] | None = None
+
+
+class CsvFormat(SpecModel):
+    """How a CSV file is written: its delimiter, and its columns' names where the file has no heading."""
+
+    delimiter: Annotated[str, StringConstraints(min_length=1, max_length=1)] = ","
+    columns: tuple[Column, ...] | None = None
+
+
+class InteractionMapping(SpecModel):
+    """Each row is an interaction."""
+
+    kind: Literal["interactions"]
+    user: Column
+    item: Column
+    type: TypeSource
+    value: Column | None = None
+    time: TimeSource
+    csv: CsvFormat = CsvFormat()
+
+    def columns(self) -> dict[str, str]:
+        """The column behind each mapped field."""
+        found = {"user": self.user, "item": self.item, "time": self.time.column}
+        if self.type.column is not None:
+            found["type"] = self.type.column
+        if self.value is not None:
+            found["value"] = self.value
+        return found
+
+
+class ItemMapping(SpecModel):
+    """Each row is an item with its fields."""
+
+    kind: Literal["items"]
+    item: Column
+    time: TimeSource | None = None
+    at: AwareDatetime | None = None
+    fields: dict[Name, Column | FieldSource] = Field(default_factory=dict)
+    csv: CsvFormat = CsvFormat()
+
+    @model_validator(mode="after")
+    def _one_time(self) -> ItemMapping:
+        if (self.time is None) == (self.at is None):
+            raise PydanticCustomError("one_of", "must have either time, or at: one time for all items")
+        return self
+
+    def sources(self) -> dict[str, FieldSource]:
+        """The fields' columns, the short form written out."""
+        return {
+            name: FieldSource(column=source) if isinstance(source, str) else source
+            for name, source in self.fields.items()
+        }
+
+    def columns(self) -> dict[str, str]:
+        """The column behind each mapped field."""
+        found = {"item": self.item, **{name: source.column for name, source in self.sources().items()}}
+        if self.time is not None:
+            found["time"] = self.time.column
+        return found
+
+
+Mapping = InteractionMapping | ItemMapping
+
+
+class _Kind(RootModel[Annotated[Mapping, Field(discriminator="kind")]], frozen=True):
+    """The file as a whole."""
+
+
+def load_mapping(path: Path, spec: LoopSpec) -> Mapping:
+    """Read a mapping and check it against the loop.
+
+    Raises:
+        SpecError: with every issue, each with its line.
+        OSError: the file cannot be read.
+    """
+    return parse_yaml(
+        _Kind, path.read_text(encoding="utf-8"), source=str(path), checks=lambda made: _checks(made, spec)
+    ).root
+
+
+def _checks(made: _Kind, spec: LoopSpec) -> Iterator[Violation]:
+    mapping = made.root
+    if isinstance(mapping, ItemMapping):
+        for name in mapping.fields:
+            if name not in spec.items.fields:
+                yield Violation(("fields", name), None, f"must be one of {', '.join(spec.items.fields) or 'none'}")
+        return
+    known = ", ".join(spec.events.interactions)
+    if mapping.type.value is not None and mapping.type.value not in spec.events.interactions:
+        yield Violation(("type", "value"), mapping.type.value, f"must be one of {known}")
+    for word, name in mapping.type.names.items():
+        if name not in spec.events.interactions:
+            yield Violation(("type", "names", word), name, f"must be one of {known}")

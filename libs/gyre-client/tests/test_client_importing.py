@@ -1,0 +1,237 @@
+"""The import of files: every format, every way a row can fail to fit, and that a second import adds nothing."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_client import Invalid
+from gyre_client.importing import FileImport, files, load_mapping
+from gyre_client.importing.events import events_by
+from gyre_client.importing.rows import Rejected, Row, rows_of
+from gyre_core.features import FieldsChanged, Interaction
+from gyre_core.spec import LoopSpec, SpecError
+from gyre_core.topics import topic
+from gyre_runtime.events import decode, message_types
+from gyre_runtime.kafka import read_records
+from typer.testing import Result
+
+Gyre = Callable[..., Result]
+RATINGS = """
+kind: interactions
+user: who
+item: what
+type: {column: how, names: {stars: rating, opened: click}}
+value: stars
+time: {column: at, format: "%Y-%m-%d %H:%M:%S", zone: Europe/Vienna}
+"""
+ITEMS = """
+kind: items
+item: sku
+at: 2017-01-01T00:00:00Z
+fields: {price: price, tags: {column: tags, separator: "|"}}
+"""
+ROWS: list[dict[str, Any]] = [
+    {"who": "u2", "what": "i1", "how": "opened", "stars": None, "at": "2017-07-01 12:00:10"},
+    {"who": "u1", "what": "i1", "how": "stars", "stars": 8, "at": "2017-07-01 12:00:00"},
+    {"who": "u1", "what": "i2", "how": "stars", "stars": 11, "at": "2017-07-01 12:00:01"},
+    {"who": "", "what": "i2", "how": "opened", "stars": None, "at": "2017-07-01 12:00:02"},
+    {"who": "u1", "what": "i2", "how": "bought", "stars": None, "at": "2017-07-01 12:00:03"},
+    {"who": "u1", "what": "i2", "how": "opened", "stars": None, "at": "yesterday"},
+]
+NOON_IN_VIENNA = datetime(2017, 7, 1, 10, tzinfo=UTC).timestamp()
+REFUSED = [
+    ("stars", "must be 0 to 10"),
+    ("who", "is required"),
+    ("how", "must be one of click, rating"),
+    ("at", "must be a time like %Y-%m-%d %H:%M:%S"),
+]
+
+
+def write(folder: Path, suffix: str) -> Path:
+    """The rows above in one of the formats."""
+    path = folder / f"ratings{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    elif suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    else:
+        lines = [",".join("" if value is None else str(value) for value in row.values()) for row in ROWS]
+        path.write_text("\n".join([",".join(ROWS[0]), *lines]) + "\n")
+    return path
+
+
+@pytest.fixture
+def mapping_file(tmp_path: Path) -> Path:
+    """The mapping of the ratings."""
+    path = tmp_path / "mapping.yaml"
+    path.write_text(RATINGS)
+    return path
+
+
+@pytest.mark.adapter
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+async def test_each_format_is_imported_once(
+    suffix: str, kafka: str, spec: LoopSpec, gyre: Gyre, loop_file: Path, mapping_file: Path
+) -> None:
+    """`gyre import` sends what fits in the order of time, writes the rest to the rejects, and repeats nothing."""
+    path = write(mapping_file.parent, suffix)
+    words = ["import", str(loop_file), str(path), "--mapping", str(mapping_file)]
+    first = await asyncio.to_thread(gyre, *words, kafka=kafka)
+    assert first.exit_code == 0, first.output
+    assert "2 events sent, 0 were there already, 4 rows rejected: see " in first.output
+    second = await asyncio.to_thread(gyre, *words, kafka=kafka)
+    assert "0 events sent, 2 were there already, 4 rows rejected" in second.output
+    name, types = topic(spec.loop, "behavior.interactions"), message_types(behavior.Interaction)
+    events = [decode(each, types) async for each in read_records(kafka, name)]
+    told = sorted((each.time - NOON_IN_VIENNA, each.message.type, each.message.value) for each in events)
+    assert told == [(0.0, "rating", 8.0), (10.0, "click", 0.0)]
+    rejects = [json.loads(line) for line in path.with_name(f"{path.name}.rejects.jsonl").read_text().splitlines()]
+    heading = suffix == ".csv"
+    assert [each["line"] for each in rejects] == [3 + heading, 4 + heading, 5 + heading, 6 + heading]
+    for each, (field, rule) in zip(rejects, REFUSED, strict=True):
+        assert each["field"] == field
+        assert rule in each["rule"]
+    assert rejects[0]["value"] == "11"
+
+
+def test_events_come_in_the_order_of_time_whatever_the_size(
+    tmp_path: Path, spec: LoopSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that needs several runs on disk is merged by time, the order of equal times is the file's."""
+    monkeypatch.setattr(files, "RUN_EVENTS", 7)
+    path, mapping = tmp_path / "clicks.jsonl", tmp_path / "mapping.yaml"
+    times = [(number * 37) % 50 for number in range(100)]
+    path.write_text("".join(json.dumps({"u": f"u{n}", "i": "i", "t": time}) + "\n" for n, time in enumerate(times)))
+    mapping.write_text("{kind: interactions, user: u, item: i, type: {value: click}, time: {column: t, format: unix}}")
+    work = FileImport(spec, load_mapping(mapping, spec), path, tmp_path / "rejects")
+    (tmp_path / "runs").mkdir()
+    runs = [run.open("rb") for run in work._sorted_runs(tmp_path / "runs")]
+    merged = list(files._merged(runs))
+    for run in runs:
+        run.close()
+    assert len(runs) == 15
+    expected = sorted(range(100), key=lambda number: times[number])
+    assert [each.user_id for each in merged if isinstance(each, Interaction)] == [f"u{number}" for number in expected]
+
+
+def test_items_carry_their_fields(tmp_path: Path, spec: LoopSpec) -> None:
+    """Columns become fields of the declared kind; an empty one is absent; what is no number is refused."""
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text(ITEMS)
+    turn = events_by(load_mapping(mapping, spec), spec)
+    at = datetime(2017, 1, 1, tzinfo=UTC).timestamp()
+    row = Row(2, {"sku": 7, "price": "3.5", "tags": "old| new"})
+    assert turn(row) == FieldsChanged("item", "7", at, {"price": 3.5, "tags": ["old", "new"]})
+    assert turn(Row(3, {"sku": "a", "price": "", "tags": ""})) == FieldsChanged("item", "a", at, {})
+    refused = turn(Row(4, {"sku": "a", "price": "cheap", "tags": ""}))
+    assert refused == Rejected(4, "price", "cheap", "must be a number")
+
+
+@pytest.mark.parametrize(
+    ("time", "given", "expected"),
+    [
+        ("format: unix", "12.5", 12.5),
+        ("format: unix_ms", 12_500, 12.5),
+        ("format: iso", "1970-01-01T01:00:00+01:00", 0.0),
+        ("zone: UTC", "1970-01-01T00:00:09", 9.0),
+        ("zone: UTC", datetime(1970, 1, 2), 86_400.0),  # noqa: DTZ001 (Parquet has such times)
+        ("format: iso", "1970-01-01T00:00:09", "must carry its UTC offset, or the mapping a zone"),
+        ("format: unix", "soon", "must be a number"),
+        ("format: unix", "-1", "must be a time from 1970 to 9999"),
+    ],
+)
+def test_times_are_read_as_the_mapping_says(
+    tmp_path: Path, spec: LoopSpec, time: str, given: object, expected: float | str
+) -> None:
+    """Each format gives unix seconds, or the rule that was broken."""
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text(f"{{kind: interactions, user: u, item: i, type: {{value: click}}, time: {{column: t, {time}}}}}")
+    made = events_by(load_mapping(mapping, spec), spec)(Row(1, {"u": "u", "i": "i", "t": given}))
+    assert (made.rule if isinstance(made, Rejected) else made.time) == expected
+
+
+def test_broken_lines_cost_only_themselves(tmp_path: Path, spec: LoopSpec, mapping_file: Path) -> None:
+    """A line with too few columns, text that is not UTF-8 and a value over two lines leave the others readable."""
+    path = tmp_path / "broken.csv"
+    rows = b'who,what,how,stars,at\nu1,i1\n\xff,i1,opened,,2017-07-01 12:00:00\n"u\n1",i1,opened,,2017-07-01 12:00:00\n'
+    path.write_bytes(rows + b"u3,i1,opened,,2017-07-01 12:00:00\n")
+    mapping = load_mapping(mapping_file, spec)
+    turn = events_by(mapping, spec)
+    read = list(rows_of(path, mapping.columns().values(), mapping.csv, on_bytes=lambda *_: None))
+    made = [each if isinstance(each, Rejected) else turn(each) for each in read]
+    assert [(each.line, each.rule) for each in made if isinstance(each, Rejected)] == [
+        (2, "must have 5 columns, not 2"),
+        (3, "must be UTF-8 text"),
+    ]
+    assert [each.user_id for each in made if isinstance(each, Interaction)] == ["u\n1", "u3"]
+    assert [each.line for each in read] == [2, 3, 4, 6]
+
+
+def test_a_line_that_is_no_json_is_rejected(tmp_path: Path, spec: LoopSpec, mapping_file: Path) -> None:
+    """What is no object is told with its line; the lines after it are read."""
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"who": \n[1]\n\n{"who": "u"}\n')
+    mapping = load_mapping(mapping_file, spec)
+    read = list(rows_of(path, mapping.columns().values(), mapping.csv, on_bytes=lambda *_: None))
+    assert [each.line for each in read] == [1, 2, 4]
+    assert isinstance(read[0], Rejected)
+    assert read[0].rule.startswith("is no JSON")
+    assert read[1] == Rejected(2, "(row)", "[1]", "must be a JSON object")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("user: who", "usr: who", "usr = 'who': is not a known field here"),
+        ("{column: how, names: {stars: rating, opened: click}}", "{}", "type: must have either value or column"),
+        ("opened: click", "opened: bought", "type.names.opened = 'bought': must be one of click, rating"),
+        ("Europe/Vienna", "Mars/Olympus", "time.zone = 'Mars/Olympus': must be a time zone like UTC or Europe/Vienna"),
+        ("kind: interactions", "kind: users", "kind must be one of 'interactions', 'items'"),
+    ],
+)
+def test_a_mistake_in_the_mapping_is_named(
+    mapping_file: Path, spec: LoopSpec, old: str, new: str, expected: str
+) -> None:
+    """The error names the line, the field, the value and the rule."""
+    mapping_file.write_text(RATINGS.replace(old, new))
+    with pytest.raises(SpecError) as caught:
+        load_mapping(mapping_file, spec)
+    line = next(number for number, text in enumerate(RATINGS.splitlines(), start=1) if old in text)
+    if "kind" not in old:
+        assert f"{mapping_file}:{line}: " in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_a_column_that_is_not_there_ends_the_import(
+    tmp_path: Path, gyre: Gyre, loop_file: Path, mapping_file: Path
+) -> None:
+    """The message names the missing column and those that the file has; nothing was sent, so no Kafka is needed."""
+    path = tmp_path / "other.csv"
+    path.write_text("who,what,how,stars\n")
+    result = gyre("import", str(loop_file), str(path), "--mapping", str(mapping_file))
+    assert result.exit_code == 1
+    assert "has no column 'at'; it has who, what, how, stars" in result.output
+
+
+def test_a_file_of_which_nothing_fits_is_an_error(
+    tmp_path: Path, gyre: Gyre, loop_file: Path, mapping_file: Path
+) -> None:
+    """A mapping that fits no row is a mistake, and the message says where the reasons are."""
+    path = tmp_path / "other.csv"
+    path.write_text("who,what,how,stars,at\n,,,,\n")
+    result = gyre("import", str(loop_file), str(path), "--mapping", str(mapping_file))
+    assert result.exit_code == 1
+    assert "no row fits the mapping" in result.output
+
+
+def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
+    """The message lists what can be read."""
+    with pytest.raises(Invalid, match=r"must be one of \.csv"):
+        list(rows_of(tmp_path / "x.xls", [], None, on_bytes=lambda *_: None))  # type: ignore[arg-type]
