@@ -32,6 +32,8 @@ ROOT = Path(__file__).parents[2]
 OUT = ROOT / "var" / "bench" / "path.json"
 HERE = Path(__file__).parent
 CALLERS = (1, 16)
+WARM_UP = ("--callers", "16", "--seconds", "4")
+"""Before anything is measured: Kafka's JVM compiles itself for seconds."""
 BACKLOG = 40_000
 FRESH_PER_S = 100
 RANK = f"Rank, {CANDIDATES} candidates"
@@ -105,6 +107,7 @@ async def _measured(mesh: Mesh, seconds: float) -> tuple[list[Row], dict[str, in
     sizes = request(mesh.spec.loop, 1).ByteSize(), answer.ByteSize()
     rows: list[Row] = []
     degraded: dict[str, int] = {}
+    _generate("bench_load.py", "call-rank", mesh.address("gateway"), "--loop", mesh.spec.loop, *WARM_UP)
     with _echo(sizes[1]) as echo:
         async with grpc.aio.insecure_channel(echo) as channel:
             await asyncio.wait_for(channel.channel_ready(), 10)
