@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +17,13 @@ from gyre_client.importing import FileImport, files, load_mapping
 from gyre_client.importing.events import events_by
 from gyre_client.importing.rows import Rejected, Row, rows_of
 from gyre_core.features import FieldsChanged, Interaction
-from gyre_core.spec import LoopSpec, SpecError
+from gyre_core.spec import LoopSpec, SpecError, load_loop
 from gyre_core.topics import topic
 from gyre_runtime.events import decode, message_types
 from gyre_runtime.kafka import read_records
 from typer.testing import Result
 
+ROOT = Path(__file__).resolve().parents[3]
 Gyre = Callable[..., Result]
 RATINGS = """
 kind: interactions
@@ -235,3 +237,13 @@ def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
     """The message lists what can be read."""
     with pytest.raises(Invalid, match=r"must be one of \.csv"):
         list(rows_of(tmp_path / "x.xls", [], None, on_bytes=lambda *_: None))  # type: ignore[arg-type]
+
+
+def test_the_mappings_of_the_page_are_valid(tmp_path: Path) -> None:
+    """What docs/producers.md shows as mappings can be used with the movies loop."""
+    movies = load_loop(ROOT / "examples/movies/gyre.yaml")
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/producers.md").read_text(), re.DOTALL)
+    for block in blocks:
+        (tmp_path / "mapping.yaml").write_text(block)
+        assert load_mapping(tmp_path / "mapping.yaml", movies).columns()
+    assert len(blocks) == 2

@@ -4,6 +4,7 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.admission import Refusal, refuse_fields, refuse_interaction, refuse_time
 from gyre_core.clock import LoopClock
 from gyre_core.spec import LoopSpec
+from gyre_core.topics import IMPORT_SOURCE
 from gyre_runtime.events import Event
 
 from gyre_features.online.stream import field_value
@@ -39,6 +40,9 @@ class Admission:
         if clock is None:
             clock = self._clocks[place] = LoopClock(spec.clock)
         refusal = refuse_time(spec, clock, event.time)
+        if refusal is not None and refusal.reason == "TOO_OLD" and spec.clock == "wall":
+            # History is old by nature; an importer sends it in the order of time, and its weight comes decayed.
+            refusal = None if event.source == IMPORT_SOURCE else refusal
         if refusal is None:
             clock.observe(event.time)
         return refusal
