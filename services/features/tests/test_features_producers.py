@@ -1,4 +1,4 @@
-"""Producers without a library of Gyre: each command of docs/producers.md, as it stands there, feeds the online store."""
+"""Producers without a library of Gyre: each command of docs/producers.md, as it stands, feeds the online store."""
 
 import asyncio
 import os
