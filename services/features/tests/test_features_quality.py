@@ -196,8 +196,8 @@ def _latest(told: Sequence[pb.QualityWindow]) -> dict[tuple[str, int, float], pb
 
 
 @pytest.mark.adapter
-async def test_the_worker_survives_kill_and_restart(kafka: str, spec: LoopSpec, start_process: Start) -> None:
-    """SIGKILL in the middle, and a restart: the latest windows hold every event once, and final ones never change."""
+async def test_the_worker_survives_kills_and_rebalances(kafka: str, spec: LoopSpec, start_process: Start) -> None:
+    """SIGKILL in the middle, and two that take over: the latest windows hold each event once; final ones stay."""
     await create_topics(kafka, declared(spec))
     env = {"GYRE_FEATURES_QUALITY_IDLE_S": "1", "GYRE_FEATURES_QUALITY_BATCH": "100"}
     await _produce(kafka, spec, 0, 3000, step_s=3.0)
@@ -212,8 +212,16 @@ async def test_the_worker_survives_kill_and_restart(kafka: str, spec: LoopSpec, 
     await eventually(began, timeout_s=40, message="windows were told")
     victim.kill()
     victim.wait()
-    await _produce(kafka, spec, 3000, 4000, step_s=3.0)
+    await _produce(kafka, spec, 3000, 3500, step_s=3.0)
     successor = start_process("quality", **env)
+
+    async def going_on() -> bool:
+        return sum(each.events for each in _latest(await _told(kafka, spec)).values()) >= 3100
+
+    await eventually(going_on, timeout_s=60, message="the successor goes on")
+    companion = start_process("quality", **env)
+    await eventually(lambda: _says(companion, "OneForOneSupervisor"), timeout_s=60, message="a companion joins")
+    await _produce(kafka, spec, 3500, 4000, step_s=3.0)
 
     async def whole() -> bool:
         return sum(each.events for each in _latest(await _told(kafka, spec)).values()) >= 4000
@@ -227,8 +235,9 @@ async def test_the_worker_survives_kill_and_restart(kafka: str, spec: LoopSpec, 
     for each in told:
         if each.final:
             assert each.events == latest[each.topic, each.partition, each.window_start_time.ToSeconds()].events
-    successor.send_signal(signal.SIGTERM)
-    assert successor.wait(10) == 0
+    for each in (successor, companion):
+        each.send_signal(signal.SIGTERM)
+    assert [each.wait(20) for each in (successor, companion)] == [0, 0]
 
 
 @pytest.mark.adapter
@@ -243,10 +252,10 @@ async def test_the_worker_waits_for_kafka(
     try:
         impatient = start_process("quality")
         patient = start_process("quality", GYRE_FEATURES_QUALITY_IDLE_S="1")
-        await eventually(lambda: _says(patient, "waiting for Kafka"), timeout_s=30)
-        await eventually(lambda: _says(impatient, "waiting for Kafka"), timeout_s=30)
+        await eventually(lambda: _says(patient, "waiting for Kafka"), timeout_s=60)
+        await eventually(lambda: _says(impatient, "waiting for Kafka"), timeout_s=60)
         impatient.send_signal(signal.SIGTERM)
-        assert impatient.wait(10) == 0
+        assert impatient.wait(20) == 0
     finally:
         kafka_process.start()
 

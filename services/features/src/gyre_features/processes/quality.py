@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import threading
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -22,6 +24,8 @@ from gyre_features.settings import FeaturesSettings
 GROUP = "features-quality"
 _TICK_S = 0.5
 _RETRY_S = 1.0
+_STOP_S = 5.0
+_LOG = logging.getLogger(__name__)
 
 
 async def quality(lifespan: Lifespan, settings: FeaturesSettings) -> None:
@@ -88,12 +92,29 @@ def make_app(settings: FeaturesSettings) -> faust.App:
 
 @asynccontextmanager
 async def _running(app: faust.App) -> AsyncIterator[None]:
-    app.finalize()
-    await app.start()
+    """Run the app for the block.
+
+    In the middle of a rebalance faust's stop waits, in a blocking call, for a thread that waits for the stopped app.
+    The process then leaves by itself after a while: what it counted and did not tell is read again by its successor.
+    """
+    code = 1
     try:
+        app.finalize()
+        await app.start()
         yield
+    except asyncio.CancelledError:
+        code = 0
+        raise
     finally:
+        last_resort = threading.Timer(_STOP_S, _leave, [code])
+        last_resort.daemon = True
+        last_resort.start()
         await app.stop()
+
+
+def _leave(code: int) -> None:
+    _LOG.warning("faust does not end: leaving without it")
+    os._exit(code)
 
 
 def _observe(
