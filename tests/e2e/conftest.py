@@ -1,0 +1,179 @@
+"""The whole mesh under its real supervisor, on free ports and in a directory of its own, and users that click."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from uuid import uuid4
+
+import pytest
+from gyre.deployer.v1.deployer_pb2_grpc import DeployerServiceStub
+from gyre.events.v1.behavior_pb2 import FieldValue, Interaction, ItemChanged
+from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
+from gyre.gateway.v1.gateway_pb2 import RankRequest, RankResponse, TrackedEvent, TrackRequest
+from gyre.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
+from gyre.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
+from gyre.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
+from gyre_core.spec import LoopSpec, load_loop
+from gyre_local import operations
+from gyre_local.places import Places
+from gyre_local.ports import PORTS_FILE, Ports, load_ports
+from gyre_local.reserve import free_ports
+from gyre_local.stack import Stack, build_stack
+from gyre_local.supervisor import Supervisor
+from gyre_runtime import Channel, ServiceSettings, channel
+
+LOOP_FILE = Path(__file__).parent / "gyre.yaml"
+GENRES = ("red", "green", "blue", "white")
+ITEMS = 40
+USERS = 60
+Trace = tuple[tuple[str, str], ...]
+
+
+@dataclass
+class Mesh:
+    """The running stack with a channel to each service, and a world of users that like one genre each."""
+
+    stack: Stack
+    spec: LoopSpec
+    channels: dict[str, Channel] = field(default_factory=dict)
+    random: Random = field(default_factory=lambda: Random(7))
+
+    @property
+    def ports(self) -> Ports:
+        """Every port of the stack."""
+        return self.stack.ports
+
+    @property
+    def loop(self) -> str:
+        """The loop's name."""
+        return self.spec.loop
+
+    @property
+    def kafka(self) -> str:
+        """The broker's address."""
+        return self.ports.address("kafka", "broker")
+
+    @property
+    def gateway(self) -> GatewayServiceStub:
+        """The door."""
+        return GatewayServiceStub(self.channels["gateway"])
+
+    @property
+    def features(self) -> FeaturesServiceStub:
+        """The read side of features."""
+        return FeaturesServiceStub(self.channels["features-serve"])
+
+    @property
+    def trainer(self) -> TrainerServiceStub:
+        """Training runs."""
+        return TrainerServiceStub(self.channels["trainer"])
+
+    @property
+    def deployer(self) -> DeployerServiceStub:
+        """Rollouts."""
+        return DeployerServiceStub(self.channels["deployer"])
+
+    @property
+    def monitor(self) -> MonitorServiceStub:
+        """Status and lineage."""
+        return MonitorServiceStub(self.channels["monitor"])
+
+    def pid(self, name: str) -> int:
+        """The process id of a member, as the supervisor knows it."""
+        return Supervisor(self.stack.places).states()[name].pid
+
+    def is_healthy(self, name: str) -> bool:
+        """Whether a member runs and its probe passes."""
+        (line,) = operations.look(self.stack, self.stack.select([name]))
+        return line.is_healthy
+
+    async def track_items(self) -> None:
+        """Tell the catalogue."""
+        events = [
+            TrackedEvent(
+                event_id=f"item-{number}",
+                item_changed=ItemChanged(
+                    item_id=f"i{number}",
+                    fields={
+                        "genre": FieldValue(text=GENRES[number % len(GENRES)]),
+                        "price": FieldValue(number=float(number)),
+                    },
+                ),
+            )
+            for number in range(ITEMS)
+        ]
+        await self.gateway.Track(TrackRequest(loop=self.loop, events=events), timeout=20)
+
+    async def rank(self, user: int, *, trace: Trace = ()) -> RankResponse:
+        """Rank all items for a user."""
+        items = [f"i{number}" for number in range(ITEMS)]
+        self.random.shuffle(items)
+        request = RankRequest(loop=self.loop, user_id=f"u{user}", item_ids=items, request_id=uuid4().hex)
+        answer: RankResponse = await self.gateway.Rank(request, timeout=10, metadata=trace)
+        return answer
+
+    def liked(self, user: int) -> str:
+        """An item of the one genre that the user likes."""
+        return f"i{self.random.randrange(ITEMS // len(GENRES)) * len(GENRES) + user % len(GENRES)}"
+
+    async def visit(self, user: int) -> RankResponse:
+        """A user looks at a ranking and clicks an item of the genre that they like, in a sampled trace."""
+        trace = (("traceparent", f"00-{self.random.getrandbits(128):032x}-{self.random.getrandbits(64):016x}-01"),)
+        answer = await self.rank(user, trace=trace)
+        click = Interaction(
+            user_id=f"u{user}", item_id=self.liked(user), type="click", request_id=answer.provenance.request_id
+        )
+        events = [TrackedEvent(event_id=uuid4().hex, interaction=click)]
+        await self.gateway.Track(TrackRequest(loop=self.loop, events=events), timeout=10, metadata=trace)
+        return answer
+
+    async def visits(self, count: int, *, at_once: int = 4) -> list[RankResponse]:
+        """Many visits, a few at a time."""
+        gate = asyncio.Semaphore(at_once)
+
+        async def one() -> RankResponse:
+            async with gate:
+                return await self.visit(self.random.randrange(USERS))
+
+        return list(await asyncio.gather(*(one() for _ in range(count))))
+
+
+def _write_ports(path: Path) -> Path:
+    """A ports file like the repository's with free ports."""
+    ports = load_ports(PORTS_FILE, offset=0)
+    count = sum(len(meanings) for meanings in ports.processes.values())
+    fresh = iter(free_ports(count))
+    lines = [f'host = "{ports.host}"']
+    for name, meanings in ports.processes.items():
+        lines.append(f"[{json.dumps(name)}]")
+        lines.extend(f"{meaning} = {next(fresh)}" for meaning in meanings)
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Every process of the local stack, healthy."""
+    directory = tmp_path_factory.mktemp("mesh")
+    ports = load_ports(_write_ports(directory / "ports.toml"), offset=0)
+    made = build_stack(Places(directory / "var"), ports, [LOOP_FILE])
+    try:
+        operations.bring_up(made, list(made.members.values()), lambda _name, _step: None)
+        yield made
+    finally:
+        operations.take_down(made, lambda _name, _step: None)
+
+
+@pytest.fixture(scope="session")
+async def mesh(stack: Stack) -> AsyncIterator[Mesh]:
+    """The stack with open channels and a known catalogue."""
+    made = Mesh(stack, load_loop(LOOP_FILE))
+    for name in ("gateway", "features-serve", "trainer", "deployer", "monitor"):
+        made.channels[name] = channel(stack.ports.address(name, "grpc"), ServiceSettings(), name=name)
+    await made.track_items()
+    yield made
+    for opened in made.channels.values():
+        await opened.close()
