@@ -5,6 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from grocery.dataset import GroceryMissing
+from grocery.dataset import find as find_grocery
 from movies.dataset import DataMissing, find
 
 
@@ -15,6 +17,12 @@ def available(wished: str) -> str:
             find()
         except DataMissing as error:
             print(f"MovieTweetings is missing ({error}).\nRunning the simulated world instead.", file=sys.stderr)
+            return "simworld"
+    if wished == "grocery":
+        try:
+            find_grocery()
+        except GroceryMissing as error:
+            print(f"The Complete Journey is missing ({error}).\nRunning the simulated world instead.", file=sys.stderr)
             return "simworld"
     return wished
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from random import Random
 
 from gyre_core.features import FieldsChanged, Impression, Interaction
+from gyre_core.spec import Duration
 
+A_WEEK = Duration.parse("7d")
 OTHERS = 99
 """How many further candidates stand beside the item that was really chosen."""
 
@@ -37,6 +39,8 @@ class Scenario:
         shown: impressions made up for the newest part of the history.
         live: what is replayed request by request, more of it than is needed.
         enough: count of live choices with candidates after which the replay may end.
+        baseline_half_life: of the popularity that the model is compared with: the strongest for these data.
+        least_gain: the relative gain in NDCG@10 over it without which the demo fails; None only reports it.
     """
 
     spec_file: Path
@@ -46,6 +50,8 @@ class Scenario:
     shown: Sequence[Impression]
     live: Sequence[Choice]
     enough: int
+    baseline_half_life: Duration = A_WEEK
+    least_gain: float | None = 0.03
 
 
 class RecentItems:

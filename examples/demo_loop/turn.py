@@ -13,7 +13,7 @@ from gyre.trainer.v1 import trainer_pb2 as trainer
 from gyre_client import ClientSettings, GyreError, Mesh, NotFound, call, import_history
 from gyre_client.cli.models import word
 from gyre_core.features import Event
-from gyre_core.spec import Duration, LoopSpec, load_loop
+from gyre_core.spec import LoopSpec, load_loop
 from gyre_core.topics import topic
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import read_log
@@ -24,7 +24,6 @@ from demo_loop.scenario import Scenario
 from demo_loop.traffic import Traffic
 from demo_loop.waiting import TIMEOUT_S, Backlog, NotInTime, rollout_ended, run_ended, until
 
-BASELINE_HALF_LIFE = Duration.parse("7d")
 SETTLED = 200
 """How many answers of the new live model a demo waits for, so that its table shows it at work."""
 _PATIENCE_S = 600.0
@@ -60,7 +59,7 @@ class Turn:
         self.spec: LoopSpec = load_loop(self.scenario.spec_file)
         self.loop = self.spec.loop
         self.settings: ClientSettings = self.mesh.settings
-        popularity = DecayedPopularity(BASELINE_HALF_LIFE.seconds)
+        popularity = DecayedPopularity(self.scenario.baseline_half_life.seconds)
         popularity.add(self.scenario.history)
         self.traffic = Traffic(self.mesh.gateway, self.loop, popularity)
         self._runs: set[str] = set()

@@ -12,6 +12,11 @@ from available import available
 from demo_loop.baseline import DecayedPopularity
 from demo_loop.scenario import OTHERS, Choice, RecentItems, split, with_candidates
 from demo_loop.traffic import IN_FLIGHT, Traffic, quality
+from grocery.dataset import GroceryMissing
+from grocery.dataset import find as find_grocery
+from grocery.protocol import among_promoted
+from grocery.protocol import scenario as grocery_scenario
+from gyre_client.history import prepare
 from gyre_core.features import Interaction, Layout, Replay, RequestContext
 from gyre_core.spec import load_loop, parse_loop
 from gyre_runtime import Unavailable
@@ -221,3 +226,42 @@ def test_without_data_the_simulated_world_is_run(monkeypatch: pytest.MonkeyPatch
     assert "nowhere" in capsys.readouterr().err
     monkeypatch.setattr("available.find", Path)
     assert (available("movies"), available("simworld")) == ("movies", "simworld")
+
+
+def test_groceries_are_chosen_among_what_was_promoted_and_sells() -> None:
+    """Candidates come from the week's promotions that were sold of late; other purchases are only told."""
+    seen = frozenset(f"p{number}" for number in range(0, 400, 2))
+    bought = [(Interaction("h", f"p{n % 400}", "purchase", 1000.0 * n, 1.0), 1 if n < 900 else 2) for n in range(1200)]
+    choices = list(among_promoted(bought, {1: seen}, seed=3))
+    assert not any(choice.candidates for choice in choices[:400])
+    assert not any(choice.candidates for choice in choices[900:])
+    for choice in choices[500:900]:
+        assert bool(choice.candidates) == (choice.interaction.item_id in seen)
+        assert set(choice.candidates) <= seen
+        assert len(set(choice.candidates)) == len(choice.candidates)
+    assert sum(sum(choice.relevance) for choice in choices[500:900]) == 200
+    assert choices == list(among_promoted(bought, {1: seen}, seed=3))
+
+
+def test_the_grocery_data_carry_the_loop() -> None:
+    """Every purchase and product of the real sample passes the rules of the loop, and enough choices come live."""
+    try:
+        folder = find_grocery()
+    except GroceryMissing as error:
+        pytest.skip(str(error))
+    made = grocery_scenario(folder)
+    spec = load_loop(made.spec_file)
+    assert len(made.history) + len(made.live) == 75_000
+    for event in (*made.items[:500], *made.history[:500], *made.shown[:50]):
+        assert prepare(spec, event)
+    assert sum(bool(choice.candidates) for choice in made.live) >= made.enough
+    assert max(each.time for each in made.history) <= made.live[0].interaction.time
+
+
+def test_missing_groceries_say_where_they_were_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names every place and how the files are made."""
+    monkeypatch.setenv("GYRE_DATA", str(tmp_path))
+    monkeypatch.setattr("grocery.dataset.SHARED", tmp_path / "shared")
+    with pytest.raises(GroceryMissing, match="transactions_sample") as caught:
+        find_grocery()
+    assert str(tmp_path / "shared") in str(caught.value)
