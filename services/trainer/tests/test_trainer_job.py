@@ -21,6 +21,8 @@ from gyre_trainer.domain import JobFailed, Refused, State, Task
 from gyre_trainer.settings import TrainerSettings
 from gyre_trainer.work import execute
 
+REPORT = ("quality.json", "quality.html", "quarantine.jsonl", "reference.bin")
+
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, learnt) -> TrainerSettings:
@@ -61,7 +63,7 @@ def test_a_task_is_done_once(settings: TrainerSettings, task: Task, told: list[S
     assert list(dict.fromkeys(told)) == [State.SNAPSHOT, State.GATE, State.TRAINING, State.EVALUATING]
     folder = Path(first["folder"])
     written = {each.name: each.stat().st_mtime_ns for each in folder.iterdir()}
-    assert written.keys() == {"model.onnx", "golden.npz", "model.json"}
+    assert written.keys() == {"model.onnx", "golden.npz", "model.json", *REPORT}
     told.clear()
     assert execute(task, settings, lambda state, _progress: told.append(state)) == first
     assert told == [State.EVALUATING]
@@ -84,7 +86,7 @@ def test_the_live_model_is_the_measure(settings: TrainerSettings, task: Task, ma
     third = replace(second, version="v3", spec=strict.model_dump_json())
     with pytest.raises(Refused, match="min_relative_ndcg"):
         execute(third, settings, lambda _state, _progress: None)
-    assert not (settings.artifacts / "shop" / "v3").exists()
+    assert {each.name for each in (settings.artifacts / "shop" / "v3").iterdir()} == {*REPORT} - {"reference.bin"}
 
 
 async def test_a_job_that_is_killed_has_failed(settings: TrainerSettings, task: Task) -> None:

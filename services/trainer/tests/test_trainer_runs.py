@@ -12,7 +12,20 @@ import pytest
 from gyre_local.testing import eventually
 from gyre_runtime import Invalid, NotFound, ServiceSettings, Unavailable, setup_telemetry
 from gyre_trainer.adapters.store import SqliteRuns
-from gyre_trainer.domain import Candidate, JobFailed, Pins, Refused, Run, State, Task, Trigger, version_of
+from gyre_trainer.domain import (
+    Candidate,
+    CheckOutcome,
+    JobFailed,
+    Pins,
+    Quality,
+    QualityAlert,
+    Refused,
+    Run,
+    State,
+    Task,
+    Trigger,
+    version_of,
+)
 from gyre_trainer.handlers import Runs, start_run
 from gyre_trainer.ports import OnProgress
 from gyre_trainer.runner import Runner
@@ -74,6 +87,7 @@ class FakeAnnouncer:
     failures: int = 0
     triggers: list[Trigger] = field(default_factory=list)
     candidates: list[tuple[Run, Candidate]] = field(default_factory=list)
+    alerts: list[QualityAlert] = field(default_factory=list)
 
     def _fail(self) -> None:
         if self.failures:
@@ -89,6 +103,11 @@ class FakeAnnouncer:
         """See `Announcer`."""
         self._fail()
         self.candidates.append((run, candidate))
+
+    async def alert(self, alert: QualityAlert) -> None:
+        """See `Announcer`."""
+        self._fail()
+        self.alerts.append(alert)
 
 
 @dataclass
@@ -179,6 +198,50 @@ async def test_what_does_not_pass_is_not_announced(world: World, outcome: Except
     assert "u17" not in ended.reason
     assert world.announcer.candidates == []
     assert world.runs.next_due() is None
+
+
+def _found(*, psi: bool = True, bots: bool | None = None) -> Quality:
+    """What a gate found: whether the checks passed, None for one that was not made."""
+    made = [("drift.psi", psi, "block"), *([] if bots is None else [("bots", bots, "warn")])]
+    checks = [CheckOutcome(name, 0.5, 0.1, passed, action, f"{name} = 0.5") for name, passed, action in made]
+    return Quality(tuple(checks), {"interactions": 3})
+
+
+async def test_alerts_fire_and_resolve(world: World) -> None:
+    """A failed check fires with one id and start until a run passes it; one that a run could not make keeps firing."""
+    world.job.outcome = Refused("quality: drift.psi", _found(psi=False, bots=False))
+    first = await world.runner.carry_out(world.runs.queue(Trigger("t1", "shop")))
+    assert first.measurements == {"quality_checks": 2, "quality_failed": 2, "quality_quarantined_rows": 3}
+    fired = {alert.outcome.name: alert for alert in world.announcer.alerts}
+    assert fired.keys() == {"drift.psi", "bots"}
+    assert all(alert.end_time is None for alert in fired.values())
+
+    world.announcer.alerts.clear()
+    world.restart()
+    world.job.outcome = JobFailed("the job ended with code -9")
+    await world.runner.carry_out(world.runs.queue(Trigger("t2", "shop")))
+    assert world.announcer.alerts == []
+    world.announcer.failures = 1
+    world.job.outcome = replace(CANDIDATE, quality=_found())
+    third = await world.runner.carry_out(world.runs.queue(Trigger("t3", "shop")))
+    (resolved,) = world.announcer.alerts
+    assert resolved.alert_id == fired["drift.psi"].alert_id
+    assert resolved.start_time == fired["drift.psi"].start_time
+    assert resolved.end_time is not None
+    assert third.alerting == {"bots": fired["bots"].start_time}
+
+
+async def test_alerts_are_of_a_loop(world: World) -> None:
+    """What fires in one loop neither fires nor resolves in another, and without checks nothing is said."""
+    world.job.outcome = Refused("quality: drift.psi", _found(psi=False))
+    await world.runner.carry_out(world.runs.queue(Trigger("t1", "shop")))
+    world.job.outcome = replace(CANDIDATE, quality=_found())
+    other = await world.runner.carry_out(world.runs.queue(Trigger("t1", "news")))
+    assert other.alerting == {}
+    world.job.outcome = CANDIDATE
+    unchecked = await world.runner.carry_out(world.runs.queue(Trigger("t2", "news")))
+    assert unchecked.alerting is None
+    assert [alert.loop for alert in world.announcer.alerts] == ["shop"]
 
 
 async def test_what_is_away_is_waited_for(world: World) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +59,9 @@ def graph(folder: Path) -> Path:
     return folder / MODEL_FILE
 
 
-def write(folder: Path, model: Ranker, golden: F32, manifest: Manifest) -> Manifest:
+def write(
+    folder: Path, model: Ranker, golden: F32, manifest: Manifest, *, files: Mapping[str, bytes] | None = None
+) -> Manifest:
     """Write the artefact of a model; answer its manifest with the graph's hash.
 
     Args:
@@ -65,18 +69,37 @@ def write(folder: Path, model: Ranker, golden: F32, manifest: Manifest) -> Manif
         model: trained.
         golden: rows to take golden requests from, float32 of shape [n, columns of the layout].
         manifest: what is known so far.
+        files: what else it holds, by name.
     """
     from gyre_trainer.export import export
 
+    with _appearing(folder) as temporary:
+        whole = replace(manifest, sha256=export(model, golden, temporary))
+        _put(temporary, {**(files or {}), MANIFEST_FILE: (json.dumps(asdict(whole), indent=2) + "\n").encode()})
+    return whole
+
+
+def write_refusal(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder without a model: what was found in the data of a run that was refused."""
+    with _appearing(folder) as temporary:
+        _put(temporary, files)
+
+
+def _put(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `folder` when all is written."""
     temporary = folder.with_name(f".{folder.name}")
     # What an earlier start of the run was killed over.
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        whole = replace(manifest, sha256=export(model, golden, temporary))
-        (temporary / MANIFEST_FILE).write_text(json.dumps(asdict(whole), indent=2) + "\n")
+        yield temporary
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return whole

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 
 class State(StrEnum):
@@ -73,6 +74,8 @@ class Run:
         reason: why it was refused or failed.
         measurements: of the candidate, by name.
         mlflow_run_id: of its record in MLflow; empty when there is none.
+        alerting: the data-quality checks that fire after it, with the time since they do, unix seconds; None where its
+            data was not checked.
     """
 
     run_id: str
@@ -88,6 +91,7 @@ class Run:
     reason: str = ""
     measurements: Mapping[str, float] = field(default_factory=dict)
     mlflow_run_id: str = ""
+    alerting: Mapping[str, float] | None = None
 
     @classmethod
     def queued(cls, trigger: Trigger, *, now: float) -> Run:
@@ -123,6 +127,108 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckOutcome:
+    """What a data-quality check found, in its worst column.
+
+    Attributes:
+        name: of the check, such as `drift.psi`.
+        value: what was measured; None where there was nothing.
+        threshold: the bound.
+        passed: whether the data is as it should be.
+        action: what follows when it is not: `warn`, `quarantine` or `block`.
+        message: for a person; holds no value of the data.
+    """
+
+    name: str
+    value: float | None
+    threshold: float | None
+    passed: bool
+    action: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What the gate found.
+
+    Attributes:
+        checks: one of each name.
+        quarantined: how many rows were left out of training, by their kind.
+    """
+
+    checks: tuple[CheckOutcome, ...] = ()
+    quarantined: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> Quality:
+        """What `dataclasses.asdict` made of one."""
+        return cls(tuple(CheckOutcome(**check) for check in body["checks"]), body["quarantined"])
+
+    @property
+    def failed(self) -> tuple[CheckOutcome, ...]:
+        """The checks that did not pass."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    @property
+    def measurements(self) -> dict[str, float]:
+        """Its summary; empty where nothing was checked."""
+        if not self.checks:
+            return {}
+        return {
+            "quality_checks": float(len(self.checks)),
+            "quality_failed": float(len(self.failed)),
+            "quality_quarantined_rows": float(sum(self.quarantined.values())),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class QualityAlert:
+    """A check of a loop's data failed, or passes again.
+
+    Attributes:
+        loop: the loop.
+        outcome: what it found.
+        start_time: when it began to fail, unix seconds.
+        end_time: when it passed again, unix seconds; None while it fails.
+    """
+
+    loop: str
+    outcome: CheckOutcome
+    start_time: float
+    end_time: float | None = None
+
+    @property
+    def alert_id(self) -> str:
+        """The same as long as it fails, and each time that it does."""
+        return f"{self.loop}-quality-{self.outcome.name}"
+
+
+def quality_alerts(
+    loop: str, firing: Mapping[str, float], quality: Quality, *, now: float
+) -> tuple[list[QualityAlert], dict[str, float]]:
+    """What to say after a run, and which checks fire then, each with the time since it does.
+
+    A check that the run could not make keeps firing.
+
+    Args:
+        loop: the loop.
+        firing: the checks that fired before, with the time since they do, unix seconds.
+        quality: what the run found.
+        now: unix seconds.
+    """
+    said, after = [], dict(firing)
+    for outcome in quality.checks:
+        since = firing.get(outcome.name)
+        if not outcome.passed:
+            after[outcome.name] = now if since is None else since
+            said.append(QualityAlert(loop, outcome, after[outcome.name]))
+        elif since is not None:
+            del after[outcome.name]
+            said.append(QualityAlert(loop, outcome, since, now))
+    return said, after
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A model that passed.
 
@@ -133,6 +239,7 @@ class Candidate:
         sha256: of the graph, hexadecimal.
         measurements: by name.
         mlflow_run_id: of its record in MLflow; empty when there is none.
+        quality: what the gate found in its data.
     """
 
     folder: Path
@@ -141,10 +248,19 @@ class Candidate:
     sha256: str
     measurements: Mapping[str, float]
     mlflow_run_id: str = ""
+    quality: Quality = field(default_factory=Quality)
 
 
 class Refused(Exception):  # noqa: N818 - reads as what happened
-    """The data or the model did not pass; the message names what was measured, its value and the rule."""
+    """The data or the model did not pass; the message names what was measured, its value and the rule.
+
+    Attributes:
+        quality: what the gate had found by then.
+    """
+
+    def __init__(self, reason: str, quality: Quality | None = None) -> None:
+        super().__init__(reason)
+        self.quality = quality or Quality()
 
 
 class JobFailed(Exception):  # noqa: N818 - reads as what happened

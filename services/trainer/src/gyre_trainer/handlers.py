@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import replace
 
 from gyre_runtime import Invalid, NotFound, Violation, inject, instrument, model_tracer
 
 from gyre_trainer.domain import Run, State, Trigger, manual_trigger_id
 from gyre_trainer.ports import Announcer, RunStore
+
+_REMEMBERED = 200
+"""How many runs back a check is known to fire, where none of them got as far as to check its data."""
 
 
 class Runs:
@@ -85,6 +88,12 @@ class Runs:
         """
         self.require(loop)
         return self._store.newest(loop, limit)
+
+    def alerting(self, run: Run) -> Mapping[str, float]:
+        """The data-quality checks that fired before a run, and since when, unix seconds."""
+        before = (each.alerting for each in self._store.newest(run.loop, _REMEMBERED) if each.run_id != run.run_id)
+        # A run that begins anew has said when its own began.
+        return {**next((each for each in before if each is not None), {}), **(run.alerting or {})}
 
     def require(self, loop: str) -> None:
         """Check that this process serves a loop.

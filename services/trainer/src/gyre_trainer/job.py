@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, TextIO
 
 _LOG = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def _do(given: str, say: Callable[..., None]) -> None:
     try:
         outcome = execute(task, settings, lambda state, progress: say(state=state, progress=progress))
     except Refused as refusal:
-        say(outcome="refused", reason=str(refusal))
+        say(outcome="refused", reason=str(refusal), quality=asdict(refusal.quality))
     except Exception as error:  # noqa: BLE001 - the outermost boundary: logged, and said to the service
         _LOG.exception("the job broke", extra={"run_id": task.run_id})
         say(outcome="failed", reason=f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARS])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from gyre_trainer.domain import Candidate, Pins, Run, State, Task, Trigger
+from gyre_trainer.domain import Candidate, Pins, QualityAlert, Run, State, Task, Trigger
 
 OnProgress = Callable[[State, float], None]
 
@@ -69,6 +69,13 @@ class Announcer(Protocol):
 
     async def candidate(self, run: Run, candidate: Candidate) -> None:
         """Say that a candidate is there; consumers take a version once.
+
+        Raises:
+            Unavailable: Kafka does not take it.
+        """
+
+    async def alert(self, alert: QualityAlert) -> None:
+        """Say that a check of a loop's data fails or passes again; the same may be said more than once.
 
         Raises:
             Unavailable: Kafka does not take it.

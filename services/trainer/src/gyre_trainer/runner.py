@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -14,7 +16,7 @@ from gyre_core.spec import LoopSpec
 from gyre_runtime import instrument, model_tracer
 from gyre_runtime.errors import is_transient
 
-from gyre_trainer.domain import Candidate, JobFailed, Refused, Run, State, Task
+from gyre_trainer.domain import Candidate, JobFailed, Quality, Refused, Run, State, Task, quality_alerts
 from gyre_trainer.handlers import Runs
 from gyre_trainer.ports import Announcer, Incumbents, Job, Warehouse
 
@@ -68,17 +70,43 @@ class Runner:
         underway = _Underway(self.runs, run)
         try:
             with underway:
-                candidate = await self._train(underway)
+                candidate = await self._worked(underway)
                 underway.step("register")
                 await _patiently(lambda: self.announcer.candidate(underway.run, candidate))
         except Refused as refusal:
-            return underway.end(State.REFUSED, reason=str(refusal))
+            return underway.end(State.REFUSED, reason=str(refusal), measurements=refusal.quality.measurements)
         except JobFailed as failure:
             return underway.end(State.FAILED, reason=str(failure))
         except Exception as error:  # noqa: BLE001 - the next run must not suffer: logged and kept with the run
             _LOG.exception("a training run broke", extra={"run_id": run.run_id})
             return underway.end(State.FAILED, reason=type(error).__name__)
         return self._registered(underway, candidate)
+
+    async def _worked(self, underway: _Underway) -> Candidate:
+        try:
+            candidate = await self._train(underway)
+        except Refused as refusal:
+            await self._tell_quality(underway, refusal.quality)
+            raise
+        await self._tell_quality(underway, candidate.quality)
+        return candidate
+
+    async def _tell_quality(self, underway: _Underway, quality: Quality) -> None:
+        """Say what the gate found: metrics, and an alert for each check that fails or passes again."""
+        run = underway.run
+        if not quality.checks:
+            return
+        for check in quality.checks:
+            if check.value is not None:
+                instrument("gyre_quality_check_value").set(check.value, loop=run.loop, check=check.name)
+        for check in quality.failed:
+            instrument("gyre_quality_failures_total").add(loop=run.loop, check=check.name, action=check.action)
+        for rows, count in quality.quarantined.items():
+            instrument("gyre_quality_quarantined_total").add(count, loop=run.loop, rows=rows)
+        said, firing = quality_alerts(run.loop, self.runs.alerting(run), quality, now=time.time())
+        for alert in said:
+            await _patiently(partial(self.announcer.alert, alert))
+        underway.run = self.runs.change(run, alerting=firing)
 
     async def _train(self, underway: _Underway) -> Candidate:
         underway.progress(State.SNAPSHOT, 0.0)

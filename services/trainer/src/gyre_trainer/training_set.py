@@ -63,12 +63,14 @@ class Tables:
         interactions: all, where features are to be computed again; at least those since the oldest impression.
         items: all changes of the catalogue.
         shown: all impressions without their features, where the layout counts impressions; `impressions` without it.
+        labelling: the interactions that may be labels; all of them without it.
     """
 
     impressions: pa.Table
     interactions: pa.Table
     items: pa.Table
     shown: pa.Table | None = None
+    labelling: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class TrainingSet:
         unknown_items: for each impression, how many of its items had no features at all.
         open_windows: count of impressions left out because their window is open.
         unlabelled: count of impressions left out because nothing followed.
+        rows: the impressions with `source`, `event_id`, `user_id` and `item_ids`; None where they come from elsewhere.
     """
 
     features: F32
@@ -93,6 +96,7 @@ class TrainingSet:
     unknown_items: npt.NDArray[np.int64]
     open_windows: int
     unlabelled: int
+    rows: pa.Table | None = None
 
     def __len__(self) -> int:
         return len(self.times)
@@ -111,6 +115,24 @@ class TrainingSet:
             times=self.times[begin:end],
             served=self.served[begin:end],
             unknown_items=self.unknown_items[begin:end],
+            rows=None if self.rows is None else self.rows.slice(begin, end - begin),
+        )
+
+    def without(self, places: npt.NDArray[np.int64]) -> TrainingSet:
+        """Leave out items, by their flat index in `held`, and then the impressions that have nothing to learn from."""
+        if not places.size:
+            return self
+        relevance = self.relevance.copy()
+        relevance.ravel()[places] = -1.0
+        kept = np.flatnonzero((relevance > 0).any(axis=1) & ((relevance >= 0).sum(axis=1) > 1))
+        return replace(
+            self,
+            features=self.features[kept],
+            relevance=relevance[kept],
+            times=self.times[kept],
+            served=self.served[kept],
+            unknown_items=self.unknown_items[kept],
+            rows=None if self.rows is None else self.rows.take(pa.array(kept, pa.int64())),
         )
 
     def split(self, holdout: float) -> tuple[TrainingSet, TrainingSet]:
@@ -175,7 +197,7 @@ def _attribute(spec: LoopSpec, tables: Tables, now: float) -> tuple[pa.Table, li
         asked = chosen.select(["request_id", "user_id", "item_ids"]).append_column("event_us", _micros(chosen))
         db.register("chosen", asked.append_column("place", pa.array(range(len(asked)), pa.int64())))
         wanted = ["source", "event_id", "user_id", "item_id", "type", "request_id", "kafka_partition", "kafka_offset"]
-        acted = tables.interactions
+        acted = tables.interactions if tables.labelling is None else tables.labelling
         db.register("interactions", acted.select(wanted).append_column("event_us", _micros(acted)))
         followed = db.execute(_ATTRIBUTED, {"window_us": window_us, "types": list(label.events)}).fetchall()
     return chosen, followed, open_windows
@@ -202,6 +224,7 @@ def _empty(layout: Layout, rows: pa.Table, *, open_windows: int, unlabelled: int
         unknown_items=np.zeros(len(rows), dtype=np.int64),
         open_windows=open_windows,
         unlabelled=unlabelled,
+        rows=rows.select(["source", "event_id", "user_id", "item_ids"]),
     )
 
 

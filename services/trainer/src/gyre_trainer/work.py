@@ -1,25 +1,28 @@
-"""The steps of a training run: read, join, check, train, evaluate, write down."""
+"""The steps of a training run: read, check and join, train, evaluate, write down."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gyre_core.features import Layout
-from gyre_core.models import MANIFEST_FILE
+from gyre_core.models import MANIFEST_FILE, REFERENCE_FILE
 from gyre_core.spec import LoopSpec
 
 from gyre_trainer import artifact
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.artifact import Manifest
-from gyre_trainer.domain import Pins, State, Task
-from gyre_trainer.gate import check_against_incumbent, check_data
+from gyre_trainer.domain import Pins, Refused, State, Task
+from gyre_trainer.gate import check_against_incumbent
+from gyre_trainer.quality.examples import reference_of
+from gyre_trainer.quality.findings import Findings, quality_in
+from gyre_trainer.quality.gate import pass_gate
 from gyre_trainer.settings import TrainerSettings
-from gyre_trainer.training_set import TrainingSet, build
+from gyre_trainer.training_set import TrainingSet
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ def execute(task: Task, settings: TrainerSettings, tell: Tell) -> dict[str, Any]
     spec = LoopSpec.model_validate_json(task.spec)
     work = Work(task, spec, Layout.compile(spec), tell)
     folder = settings.artifacts.absolute() / spec.loop / task.version
-    manifest = Manifest.read(folder) if (folder / MANIFEST_FILE).exists() else _make(work, settings, folder)
+    manifest = Manifest.read(folder) if (folder / MANIFEST_FILE).exists() else _made(work, settings, folder)
     tell(State.EVALUATING, 0.95)
     return {
         "folder": str(folder),
@@ -55,41 +58,68 @@ def execute(task: Task, settings: TrainerSettings, tell: Tell) -> dict[str, Any]
         "columns": manifest.columns,
         "sha256": manifest.sha256,
         "measurements": manifest.measurements,
-        "mlflow_run_id": _record(work, settings, manifest, folder),
+        "mlflow_run_id": _record(work, settings, folder, manifest.measurements),
+        "quality": asdict(quality_in(folder)),
     }
 
 
-def _make(work: Work, settings: TrainerSettings, folder: Path) -> Manifest:
-    """Build, check, train, evaluate, write."""
+def _made(work: Work, settings: TrainerSettings, folder: Path) -> Manifest:
+    """Make the artefact; what was found in the data stays, and goes to MLflow, where it is refused too.
+
+    Raises:
+        Refused: the data or the model did not pass.
+    """
+    findings = Findings(work.spec, work.task)
+    try:
+        return _make(work, settings, folder, findings)
+    except Refused as refusal:
+        artifact.write_refusal(folder, findings.files())
+        quality = quality_in(folder)
+        _record(work, settings, folder, quality.measurements)
+        raise Refused(str(refusal), quality) from refusal
+
+
+def _make(work: Work, settings: TrainerSettings, folder: Path, findings: Findings) -> Manifest:
+    """Read, check, join, train, evaluate, write."""
     task, spec, layout = work.task, work.spec, work.layout
     work.tell(State.SNAPSHOT, 0.05)
-    pins = Pins(task.snapshots, task.now)
-    tables = LoopTables(settings.warehouse, spec.loop).read(spec, layout, pins)
-    data = build(spec, layout, tables, now=task.now)
-    work.tell(State.GATE, 0.3)
-    check_data(spec, layout, data)
+    tables = LoopTables(settings.warehouse, spec.loop).read(spec, layout, Pins(task.snapshots, task.now))
+    work.tell(State.GATE, 0.2)
+    data = pass_gate(findings, layout, tables)
     training, held_out = data.split(spec.training.evaluation.holdout)
-    # torch takes seconds to import, which data that is refused need not pay.
-    from gyre_trainer.ranker import score, train
-
-    epochs = spec.model.parameters.epochs
-    work.tell(State.TRAINING, 0.35)
-    started = time.perf_counter()
-    model = train(
-        layout,
-        spec.model,
-        training,
-        on_epoch=lambda epoch, _loss: work.tell(State.TRAINING, 0.35 + 0.5 * epoch / epochs),
-    )
-    training_s = time.perf_counter() - started
+    model, training_s = _trained(work, training)
     work.tell(State.EVALUATING, 0.9)
+    # torch takes seconds to import, which data that is refused need not pay.
+    from gyre_trainer.ranker import score
+
     measured = _evaluate(work, held_out, score(model, held_out.features))
     measured |= {
         "impressions": float(len(data)),
         "served_share": float(data.served.mean()),
         "training_s": training_s,
     }
-    return artifact.write(folder, model, held_out.features[held_out.held], _manifest(work, measured))
+    files = dict(findings.files())
+    reference = reference_of(spec, data, layout)
+    if reference is not None:
+        files[REFERENCE_FILE] = reference.to_bytes()
+    golden = held_out.features[held_out.held]
+    return artifact.write(folder, model, golden, _manifest(work, measured | findings.summary()), files=files)
+
+
+def _trained(work: Work, training: TrainingSet) -> tuple[Any, float]:
+    """The model, and how many seconds that took."""
+    from gyre_trainer.ranker import train
+
+    epochs = work.spec.model.parameters.epochs
+    work.tell(State.TRAINING, 0.35)
+    started = time.perf_counter()
+    model = train(
+        work.layout,
+        work.spec.model,
+        training,
+        on_epoch=lambda epoch, _loss: work.tell(State.TRAINING, 0.35 + 0.5 * epoch / epochs),
+    )
+    return model, time.perf_counter() - started
 
 
 def _evaluate(work: Work, held_out: TrainingSet, scores: Any) -> dict[str, float]:
@@ -135,7 +165,7 @@ def _manifest(work: Work, measured: dict[str, float]) -> Manifest:
     )
 
 
-def _record(work: Work, settings: TrainerSettings, manifest: Manifest, folder: Path) -> str:
+def _record(work: Work, settings: TrainerSettings, folder: Path, measured: Mapping[str, float]) -> str:
     from gyre_trainer.adapters.mlflow import Entry, record
 
     model, task = work.spec.model, work.task
@@ -146,11 +176,12 @@ def _record(work: Work, settings: TrainerSettings, manifest: Manifest, folder: P
         version=task.version,
         tags={
             "gyre.trigger_id": task.trigger_id,
-            "gyre.layout": manifest.layout,
+            "gyre.layout": work.layout.hash,
+            "gyre.refused": str(not (folder / MANIFEST_FILE).exists()).lower(),
             **{f"gyre.snapshot.{table}": str(snapshot) for table, snapshot in task.snapshots.items()},
         },
         params={name: str(value) for name, value in given.items()},
-        metrics=manifest.measurements,
+        metrics=measured,
         folder=folder,
     )
     return record(settings.mlflow, entry, wait_s=settings.trainer_mlflow_wait_s)

@@ -8,18 +8,19 @@ from types import TracebackType
 from typing import Self
 
 from gyre.events.v1 import models_pb2 as models
+from gyre.events.v1 import monitor_pb2 as monitor
 from gyre_core.models import MANIFEST_FILE, MODEL_FILE
 from gyre_core.topics import topic
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, View
 
-from gyre_trainer.domain import Candidate, Run, Trigger
+from gyre_trainer.domain import Candidate, QualityAlert, Run, Trigger
 
 _LIVE = "live"
 
 
 class KafkaAnnouncer:
-    """Sends triggers and candidates."""
+    """Sends triggers, candidates and alerts."""
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
@@ -47,6 +48,22 @@ class KafkaAnnouncer:
             measurements=measurements(candidate.measurements),
         )
         await self._producer.send(topic(run.loop, "models.candidates"), message, key=run.loop, id=run.version)
+
+    async def alert(self, alert: QualityAlert) -> None:
+        """See `Announcer`."""
+        outcome = alert.outcome
+        blocks = outcome.action == "block"
+        message = monitor.Alert(
+            alert_id=alert.alert_id,
+            loop=alert.loop,
+            name=f"quality {outcome.name}",
+            severity=monitor.ALERT_SEVERITY_CRITICAL if blocks else monitor.ALERT_SEVERITY_WARNING,
+            message=outcome.message,
+        )
+        message.start_time.FromNanoseconds(round(alert.start_time * 1e9))
+        if alert.end_time is not None:
+            message.end_time.FromNanoseconds(round(alert.end_time * 1e9))
+        await self._producer.send(topic(alert.loop, "alerts"), message, key=alert.alert_id)
 
 
 def measurements(values: Mapping[str, float]) -> list[models.Measurement]:

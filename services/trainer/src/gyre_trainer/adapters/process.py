@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gyre_trainer.domain import Candidate, JobFailed, Refused, State, Task
+from gyre_trainer.domain import Candidate, JobFailed, Quality, Refused, State, Task
 from gyre_trainer.ports import OnProgress
 from gyre_trainer.settings import TrainerSettings
 
@@ -78,7 +78,7 @@ async def _follow(process: Process, task: Task, on_progress: OnProgress) -> dict
 
 def _candidate(outcome: dict[str, Any]) -> Candidate:
     if outcome["outcome"] == "refused":
-        raise Refused(outcome["reason"])
+        raise Refused(outcome["reason"], Quality.of(outcome["quality"]))
     if outcome["outcome"] == "failed":
         raise JobFailed(outcome["reason"])
     return Candidate(
@@ -88,4 +88,5 @@ def _candidate(outcome: dict[str, Any]) -> Candidate:
         sha256=outcome["sha256"],
         measurements=outcome["measurements"],
         mlflow_run_id=outcome["mlflow_run_id"],
+        quality=Quality.of(outcome["quality"]),
     )
