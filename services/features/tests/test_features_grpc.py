@@ -72,7 +72,13 @@ async def start(loop_file: Path, bare: str, kafka: str, tmp_path: Path) -> Async
     opened: list[Lifespan] = []
 
     async def on(redis_url: str) -> Service:
-        settings = FeaturesSettings(loops=(loop_file, tmp_path / "bare.yaml"), kafka=kafka, redis=redis_url, drain_s=1)
+        settings = FeaturesSettings(
+            loops=(loop_file, tmp_path / "bare.yaml"),
+            kafka=kafka,
+            redis=redis_url,
+            artifacts=tmp_path / "artifacts",
+            drain_s=1,
+        )
         lifespan = await Lifespan(drain_s=1).__aenter__()
         opened.append(lifespan)
         running = await serve(lifespan, settings)

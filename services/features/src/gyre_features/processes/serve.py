@@ -16,6 +16,7 @@ from gyre_runtime.kafka import View, ensure_topics
 
 from gyre_features.processes.stream import open_redis, open_store
 from gyre_features.quality.report import QualityWindows
+from gyre_features.quality.snapshots import SnapshotReports
 from gyre_features.settings import FeaturesSettings
 from gyre_features.transport import DataQualityServicer, FeaturesServicer
 
@@ -37,9 +38,10 @@ async def serve(lifespan: Lifespan, settings: FeaturesSettings) -> Serving:
     lifespan.depends_on(Dependency("redis", next(iter(stores.values())).ping))
     caught_up = asyncio.Event()
     lifespan.background("quality windows", _follow(settings, loops, windows, caught_up))
+    quality = DataQualityServicer(windows, SnapshotReports(settings.artifacts), loops)
     services = [
         Registration(rpc.add_FeaturesServiceServicer_to_server, FeaturesServicer(stores)),
-        Registration(quality_rpc.add_DataQualityServiceServicer_to_server, DataQualityServicer(windows, loops)),
+        Registration(quality_rpc.add_DataQualityServiceServicer_to_server, quality),
     ]
     server = await lifespan.enter(build_server(settings, services, health=lifespan.health))
     return Serving(server, caught_up)

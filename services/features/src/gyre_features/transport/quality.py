@@ -1,30 +1,44 @@
-"""The report on the raw stream over gRPC."""
+"""The reports on the raw stream and on training snapshots over gRPC."""
 
+import asyncio
 from collections.abc import Mapping
 
 from gyre.features.v1 import data_quality_pb2 as pb
 from gyre.features.v1 import data_quality_pb2_grpc as rpc
 from gyre_core.spec import LoopSpec
+from gyre_runtime import NotFound
 
 from gyre_features.quality.report import QualityWindows
+from gyre_features.quality.snapshots import SnapshotReports
 from gyre_features.transport.features import unknown_loop
 
 _DEFAULT_WINDOWS = 10
 
 
 class DataQualityServicer(rpc.DataQualityServiceServicer):
-    """Answers from the windows of the raw stream."""
+    """Answers from the windows of the raw stream, and from what training runs found in their snapshots."""
 
-    def __init__(self, windows: QualityWindows, loops: Mapping[str, LoopSpec]) -> None:
+    def __init__(self, windows: QualityWindows, snapshots: SnapshotReports, loops: Mapping[str, LoopSpec]) -> None:
         self._windows = windows
+        self._snapshots = snapshots
         self._loops = loops
 
     async def GetReport(self, request: pb.GetReportRequest, context: object) -> pb.GetReportResponse:
-        """Answer the newest windows of each topic.
+        """Answer the newest windows of each topic, or the report of a run or snapshot.
 
         Raises:
-            NotFound: the loop is not served.
+            NotFound: the loop is not served (UNKNOWN_LOOP), or there is no such report (UNKNOWN_REPORT).
         """
         if request.loop not in self._loops:
             raise unknown_loop(request.loop)
+        if request.run_id or request.snapshot_id:
+            return pb.GetReportResponse(snapshot=await self._snapshot(request))
         return pb.GetReportResponse(windows=self._windows.newest(request.loop, request.windows or _DEFAULT_WINDOWS))
+
+    async def _snapshot(self, request: pb.GetReportRequest) -> pb.SnapshotReport:
+        run_id, snapshot_id = request.run_id, request.snapshot_id
+        found = await asyncio.to_thread(self._snapshots.find, request.loop, run_id=run_id, snapshot_id=snapshot_id)
+        if found is None:
+            asked = f"run_id = {run_id!r}" if run_id else f"snapshot_id = {snapshot_id}"
+            raise NotFound("UNKNOWN_REPORT", f"{asked}: must be of a training run that checked its data")
+        return found

@@ -1,0 +1,75 @@
+"""The reports that training runs left in the artefact folder on the snapshots that they checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gyre.features.v1 import data_quality_pb2 as pb
+from gyre_core.models import QUALITY_FILE
+
+_MOST_RUNS = 1000
+_ACTIONS = {
+    "warn": pb.QUALITY_ACTION_WARN,
+    "quarantine": pb.QUALITY_ACTION_QUARANTINE,
+    "block": pb.QUALITY_ACTION_BLOCK,
+}
+
+
+class SnapshotReports:
+    """Finds reports by run or snapshot; blocking, but for the newest runs of a loop only, each read once.
+
+    Args:
+        artifacts: the artefact folder of all loops.
+    """
+
+    def __init__(self, artifacts: Path) -> None:
+        self._artifacts = artifacts
+        self._known: dict[Path, tuple[int, pb.SnapshotReport]] = {}
+
+    def find(self, loop: str, *, run_id: str = "", snapshot_id: int = 0) -> pb.SnapshotReport | None:
+        """The newest report of a run, or on a snapshot of any table, or with both; None where there is none."""
+        for path in self._paths(loop):
+            report = self._read(path)
+            if report is None or (run_id and report.run_id != run_id):
+                continue
+            if not snapshot_id or snapshot_id in report.snapshots.values():
+                return report
+        return None
+
+    def _paths(self, loop: str) -> list[Path]:
+        """The reports of a loop, newest first: versions begin with the time of their data."""
+        paths = (self._artifacts / loop).glob(f"[!.]*/{QUALITY_FILE}")
+        return sorted(paths, key=lambda path: path.parent.name, reverse=True)[:_MOST_RUNS]
+
+    def _read(self, path: Path) -> pb.SnapshotReport | None:
+        try:
+            changed = path.stat().st_mtime_ns
+            known = self._known.get(path)
+            if known is None or known[0] != changed:
+                known = self._known[path] = changed, _report(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            # A run that begins anew replaces its folder.
+            self._known.pop(path, None)
+            return None
+        return known[1]
+
+
+def _report(body: Mapping[str, Any]) -> pb.SnapshotReport:
+    report = pb.SnapshotReport(
+        run_id=body["run_id"],
+        version=body["version"],
+        snapshots=body["snapshots"],
+        passed=body["passed"],
+        blocks=body["blocks"],
+        checks=[_check(each) for each in body["checks"]],
+        quarantined=body["quarantined"],
+    )
+    report.data_time.FromNanoseconds(round(body["data_time"] * 1e9))
+    return report
+
+
+def _check(body: Mapping[str, Any]) -> pb.QualityCheck:
+    return pb.QualityCheck(**{**body, "action": _ACTIONS[body["action"]]})
