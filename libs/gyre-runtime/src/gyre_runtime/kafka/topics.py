@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
-from aiokafka.errors import for_code
+from aiokafka.errors import KafkaError, for_code
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared
 
@@ -17,6 +17,7 @@ from gyre_runtime.settings import ServiceSettings
 
 _LOG = logging.getLogger(__name__)
 _TIMEOUT_MS = 15_000
+_RETRY_S = 0.5
 _ALREADY_EXISTS = 36
 
 
@@ -48,9 +49,18 @@ class DeadLetterTopic:
 
 
 async def ensure_topics(settings: ServiceSettings, loops: Iterable[LoopSpec]) -> None:
-    """Create every declared topic of the loops that is not there; waits for Kafka."""
+    """Create every declared topic of the loops that is not there; waits for Kafka, however slowly it starts."""
     topics = [topic for spec in loops for topic in declared(spec)]
-    await create_topics(settings.kafka, topics, replication=settings.kafka_replication)
+    while True:
+        try:
+            await create_topics(settings.kafka, topics, replication=settings.kafka_replication)
+        except (Unavailable, KafkaError) as error:
+            if isinstance(error, KafkaError) and not error.retriable:
+                raise
+            _LOG.warning("topics are not there yet", extra={"problem": str(error)[:200]})
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return
 
 
 async def create_topics(bootstrap: str, topics: Iterable[DeclaredTopic], *, replication: int = 1) -> list[str]:
