@@ -78,6 +78,7 @@ async def start(loop_file: Path, bare: str, kafka: str, tmp_path: Path) -> Async
             redis=redis_url,
             artifacts=tmp_path / "artifacts",
             drain_s=1,
+            features_forget_wait_s=0,
         )
         lifespan = await Lifespan(drain_s=1).__aenter__()
         opened.append(lifespan)

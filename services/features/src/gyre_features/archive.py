@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ _LOG = logging.getLogger(__name__)
 _COMMITS_FOR_A_SECOND = 500
 _LONGEST_S = 60.0
 _METHOD = "IMPRESSION_METHOD_"
+Result = TypeVar("Result")
 Columns = Mapping[str, Callable[[Any], Any]]
 _INTERACTION: Columns = {
     "user_id": attrgetter("user_id"),
@@ -119,11 +120,21 @@ class Archive:
         rows: append when so many wait.
         seconds: append what waited so long; longer where commits piled up, see `_patience_s`.
         payload_bytes: append when so many bytes of Arrow data wait.
+        counted: what of some events belongs into the tables; all of it by default.
     """
 
-    def __init__(self, catalog: Catalog, *, rows: int, seconds: float, payload_bytes: int) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        rows: int,
+        seconds: float,
+        payload_bytes: int,
+        counted: Callable[[Sequence[Event]], Sequence[Event]] = lambda events: events,
+    ) -> None:
         self._catalog = catalog
         self._most_rows, self._most_s, self._most_bytes = rows, seconds, payload_bytes
+        self._counted = counted
         self._waiting: dict[str, _Waiting] = {}
         self._count = self._bytes = 0
         self._since = time.monotonic()
@@ -152,7 +163,7 @@ class Archive:
                 waiting = self._waiting.get(event.topic)
                 if waiting is None or event.offset >= waiting.following.get(event.partition, 0):
                     by_topic.setdefault(event.topic, []).append(event)
-            rows = {topic: rows_of(topic, own) for topic, own in by_topic.items()}
+            rows = {topic: rows_of(topic, self._counted(own)) for topic, own in by_topic.items()}
             if not self._count:
                 self._since = time.monotonic()
             for topic, table in rows.items():
@@ -205,6 +216,26 @@ class Archive:
                 tables = [table for waiting in self._waiting.values() for table in waiting.tables]
                 self._count = sum(table.num_rows for table in tables)
                 self._bytes = sum(table.nbytes for table in tables)
+
+    async def alone(self, loop: str, tables: Sequence[str], work: Callable[[Table], Result]) -> dict[str, Result]:
+        """Do something with tables of a loop, in a thread, while nothing is appended and nothing waits.
+
+        Raises:
+            Unavailable: the warehouse does not take what waits, or the work failed.
+        """
+        await self.flush()
+        async with self._lock:
+            found = {}
+            try:
+                for name in tables:
+                    table = await asyncio.to_thread(ensure_table, self._catalog, loop, name)
+                    found[name] = await asyncio.to_thread(work, table)
+            except Exception as error:
+                # Another writer committed meanwhile, or the file system or the catalogue do not answer.
+                raise Unavailable(
+                    "WAREHOUSE_UNAVAILABLE", f"the warehouse was not rewritten: {error!r:.200}"
+                ) from error
+            return found
 
     def _append(self, topic: str, waiting: _Waiting) -> None:
         loop, _, suffix = topic.partition(".")

@@ -21,6 +21,8 @@ class FeaturesSettings(ServiceSettings):
     """Bytes of payload after which the archive commits."""
     features_archive_s: float = Field(2.0, gt=0)
     """Seconds after which the archive commits what it has."""
+    features_forget_wait_s: float = Field(10.0, ge=0)
+    """Seconds that `DeleteEntity` waits for the archive to rewrite the warehouse before it answers without it."""
     features_quality_batch: int = Field(500, ge=1, le=8192)
     """Most records that the quality worker takes at once."""
     features_quality_idle_s: float = Field(10.0, gt=0)

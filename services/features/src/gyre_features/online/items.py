@@ -1,5 +1,6 @@
 """The items' fields that users' features are made from, read once and kept while nobody changes the catalogue."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from gyre_core.features import Delta, EntityId
@@ -7,13 +8,15 @@ from gyre_core.features import Delta, EntityId
 from gyre_features.online.store import OnlineStore
 
 _MOST_ITEMS = 200_000
+_KEPT_S = 60.0
 
 
 class ItemFields:
     """Packed item values as far as their fields go; the counts in them are old.
 
     A worker knows what it changed itself. What others changed shows in the catalogue's fences, which every applied
-    batch tells: when they moved by another hand, everything is read again.
+    batch tells: when they moved by another hand, everything is read again. What left no trace there, a deleted item, is
+    noticed after a minute.
     """
 
     def __init__(self, store: OnlineStore) -> None:
@@ -21,6 +24,7 @@ class ItemFields:
         """Grows with whatever makes an earlier look-up old."""
         self._store = store
         self._values: dict[str, bytes | None] = {}
+        self._since = time.monotonic()
 
     async def lookup(self, ids: Sequence[str]) -> Callable[[str], bytes | None]:
         """A lookup that knows these items.
@@ -28,6 +32,8 @@ class ItemFields:
         Raises:
             Unavailable: the store does not answer.
         """
+        if time.monotonic() - self._since > _KEPT_S:
+            self.clear()
         missing = [item_id for item_id in ids if item_id not in self._values]
         if missing:
             if len(self._values) + len(missing) > _MOST_ITEMS:
@@ -47,4 +53,5 @@ class ItemFields:
     def clear(self) -> None:
         """Forget everything."""
         self._values.clear()
+        self._since = time.monotonic()
         self.version += 1

@@ -111,12 +111,21 @@ class LoopStream:
         store: of the loop.
         on_batch: awaited after each applied batch, with the events that counted.
         most_events: in one batch, so in one script, during which Redis answers nobody else.
+        forgotten: whether an event is of a user who was forgotten: it moves the fences and counts for nothing.
     """
 
-    def __init__(self, store: OnlineStore, *, on_batch: OnBatch, most_events: int = 1000) -> None:
+    def __init__(
+        self,
+        store: OnlineStore,
+        *,
+        on_batch: OnBatch,
+        most_events: int = 1000,
+        forgotten: Callable[[Event], bool] = lambda _event: False,
+    ) -> None:
         self.store = store
         self._most_events = most_events
         self._on_batch = on_batch
+        self._forgotten = forgotten
         self._fences: list[Fences] = [{} for _ in range(store.shards)]
         self._items = ItemFields(store)
         catalogue, partitions = topic(store.spec.loop, "catalog.items"), range(store.spec.shards.kafka_partitions)
@@ -259,6 +268,8 @@ class LoopStream:
         for event in events:
             if isinstance(event.message, behavior.ItemChanged):
                 changes.append(event)
+            elif self._forgotten(event):
+                continue
             elif self._counts_impressions or isinstance(event.message, behavior.Interaction):
                 kept.setdefault(identity(event.source, event.id), event)
         for each in known:

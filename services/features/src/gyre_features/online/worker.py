@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
@@ -28,10 +28,18 @@ _LOG = logging.getLogger(__name__)
 class StreamWorker:
     """Hands each loop its events, seeks on assignment, and holds behaviour back until the catalogue is known."""
 
-    def __init__(self, stores: Iterable[OnlineStore], producer: Producer, *, most_events: int) -> None:
+    def __init__(
+        self,
+        stores: Iterable[OnlineStore],
+        producer: Producer,
+        *,
+        most_events: int,
+        forgotten: Callable[[Event], bool] = lambda _event: False,
+    ) -> None:
         self._producer = producer
         self._streams = {
-            store.spec.loop: LoopStream(store, on_batch=self._note, most_events=most_events) for store in stores
+            store.spec.loop: LoopStream(store, on_batch=self._note, most_events=most_events, forgotten=forgotten)
+            for store in stores
         }
         self.admission = Admission({name: stream.store.spec for name, stream in self._streams.items()})
         self._consumer: Consumer | None = None

@@ -3,6 +3,7 @@
 import asyncio
 
 from aiokafka import TopicPartition
+from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.topics import topic
 from gyre_runtime import Dependency, Lifespan, build_server, load_loops
 from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topics
@@ -10,8 +11,10 @@ from gyre_runtime.warehouse import TABLE_OF, ensure_table, open_catalog
 
 from gyre_features.archive import Archive
 from gyre_features.domain import Admission
+from gyre_features.erasure import Eraser
 from gyre_features.processes.stream import TOPICS, TYPES
 from gyre_features.settings import FeaturesSettings
+from gyre_features.tombstones import Tombstones
 
 GROUP = "features-archive"
 
@@ -24,8 +27,16 @@ async def archive(lifespan: Lifespan, settings: FeaturesSettings) -> None:
     for name in loops:
         for table in TABLE_OF.values():
             await asyncio.to_thread(ensure_table, catalog, name, table)
+    eraser: Eraser | None = None
+
+    def erase(loop: str, message: privacy.UserForgotten) -> None:
+        if eraser is not None:
+            eraser.note(loop, message)
+
+    tombstones = Tombstones(loops, on_tombstone=erase)
     writer = Archive(
         catalog,
+        counted=tombstones.without,
         rows=settings.features_archive_rows,
         seconds=settings.features_archive_s,
         payload_bytes=settings.features_archive_bytes,
@@ -53,13 +64,17 @@ async def archive(lifespan: Lifespan, settings: FeaturesSettings) -> None:
         ),
     )
     probe = await lifespan.enter(Producer(settings.kafka, source="gyre/features-archive"))
+    eraser = Eraser(writer, probe, settings.kafka)
     lifespan.depends_on(Dependency("kafka", probe.ping))
     await lifespan.enter(build_server(settings, [], health=lifespan.health))
     lifespan.background("append in time", writer.run())
-    lifespan.background("archive", _consume(consumer, writer), stop=consumer.stop)
+    lifespan.background("tombstones", tombstones.follow(settings))
+    lifespan.background("archive", _consume(consumer, writer, tombstones), stop=consumer.stop)
+    lifespan.background("erase", eraser.run())
 
 
-async def _consume(consumer: Consumer, writer: Archive) -> None:
+async def _consume(consumer: Consumer, writer: Archive, tombstones: Tombstones) -> None:
+    await tombstones.ready()
     async with consumer:
         await consumer.run(writer.add)
         await writer.flush()

@@ -14,6 +14,7 @@ from gyre_runtime import Dependency, Lifespan, Registration, Server, build_serve
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View, ensure_topics
 
+from gyre_features.forgetting import Forgetting
 from gyre_features.processes.stream import open_redis, open_store
 from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.snapshots import SnapshotReports
@@ -37,10 +38,12 @@ async def serve(lifespan: Lifespan, settings: FeaturesSettings) -> Serving:
     windows = QualityWindows(kept=settings.features_quality_kept)
     lifespan.depends_on(Dependency("redis", next(iter(stores.values())).ping))
     caught_up = asyncio.Event()
+    forgetting = Forgetting(loops, settings.features_forget_wait_s)
+    lifespan.background("erasures", forgetting.follow(settings))
     lifespan.background("quality windows", _follow(settings, loops, windows, caught_up))
     quality = DataQualityServicer(windows, SnapshotReports(settings.artifacts), loops)
     services = [
-        Registration(rpc.add_FeaturesServiceServicer_to_server, FeaturesServicer(stores)),
+        Registration(rpc.add_FeaturesServiceServicer_to_server, FeaturesServicer(stores, forgetting)),
         Registration(quality_rpc.add_DataQualityServiceServicer_to_server, quality),
     ]
     server = await lifespan.enter(build_server(settings, services, health=lifespan.health))

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from gyre_features.online.store import OnlineStore
 from gyre_features.online.worker import CATALOGUE, StreamWorker
 from gyre_features.settings import FeaturesSettings
+from gyre_features.tombstones import Tombstones
 
 GROUP = "features-stream"
 TOPICS = ("behavior.impressions", "behavior.interactions", CATALOGUE)
@@ -45,7 +46,8 @@ async def stream(lifespan: Lifespan, settings: FeaturesSettings) -> None:
     redis = await lifespan.enter(open_redis(settings))
     stores = [open_store(settings, redis, spec) for spec in loops.values()]
     producer = await lifespan.enter(Producer(settings.kafka, source="gyre/features-stream"))
-    worker = StreamWorker(stores, producer, most_events=settings.features_batch_events)
+    tombstones = Tombstones(loops)
+    worker = StreamWorker(stores, producer, most_events=settings.features_batch_events, forgotten=tombstones.cover)
     consumer = Consumer(
         settings.kafka,
         group=GROUP,
@@ -61,15 +63,17 @@ async def stream(lifespan: Lifespan, settings: FeaturesSettings) -> None:
     lifespan.depends_on(Dependency("redis", stores[0].ping))
     lifespan.depends_on(Dependency("kafka", producer.ping))
     await lifespan.enter(build_server(settings, [], health=lifespan.health))
-    lifespan.background("stream", _consume(consumer, worker), stop=consumer.stop)
+    lifespan.background("tombstones", tombstones.follow(settings))
+    lifespan.background("stream", _consume(consumer, worker, tombstones), stop=consumer.stop)
 
 
-async def _consume(consumer: Consumer, worker: StreamWorker) -> None:
+async def _consume(consumer: Consumer, worker: StreamWorker, tombstones: Tombstones) -> None:
     """Join the group as a background task, so that health answers while Kafka or Redis are still away."""
     # A batch makes and drops tens of thousands of objects, none of them in cycles: looking for cycles among them is
     # a fifth of the time.
     gc.freeze()
     gc.set_threshold(_GARBAGE_AFTER, 20, 20)
+    await tombstones.ready()
     async with consumer:
         try:
             await consumer.run(worker.apply)

@@ -9,8 +9,10 @@ from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1 import features_pb2_grpc as rpc
 from gyre_core.features import Reader, RequestContext
 from gyre_core.spec import LoopSpec
+from gyre_core.topics import behavior_kept_s
 from gyre_runtime import Invalid, NotFound, Precondition, Violation, instrument
 
+from gyre_features.forgetting import Forgetting
 from gyre_features.online.store import OnlineStore
 from gyre_features.popularity import popular_for
 
@@ -37,10 +39,11 @@ def now_of(spec: LoopSpec, given: Timestamp | None) -> float:
 
 
 class FeaturesServicer(rpc.FeaturesServiceServicer):
-    """Reads the online stores of all loops."""
+    """Reads the online stores of all loops, and forgets."""
 
-    def __init__(self, stores: Mapping[str, OnlineStore]) -> None:
+    def __init__(self, stores: Mapping[str, OnlineStore], forgetting: Forgetting) -> None:
         self._stores = dict(stores)
+        self._forgetting = forgetting
         self._readers = {name: Reader(store.layout) for name, store in self._stores.items()}
         seconds = instrument("gyre_features_read_seconds")
         self._seconds = {name: seconds.bind(loop=name) for name in self._stores}
@@ -121,10 +124,26 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
         return pb.ListPopularResponse(item_ids=[item for item, _ in best], counts=counts)
 
     async def DeleteEntity(self, request: pb.DeleteEntityRequest, context: object) -> pb.DeleteEntityResponse:
-        """Forget a user or an item in the online store."""
+        """Forget an item in the online store, or a user online and in the warehouse, for good.
+
+        Raises:
+            NotFound: the loop is not served.
+            Unavailable: Kafka or the store do not answer; ask again.
+        """
         store = self._store(request.loop)
         kind = _KINDS.get(request.kind)
         if kind is None:
             raise Invalid("UNKNOWN_KIND", f"kind = {request.kind}: must be a user or an item")
-        deleted = await store.delete("user" if kind == "user" else "item", request.id)
-        return pb.DeleteEntityResponse(deleted_keys=deleted)
+        if kind == "item":
+            return pb.DeleteEntityResponse(deleted_keys=await store.delete("item", request.id))
+        done = await self._forgetting.forget(store, request.id)
+        response = pb.DeleteEntityResponse(
+            deleted_keys=done.deleted_keys, found_keys=done.found_keys, forgotten_time=done.message.forgotten_time
+        )
+        kept_ns = int(behavior_kept_s(store.spec) * 1e9)
+        response.kafka_until_time.FromNanoseconds(done.message.forgotten_time.ToNanoseconds() + kept_ns)
+        if done.erased is not None:
+            response.warehouse_erased = True
+            response.erased_rows.update(done.erased.rows)
+            response.found_rows = done.erased.found_rows
+        return response
