@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from gyre.events.v1 import models_pb2 as models
+from gyre.events.v1 import monitor_pb2 as monitor
 from gyre.trainer.v1 import trainer_pb2 as pb
 from gyre_core.features import Layout
 from gyre_core.topics import dead_letter_topic, topic
@@ -22,7 +23,7 @@ from mlflow import MlflowClient
 
 pytestmark = pytest.mark.adapter
 
-TYPES = message_types(models.CandidateRegistered, models.TrainingTrigger)
+TYPES = message_types(models.CandidateRegistered, models.TrainingTrigger, monitor.Alert)
 FINAL = (pb.RUN_STATE_REGISTERED, pb.RUN_STATE_REFUSED, pb.RUN_STATE_FAILED)
 
 
@@ -74,6 +75,35 @@ async def test_a_run_ends_in_a_candidate(stack, start, learnt, spec, mlflow_uri)
     assert record.data.metrics["ndcg_at_10"] == measured["ndcg_at_10"]
     assert record.data.tags["gyre.run_id"] == run.run_id
     assert is_sampled(announced.traceparent)
+
+
+@pytest.mark.timeout(300)
+async def test_spoilt_data_leaves_the_live_model(stack, start, learnt) -> None:
+    """Events that came twice refuse a run that blocks on them: an alert fires, no candidate, the model stays."""
+    rules = "quality: {actions: {completeness.duplicates: block}, checks: {duplicates: {max_share: 0.4}}}\n"
+    (stack.folder / "gyre.yaml").write_text((stack.folder / "gyre.yaml").read_text() + rules)
+    warehouse = stack.folder / "warehouse"
+    learnt.archive(warehouse, stack.loop)
+    stub = (await start()).stub
+    first = (await ended(stub, (await begin(stack, stub, "q1")).run_id))[-1]
+    assert first.state == pb.RUN_STATE_REGISTERED, first.reason
+    (candidate,) = await events(stack, "models.candidates")
+    before = _files(candidate.message.artifact_uri)
+
+    learnt.archive(warehouse, stack.loop)
+    second = (await ended(stub, (await begin(stack, stub, "q2")).run_id))[-1]
+    assert second.state == pb.RUN_STATE_REFUSED
+    assert second.reason.startswith("quality: completeness.duplicates of impressions.event_id = 0.5: must be at most")
+    assert {each.name: each.value for each in second.measurements}["quality_failed"] == 1
+    assert len(await events(stack, "models.candidates")) == 1
+    assert _files(candidate.message.artifact_uri) == before
+    (alert,) = [event.message for event in await events(stack, "alerts")]
+    assert (alert.name, alert.severity) == ("quality completeness.duplicates", monitor.ALERT_SEVERITY_CRITICAL)
+    assert not alert.HasField("end_time")
+
+
+def _files(folder: str) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in Path(folder).iterdir()}
 
 
 def _check_artifact(folder: Path, candidate: models.CandidateRegistered) -> None:
