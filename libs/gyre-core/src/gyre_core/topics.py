@@ -113,6 +113,26 @@ TOPICS: tuple[TopicDecl, ...] = (
         description="Windowed counts and ranges of the raw stream.",
     ),
     _decl(
+        "privacy.tombstones",
+        "UserForgotten",
+        key="user id",
+        owner="features",
+        retention_s=None,
+        compacted=True,
+        dead_letter=False,
+        description="Users to be forgotten: what was sent before counts no more, whoever reads it again.",
+    ),
+    _decl(
+        "privacy.erasures",
+        "UserErased",
+        key="user id",
+        owner="features",
+        retention_s=None,
+        compacted=True,
+        dead_letter=False,
+        description="What the warehouse has erased of whom, and which snapshots went with it.",
+    ),
+    _decl(
         "training.triggers",
         "TrainingTrigger",
         key="loop",
@@ -196,6 +216,11 @@ def topic(loop: str, suffix: str) -> str:
 def dead_letter_topic(name: str) -> str:
     """The topic that takes what could not be read from topic `name`."""
     return f"{name}{DEAD_LETTER_SUFFIX}"
+
+
+def behavior_kept_s(loop: LoopSpec) -> float:
+    """How long Kafka may hold a user's event, as behaviour or as a dead letter, seconds."""
+    return max(loop.retention.behavior_s, _DEAD_LETTER_RETENTION_S)
 
 
 def declared(loop: LoopSpec) -> list[Topic]:

@@ -423,17 +423,69 @@ class DeleteEntityResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ErasedRowsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     DELETED_KEYS_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_TIME_FIELD_NUMBER: _builtins.int
+    FOUND_KEYS_FIELD_NUMBER: _builtins.int
+    WAREHOUSE_ERASED_FIELD_NUMBER: _builtins.int
+    ERASED_ROWS_FIELD_NUMBER: _builtins.int
+    FOUND_ROWS_FIELD_NUMBER: _builtins.int
+    KAFKA_UNTIL_TIME_FIELD_NUMBER: _builtins.int
     deleted_keys: _builtins.int
     """Count of keys deleted in the online store."""
+    found_keys: _builtins.int
+    """Keys of the entity that a search of the online store found afterwards: 0."""
+    warehouse_erased: _builtins.bool
+    """The warehouse has answered: its tables and their old snapshots hold nothing of the user. False while it works on, or
+    is away: the same request asks again, and the tombstone stands until then. Always false for an item.
+    """
+    found_rows: _builtins.int
+    """Rows of the user that a search of the warehouse found afterwards: 0."""
+    @_builtins.property
+    def forgotten_time(self) -> _timestamp_pb2.Timestamp:
+        """Wall time from before which nothing of the user counts any more, whoever reads it again. Unset for an item."""
+
+    @_builtins.property
+    def erased_rows(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Count of rows rewritten away, by table."""
+
+    @_builtins.property
+    def kafka_until_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when Kafka may still hold events of the user: the longest retention of the topics that carry them."""
+
     def __init__(
         self,
         *,
         deleted_keys: _builtins.int = ...,
+        forgotten_time: _timestamp_pb2.Timestamp | None = ...,
+        found_keys: _builtins.int = ...,
+        warehouse_erased: _builtins.bool = ...,
+        erased_rows: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        found_rows: _builtins.int = ...,
+        kafka_until_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forgotten_time", b"forgotten_time", "kafka_until_time", b"kafka_until_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_keys", b"deleted_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_keys", b"deleted_keys", "erased_rows", b"erased_rows", "forgotten_time", b"forgotten_time", "found_keys", b"found_keys", "found_rows", b"found_rows", "kafka_until_time", b"kafka_until_time", "warehouse_erased", b"warehouse_erased"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -95,7 +95,7 @@ class FeaturesServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteEntity(self, request, context):
-        """Forgets a user or an item in the online store.
+        """Forgets an item in the online store, or a user in the online store and the warehouse, so that no replay brings them back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

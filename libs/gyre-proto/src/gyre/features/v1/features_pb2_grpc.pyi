@@ -42,7 +42,7 @@ class FeaturesServiceStub:
     ListPopular: _grpc.UnaryUnaryMultiCallable[_features_pb2.ListPopularRequest, _features_pb2.ListPopularResponse]
     """The most popular items, candidates for recommendations."""
     DeleteEntity: _grpc.UnaryUnaryMultiCallable[_features_pb2.DeleteEntityRequest, _features_pb2.DeleteEntityResponse]
-    """Forgets a user or an item in the online store."""
+    """Forgets an item in the online store, or a user in the online store and the warehouse, so that no replay brings them back."""
 
 @_typing.type_check_only
 class FeaturesServiceAsyncStub(FeaturesServiceStub):
@@ -58,7 +58,7 @@ class FeaturesServiceAsyncStub(FeaturesServiceStub):
     ListPopular: _aio.UnaryUnaryMultiCallable[_features_pb2.ListPopularRequest, _features_pb2.ListPopularResponse]  # type: ignore[assignment]
     """The most popular items, candidates for recommendations."""
     DeleteEntity: _aio.UnaryUnaryMultiCallable[_features_pb2.DeleteEntityRequest, _features_pb2.DeleteEntityResponse]  # type: ignore[assignment]
-    """Forgets a user or an item in the online store."""
+    """Forgets an item in the online store, or a user in the online store and the warehouse, so that no replay brings them back."""
 
 class FeaturesServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads features as they stand now."""
@@ -101,6 +101,6 @@ class FeaturesServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _features_pb2.DeleteEntityRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_features_pb2.DeleteEntityResponse, _abc.Awaitable[_features_pb2.DeleteEntityResponse]]:
-        """Forgets a user or an item in the online store."""
+        """Forgets an item in the online store, or a user in the online store and the warehouse, so that no replay brings them back."""
 
 def add_FeaturesServiceServicer_to_server(servicer: FeaturesServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

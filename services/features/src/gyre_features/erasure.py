@@ -1,0 +1,144 @@
+"""Rewrites a user out of the warehouse, old snapshots included, and says so in `privacy.erasures`."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+
+from gyre.events.v1 import privacy_pb2 as privacy
+from gyre_core.topics import topic
+from gyre_runtime import Unavailable
+from gyre_runtime.events import message_types
+from gyre_runtime.kafka import Producer, read_compacted
+from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS
+from pyiceberg.expressions import EqualTo
+from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Operation, Snapshot
+
+from gyre_features.archive import Archive
+
+ERASED = message_types(privacy.UserErased)
+OF_USERS = (INTERACTIONS, IMPRESSIONS)
+_REWRITES = (Operation.DELETE, Operation.OVERWRITE)
+_RETRY_S = 2.0
+_LOG = logging.getLogger(__name__)
+
+
+class Eraser:
+    """Takes tombstones, erases one after the other, and tells each; what was told before the start is not done again.
+
+    Args:
+        archive: the one writer of the tables; it must leave out what the tombstones cover.
+        producer: for what was erased.
+        kafka: host:port list.
+    """
+
+    def __init__(self, archive: Archive, producer: Producer, kafka: str) -> None:
+        self._archive, self._producer, self._kafka = archive, producer, kafka
+        self._waiting: asyncio.Queue[tuple[str, privacy.UserForgotten]] = asyncio.Queue()
+        self._done: dict[str, dict[str, int]] = {}
+
+    def note(self, loop: str, message: privacy.UserForgotten) -> None:
+        """Take a tombstone in."""
+        self._waiting.put_nowait((loop, message))
+
+    async def run(self) -> None:
+        """Erase until cancelled; while the warehouse or Kafka do not answer, try again."""
+        while True:
+            loop, message = await self._waiting.get()
+            if not await self._erased(loop, message):
+                await asyncio.sleep(_RETRY_S)
+                self._waiting.put_nowait((loop, message))
+
+    async def _erased(self, loop: str, message: privacy.UserForgotten) -> bool:
+        try:
+            if loop not in self._done:
+                told = await read_compacted(self._kafka, topic(loop, "privacy.erasures"), ERASED)
+                self._done[loop] = {key: _ns(event.message.forgotten_time) for key, event in told.items()}
+            if self._done[loop].get(message.user_id, 0) >= _ns(message.forgotten_time):
+                return True
+            answer = await self._erase(loop, message)
+            await self._producer.send(topic(loop, "privacy.erasures"), answer, key=message.user_id)
+        except (Unavailable, TimeoutError) as error:
+            _LOG.warning("an erasure waits", extra={"loop": loop, "problem": str(error)})
+            return False
+        self._done[loop][message.user_id] = _ns(message.forgotten_time)
+        return True
+
+    async def _erase(self, loop: str, message: privacy.UserForgotten) -> privacy.UserErased:
+        answer = privacy.UserErased(user_id=message.user_id, forgotten_time=message.forgotten_time)
+        since_ms = _ns(message.forgotten_time) // 1_000_000
+
+        def work(table: Table) -> tuple[int, list[int], int]:
+            return erase_user(table, message.user_id, since_ms=since_ms)
+
+        for name, (rows, expired, found) in (await self._archive.alone(loop, OF_USERS, work)).items():
+            answer.rows[name] = rows
+            answer.expired[name].ids.extend(expired)
+            answer.found_rows += found
+        answer.erased_time.GetCurrentTime()
+        _LOG.info("a user was erased", extra={"loop": loop, "rows": sum(answer.rows.values())})
+        return answer
+
+
+def _ns(time: object) -> int:
+    return int(time.ToNanoseconds())  # type: ignore[attr-defined]
+
+
+def erase_user(table: Table, user_id: str, *, since_ms: int) -> tuple[int, list[int], int]:
+    """Rewrite a user's rows away and drop every older snapshot with the files that only such hold.
+
+    The files go before the snapshots are expired, so that a crash between the two leaves what a second call finds.
+
+    Args:
+        table: with a column `user_id`.
+        user_id: whose rows.
+        since_ms: the tombstone's time, unix milliseconds: a rewrite after it may be one that a crash cut short.
+
+    Returns:
+        Count of rows that went, ids of the snapshots that went, count of rows that a search found afterwards.
+
+    Raises:
+        CommitFailedException: somebody else committed meanwhile; call again.
+    """
+    of_user = EqualTo(term="user_id", value=user_id)
+    rows = table.scan(row_filter=of_user, selected_fields=("user_id",)).to_arrow().num_rows
+    begun = any(_rewrites(each) and each.timestamp_ms >= since_ms for each in table.snapshots())
+    if not rows and not begun:
+        return 0, [], 0
+    if rows:
+        table.delete(of_user)
+        table.refresh()
+    current = table.current_snapshot()
+    old = [each for each in table.snapshots() if current is None or each.snapshot_id != current.snapshot_id]
+    kept = {path for level in _files(table, [current] if current else []) for path in level}
+    # Data before the manifests that name them, and those before their lists: a second call must find what is left.
+    for level in _files(table, old):
+        for path in level - kept:
+            with suppress(FileNotFoundError):
+                table.io.delete(path)
+    ids = [each.snapshot_id for each in old]
+    if ids:
+        table.maintenance.expire_snapshots().by_ids(ids).commit()
+        table.refresh()
+    return rows, ids, table.scan(row_filter=of_user, selected_fields=("user_id",)).to_arrow().num_rows
+
+
+def _rewrites(snapshot: Snapshot) -> bool:
+    return snapshot.summary is not None and snapshot.summary.operation in _REWRITES
+
+
+def _files(table: Table, snapshots: Iterable[Snapshot]) -> tuple[set[str], set[str], set[str]]:
+    """The data files of some snapshots, the manifests that name them and tell their bounds, and the lists of those."""
+    data: set[str] = set()
+    manifests: set[str] = set()
+    lists: set[str] = set()
+    for snapshot in snapshots:
+        lists.add(snapshot.manifest_list)
+        with suppress(FileNotFoundError):  # a call that was cut short has deleted it already
+            for manifest in snapshot.manifests(table.io):
+                if manifest.manifest_path not in manifests:
+                    manifests.add(manifest.manifest_path)
+                    with suppress(FileNotFoundError):
+                        data.update(each.data_file.file_path for each in manifest.fetch_manifest_entry(table.io))
+    return data, manifests, lists

@@ -1,0 +1,102 @@
+"""Forgets users: a tombstone first, then the online store, then what the archive says of the warehouse."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+
+from gyre.events.v1 import privacy_pb2 as privacy
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import topic
+from gyre_runtime import ServiceSettings, Unavailable
+from gyre_runtime.events import message_types
+from gyre_runtime.kafka import Producer, View, ensure_topics
+
+from gyre_features.online.store import OnlineStore
+
+_LOOK_AGAIN_S = 0.2
+_CONNECT_S = 2.0
+_TYPES = message_types(privacy.UserErased)
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What was done.
+
+    Attributes:
+        message: the tombstone.
+        deleted_keys: in the online store.
+        found_keys: that a search of the online store found afterwards.
+        erased: what the archive told of the warehouse; None while it has not.
+    """
+
+    message: privacy.UserForgotten
+    deleted_keys: int
+    found_keys: int
+    erased: privacy.UserErased | None
+
+
+@dataclass
+class Forgetting:
+    """Sends tombstones and waits for what comes of them.
+
+    Attributes:
+        loops: by name.
+        wait_s: how long the archive is waited for, seconds.
+    """
+
+    loops: Mapping[str, LoopSpec]
+    wait_s: float
+    _producer: Producer | None = field(default=None, init=False)
+    _connected: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _erasures: dict[str, View] = field(default_factory=dict, init=False)
+
+    async def follow(self, settings: ServiceSettings) -> None:
+        """Stay connected to Kafka for as long as the process lives; features are served without it."""
+        await ensure_topics(settings, self.loops.values())
+        async with AsyncExitStack() as stack:
+            producer = await stack.enter_async_context(Producer(settings.kafka, source="gyre/features"))
+            for name in self.loops:
+                view = View(settings.kafka, topic(name, "privacy.erasures"), _TYPES)
+                self._erasures[name] = await stack.enter_async_context(view)
+            self._producer = producer
+            self._connected.set()
+            await asyncio.gather(*(view.wait_for(lambda _: False) for view in self._erasures.values()))
+
+    async def forget(self, store: OnlineStore, user_id: str) -> Forgotten:
+        """Forget a user.
+
+        The online store is searched last, so that a batch that was under way when the tombstone came is seen, too.
+
+        Raises:
+            Unavailable: Kafka or the online store do not answer; ask again.
+        """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._connected.wait(), _CONNECT_S)
+        if self._producer is None:
+            raise Unavailable("KAFKA_UNAVAILABLE", "the tombstone cannot be written: Kafka does not answer")
+        loop = store.spec.loop
+        message = privacy.UserForgotten(user_id=user_id)
+        message.forgotten_time.FromNanoseconds(time.time_ns())
+        await self._producer.send(topic(loop, "privacy.tombstones"), message, key=user_id)
+        deleted = await store.delete("user", user_id)
+        erased = await self._erased(loop, message)
+        deleted += await store.delete("user", user_id)
+        found = (await store.read(user_id, [])).user
+        return Forgotten(message, deleted, int(found is not None), erased)
+
+    async def _erased(self, loop: str, message: privacy.UserForgotten) -> privacy.UserErased | None:
+        """What the archive tells of this tombstone or a later one."""
+        view, wanted = self._erasures[loop], message.forgotten_time.ToNanoseconds()
+        end = time.monotonic() + self.wait_s
+        while True:
+            event = view.get(message.user_id)
+            if event is not None and event.message.forgotten_time.ToNanoseconds() >= wanted:
+                told: privacy.UserErased = event.message
+                return told
+            if time.monotonic() >= end:
+                return None
+            await asyncio.sleep(_LOOK_AGAIN_S)

@@ -1,0 +1,177 @@
+"""Forgetting a user: online, in the warehouse with its old snapshots and files, and whatever is replayed afterwards."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from gyre.events.v1 import privacy_pb2 as privacy
+from gyre.features.v1 import features_pb2 as pb
+from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
+from gyre_core.features import Layout
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import declared, topic
+from gyre_features.archive import Archive
+from gyre_features.erasure import erase_user
+from gyre_features.online.store import OnlineStore
+from gyre_features.processes.serve import serve
+from gyre_features.settings import FeaturesSettings
+from gyre_features.tombstones import Tombstones
+from gyre_local.testing import eventually
+from gyre_runtime import Lifespan, ServiceSettings, channel
+from gyre_runtime.kafka import create_topics
+from gyre_runtime.warehouse import INTERACTIONS, ensure_table, offsets_of, open_catalog
+from pyiceberg.table import Table
+from redis.asyncio import Redis
+
+Start = Callable[..., Any]
+Produce = Callable[..., Awaitable[None]]
+BEGIN = 1_370_000_000.0
+
+
+async def _table(folder: Path, spec: LoopSpec, history: Any) -> Table:
+    """A table of 90 ratings in three snapshots."""
+    catalog = open_catalog(FeaturesSettings(warehouse=str(folder)))
+    archive = Archive(catalog, rows=1000, seconds=60, payload_bytes=10**9)
+    ratings = history.ratings(90)
+    for start in range(0, 90, 30):
+        await archive.add(ratings[start : start + 30])
+        await archive.flush()
+    return ensure_table(catalog, spec.loop, INTERACTIONS)
+
+
+def _users_on_disk(folder: Path) -> list[str]:
+    """The user of every row of every data file, whether a snapshot names the file or not."""
+    return [
+        user
+        for path in sorted(folder.glob("data/**/behavior_*/**/*.parquet"))
+        for user in pq.read_table(path, columns=["user_id"]).column("user_id").to_pylist()
+    ]
+
+
+async def test_nothing_of_a_user_is_left_in_any_file(tmp_path: Path, spec: LoopSpec, history: Any) -> None:
+    """The rows go, the old snapshots go, the files go; all other rows and the Kafka offsets stay."""
+    table = await _table(tmp_path, spec, history)
+    before = _users_on_disk(tmp_path)
+    own = before.count("u1")
+    assert own > 1
+    rows, expired, found = erase_user(table, "u1", since_ms=0)
+    assert (rows, len(expired), found) == (own, 3, 0)
+    assert sorted(_users_on_disk(tmp_path)) == sorted(user for user in before if user != "u1")
+    again = ensure_table(open_catalog(FeaturesSettings(warehouse=str(tmp_path))), spec.loop, INTERACTIONS)
+    assert sorted(again.scan().to_arrow()["user_id"].to_pylist()) == sorted(_users_on_disk(tmp_path))
+    assert len(again.snapshots()) == 1
+    assert offsets_of(again) == {0: 90}
+
+
+async def test_an_unknown_user_costs_no_snapshot(tmp_path: Path, spec: LoopSpec, history: Any) -> None:
+    """Where there are no rows nothing is rewritten, so that training sets stay repeatable."""
+    table = await _table(tmp_path, spec, history)
+    assert erase_user(table, "nobody", since_ms=2**60) == (0, [], 0)
+    assert len(table.snapshots()) == 3
+
+
+async def test_an_erasure_that_was_cut_short_is_finished(
+    tmp_path: Path, spec: LoopSpec, history: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash in the middle of deleting files, and the next call deletes the rest and the old snapshots."""
+    table = await _table(tmp_path, spec, history)
+    delete, count = type(table.io).delete, 0
+
+    def cut(self: Any, location: str) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        delete(self, location)
+
+    monkeypatch.setattr(type(table.io), "delete", cut)
+    with pytest.raises(KeyboardInterrupt):
+        erase_user(table, "u1", since_ms=0)
+    monkeypatch.undo()
+    again = ensure_table(open_catalog(FeaturesSettings(warehouse=str(tmp_path))), spec.loop, INTERACTIONS)
+    rows, expired, found = erase_user(again, "u1", since_ms=0)
+    assert (rows, found) == (0, 0)
+    assert len(expired) >= 3
+    assert "u1" not in _users_on_disk(tmp_path)
+
+
+@pytest.mark.parametrize(("clock", "late"), [("replay", False), ("wall", True)])
+def test_what_counts_after_a_tombstone(spec: LoopSpec, history: Any, clock: str, late: bool) -> None:
+    """What reached Kafka before it is covered; what is sent again later is so where the event's time can tell."""
+    tombstones = Tombstones({spec.loop: spec.model_copy(update={"clock": clock})})
+    message = privacy.UserForgotten(user_id="u1")
+    message.forgotten_time.FromNanoseconds(int((BEGIN + 50) * 1e9))
+    tombstones.note(spec.loop, message)
+    own, other = history.rating(1, 1), history.rating(2, 1)
+    before = history.event("behavior.interactions", own, 40)
+    assert tombstones.cover(before)
+    assert tombstones.cover(before._replace(arrival_time=BEGIN + 60)) == late
+    assert not tombstones.cover(history.event("behavior.interactions", own, 60))
+    assert not tombstones.cover(history.event("behavior.interactions", other, 40))
+
+
+@pytest.mark.adapter
+async def test_a_forgotten_user_stays_forgotten(  # noqa: PLR0917 (fixtures)
+    tmp_path: Path,
+    spec: LoopSpec,
+    layout: Layout,
+    history: Any,
+    kafka: str,
+    redis: Redis,
+    redis_url: str,
+    loop_file: Path,
+    start_process: Start,
+    produce: Produce,
+) -> None:
+    """`DeleteEntity` proves it in both stores; a lost Redis that is rebuilt from Kafka does not bring the user back."""
+    await create_topics(kafka, declared(spec))
+    ratings = history.ratings(90)
+    own = sum(event.message.user_id == "u1" for event in ratings)
+    await produce([*history.catalogue(), *ratings])
+    stream = start_process("stream")
+    start_process("archive", GYRE_FEATURES_ARCHIVE_S="0.2")
+    store, warehouse = OnlineStore(redis, spec, layout), tmp_path / "warehouse"
+    await _until(lambda: _applied(store, 90))
+    await eventually(lambda: _rows(warehouse, spec) == 90, timeout_s=60, message="the rows are stored")
+
+    settings = FeaturesSettings(loops=(loop_file,), kafka=kafka, redis=redis_url, drain_s=1, features_forget_wait_s=25)
+    async with Lifespan(drain_s=1) as lifespan:
+        running = await serve(lifespan, settings)
+        opened = await lifespan.enter(channel(running.server.address, ServiceSettings(), name="features"))
+        request = pb.DeleteEntityRequest(loop=spec.loop, kind=pb.ENTITY_KIND_USER, id="u1")
+        answer = await FeaturesServiceStub(opened).DeleteEntity(request, timeout=40)
+    assert (answer.deleted_keys, answer.found_keys) == (1, 0)
+    assert (answer.warehouse_erased, answer.erased_rows[INTERACTIONS], answer.found_rows) == (True, own, 0)
+    assert answer.kafka_until_time.ToSeconds() - answer.forgotten_time.ToSeconds() == 30 * 86_400
+    assert "u1" not in _users_on_disk(warehouse)
+
+    stream.kill()
+    stream.wait()
+    async for key in redis.scan_iter(f"gyre:{spec.loop}:*"):
+        await redis.delete(key)
+    start_process("stream")
+    await _until(lambda: _applied(store, 90))
+    assert (await store.read("u1", [])).user is None
+    assert (await store.read("u2", [])).user is not None
+
+    back = history.event("behavior.interactions", history.rating(1, 3), 95)
+    await produce([back])
+    await _until(lambda: _applied(store, 91))
+    assert len(list(layout.history((await store.read("u1", [])).user))) == 1
+
+
+async def _applied(store: OnlineStore, count: int) -> bool:
+    name = topic(store.spec.loop, "behavior.interactions")
+    (fences,) = await store.fences([(name, each) for each in range(store.spec.shards.kafka_partitions)])
+    return sum(fences.values()) >= count
+
+
+async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
+    await eventually(condition, timeout_s=60, message="the events were applied")
+
+
+def _rows(warehouse: Path, spec: LoopSpec) -> int:
+    catalog = open_catalog(FeaturesSettings(warehouse=str(warehouse)))
+    return int(ensure_table(catalog, spec.loop, INTERACTIONS).scan().to_arrow().num_rows)
