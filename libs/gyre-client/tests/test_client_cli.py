@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gyre.features.v1 import features_pb2 as features_pb
+from gyre.features.v1.features_pb2_grpc import FeaturesServiceServicer, add_FeaturesServiceServicer_to_server
 from gyre_client import ClientSettings
+from gyre_runtime import Health, Registration, ServiceSettings, build_server
 from typer.testing import Result
 
 Gyre = Callable[..., Result]
@@ -106,6 +109,7 @@ async def test_the_token_comes_from_the_environment(gyre: Gyre, serve: ServeGate
         (["rollouts", "shop"], "deployer"),
         (["promote", "shop"], "deployer"),
         (["dlq", "list", "shop"], "kafka"),
+        (["forget", "shop", "u1"], "features"),
     ],
 )
 def test_a_service_that_is_away_is_one_line_with_its_remedy(gyre: Gyre, words: list[str], service: str) -> None:
@@ -138,3 +142,31 @@ def test_a_wrong_setting_stops_the_command(gyre: Gyre) -> None:
     result = gyre("status", "shop", monitr="127.0.0.1:1")
     assert result.exit_code != 0
     assert "GYRE_MONITR" in str(result.exception) + result.output
+
+
+class ToldFeatures(FeaturesServiceServicer):
+    """Answers a deletion as it is told."""
+
+    def __init__(self, answer: features_pb.DeleteEntityResponse) -> None:
+        self.answer, self.requests = answer, list[Any]()
+
+    async def DeleteEntity(self, request: Any, context: Any) -> features_pb.DeleteEntityResponse:  # noqa: N802
+        """Answer."""
+        self.requests.append(request)
+        return self.answer
+
+
+@pytest.mark.parametrize("erased", [True, False])
+async def test_forget_says_what_is_left(gyre: Gyre, *, erased: bool) -> None:
+    """`gyre forget` ends well only when the warehouse has answered and nothing was found."""
+    answer = features_pb.DeleteEntityResponse(deleted_keys=1, warehouse_erased=erased, erased_rows={"interactions": 7})
+    answer.kafka_until_time.FromSeconds(1373457600)
+    features = ToldFeatures(answer)
+    services = [Registration(add_FeaturesServiceServicer_to_server, features)]
+    async with build_server(ServiceSettings(drain_s=1), services, health=Health()) as server:
+        result = await asyncio.to_thread(gyre, "forget", "shop", "u1", features=server.address)
+    assert result.exit_code == (0 if erased else 1)
+    assert "online: 1 keys deleted, 0 found afterwards" in result.output
+    assert ("7 of interactions; 0 found afterwards" if erased else "not erased yet") in result.output
+    assert "until 2013-07-10 12:00:00 UTC" in result.output
+    assert (features.requests[0].id, features.requests[0].kind) == ("u1", features_pb.ENTITY_KIND_USER)
