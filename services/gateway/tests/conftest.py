@@ -218,12 +218,12 @@ StartMesh = Callable[..., Awaitable[Mesh]]
 
 @pytest.fixture
 async def start(kafka: str, loop_name: str, tmp_path: Path) -> AsyncIterator[StartMesh]:
-    """Start a gateway and its peers; settings of the gateway, clock, exploration and longer limits can be given."""
+    """Start a gateway and its peers with settings, a clock and a share of exploration; `patient=False` has short limits."""
     opened: list[Lifespan] = []
     peers: list[Peer] = []
 
     async def start_mesh(
-        *, clock: str = "wall", exploration: float = 0.0, patient: bool = False, **settings: object
+        *, clock: str = "wall", exploration: float = 0.0, patient: bool = True, **settings: object
     ) -> Mesh:
         file = tmp_path / "gyre.yaml"
         text = SPEC.format(

@@ -18,6 +18,15 @@ BUSY_DEADLINE_S = 0.55
 """The deadline of 300 ms and what a busy machine adds; without a budget for all calls it would be 750 ms."""
 
 
+async def until_whole(mesh: Mesh) -> None:
+    """Wait until an answer is not degraded: the peers are connected."""
+
+    async def whole() -> bool:
+        return not (await mesh.rank()).provenance.degraded
+
+    await eventually(whole, message="the peers are used")
+
+
 async def test_the_live_model_ranks(mesh: Mesh) -> None:
     """An answer has the live version's order and scores, and says version, epoch, arm, propensity and feature age."""
     epoch = await mesh.roll_out(("live", "v1", 1.0))
@@ -141,17 +150,15 @@ async def test_peers_that_are_gone_and_come_back(mesh: Mesh) -> None:
     await mesh.inference_peer.start()
     await mesh.features_peer.start()
 
-    async def whole() -> bool:
-        return not (await mesh.rank()).provenance.degraded
-
-    await eventually(whole, message="the peers are used again")
+    await until_whole(mesh)
 
 
 @pytest.mark.parametrize("hanging", ["features", "candidate", "all versions"])
-async def test_an_answer_comes_in_time_though_peers_hang(mesh: Mesh, hanging: str) -> None:
+async def test_an_answer_comes_in_time_though_peers_hang(start: StartMesh, hanging: str) -> None:
     """Whatever hangs, the answer comes by the loop's deadline of 300 ms and says what was late."""
+    mesh = await start(patient=False)
     await mesh.roll_out(("live", "v1", 0.0), ("candidate", "v2", 1.0), last_good_version="v0")
-    await mesh.rank()
+    await until_whole(mesh)
     mesh.features.hangs = hanging == "features"
     mesh.inference.hanging = {"features": set(), "candidate": {"v2"}, "all versions": {"v0", "v1", "v2"}}[hanging]
     started = time.perf_counter()
@@ -162,10 +169,11 @@ async def test_an_answer_comes_in_time_though_peers_hang(mesh: Mesh, hanging: st
     assert answer.provenance.model_version == ("v1" if hanging == "candidate" else "")
 
 
-async def test_the_callers_own_deadline_is_kept(mesh: Mesh) -> None:
+async def test_the_callers_own_deadline_is_kept(start: StartMesh) -> None:
     """A caller that leaves less time than the loop's deadline gets its degraded answer within that time."""
+    mesh = await start(patient=False)
     await mesh.roll_out(("live", "v1", 1.0))
-    await mesh.rank()
+    await until_whole(mesh)
     mesh.features.hangs = True
 
     async def in_time() -> bool:
@@ -203,9 +211,11 @@ async def test_recommend_orders_what_is_popular(mesh: Mesh) -> None:
     assert (asked.user_id, asked.limit) == ("user-1", 20)
 
 
-async def test_recommend_without_features_uses_the_last_list(mesh: Mesh, down: Unavailable) -> None:
+async def test_recommend_without_features_uses_the_last_list(start: StartMesh, down: Unavailable) -> None:
     """Without features the last known popular list is answered as it stands, or nothing before there was one."""
+    mesh = await start(patient=False)
     await mesh.roll_out(("live", "v1", 1.0))
+    await until_whole(mesh)
     request = pb.RecommendRequest(loop=mesh.loop, user_id="user-1", limit=2)
     answer = await mesh.stub.Recommend(request, timeout=5)
     assert (ids(answer), answer.provenance.degraded_reason) == ([], "NO_CANDIDATES")

@@ -12,7 +12,7 @@ EPOCHS, CALLERS = 150, 8
 
 async def test_no_request_fails_while_the_rollout_state_changes_all_the_time(start: StartMesh) -> None:
     """With a new state every few milliseconds each answer has the version of the epoch that it names."""
-    mesh = await start(patient=True)
+    mesh = await start()
     await mesh.roll_out(("live", "v1", 1.0))
     done = asyncio.Event()
 
