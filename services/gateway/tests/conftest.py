@@ -218,7 +218,7 @@ StartMesh = Callable[..., Awaitable[Mesh]]
 
 @pytest.fixture
 async def start(kafka: str, loop_name: str, tmp_path: Path) -> AsyncIterator[StartMesh]:
-    """Start a gateway and its peers with settings, a clock and a share of exploration; `patient=False` has short limits."""
+    """Start a gateway and its peers, on a clock, with a share of exploration; `patient=False` has short limits."""
     opened: list[Lifespan] = []
     peers: list[Peer] = []
 
