@@ -22,6 +22,7 @@ FORMAT = 1
 _DAY_S = 86_400.0
 _DEFAULT_TTL_S = 365 * _DAY_S
 _HALF_LIVES_KEPT = 10.0
+_ADDED = frozenset({"by"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,12 @@ def _ttl_of(feature: Feature) -> float:
     return max((each.seconds * _HALF_LIVES_KEPT for each in half_lives), default=_DEFAULT_TTL_S)
 
 
+def _meaning_of(feature: Feature) -> dict[str, Any]:
+    """A feature's definition; what was added to its kind later counts only where it is used, so that hashes stay."""
+    found: dict[str, Any] = feature.model_dump(mode="json", exclude={"ttl"})
+    return {key: value for key, value in found.items() if key not in _ADDED or value is not None}
+
+
 def _hash_of(spec: LoopSpec, described: tuple[Column, ...], entities: Mapping[EntityKind, EntityLayout]) -> str:
     """16 hex digits over everything that decides what a stored value or a column means; not over how long it lives."""
     stored = {
@@ -151,7 +158,7 @@ def _hash_of(spec: LoopSpec, described: tuple[Column, ...], entities: Mapping[En
     definition: dict[str, Any] = {
         "format": FORMAT,
         "fields": stored,
-        "features": [feature.model_dump(mode="json", exclude={"ttl"}) for feature in spec.features],
+        "features": [_meaning_of(feature) for feature in spec.features],
         "columns": [column.name for column in described],
         "programs": {kind: entity.program() for kind, entity in entities.items()},
     }

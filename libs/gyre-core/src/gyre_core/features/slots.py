@@ -35,12 +35,15 @@ from typing import Any, Literal
 from gyre_core.features.events import EntityKind
 
 HEADER_BYTES = 16
-Measure = Literal["count", "valued", "value", "affinity"]
+Measure = Literal["count", "valued", "value", "affinity", "valued_by", "value_by"]
 
 
 @dataclass(frozen=True, slots=True)
 class SumSlot:
-    """A decayed sum: of events, of events with a value, of their values, or of events on one category of a field."""
+    """A decayed sum: of events, of events with a value, of their values; or of those on one category of a field.
+
+    On one category, `affinity` counts events, `valued_by` those with a value, and `value_by` sums their values.
+    """
 
     measure: Measure
     events: tuple[str, ...]

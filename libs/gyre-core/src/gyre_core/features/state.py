@@ -88,9 +88,8 @@ class State:
                     sums[slot] += 1.0
                 for slot, _ in plan.values:
                     sums[slot] += value
-            for first, _, field in plan.affinities:
-                for category in categories[field]:
-                    sums[first + category] += 1.0
+            if categories:
+                self._fold_by_category(plan, 0.0, value, categories)
         self._fold_times(plan, time, item, categories)
 
     def _fold_late(self, plan: Plan, time: float, value: float | None, categories: Categories) -> None:
@@ -102,8 +101,21 @@ class State:
                 sums[slot] += 2.0 ** (-lag / half_life_s)
             for slot, half_life_s in plan.values:
                 sums[slot] += value * 2.0 ** (-lag / half_life_s)
-        for first, half_life_s, field in plan.affinities:
-            weight = 2.0 ** (-lag / half_life_s)
+        if categories:
+            self._fold_by_category(plan, lag, value, categories)
+
+    def _fold_by_category(self, plan: Plan, lag: float, value: float | None, categories: Categories) -> None:
+        self._add_by_category(plan.affinities, 1.0, lag, categories)
+        if value is not None:
+            self._add_by_category(plan.valued_by, 1.0, lag, categories)
+            self._add_by_category(plan.values_by, value, lag, categories)
+
+    def _add_by_category(
+        self, slots: tuple[tuple[int, float, str], ...], added: float, lag: float, categories: Categories
+    ) -> None:
+        sums = self.sums
+        for first, half_life_s, field in slots:
+            weight = _decayed(added, lag, half_life_s)
             for category in categories[field]:
                 sums[first + category] += weight
 
@@ -117,13 +129,18 @@ class State:
             ring = self.rings[slot]
             self.rings[slot] = _newest([entry], ring, self.layout.rings[slot].length) if ring else [entry]
 
-    def fold_count(self, plan: Plan, time: float, *, count: int) -> None:
-        """Add `count` events at once to the counts: the shown items of an impression."""
+    def fold_count(self, plan: Plan, time: float, *, count: int, categories: Categories | None = None) -> None:
+        """Add `count` events at once to the counts: the shown items of an impression.
+
+        `categories` holds those of all shown items, one after the other, for the fields that the plan reads.
+        """
         if time > self.reference_time:
             self._decay_to(time)
         lag = self.reference_time - time
         for slot, half_life_s in plan.counts:
             self.sums[slot] += _decayed(float(count), lag, half_life_s)
+        if categories:
+            self._fold_by_category(plan, lag, None, categories)
 
     def set_fields(self, time: float, numbers: list[float]) -> None:
         """Replace the encoded fields if these are newer."""

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gyre_core.features.compiling import affinity_slots, count_slot, events_key, ring_of, value_slots
+from gyre_core.features.compiling import DecayedFeature, events_key, first_slots, plain_slots, ring_of
 from gyre_core.features.events import EntityKind
 from gyre_core.features.frame import F32, F64, Frame
 from gyre_core.features.identity import item_hash
 from gyre_core.features.layout import Layout
+from gyre_core.features.slots import EntityLayout
 from gyre_core.spec import (
     AffinityFeature,
     AgeFeature,
@@ -27,6 +28,7 @@ from gyre_core.spec import (
     ZScoreFeature,
 )
 
+IntP = npt.NDArray[np.intp]
 Step = Callable[[Frame, F32], None]
 _DAY_S = 86_400.0
 
@@ -40,6 +42,8 @@ def compile_steps(layout: Layout) -> list[Step]:
 def _single(layout: Layout, feature: Feature) -> Step | None:
     step: Step | None = None
     match feature:
+        case DecayedCountFeature(by=str(by)) | DecayedMeanFeature(by=str(by)) | DecayedRateFeature(by=str(by)):
+            step = _by_category(layout, feature, by)
         case AffinityFeature():
             step = _affinity(layout, feature)
         case AgeFeature():
@@ -68,8 +72,8 @@ def _copies(layout: Layout) -> Iterator[Step]:
         lasts: dict[int, int] = {}
         for feature in layout.features:
             columns = _columns(layout, feature)
-            if isinstance(feature, DecayedCountFeature) and feature.scope == scope:
-                slots = [entity.sums.index(count_slot(feature.events, each.seconds)) for each in feature.half_lives]
+            if isinstance(feature, DecayedCountFeature) and feature.scope == scope and feature.by is None:
+                slots = [entity.sums.index(plain_slots(feature, each.seconds)[0]) for each in feature.half_lives]
                 sums.update(zip(columns, slots, strict=True))
             elif isinstance(feature, FieldFeature) and feature.scope == scope:
                 slot = entity.field(feature.field)
@@ -96,7 +100,8 @@ def _ratios(layout: Layout) -> Iterator[Step]:
         found = [
             row
             for feature in layout.features
-            if isinstance(feature, DecayedRateFeature | DecayedMeanFeature) and feature.scope == scope
+            if isinstance(feature, DecayedRateFeature | DecayedMeanFeature)
+            and (feature.scope, feature.by) == (scope, None)
             for row in _ratio_rows(layout, feature)
         ]
         if found:
@@ -108,10 +113,7 @@ def _ratio_rows(
 ) -> Iterator[tuple[int, int, int, float, float]]:
     sums = layout.slots(feature.scope).sums
     for column, each in zip(_columns(layout, feature), feature.half_lives, strict=True):
-        if isinstance(feature, DecayedRateFeature):
-            above, below = count_slot(feature.events, each.seconds), count_slot(feature.per, each.seconds)
-        else:
-            above, below = value_slots(feature.events, each.seconds)
+        above, below = plain_slots(feature, each.seconds)
         prior = feature.prior
         yield column, sums.index(above), sums.index(below), prior.mean * prior.weight, prior.weight
 
@@ -129,15 +131,40 @@ def _ratio(scope: str, rows: list[tuple[int, int, int, float, float]]) -> Step:
 
 def _affinity(layout: Layout, feature: AffinityFeature) -> Step:
     entity, slot = layout.slots("user"), layout.slots("item").field(feature.field)
-    firsts = [entity.sums.index(affinity_slots(feature, each.seconds, categories=1)[0]) for each in feature.half_lives]
     to = np.array(_columns(layout, feature))
-    of = np.array([range(first, first + slot.count) for first in firsts])
+    of = _category_sums(entity, feature, slot.count)[:, 0]
 
     def step(frame: Frame, out: F32) -> None:
         weights = frame.user.sums[0, of]
         totals = weights.sum(axis=1, keepdims=True)
         shares = np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0)
         out[:, to] = frame.items.lasts[:, slot.first : slot.first + slot.count] @ shares.T
+
+    return step
+
+
+def _category_sums(entity: EntityLayout, feature: AffinityFeature | DecayedFeature, count: int) -> IntP:
+    """The indices of a feature's sums by category, of shape [half-lives, slots of a category, categories]."""
+    firsts = [[entity.sums.index(slot) for slot in first_slots(feature, each.seconds)] for each in feature.half_lives]
+    found: IntP = np.array(firsts)[:, :, None] + np.arange(count)
+    return found
+
+
+def _by_category(layout: Layout, feature: DecayedFeature, by: str) -> Step:
+    """The mean over the candidate's categories; a candidate without any gets what no event gives."""
+    to, scope, slot = np.array(_columns(layout, feature)), feature.scope, layout.slots("item").field(by)
+    of = _category_sums(layout.slots(scope), feature, slot.count)
+    prior = None if isinstance(feature, DecayedCountFeature) else feature.prior
+    missing = prior.mean if prior else 0.0
+
+    def step(frame: Frame, out: F32) -> None:
+        sums = frame.block(scope).sums[0, of]
+        found = sums[:, 0]
+        if prior:
+            found = (found + prior.mean * prior.weight) / (sums[:, 1] + prior.weight)
+        held = frame.items.lasts[:, slot.first : slot.first + slot.count]
+        counts = held.sum(axis=1, keepdims=True)
+        out[:, to] = np.where(counts > 0, held @ found.T / np.maximum(counts, 1.0), missing)
 
     return step
 

@@ -45,6 +45,7 @@ def cross_checks(spec: LoopSpec) -> Iterator[Violation]:
     for index, feature in enumerate(spec.features):
         yield from _feature_events(spec, feature, ("features", index))
         yield from _feature_field(spec, feature, ("features", index))
+        yield from _feature_by(spec, feature, ("features", index))
     yield from _relative_features(spec)
     yield from _model(spec)
     yield from _training(spec)
@@ -121,6 +122,23 @@ def _feature_field(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Viola
             yield Violation(at, feature.field, "is of kind time: use a feature of kind age")
     else:
         yield Violation(at, feature.field, "must be a field of kind category or categories")
+
+
+def _feature_by(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
+    name: str | None = getattr(feature, "by", None)
+    if name is None:
+        return
+    if getattr(feature, "scope", None) == "item":
+        rule = "must be left out with scope item, whose events all fall on its own categories: use user or global"
+        yield Violation((*loc, "by"), name, rule)
+    declared = spec.fields("item")
+    field = declared.get(name)
+    if field is None:
+        yield Violation((*loc, "by"), name, f"must be a declared item field: {', '.join(declared) or 'none'}")
+    elif not isinstance(field, CategoryField | CategoriesField):
+        yield Violation((*loc, "by"), name, "must be a field of kind category or categories")
+    elif not field.values:
+        yield Violation((*loc, "by"), name, "must be a field that lists its values")
 
 
 def _relative_features(spec: LoopSpec) -> Iterator[Violation]:

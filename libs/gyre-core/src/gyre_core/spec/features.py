@@ -48,33 +48,38 @@ class FieldFeature(_StoredFeature):
     field: Name
 
 
-class DecayedCountFeature(_StoredFeature):
-    """Events counted with exponential decay, one column for each half-life."""
+class _DecayedFeature(_StoredFeature):
+    scope: Scope
+    by: Name | None = None
+    events: Events
+    half_lives: HalfLives
+
+
+class DecayedCountFeature(_DecayedFeature):
+    """Events counted with exponential decay, one column for each half-life.
+
+    With `by`, a category field of items, the user's or everyone's events are kept apart by the categories of their
+    item, and the column is the mean over the candidate's categories.
+    """
 
     kind: Literal["decayed_count"]
-    scope: Scope
-    events: Events
-    half_lives: HalfLives
 
 
-class DecayedMeanFeature(_StoredFeature):
-    """The decayed mean of the events' value, smoothed by a prior, one column for each half-life."""
+class DecayedMeanFeature(_DecayedFeature):
+    """The decayed mean of the events' value, smoothed by a prior, one column for each half-life; `by` as in a count."""
 
     kind: Literal["decayed_mean"]
-    scope: Scope
-    events: Events
-    half_lives: HalfLives
     prior: Prior = Prior()
 
 
-class DecayedRateFeature(_StoredFeature):
-    """Decayed events over decayed `per` events, smoothed by a prior, one column for each half-life."""
+class DecayedRateFeature(_DecayedFeature):
+    """Decayed events over decayed `per` events, smoothed by a prior, one column for each half-life; `by` as in a count.
+
+    With scope global, `by: genres` and `per: [impression]` it is the click rate of the candidate's genres.
+    """
 
     kind: Literal["decayed_rate"]
-    scope: Scope
-    events: Events
     per: Events
-    half_lives: HalfLives
     prior: Prior = Prior()
 
 
