@@ -107,6 +107,88 @@ def test_a_mean_by_category_is_smoothed_for_each(layout: Layout) -> None:
     np.testing.assert_allclose(row["genre_score_30d"], [44 / 6, 7, (44 / 6 + 7) / 2, 7], rtol=1e-6)
 
 
+HOUR = 3600.0
+WHOLE = 380_000 * HOUR
+"""A whole hour."""
+
+
+def test_a_sliding_window_ends_with_the_request(layout: Layout) -> None:
+    """An event counts fully for an hour, by the share of its ten minutes that is left, and then no longer."""
+    store = Store(layout)
+    store.apply([click("ann", "i0", time=WHOLE), click("ann", "i0", time=WHOLE + 1800)])
+    found = [store.row("ann", WHOLE + 60 * minutes)["item_clicks_1h"][0] for minutes in (0, 30, 59, 65, 70, 95, 100)]
+    np.testing.assert_allclose(found, [1, 2, 2, 1.5, 1, 0.5, 0], rtol=1e-6)
+    assert store.row("ann", WHOLE + 5 * HOUR)["item_clicks_6h"].tolist() == [2, 0, 0, 0]
+
+
+def test_a_tumbling_window_is_the_last_complete_one(layout: Layout) -> None:
+    """Events count throughout the hour after their own, and neither before nor after it."""
+    store = Store(layout)
+    store.apply([click("ann", "i0", time=WHOLE + 1), rating("ann", "i1", time=WHOLE + HOUR - 1)])
+    found = [store.row("ann", WHOLE + HOUR * hours)["hourly_1h"][0] for hours in (0.9, 1, 1.9, 2, 30)]
+    assert found == [0, 2, 2, 0, 0]
+
+
+def test_a_windowed_rate_is_smoothed_by_its_prior(layout: Layout) -> None:
+    """One click on one of two shown items gives 2 / 11 and 1 / 11, and what was not shown has the prior."""
+    row = read(layout, [Impression("ann", ["i0", "i1"], START), click("bob", "i0")])
+    np.testing.assert_allclose(row["item_rate_6h"], [2 / 11, 1 / 11, 0.1, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(row["all_rate_1h"], 1 / 3, rtol=1e-6)
+
+
+def test_what_left_the_window_is_forgotten(layout: Layout) -> None:
+    """An event older than the buckets that are kept changes nothing, late or in order, and a gap empties the ring."""
+    new, old = click("ann", "i0", time=WHOLE + 100 * HOUR), click("ann", "i0", time=WHOLE)
+    assert read(layout, [new, old], time=new.time)["item_clicks_6h"][0] == 1
+    in_order, late = Store(layout), Store(layout)
+    for store, events in ((in_order, [old, new]), (late, [new, old])):
+        for event in events:
+            store.apply([event])
+    assert in_order.values["item", "i0"][16:] == late.values["item", "i0"][16:]
+    assert in_order.row("ann", old.time)["item_clicks_6h"][0] == 0
+
+
+def test_a_request_before_the_newest_event_counts_to_its_own_time(layout: Layout) -> None:
+    """Parts after the request do not count, even where the store knows them already."""
+    events = [click("ann", "i0", time=WHOLE), click("ann", "i0", time=WHOLE + 4000)]
+    assert read(layout, events, time=WHOLE + 1200)["item_clicks_6h"][0] == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(ages=st.lists(st.floats(0, 9 * HOUR), max_size=40), data=st.data())
+def test_a_sliding_window_is_the_count_to_within_one_part(
+    layout: Layout, ages: list[float], data: st.DataObject
+) -> None:
+    """The count lies between that of the whole parts inside the window and that of all parts that touch it."""
+    now, part = WHOLE + data.draw(st.floats(0, HOUR)), HOUR
+    found = read(layout, [click("ann", "i0", time=now - age) for age in ages], time=now)["item_clicks_6h"][0]
+    assert sum(age <= 6 * HOUR - part for age in ages) <= found <= sum(age <= 6 * HOUR + part for age in ages)
+
+
+def test_a_value_that_the_store_could_not_merge_is_refused() -> None:
+    """More numbers than a script of Redis can hold are refused before they are deployed, with what to use less of."""
+    many = ", ".join(f"c{number}" for number in range(250))
+    lives = ", ".join(f"{number}d" for number in range(1, 16))
+    text = TEXT.replace("Action, Comedy, Drama, Sci-Fi", many).replace("half_lives: [7d]", f"half_lives: [{lives}]")
+    with pytest.raises(SpecError) as caught:
+        parse_loop(text, source="test")
+    found = {issue.field: issue.rule for issue in caught.value.issues}
+    assert "needs 7500 numbers in a value of scope global" in found["features[2].name"]
+    assert "fewer half_lives, windows, buckets or categories" in found["features[2].name"]
+
+
+def test_windows_expire_when_they_are_empty(layout: Layout) -> None:
+    """A user's value outlives its longest half-life tenfold, everyone's likewise; two windows are shorter."""
+    assert layout.ttl_s("user") == 300 * DAY
+    only = TEXT.replace(
+        "scope: user, events: [click, rating], windows: [1h, 1d]", "scope: user, events: [click], windows: [1d]"
+    )
+    features = [line for line in only.splitlines() if line.startswith("  - {name: hourly")]
+    head, _, rest = only.partition("features:")
+    text = f"{head}features:\n{features[0]}\n{rest[rest.index('training:') :]}"
+    assert Layout.compile(parse_loop(text, source="test")).ttl_s("user") == 2 * DAY
+
+
 def test_features_of_the_same_events_share_their_slots(layout: Layout) -> None:
     """A count by genres and an affinity to genres over the same events and half-life are stored once."""
     counted = [slot for slot in layout.slots("user").sums if slot.measure == "affinity" and slot.field == "genres"]
@@ -128,6 +210,7 @@ def test_packing_is_lossless(layout: Layout) -> None:
         assert State.unpack(entity, value).pack() == value
         assert merge(entity, value, entity.empty) == value == merge(entity, entity.empty, value)
         assert len(value) == entity.fixed_bytes
+        assert entity.fixed_bytes % 8 == 0
 
 
 def test_layouts_without_the_new_kinds_keep_their_hash() -> None:
@@ -175,6 +258,24 @@ def test_order_and_batching_do_not_matter(layout: Layout, events: list[Event], d
         ("scope: user, by: genres", "scope: user, by: genre", "features[0].by", "declared item field: genres"),
         ("scope: user, by: genres", "scope: user, by: title", "features[0].by", "of kind category or categories"),
         ("values: [Action, Comedy, Drama, Sci-Fi]", "values: []", "features[0].by", "a field that lists its values"),
+        (
+            "windows: [1h, 6h], buckets: 6",
+            "windows: [1h, 6h], buckets: 0",
+            "features[5].buckets",
+            "greater than or equal",
+        ),
+        ("windows: [1h, 6h]", "windows: [1h, 6x]", "features[5].windows[1]", "must be a duration"),
+        ("windows: [1h, 6h]", "windows: []", "features[5].windows", "at least 1 item"),
+        ("mode: tumbling", "mode: hopping", "features[6].mode", "must be 'sliding' or 'tumbling'"),
+        ("mode: tumbling", "mode: tumbling, buckets: 3", "features[6]", "only with `mode: sliding`"),
+        (
+            "events: [click, rating], windows",
+            "events: [buy], windows",
+            "features[6].events[0]",
+            "rating, click, impression",
+        ),
+        ("of: genre_ctr_7d", "of: genre_ctr", "features[9].of", "must be a column of an earlier feature"),
+        ("name: user_ctr", "name: item_clicks", "features[5].name", "is the name of an earlier feature"),
         ("kind: affinity, scope: user", "kind: affinity, by: genres", "features[1].by", "is not a known field here"),
     ],
 )
@@ -187,4 +288,5 @@ def test_what_cannot_be_computed_is_refused(old: str, new: str, field: str, rule
     found = [issue for issue in caught.value.issues if issue.field == field]
     assert found, caught.value.issues
     assert rule in found[0].rule
-    assert field.rpartition(".")[2].partition("[")[0] in text.splitlines()[found[0].line - 1]
+    key = field.rpartition(".")[2].partition("[")[0]
+    assert key in text.splitlines()[found[0].line - 1] or key == "features"

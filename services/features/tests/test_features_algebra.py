@@ -39,6 +39,13 @@ features:
     half_lives: [1d]
     prior: {{mean: 0.1, weight: 10}}
   - {{name: genre_score, kind: decayed_mean, scope: user, by: genres, events: [rating], half_lives: [7d]}}
+  - {{name: item_clicks, kind: windowed_count, scope: item, events: [click], windows: [10m, 2h]}}
+  - {{name: hourly, kind: windowed_count, scope: user, events: [click, rating], windows: [1h], mode: tumbling}}
+  - {{name: item_ctr, kind: windowed_rate, scope: item, events: [click], per: [impression], windows: [3h], buckets: 4}}
+  - {{name: all_ctr, kind: windowed_rate, scope: global, events: [click], per: [impression], windows: [1h]}}
+  - {{name: item_genres, kind: field, field: genres}}
+  - {{name: first_seen, kind: age, of: first_event, events: [click]}}
+  - {{name: last, kind: history, events: [click], length: 3, field: genres}}
 training:
   label: {{events: [click], attribution_window: 30m}}
 shards: {{kafka_partitions: 1, online_shards: {shards}}}

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gyre_core.features.encoding import default_of
 from gyre_core.features.events import EntityKind
-from gyre_core.features.slots import EntityLayout, FieldSlot, Measure, RingSlot, SumSlot
+from gyre_core.features.slots import EntityLayout, FieldSlot, Measure, RingSlot, SumSlot, WindowSlot
 from gyre_core.spec import (
     AffinityFeature,
     AgeFeature,
@@ -18,6 +18,8 @@ from gyre_core.spec import (
     FieldFeature,
     HistoryFeature,
     LoopSpec,
+    WindowedCountFeature,
+    WindowedRateFeature,
 )
 
 DecayedFeature = DecayedCountFeature | DecayedMeanFeature | DecayedRateFeature
@@ -37,6 +39,7 @@ def compile_kind(kind: EntityKind, spec: LoopSpec) -> EntityLayout:
     ages = [feature for feature in mine if isinstance(feature, AgeFeature)]
     firsts = (events_key(age.events) for age in ages if age.of == "first_event")
     lasts = (events_key(age.events) for age in ages if age.of == "last_event")
+    windows = (slot for feature in mine for slot in windows_of(feature))
     rings = (ring_of(feature) for feature in mine if isinstance(feature, HistoryFeature))
     return EntityLayout(
         kind=kind,
@@ -45,6 +48,7 @@ def compile_kind(kind: EntityKind, spec: LoopSpec) -> EntityLayout:
         maxs=tuple(dict.fromkeys(lasts)),
         fields=tuple(_field_slots(kind, spec)),
         rings=tuple(dict.fromkeys(rings)),
+        windows=tuple(dict.fromkeys(windows)),
     )
 
 
@@ -76,6 +80,20 @@ def first_slots(feature: AffinityFeature | DecayedFeature, half_life_s: float) -
         SumSlot(_BY_CATEGORY[slot.measure], slot.events, half_life_s, feature.by or "", 0)
         for slot in plain_slots(feature, half_life_s)
     )
+
+
+def windows_of(feature: Feature) -> Iterator[WindowSlot]:
+    """The windows that a feature is computed from: of a count one for each span, of a rate numerator and denominator.
+
+    A sliding window needs one bucket more than it has parts, for the part that it has left but for a share; a tumbling
+    one the bucket that fills and the last complete one.
+    """
+    if not isinstance(feature, WindowedCountFeature | WindowedRateFeature):
+        return
+    counted = [feature.events, feature.per] if isinstance(feature, WindowedRateFeature) else [feature.events]
+    parts = feature.buckets if feature.mode == "sliding" else 1
+    for each in feature.windows:
+        yield from (WindowSlot(events_key(events), each.seconds / parts, parts + 1) for events in counted)
 
 
 def count_slot(events: tuple[str, ...], half_life_s: float) -> SumSlot:

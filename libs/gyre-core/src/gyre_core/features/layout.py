@@ -22,6 +22,7 @@ FORMAT = 1
 _DAY_S = 86_400.0
 _DEFAULT_TTL_S = 365 * _DAY_S
 _HALF_LIVES_KEPT = 10.0
+_WINDOWS_KEPT = 2.0
 _ADDED = frozenset({"by"})
 
 
@@ -109,8 +110,8 @@ class Layout:
         """How long a value of this kind outlives its last update, seconds; None means for ever.
 
         The longest of the kind's features counts. By default a decayed feature is kept for ten half-lives (a
-        thousandth is left), other behaviour for a year; a stored field without a `ttl`
-        of its own is kept for ever, because nobody sends it again.
+        thousandth is left), a windowed one for two windows (nothing is left), other behaviour for a year; a stored
+        field without a `ttl` of its own is kept for ever, because nobody sends it again.
         """
         return self._ttls[kind]
 
@@ -139,8 +140,9 @@ def _ttl_of(feature: Feature) -> float:
     given: float | None = getattr(feature, "ttl_s", None)
     if given is not None:
         return given
-    half_lives = getattr(feature, "half_lives", ())
-    return max((each.seconds * _HALF_LIVES_KEPT for each in half_lives), default=_DEFAULT_TTL_S)
+    decayed = (each.seconds * _HALF_LIVES_KEPT for each in getattr(feature, "half_lives", ()))
+    windowed = (each.seconds * _WINDOWS_KEPT for each in getattr(feature, "windows", ()))
+    return max((*decayed, *windowed), default=_DEFAULT_TTL_S)
 
 
 def _meaning_of(feature: Feature) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Plan:
     mins: tuple[int, ...]
     maxs: tuple[int, ...]
     rings: tuple[tuple[int, str], ...]
+    windows: tuple[int, ...]
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
@@ -45,6 +46,7 @@ def plan_for(layout: EntityLayout, event: str) -> Plan | None:
         mins=tuple(index for index, events in enumerate(layout.mins) if event in events),
         maxs=tuple(index for index, events in enumerate(layout.maxs) if event in events),
         rings=tuple((index, ring.field) for index, ring in enumerate(layout.rings) if event in ring.events),
+        windows=tuple(index for index, window in enumerate(layout.windows) if event in window.events),
     )
     return plan if any(getattr(plan, each.name) for each in fields(plan)) else None
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gyre_core.features.compiling import DecayedFeature, events_key, first_slots, plain_slots, ring_of
+from gyre_core.features.compiling import DecayedFeature, events_key, first_slots, plain_slots, ring_of, windows_of
 from gyre_core.features.events import EntityKind
 from gyre_core.features.frame import F32, F64, Frame
 from gyre_core.features.identity import item_hash
@@ -25,6 +25,8 @@ from gyre_core.spec import (
     FieldFeature,
     HistoryFeature,
     RankFeature,
+    WindowedCountFeature,
+    WindowedRateFeature,
     ZScoreFeature,
 )
 
@@ -44,6 +46,8 @@ def _single(layout: Layout, feature: Feature) -> Step | None:
     match feature:
         case DecayedCountFeature(by=str(by)) | DecayedMeanFeature(by=str(by)) | DecayedRateFeature(by=str(by)):
             step = _by_category(layout, feature, by)
+        case WindowedCountFeature() | WindowedRateFeature():
+            step = _windowed(layout, feature)
         case AffinityFeature():
             step = _affinity(layout, feature)
         case AgeFeature():
@@ -165,6 +169,36 @@ def _by_category(layout: Layout, feature: DecayedFeature, by: str) -> Step:
         held = frame.items.lasts[:, slot.first : slot.first + slot.count]
         counts = held.sum(axis=1, keepdims=True)
         out[:, to] = np.where(counts > 0, held @ found.T / np.maximum(counts, 1.0), missing)
+
+    return step
+
+
+def _windowed(layout: Layout, feature: WindowedCountFeature | WindowedRateFeature) -> Step:
+    """Bucket by bucket from the request's time backwards, for all windows and candidates at once."""
+    entity, scope, to = layout.slots(feature.scope), feature.scope, np.array(_columns(layout, feature))
+    found = list(windows_of(feature))
+    # Of shape [windows, counts], a count having one and a rate two.
+    slots = np.array([entity.windows.index(slot) for slot in found]).reshape(len(to), -1)
+    sizes, length = np.array([slot.bucket_s for slot in found]).reshape(slots.shape)[:, 0], found[0].length
+    starts, newest_at = np.array(entity.bucket_starts)[slots], len(entity.mins) + len(entity.maxs) + slots
+    sliding = feature.mode == "sliding"
+    ages = np.arange(length) if sliding else np.array([1])
+    prior = feature.prior if isinstance(feature, WindowedRateFeature) else None
+
+    def step(frame: Frame, out: F32) -> None:
+        block, now = frame.block(scope), frame.context.time / sizes
+        numbers = np.floor(now)[:, None] - ages
+        weights = np.ones(numbers.shape)
+        if sliding:
+            weights[:, -1] = 1.0 - now % 1.0
+        newest = block.times[:, newest_at][..., None]
+        held = (numbers[:, None] <= newest) & (numbers[:, None] > newest - length)
+        buckets = block.buckets[:, starts[..., None] + (numbers % length).astype(np.intp)[:, None]]
+        counts = (held * buckets * weights[:, None]).sum(axis=-1)
+        first = counts[..., 0]
+        if prior:
+            first = (first + prior.mean * prior.weight) / (counts[..., 1] + prior.weight)
+        out[:, to] = first
 
     return step
 

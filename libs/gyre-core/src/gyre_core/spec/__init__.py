@@ -16,6 +16,8 @@ from gyre_core.spec.features import (
     HistoryFeature,
     Prior,
     RankFeature,
+    WindowedCountFeature,
+    WindowedRateFeature,
     ZScoreFeature,
 )
 from gyre_core.spec.fields import (
@@ -83,6 +85,8 @@ __all__ = [
     "TimeField",
     "TrainingSpec",
     "Violation",
+    "WindowedCountFeature",
+    "WindowedRateFeature",
     "ZScoreFeature",
     "feature_columns",
     "json_schema",

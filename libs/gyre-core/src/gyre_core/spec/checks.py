@@ -17,6 +17,8 @@ from gyre_core.spec.features import (
     FieldFeature,
     HistoryFeature,
     RankFeature,
+    WindowedCountFeature,
+    WindowedRateFeature,
     ZScoreFeature,
 )
 from gyre_core.spec.fields import CategoriesField, CategoryField, NumberField, TextField, TimeField
@@ -26,6 +28,9 @@ from gyre_core.spec.quality import CHECKS
 Loc = tuple[str | int, ...]
 
 _MASK_BITS = 64
+_MOST_NUMBERS = 7000
+"""In one value: Redis gives Lua a stack of 8,000, and the fields need some of it."""
+_COUNTING = DecayedCountFeature | DecayedRateFeature | WindowedCountFeature | WindowedRateFeature
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ def cross_checks(spec: LoopSpec) -> Iterator[Violation]:
         yield from _feature_events(spec, feature, ("features", index))
         yield from _feature_field(spec, feature, ("features", index))
         yield from _feature_by(spec, feature, ("features", index))
+    yield from _sizes(spec)
     yield from _relative_features(spec)
     yield from _model(spec)
     yield from _training(spec)
@@ -85,7 +91,7 @@ def _feature_names(spec: LoopSpec) -> Iterator[Violation]:
 
 def _feature_events(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
     interactions = spec.events.interactions
-    counts_shown = isinstance(feature, DecayedCountFeature | DecayedRateFeature)
+    counts_shown = isinstance(feature, _COUNTING)
     for key in ("events", "per"):
         for position, event in enumerate(getattr(feature, key, ())):
             if event in interactions or (event == IMPRESSION and counts_shown):
@@ -139,6 +145,29 @@ def _feature_by(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violatio
         yield Violation((*loc, "by"), name, "must be a field of kind category or categories")
     elif not field.values:
         yield Violation((*loc, "by"), name, "must be a field that lists its values")
+
+
+def _sizes(spec: LoopSpec) -> Iterator[Violation]:
+    """What behaviour needs in the value of an entity, slots that features share counted for each of them."""
+    needed: dict[str, int] = {}
+    for index, feature in enumerate(spec.features):
+        scope, own = getattr(feature, "scope", "request"), _numbers(spec, feature)
+        needed[scope] = needed.get(scope, 0) + own
+        if own and needed[scope] > _MOST_NUMBERS:
+            rule = (
+                f"needs {own} numbers in a value of scope {scope}, which would then hold {needed[scope]} of at most "
+                f"{_MOST_NUMBERS}: use fewer half_lives, windows, buckets or categories"
+            )
+            yield Violation(("features", index, "name"), feature.name, rule)
+
+
+def _numbers(spec: LoopSpec, feature: Feature) -> int:
+    name = feature.field if isinstance(feature, AffinityFeature) else getattr(feature, "by", None)
+    categories = len(getattr(spec.items.fields.get(name), "values", ())) if name else 1
+    sums = len(getattr(feature, "half_lives", ())) * categories
+    if isinstance(feature, WindowedCountFeature | WindowedRateFeature):
+        sums = len(feature.windows) * (feature.buckets + 2 if feature.mode == "sliding" else 3)
+    return sums * (2 if isinstance(feature, DecayedRateFeature | DecayedMeanFeature | WindowedRateFeature) else 1)
 
 
 def _relative_features(spec: LoopSpec) -> Iterator[Violation]:

@@ -15,6 +15,7 @@ IMPRESSION = "impression"
 """The event word that counts shown items, beside the loop's interaction types."""
 
 Events = Annotated[tuple[Name, ...], PydanticField(min_length=1)]
+Windows = Annotated[tuple[Duration, ...], PydanticField(min_length=1, max_length=16)]
 HalfLives = Annotated[tuple[Duration, ...], PydanticField(min_length=1, max_length=16)]
 Scope = Literal["item", "user", "global"]
 EntityScope = Literal["item", "user"]
@@ -79,6 +80,38 @@ class DecayedRateFeature(_DecayedFeature):
     """
 
     kind: Literal["decayed_rate"]
+    per: Events
+    prior: Prior = Prior()
+
+
+class _WindowedFeature(_StoredFeature):
+    scope: Scope
+    events: Events
+    windows: Windows
+    mode: Literal["sliding", "tumbling"] = "sliding"
+    buckets: int = PydanticField(default=12, ge=1, le=120)
+
+    @model_validator(mode="after")
+    def _buckets_of_sliding(self) -> _WindowedFeature:
+        if self.mode == "tumbling" and "buckets" in self.model_fields_set:
+            raise PydanticCustomError("window_buckets", "must give `buckets` only with `mode: sliding`")
+        return self
+
+
+class WindowedCountFeature(_WindowedFeature):
+    """Events counted in windows of time, one column for each window.
+
+    A sliding window ends with the request and is counted in `buckets` parts; of the oldest part, that it covers only to
+    a share, that share counts. A tumbling window is the last complete one of those that lie end to end since 1970 UTC.
+    """
+
+    kind: Literal["windowed_count"]
+
+
+class WindowedRateFeature(_WindowedFeature):
+    """Events over `per` events in windows of time, smoothed by a prior, one column for each; windows as in a count."""
+
+    kind: Literal["windowed_rate"]
     per: Events
     prior: Prior = Prior()
 
@@ -149,6 +182,8 @@ Feature = Annotated[
     | DecayedCountFeature
     | DecayedMeanFeature
     | DecayedRateFeature
+    | WindowedCountFeature
+    | WindowedRateFeature
     | AffinityFeature
     | AgeFeature
     | HistoryFeature
