@@ -18,6 +18,7 @@ from gyre_core.features import (
     RequestContext,
     State,
     aggregate,
+    item_hash,
     items_needed,
     merge,
 )
@@ -189,6 +190,40 @@ def test_windows_expire_when_they_are_empty(layout: Layout) -> None:
     assert Layout.compile(parse_loop(text, source="test")).ttl_s("user") == 2 * DAY
 
 
+def test_an_indexed_category_is_one_column(layout: Layout) -> None:
+    """The place in the declared list from 1 on, and 0 where there is no value."""
+    row = read(layout, [])
+    assert row["language"].tolist() == [1, 2, 0, 0]
+
+
+def test_any_value_of_a_hashed_category_has_its_bucket(layout: Layout) -> None:
+    """A value that nobody listed stands in one of the buckets, always the same, and events are kept apart by it."""
+    made = [FieldsChanged("item", item, START + 1, {"maker": maker}) for item, maker in zip(ITEMS, "acmf", strict=True)]
+    row = read(layout, [*made, click("ann", "i0"), click("ann", "i0")])
+    buckets = np.stack([row[f"maker_{number}"] for number in range(8)], axis=1)
+    of = [item_hash(maker) % 8 for maker in "acmf"]
+    assert len(set(of)) > 1
+    assert buckets.tolist() == [[float(number == each) for number in range(8)] for each in of]
+    np.testing.assert_allclose(row["maker_clicks_7d"], [2.0 * (each == of[0]) for each in of])
+
+
+@pytest.mark.parametrize(
+    ("released", "parts"),
+    [
+        ("1969-07-20T20:17:40+00:00", (1969, 7, 6, 20)),
+        ("2024-02-29T00:00:00+00:00", (2024, 2, 3, 0)),
+        ("2023-12-31T23:59:59+00:00", (2023, 12, 6, 23)),
+        ("2024-01-01T00:30:00+01:00", (2023, 12, 6, 23)),
+    ],
+)
+def test_a_time_has_parts(layout: Layout, released: str, parts: tuple[int, ...]) -> None:
+    """Year, month, weekday from Monday as 0, and hour, all in UTC; -1 while the time is unknown."""
+    row = read(layout, [FieldsChanged("item", "i0", START + 1, {"released": released})])
+    names = ("released_year", "released_month", "released_weekday", "released_hour")
+    assert tuple(row[name][0] for name in names) == parts
+    assert {row[name][1] for name in names} == {-1}
+
+
 def test_features_of_the_same_events_share_their_slots(layout: Layout) -> None:
     """A count by genres and an affinity to genres over the same events and half-life are stored once."""
     counted = [slot for slot in layout.slots("user").sums if slot.measure == "affinity" and slot.field == "genres"]
@@ -274,8 +309,15 @@ def test_order_and_batching_do_not_matter(layout: Layout, events: list[Event], d
             "features[6].events[0]",
             "rating, click, impression",
         ),
-        ("of: genre_ctr_7d", "of: genre_ctr", "features[9].of", "must be a column of an earlier feature"),
+        ("of: genre_ctr_7d", "of: genre_ctr", "features[13].of", "must be a column of an earlier feature"),
         ("name: user_ctr", "name: item_clicks", "features[5].name", "is the name of an earlier feature"),
+        ("values: [en, fr]", "values: [en, fr], buckets: 3", "items.fields.language", "either `values` or `buckets`"),
+        ("buckets: 8", "buckets: 1", "items.fields.maker.buckets", "greater than or equal to 2"),
+        ("field: maker}", "field: maker, encoding: index}", "features[10].encoding", "category that lists its values"),
+        ("field: maker}", "field: maker, parts: [year]}", "features[10].parts", "of kind category: it is no time"),
+        ("parts: [year, month", "parts: [year, minute", "features[12].parts[1]", "must be"),
+        ("parts: [year, month", "parts: [year, year", "features[12].parts", "must not list a part twice"),
+        (", parts: [year, month, weekday, hour]", "", "features[12].field", "use a feature of kind age"),
         ("kind: affinity, scope: user", "kind: affinity, by: genres", "features[1].by", "is not a known field here"),
     ],
 )
@@ -289,4 +331,4 @@ def test_what_cannot_be_computed_is_refused(old: str, new: str, field: str, rule
     assert found, caught.value.issues
     assert rule in found[0].rule
     key = field.rpartition(".")[2].partition("[")[0]
-    assert key in text.splitlines()[found[0].line - 1] or key == "features"
+    assert key in text.splitlines()[found[0].line - 1] or key in ("features", "language")

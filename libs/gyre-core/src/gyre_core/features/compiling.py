@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from gyre_core.features.encoding import default_of
+from gyre_core.features.encoding import slot_of
 from gyre_core.features.events import EntityKind
 from gyre_core.features.slots import EntityLayout, FieldSlot, Measure, RingSlot, SumSlot, WindowSlot
 from gyre_core.spec import (
@@ -107,7 +107,7 @@ def value_slots(events: tuple[str, ...], half_life_s: float) -> tuple[SumSlot, S
 
 
 def _categories(field: str, spec: LoopSpec) -> int:
-    return len(getattr(spec.items.fields[field], "values", ()))
+    return len(getattr(spec.items.fields[field], "categories", ()))
 
 
 def ring_of(feature: HistoryFeature) -> RingSlot:
@@ -125,9 +125,9 @@ def _field_slots(kind: EntityKind, spec: LoopSpec) -> Iterator[FieldSlot]:
     first = 0
     for name in dict.fromkeys(name for name in needed if name):
         field = spec.fields(kind)[name]
-        default = default_of(field)
-        yield FieldSlot(name, field.kind, first, len(default), tuple(getattr(field, "values", ())), default)
-        first += len(default)
+        slot = slot_of(name, field, first=first)
+        yield slot
+        first += slot.count
 
 
 def _field_needed(kind: EntityKind, feature: Feature) -> str | None:

@@ -15,6 +15,7 @@ from gyre_core.features.plans import Plan, plan_for
 from gyre_core.features.slots import EntityLayout
 from gyre_core.features.state import unpack_rings
 from gyre_core.spec import IMPRESSION, Feature, LoopSpec, feature_columns
+from gyre_core.spec.model import SpecModel
 
 FORMAT = 1
 """The version of the packed format; a change of it changes every layout's hash."""
@@ -23,7 +24,8 @@ _DAY_S = 86_400.0
 _DEFAULT_TTL_S = 365 * _DAY_S
 _HALF_LIVES_KEPT = 10.0
 _WINDOWS_KEPT = 2.0
-_ADDED = frozenset({"by"})
+_ADDED: dict[str, Any] = {"by": None, "encoding": "one_hot", "parts": [], "buckets": None}
+"""What feature and field kinds got later, and what it was before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +147,16 @@ def _ttl_of(feature: Feature) -> float:
     return max((*decayed, *windowed), default=_DEFAULT_TTL_S)
 
 
-def _meaning_of(feature: Feature) -> dict[str, Any]:
-    """A feature's definition; what was added to its kind later counts only where it is used, so that hashes stay."""
-    found: dict[str, Any] = feature.model_dump(mode="json", exclude={"ttl"})
-    return {key: value for key, value in found.items() if key not in _ADDED or value is not None}
+def _meaning_of(declared: SpecModel) -> dict[str, Any]:
+    """A feature's or field's definition; what its kind got later counts only where it is used, so that hashes stay."""
+    found: dict[str, Any] = declared.model_dump(mode="json", exclude={"ttl"})
+    return {key: value for key, value in found.items() if key not in _ADDED or value != _ADDED[key]}
 
 
 def _hash_of(spec: LoopSpec, described: tuple[Column, ...], entities: Mapping[EntityKind, EntityLayout]) -> str:
     """16 hex digits over everything that decides what a stored value or a column means; not over how long it lives."""
     stored = {
-        scope: {slot.name: spec.fields(scope)[slot.name].model_dump(mode="json") for slot in entities[scope].fields}
+        scope: {slot.name: _meaning_of(spec.fields(scope)[slot.name]) for slot in entities[scope].fields}
         for scope in ("item", "user")
     }
     definition: dict[str, Any] = {

@@ -58,7 +58,7 @@ class SumSlot:
 
 @dataclass(frozen=True, slots=True)
 class FieldSlot:
-    """An encoded field: `count` numbers from `first` among the lasts."""
+    """An encoded field: `count` numbers from `first` among the lasts; where `hashed`, `values` are buckets."""
 
     name: str
     kind: str
@@ -66,6 +66,7 @@ class FieldSlot:
     count: int
     values: tuple[str, ...]
     default: tuple[float, ...]
+    hashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from gyre_core.spec import (
     AffinityFeature,
     AgeFeature,
     ContextFeature,
+    DatePart,
     DecayedCountFeature,
     DecayedMeanFeature,
     DecayedRateFeature,
@@ -50,6 +51,8 @@ def _single(layout: Layout, feature: Feature) -> Step | None:
             step = _windowed(layout, feature)
         case AffinityFeature():
             step = _affinity(layout, feature)
+        case FieldFeature() if not _is_copied(feature):
+            step = _date_parts(layout, feature) if feature.parts else _place(layout, feature)
         case AgeFeature():
             step = _age(layout, feature)
         case HistoryFeature():
@@ -79,13 +82,17 @@ def _copies(layout: Layout) -> Iterator[Step]:
             if isinstance(feature, DecayedCountFeature) and feature.scope == scope and feature.by is None:
                 slots = [entity.sums.index(plain_slots(feature, each.seconds)[0]) for each in feature.half_lives]
                 sums.update(zip(columns, slots, strict=True))
-            elif isinstance(feature, FieldFeature) and feature.scope == scope:
+            elif isinstance(feature, FieldFeature) and feature.scope == scope and _is_copied(feature):
                 slot = entity.field(feature.field)
                 lasts.update(zip(columns, range(slot.first, slot.first + slot.count), strict=True))
         if sums:
             yield _copy("sums", scope, sums)
         if lasts:
             yield _copy("lasts", scope, lasts)
+
+
+def _is_copied(feature: FieldFeature) -> bool:
+    return not feature.parts and feature.encoding == "one_hot"
 
 
 def _copy(region: str, scope: str, slots: dict[int, int]) -> Step:
@@ -214,6 +221,41 @@ def _age(layout: Layout, feature: AgeFeature) -> Step:
     def step(frame: Frame, out: F32) -> None:
         age = (frame.context.time - times(frame.block(scope))) / _DAY_S
         out[:, to] = np.where(np.isfinite(age), np.maximum(age, 0.0), feature.default)
+
+    return step
+
+
+def _place(layout: Layout, feature: FieldFeature) -> Step:
+    """The place of a category in its list, from 1 on; 0 for none."""
+    slot, scope, to = layout.slots(feature.scope).field(feature.field), feature.scope, layout.index[feature.name]
+    places = np.arange(1, slot.count + 1, dtype=np.float32)
+
+    def step(frame: Frame, out: F32) -> None:
+        out[:, to] = frame.block(scope).lasts[:, slot.first : slot.first + slot.count] @ places
+
+    return step
+
+
+_PARTS: dict[DatePart, Callable[[npt.NDArray[np.datetime64]], npt.NDArray[np.int64]]] = {
+    "year": lambda times: times.astype("datetime64[Y]").astype(np.int64) + 1970,
+    "month": lambda times: times.astype("datetime64[M]").astype(np.int64) % 12 + 1,
+    # 1970-01-01 was a Thursday, day 3 when Monday is 0.
+    "weekday": lambda times: (times.astype("datetime64[D]").astype(np.int64) + 3) % 7,
+    "hour": lambda times: times.astype("datetime64[h]").astype(np.int64) % 24,
+}
+_FARTHEST_S = 1e12
+"""What a calendar is asked for at most, some 30,000 years from 1970."""
+
+
+def _date_parts(layout: Layout, feature: FieldFeature) -> Step:
+    scope, to = feature.scope, _columns(layout, feature)
+    times_of = _field_times(layout.slots(scope).field(feature.field).first)
+
+    def step(frame: Frame, out: F32) -> None:
+        times = times_of(frame.block(scope))
+        seconds = np.floor(np.clip(times, -_FARTHEST_S, _FARTHEST_S)).astype(np.int64).view("datetime64[s]")
+        for column, part in zip(to, feature.parts, strict=True):
+            out[:, column] = np.where(np.isfinite(times), _PARTS[part](seconds), -1)
 
     return step
 

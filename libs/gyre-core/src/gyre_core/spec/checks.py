@@ -51,6 +51,7 @@ def cross_checks(spec: LoopSpec) -> Iterator[Violation]:
         yield from _feature_events(spec, feature, ("features", index))
         yield from _feature_field(spec, feature, ("features", index))
         yield from _feature_by(spec, feature, ("features", index))
+        yield from _feature_encoding(spec, feature, ("features", index))
     yield from _sizes(spec)
     yield from _relative_features(spec)
     yield from _model(spec)
@@ -119,13 +120,13 @@ def _feature_field(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Viola
         if not isinstance(field, TimeField):
             yield Violation(at, feature.field, "must be a field of kind time")
     elif isinstance(field, CategoryField | CategoriesField):
-        if not field.values:
-            yield Violation(at, feature.field, "must be a field that lists its values")
-        elif isinstance(feature, HistoryFeature) and len(field.values) > _MASK_BITS:
+        if not field.categories:
+            yield Violation(at, feature.field, "must be a field that lists its values, or gives buckets")
+        elif isinstance(feature, HistoryFeature) and len(field.categories) > _MASK_BITS:
             yield Violation(at, feature.field, f"must be a field of at most {_MASK_BITS} values")
     elif isinstance(feature, FieldFeature):
-        if isinstance(field, TimeField):
-            yield Violation(at, feature.field, "is of kind time: use a feature of kind age")
+        if isinstance(field, TimeField) and not feature.parts:
+            yield Violation(at, feature.field, "is of kind time: give parts, or use a feature of kind age")
     else:
         yield Violation(at, feature.field, "must be a field of kind category or categories")
 
@@ -143,8 +144,21 @@ def _feature_by(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violatio
         yield Violation((*loc, "by"), name, f"must be a declared item field: {', '.join(declared) or 'none'}")
     elif not isinstance(field, CategoryField | CategoriesField):
         yield Violation((*loc, "by"), name, "must be a field of kind category or categories")
-    elif not field.values:
-        yield Violation((*loc, "by"), name, "must be a field that lists its values")
+    elif not field.categories:
+        yield Violation((*loc, "by"), name, "must be a field that lists its values, or gives buckets")
+
+
+def _feature_encoding(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
+    field = spec.fields(feature.scope).get(feature.field) if isinstance(feature, FieldFeature) else None
+    if not isinstance(feature, FieldFeature) or field is None:
+        return
+    if feature.encoding == "index" and not (isinstance(field, CategoryField) and field.values):
+        rule = "must be one_hot, except for a field of kind category that lists its values"
+        yield Violation((*loc, "encoding"), feature.encoding, rule)
+    if feature.parts and not isinstance(field, TimeField):
+        yield Violation((*loc, "parts"), None, f"must be left out for a field of kind {field.kind}: it is no time")
+    if len(set(feature.parts)) != len(feature.parts):
+        yield Violation((*loc, "parts"), None, "must not list a part twice")
 
 
 def _sizes(spec: LoopSpec) -> Iterator[Violation]:
@@ -163,7 +177,7 @@ def _sizes(spec: LoopSpec) -> Iterator[Violation]:
 
 def _numbers(spec: LoopSpec, feature: Feature) -> int:
     name = feature.field if isinstance(feature, AffinityFeature) else getattr(feature, "by", None)
-    categories = len(getattr(spec.items.fields.get(name), "values", ())) if name else 1
+    categories = len(getattr(spec.items.fields.get(name), "categories", ())) if name else 1
     sums = len(getattr(feature, "half_lives", ())) * categories
     if isinstance(feature, WindowedCountFeature | WindowedRateFeature):
         sums = len(feature.windows) * (feature.buckets + 2 if feature.mode == "sliding" else 3)

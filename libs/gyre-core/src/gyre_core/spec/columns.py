@@ -27,8 +27,10 @@ def feature_columns(feature: Feature, fields_of: FieldsOf) -> tuple[str, ...]:
 
 def _field_columns(feature: FieldFeature, fields_of: FieldsOf) -> tuple[str, ...]:
     field = fields_of(feature.scope).get(feature.field)
-    if isinstance(field, CategoryField | CategoriesField):
-        return tuple(f"{feature.name}_{_slug(value)}" for value in field.values)
+    if feature.parts:
+        return tuple(f"{feature.name}_{part}" for part in feature.parts)
+    if isinstance(field, CategoryField | CategoriesField) and feature.encoding == "one_hot":
+        return tuple(f"{feature.name}_{_slug(value)}" for value in field.categories)
     return (feature.name,)
 
 

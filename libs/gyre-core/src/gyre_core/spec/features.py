@@ -18,6 +18,7 @@ Events = Annotated[tuple[Name, ...], PydanticField(min_length=1)]
 Windows = Annotated[tuple[Duration, ...], PydanticField(min_length=1, max_length=16)]
 HalfLives = Annotated[tuple[Duration, ...], PydanticField(min_length=1, max_length=16)]
 Scope = Literal["item", "user", "global"]
+DatePart = Literal["year", "month", "weekday", "hour"]
 EntityScope = Literal["item", "user"]
 
 
@@ -42,11 +43,17 @@ class _StoredFeature(_NamedFeature):
 
 
 class FieldFeature(_StoredFeature):
-    """A declared field: number, boolean, text length, or one column for each category value."""
+    """A declared field: number, boolean, text length, one column for each category value, or parts of a time.
+
+    With `encoding: index` a category is one column: the place of its value in the list, from 1 on, and 0 for none.
+    `parts` (UTC; Monday is 0) belong to fields of kind time, a column for each, and are -1 while the time is unknown.
+    """
 
     kind: Literal["field"]
     scope: EntityScope = "item"
     field: Name
+    encoding: Literal["one_hot", "index"] = "one_hot"
+    parts: tuple[DatePart, ...] = PydanticField(default=(), max_length=4)
 
 
 class _DecayedFeature(_StoredFeature):
