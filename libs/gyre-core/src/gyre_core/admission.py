@@ -8,8 +8,7 @@ from math import isfinite
 
 from gyre_core.clock import LoopClock
 from gyre_core.features import FieldValue
-from gyre_core.features.encoding import default_of, encode
-from gyre_core.features.slots import FieldSlot
+from gyre_core.features.encoding import encode, slot_of
 from gyre_core.spec import LoopSpec
 
 
@@ -44,10 +43,8 @@ def refuse_fields(spec: LoopSpec, scope: str, fields: Mapping[str, FieldValue]) 
         field = declared.get(name)
         if field is None:
             return Refusal("UNKNOWN_FIELD", f"field {name!r}: must be one of {', '.join(declared)}")
-        default = default_of(field)
-        slot = FieldSlot(name, field.kind, 0, len(default), tuple(getattr(field, "values", ())), default)
         try:
-            encode(slot, value)
+            encode(slot_of(name, field), value)
         except ValueError as error:
             return Refusal("FIELD_INVALID", str(error))
     return None

@@ -52,9 +52,16 @@ def aggregate(layout: Layout, events: Iterable[Event], item_fields: ItemLookup) 
 
 def items_needed(layout: Layout, events: Iterable[Event]) -> list[str]:
     """The items whose packed values `aggregate` will ask for, each once, so that they can be read in one round trip."""
-    reading = {event for event in layout.events if (plan := layout.plan("user", event)) is not None and plan.fields}
-    found = (event.item_id for event in events if isinstance(event, Interaction) and event.type in reading)
-    return list(dict.fromkeys(item_id for item_id in found if item_id))
+    plans = ((event, plan) for event in layout.events for _, plan in layout.plans(event))
+    reading = {event for event, plan in plans if plan.fields}
+    found: dict[str, None] = {}
+    for event in events:
+        if isinstance(event, Interaction) and event.type in reading:
+            found[event.item_id] = None
+        elif isinstance(event, Impression) and IMPRESSION in reading:
+            found.update(dict.fromkeys(event.item_ids))
+    found.pop("", None)
+    return list(found)
 
 
 def fold_event(layout: Layout, event: Event, states: States) -> None:
@@ -88,7 +95,12 @@ def _fold_impression(layout: Layout, event: Impression, states: States) -> None:
     for kind, id_ in shown:
         plan = layout.plan(kind, IMPRESSION)
         if plan is not None and id_ and event.item_ids:
-            states.state(kind, id_).fold_count(plan, event.time, count=len(event.item_ids))
+            shown_of = {field: _shown_categories(event, field, states) for field in plan.fields}
+            states.state(kind, id_).fold_count(plan, event.time, count=len(event.item_ids), categories=shown_of)
+
+
+def _shown_categories(event: Impression, field: str, states: States) -> tuple[int, ...]:
+    return tuple(category for item_id in event.item_ids for category in states.categories(item_id, field))
 
 
 def _fold_fields(layout: Layout, event: FieldsChanged, states: States) -> None:

@@ -9,6 +9,7 @@ from struct import Struct
 from typing import Any
 
 from gyre_core.features.events import FieldValue
+from gyre_core.features.identity import item_hash
 from gyre_core.features.slots import FieldSlot
 
 _F32_MAX = 3.4028234663852886e38
@@ -30,10 +31,17 @@ def time_pair(time: float) -> tuple[float, float]:
 def default_of(field: Any) -> tuple[float, ...]:
     """The numbers that stand in for an absent value of a declared field."""
     if field.kind in ("category", "categories"):
-        return (0.0,) * len(field.values)
+        return (0.0,) * len(field.categories)
     if field.kind == "time":
         return UNKNOWN_TIME
     return (round_f32(float(getattr(field, "default", 0.0))),)
+
+
+def slot_of(name: str, field: Any, *, first: int = 0) -> FieldSlot:
+    """The slot of a declared field, its numbers beginning at `first`."""
+    default, categories = default_of(field), tuple(getattr(field, "categories", ()))
+    hashed = getattr(field, "buckets", None) is not None
+    return FieldSlot(name, field.kind, first, len(default), categories, default, hashed=hashed)
 
 
 def encode(slot: FieldSlot, value: FieldValue) -> tuple[float, ...]:
@@ -44,13 +52,17 @@ def encode(slot: FieldSlot, value: FieldValue) -> tuple[float, ...]:
     if slot.kind == "text":
         return (float(len(_text(slot, value))),)
     if slot.kind == "category":
-        return tuple(1.0 if listed == value else 0.0 for listed in slot.values) if _text(slot, value) else slot.default
+        return _held(slot, (text,)) if (text := _text(slot, value)) else slot.default
     if slot.kind == "categories":
-        chosen = set(_texts(slot, value))
-        return tuple(1.0 if listed in chosen else 0.0 for listed in slot.values)
+        return _held(slot, _texts(slot, value))
     if slot.kind == "time":
         return time_pair(_time(slot, value))
     return (round_f32(_number(slot, value)),)
+
+
+def _held(slot: FieldSlot, texts: Sequence[str]) -> tuple[float, ...]:
+    chosen = {str(item_hash(text) % slot.count) for text in texts} if slot.hashed else set(texts)
+    return tuple(1.0 if each in chosen else 0.0 for each in slot.values)
 
 
 def encode_all(slots: Sequence[FieldSlot], fields: Mapping[str, FieldValue]) -> list[float]:

@@ -18,13 +18,14 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """n entities of one kind: reference times [n], batches [n] (-1 unknown), times [n, times], sums and lasts."""
+    """n entities of one kind: reference times [n], batches [n] (-1 unknown), times [n, times], sums, lasts, buckets."""
 
     reference: F64
     batches: npt.NDArray[np.int64]
     times: F64
     sums: F64
     lasts: F32
+    buckets: F32
 
 
 @dataclass(slots=True)
@@ -79,6 +80,7 @@ class Blocks:
             times=wide[:, 2 : 2 + layout.times],
             sums=self._decay(narrow[:, self._sums_at : self._lasts_at], reference, now),
             lasts=narrow[:, self._lasts_at : self._end],
+            buckets=narrow[:, self._end : self._end + layout.bucket_starts[-1]],
         )
 
     def _decay(self, sums: F32, reference: F64, now: float) -> F64:

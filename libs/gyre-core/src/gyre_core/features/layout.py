@@ -15,6 +15,7 @@ from gyre_core.features.plans import Plan, plan_for
 from gyre_core.features.slots import EntityLayout
 from gyre_core.features.state import unpack_rings
 from gyre_core.spec import IMPRESSION, Feature, LoopSpec, feature_columns
+from gyre_core.spec.model import SpecModel
 
 FORMAT = 1
 """The version of the packed format; a change of it changes every layout's hash."""
@@ -22,6 +23,9 @@ FORMAT = 1
 _DAY_S = 86_400.0
 _DEFAULT_TTL_S = 365 * _DAY_S
 _HALF_LIVES_KEPT = 10.0
+_WINDOWS_KEPT = 2.0
+_ADDED: dict[str, Any] = {"by": None, "encoding": "one_hot", "parts": [], "buckets": None}
+"""What feature and field kinds got later, and what it was before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +112,8 @@ class Layout:
         """How long a value of this kind outlives its last update, seconds; None means for ever.
 
         The longest of the kind's features counts. By default a decayed feature is kept for ten half-lives (a
-        thousandth is left), other behaviour for a year; a stored field without a `ttl`
-        of its own is kept for ever, because nobody sends it again.
+        thousandth is left), a windowed one for two windows (nothing is left), other behaviour for a year; a stored
+        field without a `ttl` of its own is kept for ever, because nobody sends it again.
         """
         return self._ttls[kind]
 
@@ -138,20 +142,27 @@ def _ttl_of(feature: Feature) -> float:
     given: float | None = getattr(feature, "ttl_s", None)
     if given is not None:
         return given
-    half_lives = getattr(feature, "half_lives", ())
-    return max((each.seconds * _HALF_LIVES_KEPT for each in half_lives), default=_DEFAULT_TTL_S)
+    decayed = (each.seconds * _HALF_LIVES_KEPT for each in getattr(feature, "half_lives", ()))
+    windowed = (each.seconds * _WINDOWS_KEPT for each in getattr(feature, "windows", ()))
+    return max((*decayed, *windowed), default=_DEFAULT_TTL_S)
+
+
+def _meaning_of(declared: SpecModel) -> dict[str, Any]:
+    """A feature's or field's definition; what its kind got later counts only where it is used, so that hashes stay."""
+    found: dict[str, Any] = declared.model_dump(mode="json", exclude={"ttl"})
+    return {key: value for key, value in found.items() if key not in _ADDED or value != _ADDED[key]}
 
 
 def _hash_of(spec: LoopSpec, described: tuple[Column, ...], entities: Mapping[EntityKind, EntityLayout]) -> str:
     """16 hex digits over everything that decides what a stored value or a column means; not over how long it lives."""
     stored = {
-        scope: {slot.name: spec.fields(scope)[slot.name].model_dump(mode="json") for slot in entities[scope].fields}
+        scope: {slot.name: _meaning_of(spec.fields(scope)[slot.name]) for slot in entities[scope].fields}
         for scope in ("item", "user")
     }
     definition: dict[str, Any] = {
         "format": FORMAT,
         "fields": stored,
-        "features": [feature.model_dump(mode="json", exclude={"ttl"}) for feature in spec.features],
+        "features": [_meaning_of(feature) for feature in spec.features],
         "columns": [column.name for column in described],
         "programs": {kind: entity.program() for kind, entity in entities.items()},
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 from gyre_core.features.slots import EntityLayout
@@ -10,20 +10,27 @@ from gyre_core.features.slots import EntityLayout
 
 @dataclass(frozen=True)
 class Plan:
-    """The slots of one entity kind that one event type touches; sums come as (slot, half-life in seconds)."""
+    """The slots of one entity kind that one event type touches; sums come as (slot, half-life in seconds).
+
+    Sums by category come as (slot of the field's first category, half-life in seconds, field).
+    """
 
     counts: tuple[tuple[int, float], ...]
     valued: tuple[tuple[int, float], ...]
     values: tuple[tuple[int, float], ...]
     affinities: tuple[tuple[int, float, str], ...]
+    valued_by: tuple[tuple[int, float, str], ...]
+    values_by: tuple[tuple[int, float, str], ...]
     mins: tuple[int, ...]
     maxs: tuple[int, ...]
     rings: tuple[tuple[int, str], ...]
+    windows: tuple[int, ...]
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
         """The item's category fields that the plan reads."""
-        names = [field for _, _, field in self.affinities] + [field for _, field in self.rings if field]
+        by_category = (*self.affinities, *self.valued_by, *self.values_by)
+        names = [field for _, _, field in by_category] + [field for _, field in self.rings if field]
         return tuple(dict.fromkeys(names))
 
 
@@ -33,17 +40,15 @@ def plan_for(layout: EntityLayout, event: str) -> Plan | None:
         counts=_sums(layout, event, "count"),
         valued=_sums(layout, event, "valued"),
         values=_sums(layout, event, "value"),
-        affinities=tuple(
-            (index, slot.half_life_s, slot.field)
-            for index, slot in enumerate(layout.sums)
-            if slot.measure == "affinity" and slot.category == 0 and event in slot.events
-        ),
+        affinities=_sums_by(layout, event, "affinity"),
+        valued_by=_sums_by(layout, event, "valued_by"),
+        values_by=_sums_by(layout, event, "value_by"),
         mins=tuple(index for index, events in enumerate(layout.mins) if event in events),
         maxs=tuple(index for index, events in enumerate(layout.maxs) if event in events),
         rings=tuple((index, ring.field) for index, ring in enumerate(layout.rings) if event in ring.events),
+        windows=tuple(index for index, window in enumerate(layout.windows) if event in window.events),
     )
-    touched = (plan.counts, plan.valued, plan.values, plan.affinities, plan.mins, plan.maxs, plan.rings)
-    return plan if any(touched) else None
+    return plan if any(getattr(plan, each.name) for each in fields(plan)) else None
 
 
 def _sums(layout: EntityLayout, event: str, measure: str) -> tuple[tuple[int, float], ...]:
@@ -51,4 +56,12 @@ def _sums(layout: EntityLayout, event: str, measure: str) -> tuple[tuple[int, fl
         (index, slot.half_life_s)
         for index, slot in enumerate(layout.sums)
         if slot.measure == measure and event in slot.events
+    )
+
+
+def _sums_by(layout: EntityLayout, event: str, measure: str) -> tuple[tuple[int, float, str], ...]:
+    return tuple(
+        (index, slot.half_life_s, slot.field)
+        for index, slot in enumerate(layout.sums)
+        if slot.measure == measure and slot.category == 0 and event in slot.events
     )

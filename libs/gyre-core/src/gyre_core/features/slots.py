@@ -7,9 +7,11 @@ A value is little-endian and has one form, online and as a delta:
     8       u64                  number of the last batch
     16      f64 × mins           first event times; +inf where there is none
     ...     f64 × maxs           last event times; -inf where there is none
+    ...     f64 × windows        number of the newest bucket of each window; -inf before the first
     ...     f64 × (0 or 1)       time of the newest `FieldsChanged`; -inf before the first; only when fields are stored
     ...     f32 × sums           decayed sums, as of the reference time, ordered by half-life
     ...     f32 × lasts          encoded fields; defaults before the first
+    ...     f32 × buckets        events of each window by bucket; bucket b stands at b mod `length`
     ...     0 or 4 zero bytes    up to a multiple of 8: `fixed_bytes` end here
     then for each ring: u64 count, then count × (f64 time, u64 item hash[, u64 category mask]), newest first
 
@@ -21,6 +23,7 @@ associative (forward decay: Cormode et al., ICDE 2009). `merge(a, b)`, with t th
     lasts   all from the side with the later fields time; at equal times from the one whose first differing number is
             greater
     rings   the `length` greatest of both, ordered by (time, hash, mask) descending, duplicates kept
+    windows the greater newest bucket n; of the buckets after n - `length` the sum, events before them being forgotten
     batch   the greater
 """
 
@@ -28,19 +31,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import groupby
+from itertools import accumulate, groupby
+from math import floor
 from struct import Struct
 from typing import Any, Literal
 
 from gyre_core.features.events import EntityKind
 
 HEADER_BYTES = 16
-Measure = Literal["count", "valued", "value", "affinity"]
+Measure = Literal["count", "valued", "value", "affinity", "valued_by", "value_by"]
 
 
 @dataclass(frozen=True, slots=True)
 class SumSlot:
-    """A decayed sum: of events, of events with a value, of their values, or of events on one category of a field."""
+    """A decayed sum: of events, of events with a value, of their values; or of those on one category of a field.
+
+    On one category, `affinity` counts events, `valued_by` those with a value, and `value_by` sums their values.
+    """
 
     measure: Measure
     events: tuple[str, ...]
@@ -51,7 +58,7 @@ class SumSlot:
 
 @dataclass(frozen=True, slots=True)
 class FieldSlot:
-    """An encoded field: `count` numbers from `first` among the lasts."""
+    """An encoded field: `count` numbers from `first` among the lasts; where `hashed`, `values` are buckets."""
 
     name: str
     kind: str
@@ -59,6 +66,7 @@ class FieldSlot:
     count: int
     values: tuple[str, ...]
     default: tuple[float, ...]
+    hashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,15 @@ class RingSlot:
         return 24 if self.field else 16
 
 
+@dataclass(frozen=True, slots=True)
+class WindowSlot:
+    """Events counted in the `length` newest buckets of `bucket_s` seconds; buckets are numbered from 1970 on."""
+
+    events: tuple[str, ...]
+    bucket_s: float
+    length: int
+
+
 @dataclass(frozen=True)
 class EntityLayout:
     """The slots of one kind of entity and their byte offsets; see the module for the format."""
@@ -85,6 +102,7 @@ class EntityLayout:
     maxs: tuple[tuple[str, ...], ...]
     fields: tuple[FieldSlot, ...]
     rings: tuple[RingSlot, ...]
+    windows: tuple[WindowSlot, ...] = ()
 
     @cached_property
     def lasts(self) -> int:
@@ -94,16 +112,25 @@ class EntityLayout:
     @cached_property
     def times(self) -> int:
         """How many f64 numbers follow the header."""
-        return len(self.mins) + len(self.maxs) + (1 if self.fields else 0)
+        return len(self.mins) + len(self.maxs) + len(self.windows) + (1 if self.fields else 0)
+
+    @cached_property
+    def bucket_starts(self) -> tuple[int, ...]:
+        """Where each window begins among the buckets, and at last how many buckets there are."""
+        return tuple(accumulate((window.length for window in self.windows), initial=0))
+
+    @cached_property
+    def _floats(self) -> int:
+        return len(self.sums) + self.lasts + self.bucket_starts[-1]
 
     @cached_property
     def fixed_bytes(self) -> int:
         """The bytes before the rings, a multiple of 8; the whole size where there are no rings."""
-        return HEADER_BYTES + 8 * self.times + 4 * (len(self.sums) + self.lasts) + self._pad_bytes
+        return HEADER_BYTES + 8 * self.times + 4 * self._floats + self._pad_bytes
 
     @cached_property
     def _pad_bytes(self) -> int:
-        return 4 * ((len(self.sums) + self.lasts) % 2)
+        return 4 * (self._floats % 2)
 
     @cached_property
     def half_lives(self) -> tuple[tuple[float, int], ...]:
@@ -113,7 +140,7 @@ class EntityLayout:
     @cached_property
     def struct(self) -> Struct:
         """Packs the fixed part."""
-        return Struct(f"<dQ{self.times}d{len(self.sums) + self.lasts}f{self._pad_bytes}x")
+        return Struct(f"<dQ{self.times}d{self._floats}f{self._pad_bytes}x")
 
     @cached_property
     def ring_structs(self) -> tuple[Struct, ...]:
@@ -126,7 +153,8 @@ class EntityLayout:
         mins = [float("inf")] * len(self.mins)
         negative = [float("-inf")] * (self.times - len(self.mins))
         sums = [0.0] * len(self.sums)
-        fixed = self.struct.pack(float("-inf"), 0, *mins, *negative, *sums, *self.default_lasts)
+        buckets = [0.0] * self.bucket_starts[-1]
+        fixed = self.struct.pack(float("-inf"), 0, *mins, *negative, *sums, *self.default_lasts, *buckets)
         return fixed + bytes(8 * len(self.rings))
 
     @cached_property
@@ -164,9 +192,12 @@ class EntityLayout:
     def program(self) -> dict[str, Any]:
         """What a merge needs to know, as plain JSON: the counts of each region in order.
 
-        `sums` is a list of [half-life in seconds, count] runs, `rings` of [length, entry bytes].
+        `sums` is a list of [half-life in seconds, count] runs, `rings` of [length, entry bytes], `windows` of lengths.
         """
+        # Named only where there are some: layouts from before there were windows keep their hash.
+        windows = {"windows": [window.length for window in self.windows]} if self.windows else {}
         return {
+            **windows,
             "mins": len(self.mins),
             "maxs": len(self.maxs),
             "fields": 1 if self.fields else 0,
@@ -176,6 +207,11 @@ class EntityLayout:
             "rings": [[ring.length, ring.entry_bytes] for ring in self.rings],
             "fixed_bytes": self.fixed_bytes,
         }
+
+
+def bucket_of(time: float, bucket_s: float) -> int:
+    """The number of the bucket that a time (unix seconds) falls in."""
+    return floor(time / bucket_s)
 
 
 @lru_cache(maxsize=4096)

@@ -7,7 +7,7 @@ from struct import Struct
 from typing import Any
 
 from gyre_core.features.plans import Plan
-from gyre_core.features.slots import HEADER_BYTES, EntityLayout, mask_of
+from gyre_core.features.slots import HEADER_BYTES, EntityLayout, bucket_of, mask_of
 
 _COUNT = Struct("<Q")
 _NEVER = float("-inf")
@@ -23,7 +23,19 @@ Categories = dict[str, tuple[int, ...]]
 class State:
     """The value of one entity, unpacked; sums are exact doubles until they are packed as float32."""
 
-    __slots__ = ("batch", "fields_time", "lasts", "layout", "maxs", "mins", "reference_time", "rings", "sums")
+    __slots__ = (
+        "batch",
+        "buckets",
+        "fields_time",
+        "lasts",
+        "layout",
+        "maxs",
+        "mins",
+        "newest",
+        "reference_time",
+        "rings",
+        "sums",
+    )
 
     def __init__(self, layout: EntityLayout) -> None:
         self.layout = layout
@@ -35,6 +47,8 @@ class State:
         self.sums = [0.0] * len(layout.sums)
         self.lasts = list(layout.default_lasts)
         self.rings: list[list[Entry]] = [[] for _ in layout.rings]
+        self.newest = [_NEVER] * len(layout.windows)
+        self.buckets = [0.0] * layout.bucket_starts[-1]
 
     @classmethod
     def unpack(cls, layout: EntityLayout, value: bytes) -> State:
@@ -46,9 +60,11 @@ class State:
         first, times = len(layout.mins), layout.times
         state.mins = numbers[:first]
         state.maxs = numbers[first : first + len(layout.maxs)]
+        state.newest = numbers[first + len(layout.maxs) : first + len(layout.maxs) + len(layout.windows)]
         state.fields_time = numbers[times - 1] if layout.fields else _NEVER
         state.sums = numbers[times : times + len(layout.sums)]
-        state.lasts = numbers[times + len(layout.sums) :]
+        lasts = times + len(layout.sums)
+        state.lasts, state.buckets = numbers[lasts : lasts + layout.lasts], numbers[lasts + layout.lasts :]
         state.rings = unpack_rings(layout, value)
         return state
 
@@ -57,12 +73,13 @@ class State:
         layout = self.layout
         fields_time = (self.fields_time,) if layout.fields else ()
         number = self.batch if batch is None else batch
-        times = (*self.mins, *self.maxs, *fields_time)
+        times = (*self.mins, *self.maxs, *self.newest, *fields_time)
+        rest = (*self.lasts, *self.buckets) if self.buckets else self.lasts
         try:
-            fixed = layout.struct.pack(self.reference_time, number, *times, *self.sums, *self.lasts)
+            fixed = layout.struct.pack(self.reference_time, number, *times, *self.sums, *rest)
         except OverflowError:
             sums = [min(max(value, -_F32_MAX), _F32_MAX) for value in self.sums]
-            fixed = layout.struct.pack(self.reference_time, number, *times, *sums, *self.lasts)
+            fixed = layout.struct.pack(self.reference_time, number, *times, *sums, *rest)
         if not self.rings:
             return fixed
         parts = [fixed]
@@ -88,9 +105,8 @@ class State:
                     sums[slot] += 1.0
                 for slot, _ in plan.values:
                     sums[slot] += value
-            for first, _, field in plan.affinities:
-                for category in categories[field]:
-                    sums[first + category] += 1.0
+            if categories:
+                self._fold_by_category(plan, 0.0, value, categories)
         self._fold_times(plan, time, item, categories)
 
     def _fold_late(self, plan: Plan, time: float, value: float | None, categories: Categories) -> None:
@@ -102,8 +118,21 @@ class State:
                 sums[slot] += 2.0 ** (-lag / half_life_s)
             for slot, half_life_s in plan.values:
                 sums[slot] += value * 2.0 ** (-lag / half_life_s)
-        for first, half_life_s, field in plan.affinities:
-            weight = 2.0 ** (-lag / half_life_s)
+        if categories:
+            self._fold_by_category(plan, lag, value, categories)
+
+    def _fold_by_category(self, plan: Plan, lag: float, value: float | None, categories: Categories) -> None:
+        self._add_by_category(plan.affinities, 1.0, lag, categories)
+        if value is not None:
+            self._add_by_category(plan.valued_by, 1.0, lag, categories)
+            self._add_by_category(plan.values_by, value, lag, categories)
+
+    def _add_by_category(
+        self, slots: tuple[tuple[int, float, str], ...], added: float, lag: float, categories: Categories
+    ) -> None:
+        sums = self.sums
+        for first, half_life_s, field in slots:
+            weight = _decayed(added, lag, half_life_s)
             for category in categories[field]:
                 sums[first + category] += weight
 
@@ -116,14 +145,51 @@ class State:
             entry = (time, item, mask_of(categories[field])) if field else (time, item)
             ring = self.rings[slot]
             self.rings[slot] = _newest([entry], ring, self.layout.rings[slot].length) if ring else [entry]
+        for slot in plan.windows:
+            self._count_in_window(slot, time, 1.0)
 
-    def fold_count(self, plan: Plan, time: float, *, count: int) -> None:
-        """Add `count` events at once to the counts: the shown items of an impression."""
+    def _count_in_window(self, slot: int, time: float, count: float) -> None:
+        """Add events to their bucket; those before the window's oldest are forgotten."""
+        window = self.layout.windows[slot]
+        bucket = float(bucket_of(time, window.bucket_s))
+        if bucket > self.newest[slot]:
+            self._advance(slot, bucket)
+        if bucket > self.newest[slot] - window.length:
+            self.buckets[self.layout.bucket_starts[slot] + int(bucket % window.length)] += count
+
+    def _advance(self, slot: int, bucket: float) -> None:
+        """Make a bucket the newest of a window, and those empty that the window has not seen yet."""
+        first, length = self.layout.bucket_starts[slot], self.layout.windows[slot].length
+        for age in range(int(min(bucket - self.newest[slot], length))):
+            self.buckets[first + int((bucket - age) % length)] = 0.0
+        self.newest[slot] = bucket
+
+    def _merge_windows(self, delta: State) -> None:
+        for slot, window in enumerate(self.layout.windows):
+            newest, first = delta.newest[slot], self.layout.bucket_starts[slot]
+            if newest > self.newest[slot]:
+                self._advance(slot, newest)
+            lag = self.newest[slot] - newest
+            # Both -inf gives NaN, and a delta without events an infinite lag: neither is less.
+            if lag < window.length:
+                for age in range(window.length - int(lag)):
+                    at = first + int((newest - age) % window.length)
+                    self.buckets[at] += delta.buckets[at]
+
+    def fold_count(self, plan: Plan, time: float, *, count: int, categories: Categories | None = None) -> None:
+        """Add `count` events at once to the counts: the shown items of an impression.
+
+        `categories` holds those of all shown items, one after the other, for the fields that the plan reads.
+        """
         if time > self.reference_time:
             self._decay_to(time)
         lag = self.reference_time - time
         for slot, half_life_s in plan.counts:
             self.sums[slot] += _decayed(float(count), lag, half_life_s)
+        if categories:
+            self._fold_by_category(plan, lag, None, categories)
+        for slot in plan.windows:
+            self._count_in_window(slot, time, float(count))
 
     def set_fields(self, time: float, numbers: list[float]) -> None:
         """Replace the encoded fields if these are newer."""
@@ -148,6 +214,7 @@ class State:
         self.set_fields(delta.fields_time, delta.lasts)
         for slot, ring in enumerate(self.layout.rings):
             self.rings[slot] = _newest(delta.rings[slot], self.rings[slot], ring.length)
+        self._merge_windows(delta)
         self.batch = max(self.batch, delta.batch)
 
     def _decay_to(self, time: float) -> None:

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gyre_core.features.compiling import affinity_slots, count_slot, events_key, ring_of, value_slots
+from gyre_core.features.compiling import DecayedFeature, events_key, first_slots, plain_slots, ring_of, windows_of
 from gyre_core.features.events import EntityKind
 from gyre_core.features.frame import F32, F64, Frame
 from gyre_core.features.identity import item_hash
 from gyre_core.features.layout import Layout
+from gyre_core.features.slots import EntityLayout
 from gyre_core.spec import (
     AffinityFeature,
     AgeFeature,
     ContextFeature,
+    DatePart,
     DecayedCountFeature,
     DecayedMeanFeature,
     DecayedRateFeature,
@@ -24,9 +26,12 @@ from gyre_core.spec import (
     FieldFeature,
     HistoryFeature,
     RankFeature,
+    WindowedCountFeature,
+    WindowedRateFeature,
     ZScoreFeature,
 )
 
+IntP = npt.NDArray[np.intp]
 Step = Callable[[Frame, F32], None]
 _DAY_S = 86_400.0
 
@@ -40,8 +45,14 @@ def compile_steps(layout: Layout) -> list[Step]:
 def _single(layout: Layout, feature: Feature) -> Step | None:
     step: Step | None = None
     match feature:
+        case DecayedCountFeature(by=str(by)) | DecayedMeanFeature(by=str(by)) | DecayedRateFeature(by=str(by)):
+            step = _by_category(layout, feature, by)
+        case WindowedCountFeature() | WindowedRateFeature():
+            step = _windowed(layout, feature)
         case AffinityFeature():
             step = _affinity(layout, feature)
+        case FieldFeature() if not _is_copied(feature):
+            step = _date_parts(layout, feature) if feature.parts else _place(layout, feature)
         case AgeFeature():
             step = _age(layout, feature)
         case HistoryFeature():
@@ -68,16 +79,20 @@ def _copies(layout: Layout) -> Iterator[Step]:
         lasts: dict[int, int] = {}
         for feature in layout.features:
             columns = _columns(layout, feature)
-            if isinstance(feature, DecayedCountFeature) and feature.scope == scope:
-                slots = [entity.sums.index(count_slot(feature.events, each.seconds)) for each in feature.half_lives]
+            if isinstance(feature, DecayedCountFeature) and feature.scope == scope and feature.by is None:
+                slots = [entity.sums.index(plain_slots(feature, each.seconds)[0]) for each in feature.half_lives]
                 sums.update(zip(columns, slots, strict=True))
-            elif isinstance(feature, FieldFeature) and feature.scope == scope:
+            elif isinstance(feature, FieldFeature) and feature.scope == scope and _is_copied(feature):
                 slot = entity.field(feature.field)
                 lasts.update(zip(columns, range(slot.first, slot.first + slot.count), strict=True))
         if sums:
             yield _copy("sums", scope, sums)
         if lasts:
             yield _copy("lasts", scope, lasts)
+
+
+def _is_copied(feature: FieldFeature) -> bool:
+    return not feature.parts and feature.encoding == "one_hot"
 
 
 def _copy(region: str, scope: str, slots: dict[int, int]) -> Step:
@@ -96,7 +111,8 @@ def _ratios(layout: Layout) -> Iterator[Step]:
         found = [
             row
             for feature in layout.features
-            if isinstance(feature, DecayedRateFeature | DecayedMeanFeature) and feature.scope == scope
+            if isinstance(feature, DecayedRateFeature | DecayedMeanFeature)
+            and (feature.scope, feature.by) == (scope, None)
             for row in _ratio_rows(layout, feature)
         ]
         if found:
@@ -108,10 +124,7 @@ def _ratio_rows(
 ) -> Iterator[tuple[int, int, int, float, float]]:
     sums = layout.slots(feature.scope).sums
     for column, each in zip(_columns(layout, feature), feature.half_lives, strict=True):
-        if isinstance(feature, DecayedRateFeature):
-            above, below = count_slot(feature.events, each.seconds), count_slot(feature.per, each.seconds)
-        else:
-            above, below = value_slots(feature.events, each.seconds)
+        above, below = plain_slots(feature, each.seconds)
         prior = feature.prior
         yield column, sums.index(above), sums.index(below), prior.mean * prior.weight, prior.weight
 
@@ -129,15 +142,70 @@ def _ratio(scope: str, rows: list[tuple[int, int, int, float, float]]) -> Step:
 
 def _affinity(layout: Layout, feature: AffinityFeature) -> Step:
     entity, slot = layout.slots("user"), layout.slots("item").field(feature.field)
-    firsts = [entity.sums.index(affinity_slots(feature, each.seconds, categories=1)[0]) for each in feature.half_lives]
     to = np.array(_columns(layout, feature))
-    of = np.array([range(first, first + slot.count) for first in firsts])
+    of = _category_sums(entity, feature, slot.count)[:, 0]
 
     def step(frame: Frame, out: F32) -> None:
         weights = frame.user.sums[0, of]
         totals = weights.sum(axis=1, keepdims=True)
         shares = np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0)
         out[:, to] = frame.items.lasts[:, slot.first : slot.first + slot.count] @ shares.T
+
+    return step
+
+
+def _category_sums(entity: EntityLayout, feature: AffinityFeature | DecayedFeature, count: int) -> IntP:
+    """The indices of a feature's sums by category, of shape [half-lives, slots of a category, categories]."""
+    firsts = [[entity.sums.index(slot) for slot in first_slots(feature, each.seconds)] for each in feature.half_lives]
+    found: IntP = np.array(firsts)[:, :, None] + np.arange(count)
+    return found
+
+
+def _by_category(layout: Layout, feature: DecayedFeature, by: str) -> Step:
+    """The mean over the candidate's categories; a candidate without any gets what no event gives."""
+    to, scope, slot = np.array(_columns(layout, feature)), feature.scope, layout.slots("item").field(by)
+    of = _category_sums(layout.slots(scope), feature, slot.count)
+    prior = None if isinstance(feature, DecayedCountFeature) else feature.prior
+    missing = prior.mean if prior else 0.0
+
+    def step(frame: Frame, out: F32) -> None:
+        sums = frame.block(scope).sums[0, of]
+        found = sums[:, 0]
+        if prior:
+            found = (found + prior.mean * prior.weight) / (sums[:, 1] + prior.weight)
+        held = frame.items.lasts[:, slot.first : slot.first + slot.count]
+        counts = held.sum(axis=1, keepdims=True)
+        out[:, to] = np.where(counts > 0, held @ found.T / np.maximum(counts, 1.0), missing)
+
+    return step
+
+
+def _windowed(layout: Layout, feature: WindowedCountFeature | WindowedRateFeature) -> Step:
+    """Bucket by bucket from the request's time backwards, for all windows and candidates at once."""
+    entity, scope, to = layout.slots(feature.scope), feature.scope, np.array(_columns(layout, feature))
+    found = list(windows_of(feature))
+    # Of shape [windows, counts], a count having one and a rate two.
+    slots = np.array([entity.windows.index(slot) for slot in found]).reshape(len(to), -1)
+    sizes, length = np.array([slot.bucket_s for slot in found]).reshape(slots.shape)[:, 0], found[0].length
+    starts, newest_at = np.array(entity.bucket_starts)[slots], len(entity.mins) + len(entity.maxs) + slots
+    sliding = feature.mode == "sliding"
+    ages = np.arange(length) if sliding else np.array([1])
+    prior = feature.prior if isinstance(feature, WindowedRateFeature) else None
+
+    def step(frame: Frame, out: F32) -> None:
+        block, now = frame.block(scope), frame.context.time / sizes
+        numbers = np.floor(now)[:, None] - ages
+        weights = np.ones(numbers.shape)
+        if sliding:
+            weights[:, -1] = 1.0 - now % 1.0
+        newest = block.times[:, newest_at][..., None]
+        held = (numbers[:, None] <= newest) & (numbers[:, None] > newest - length)
+        buckets = block.buckets[:, starts[..., None] + (numbers % length).astype(np.intp)[:, None]]
+        counts = (held * buckets * weights[:, None]).sum(axis=-1)
+        first = counts[..., 0]
+        if prior:
+            first = (first + prior.mean * prior.weight) / (counts[..., 1] + prior.weight)
+        out[:, to] = first
 
     return step
 
@@ -153,6 +221,41 @@ def _age(layout: Layout, feature: AgeFeature) -> Step:
     def step(frame: Frame, out: F32) -> None:
         age = (frame.context.time - times(frame.block(scope))) / _DAY_S
         out[:, to] = np.where(np.isfinite(age), np.maximum(age, 0.0), feature.default)
+
+    return step
+
+
+def _place(layout: Layout, feature: FieldFeature) -> Step:
+    """The place of a category in its list, from 1 on; 0 for none."""
+    slot, scope, to = layout.slots(feature.scope).field(feature.field), feature.scope, layout.index[feature.name]
+    places = np.arange(1, slot.count + 1, dtype=np.float32)
+
+    def step(frame: Frame, out: F32) -> None:
+        out[:, to] = frame.block(scope).lasts[:, slot.first : slot.first + slot.count] @ places
+
+    return step
+
+
+_PARTS: dict[DatePart, Callable[[npt.NDArray[np.datetime64]], npt.NDArray[np.int64]]] = {
+    "year": lambda times: times.astype("datetime64[Y]").astype(np.int64) + 1970,
+    "month": lambda times: times.astype("datetime64[M]").astype(np.int64) % 12 + 1,
+    # 1970-01-01 was a Thursday, day 3 when Monday is 0.
+    "weekday": lambda times: (times.astype("datetime64[D]").astype(np.int64) + 3) % 7,
+    "hour": lambda times: times.astype("datetime64[h]").astype(np.int64) % 24,
+}
+_FARTHEST_S = 1e12
+"""What a calendar is asked for at most, some 30,000 years from 1970."""
+
+
+def _date_parts(layout: Layout, feature: FieldFeature) -> Step:
+    scope, to = feature.scope, _columns(layout, feature)
+    times_of = _field_times(layout.slots(scope).field(feature.field).first)
+
+    def step(frame: Frame, out: F32) -> None:
+        times = times_of(frame.block(scope))
+        seconds = np.floor(np.clip(times, -_FARTHEST_S, _FARTHEST_S)).astype(np.int64).view("datetime64[s]")
+        for column, part in zip(to, feature.parts, strict=True):
+            out[:, column] = np.where(np.isfinite(times), _PARTS[part](seconds), -1)
 
     return step
 

@@ -8,6 +8,7 @@ from gyre_core.spec.features import (
     AffinityFeature,
     AgeFeature,
     ContextFeature,
+    DatePart,
     DecayedCountFeature,
     DecayedMeanFeature,
     DecayedRateFeature,
@@ -16,6 +17,8 @@ from gyre_core.spec.features import (
     HistoryFeature,
     Prior,
     RankFeature,
+    WindowedCountFeature,
+    WindowedRateFeature,
     ZScoreFeature,
 )
 from gyre_core.spec.fields import (
@@ -54,6 +57,7 @@ __all__ = [
     "CategoryField",
     "ChecksSpec",
     "ContextFeature",
+    "DatePart",
     "DecayedCountFeature",
     "DecayedMeanFeature",
     "DecayedRateFeature",
@@ -83,6 +87,8 @@ __all__ = [
     "TimeField",
     "TrainingSpec",
     "Violation",
+    "WindowedCountFeature",
+    "WindowedRateFeature",
     "ZScoreFeature",
     "feature_columns",
     "json_schema",

@@ -17,6 +17,8 @@ from gyre_core.spec.features import (
     FieldFeature,
     HistoryFeature,
     RankFeature,
+    WindowedCountFeature,
+    WindowedRateFeature,
     ZScoreFeature,
 )
 from gyre_core.spec.fields import CategoriesField, CategoryField, NumberField, TextField, TimeField
@@ -26,6 +28,9 @@ from gyre_core.spec.quality import CHECKS
 Loc = tuple[str | int, ...]
 
 _MASK_BITS = 64
+_MOST_NUMBERS = 7000
+"""In one value: Redis gives Lua a stack of 8,000, and the fields need some of it."""
+_COUNTING = DecayedCountFeature | DecayedRateFeature | WindowedCountFeature | WindowedRateFeature
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,9 @@ def cross_checks(spec: LoopSpec) -> Iterator[Violation]:
     for index, feature in enumerate(spec.features):
         yield from _feature_events(spec, feature, ("features", index))
         yield from _feature_field(spec, feature, ("features", index))
+        yield from _feature_by(spec, feature, ("features", index))
+        yield from _feature_encoding(spec, feature, ("features", index))
+    yield from _sizes(spec)
     yield from _relative_features(spec)
     yield from _model(spec)
     yield from _training(spec)
@@ -84,7 +92,7 @@ def _feature_names(spec: LoopSpec) -> Iterator[Violation]:
 
 def _feature_events(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
     interactions = spec.events.interactions
-    counts_shown = isinstance(feature, DecayedCountFeature | DecayedRateFeature)
+    counts_shown = isinstance(feature, _COUNTING)
     for key in ("events", "per"):
         for position, event in enumerate(getattr(feature, key, ())):
             if event in interactions or (event == IMPRESSION and counts_shown):
@@ -112,15 +120,68 @@ def _feature_field(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Viola
         if not isinstance(field, TimeField):
             yield Violation(at, feature.field, "must be a field of kind time")
     elif isinstance(field, CategoryField | CategoriesField):
-        if not field.values:
-            yield Violation(at, feature.field, "must be a field that lists its values")
-        elif isinstance(feature, HistoryFeature) and len(field.values) > _MASK_BITS:
+        if not field.categories:
+            yield Violation(at, feature.field, "must be a field that lists its values, or gives buckets")
+        elif isinstance(feature, HistoryFeature) and len(field.categories) > _MASK_BITS:
             yield Violation(at, feature.field, f"must be a field of at most {_MASK_BITS} values")
     elif isinstance(feature, FieldFeature):
-        if isinstance(field, TimeField):
-            yield Violation(at, feature.field, "is of kind time: use a feature of kind age")
+        if isinstance(field, TimeField) and not feature.parts:
+            yield Violation(at, feature.field, "is of kind time: give parts, or use a feature of kind age")
     else:
         yield Violation(at, feature.field, "must be a field of kind category or categories")
+
+
+def _feature_by(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
+    name: str | None = getattr(feature, "by", None)
+    if name is None:
+        return
+    if getattr(feature, "scope", None) == "item":
+        rule = "must be left out with scope item, whose events all fall on its own categories: use user or global"
+        yield Violation((*loc, "by"), name, rule)
+    declared = spec.fields("item")
+    field = declared.get(name)
+    if field is None:
+        yield Violation((*loc, "by"), name, f"must be a declared item field: {', '.join(declared) or 'none'}")
+    elif not isinstance(field, CategoryField | CategoriesField):
+        yield Violation((*loc, "by"), name, "must be a field of kind category or categories")
+    elif not field.categories:
+        yield Violation((*loc, "by"), name, "must be a field that lists its values, or gives buckets")
+
+
+def _feature_encoding(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
+    field = spec.fields(feature.scope).get(feature.field) if isinstance(feature, FieldFeature) else None
+    if not isinstance(feature, FieldFeature) or field is None:
+        return
+    if feature.encoding == "index" and not (isinstance(field, CategoryField) and field.values):
+        rule = "must be one_hot, except for a field of kind category that lists its values"
+        yield Violation((*loc, "encoding"), feature.encoding, rule)
+    if feature.parts and not isinstance(field, TimeField):
+        yield Violation((*loc, "parts"), None, f"must be left out for a field of kind {field.kind}: it is no time")
+    if len(set(feature.parts)) != len(feature.parts):
+        yield Violation((*loc, "parts"), None, "must not list a part twice")
+
+
+def _sizes(spec: LoopSpec) -> Iterator[Violation]:
+    """What behaviour needs in the value of an entity, slots that features share counted for each of them."""
+    needed: dict[str, int] = {}
+    for index, feature in enumerate(spec.features):
+        scope, own = getattr(feature, "scope", "request"), _numbers(spec, feature)
+        needed[scope] = needed.get(scope, 0) + own
+        if own and needed[scope] > _MOST_NUMBERS:
+            rule = (
+                f"needs {own} numbers in a value of scope {scope}, which would then hold {needed[scope]} of at most "
+                f"{_MOST_NUMBERS}: use fewer half_lives, windows, buckets or categories"
+            )
+            yield Violation(("features", index, "name"), feature.name, rule)
+
+
+def _numbers(spec: LoopSpec, feature: Feature) -> int:
+    name = feature.field if isinstance(feature, AffinityFeature) else getattr(feature, "by", None)
+    categories = len(getattr(spec.items.fields.get(name), "categories", ())) if name else 1
+    sums = len(getattr(feature, "half_lives", ())) * categories
+    if isinstance(feature, WindowedCountFeature | WindowedRateFeature):
+        sums = len(feature.windows) * (feature.buckets + 2 if feature.mode == "sliding" else 3)
+    return sums * (2 if isinstance(feature, DecayedRateFeature | DecayedMeanFeature | WindowedRateFeature) else 1)
 
 
 def _relative_features(spec: LoopSpec) -> Iterator[Violation]:

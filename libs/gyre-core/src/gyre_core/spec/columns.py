@@ -19,16 +19,18 @@ def feature_columns(feature: Feature, fields_of: FieldsOf) -> tuple[str, ...]:
     if isinstance(feature, HistoryFeature):
         overlap = (f"{feature.name}_overlap",) if feature.field else ()
         return (f"{feature.name}_seen", *overlap)
-    half_lives = getattr(feature, "half_lives", None)
-    if half_lives:
-        return tuple(f"{feature.name}_{_slug(half_life.text)}" for half_life in half_lives)
+    spans = getattr(feature, "half_lives", ()) or getattr(feature, "windows", ())
+    if spans:
+        return tuple(f"{feature.name}_{_slug(span.text)}" for span in spans)
     return (feature.name,)
 
 
 def _field_columns(feature: FieldFeature, fields_of: FieldsOf) -> tuple[str, ...]:
     field = fields_of(feature.scope).get(feature.field)
-    if isinstance(field, CategoryField | CategoriesField):
-        return tuple(f"{feature.name}_{_slug(value)}" for value in field.values)
+    if feature.parts:
+        return tuple(f"{feature.name}_{part}" for part in feature.parts)
+    if isinstance(field, CategoryField | CategoriesField) and feature.encoding == "one_hot":
+        return tuple(f"{feature.name}_{_slug(value)}" for value in field.categories)
     return (feature.name,)
 
 

@@ -15,8 +15,10 @@ IMPRESSION = "impression"
 """The event word that counts shown items, beside the loop's interaction types."""
 
 Events = Annotated[tuple[Name, ...], PydanticField(min_length=1)]
+Windows = Annotated[tuple[Duration, ...], PydanticField(min_length=1, max_length=16)]
 HalfLives = Annotated[tuple[Duration, ...], PydanticField(min_length=1, max_length=16)]
 Scope = Literal["item", "user", "global"]
+DatePart = Literal["year", "month", "weekday", "hour"]
 EntityScope = Literal["item", "user"]
 
 
@@ -41,40 +43,83 @@ class _StoredFeature(_NamedFeature):
 
 
 class FieldFeature(_StoredFeature):
-    """A declared field: number, boolean, text length, or one column for each category value."""
+    """A declared field: number, boolean, text length, one column for each category value, or parts of a time.
+
+    With `encoding: index` a category is one column: the place of its value in the list, from 1 on, and 0 for none.
+    `parts` (UTC; Monday is 0) belong to fields of kind time, a column for each, and are -1 while the time is unknown.
+    """
 
     kind: Literal["field"]
     scope: EntityScope = "item"
     field: Name
+    encoding: Literal["one_hot", "index"] = "one_hot"
+    parts: tuple[DatePart, ...] = PydanticField(default=(), max_length=4)
 
 
-class DecayedCountFeature(_StoredFeature):
-    """Events counted with exponential decay, one column for each half-life."""
+class _DecayedFeature(_StoredFeature):
+    scope: Scope
+    by: Name | None = None
+    events: Events
+    half_lives: HalfLives
+
+
+class DecayedCountFeature(_DecayedFeature):
+    """Events counted with exponential decay, one column for each half-life.
+
+    With `by`, a category field of items, the user's or everyone's events are kept apart by the categories of their
+    item, and the column is the mean over the candidate's categories.
+    """
 
     kind: Literal["decayed_count"]
-    scope: Scope
-    events: Events
-    half_lives: HalfLives
 
 
-class DecayedMeanFeature(_StoredFeature):
-    """The decayed mean of the events' value, smoothed by a prior, one column for each half-life."""
+class DecayedMeanFeature(_DecayedFeature):
+    """The decayed mean of the events' value, smoothed by a prior, one column for each half-life; `by` as in a count."""
 
     kind: Literal["decayed_mean"]
-    scope: Scope
-    events: Events
-    half_lives: HalfLives
     prior: Prior = Prior()
 
 
-class DecayedRateFeature(_StoredFeature):
-    """Decayed events over decayed `per` events, smoothed by a prior, one column for each half-life."""
+class DecayedRateFeature(_DecayedFeature):
+    """Decayed events over decayed `per` events, smoothed by a prior, one column for each half-life; `by` as in a count.
+
+    With scope global, `by: genres` and `per: [impression]` it is the click rate of the candidate's genres.
+    """
 
     kind: Literal["decayed_rate"]
+    per: Events
+    prior: Prior = Prior()
+
+
+class _WindowedFeature(_StoredFeature):
     scope: Scope
     events: Events
+    windows: Windows
+    mode: Literal["sliding", "tumbling"] = "sliding"
+    buckets: int = PydanticField(default=12, ge=1, le=120)
+
+    @model_validator(mode="after")
+    def _buckets_of_sliding(self) -> _WindowedFeature:
+        if self.mode == "tumbling" and "buckets" in self.model_fields_set:
+            raise PydanticCustomError("window_buckets", "must give `buckets` only with `mode: sliding`")
+        return self
+
+
+class WindowedCountFeature(_WindowedFeature):
+    """Events counted in windows of time, one column for each window.
+
+    A sliding window ends with the request and is counted in `buckets` parts; of the oldest part, that it covers only to
+    a share, that share counts. A tumbling window is the last complete one of those that lie end to end since 1970 UTC.
+    """
+
+    kind: Literal["windowed_count"]
+
+
+class WindowedRateFeature(_WindowedFeature):
+    """Events over `per` events in windows of time, smoothed by a prior, one column for each; windows as in a count."""
+
+    kind: Literal["windowed_rate"]
     per: Events
-    half_lives: HalfLives
     prior: Prior = Prior()
 
 
@@ -144,6 +189,8 @@ Feature = Annotated[
     | DecayedCountFeature
     | DecayedMeanFeature
     | DecayedRateFeature
+    | WindowedCountFeature
+    | WindowedRateFeature
     | AffinityFeature
     | AgeFeature
     | HistoryFeature

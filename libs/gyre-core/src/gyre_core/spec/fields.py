@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field as PydanticField
-from pydantic import StringConstraints
+from pydantic import StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from gyre_core.spec.model import SpecModel
 
@@ -32,22 +33,36 @@ class BooleanField(SpecModel):
     default: bool = False
 
 
-class CategoryField(SpecModel):
-    """One of the listed values; as a feature one column for each value."""
+class _Categories(SpecModel):
+    values: tuple[Category, ...] = PydanticField(default=(), max_length=256)
+    buckets: int | None = PydanticField(default=None, ge=2, le=256)
+
+    @model_validator(mode="after")
+    def _listed_or_hashed(self) -> _Categories:
+        if self.values and self.buckets:
+            raise PydanticCustomError("categories", "must give either `values` or `buckets`")
+        return self
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """What the field's columns stand for: the listed values, or the numbers of the buckets."""
+        return self.values or tuple(map(str, range(self.buckets or 0)))
+
+
+class CategoryField(_Categories):
+    """One of the listed values, or any, hashed into `buckets`; as a feature one column for each value or bucket."""
 
     kind: Literal["category"]
-    values: tuple[Category, ...] = PydanticField(default=(), max_length=256)
 
 
-class CategoriesField(SpecModel):
-    """Any number of the listed values; as a feature one column for each value."""
+class CategoriesField(_Categories):
+    """Any number of values, listed or hashed as in a category; as a feature one column for each value or bucket."""
 
     kind: Literal["categories"]
-    values: tuple[Category, ...] = PydanticField(default=(), max_length=256)
 
 
 class TimeField(SpecModel):
-    """A moment, unix seconds; used by `age`."""
+    """A moment, unix seconds; used by `age`, and by `field` with `parts`."""
 
     kind: Literal["time"]
 

@@ -93,7 +93,9 @@ class _Tree:
         mark, path = self.root.start_mark, list[str]()
         node: yaml.Node | None = self.root
         for position, part in enumerate(loc):
-            found = _child(node, part)
+            # The tag `field` of a union is also a key of what it tags; a tag alone has parts after it.
+            is_tag = position < len(loc) - 1 and _is_kind(node, part)
+            found = None if is_tag else _child(node, part)
             if found is None:
                 # Union tags and validator names stand in the location but not in the file.
                 if missing and position == len(loc) - 1:
@@ -103,6 +105,11 @@ class _Tree:
             path.append(f"[{part}]" if isinstance(part, int) else f".{part}")
         field = "".join(path).lstrip(".") or "(file)"
         return SpecIssue(self.source, mark.line + 1, mark.column + 1, field, shown(value), rule)
+
+
+def _is_kind(node: yaml.Node | None, part: str | int) -> bool:
+    kind = _child(node, "kind")
+    return kind is not None and kind[1].value == part
 
 
 def _child(node: yaml.Node | None, part: str | int) -> tuple[yaml.Mark, yaml.Node] | None:

@@ -53,12 +53,16 @@ end
 local function prepare(program)
   local decayed = 0
   for _, run in ipairs(program.sums) do decayed = decayed + run[2] end
-  local doubles = program.mins + program.maxs + program.fields
-  program.format = '<dI8' .. string.rep('d', doubles) .. string.rep('f', decayed + program.lasts)
+  program.windows = program.windows or {}
+  local doubles, buckets = program.mins + program.maxs + #program.windows + program.fields, 0
+  for _, length in ipairs(program.windows) do buckets = buckets + length end
+  program.format = '<dI8' .. string.rep('d', doubles) .. string.rep('f', decayed + program.lasts + buckets)
     .. (program.pad_bytes == 4 and 'xxxx' or '')
-  program.numbers = 2 + doubles + decayed + program.lasts
+  program.numbers = 2 + doubles + decayed + program.lasts + buckets
+  program.first_window = 3 + program.mins + program.maxs
   program.first_sum = 3 + doubles
   program.first_last = 3 + doubles + decayed
+  program.first_bucket = program.first_last + program.lasts
 end
 
 local function merge_sums(program, a, b, ta, tb)
@@ -71,6 +75,26 @@ local function merge_sums(program, a, b, ta, tb)
       a[i] = a[i] * fa + b[i] * fb
       i = i + 1
     end
+  end
+end
+
+-- Bucket b stands at b mod length; where both sides are empty lag is NaN, where the delta is, infinite.
+local function merge_windows(program, a, b)
+  local at, first = program.first_window, program.first_bucket
+  for _, length in ipairs(program.windows) do
+    local newest = b[at]
+    if newest > a[at] then
+      for age = 0, math.min(newest - a[at], length) - 1 do a[first + (newest - age) % length] = 0 end
+      a[at] = newest
+    end
+    local lag = a[at] - newest
+    if lag < length then
+      for age = 0, length - lag - 1 do
+        local i = first + (newest - age) % length
+        a[i] = a[i] + b[i]
+      end
+    end
+    at, first = at + 1, first + length
   end
 end
 
@@ -149,6 +173,7 @@ local function merge(program, value, delta, batch)
     i = i + 1
   end
   merge_sums(program, a, b, ta, tb)
+  merge_windows(program, a, b)
   merge_fields(program, a, b)
   local parts = {struct.pack(program.format, unpack(a, 1, program.numbers))}
   local at_value, at_delta = program.fixed_bytes + 1, program.fixed_bytes + 1
