@@ -74,6 +74,14 @@ def test_wilson_matches_published_values() -> None:
         wilson_interval(3, 2)
 
 
+def test_wilson_always_holds_the_rate() -> None:
+    """However the bounds are rounded, the observed rate is not outside of them, all or nothing included."""
+    for n in range(1, 400):
+        for successes in {0, 1, n // 2, n - 1, n}:
+            low, high = wilson_interval(successes, n)
+            assert 0 <= low <= successes / n <= high <= 1
+
+
 def test_the_binomial_tail_is_the_sum_of_its_terms() -> None:
     """The tail is the exact sum of binomial probabilities, also at the edges."""
     for n, rate in ((10, 0.01), (40, 0.3), (300, 0.02)):

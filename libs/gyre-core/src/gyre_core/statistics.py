@@ -43,7 +43,10 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     rate = successes / n
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    # At the extremes the bound is the rate itself, which rounding must not move past.
+    low = 0.0 if successes == 0 else max(centre - half, 0.0)
+    high = 1.0 if successes == n else min(centre + half, 1.0)
+    return low, high
 
 
 def binomial_tail(successes: int, n: int, rate: float) -> float:
