@@ -98,7 +98,9 @@ class ToldFeatures(features_rpc.FeaturesServiceServicer):
             raise Precondition("LAYOUT_NOT_SERVED", "not maintained")
         columns = len(self.layout.columns)
         matrix = np.array([[popularity_of(item)] * columns for item in request.item_ids], dtype="<f4")
-        response = features_pb.GetFeaturesResponse(item_batches=range(len(matrix)), user_batch=7, feature_age_s=12.5)
+        response = features_pb.GetFeaturesResponse(
+            item_batches=range(len(matrix)), user_batch=7, global_batch=9, feature_age_s=12.5
+        )
         response.features.layout = request.layout or self.layout.hash
         response.features.rows, response.features.columns = matrix.shape
         response.features.values = matrix.tobytes()

@@ -65,7 +65,7 @@ async def test_an_impression_holds_what_was_shown_and_served(mesh: Mesh, kafka: 
     matrix = np.frombuffer(block.values, "<f4").reshape(block.rows, block.columns)
     assert (block.layout, matrix[:, 0].tolist()) == (mesh.features.layout.hash, numbers)
     assert list(record.item_batches) == [number - 1 for number in numbers]
-    assert (record.user_batch, record.feature_age_s) == (7, 12.5)
+    assert (record.user_batch, record.global_batch, record.feature_age_s) == (7, 9, 12.5)
     assert 0 < record.latency_s < 5
 
 

@@ -76,7 +76,10 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
             values.user, values.everyone, values.items, item_ids, RequestContext(now, dict(request.context))
         )
         response = pb.GetFeaturesResponse(
-            item_batches=age.item_batches.tolist(), user_batch=age.user_batch, feature_age_s=age.user_age_s(now)
+            item_batches=age.item_batches.tolist(),
+            user_batch=age.user_batch,
+            global_batch=age.global_batch,
+            feature_age_s=age.user_age_s(now),
         )
         response.features.layout = layout.hash
         response.features.rows, response.features.columns = matrix.shape

@@ -38,6 +38,7 @@ class GrpcFeatures:
             values=block.values,
             item_batches=answer.item_batches,
             user_batch=answer.user_batch,
+            global_batch=answer.global_batch,
             age_s=answer.feature_age_s,
         )
         _require_whole(features, len(request.item_ids))

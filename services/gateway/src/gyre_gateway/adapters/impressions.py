@@ -63,6 +63,7 @@ def impression(answer: Answer, *, logged_rest: int) -> behavior.Impression:
         latency_s=answer.latency_s,
         feature_age_s=scored.feature_age_s,
         user_batch=-1,
+        global_batch=-1,
     )
     if scored.version:
         record.scores.extend(scored.scores[rows].tolist())
@@ -78,4 +79,4 @@ def _add_features(record: behavior.Impression, served: Features, rows: Order) ->
     block.layout, block.rows, block.columns = served.layout, len(rows), served.columns
     block.values = served.matrix().take(rows, axis=0).tobytes()
     record.item_batches.extend(np.array(served.item_batches, dtype=np.int64).take(rows).tolist())
-    record.user_batch = served.user_batch
+    record.user_batch, record.global_batch = served.user_batch, served.global_batch

@@ -48,6 +48,7 @@ class Features:
         values: rows × columns float32, little-endian, row by row.
         item_batches: number of the last stream batch in each item's value, -1 where it is unknown.
         user_batch: the same of the user.
+        global_batch: the same of the loop as a whole.
         age_s: age of the user's newest update, seconds; negative when unknown.
     """
 
@@ -57,6 +58,7 @@ class Features:
     values: bytes
     item_batches: Sequence[int]
     user_batch: int
+    global_batch: int
     age_s: float
 
     def matrix(self) -> F32:
