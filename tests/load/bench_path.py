@@ -10,26 +10,22 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 from bench_events import ends, freshness_ms, rate, until_applied, write_backlog
 from bench_mesh import CANDIDATES, SERVICES, Mesh, deploy, fill, infrastructure, request, until_whole
+from bench_report import Row, show, write
 from gyre_core.topics import topic
 from gyre_local.reserve import free_ports
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 ROOT = Path(__file__).parents[2]
-OUT = ROOT / "var" / "bench" / "path.json"
 HERE = Path(__file__).parent
 CALLERS = (1, 16)
 WARM_UP = ("--callers", "16", "--seconds", "4")
@@ -37,17 +33,6 @@ WARM_UP = ("--callers", "16", "--seconds", "4")
 BACKLOG = 40_000
 FRESH_PER_S = 100
 RANK = f"Rank, {CANDIDATES} candidates"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure."""
-
-    system: str
-    case: str
-    metric: str
-    value: float
-    unit: str
 
 
 def main() -> int:
@@ -67,8 +52,8 @@ def main() -> int:
                 mesh.start(name)
         requests, degraded = asyncio.run(_measured(mesh, seconds))
         rows += requests
-    _show(rows)
-    _write(rows)
+    show("The paths of requests and events", rows)
+    write("path", rows)
     if degraded:
         Console(stderr=True).print(f"degraded answers: {degraded}")
     return 1 if degraded else 0
@@ -170,23 +155,6 @@ def _cpu_s(mesh: Mesh) -> dict[str, float]:
             if name is not None:
                 used[name] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return used
-
-
-def _show(rows: list[Row]) -> None:
-    table = Table(title="The paths of requests and events")
-    for heading in ("system", "case", "metric", "value", "unit"):
-        table.add_column(heading, justify="right" if heading == "value" else "left")
-    for row in rows:
-        table.add_row(row.system, row.case, row.metric, f"{row.value:,.2f}", row.unit)
-    Console().print(table)
-
-
-def _write(rows: list[Row]) -> None:
-    machine = {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
-    machine["load"] = os.getloadavg()[0]
-    told = {"name": "path", "time": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine}
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps({**told, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

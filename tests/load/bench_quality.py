@@ -9,15 +9,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import platform
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from bench_quality_pii import personal_data
-from bench_quality_rows import Row, timed
+from bench_report import OUT, Row, timed, write
 from gyre_quality.bins import Bins, fit_bins
 from gyre_quality.divergences import divergences
 from gyre_quality.domain_classifier import calibrate_classifier, rows_of
@@ -35,7 +32,6 @@ from gyre_quality.sketches import Reservoir, Sketch, merged
 from scipy.stats import wasserstein_distance
 
 ROOT = Path(__file__).parents[2]
-OUT = ROOT / "var" / "bench"
 IMDB_INDEX = "imdb_test_set_index_to_filename.json"
 IMDB_INDEX_URL = f"https://raw.githubusercontent.com/cleanlab/label-errors/main/dataset_indexing/{IMDB_INDEX}"
 IMDB_INDEX_SHA256 = "f603d86279b825dc86cdbb278a25ce1cc1fb7cbc64a7f6102aff52250582cc47"
@@ -60,15 +56,7 @@ def main() -> int:
         except FileNotFoundError as error:
             missing += 1
             _say(f"{name}: not measured, {error.filename or error} is missing; give --data the folder of the data sets")
-    OUT.mkdir(parents=True, exist_ok=True)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, Python {platform.python_version()}"
-    body = {
-        "name": "quality",
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine,
-        "rows": [asdict(row) for row in rows],
-    }
-    (OUT / "quality.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write("quality", rows)
     return 1 if missing else 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.csv as arrow_csv
-from bench_quality_rows import Row, timed
+from bench_report import Row, timed
 from gyre_quality.pii import Scanner, scanner
 
 

@@ -9,48 +9,33 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from bench_events import Applied, applied, ends, freshness_ms, rate, read_bare
 from bench_mesh import Mesh, fill, infrastructure, rating
+from bench_report import Row, show, write
 from gyre_core.topics import topic
 from gyre_local.process import Process
 from gyre_local.testing import eventually
 from gyre_runtime.events import encode
 from redis import Redis
-from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).parents[2]
-OUT = ROOT / "var" / "bench" / "stream.json"
 HERE = Path(__file__).parent
 WORKER = "features-stream"
 USERS = 20_000
 SIZES = (500, 1000, 2000)
 _CHUNK = 5000
 _POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure."""
-
-    system: str
-    case: str
-    metric: str
-    value: float
-    unit: str
 
 
 def main() -> None:
@@ -70,8 +55,8 @@ def main() -> None:
         for size in SIZES:
             rows += backlog(mesh, size, given.events)
         rows += steady(mesh, name, given.per_s, given.seconds)
-    show(rows)
-    write(rows)
+    show("The stream", rows)
+    write("stream", rows)
 
 
 async def write_backlog(mesh: Mesh, count: int) -> None:
@@ -167,27 +152,6 @@ def generate(*arguments: str) -> Any:
     """Run a load generator as a process of its own; return what it prints."""
     command = [sys.executable, str(HERE / "bench_events.py"), *arguments]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=HERE).stdout)
-
-
-def show(rows: list[Row]) -> None:
-    """Print the table."""
-    table = Table("system", "case", "metric", "value", "unit")
-    for row in rows:
-        table.add_row(row.system, row.case, row.metric, f"{row.value:,.1f}", row.unit)
-    Console().print(table)
-
-
-def write(rows: list[Row]) -> None:
-    """Write the JSON."""
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
-    figures = {
-        "name": "stream",
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {**machine, "system": platform.platform()},
-        "rows": [asdict(row) for row in rows],
-    }
-    OUT.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":
