@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from gyre_core.keys import KEYS
+from gyre_core.reference import keys_table, markdown_table, topics_table
 from gyre_core.spec import Feature, Field, FieldFeature, json_schema
-from gyre_core.topics import DEAD_LETTER_SUFFIX, TOPICS, TopicDecl
+from gyre_core.topics import DEAD_LETTER_SUFFIX
 from gyre_local.ports import PORTS_FILE, load_ports
 from gyre_runtime.metrics import METRICS, Metric
 from gyre_runtime.settings import PREFIX, SERVICES, TOLERATED, ServiceSettings
@@ -23,15 +23,13 @@ from gyre_runtime.settings import PREFIX, SERVICES, TOLERATED, ServiceSettings
 REFERENCE = Path(__file__).resolve().parent / "reference"
 NOTE = "<!-- Written by docs/generate.py from the code: change it there and run `make docs`. -->"
 NAME_PATTERN = FieldFeature.model_json_schema()["properties"]["name"]["pattern"]
-_DAY_S = 86_400.0
 
 Schema = Mapping[str, Any]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; a bar inside a cell is escaped."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """A Markdown table as a part of a page, which ends its parts itself."""
+    return markdown_table(head, rows).rstrip("\n")
 
 
 def page(title: str, lead: str, *parts: str) -> str:
@@ -52,29 +50,7 @@ def topics() -> str:
         " `shards.kafka_partitions` of the loop's `gyre.yaml`; behaviour is kept for its `retention.behavior`."
         f" What cannot be read from a topic goes to `<topic>{DEAD_LETTER_SUFFIX}`, one partition, kept for 30 days."
     )
-    head = ("topic", "key", "value", "partitions", "kept", "dead letters", "written by", "what it holds")
-    rows = [
-        (
-            code(decl.suffix),
-            decl.key,
-            code(decl.payload),
-            str(decl.partitions),
-            _kept(decl),
-            "yes" if decl.dead_letter else "no",
-            decl.owner,
-            decl.description,
-        )
-        for decl in TOPICS
-    ]
-    return page("Topics", lead, table(head, rows))
-
-
-def _kept(decl: TopicDecl) -> str:
-    if decl.compacted:
-        return "the newest of each key"
-    if decl.suffix.startswith("behavior."):
-        return "as the loop says"
-    return "for ever" if decl.retention_s is None else f"{decl.retention_s / _DAY_S:g} days"
+    return page("Topics", lead, topics_table().rstrip("\n"))
 
 
 def keys() -> str:
@@ -83,8 +59,7 @@ def keys() -> str:
         "What the online store holds. `<layout hash>` names the feature layout, so two layouts live side by side;"
         " `{<shard>}` is the hash tag that keeps a virtual shard on one node of a Redis Cluster."
     )
-    rows = [(decl.name, code(decl.pattern), decl.holds, decl.owner, decl.ttl) for decl in KEYS]
-    return page("Redis keys", lead, table(("name", "key", "holds", "written by", "lives for"), rows))
+    return page("Redis keys", lead, keys_table().rstrip("\n"))
 
 
 def metrics() -> str:
