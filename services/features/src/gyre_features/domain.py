@@ -6,8 +6,7 @@ from gyre_core.clock import LoopClock
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import IMPORT_SOURCE
 from gyre_runtime.events import Event
-
-from gyre_features.online.stream import field_value
+from gyre_runtime.fields import field_values
 
 
 class Admission:
@@ -26,7 +25,7 @@ class Admission:
         spec = self._loops[event.topic.partition(".")[0]]
         message = event.message
         if isinstance(message, behavior.ItemChanged):
-            return refuse_fields(spec, "item", {name: field_value(each) for name, each in message.fields.items()})
+            return refuse_fields(spec, "item", field_values(message.fields))
         if isinstance(message, behavior.Interaction):
             value = message.value if message.HasField("value") else None
             refusal = refuse_interaction(spec, message.type, value)

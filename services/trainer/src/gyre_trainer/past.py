@@ -22,6 +22,7 @@ from gyre_core.features import (
 )
 from gyre_core.features.frame import F32
 from gyre_core.spec import IMPRESSION
+from gyre_runtime.fields import field_values
 
 _US = 1_000_000
 _ALWAYS = float("-inf")
@@ -109,12 +110,4 @@ def _rows(table: pa.Table, columns: list[str]) -> Iterator[dict[str, Any]]:
 def _fields(text: str) -> dict[str, FieldValue]:
     """The fields of an archived `ItemChanged`, which is in protobuf's JSON mapping."""
     message = json_format.Parse(text, behavior.ItemChanged())
-    return {name: _value(value) for name, value in message.fields.items()}
-
-
-def _value(value: behavior.FieldValue) -> FieldValue:
-    kind = value.WhichOneof("kind")
-    if kind == "categories":
-        return list(value.categories.values)
-    found: float | bool | str = getattr(value, kind) if kind else ""
-    return found
+    return field_values(message.fields)

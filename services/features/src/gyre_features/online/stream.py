@@ -13,7 +13,6 @@ from gyre_core.features import (
     Delta,
     EntityId,
     FieldsChanged,
-    FieldValue,
     Impression,
     Interaction,
     aggregate,
@@ -23,6 +22,7 @@ from gyre_core.features import Event as FeatureEvent
 from gyre_core.spec import IMPRESSION
 from gyre_core.topics import topic
 from gyre_runtime.events import Event
+from gyre_runtime.fields import field_values
 
 from gyre_features.online.items import ItemFields
 from gyre_features.online.store import Applied, Fences, Known, OnlineStore, identity
@@ -61,15 +61,6 @@ class Rewound(Exception):  # noqa: N818 - says what happened to the store
     """The store holds less than it held before, as after a crash of Redis: read on from its fences."""
 
 
-def field_value(value: behavior.FieldValue) -> FieldValue:
-    """A field as the feature algebra takes it."""
-    kind = value.WhichOneof("kind")
-    if kind == "categories":
-        return list(value.categories.values)
-    found: float | bool | str = getattr(value, kind) if kind else ""
-    return found
-
-
 def feature_event(event: Event) -> FeatureEvent:
     """A decoded event as the feature algebra takes it."""
     message = event.message
@@ -78,8 +69,7 @@ def feature_event(event: Event) -> FeatureEvent:
         return Interaction(message.user_id, message.item_id, message.type, event.time, value)
     if isinstance(message, behavior.Impression):
         return Impression(message.user_id, message.item_ids[: message.shown], event.time)
-    fields = {name: field_value(value) for name, value in message.fields.items()}
-    return FieldsChanged("item", message.item_id, event.time, fields)
+    return FieldsChanged("item", message.item_id, event.time, field_values(message.fields))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.gateway.v1 import gateway_pb2 as pb
 from gyre_core.admission import Refusal, refuse_fields, refuse_interaction, refuse_time
 from gyre_core.clock import LoopClock
-from gyre_core.features import FieldValue
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Invalid, Violation
 from gyre_runtime.context import current_call
+from gyre_runtime.fields import field_value
 
 from gyre_gateway.domain.events import Event
 from gyre_gateway.domain.requests import Method, Request
@@ -134,7 +134,7 @@ def _require_interaction(spec: LoopSpec, field: str, interaction: behavior.Inter
 
 def _require_fields(spec: LoopSpec, field: str, item: behavior.ItemChanged) -> None:
     for name, message in item.fields.items():
-        value = _field_value(message)
+        value = field_value(message)
         refusal = refuse_fields(spec, "item", {name: value})
         if refusal is not None:
             raise invalid(f"{field}[{name}]", value, _rule(refusal))
@@ -143,11 +143,3 @@ def _require_fields(spec: LoopSpec, field: str, item: behavior.ItemChanged) -> N
 def _rule(refusal: Refusal) -> str:
     """The rule alone: a refusal's detail begins with the field and the value."""
     return refusal.detail.rpartition(": ")[2]
-
-
-def _field_value(value: behavior.FieldValue) -> FieldValue:
-    kind = value.WhichOneof("kind")
-    if kind == "categories":
-        return list(value.categories.values)
-    found: float | bool | str = getattr(value, kind) if kind else ""
-    return found
