@@ -88,10 +88,24 @@ async def test_rows_wait_longer_where_commits_pile_up(
             await archive.add(_events(spec, each, each + 1))
             await archive.flush()
         await archive.add(_events(spec, 4, 5))
-        await asyncio.sleep(0.2)
+        looks = _count_looks(monkeypatch)
+        await eventually(lambda: len(looks) >= 20, message="the archive looked twenty times whether to append")
         assert len(_stored(tmp_path, spec.loop)) == 4
     finally:
         in_time.cancel()
+
+
+def _count_looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A list that grows by the patience of each look of the archive at what waits."""
+    looks: list[float] = []
+    patience = Archive._patience_s
+
+    def looked(archive: Archive) -> float:
+        looks.append(patience.__get__(archive))
+        return looks[-1]
+
+    monkeypatch.setattr(Archive, "_patience_s", property(looked))
+    return looks
 
 
 async def _produce(kafka: str, name: str, first: int, end: int) -> None:

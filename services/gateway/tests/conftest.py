@@ -84,7 +84,7 @@ class ToldFeatures(features_rpc.FeaturesServiceServicer):
 
     async def _behave(self) -> None:
         if self.hangs:
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()
         if self.error is not None:
             raise self.error
 
@@ -130,7 +130,7 @@ class ToldInference(inference_rpc.InferenceServiceServicer):
         """Score with the version asked for."""
         self.requests.append(request)
         if request.version in self.hanging:
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()
         if request.version in self.errors:
             raise self.errors[request.version]
         block = request.features
