@@ -47,7 +47,7 @@ async def test_an_impression_holds_what_was_shown_and_served(mesh: Mesh, kafka: 
     """An answer leaves one impression: the shown items in order, a sample of the rest, scores, features."""
     epoch = await mesh.roll_out(("live", "v1", 1.0))
     items = [f"item-{n}" for n in range(1, 11)]
-    context = pb.RequestContext(numbers={"device": 3.0})
+    context = pb.RequestContext(numbers={"device": 3.0}, labels={"referrer": "search"})
     answer = await mesh.rank(*items, limit=4, request_id="request-1", context=context)
     (event,) = await read(kafka, topic(mesh.loop, "behavior.impressions"), 1)
     record = event.message
@@ -58,6 +58,8 @@ async def test_an_impression_holds_what_was_shown_and_served(mesh: Mesh, kafka: 
     assert (record.shown, record.rest, record.request_id, record.user_id) == (4, 6, "request-1", "user-1")
     assert (record.model_version, record.epoch, record.arm, record.arm_propensity) == ("v1", epoch, "live", 1.0)
     assert (record.method, dict(record.context)) == (behavior.IMPRESSION_METHOD_RANK, {"device": 3.0})
+    assert dict(record.labels) == {"referrer": "search"}
+    assert [items[position] for position in record.positions] == list(record.item_ids)
     numbers = [float(item.rpartition("-")[2]) for item in record.item_ids]
     assert list(record.scores) == [-number for number in numbers]
     assert not record.item_propensities
@@ -87,7 +89,7 @@ async def test_degraded_and_explored_answers_leave_impressions(start: StartMesh,
 
 def answer_of(loop: str, number: int) -> Answer:
     """An answer to write down."""
-    request = Request(loop, "u", ["a", "b"], f"r{number}", 1.0, {}, "rank", started=0.0, deadline=1.0)
+    request = Request(loop, "u", ["a", "b"], f"r{number}", 1.0, {}, {}, "rank", started=0.0, deadline=1.0)
     ranking = Ranking(np.arange(2), explored=False, propensity=0.0)
     return Answer(request, Scored(np.ones(2, np.float32), Route()), ranking, 2, 0.01)
 

@@ -258,6 +258,7 @@ BAD_REQUESTS: tuple[tuple[dict[str, object], str, str, str], ...] = (
     ({"limit": 1001}, "limit", "1001", "must be at most 1000"),
     ({"request_id": "a b"}, "request_id", "'a b'", "must match"),
     ({"context": {"numbers": {"device": float("nan")}}}, "context.numbers[device]", "nan", "must be finite"),
+    ({"context": {"labels": {"referrer": "r" * 129}}}, "context.labels[referrer]", "r" * 20, "at most 128 characters"),
 )
 
 
@@ -286,7 +287,7 @@ async def test_the_replay_clock_needs_the_requests_time(start: StartMesh) -> Non
     with pytest.raises(Invalid) as caught:
         await mesh.rank()
     assert caught.value.violations[0].field == "context.request_time"
-    context = pb.RequestContext(numbers={"device": 2.0})
+    context = pb.RequestContext(numbers={"device": 2.0}, labels={"referrer": "mail"})
     context.request_time.seconds = 2**60
     with pytest.raises(Invalid, match=r"context\.request_time"):
         await mesh.rank(context=context)
@@ -294,7 +295,7 @@ async def test_the_replay_clock_needs_the_requests_time(start: StartMesh) -> Non
     await mesh.rank(context=context)
     asked = mesh.features.requests[-1]
     assert asked.request_time == context.request_time
-    assert dict(asked.context) == {"device": 2.0}
+    assert (dict(asked.context), dict(asked.labels)) == ({"device": 2.0}, {"referrer": "mail"})
 
 
 async def test_batches_are_not_offered(mesh: Mesh) -> None:

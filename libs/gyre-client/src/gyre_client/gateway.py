@@ -30,6 +30,7 @@ class RequestOptions(TypedDict, total=False):
     Keys:
         time: the request's own time, unix seconds; required on the replay clock, ignored on the wall clock.
         numbers: numbers for the loop's context features, by name.
+        labels: labels for the loop's context features (device, referrer), by name; each at most 128 characters.
         request_id: the caller's id for the request, unique; made by the gateway without it.
         sampled: keep this request's trace, whatever the sampling ratio.
         timeout_s: seconds for all attempts, in place of the client's.
@@ -37,6 +38,7 @@ class RequestOptions(TypedDict, total=False):
 
     time: float
     numbers: Mapping[str, float]
+    labels: Mapping[str, str]
     request_id: str
     sampled: bool
     timeout_s: float
@@ -193,13 +195,19 @@ def _field(value: FieldValue) -> behavior.FieldValue:
         return behavior.FieldValue(number=value)
     if isinstance(value, str):
         return behavior.FieldValue(text=value)
-    return behavior.FieldValue(categories=behavior.Categories(values=value))
+    texts = [each for each in value if isinstance(each, str)]
+    if len(texts) == len(value):
+        return behavior.FieldValue(categories=behavior.Categories(values=texts))
+    return behavior.FieldValue(vector=behavior.Vector(values=map(float, value)))
 
 
 def _context(options: RequestOptions) -> pb.RequestContext:
     time = options.get("time")
-    numbers = options.get("numbers", {})
-    return pb.RequestContext(request_time=None if time is None else timestamp(time), numbers=numbers)
+    return pb.RequestContext(
+        request_time=None if time is None else timestamp(time),
+        numbers=options.get("numbers", {}),
+        labels=options.get("labels", {}),
+    )
 
 
 def _tracked(event: Interaction | Item) -> pb.TrackedEvent:

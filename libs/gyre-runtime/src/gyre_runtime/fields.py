@@ -11,6 +11,8 @@ def field_value(message: FieldMessage) -> FieldValue:
     kind = message.WhichOneof("kind")
     if kind == "categories":
         return list(message.categories.values)
+    if kind == "vector":
+        return list(message.vector.values)
     found: float | bool | str = getattr(message, kind) if kind else ""
     return found
 

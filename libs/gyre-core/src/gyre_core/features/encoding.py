@@ -101,6 +101,9 @@ def _text(slot: FieldSlot, value: FieldValue) -> str:
 def _texts(slot: FieldSlot, value: FieldValue) -> Sequence[str]:
     if isinstance(value, str):
         return (value,)
-    if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
+    if not isinstance(value, Sequence):
+        raise ValueError(f"{slot.name} = {value!r}: must be categories")  # noqa: TRY004 (bad data, no bug)
+    texts = [each for each in value if isinstance(each, str)]
+    if len(texts) != len(value):
         raise ValueError(f"{slot.name} = {value!r}: must be categories")
-    return value
+    return texts

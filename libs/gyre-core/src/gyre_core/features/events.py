@@ -15,8 +15,8 @@ ENTITY_KINDS: tuple[EntityKind, ...] = ("item", "user", "global")
 GLOBAL_ID = "all"
 """The id of the one entity of kind `global`."""
 
-FieldValue = float | bool | str | Sequence[str]
-"""A field as events carry it: number, time (unix seconds), boolean, text or category, or categories."""
+FieldValue = float | bool | str | Sequence[str] | Sequence[float]
+"""A field as events carry it: number, time (unix seconds), boolean, text or category, categories, or a vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,11 @@ Event = Interaction | Impression | FieldsChanged
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """When a request is answered (unix seconds on the loop's clock) and the numbers that came with it."""
+    """When a request is answered (unix seconds on the loop's clock), the numbers and the labels that came with it."""
 
     time: float
     numbers: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

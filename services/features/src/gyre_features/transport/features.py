@@ -72,9 +72,8 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
         now = now_of(store.spec, request.request_time if request.HasField("request_time") else None)
         item_ids = list(request.item_ids)
         values = await store.read(request.user_id, item_ids)
-        matrix, age = self._readers[request.loop].matrix(
-            values.user, values.everyone, values.items, item_ids, RequestContext(now, dict(request.context))
-        )
+        asked = RequestContext(now, dict(request.context), dict(request.labels))
+        matrix, age = self._readers[request.loop].matrix(values.user, values.everyone, values.items, item_ids, asked)
         response = pb.GetFeaturesResponse(
             item_batches=age.item_batches.tolist(),
             user_batch=age.user_batch,

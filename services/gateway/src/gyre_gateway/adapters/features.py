@@ -27,6 +27,7 @@ class GrpcFeatures:
             item_ids=request.item_ids,
             layout=layout,
             context=request.numbers,
+            labels=request.labels,
         )
         call.request_time.FromNanoseconds(int(request.now * 1e9))
         answer = await self._stub.GetFeatures(call, timeout=timeout_s)

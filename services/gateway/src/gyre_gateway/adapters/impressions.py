@@ -60,6 +60,8 @@ def impression(answer: Answer, *, logged_rest: int) -> behavior.Impression:
         degraded_reason=scored.degraded_reason,
         method=_METHODS[request.method],
         context=request.numbers,
+        labels=request.labels,
+        positions=rows.tolist(),
         latency_s=answer.latency_s,
         feature_age_s=scored.feature_age_s,
         user_batch=-1,

@@ -20,10 +20,11 @@ class Request:
     """One list to order.
 
     Attributes:
-        item_ids: the candidates, without repetition.
+        item_ids: the candidates, without repetition, in the caller's order.
         request_id: the caller's or a new one.
         now: the loop's time, unix seconds.
         numbers: of the request's context, by name.
+        labels: of the request's context, by name.
         started: `time.monotonic()` at arrival.
         deadline: `time.monotonic()` by which everything that is waited for must be over.
     """
@@ -34,6 +35,7 @@ class Request:
     request_id: str
     now: float
     numbers: Mapping[str, float]
+    labels: Mapping[str, str]
     method: Method
     started: float
     deadline: float

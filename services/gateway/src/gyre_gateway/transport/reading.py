@@ -64,6 +64,7 @@ def _request(
         request_id=message.request_id or uuid.uuid4().hex,
         now=_request_time(spec, message.context),
         numbers=message.context.numbers,
+        labels=message.context.labels,
         method=method,
         started=started,
         deadline=started + _budget_s(spec),

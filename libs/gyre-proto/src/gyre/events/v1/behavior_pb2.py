@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from gyre.options.v1 import constraints_pb2 as gyre_dot_options_dot_v1_dot_constraints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/events/v1/behavior.proto\x12\x0egyre.events.v1\x1a!gyre/options/v1/constraints.proto\"\xc6\x01\n\x0bInteraction\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x1a\n\x07item_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12*\n\x04type\x18\x03 \x01(\tB\x1c\x8a\xb5\x18\x18\x08\x01\"\x14[a-z][a-z0-9_]{0,31}\x12\x1a\n\x05value\x18\x04 \x01(\x01\x42\x06\x8a\xb5\x18\x02H\x01H\x00\x88\x01\x01\x12\x1a\n\nrequest_id\x18\x05 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x11\n\tsimulated\x18\x06 \x01(\x08\x42\x08\n\x06_value\"U\n\x0c\x46\x65\x61tureBlock\x12\x16\n\x06layout\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x03 \x01(\r\x12\x0e\n\x06values\x18\x04 \x01(\x0c\"\x9f\x05\n\nImpression\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12 \n\x08item_ids\x18\x03 \x03(\tB\x0e\x8a\xb5\x18\n\x08\x01\x18\x80\x01\x38\x01@\xe8\x07\x12\r\n\x05shown\x18\x04 \x01(\r\x12\x0c\n\x04rest\x18\x05 \x01(\r\x12\x0e\n\x06scores\x18\x06 \x03(\x02\x12\x19\n\x11item_propensities\x18\x07 \x03(\x01\x12\x10\n\x08\x65xplored\x18\x08 \x01(\x08\x12\x1d\n\rmodel_version\x18\t \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\r\n\x05\x65poch\x18\n \x01(\x04\x12\x13\n\x03\x61rm\x18\x0b \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12.\n\x0e\x61rm_propensity\x18\x0c \x01(\x01\x42\x16\x8a\xb5\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?\x12.\n\x08\x66\x65\x61tures\x18\r \x01(\x0b\x32\x1c.gyre.events.v1.FeatureBlock\x12\x14\n\x0citem_batches\x18\x0e \x03(\x12\x12\x12\n\nuser_batch\x18\x0f \x01(\x12\x12\x15\n\rfeature_age_s\x18\x10 \x01(\x01\x12\x1f\n\x0f\x64\x65graded_reason\x18\x11 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x11\n\tlatency_s\x18\x12 \x01(\x01\x12\x30\n\x06method\x18\x13 \x01(\x0e\x32 .gyre.events.v1.ImpressionMethod\x12\x38\n\x07\x63ontext\x18\x14 \x03(\x0b\x32\'.gyre.events.v1.Impression.ContextEntry\x12\x11\n\tsimulated\x18\x15 \x01(\x08\x12\x14\n\x0cglobal_batch\x18\x16 \x01(\x12\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"(\n\nCategories\x12\x1a\n\x06values\x18\x01 \x03(\tB\n\x8a\xb5\x18\x06\x18\x80\x01@\x80\x02\"{\n\nFieldValue\x12\x10\n\x06number\x18\x01 \x01(\x01H\x00\x12\x11\n\x07\x62oolean\x18\x02 \x01(\x08H\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x30\n\ncategories\x18\x04 \x01(\x0b\x32\x1a.gyre.events.v1.CategoriesH\x00\x42\x06\n\x04kind\"\xad\x01\n\x0bItemChanged\x12\x1a\n\x07item_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x37\n\x06\x66ields\x18\x02 \x03(\x0b\x32\'.gyre.events.v1.ItemChanged.FieldsEntry\x1aI\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.gyre.events.v1.FieldValue:\x02\x38\x01*\x90\x01\n\x10ImpressionMethod\x12!\n\x1dIMPRESSION_METHOD_UNSPECIFIED\x10\x00\x12\x1a\n\x16IMPRESSION_METHOD_RANK\x10\x01\x12\x1f\n\x1bIMPRESSION_METHOD_RECOMMEND\x10\x02\x12\x1c\n\x18IMPRESSION_METHOD_IMPORT\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/events/v1/behavior.proto\x12\x0egyre.events.v1\x1a!gyre/options/v1/constraints.proto\"\xc6\x01\n\x0bInteraction\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x1a\n\x07item_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12*\n\x04type\x18\x03 \x01(\tB\x1c\x8a\xb5\x18\x18\x08\x01\"\x14[a-z][a-z0-9_]{0,31}\x12\x1a\n\x05value\x18\x04 \x01(\x01\x42\x06\x8a\xb5\x18\x02H\x01H\x00\x88\x01\x01\x12\x1a\n\nrequest_id\x18\x05 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x11\n\tsimulated\x18\x06 \x01(\x08\x42\x08\n\x06_value\"U\n\x0c\x46\x65\x61tureBlock\x12\x16\n\x06layout\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x03 \x01(\r\x12\x0e\n\x06values\x18\x04 \x01(\x0c\"\xad\x06\n\nImpression\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12 \n\x08item_ids\x18\x03 \x03(\tB\x0e\x8a\xb5\x18\n\x08\x01\x18\x80\x01\x38\x01@\xe8\x07\x12\r\n\x05shown\x18\x04 \x01(\r\x12\x0c\n\x04rest\x18\x05 \x01(\r\x12\x0e\n\x06scores\x18\x06 \x03(\x02\x12\x19\n\x11item_propensities\x18\x07 \x03(\x01\x12\x10\n\x08\x65xplored\x18\x08 \x01(\x08\x12\x1d\n\rmodel_version\x18\t \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\r\n\x05\x65poch\x18\n \x01(\x04\x12\x13\n\x03\x61rm\x18\x0b \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12.\n\x0e\x61rm_propensity\x18\x0c \x01(\x01\x42\x16\x8a\xb5\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?\x12.\n\x08\x66\x65\x61tures\x18\r \x01(\x0b\x32\x1c.gyre.events.v1.FeatureBlock\x12\x14\n\x0citem_batches\x18\x0e \x03(\x12\x12\x12\n\nuser_batch\x18\x0f \x01(\x12\x12\x15\n\rfeature_age_s\x18\x10 \x01(\x01\x12\x1f\n\x0f\x64\x65graded_reason\x18\x11 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x11\n\tlatency_s\x18\x12 \x01(\x01\x12\x30\n\x06method\x18\x13 \x01(\x0e\x32 .gyre.events.v1.ImpressionMethod\x12\x38\n\x07\x63ontext\x18\x14 \x03(\x0b\x32\'.gyre.events.v1.Impression.ContextEntry\x12\x11\n\tsimulated\x18\x15 \x01(\x08\x12\x14\n\x0cglobal_batch\x18\x16 \x01(\x12\x12\x41\n\x06labels\x18\x17 \x03(\x0b\x32&.gyre.events.v1.Impression.LabelsEntryB\t\x8a\xb5\x18\x05\x18\x80\x01@@\x12\x1a\n\tpositions\x18\x18 \x03(\rB\x07\x8a\xb5\x18\x03@\xe8\x07\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\nCategories\x12\x1a\n\x06values\x18\x01 \x03(\tB\n\x8a\xb5\x18\x06\x18\x80\x01@\x80\x02\"%\n\x06Vector\x12\x1b\n\x06values\x18\x01 \x03(\x02\x42\x0b\x8a\xb5\x18\x07\x38\x01@\x80\x08H\x01\"\xa5\x01\n\nFieldValue\x12\x10\n\x06number\x18\x01 \x01(\x01H\x00\x12\x11\n\x07\x62oolean\x18\x02 \x01(\x08H\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x30\n\ncategories\x18\x04 \x01(\x0b\x32\x1a.gyre.events.v1.CategoriesH\x00\x12(\n\x06vector\x18\x05 \x01(\x0b\x32\x16.gyre.events.v1.VectorH\x00\x42\x06\n\x04kind\"\xad\x01\n\x0bItemChanged\x12\x1a\n\x07item_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x37\n\x06\x66ields\x18\x02 \x03(\x0b\x32\'.gyre.events.v1.ItemChanged.FieldsEntry\x1aI\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.gyre.events.v1.FieldValue:\x02\x38\x01*\x90\x01\n\x10ImpressionMethod\x12!\n\x1dIMPRESSION_METHOD_UNSPECIFIED\x10\x00\x12\x1a\n\x16IMPRESSION_METHOD_RANK\x10\x01\x12\x1f\n\x1bIMPRESSION_METHOD_RECOMMEND\x10\x02\x12\x1c\n\x18IMPRESSION_METHOD_IMPORT\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +46,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FEATUREBLOCK'].fields_by_name['layout']._serialized_options = b'\212\265\030\002\030@'
   _globals['_IMPRESSION_CONTEXTENTRY']._loaded_options = None
   _globals['_IMPRESSION_CONTEXTENTRY']._serialized_options = b'8\001'
+  _globals['_IMPRESSION_LABELSENTRY']._loaded_options = None
+  _globals['_IMPRESSION_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_IMPRESSION'].fields_by_name['request_id']._loaded_options = None
   _globals['_IMPRESSION'].fields_by_name['request_id']._serialized_options = b'\212\265\030\004\010\001\030@'
   _globals['_IMPRESSION'].fields_by_name['user_id']._loaded_options = None
@@ -60,28 +62,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPRESSION'].fields_by_name['arm_propensity']._serialized_options = b'\212\265\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000\000\360?'
   _globals['_IMPRESSION'].fields_by_name['degraded_reason']._loaded_options = None
   _globals['_IMPRESSION'].fields_by_name['degraded_reason']._serialized_options = b'\212\265\030\002\030@'
+  _globals['_IMPRESSION'].fields_by_name['labels']._loaded_options = None
+  _globals['_IMPRESSION'].fields_by_name['labels']._serialized_options = b'\212\265\030\005\030\200\001@@'
+  _globals['_IMPRESSION'].fields_by_name['positions']._loaded_options = None
+  _globals['_IMPRESSION'].fields_by_name['positions']._serialized_options = b'\212\265\030\003@\350\007'
   _globals['_CATEGORIES'].fields_by_name['values']._loaded_options = None
   _globals['_CATEGORIES'].fields_by_name['values']._serialized_options = b'\212\265\030\006\030\200\001@\200\002'
+  _globals['_VECTOR'].fields_by_name['values']._loaded_options = None
+  _globals['_VECTOR'].fields_by_name['values']._serialized_options = b'\212\265\030\0078\001@\200\010H\001'
   _globals['_ITEMCHANGED_FIELDSENTRY']._loaded_options = None
   _globals['_ITEMCHANGED_FIELDSENTRY']._serialized_options = b'8\001'
   _globals['_ITEMCHANGED'].fields_by_name['item_id']._loaded_options = None
   _globals['_ITEMCHANGED'].fields_by_name['item_id']._serialized_options = b'\212\265\030\005\010\001\030\200\001'
-  _globals['_IMPRESSIONMETHOD']._serialized_start=1390
-  _globals['_IMPRESSIONMETHOD']._serialized_end=1534
+  _globals['_IMPRESSIONMETHOD']._serialized_start=1614
+  _globals['_IMPRESSIONMETHOD']._serialized_end=1758
   _globals['_INTERACTION']._serialized_start=85
   _globals['_INTERACTION']._serialized_end=283
   _globals['_FEATUREBLOCK']._serialized_start=285
   _globals['_FEATUREBLOCK']._serialized_end=370
   _globals['_IMPRESSION']._serialized_start=373
-  _globals['_IMPRESSION']._serialized_end=1044
-  _globals['_IMPRESSION_CONTEXTENTRY']._serialized_start=998
-  _globals['_IMPRESSION_CONTEXTENTRY']._serialized_end=1044
-  _globals['_CATEGORIES']._serialized_start=1046
-  _globals['_CATEGORIES']._serialized_end=1086
-  _globals['_FIELDVALUE']._serialized_start=1088
-  _globals['_FIELDVALUE']._serialized_end=1211
-  _globals['_ITEMCHANGED']._serialized_start=1214
-  _globals['_ITEMCHANGED']._serialized_end=1387
-  _globals['_ITEMCHANGED_FIELDSENTRY']._serialized_start=1314
-  _globals['_ITEMCHANGED_FIELDSENTRY']._serialized_end=1387
+  _globals['_IMPRESSION']._serialized_end=1186
+  _globals['_IMPRESSION_CONTEXTENTRY']._serialized_start=1093
+  _globals['_IMPRESSION_CONTEXTENTRY']._serialized_end=1139
+  _globals['_IMPRESSION_LABELSENTRY']._serialized_start=1141
+  _globals['_IMPRESSION_LABELSENTRY']._serialized_end=1186
+  _globals['_CATEGORIES']._serialized_start=1188
+  _globals['_CATEGORIES']._serialized_end=1228
+  _globals['_VECTOR']._serialized_start=1230
+  _globals['_VECTOR']._serialized_end=1267
+  _globals['_FIELDVALUE']._serialized_start=1270
+  _globals['_FIELDVALUE']._serialized_end=1435
+  _globals['_ITEMCHANGED']._serialized_start=1438
+  _globals['_ITEMCHANGED']._serialized_end=1611
+  _globals['_ITEMCHANGED_FIELDSENTRY']._serialized_start=1538
+  _globals['_ITEMCHANGED_FIELDSENTRY']._serialized_end=1611
 # @@protoc_insertion_point(module_scope)

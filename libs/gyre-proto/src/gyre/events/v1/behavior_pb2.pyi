@@ -153,6 +153,26 @@ class Impression(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     ITEM_IDS_FIELD_NUMBER: _builtins.int
@@ -175,6 +195,8 @@ class Impression(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     SIMULATED_FIELD_NUMBER: _builtins.int
     GLOBAL_BATCH_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, unique. Required."""
     user_id: _builtins.str
@@ -231,6 +253,16 @@ class Impression(_message.Message):
     def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Numbers of the request's context (device, hour), by name."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels of the request's context (device, referrer), by name."""
+
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The place of each of item_ids in the order in which the candidates came, from 0. Empty where that is not known: in imported
+        impressions, and in those from before it was written down.
+        """
+
     def __init__(
         self,
         *,
@@ -256,10 +288,12 @@ class Impression(_message.Message):
         context: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         simulated: _builtins.bool = ...,
         global_batch: _builtins.int = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        positions: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "arm_propensity", b"arm_propensity", "context", b"context", "degraded_reason", b"degraded_reason", "epoch", b"epoch", "explored", b"explored", "feature_age_s", b"feature_age_s", "features", b"features", "global_batch", b"global_batch", "item_batches", b"item_batches", "item_ids", b"item_ids", "item_propensities", b"item_propensities", "latency_s", b"latency_s", "method", b"method", "model_version", b"model_version", "request_id", b"request_id", "rest", b"rest", "scores", b"scores", "shown", b"shown", "simulated", b"simulated", "user_batch", b"user_batch", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "arm_propensity", b"arm_propensity", "context", b"context", "degraded_reason", b"degraded_reason", "epoch", b"epoch", "explored", b"explored", "feature_age_s", b"feature_age_s", "features", b"features", "global_batch", b"global_batch", "item_batches", b"item_batches", "item_ids", b"item_ids", "item_propensities", b"item_propensities", "labels", b"labels", "latency_s", b"latency_s", "method", b"method", "model_version", b"model_version", "positions", b"positions", "request_id", b"request_id", "rest", b"rest", "scores", b"scores", "shown", b"shown", "simulated", b"simulated", "user_batch", b"user_batch", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,6 +324,30 @@ class Categories(_message.Message):
 Global___Categories: _TypeAlias = Categories  # noqa: Y015
 
 @_typing.final
+class Vector(_message.Message):
+    """Numbers in a fixed order, such as an embedding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The numbers, as many as gyre.yaml declares. Finite."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Vector: _TypeAlias = Vector  # noqa: Y015
+
+@_typing.final
 class FieldValue(_message.Message):
     """The value of one field of an item or user."""
 
@@ -299,6 +357,7 @@ class FieldValue(_message.Message):
     BOOLEAN_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     CATEGORIES_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
     number: _builtins.float
     """A number."""
     boolean: _builtins.bool
@@ -309,6 +368,10 @@ class FieldValue(_message.Message):
     def categories(self) -> Global___Categories:
         """Several categories."""
 
+    @_builtins.property
+    def vector(self) -> Global___Vector:
+        """A vector."""
+
     def __init__(
         self,
         *,
@@ -316,12 +379,13 @@ class FieldValue(_message.Message):
         boolean: _builtins.bool = ...,
         text: _builtins.str = ...,
         categories: Global___Categories | None = ...,
+        vector: Global___Vector | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["boolean", b"boolean", "categories", b"categories", "kind", b"kind", "number", b"number", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boolean", b"boolean", "categories", b"categories", "kind", b"kind", "number", b"number", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boolean", b"boolean", "categories", b"categories", "kind", b"kind", "number", b"number", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boolean", b"boolean", "categories", b"categories", "kind", b"kind", "number", b"number", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["number", "boolean", "text", "categories"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["number", "boolean", "text", "categories", "vector"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
