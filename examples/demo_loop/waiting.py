@@ -10,7 +10,7 @@ from gyre.deployer.v1 import deployer_pb2 as deployer
 from gyre.trainer.v1 import trainer_pb2 as trainer
 from gyre_client import ClientSettings, Mesh, Unavailable, call
 from gyre_core.topics import topic
-from gyre_runtime.warehouse import TABLE_OF, ensure_table, offsets_of, open_catalog
+from gyre_runtime.warehouse import TRAINING_TABLE_OF, ensure_table, offsets_of, open_catalog
 
 T = TypeVar("T")
 STREAM_GROUP = "features-stream"
@@ -50,7 +50,7 @@ class Backlog:
 
     def __init__(self, settings: ClientSettings, loop: str) -> None:
         self._settings, self._loop = settings, loop
-        self._topics = {topic(loop, suffix): table for suffix, table in TABLE_OF.items()}
+        self._topics = {topic(loop, suffix): table for suffix, table in TRAINING_TABLE_OF.items()}
 
     async def of_features(self) -> int:
         """Records behind the position that the stream has committed."""

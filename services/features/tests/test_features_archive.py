@@ -12,6 +12,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 from gyre.events.v1 import behavior_pb2 as behavior
+from gyre.events.v1 import features_pb2 as events_pb2
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, topic
 from gyre_features.archive import Archive
@@ -20,7 +21,7 @@ from gyre_local.testing import eventually
 from gyre_runtime import Unavailable
 from gyre_runtime.events import Event
 from gyre_runtime.kafka import Producer, create_topics
-from gyre_runtime.warehouse import INTERACTIONS, ensure_table, open_catalog
+from gyre_runtime.warehouse import APPLIED, IMPRESSIONS, INTERACTIONS, ensure_table, open_catalog, read_columns
 
 Start = Callable[..., Any]
 BEGIN = 1_370_000_000.0
@@ -71,6 +72,30 @@ async def test_a_warehouse_that_takes_nothing_keeps_the_rows(tmp_path: Path, spe
     await archive.add(_events(spec, 30, 70))
     await archive.flush()
     assert _stored(tmp_path, spec.loop) == sorted(f"e{each}" for each in range(70))
+
+
+async def test_a_read_and_the_log_of_batches_are_kept_whole(tmp_path: Path, spec: LoopSpec) -> None:
+    """The warehouse holds what a read can be repeated from: context, labels, order, batch numbers, and their offsets."""
+    impression = behavior.Impression(
+        request_id="r", user_id="u", item_ids=["a", "b"], context={"hour": 7}, labels={"device": "tv"},
+        positions=[1, 0], item_batches=[3, -1], user_batch=2, global_batch=4,
+    )  # fmt: skip
+    applied = events_pb2.BatchApplied(loop=spec.loop, layout="l", shard=1, batch=4, events=2)
+    applied.applied_time.FromMicroseconds(1_370_000_001_500_000)
+    name = topic(spec.loop, "behavior.interactions")
+    applied.ranges.add(topic=name, partition=1, first=5, end=9)
+    catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path)))
+    archive = Archive(catalog, rows=1000, seconds=60, payload_bytes=10**9)
+    for suffix, message in (("behavior.impressions", impression), ("features.applied", applied)):
+        await archive.add([Event("e", "test", "", BEGIN, message, None, topic(spec.loop, suffix), 0, 0, "k", BEGIN)])
+    await archive.flush()
+    shown = ["context", "labels", "positions", "item_batches", "user_batch", "global_batch"]
+    (read,) = read_columns(ensure_table(catalog, spec.loop, IMPRESSIONS), shown).to_pylist()
+    assert list(read.values()) == [[("hour", 7.0)], [("device", "tv")], [1, 0], [3, -1], 2, 4]
+    columns = ["layout", "shard", "batch", "events", "applied_time", "range_topics", "range_firsts", "range_ends"]
+    (batch,) = read_columns(ensure_table(catalog, spec.loop, APPLIED), columns).to_pylist()
+    assert batch.pop("applied_time").timestamp() == 1_370_000_001.5
+    assert list(batch.values()) == ["l", 1, 4, 2, [name], [5], [9]]
 
 
 async def test_rows_wait_longer_where_commits_pile_up(

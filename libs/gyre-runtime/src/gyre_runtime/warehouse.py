@@ -6,13 +6,20 @@ Kafka offsets are table properties, set in the transaction of the append itself
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    NamespaceAlreadyExistsError,
+    NoSuchTableError,
+    TableAlreadyExistsError,
+)
+from pyiceberg.expressions import AlwaysTrue, BooleanExpression
+from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
@@ -26,19 +33,24 @@ from pyiceberg.types import (
     IntegerType,
     ListType,
     LongType,
+    MapType,
     NestedField,
     StringType,
     TimestamptzType,
 )
 
+from gyre_runtime.errors import Precondition
 from gyre_runtime.settings import ServiceSettings
 
 INTERACTIONS, IMPRESSIONS, ITEMS = "behavior_interactions", "behavior_impressions", "catalog_items"
-TABLE_OF = {
+APPLIED = "features_applied"
+TRAINING_TABLE_OF = {
     "behavior.interactions": INTERACTIONS,
     "behavior.impressions": IMPRESSIONS,
     "catalog.items": ITEMS,
 }
+"""The table behind each topic that training sets are made from."""
+TABLE_OF = {**TRAINING_TABLE_OF, "features.applied": APPLIED}
 """The table behind each archived topic."""
 
 _OFFSET = "gyre.offset."
@@ -93,30 +105,66 @@ _COLUMNS: dict[str, dict[str, IcebergType | str]] = {
         "method": _TEXT,
         "simulated": BooleanType(),
         **_PLACE,
+        "context": "map<string,double>",
+        "global_batch": _LONG,
+        "labels": "map<string,string>",
+        "positions": "list<int>",
     },
     ITEMS: {**_ORIGIN, "item_id": _TEXT, "fields": _TEXT, **_PLACE},
+    APPLIED: {
+        **_ORIGIN,
+        "layout": _TEXT,
+        "shard": _INT,
+        "batch": _LONG,
+        "events": _LONG,
+        "newest_event_time": TimestamptzType(),
+        "applied_time": TimestamptzType(),
+        # One range of offsets for each topic partition of the batch, in four lists of one length.
+        "range_topics": "list<string>",
+        "range_partitions": "list<int>",
+        "range_firsts": "list<long>",
+        "range_ends": "list<long>",
+        **_PLACE,
+    },
 }
+"""What a table of today holds. Columns that came later stand at the end, where an older table gets them, too."""
 _ELEMENTS: dict[str, IcebergType] = {
     "list<string>": _TEXT,
     "list<float>": FloatType(),
     "list<double>": _DOUBLE,
     "list<long>": _LONG,
+    "list<int>": _INT,
 }
+_MAP_VALUES: dict[str, IcebergType] = {"map<string,double>": _DOUBLE, "map<string,string>": _TEXT}
 
 
 def schema_of(table: str) -> Schema:
-    """The Iceberg schema of one of the tables, with the ids that a catalogue gives it: columns first, then elements."""
-    fields = []
+    """The Iceberg schema of one of the tables, with the ids that a new one gets: columns first, then what they hold.
+
+    A table that was made before some of the columns gives those other ids, so rows are written and read by name.
+    """
     columns = _COLUMNS[table]
-    elements = count(len(columns) + 1)
-    for number, (name, kind) in enumerate(columns.items(), start=1):
-        made: IcebergType
-        if isinstance(kind, str):
-            made = ListType(element_id=next(elements), element_type=_ELEMENTS[kind], element_required=False)
-        else:
-            made = kind
-        fields.append(NestedField(field_id=number, name=name, field_type=made, required=False))
-    return Schema(*fields)
+    numbers = count(len(columns) + 1)
+    return Schema(
+        *(
+            NestedField(field_id=number, name=name, field_type=_type_of(kind, numbers), required=False)
+            for number, (name, kind) in enumerate(columns.items(), start=1)
+        )
+    )
+
+
+def _type_of(kind: IcebergType | str, numbers: Iterator[int]) -> IcebergType:
+    if not isinstance(kind, str):
+        return kind
+    if kind in _ELEMENTS:
+        return ListType(element_id=next(numbers), element_type=_ELEMENTS[kind], element_required=False)
+    key, value = next(numbers), next(numbers)
+    return MapType(key_id=key, key_type=_TEXT, value_id=value, value_type=_MAP_VALUES[kind], value_required=False)
+
+
+def arrow_schema(table: str) -> pa.Schema:
+    """How rows of one of the tables are written: by name, without ids."""
+    return schema_to_pyarrow(schema_of(table), include_field_ids=False)
 
 
 def open_catalog(settings: ServiceSettings) -> Catalog:
@@ -127,10 +175,16 @@ def open_catalog(settings: ServiceSettings) -> Catalog:
 
 
 def ensure_table(catalog: Catalog, loop: str, table: str) -> Table:
-    """Load a table of a loop, creating it where it is missing; rows are partitioned by the day of their event."""
+    """Load a table of a loop, creating it where it is missing; rows are partitioned by the day of their event.
+
+    A table of an older schema gets the columns that it lacks, at its end; one of a newer schema stays as it is.
+
+    Raises:
+        Precondition: a column holds another type than this version writes (WAREHOUSE_SCHEMA_CONFLICT).
+    """
     # Asked first: an attempt to create a table that exists leaves a metadata file behind.
     with contextlib.suppress(NoSuchTableError):
-        return catalog.load_table((loop, table))
+        return _evolved(catalog.load_table((loop, table)), table)
     with contextlib.suppress(NamespaceAlreadyExistsError):
         catalog.create_namespace(loop)
     schema = schema_of(table)
@@ -143,14 +197,57 @@ def ensure_table(catalog: Catalog, loop: str, table: str) -> Table:
         )
     )
     try:
-        return catalog.create_table(
-            (loop, table),
-            schema=schema,
-            partition_spec=day,
-            properties=_PROPERTIES,
-        )
+        return catalog.create_table((loop, table), schema=schema, partition_spec=day, properties=_PROPERTIES)
     except TableAlreadyExistsError:
-        return catalog.load_table((loop, table))
+        return _evolved(catalog.load_table((loop, table)), table)
+
+
+def _evolved(found: Table, table: str) -> Table:
+    """The table with every declared column."""
+    while _lacks_columns(found, table):
+        try:
+            with found.update_schema() as update:
+                update.union_by_name(schema_of(table))
+        except CommitFailedException:
+            found.refresh()  # somebody else committed: a row, or the same columns
+    return found
+
+
+def _lacks_columns(found: Table, table: str) -> bool:
+    stored = {column.name: column.field_type for column in found.schema().fields}
+    for name, kind in _COLUMNS[table].items():
+        wanted = str(kind).replace(",", ", ")
+        if name in stored and str(stored[name]) != wanted:
+            raise Precondition(
+                "WAREHOUSE_SCHEMA_CONFLICT",
+                f"{'.'.join(found.name())}: column {name} is {stored[name]}, and must be {wanted}",
+            )
+    return any(name not in stored for name in _COLUMNS[table])
+
+
+def read_columns(
+    table: Table,
+    columns: Sequence[str],
+    *,
+    rows: str | BooleanExpression | None = None,
+    snapshot_id: int | None = None,
+) -> pa.Table:
+    """Columns of a table by name; null throughout where a snapshot is older than a column.
+
+    Args:
+        table: as `ensure_table` gives it.
+        columns: their names.
+        rows: which rows; all without it.
+        snapshot_id: as of which snapshot; the newest without it.
+    """
+    scan = table.scan(row_filter=AlwaysTrue() if rows is None else rows, snapshot_id=snapshot_id)
+    held = {column.name for column in scan.projection().fields}
+    found = scan.select(*(name for name in columns if name in held)).to_arrow()
+    for name in columns:
+        if name not in held:
+            kind = schema_to_pyarrow(table.schema().select(name), include_field_ids=False).field(name).type
+            found = found.append_column(name, pa.nulls(len(found), kind))
+    return found.select(list(columns))
 
 
 def offsets_of(table: Table) -> dict[int, int]:

@@ -16,14 +16,15 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_runtime import Unavailable, instrument
 from gyre_runtime.events import Event
 from gyre_runtime.warehouse import (
+    APPLIED,
     IMPRESSIONS,
     INTERACTIONS,
     ITEMS,
     TABLE_OF,
     append,
+    arrow_schema,
     ensure_table,
     offsets_of,
-    schema_of,
 )
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
@@ -66,12 +67,33 @@ _IMPRESSION: Columns = {
     "latency_s": attrgetter("latency_s"),
     "method": lambda message: behavior.ImpressionMethod.Name(message.method).removeprefix(_METHOD).lower(),
     "simulated": attrgetter("simulated"),
+    "context": lambda message: list(message.context.items()),
+    "global_batch": attrgetter("global_batch"),
+    "labels": lambda message: list(message.labels.items()),
+    "positions": lambda message: list(message.positions),
 }
 _ITEM: Columns = {
     "item_id": attrgetter("item_id"),
     "fields": lambda message: json_format.MessageToJson(message, indent=None),
 }
-_COLUMNS_OF: Mapping[str, Columns] = {INTERACTIONS: _INTERACTION, IMPRESSIONS: _IMPRESSION, ITEMS: _ITEM}
+_APPLIED: Columns = {
+    "layout": attrgetter("layout"),
+    "shard": attrgetter("shard"),
+    "batch": attrgetter("batch"),
+    "events": attrgetter("events"),
+    "newest_event_time": lambda message: message.newest_event_time.ToMicroseconds(),
+    "applied_time": lambda message: message.applied_time.ToMicroseconds(),
+    "range_topics": lambda message: [each.topic for each in message.ranges],
+    "range_partitions": lambda message: [each.partition for each in message.ranges],
+    "range_firsts": lambda message: [each.first for each in message.ranges],
+    "range_ends": lambda message: [each.end for each in message.ranges],
+}
+_COLUMNS_OF: Mapping[str, Columns] = {
+    INTERACTIONS: _INTERACTION,
+    IMPRESSIONS: _IMPRESSION,
+    ITEMS: _ITEM,
+    APPLIED: _APPLIED,
+}
 
 
 def rows_of(topic: str, events: Sequence[Event]) -> pa.Table:
@@ -87,7 +109,7 @@ def rows_of(topic: str, events: Sequence[Event]) -> pa.Table:
         "kafka_offset": [event.offset for event in events],
         "ingest_time": _microseconds([event.arrival_time or time.time() for event in events]),
     }
-    schema = schema_of(table).as_arrow()
+    schema = arrow_schema(table)
     return pa.Table.from_arrays([pa.array(columns[each.name], each.type) for each in schema], schema=schema)
 
 

@@ -3,20 +3,23 @@
 import asyncio
 
 from aiokafka import TopicPartition
+from gyre.events.v1 import features_pb2 as events_pb2
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.topics import topic
 from gyre_runtime import Dependency, Lifespan, build_server, load_loops
+from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topics
 from gyre_runtime.warehouse import TABLE_OF, ensure_table, open_catalog
 
 from gyre_features.archive import Archive
 from gyre_features.domain import Admission
 from gyre_features.erasure import Eraser
-from gyre_features.processes.stream import TOPICS, TYPES
+from gyre_features.processes.stream import TYPES
 from gyre_features.settings import FeaturesSettings
 from gyre_features.tombstones import Tombstones
 
 GROUP = "features-archive"
+ARCHIVED = {**TYPES, **message_types(events_pb2.BatchApplied)}
 
 
 async def archive(lifespan: Lifespan, settings: FeaturesSettings) -> None:
@@ -57,8 +60,8 @@ async def archive(lifespan: Lifespan, settings: FeaturesSettings) -> None:
     consumer = Consumer(
         settings.kafka,
         group=GROUP,
-        topics=[topic(name, suffix) for name in loops for suffix in TOPICS],
-        types=TYPES,
+        topics=[topic(name, suffix) for name in loops for suffix in TABLE_OF],
+        types=ARCHIVED,
         options=ConsumerOptions(
             max_records=5000, dead_letters=False, admit=admission, on_assigned=assigned, on_revoked=revoked
         ),

@@ -17,15 +17,15 @@ from gyre_runtime.warehouse import (
     IMPRESSIONS,
     INTERACTIONS,
     ITEMS,
-    TABLE_OF,
+    TRAINING_TABLE_OF,
+    arrow_schema,
     ensure_table,
     offsets_of,
     open_catalog,
-    schema_of,
+    read_columns,
 )
 from pyiceberg.catalog import Catalog
 from pyiceberg.conversions import from_bytes
-from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.table import Table
 from pyiceberg.types import TimestamptzType
 from sqlalchemy.exc import OperationalError
@@ -64,7 +64,7 @@ class LoopTables:
 
     def _open(self) -> dict[str, Table]:
         with _translated():
-            return {name: ensure_table(self._catalog, self._loop, name) for name in TABLE_OF.values()}
+            return {name: ensure_table(self._catalog, self._loop, name) for name in TRAINING_TABLE_OF.values()}
 
     def offsets(self) -> dict[str, dict[int, int]]:
         """For each table, the next Kafka offset of each partition that it does not hold yet.
@@ -114,9 +114,8 @@ def _scan(
     rows: str | None = None,
 ) -> pa.Table:
     if name not in snapshots:
-        return schema_of(name).as_arrow().empty_table().select(list(columns))
-    scan = tables[name].scan(row_filter=rows or AlwaysTrue(), selected_fields=columns, snapshot_id=snapshots[name])
-    return scan.to_arrow().select(list(columns))
+        return arrow_schema(name).empty_table().select(list(columns))
+    return read_columns(tables[name], columns, rows=rows, snapshot_id=snapshots[name])
 
 
 def _begin(keys: pa.Table, spec: LoopSpec, now: float) -> str | None:

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable
-from gyre_runtime.warehouse import TABLE_OF
+from gyre_runtime.warehouse import TRAINING_TABLE_OF
 
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.domain import Pins
@@ -72,7 +72,7 @@ async def _ends(bootstrap: str, loop: str) -> dict[str, dict[int, int]]:
     Raises:
         Unavailable: Kafka does not answer.
     """
-    names = {topic(loop, suffix): table for suffix, table in TABLE_OF.items()}
+    names = {topic(loop, suffix): table for suffix, table in TRAINING_TABLE_OF.items()}
     kafka = AIOKafkaConsumer(
         *names,
         bootstrap_servers=bootstrap,
