@@ -75,7 +75,7 @@ async def test_a_warehouse_that_takes_nothing_keeps_the_rows(tmp_path: Path, spe
 
 
 async def test_a_read_and_the_log_of_batches_are_kept_whole(tmp_path: Path, spec: LoopSpec) -> None:
-    """The warehouse holds what a read can be repeated from: context, labels, order, batch numbers, and their offsets."""
+    """The warehouse holds what a read can be repeated from: its context, labels, order, batch numbers and offsets."""
     impression = behavior.Impression(
         request_id="r", user_id="u", item_ids=["a", "b"], context={"hour": 7}, labels={"device": "tv"},
         positions=[1, 0], item_batches=[3, -1], user_batch=2, global_batch=4,
