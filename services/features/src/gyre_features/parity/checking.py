@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,8 @@ RELATIVE_TOLERANCE = 1e-5
 _ABSOLUTE_TOLERANCE = 1e-6
 _MOST_EXAMPLES = 20
 _RELATIVE_KINDS = frozenset({"rank", "zscore"})
+BATCH_COLUMN = "(batch)"
+"""What stands for a column where an entity was served as of a batch that did not touch it."""
 
 F32 = npt.NDArray[np.float32]
 
@@ -27,7 +30,7 @@ class Served:
     Attributes:
         request_id: of the answer.
         user_id: the user.
-        item_ids: the logged items.
+        item_ids: the logged items; where all were logged, in the caller's order.
         time: the request's now, unix seconds.
         numbers: of the request's context.
         matrix: float32 of shape [items, columns].
@@ -35,6 +38,7 @@ class Served:
         global_batch: of the loop as a whole.
         item_batches: of each item.
         is_whole: every candidate was logged; otherwise columns that compare candidates cannot be computed again.
+        arrival_time: wall time at which Kafka had the impression, unix seconds.
     """
 
     request_id: str
@@ -47,6 +51,7 @@ class Served:
     global_batch: int
     item_batches: Sequence[int]
     is_whole: bool = True
+    arrival_time: float = float("inf")
 
     def touches(self) -> Iterator[Touch]:
         """Every value that the read was made from."""
@@ -78,15 +83,26 @@ class ParityReport:
         impressions: compared.
         values: numbers compared.
         mismatches: numbers that differ by more than the tolerance.
-        unknown: impressions left out since a batch that they name is not in the log (any more, or yet).
+        reasons: count of impressions that nothing can be said about, by why.
         examples: the first mismatches.
     """
 
     impressions: int = 0
     values: int = 0
     mismatches: int = 0
-    unknown: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
     examples: list[Mismatch] = field(default_factory=list)
+
+    @property
+    def unknown(self) -> int:
+        """Count of impressions that nothing can be said about."""
+        return self.reasons.total()
+
+    def note(self, mismatch: Mismatch) -> None:
+        """Count a mismatch."""
+        self.mismatches += 1
+        if len(self.examples) < _MOST_EXAMPLES:
+            self.examples.append(mismatch)
 
 
 def check(
@@ -100,46 +116,59 @@ def check(
         batches: from the first on, each shard's in the order of their numbers.
         shards: count of virtual shards.
     """
-    wanted = {touch for each in served for touch in each.touches()}
-    replay = BatchReplay(layout, shards=shards, wanted=wanted)
+    replay = BatchReplay(layout, shards=shards, wanted={touch for each in served for touch in each.touches()})
     replay.apply(batches)
-    reader, report = Reader(layout), ParityReport()
+    checker, report = _Checker(layout, replay), ParityReport()
     for each in served:
-        replayed = _replayed(reader, replay, each)
-        if replayed is None:
-            report.unknown += 1
-        else:
-            _compare(layout, each, replayed, report)
+        checker.compare(each, report)
     return report
 
 
-def _replayed(reader: Reader, replay: BatchReplay, served: Served) -> F32 | None:
-    """The matrix that the read should have given; None where a value is not known."""
-    if any(touch not in replay.kept for touch in served.touches()):
-        return None
-    user = replay.kept.get(Touch("user", served.user_id, served.user_batch))
-    everyone = replay.kept.get(Touch("global", GLOBAL_ID, served.global_batch))
-    pairs = zip(served.item_ids, served.item_batches, strict=True)
-    items = [replay.kept.get(Touch("item", item_id, batch)) for item_id, batch in pairs]
-    context = RequestContext(served.time, served.numbers)
-    matrix, _ = reader.matrix(user, everyone, items, served.item_ids, context)
-    return matrix
+class _Checker:
+    """Compares one read after the other."""
 
+    def __init__(self, layout: Layout, replay: BatchReplay) -> None:
+        self._layout, self._replay, self._reader = layout, replay, Reader(layout)
+        self._lonely = np.array([each.kind not in _RELATIVE_KINDS for each in layout.described])
 
-def _compare(layout: Layout, served: Served, replayed: F32, report: ParityReport) -> None:
-    compared = np.array([served.is_whole or each.kind not in _RELATIVE_KINDS for each in layout.described])
-    report.impressions += 1
-    report.values += len(replayed) * int(compared.sum())
-    close = np.isclose(served.matrix, replayed, rtol=RELATIVE_TOLERANCE, atol=_ABSOLUTE_TOLERANCE, equal_nan=True)
-    for row, column in np.argwhere(~close & compared):
-        report.mismatches += 1
-        if len(report.examples) < _MOST_EXAMPLES:
-            report.examples.append(
-                Mismatch(
-                    served.request_id,
-                    served.item_ids[row],
-                    layout.columns[column],
-                    served=float(served.matrix[row, column]),
-                    replayed=float(replayed[row, column]),
-                )
-            )
+    def compare(self, served: Served, report: ParityReport) -> None:
+        missing = [touch for touch in served.touches() if touch not in self._replay.kept]
+        if missing:
+            self._compare_batches(served, missing, report)
+            return
+        replayed = self._replayed(served)
+        compared = np.ones_like(self._lonely) if served.is_whole else self._lonely
+        close = np.isclose(served.matrix, replayed, rtol=RELATIVE_TOLERANCE, atol=_ABSOLUTE_TOLERANCE, equal_nan=True)
+        wrong = np.argwhere(~close & compared)
+        if len(wrong) and any(self._replay.is_doubtful(touch) for touch in served.touches()):
+            report.reasons["differs where the replay is in doubt"] += 1
+            return
+        report.impressions += 1
+        report.values += len(replayed) * int(compared.sum())
+        for row, column in wrong:
+            numbers = float(served.matrix[row, column]), float(replayed[row, column])
+            report.note(Mismatch(served.request_id, served.item_ids[row], self._layout.columns[column], *numbers))
+
+    def _compare_batches(self, served: Served, missing: Sequence[Touch], report: ParityReport) -> None:
+        """Values that no batch left are faults where the replay saw every batch; otherwise nothing can be said."""
+        replay = self._replay
+        if any(touch.batch > replay.last.get(touch.shard(replay.shards), 0) for touch in missing):
+            report.reasons["a batch is not in the log"] += 1
+        elif any(replay.is_doubtful(touch) for touch in missing):
+            report.reasons["differs where the replay is in doubt"] += 1
+        else:
+            report.impressions += 1
+            for touch in missing:
+                item_id = touch.id if touch.kind == "item" else ""
+                report.note(Mismatch(served.request_id, item_id, BATCH_COLUMN, touch.batch, float("nan")))
+
+    def _replayed(self, served: Served) -> F32:
+        """The matrix that the read should have given."""
+        kept = self._replay.kept
+        user = kept.get(Touch("user", served.user_id, served.user_batch))
+        everyone = kept.get(Touch("global", GLOBAL_ID, served.global_batch))
+        pairs = zip(served.item_ids, served.item_batches, strict=True)
+        items = [kept.get(Touch("item", item_id, batch)) for item_id, batch in pairs]
+        context = RequestContext(served.time, served.numbers)
+        matrix, _ = self._reader.matrix(user, everyone, items, served.item_ids, context)
+        return matrix

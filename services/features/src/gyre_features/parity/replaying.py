@@ -6,12 +6,28 @@ partitions does not matter: the catalogue comes first, and every merge is commut
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from gyre_core import keys
-from gyre_core.features import ENTITY_KINDS, EntityId, EntityKind, Event, FieldsChanged, Layout, aggregate, merge
+from gyre_core.features import (
+    ENTITY_KINDS,
+    Delta,
+    EntityId,
+    EntityKind,
+    Event,
+    FieldsChanged,
+    Layout,
+    aggregate,
+    merge,
+)
+
+from gyre_features.parity.source import BatchEvents, Identity
+
+_TTL_SLACK_S = 5.0
+"""How far a key's end in Redis may lie from what its last batch and its time to live say."""
+_NEVER = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +39,14 @@ class AppliedBatch:
         number: of the batch, increasing within the shard.
         applied_time: wall time at which the store had it, unix seconds.
         events: what it held, duplicates left out.
+        is_whole: these are as many as the store counted.
     """
 
     shard: int
     number: int
     applied_time: float
     events: Sequence[Event]
+    is_whole: bool = True
 
 
 class Touch(NamedTuple):
@@ -37,6 +55,39 @@ class Touch(NamedTuple):
     kind: EntityKind
     id: str
     batch: int
+
+    def shard(self, shards: int) -> int:
+        """The virtual shard that holds the entity, of so many."""
+        return keys.shard_of(self.kind, self.id, shards=shards)
+
+
+class Deduplicated:
+    """Leaves out what a producer sent twice by the store's own rule: a window of identities, and the one before it.
+
+    Args:
+        duplicates_s: how long a window is, seconds; as the stream had it.
+    """
+
+    def __init__(self, duplicates_s: int) -> None:
+        self._window_s = duplicates_s
+        self._known: dict[int, dict[int, set[Identity]]] = {}
+
+    def batches(self, found: Iterable[BatchEvents]) -> Iterator[AppliedBatch]:
+        """The batches as they counted; each shard's in the order of their numbers."""
+        for each in found:
+            batch = each.batch
+            window = int(batch.applied_time // self._window_s)
+            before = self._known.get(batch.shard, {})
+            windows = self._known[batch.shard] = {number: before.get(number, set()) for number in (window - 1, window)}
+            known = windows[window] | windows[window - 1] if windows[window - 1] else windows[window]
+            fresh: dict[Identity, Event] = {}
+            for identity, event in each.behaviour:
+                if identity not in known:
+                    fresh.setdefault(identity, event)
+            windows[window].update(fresh)
+            events = [*each.changes, *fresh.values()]
+            whole = len(events) == batch.events
+            yield AppliedBatch(batch.shard, batch.number, batch.applied_time, events, whole)
 
 
 class BatchReplay:
@@ -50,30 +101,59 @@ class BatchReplay:
 
     def __init__(self, layout: Layout, *, shards: int, wanted: Collection[Touch]) -> None:
         self._layout = layout
-        self._shards = shards
+        self.shards = shards
         self._wanted = wanted
+        self._entities = {(touch.kind, touch.id) for touch in wanted}
         self._values: dict[EntityId, tuple[bytes, float]] = {}
         self._ttl_s = {kind: layout.ttl_s(kind) for kind in ENTITY_KINDS}
+        self._doubted: set[EntityId] = set()
+        self._doubt_from: dict[int, int] = {}
+        self.last: dict[int, int] = {}
         self.kept: dict[Touch, bytes] = {}
+        self.doubtful: set[Touch] = set()
+        self.events = 0
 
     def apply(self, batches: Iterable[AppliedBatch]) -> None:
         """Apply batches, each shard's in the order of their numbers."""
         for batch in batches:
             self._apply(batch)
 
+    def is_doubtful(self, touch: Touch) -> bool:
+        """Whether a value may hold what this replay could not see.
+
+        That is after a batch that the log lacks, or whose events the warehouse has not all (any more), as after an
+        erasure; or around the end of a key's time to live.
+        """
+        doubt_from = self._doubt_from.get(touch.shard(self.shards))
+        return touch in self.doubtful or (doubt_from is not None and touch.batch >= doubt_from)
+
     def _apply(self, batch: AppliedBatch) -> None:
-        now = batch.applied_time
+        now, expected = batch.applied_time, self.last.get(batch.shard, 0) + 1
+        if batch.number != expected or not batch.is_whole:
+            self._doubt_from.setdefault(batch.shard, min(batch.number, expected))
+        self.last[batch.shard] = batch.number
+        self.events += len(batch.events)
         ordered = sorted(batch.events, key=lambda event: not isinstance(event, FieldsChanged))
         deltas = aggregate(self._layout, ordered, lambda item_id: self._value(("item", item_id), now))
         for entity, delta in deltas.items():
-            kind, id_ = entity
-            if keys.shard_of(kind, id_, shards=self._shards) != batch.shard:
-                continue
-            value = merge(self._layout.slots(kind), self._value(entity, now), delta.pack(batch.number))
-            self._values[entity] = (value, now)
-            touch = Touch(kind, id_, batch.number)
-            if touch in self._wanted:
-                self.kept[touch] = value
+            if keys.shard_of(*entity, shards=self.shards) == batch.shard and self._matters(entity, delta):
+                self._merge(entity, delta, batch)
+
+    def _matters(self, entity: EntityId, delta: Delta) -> bool:
+        """Whether somebody was served the entity, or other values are made from its fields."""
+        if entity in self._entities:
+            return True
+        return entity[0] == "item" and (delta.fields_time > _NEVER or self._ttl_s["item"] is not None)
+
+    def _merge(self, entity: EntityId, delta: Delta, batch: AppliedBatch) -> None:
+        kind, id_ = entity
+        value = merge(self._layout.slots(kind), self._value(entity, batch.applied_time), delta.pack(batch.number))
+        self._values[entity] = (value, batch.applied_time)
+        touch = Touch(kind, id_, batch.number)
+        if touch in self._wanted:
+            self.kept[touch] = value
+            if entity in self._doubted:
+                self.doubtful.add(touch)
 
     def _value(self, entity: EntityId, now: float) -> bytes | None:
         """An entity's value, None where it is unknown or its time to live has run out."""
@@ -82,4 +162,9 @@ class BatchReplay:
             return None
         value, since = found
         ttl_s = self._ttl_s[entity[0]]
-        return None if ttl_s is not None and now - since > ttl_s else value
+        if ttl_s is None:
+            return value
+        left_s = since + ttl_s - now
+        if abs(left_s) < _TTL_SLACK_S:
+            self._doubted.add(entity)
+        return value if left_s >= 0 else None

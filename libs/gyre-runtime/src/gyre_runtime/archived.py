@@ -1,0 +1,62 @@
+"""Rows of the warehouse as the events that the feature algebra takes; for every replay, whoever does it.
+
+Needs the extra `gyre-runtime[warehouse]`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from google.protobuf import json_format
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_core.features import Event, FieldsChanged, Impression, Interaction, Layout
+from gyre_core.spec import IMPRESSION
+
+from gyre_runtime.fields import field_values
+from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, ITEMS
+
+_US = 1_000_000
+EVENT_COLUMNS = {
+    INTERACTIONS: ("event_time", "user_id", "item_id", "type", "value"),
+    IMPRESSIONS: ("event_time", "user_id", "item_ids", "shown"),
+    ITEMS: ("event_time", "item_id", "fields"),
+}
+"""What of each table an event is made from."""
+
+
+def seconds_of(times: Any) -> npt.NDArray[np.float64]:
+    """A column of times as unix seconds."""
+    seconds: npt.NDArray[np.float64] = times.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() / _US
+    return seconds
+
+
+def events_of(table: str, rows: pa.Table) -> list[Event]:
+    """The events of some rows with the columns of `EVENT_COLUMNS`, in the rows' order."""
+    times: list[float] = seconds_of(rows["event_time"]).tolist()
+    columns: list[list[Any]] = [rows[name].to_pylist() for name in EVENT_COLUMNS[table][1:]]
+    made: Iterable[Event]
+    if table == INTERACTIONS:
+        users, items, types, values = columns
+        made = map(Interaction, users, items, types, times, values)
+    elif table == IMPRESSIONS:
+        made = map(_impression, *columns, times)
+    else:
+        made = map(_change, *columns, times)
+    return list(made)
+
+
+def counts_impressions(layout: Layout) -> bool:
+    """Whether any feature of a layout counts what was shown."""
+    return any(layout.plan(kind, IMPRESSION) for kind in layout.entities)
+
+
+def _impression(user_id: str, item_ids: Sequence[str], shown: int, time: float) -> Impression:
+    return Impression(user_id, item_ids[:shown], time)
+
+
+def _change(item_id: str, fields: str, time: float) -> FieldsChanged:
+    """A change of an item, whose row holds the message in protobuf's JSON mapping."""
+    message = json_format.Parse(fields, behavior.ItemChanged())
+    return FieldsChanged("item", item_id, time, field_values(message.fields))

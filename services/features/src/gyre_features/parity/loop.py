@@ -1,0 +1,111 @@
+"""The check of one loop: what was served in a period against the replay of the warehouse up to each read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gyre_core.features import Layout
+from gyre_core.spec import LoopSpec
+from gyre_runtime.warehouse import APPLIED, IMPRESSIONS, INTERACTIONS, ITEMS, ensure_table, read_columns
+from pyiceberg.catalog import Catalog
+
+from gyre_features.parity.checking import ParityReport, Served, check
+from gyre_features.parity.log import LOG_COLUMNS, LoggedBatch, ShardLog, in_order, read_log
+from gyre_features.parity.replaying import Deduplicated
+from gyre_features.parity.served import Period, read_served
+from gyre_features.parity.source import ArchivedBatches
+
+REBUILT = "the online store was rebuilt since"
+_REBUILT_SLACK_S = 60.0
+"""How long a read may take to Kafka: so long after a rebuild it is not certain which of two batches it named."""
+
+
+@dataclass
+class LoopReport:
+    """What a check of a loop found.
+
+    Attributes:
+        loop: its name.
+        layout: hash of the layout that was checked.
+        found: the comparison.
+        pending: impressions that name batches which the warehouse does not hold yet.
+        batches: replayed.
+        events: replayed, in all batches.
+        check_time: wall time at which the check began, unix seconds.
+        seconds: it took.
+    """
+
+    loop: str
+    layout: str
+    found: ParityReport = field(default_factory=ParityReport)
+    pending: int = 0
+    batches: int = 0
+    events: int = 0
+    check_time: float = 0.0
+    seconds: float = 0.0
+
+
+def check_loop(catalog: Catalog, spec: LoopSpec, *, period: Period, duplicates_s: int) -> LoopReport:
+    """Check what a loop served under its present layout.
+
+    Args:
+        catalog: of the warehouse.
+        spec: the loop.
+        period: which impressions.
+        duplicates_s: how long the stream remembers identities at least, seconds: a setting of the stream.
+    """
+    layout = Layout.compile(spec)
+    report = LoopReport(spec.loop, layout.hash, check_time=time.time())
+    # What was served is fixed first, then the log, then the events: each holds all that the one before names.
+    tables = {name: ensure_table(catalog, spec.loop, name) for name in (IMPRESSIONS, APPLIED, INTERACTIONS, ITEMS)}
+    served = read_served(tables[IMPRESSIONS], layout, period)
+    shards = read_log(read_columns(tables[APPLIED], LOG_COLUMNS, rows=f"layout = '{layout.hash}'"), layout.hash)
+    archived = ArchivedBatches(spec.loop, layout, tables)
+    batches = _held(archived, shards)
+    known, report.found.reasons[REBUILT] = _without_lost(served, shards, spec.shards.online_shards)
+    last = {batch.shard: batch.number for batch in batches}
+    ready = [each for each in known if _names_up_to(each, last, spec.shards.online_shards)]
+    report.pending = len(known) - len(ready)
+    if ready:
+        applied = Deduplicated(duplicates_s).batches(archived.read(batches))
+        found = check(layout, ready, applied, shards=spec.shards.online_shards)
+        found.reasons.update(report.found.reasons)
+        report.found, report.batches, report.events = found, len(batches), sum(batch.events for batch in batches)
+    report.found.reasons = +report.found.reasons
+    report.seconds = time.time() - report.check_time
+    return report
+
+
+def _held(archived: ArchivedBatches, shards: dict[int, ShardLog]) -> list[LoggedBatch]:
+    """The batches whose events the warehouse holds, up to the first of each shard that it does not."""
+    held: list[LoggedBatch] = []
+    behind: set[int] = set()
+    for batch in in_order(shards):
+        if batch.shard not in behind:
+            if archived.holds(batch):
+                held.append(batch)
+            else:
+                behind.add(batch.shard)
+    return held
+
+
+def _without_lost(served: Sequence[Served], shards: dict[int, ShardLog], count: int) -> tuple[list[Served], int]:
+    """The reads that surely name batches which the store holds still, and how many others there are."""
+    if not any(log.rebuilt for log in shards.values()):
+        return list(served), 0
+    kept = [
+        each
+        for each in served
+        if not any(
+            touch.shard(count) in shards
+            and shards[touch.shard(count)].was_rebuilt(touch.batch, time=each.arrival_time, slack_s=_REBUILT_SLACK_S)
+            for touch in each.touches()
+        )
+    ]
+    return kept, len(served) - len(kept)
+
+
+def _names_up_to(served: Served, last: dict[int, int], shards: int) -> bool:
+    return all(touch.batch <= last.get(touch.shard(shards), 0) for touch in served.touches())

@@ -1,0 +1,105 @@
+"""The newest impressions of the warehouse as what was served, a bounded number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from gyre_core.features import Layout
+from gyre_runtime.archived import seconds_of
+from gyre_runtime.warehouse import read_columns
+from pyiceberg.table import Table
+
+from gyre_features.parity.checking import Served
+
+_COLUMNS = (
+    "request_id",
+    "user_id",
+    "item_ids",
+    "shown",
+    "rest",
+    "features",
+    "user_batch",
+    "global_batch",
+    "item_batches",
+    "context",
+    "labels",
+    "positions",
+    "event_time",
+    "ingest_time",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """Which impressions are checked: the newest `most` of those that arrived since `begin` (unix seconds)."""
+
+    most: int
+    begin: float
+
+
+def read_served(table: Table, layout: Layout, period: Period) -> list[Served]:
+    """What was served under a layout in a period, with its features.
+
+    Reads that were logged before the loop-wide batch number was are left out where the layout needs it.
+    """
+    begin = _begin(table, layout, period)
+    if begin is None:
+        return []
+    rows = read_columns(table, _COLUMNS, rows=_since(layout, begin))
+    rows = rows.sort_by([("ingest_time", "descending")]).slice(0, period.most)
+    counts_all = any(layout.plan("global", event) for event in layout.events)
+    return list(_served(rows, layout, needs_global=counts_all))
+
+
+def _begin(table: Table, layout: Layout, period: Period) -> str | None:
+    """The arrival of the oldest impression that is checked, ISO 8601; None when there is none."""
+    since = datetime.fromtimestamp(period.begin, UTC).isoformat()
+    times = read_columns(table, ["ingest_time"], rows=_since(layout, since))["ingest_time"]
+    if not len(times):
+        return None
+    most = min(period.most, len(times))
+    oldest: Any = times.take(pc.select_k_unstable(times, most, sort_keys=[("", "descending")]))[-1].as_py()
+    return str(oldest.isoformat())
+
+
+def _since(layout: Layout, begin: str) -> str:
+    return f"layout = '{layout.hash}' and ingest_time >= '{begin}'"
+
+
+def _served(rows: pa.Table, layout: Layout, *, needs_global: bool) -> Iterator[Served]:
+    times, arrivals = seconds_of(rows["event_time"]).tolist(), seconds_of(rows["ingest_time"]).tolist()
+    columns = len(layout.columns)
+    for index, row in enumerate(rows.drop_columns(["event_time", "ingest_time"]).to_pylist()):
+        count = len(row["item_ids"])
+        known = row["global_batch"] is not None or not needs_global
+        if not known or not row["features"] or len(row["features"]) != 4 * count * columns:
+            continue
+        is_whole = count == row["shown"] + row["rest"]
+        order = _caller_order(row["positions"], count) if is_whole else np.arange(count)
+        matrix = np.frombuffer(row["features"], dtype="<f4").reshape(count, columns)
+        yield Served(
+            request_id=row["request_id"],
+            user_id=row["user_id"],
+            item_ids=[row["item_ids"][at] for at in order],
+            time=times[index],
+            numbers=dict(row["context"] or ()),
+            matrix=matrix[order],
+            user_batch=row["user_batch"],
+            global_batch=-1 if row["global_batch"] is None else row["global_batch"],
+            item_batches=[row["item_batches"][at] for at in order],
+            is_whole=is_whole,
+            arrival_time=arrivals[index],
+        )
+
+
+def _caller_order(positions: Sequence[int] | None, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The places of a whole list in the order that its caller gave; as logged where that was not logged."""
+    if not positions or len(positions) != count:
+        return np.arange(count)
+    return np.argsort(np.array(positions, dtype=np.int64), kind="stable")

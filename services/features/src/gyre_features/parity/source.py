@@ -1,0 +1,158 @@
+"""The events behind the logged batches, read from the warehouse stretch by stretch, so that memory stays bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gyre_core.features import Event, Layout
+from gyre_core.topics import topic
+from gyre_runtime.archived import EVENT_COLUMNS, counts_impressions, events_of
+from gyre_runtime.warehouse import IMPRESSIONS, TRAINING_TABLE_OF, offsets_of, read_columns
+from pyiceberg.table import Table
+
+from gyre_features.online.stream import Place
+from gyre_features.parity.log import LoggedBatch
+
+Identity = tuple[str, str]
+"""(ce_source, ce_id)."""
+_EVENTS_AT_ONCE = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Events of one topic partition in the order of their offsets."""
+
+    offsets: npt.NDArray[np.int64]
+    events: Sequence[Event]
+    identities: Sequence[Identity]
+
+    def between(self, first: int, end: int) -> Iterator[tuple[Identity, Event]]:
+        begin, stop = np.searchsorted(self.offsets, (first, end)).tolist()
+        return zip(self.identities[begin:stop], self.events[begin:stop], strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEvents:
+    """A logged batch with its events.
+
+    Attributes:
+        batch: as logged.
+        changes: of the catalogue.
+        behaviour: what users did and were shown, with the identities by which duplicates are known.
+    """
+
+    batch: LoggedBatch
+    changes: Sequence[Event]
+    behaviour: Sequence[tuple[Identity, Event]]
+
+
+class ArchivedBatches:
+    """Reads events of a loop by the offset ranges of its batches.
+
+    Args:
+        loop: its name.
+        layout: whose batches these are; impressions are read only where it counts them.
+        tables: the loop's tables by name, as they were loaded; what is appended later is not seen.
+        events_at_once: read about so many in one go.
+    """
+
+    def __init__(
+        self, loop: str, layout: Layout, tables: Mapping[str, Table], *, events_at_once: int = _EVENTS_AT_ONCE
+    ) -> None:
+        counted = {
+            suffix: name
+            for suffix, name in TRAINING_TABLE_OF.items()
+            if name != IMPRESSIONS or counts_impressions(layout)
+        }
+        self._table_of = {topic(loop, suffix): name for suffix, name in counted.items()}
+        self._tables = tables
+        self._held = {name: offsets_of(tables[name]) for name in counted.values()}
+        self._events_at_once = events_at_once
+
+    def holds(self, batch: LoggedBatch) -> bool:
+        """Whether all events of a batch are in the warehouse already."""
+        return all(
+            end <= self._held[self._table_of[name]].get(partition, 0)
+            for (name, partition), (_, end) in batch.ranges.items()
+            if name in self._table_of
+        )
+
+    def read(self, batches: Sequence[LoggedBatch]) -> Iterator[BatchEvents]:
+        """The batches with their events, in the order given."""
+        for some in self._in_stretches(batches):
+            found = self._fetch(some)
+            for batch in some:
+                yield _joined(batch, found)
+
+    def _in_stretches(self, batches: Sequence[LoggedBatch]) -> Iterator[list[LoggedBatch]]:
+        """Consecutive batches that together span about as many events as are read at once."""
+        some: list[LoggedBatch] = []
+        spans: dict[Place, tuple[int, int]] = {}
+        for batch in batches:
+            wider = _spans([batch], self._table_of, spans)
+            if some and sum(end - first for first, end in wider.values()) > self._events_at_once:
+                yield some
+                some, wider = [], _spans([batch], self._table_of, {})
+            some.append(batch)
+            spans = wider
+        if some:
+            yield some
+
+    def _fetch(self, batches: Sequence[LoggedBatch]) -> dict[Place, _Stretch]:
+        found: dict[Place, _Stretch] = {}
+        by_table: dict[str, dict[Place, tuple[int, int]]] = {}
+        for place, span in _spans(batches, self._table_of, {}).items():
+            by_table.setdefault(self._table_of[place[0]], {})[place] = span
+        for name, spans in by_table.items():
+            columns = ["source", "event_id", *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset"]
+            rows = read_columns(self._tables[name], columns, rows=_within(spans)).sort_by("kafka_offset")
+            partitions = rows["kafka_partition"].to_numpy()
+            for place in spans:
+                own = rows.filter(partitions == place[1])
+                identities: Any = zip(own["source"].to_pylist(), own["event_id"].to_pylist(), strict=True)
+                found[place] = _Stretch(
+                    own["kafka_offset"].to_numpy(),
+                    events_of(name, own),
+                    list(identities),
+                )
+        return found
+
+
+def _spans(
+    batches: Sequence[LoggedBatch], topics: Collection[str], before: Mapping[Place, tuple[int, int]]
+) -> dict[Place, tuple[int, int]]:
+    """From the first to the last offset of each place, over some batches and what was spanned before."""
+    spans = dict(before)
+    for batch in batches:
+        for place, (first, end) in batch.ranges.items():
+            if place[0] in topics:
+                begin, stop = spans.get(place, (first, end))
+                spans[place] = min(begin, first), max(stop, end)
+    return spans
+
+
+def _within(spans: Mapping[Place, tuple[int, int]]) -> str:
+    """The rows of some places between two offsets each."""
+    return " or ".join(
+        f"(kafka_partition = {partition} and kafka_offset >= {first} and kafka_offset < {end})"
+        for (_, partition), (first, end) in spans.items()
+    )
+
+
+def _joined(batch: LoggedBatch, found: Mapping[Place, _Stretch]) -> BatchEvents:
+    changes: list[Event] = []
+    behaviour: list[tuple[Identity, Event]] = []
+    for place, (first, end) in batch.ranges.items():
+        stretch = found.get(place)
+        if stretch is None:
+            continue
+        own = stretch.between(first, end)
+        if place[0].endswith(".catalog.items"):
+            changes.extend(event for _, event in own)
+        else:
+            behaviour.extend(own)
+    return BatchEvents(batch, changes, behaviour)

@@ -1,0 +1,265 @@
+"""The parity check on a real store and a real warehouse: reads between batches, and everything that may befall both."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre.events.v1 import features_pb2 as events_pb2
+from gyre_core.features import Layout, Reader, RequestContext, state
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import topic
+from gyre_features.archive import Archive
+from gyre_features.erasure import erase_user
+from gyre_features.online.store import OnlineStore
+from gyre_features.online.stream import Batch, LoopStream
+from gyre_features.parity.loop import REBUILT, LoopReport, check_loop
+from gyre_features.parity.served import Period
+from gyre_features.settings import FeaturesSettings
+from gyre_runtime.events import Event
+from gyre_runtime.warehouse import INTERACTIONS, ensure_table, open_catalog
+from redis.asyncio import Redis
+
+BEGIN = 1_370_000_000.0
+ITEMS = [f"i{number}" for number in range(12)]
+DUPLICATES_S = 300
+
+
+@dataclass
+class Loop:
+    """A loop in operation, without its processes: the stream's work, the archive's, and reads that are logged.
+
+    Attributes:
+        lost: numbers of batches that the log does not get.
+    """
+
+    spec: LoopSpec
+    redis: Redis
+    warehouse: Path
+    lost: set[int] = field(default_factory=set)
+    offsets: dict[str, int] = field(default_factory=dict)
+    reads: int = 0
+
+    def __post_init__(self) -> None:
+        self.layout = Layout.compile(self.spec)
+        self.store = OnlineStore(self.redis, self.spec, self.layout, duplicates_s=DUPLICATES_S)
+        self.catalog = open_catalog(FeaturesSettings(warehouse=str(self.warehouse)))
+        self.archive = Archive(self.catalog, rows=100_000, seconds=60, payload_bytes=10**9)
+        self.stream = LoopStream(self.store, on_batch=self.note, most_events=40)
+
+    async def assign(self) -> None:
+        """Begin where the store stands."""
+        self.stream = LoopStream(self.store, on_batch=self.note, most_events=40)
+        await self.stream.assigned(
+            [(topic(self.spec.loop, each), 0) for each in ("catalog.items", "behavior.interactions")]
+        )
+
+    def event(self, suffix: str, message: Any, at: float, *, id: str | None = None) -> Event:  # noqa: A002
+        """The next record of a topic's one partition."""
+        offset = self.offsets[suffix] = self.offsets.get(suffix, -1) + 1
+        name = id or f"{suffix}-{offset}"
+        return Event(name, "test", "", at, message, None, topic(self.spec.loop, suffix), 0, offset, "k", time.time())
+
+    async def feed(self, events: Sequence[Event]) -> None:
+        """Events through the stream and into the archive."""
+        await self.archive.add(events)
+        await self.stream.apply(events)
+
+    async def note(self, batch: Batch, _events: Sequence[Event]) -> None:
+        """Log a batch as the stream's process does."""
+        if batch.number in self.lost:
+            return
+        message = events_pb2.BatchApplied(
+            loop=self.spec.loop, layout=self.layout.hash, shard=batch.shard, batch=batch.number, events=batch.events
+        )
+        for (name, partition), (first, end) in batch.ranges.items():
+            message.ranges.add(topic=name, partition=partition, first=first, end=end)
+        message.applied_time.FromNanoseconds(int(batch.applied_time * 1e9))
+        await self.archive.add([self.event("features.applied", message, batch.applied_time)])
+
+    async def read(self, user_id: str, now: float, *, wrong: float = 0.0, age_s: float = 0.0) -> None:
+        """Read features as they are served, and log the impression; `wrong` is added to the first number."""
+        values = await self.store.read(user_id, ITEMS)
+        reader = Reader(self.layout)
+        matrix, age = reader.matrix(values.user, values.everyone, values.items, ITEMS, RequestContext(now))
+        matrix[0, 0] += wrong
+        order = random.Random(self.reads).sample(range(len(ITEMS)), len(ITEMS))
+        self.reads += 1
+        message = behavior.Impression(
+            request_id=f"r{self.reads}", user_id=user_id, item_ids=[ITEMS[each] for each in order], shown=5, rest=7,
+            positions=order, item_batches=[int(age.item_batches[each]) for each in order],
+            user_batch=age.user_batch, global_batch=age.global_batch,
+        )  # fmt: skip
+        block = message.features
+        block.layout, block.rows, block.columns = self.layout.hash, len(ITEMS), len(self.layout.columns)
+        block.values = matrix[order].astype("<f4").tobytes()
+        event = self.event("behavior.impressions", message, now)
+        await self.feed([event._replace(arrival_time=time.time() - age_s)])
+
+    async def check(self, *, most: int = 10_000) -> LoopReport:
+        """Everything into the warehouse, then the check."""
+        await self.archive.flush()
+        return check_loop(self.catalog, self.spec, period=Period(most, 0.0), duplicates_s=DUPLICATES_S)
+
+
+@pytest.fixture
+def loop(spec: LoopSpec, redis: Redis, tmp_path: Path) -> Loop:
+    """A loop that stands at the beginning."""
+    return Loop(spec, redis, tmp_path)
+
+
+def ratings(loop: Loop, count: int, *, step: int, users: int = 6) -> list[Event]:
+    """The next ratings, of a few users, a little out of order, one in ten sent twice."""
+    draw, made = random.Random(step), []
+    for number in range(count):
+        message = behavior.Interaction(
+            user_id=f"u{draw.randrange(users)}", item_id=draw.choice(ITEMS), type="rating", value=draw.randrange(10)
+        )
+        at, name = BEGIN + 600 * step + draw.random() * 600, f"s{step}-{number}"
+        made.append(loop.event("behavior.interactions", message, at, id=name))
+        if draw.random() < 0.1:
+            made.append(loop.event("behavior.interactions", message, at, id=name))
+    return made
+
+
+def catalogue(loop: Loop, step: int) -> list[Event]:
+    """Every third item, with fields that change with the step."""
+    genres = ("action", "drama", "comedy")
+    return [
+        loop.event(
+            "catalog.items",
+            behavior.ItemChanged(
+                item_id=item,
+                fields={
+                    "genres": behavior.FieldValue(categories=behavior.Categories(values=[genres[(number + step) % 3]])),
+                    "price": behavior.FieldValue(number=number + step),
+                },
+            ),
+            BEGIN - 1 + 600 * step,
+        )
+        for number, item in enumerate(ITEMS)
+        if number % 3 == step % 3
+    ]
+
+
+async def turn(loop: Loop, steps: range) -> None:
+    """Batches of any size, changes of the catalogue, and a read after each."""
+    for step in steps:
+        await loop.feed([*catalogue(loop, step), *ratings(loop, 10 + 17 * (step % 4), step=step)])
+        await loop.read(f"u{step % 7}", BEGIN + 600 * (step + 1))
+
+
+@pytest.mark.adapter
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_what_was_served_is_what_the_warehouse_gives(
+    shards: int, sharded: Callable[[int], LoopSpec], redis: Redis, tmp_path: Path
+) -> None:
+    """Reads between the batches of a real store equal the replay of the archived events, in every shard."""
+    loop = Loop(sharded(shards), redis, tmp_path)
+    await turn(loop, range(9))
+    report = await loop.check()
+    found = report.found
+    assert (found.impressions, found.mismatches, found.unknown, report.pending) == (9, 0, 0, 0), found.examples
+    assert found.values == 9 * len(ITEMS) * len(loop.layout.columns)
+
+
+@pytest.mark.adapter
+async def test_a_changed_value_is_found(loop: Loop) -> None:
+    """One number that was served otherwise than the store held it is one mismatch, with request, item and column."""
+    await turn(loop, range(4))
+    await loop.read("u1", BEGIN + 3000, wrong=0.01)
+    report = await loop.check()
+    assert (report.found.impressions, report.found.mismatches) == (5, 1)
+    (example,) = report.found.examples
+    assert (example.request_id, example.item_id, example.column) == ("r5", ITEMS[0], loop.layout.columns[0])
+
+
+@pytest.mark.adapter
+async def test_a_changed_algebra_is_found(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the replay decays late events otherwise than the stream did, the check says so."""
+    await turn(loop, range(4))
+    monkeypatch.setattr(state.State, "_fold_late", lambda self, plan, time, value, categories: None)
+    assert (await loop.check()).found.mismatches > 0
+
+
+@pytest.mark.adapter
+async def test_the_newest_reads_are_checked(loop: Loop) -> None:
+    """A bound on the impressions keeps the newest, and still replays the whole log behind them."""
+    await turn(loop, range(5))
+    report = await loop.check(most=2)
+    assert (report.found.impressions, report.found.mismatches) == (2, 0)
+    assert report.events > 100
+
+
+@pytest.mark.adapter
+async def test_a_read_ahead_of_the_warehouse_waits(loop: Loop) -> None:
+    """Batches that are not archived yet make their readers pending, neither unknown nor wrong."""
+    await turn(loop, range(3))
+    await loop.archive.flush()
+    behind, loop.archive = loop.archive, Archive(loop.catalog, rows=10**6, seconds=60, payload_bytes=10**9)
+    loop.archive.add = lambda events: behind.add([each for each in events if "interactions" not in each.topic])
+    loop.archive.flush = behind.flush
+    await turn(loop, range(3, 5))
+    report = await loop.check()
+    assert (report.found.impressions, report.found.mismatches, report.found.unknown) == (3, 0, 0)
+    assert report.pending == 2
+
+
+@pytest.mark.adapter
+async def test_a_hole_in_the_log_is_no_mismatch(loop: Loop) -> None:
+    """Reads of a batch that the log lacks, or of values that it may have changed, are unknown; the rest is checked."""
+    loop.lost = {3}  # the second turn's ratings
+    await turn(loop, range(6))
+    found = (await loop.check()).found
+    assert found.mismatches == 0
+    assert found.impressions >= 1
+    assert found.unknown >= 1
+    assert found.impressions + found.unknown == 6
+
+
+@pytest.mark.adapter
+async def test_a_lost_store_that_was_rebuilt_is_no_mismatch(loop: Loop) -> None:
+    """After Redis was lost and read everything again, older reads are unknown and newer ones are checked."""
+    history: list[Event] = []
+    add = loop.archive.add
+    loop.archive.add = lambda events: (history.extend(events), add(events))[1]
+    await turn(loop, range(4))
+    for each in [key async for key in loop.redis.scan_iter(f"gyre:{loop.spec.loop}:*")]:
+        await loop.redis.delete(each)
+    await loop.assign()
+    await loop.stream.apply([each for each in history if not each.topic.endswith("applied")])
+    await loop.read("u1", BEGIN + 9000, age_s=-120)
+    report = await loop.check()
+    assert (report.found.impressions, report.found.mismatches) == (1, 0), report.found.examples
+    assert report.found.reasons == {REBUILT: 4}
+
+
+@pytest.mark.adapter
+async def test_a_batch_that_is_logged_twice_counts_once(loop: Loop) -> None:
+    """A description that is sent again, since nobody acknowledged it, changes nothing."""
+    sent: list[Event] = []
+    add = loop.archive.add
+    loop.archive.add = lambda events: (sent.extend(events), add(events))[1]
+    await turn(loop, range(3))
+    again = [each for each in sent if each.topic.endswith("applied")]
+    await turn(loop, range(3, 5))
+    for each in again:
+        await add([loop.event("features.applied", each.message, each.time)])
+    found = (await loop.check()).found
+    assert (found.impressions, found.mismatches, found.unknown) == (5, 0, 0)
+
+
+@pytest.mark.adapter
+async def test_an_erased_user_is_no_mismatch(loop: Loop) -> None:
+    """Where a forgotten user's events are gone, what they had changed is unknown; what they had not stays checked."""
+    await turn(loop, range(3))
+    await loop.archive.flush()
+    erase_user(ensure_table(loop.catalog, loop.spec.loop, INTERACTIONS), "u2", since_ms=0)
+    found = (await loop.check()).found
+    assert found.mismatches == 0
+    assert found.impressions + found.unknown == 3
+    assert found.unknown >= 1
