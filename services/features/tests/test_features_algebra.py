@@ -8,7 +8,7 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import EntityId, Layout, Reader, Replay, RequestContext, aggregate, merge
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import topic
-from gyre_features.online.store import Applied, OnlineStore
+from gyre_features.online.store import Applied, OnlineStore, Write
 from gyre_features.online.stream import LoopStream, feature_event
 from gyre_runtime.events import Event
 from redis.asyncio import Redis
@@ -113,8 +113,9 @@ async def test_the_script_merges_as_python_does_bit_for_bit(redis: Redis, loop_n
         end, number = min(len(events), first + draw.randrange(1, 40)), number + 1
         batch = [feature_event(event) for event in events[first:end]]
         deltas = aggregate(layout, batch, lambda item_id: expected.get(("item", item_id)))
-        applied = await store.apply(0, expected={place: first}, following={place: end}, deltas=deltas, identities=[])
-        assert applied == Applied(number)
+        applied = await store.apply(0, Write({place: first}, {place: end}, deltas, identities=[]))
+        assert isinstance(applied, Applied)
+        assert applied.batch == number
         for entity, delta in deltas.items():
             expected[entity] = merge(layout.slots(entity[0]), expected.get(entity), delta.pack(number))
             assert await _stored(redis, store, entity) == expected[entity], entity

@@ -136,6 +136,44 @@ async def test_a_store_that_lost_events_says_so(redis: Redis, spec: LoopSpec, la
     await _assert_equal_to_replay(store, ratings)
 
 
+async def test_a_batch_that_a_dead_worker_did_not_tell_is_told_by_the_next(  # noqa: PLR0917 - fixtures
+    kafka: str, redis: Redis, spec: LoopSpec, layout: Layout, history: Any, produce: Any, start_process: Any
+) -> None:
+    """Killed between the script and Kafka's acknowledgement, a worker leaves no gap in `features.applied`."""
+    await create_topics(kafka, declared(spec))
+    store, ratings = OnlineStore(redis, spec, layout), history.ratings(100)
+    await produce(ratings)
+    dead = LoopStream(store, on_batch=_ignore, most_events=20)
+    # Its producer may spread the ratings over partitions as it likes: the dead worker had some of the first's.
+    name, types = topic(spec.loop, "behavior.interactions"), message_types(behavior.Interaction)
+    first = [event async for event in read_log(kafka, name, types) if event.partition == 0]
+    await dead.apply(first[:30])
+    untold = await dead.untold()
+    assert [each.batch for each in untold] == [1, 2]
+    worker = start_process("stream", **SMALL)
+
+    async def told() -> list[features_pb2.BatchApplied] | None:
+        found = await _told(kafka, spec)
+        return found if sum(each.events for each in found) == len(ratings) else None
+
+    found = await eventually(told, timeout_s=40, message="every batch was told")
+    assert [each for each in found if each.batch <= 2] == untold
+    assert [each.batch for each in found] == list(range(1, len(found) + 1))
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(15) == 0
+    assert await store.outbox(0) == {}
+
+
+async def _told(kafka: str, spec: LoopSpec) -> list[features_pb2.BatchApplied]:
+    """The batches of `features.applied` by number; each may have been told more than once, in the same words."""
+    types = message_types(features_pb2.BatchApplied)
+    log = [event.message async for event in read_log(kafka, topic(spec.loop, "features.applied"), types)]
+    by_number: dict[int, features_pb2.BatchApplied] = {}
+    for each in log:
+        assert by_number.setdefault(each.batch, each) == each
+    return [by_number[number] for number in sorted(by_number)]
+
+
 async def test_kills_and_rebalances_lose_nothing_and_double_nothing(  # noqa: PLR0917 - fixtures
     kafka: str, redis: Redis, spec: LoopSpec, layout: Layout, history: Any, produce: Any, start_process: Any
 ) -> None:
@@ -159,6 +197,11 @@ async def test_kills_and_rebalances_lose_nothing_and_double_nothing(  # noqa: PL
     await _until_applied(store, 3000)
     assert await _applied(store) == 3000
     await _assert_equal_to_replay(store, [*catalogue, *ratings])
+
+    async def told() -> bool:
+        return sum(each.events for each in await _told(kafka, spec)) == len(catalogue) + len(ratings)
+
+    await eventually(told, timeout_s=20, message="every batch was told, those of the killed, too")
 
 
 async def test_redis_away_and_back(  # noqa: PLR0917 - fixtures
@@ -209,8 +252,7 @@ async def test_what_cannot_be_read_is_in_the_dead_letters_with_its_reason(  # no
     assert ("VALUE_OUT_OF_RANGE", "rating value 11: must be 0 to 10") in reasons
 
     async def announced() -> bool:
-        types = message_types(features_pb2.BatchApplied)
-        log = [event.message async for event in read_log(kafka, topic(spec.loop, "features.applied"), types)]
+        log = await _told(kafka, spec)
         _assert_no_overlap([each for batch in log for each in batch.ranges])
         return sum(batch.events for batch in log) == len(ratings)
 

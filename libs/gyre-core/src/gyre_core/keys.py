@@ -40,6 +40,13 @@ KEYS: tuple[KeyDecl, ...] = (
         ttl="none",
     ),
     KeyDecl(
+        name="outbox",
+        pattern="gyre:<loop>:<layout hash>:{<shard>}:outbox",
+        holds="a hash of applied batches by number that Kafka has not acknowledged in `features.applied` yet",
+        owner="features",
+        ttl="none",
+    ),
+    KeyDecl(
         name="duplicates",
         pattern="gyre:<loop>:<layout hash>:{<shard>}:duplicates",
         holds="a window of (ce_source, ce_id) that were applied",
@@ -74,6 +81,11 @@ def fence_key(loop: str, layout_hash: str, *, shard: int, topic: str, partition:
 def batch_key(loop: str, layout_hash: str, *, shard: int) -> str:
     """The key of the batch counter of a virtual shard."""
     return f"{prefix(loop, layout_hash, shard=shard)}batch"
+
+
+def outbox_key(loop: str, layout_hash: str, *, shard: int) -> str:
+    """The key of the applied batches of a virtual shard that are still to be told."""
+    return f"{prefix(loop, layout_hash, shard=shard)}outbox"
 
 
 def duplicates_key(loop: str, layout_hash: str, *, shard: int) -> str:

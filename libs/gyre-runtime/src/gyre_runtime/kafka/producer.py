@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced
@@ -40,6 +40,14 @@ def _translate(error: KafkaError) -> Exception:
     return Unavailable("KAFKA_UNAVAILABLE", f"Kafka did not take the record: {type(error).__name__}")
 
 
+class _Queued(NamedTuple):
+    """A record on its way, and who wants to know whether it arrived."""
+
+    topic: str
+    record: Record
+    on_settled: Callable[[bool], None] | None = None
+
+
 class Producer:
     """Sends events; an async context manager that waits for the broker on enter and flushes on exit.
 
@@ -67,7 +75,7 @@ class Producer:
         self._max_records, self._max_bytes = max_queue_records, max_queue_bytes
         self._on_drop = on_drop
         self._gather_s = gather_s
-        self._queue: asyncio.Queue[tuple[str, Record]] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Queued] = asyncio.Queue()
         self._records = self._bytes = 0
         self._acknowledged_by_topic: Counter[str] = Counter()
         self._idle = asyncio.Event()
@@ -95,8 +103,7 @@ class Producer:
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
         while not self._queue.empty():
-            topic, record = self._queue.get_nowait()
-            self._settle(topic, record, "CLOSED")
+            self._settle(self._queue.get_nowait(), "CLOSED")
 
     async def send(
         self,
@@ -125,7 +132,7 @@ class Producer:
             raise _translate(error) from error
         instrument("gyre_producer_records_total").add(**topic_labels(topic))
 
-    def enqueue(
+    def enqueue(  # noqa: PLR0913 - the attributes that CloudEvents has
         self,
         topic: str,
         message: Message,
@@ -134,10 +141,12 @@ class Producer:
         time: float | None = None,
         source: str | None = None,
         id: str | None = None,  # noqa: A002 - CloudEvents' name
+        on_settled: Callable[[bool], None] | None = None,
     ) -> bool:
         """Enqueue one event without waiting.
 
         What is enqueued and not acknowledged is lost with the process; the bounds are the most that can be.
+        `on_settled` is told once, after this call: True when Kafka has the event, False when it was given up.
 
         Returns:
             False when the queue is full: the event is dropped and counted.
@@ -149,7 +158,7 @@ class Producer:
         self._records += 1
         self._bytes += len(record.value)
         self._idle.clear()
-        self._queue.put_nowait((topic, record))
+        self._queue.put_nowait(_Queued(topic, record, on_settled))
         return True
 
     async def flush(self) -> None:
@@ -173,42 +182,45 @@ class Producer:
 
     async def _drain_queue(self) -> None:
         while True:
-            topic, record = await self._queue.get()
+            queued = await self._queue.get()
             try:
                 if self._gather_s:
                     await asyncio.sleep(self._gather_s)
-                await self._forward(topic, record)
+                await self._forward(queued)
             except asyncio.CancelledError:
-                self._settle(topic, record, "CLOSED")
+                self._settle(queued, "CLOSED")
                 raise
             while not self._queue.empty():
-                topic, record = self._queue.get_nowait()
+                queued = self._queue.get_nowait()
                 try:
-                    await self._forward(topic, record)
+                    await self._forward(queued)
                 except asyncio.CancelledError:
-                    self._settle(topic, record, "CLOSED")
+                    self._settle(queued, "CLOSED")
                     raise
 
-    async def _forward(self, topic: str, record: Record) -> None:
+    async def _forward(self, queued: _Queued) -> None:
+        record = queued.record
         try:
-            sent = await self._client.send(topic, record.value, key=record.key, headers=record.headers)
+            sent = await self._client.send(queued.topic, record.value, key=record.key, headers=record.headers)
         except KafkaError as error:
-            self._settle(topic, record, type(error).__name__)
+            self._settle(queued, type(error).__name__)
         else:
-            sent.add_done_callback(lambda done: self._acknowledged(done, topic, record))
+            sent.add_done_callback(lambda done: self._acknowledged(done, queued))
 
-    def _acknowledged(self, done: "asyncio.Future[Any]", topic: str, record: Record) -> None:
+    def _acknowledged(self, done: "asyncio.Future[Any]", queued: _Queued) -> None:
         error = None if done.cancelled() else done.exception()
         reason = "CANCELLED" if done.cancelled() else type(error).__name__ if error else None
-        self._settle(topic, record, reason)
+        self._settle(queued, reason)
 
-    def _settle(self, topic: str, record: Record, dropped: str | None) -> None:
+    def _settle(self, queued: _Queued, dropped: str | None) -> None:
         self._records -= 1
-        self._bytes -= len(record.value)
+        self._bytes -= len(queued.record.value)
+        if queued.on_settled is not None:
+            queued.on_settled(not dropped)
         if dropped:
-            self._count_drop(topic, dropped)
+            self._count_drop(queued.topic, dropped)
         else:
-            self._acknowledged_by_topic[topic] += 1
+            self._acknowledged_by_topic[queued.topic] += 1
         if self._records == 0:
             self._idle.set()
         if self._records == 0 or self._acknowledged_by_topic.total() >= _COUNT_EVERY:

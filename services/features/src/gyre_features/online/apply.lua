@@ -2,19 +2,21 @@
 --
 -- KEYS  1..f          fences, one for each topic partition of the batch
 --       f+1           counter of batches
---       f+2, f+3      duplicate windows: the one to write, the one before
---       f+4           popular items; then one key for each category
+--       f+2           outbox: descriptions of batches by number
+--       f+3, f+4      duplicate windows: the one to write, the one before
+--       f+5           popular items; then one key for each category
 --       then          fences to tell the caller about, `watched` of them
 --       then          entities, as many as there are deltas
 -- ARGV  1             plan, JSON: {programs, ttl, categories, popular}
---       2             JSON: {expected, next, kinds, window_s, watched}; kinds is one letter for each entity, watched a
---                     number of keys
+--       2             JSON: {expected, next, kinds, window_s, watched, told}; kinds is one letter for each entity, watched
+--                     a number of keys, told the numbers of batches that may leave the outbox
 --       3             identities of the events, 8 bytes each, to remember
---       4..           deltas, packed as gyre_core.features.slots says
+--       4             description of the batch for the outbox, behind the time (f64, unix seconds) that is put before it
+--       5..           deltas, packed as gyre_core.features.slots says
 --
--- Answers {1, batch number, watched fence, ...}; or {0, fence, ...} with the fences as they stand when they are not the
--- expected ones; or {2, index, ...} with the identities, counted from 0, that were applied before. Only 1 changes
--- anything.
+-- Answers {1, batch number, time as in the outbox, watched fence, ...}; or {0, fence, ...} with the fences as they stand
+-- when they are not the expected ones; or {2, index, ...} with the identities, counted from 0, that were applied before.
+-- Only 1 changes anything.
 local plan, call = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
 local fences = #call.expected
 
@@ -39,8 +41,8 @@ end
 
 local identities, known = chunks(ARGV[3], 8), {}
 for c, chunk in ipairs(identities) do
-  local now = redis.call('SMISMEMBER', KEYS[fences + 2], unpack(chunk))
-  local before = redis.call('SMISMEMBER', KEYS[fences + 3], unpack(chunk))
+  local now = redis.call('SMISMEMBER', KEYS[fences + 3], unpack(chunk))
+  local before = redis.call('SMISMEMBER', KEYS[fences + 4], unpack(chunk))
   for i = 1, #chunk do
     if now[i] == 1 or before[i] == 1 then known[#known + 1] = (c - 1) * 1000 + i - 1 end
   end
@@ -192,7 +194,7 @@ end
 
 for _, program in pairs(plan.programs) do prepare(program) end
 local batch = tonumber(redis.call('GET', KEYS[fences + 1]) or '0') + 1
-local popular = fences + 4
+local popular = fences + 5
 local watched = popular + plan.categories + 1
 local first = watched + call.watched
 
@@ -211,7 +213,7 @@ for chunk = first, #KEYS, 1000 do
   local values = redis.call('MGET', unpack(KEYS, chunk, last))
   for key = chunk, last do
     local kind = string.sub(call.kinds, key - first + 1, key - first + 1)
-    local value, numbers = merge(plan.programs[kind], values[key - chunk + 1], ARGV[3 + key - first + 1], batch)
+    local value, numbers = merge(plan.programs[kind], values[key - chunk + 1], ARGV[4 + key - first + 1], batch)
     merged[#merged + 1] = {KEYS[key], value, plan.ttl[kind]}
     local score = kind == 'i' and plan.popular and popularity(numbers)
     if score then
@@ -232,10 +234,16 @@ for at, own in pairs(ranked) do
   for from = 1, #own, 4000 do redis.call('ZADD', KEYS[at], unpack(own, from, math.min(from + 3999, #own))) end
   redis.call('ZREMRANGEBYRANK', KEYS[at], 0, -plan.popular.kept - 1)
 end
-for _, chunk in ipairs(identities) do redis.call('SADD', KEYS[fences + 2], unpack(chunk)) end
-if #ARGV[3] > 0 then redis.call('EXPIRE', KEYS[fences + 2], call.window_s) end
+for _, chunk in ipairs(identities) do redis.call('SADD', KEYS[fences + 3], unpack(chunk)) end
+if #ARGV[3] > 0 then redis.call('EXPIRE', KEYS[fences + 3], call.window_s) end
 for i = 1, fences do redis.call('SET', KEYS[i], call.next[i]) end
 redis.call('SET', KEYS[fences + 1], batch)
-local answer = {1, batch}
+local clock = redis.call('TIME')
+local time = struct.pack('<d', tonumber(clock[1]) + tonumber(clock[2]) / 1e6)
+for from = 1, #call.told, 1000 do
+  redis.call('HDEL', KEYS[fences + 2], unpack(call.told, from, math.min(from + 999, #call.told)))
+end
+redis.call('HSET', KEYS[fences + 2], batch, time .. ARGV[4])
+local answer = {1, batch, time}
 for at = watched, first - 1 do answer[#answer + 1] = redis.call('GET', KEYS[at]) or '0' end
 return answer

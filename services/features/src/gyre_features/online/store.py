@@ -15,6 +15,7 @@ from gyre_runtime import Unavailable
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from gyre_features.online.outbox import time_of
 from gyre_features.online.plan import LETTER, id_offset, popularity_of, script_plan
 
 Fences = dict[tuple[str, int], int]
@@ -27,10 +28,37 @@ _DUPLICATES = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Write:
+    """What one script does, or nothing of it.
+
+    Attributes:
+        expected: the fences as the worker knows them.
+        following: the fences after the batch, of the same partitions.
+        deltas: what the batch changes; on a virtual shard only its own entities' are applied.
+        identities: of its events, to be remembered; each once.
+        watched: topic partitions whose fences the answer tells.
+        description: of the batch, kept in the outbox.
+        told: numbers of batches that leave the outbox.
+    """
+
+    expected: Fences
+    following: Fences
+    deltas: Mapping[EntityId, Delta]
+    identities: Sequence[bytes]
+    watched: Sequence[tuple[str, int]] = ()
+    description: bytes = b""
+    told: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Applied:
-    """A batch stands in the store, under this number; `watched` are the fences of the watched places after it."""
+    """A batch stands in the store, under this number and since this time (unix seconds).
+
+    `watched` are the fences of the watched places after it.
+    """
 
     batch: int
+    time: float
     watched: tuple[int, ...] = ()
 
 
@@ -113,6 +141,9 @@ class OnlineStore:
     def _fence_key(self, shard: int, place: tuple[str, int]) -> str:
         return keys.fence_key(self.spec.loop, self.layout.hash, shard=shard, topic=place[0], partition=place[1])
 
+    def _outbox_key(self, shard: int) -> str:
+        return keys.outbox_key(self.spec.loop, self.layout.hash, shard=shard)
+
     def _popular_keys(self, shard: int) -> list[str]:
         whole = keys.popular_key(self.spec.loop, self.layout.hash, shard=shard)
         categories = self.popularity.categories if self.popularity else ()
@@ -171,51 +202,40 @@ class OnlineStore:
             raise unavailable(error) from error
         return values
 
-    async def apply(
-        self,
-        shard: int,
-        *,
-        expected: Fences,
-        following: Fences,
-        deltas: Mapping[EntityId, Delta],
-        identities: Sequence[bytes],
-        watched: Sequence[tuple[str, int]] = (),
-    ) -> Applied | Behind | Known:
-        """Apply a batch to a virtual shard: all of it, or nothing when the fences are not `expected`.
+    async def apply(self, shard: int, write: Write) -> Applied | Behind | Known:
+        """Apply a batch to a virtual shard: all of it, or nothing when the fences are not the expected ones.
 
         What a producer sent twice is refused as a whole, too, so that the caller leaves it out of the deltas.
 
-        Args:
-            shard: the virtual shard; only its entities' deltas are applied.
-            expected: the fences as this worker knows them.
-            following: the fences after the batch, of the same partitions.
-            deltas: what the batch changes.
-            identities: of its events, to be remembered; each once.
-            watched: topic partitions whose fences the answer tells.
+        Raises:
+            Unavailable: the store does not answer, and may have applied the batch or not.
         """
-        own = deltas
+        own, expected, identities = write.deltas, write.expected, write.identities
         if self.shards > 1:
-            own = {entity: delta for entity, delta in deltas.items() if self.shard_of(*entity) == shard}
+            own = {entity: delta for entity, delta in own.items() if self.shard_of(*entity) == shard}
         places = list(expected)
         call = {
             "expected": [str(expected[place]) for place in places],
-            "next": [str(following[place]) for place in places],
+            "next": [str(write.following[place]) for place in places],
             "kinds": "".join(LETTER[kind] for kind, _ in own),
             "window_s": 2 * self._duplicates_s,
-            "watched": len(watched),
+            "watched": len(write.watched),
+            "told": [str(number) for number in write.told],
         }
         names = [
             *(self._fence_key(shard, place) for place in places),
             keys.batch_key(self.spec.loop, self.layout.hash, shard=shard),
+            self._outbox_key(shard),
             *self._duplicate_keys(shard),
             *self._popular_keys(shard),
-            *(self._fence_key(shard, place) for place in watched),
+            *(self._fence_key(shard, place) for place in write.watched),
             *(self._prefixes[kind][shard] + id_ for kind, id_ in own),
         ]
         arguments: list[str | bytes] = [
             self._plans[shard],
             json.dumps(call),
             b"".join(identities),
+            write.description,
             *(delta.pack(0) for delta in own.values()),
         ]
         try:
@@ -225,8 +245,23 @@ class OnlineStore:
         if done == _DUPLICATES:
             return Known(frozenset(identities[index] for index in answer))
         if done:
-            return Applied(int(answer[0]), tuple(map(int, answer[1:])))
+            return Applied(int(answer[0]), time_of(answer[1]), tuple(map(int, answer[2:])))
         return Behind({place: int(value) for place, value in zip(places, answer, strict=True)})
+
+    async def outbox(self, shard: int) -> dict[int, bytes]:
+        """The descriptions of batches that nobody is known to have told, by number."""
+        try:
+            found: Any = await self._redis.hgetall(self._outbox_key(shard))
+        except RedisError as error:
+            raise unavailable(error) from error
+        return {int(number): kept for number, kept in sorted(found.items())}
+
+    async def clear_outbox(self, shard: int, told: Sequence[int]) -> None:
+        """Let batches leave the outbox."""
+        try:
+            await self._redis.hdel(self._outbox_key(shard), *map(str, told))
+        except RedisError as error:
+            raise unavailable(error) from error
 
     async def popular(self, limit: int, *, category: str | None = None) -> list[tuple[str, float]]:
         """(item id, score) of the most popular items, best first; scores grow with log2 of the decayed count."""

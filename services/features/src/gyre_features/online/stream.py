@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gyre.events.v1 import behavior_pb2 as behavior
+from gyre.events.v1.features_pb2 import BatchApplied
 from gyre_core.features import (
     Delta,
     EntityId,
@@ -25,7 +25,8 @@ from gyre_runtime.events import Event
 from gyre_runtime.fields import field_values
 
 from gyre_features.online.items import ItemFields
-from gyre_features.online.store import Applied, Fences, Known, OnlineStore, identity
+from gyre_features.online.outbox import completed, described, restored
+from gyre_features.online.store import Applied, Fences, Known, OnlineStore, Write, identity
 
 _LOG = logging.getLogger(__name__)
 _SENDING_S = 0.001
@@ -33,28 +34,7 @@ _SENDING_S = 0.001
 Place = tuple[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one script applied.
-
-    Attributes:
-        shard: the virtual shard.
-        number: of the batch within the shard.
-        ranges: (first, end) offsets by (topic, partition).
-        events: count of events applied, duplicates not among them.
-        newest_event_time: unix seconds.
-        applied_time: wall time at which the store had it, unix seconds.
-    """
-
-    shard: int
-    number: int
-    ranges: dict[Place, tuple[int, int]]
-    events: int
-    newest_event_time: float
-    applied_time: float
-
-
-OnBatch = Callable[[Batch, Sequence[Event]], Awaitable[None]]
+OnBatch = Callable[[BatchApplied, Sequence[Event]], Awaitable[None]]
 
 
 class Rewound(Exception):  # noqa: N818 - says what happened to the store
@@ -99,7 +79,8 @@ class LoopStream:
 
     Args:
         store: of the loop.
-        on_batch: awaited after each applied batch, with the events that counted.
+        on_batch: awaited after each applied batch, with the events that counted. The store remembers what it was told
+            of the batch, until the caller says by `told` that others know it.
         most_events: in one batch, so in one script, during which Redis answers nobody else.
         forgotten: whether an event is of a user who was forgotten: it moves the fences and counts for nothing.
     """
@@ -117,6 +98,7 @@ class LoopStream:
         self._on_batch = on_batch
         self._forgotten = forgotten
         self._fences: list[Fences] = [{} for _ in range(store.shards)]
+        self._told: list[list[int]] = [[] for _ in range(store.shards)]
         self._items = ItemFields(store)
         catalogue, partitions = topic(store.spec.loop, "catalog.items"), range(store.spec.shards.kafka_partitions)
         self.catalogue: tuple[Place, ...] = tuple((catalogue, partition) for partition in partitions)
@@ -135,6 +117,30 @@ class LoopStream:
             own.update(found)
         self._items.clear()
         return {place: min(fences[place] for fences in self._fences) for place in wanted}
+
+    async def untold(self) -> list[BatchApplied]:
+        """The applied batches that nobody is known to have told, so after a crash those that it kept from being told.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        shards = range(self.store.shards)
+        return [restored(*each) for shard in shards for each in (await self.store.outbox(shard)).items()]
+
+    def told(self, batch: BatchApplied) -> None:
+        """Others know of a batch: the next script lets it leave the store's outbox."""
+        self._told[batch.shard].append(batch.batch)
+
+    async def clear_outbox(self) -> None:
+        """Let the batches that were told leave the outbox without a further script.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        for shard, told in enumerate(self._told):
+            if told:
+                await self.store.clear_outbox(shard, told)
+                told.clear()
 
     async def apply(self, events: Sequence[Event]) -> None:
         """Apply decoded events; within a topic partition they are in the order of their offsets.
@@ -174,18 +180,22 @@ class LoopStream:
             if not self._still_good(prepared, fresh):
                 prepared = await self._prepare(shard, events, known)
             following = {(event.topic, event.partition): event.offset + 1 for event in fresh}
-            outcome = await self.store.apply(
-                shard,
+            batch, told = self._described(shard, fresh, prepared), tuple(self._told[shard])
+            write = Write(
                 expected={place: fences.get(place, 0) for place in following},
                 following=following,
                 deltas=prepared.deltas,
                 identities=prepared.identities,
                 watched=self.catalogue,
+                description=batch.SerializeToString(),
+                told=told,
             )
+            outcome = await self.store.apply(shard, write)
             if isinstance(outcome, Applied):
                 fences.update(following)
+                del self._told[shard][: len(told)]
                 self._note_catalogue(shard, outcome, following, prepared.deltas)
-                await self._tell(shard, outcome.batch, fresh, prepared.kept)
+                await self._on_batch(completed(batch, outcome.batch, outcome.time), prepared.kept)
                 return
             if isinstance(outcome, Known):
                 known |= outcome.identities
@@ -232,21 +242,9 @@ class LoopStream:
             self._items.clear()
         self._catalogue_fences[shard] = applied.watched
 
-    async def _tell(self, shard: int, number: int, fresh: Sequence[Event], kept: Sequence[Event]) -> None:
-        ranges: dict[Place, tuple[int, int]] = {}
-        for event in fresh:
-            place = (event.topic, event.partition)
-            ranges[place] = (ranges.get(place, (event.offset, 0))[0], event.offset + 1)
-        newest = max(event.time for event in fresh)
-        batch = Batch(
-            shard=shard,
-            number=number,
-            ranges=ranges,
-            events=len(kept),
-            newest_event_time=newest,
-            applied_time=time.time(),
-        )
-        await self._on_batch(batch, kept)
+    def _described(self, shard: int, fresh: Sequence[Event], prepared: _Prepared) -> BatchApplied:
+        store = self.store
+        return described(store.spec.loop, store.layout.hash, shard, fresh=fresh, count=len(prepared.kept))
 
     def _without_duplicates(self, events: Sequence[Event], known: frozenset[bytes]) -> tuple[list[Event], list[bytes]]:
         """Drop what a producer sent twice, and what only fences need; answer the rest and its identities.

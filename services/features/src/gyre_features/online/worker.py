@@ -1,6 +1,7 @@
 """One worker of the stream: every loop's events to its store, from the store's fences on, the catalogue first."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -8,20 +9,22 @@ from collections.abc import Callable, Iterable, Sequence
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
-from gyre.events.v1 import features_pb2 as events_pb2
+from gyre.events.v1.features_pb2 import BatchApplied
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable, instrument
 from gyre_runtime.events import Event
 from gyre_runtime.kafka import Consumer, Producer
 
 from gyre_features.domain import Admission
+from gyre_features.online.outbox import identity_of
 from gyre_features.online.store import OnlineStore
-from gyre_features.online.stream import Batch, LoopStream, Rewound
+from gyre_features.online.stream import LoopStream, Rewound
 
 CATALOGUE = "catalog.items"
 _POLL_S = 0.05
 _PATIENCE_S = 10.0
 _RETRY_S = 0.5
+_TELLING_S = 5.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -44,6 +47,7 @@ class StreamWorker:
         self.admission = Admission({name: stream.store.spec for name, stream in self._streams.items()})
         self._consumer: Consumer | None = None
         self._waits: dict[str, asyncio.Task[None]] = {}
+        self._refused: list[BatchApplied] = []
 
     async def assigned(self, consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
         """Begin every partition where the store stands, whatever the group has committed; wait while it is away."""
@@ -52,13 +56,16 @@ class StreamWorker:
             await self._begin(name, consumer, [each for each in partitions if each.topic.startswith(f"{name}.")])
 
     async def _begin(self, name: str, consumer: Consumer, own: Sequence[TopicPartition]) -> None:
-        stream, begin = self._streams[name], None
+        stream, begin, untold = self._streams[name], None, list[BatchApplied]()
         while begin is None:
             try:
+                untold = await stream.untold()
                 begin = await stream.assigned((each.topic, each.partition) for each in own)
             except Unavailable as error:
                 _LOG.warning("waiting for the online store", extra={"loop": name, "problem": str(error)})
                 await asyncio.sleep(_RETRY_S)
+        for batch in untold:
+            self._tell(batch)
         for each in own:
             self.admission.forget(each.topic, each.partition)
             consumer.kafka.seek(each, begin[each.topic, each.partition])
@@ -71,10 +78,15 @@ class StreamWorker:
             self._waits[name] = asyncio.create_task(wait, name=f"catalogue of {name} first")
 
     async def close(self) -> None:
-        """End what waits."""
+        """End what waits, and let Kafka take what is still to be told; what it does not take, the next start tells."""
         for each in self._waits.values():
             each.cancel()
         await asyncio.gather(*self._waits.values(), return_exceptions=True)
+        with contextlib.suppress(TimeoutError, Unavailable):
+            async with asyncio.timeout(_TELLING_S):
+                await self._producer.flush()
+                for stream in self._streams.values():
+                    await stream.clear_outbox()
 
     async def apply(self, events: list[Event]) -> None:
         """Apply a batch of any loops' events.
@@ -98,24 +110,32 @@ class StreamWorker:
             own = [each for each in consumer.kafka.assignment() if each.topic.startswith(f"{name}.")]
             await self._begin(name, consumer, own)
 
-    async def _note(self, batch: Batch, events: Sequence[Event]) -> None:
-        stream = self._streams[next(iter(batch.ranges))[0].partition(".")[0]]
-        name = stream.store.spec.loop
+    async def _note(self, batch: BatchApplied, events: Sequence[Event]) -> None:
         arrivals = [event.arrival_time for event in events if event.arrival_time]
         if arrivals:
+            applied_time = batch.applied_time.ToNanoseconds() / 1e9
             freshness = instrument("gyre_features_freshness_seconds")
             for arrival in {min(arrivals), max(arrivals)}:
-                freshness.observe(max(batch.applied_time - arrival, 0.0), loop=name)
+                freshness.observe(max(applied_time - arrival, 0.0), loop=batch.loop)
         for source, count in Counter(event.topic for event in events).items():
-            instrument("gyre_features_events_total").add(count, loop=name, topic=source)
-        message = events_pb2.BatchApplied(
-            loop=name, layout=stream.store.layout.hash, shard=batch.shard, batch=batch.number, events=batch.events
-        )
-        for (source, partition), (first, end) in batch.ranges.items():
-            message.ranges.add(topic=source, partition=partition, first=first, end=end)
-        message.newest_event_time.FromNanoseconds(int(batch.newest_event_time * 1e9))
-        message.applied_time.FromNanoseconds(int(batch.applied_time * 1e9))
-        self._producer.enqueue(topic(name, "features.applied"), message, key=str(batch.shard))
+            instrument("gyre_features_events_total").add(count, loop=batch.loop, topic=source)
+        again, self._refused = self._refused, []
+        for each in (*again, batch):
+            self._tell(each)
+
+    def _tell(self, batch: BatchApplied) -> None:
+        """Send a batch to `features.applied`; until Kafka has it, it stands in the store's outbox."""
+
+        def settled(arrived: bool) -> None:
+            if arrived:
+                self._streams[batch.loop].told(batch)
+            else:
+                self._refused.append(batch)
+
+        name, time_ns = topic(batch.loop, "features.applied"), batch.applied_time.ToNanoseconds()
+        key, id_ = str(batch.shard), identity_of(batch)
+        if not self._producer.enqueue(name, batch, key=key, time=time_ns / 1e9, id=id_, on_settled=settled):
+            settled(arrived=False)
 
 
 async def _release_after_catalogue(consumer: Consumer, stream: LoopStream, behaviour: Sequence[TopicPartition]) -> None:

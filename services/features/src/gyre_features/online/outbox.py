@@ -1,0 +1,50 @@
+"""What `features.applied` says of a batch: described before the script runs, and kept there until Kafka has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+
+from gyre.events.v1 import features_pb2 as events_pb2
+from gyre_runtime.events import Event
+
+_TIME = Struct("<d")
+
+
+def described(
+    loop: str, layout_hash: str, shard: int, *, fresh: Sequence[Event], count: int
+) -> events_pb2.BatchApplied:
+    """A batch before it has a number and a time; `count` of its events are no duplicates."""
+    spans: dict[tuple[str, int], tuple[int, int]] = {}
+    newest = float("-inf")
+    for event in fresh:
+        place = (event.topic, event.partition)
+        spans[place] = (spans.get(place, (event.offset, 0))[0], event.offset + 1)
+        newest = max(newest, event.time)
+    message = events_pb2.BatchApplied(loop=loop, layout=layout_hash, shard=shard, events=count)
+    for (topic, partition), (first, end) in spans.items():
+        message.ranges.add(topic=topic, partition=partition, first=first, end=end)
+    message.newest_event_time.FromNanoseconds(int(newest * 1e9))
+    return message
+
+
+def completed(message: events_pb2.BatchApplied, number: int, applied_time: float) -> events_pb2.BatchApplied:
+    """The batch as it stands in the store: its number, and when the store had it, unix seconds."""
+    message.batch = number
+    message.applied_time.FromNanoseconds(int(applied_time * 1e9))
+    return message
+
+
+def restored(number: int, kept: bytes) -> events_pb2.BatchApplied:
+    """A batch from what the outbox holds of it."""
+    return completed(events_pb2.BatchApplied.FromString(kept[_TIME.size :]), number, time_of(kept))
+
+
+def time_of(kept: bytes) -> float:
+    """The time with which the script writes a batch to the outbox, unix seconds."""
+    return float(_TIME.unpack_from(kept)[0])
+
+
+def identity_of(message: events_pb2.BatchApplied) -> str:
+    """The event id of a batch: the same each time that it is told."""
+    return f"{message.layout}-{message.shard}-{message.batch}-{message.applied_time.ToNanoseconds()}"
