@@ -15,9 +15,9 @@ from gyre_core.features.events import (
     Impression,
     Interaction,
 )
-from gyre_core.features.identity import item_hash
+from gyre_core.features.identity import id_group, item_hash
 from gyre_core.features.layout import Layout
-from gyre_core.features.slots import EntityLayout
+from gyre_core.features.slots import ID_GROUPS, EntityLayout
 from gyre_core.features.state import Categories, State, unpack_fields
 from gyre_core.spec import IMPRESSION
 
@@ -82,6 +82,9 @@ def _fold_interaction(layout: Layout, event: Interaction, states: States) -> Non
         categories: Categories = {}
         for field in plan.fields:
             categories[field] = states.categories(event.item_id, field)
+        for group in plan.groups:
+            grouped = event.item_id if group == "item" else event.user_id
+            categories[ID_GROUPS[group]] = (id_group(grouped),) if grouped else ()
         item = item_hash(event.item_id) if plan.rings else 0
         states.state(kind, id_).fold(plan, event.time, value=event.value, item=item, categories=categories)
 
@@ -96,6 +99,9 @@ def _fold_impression(layout: Layout, event: Impression, states: States) -> None:
         plan = layout.plan(kind, IMPRESSION)
         if plan is not None and id_ and event.item_ids:
             shown_of = {field: _shown_categories(event, field, states) for field in plan.fields}
+            for group in plan.groups:
+                ids = event.item_ids if group == "item" else [event.user_id] * len(event.item_ids)
+                shown_of[ID_GROUPS[group]] = tuple([id_group(each) for each in ids if each])
             states.state(kind, id_).fold_count(plan, event.time, count=len(event.item_ids), categories=shown_of)
 
 

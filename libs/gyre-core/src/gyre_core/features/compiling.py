@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from gyre_core.features.encoding import slot_of
 from gyre_core.features.events import EntityKind
-from gyre_core.features.slots import EntityLayout, FieldSlot, Measure, RingSlot, SumSlot, WindowSlot
+from gyre_core.features.slots import ID_GROUPS, EntityLayout, FieldSlot, Measure, RingSlot, SumSlot, WindowSlot
 from gyre_core.spec import (
+    PRIOR_BUCKETS,
     AffinityFeature,
     AgeFeature,
     DecayedCountFeature,
     DecayedMeanFeature,
     DecayedRateFeature,
+    DiversityFeature,
     Feature,
     FieldFeature,
     HistoryFeature,
     LoopSpec,
+    SmoothedRateFeature,
+    VectorFeature,
     WindowedCountFeature,
     WindowedRateFeature,
 )
 
 DecayedFeature = DecayedCountFeature | DecayedMeanFeature | DecayedRateFeature
 
+_DECAYED = AffinityFeature | DecayedCountFeature | DecayedMeanFeature | DecayedRateFeature | SmoothedRateFeature
 _BY_CATEGORY: Mapping[Measure, Measure] = {"count": "affinity", "value": "value_by", "valued": "valued_by"}
 
 
@@ -35,7 +40,7 @@ def events_key(events: tuple[str, ...]) -> tuple[str, ...]:
 def compile_kind(kind: EntityKind, spec: LoopSpec) -> EntityLayout:
     """The slots of one kind of entity; sums are ordered by half-life, so that a decay is computed once for each."""
     mine = [feature for feature in spec.features if getattr(feature, "scope", None) == kind]
-    sums = dict.fromkeys(slot for feature in mine for slot in sums_of(feature, spec))
+    sums = dict.fromkeys(slot for feature in spec.features for slot in sums_of(feature, spec, kind))
     ages = [feature for feature in mine if isinstance(feature, AgeFeature)]
     firsts = (events_key(age.events) for age in ages if age.of == "first_event")
     lasts = (events_key(age.events) for age in ages if age.of == "last_event")
@@ -52,23 +57,65 @@ def compile_kind(kind: EntityKind, spec: LoopSpec) -> EntityLayout:
     )
 
 
-def sums_of(feature: Feature, spec: LoopSpec) -> Iterator[SumSlot]:
-    """The decayed sums that a feature is computed from, half-life by half-life; those of categories side by side."""
-    if not isinstance(feature, AffinityFeature | DecayedCountFeature | DecayedMeanFeature | DecayedRateFeature):
+def kinds_of(feature: Feature) -> tuple[EntityKind, ...]:
+    """The kinds of entities that remember something for a feature."""
+    scope: EntityKind | None = getattr(feature, "scope", None)
+    if isinstance(feature, SmoothedRateFeature):
+        return feature.scope, "global"
+    if isinstance(feature, VectorFeature) and feature.with_ is not None:
+        return "item", "user"
+    return (scope,) if scope else ()
+
+
+def sums_of(feature: Feature, spec: LoopSpec, kind: EntityKind) -> Iterator[SumSlot]:
+    """The decayed sums that a feature is computed from in one kind of entity, half-life by half-life.
+
+    Those of categories stand side by side.
+    """
+    if kind not in kinds_of(feature) or not isinstance(feature, _DECAYED):
         return
     for each in feature.half_lives:
-        if not isinstance(feature, AffinityFeature) and feature.by is None:
+        if isinstance(feature, SmoothedRateFeature):
+            yield from _smoothed(feature, spec, kind, each.seconds)
+        elif not isinstance(feature, AffinityFeature) and feature.by is None:
             yield from plain_slots(feature, each.seconds)
-            continue
-        for first in first_slots(feature, each.seconds):
-            yield from (replace(first, category=index) for index in range(_categories(first.field, spec)))
+        else:
+            yield from _side_by_side(first_slots(feature, each.seconds), spec)
 
 
-def plain_slots(feature: DecayedFeature, half_life_s: float) -> tuple[SumSlot, ...]:
+def _side_by_side(firsts: Iterable[SumSlot], spec: LoopSpec) -> Iterator[SumSlot]:
+    for first in firsts:
+        yield from (replace(first, category=index) for index in range(_categories(first.field, spec)))
+
+
+def _smoothed(feature: SmoothedRateFeature, spec: LoopSpec, kind: EntityKind, half_life_s: float) -> Iterator[SumSlot]:
+    if kind != "global":
+        yield from plain_slots(feature, half_life_s)
+        return
+    yield from _side_by_side(group_slots(feature, half_life_s, ID_GROUPS[feature.scope]), spec)
+    if feature.by is not None:
+        yield from _side_by_side(group_slots(feature, half_life_s, feature.by), spec)
+    yield squares_slot(feature, half_life_s)
+
+
+def group_slots(feature: SmoothedRateFeature, half_life_s: float, field: str) -> tuple[SumSlot, SumSlot]:
+    """Of everybody's events of a smoothed rate, the slots of the first category or group: numerator, denominator."""
+    above, below = (
+        SumSlot("affinity", events_key(events), half_life_s, field, 0) for events in (feature.events, feature.per)
+    )
+    return above, below
+
+
+def squares_slot(feature: SmoothedRateFeature, half_life_s: float) -> SumSlot:
+    """The sum of the squared weights of the `per` events: a weight that decays twice as fast is its square."""
+    return count_slot(feature.per, half_life_s / 2)
+
+
+def plain_slots(feature: DecayedFeature | SmoothedRateFeature, half_life_s: float) -> tuple[SumSlot, ...]:
     """The slots of a feature over all events: of a count one, else numerator and denominator."""
     if isinstance(feature, DecayedMeanFeature):
         return value_slots(feature.events, half_life_s)
-    counted = [feature.events, feature.per] if isinstance(feature, DecayedRateFeature) else [feature.events]
+    counted = [feature.events] if isinstance(feature, DecayedCountFeature) else [feature.events, feature.per]
     return tuple(count_slot(events, half_life_s) for events in counted)
 
 
@@ -107,6 +154,8 @@ def value_slots(events: tuple[str, ...], half_life_s: float) -> tuple[SumSlot, S
 
 
 def _categories(field: str, spec: LoopSpec) -> int:
+    if field in ID_GROUPS.values():
+        return PRIOR_BUCKETS
     return len(getattr(spec.items.fields[field], "categories", ()))
 
 
@@ -121,7 +170,7 @@ def _sum(measure: Measure, events: tuple[str, ...], half_life_s: float) -> SumSl
 
 def _field_slots(kind: EntityKind, spec: LoopSpec) -> Iterator[FieldSlot]:
     """The fields that some feature needs: of the entity itself, and of items for what users did with them."""
-    needed = [_field_needed(kind, feature) for feature in spec.features]
+    needed = [field_of(kind, feature) for feature in spec.features]
     first = 0
     for name in dict.fromkeys(name for name in needed if name):
         field = spec.fields(kind)[name]
@@ -130,9 +179,14 @@ def _field_slots(kind: EntityKind, spec: LoopSpec) -> Iterator[FieldSlot]:
         first += slot.count
 
 
-def _field_needed(kind: EntityKind, feature: Feature) -> str | None:
-    if isinstance(feature, FieldFeature | AgeFeature):
+def field_of(kind: EntityKind, feature: Feature) -> str | None:
+    """The field that a feature needs stored in one kind of entity, or None."""
+    if isinstance(feature, VectorFeature) and kind == "user" and feature.with_ is not None:
+        return feature.with_
+    if isinstance(feature, FieldFeature | AgeFeature | VectorFeature):
         return feature.field if feature.scope == kind else None
     if kind != "item":
         return None
-    return feature.field if isinstance(feature, AffinityFeature | HistoryFeature) else getattr(feature, "by", None)
+    if isinstance(feature, AffinityFeature | HistoryFeature | DiversityFeature):
+        return feature.field
+    return getattr(feature, "by", None)

@@ -34,6 +34,8 @@ def default_of(field: Any) -> tuple[float, ...]:
         return (0.0,) * len(field.categories)
     if field.kind == "time":
         return UNKNOWN_TIME
+    if field.kind == "vector":
+        return (0.0,) * int(field.length)
     return (round_f32(float(getattr(field, "default", 0.0))),)
 
 
@@ -57,6 +59,8 @@ def encode(slot: FieldSlot, value: FieldValue) -> tuple[float, ...]:
         return _held(slot, _texts(slot, value))
     if slot.kind == "time":
         return time_pair(_time(slot, value))
+    if slot.kind == "vector":
+        return _vector(slot, value)
     return (round_f32(_number(slot, value)),)
 
 
@@ -78,6 +82,14 @@ def _number(slot: FieldSlot, value: FieldValue) -> float:
     if not isfinite(number):
         raise ValueError(f"{slot.name} = {value!r}: must be a finite {slot.kind}")
     return float(number)
+
+
+def _vector(slot: FieldSlot, value: FieldValue) -> tuple[float, ...]:
+    numbers = [each for each in value if isinstance(each, int | float)] if isinstance(value, Sequence) else []
+    if len(numbers) != slot.count or not all(map(isfinite, numbers)):
+        given = f"{len(value)} values" if isinstance(value, Sequence) else repr(value)
+        raise ValueError(f"{slot.name} = {given}: must be {slot.count} finite numbers")
+    return tuple(map(round_f32, numbers))
 
 
 def _time(slot: FieldSlot, value: FieldValue) -> float:

@@ -54,11 +54,16 @@ Event = Interaction | Impression | FieldsChanged
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """When a request is answered (unix seconds on the loop's clock), the numbers and the labels that came with it."""
+    """When a request is answered (unix seconds on the loop's clock), the numbers and the labels that came with it.
+
+    `positions` are the places of the candidates in the order in which the caller gave them, from 0; None where they are
+    read in that order.
+    """
 
     time: float
     numbers: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    positions: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,11 +39,20 @@ class Frame:
     item_ids: Sequence[str]
     context: RequestContext
 
+    def positions(self) -> npt.NDArray[np.int64]:
+        """The place of each candidate in the caller's order, int64 of shape [n]."""
+        given = self.context.positions
+        return np.arange(len(self.item_ids)) if given is None else np.asarray(given, dtype=np.int64)
+
     def block(self, scope: str) -> Block:
         """The block of a scope; user and global have one row, which broadcasts over the candidates."""
         if scope == "item":
             return self.items
         return self.user if scope == "user" else self.everyone
+
+
+Step = Callable[[Frame, F32], None]
+"""Writes the columns of a feature, or of several, into the matrix."""
 
 
 class Blocks:

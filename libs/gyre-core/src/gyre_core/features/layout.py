@@ -9,7 +9,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
-from gyre_core.features.compiling import compile_kind
+from gyre_core.features.compiling import compile_kind, field_of, kinds_of
 from gyre_core.features.events import ENTITY_KINDS, EntityKind
 from gyre_core.features.plans import Plan, plan_for
 from gyre_core.features.slots import EntityLayout
@@ -26,6 +26,8 @@ _HALF_LIVES_KEPT = 10.0
 _WINDOWS_KEPT = 2.0
 _ADDED: dict[str, Any] = {"by": None, "encoding": "one_hot", "parts": [], "buckets": None}
 """What feature and field kinds got later, and what it was before."""
+_ADDED_TO: dict[str, dict[str, Any]] = {"context": {"values": []}}
+"""The same of single kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +124,8 @@ class Layout:
         return {kind: self._ttl_of_kind(kind) for kind in ENTITY_KINDS}
 
     def _ttl_of_kind(self, kind: EntityKind) -> float | None:
-        mine = [feature for feature in self.features if getattr(feature, "scope", None) == kind]
-        bounded = {getattr(feature, "field", None) for feature in mine if getattr(feature, "ttl_s", None) is not None}
+        mine = [feature for feature in self.features if kind in kinds_of(feature)]
+        bounded = {field_of(kind, feature) for feature in mine if getattr(feature, "ttl_s", None) is not None}
         if any(slot.name not in bounded for slot in self.entities[kind].fields):
             return None
         return max((_ttl_of(feature) for feature in mine), default=None)
@@ -150,7 +152,8 @@ def _ttl_of(feature: Feature) -> float:
 def _meaning_of(declared: SpecModel) -> dict[str, Any]:
     """A feature's or field's definition; what its kind got later counts only where it is used, so that hashes stay."""
     found: dict[str, Any] = declared.model_dump(mode="json", exclude={"ttl"})
-    return {key: value for key, value in found.items() if key not in _ADDED or value != _ADDED[key]}
+    added = _ADDED | _ADDED_TO.get(found["kind"], {})
+    return {key: value for key, value in found.items() if key not in added or value != added[key]}
 
 
 def _hash_of(spec: LoopSpec, described: tuple[Column, ...], entities: Mapping[EntityKind, EntityLayout]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import cached_property
 
-from gyre_core.features.slots import EntityLayout
+from gyre_core.features.slots import ID_GROUPS, EntityLayout
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,13 @@ class Plan:
         """The item's category fields that the plan reads."""
         by_category = (*self.affinities, *self.valued_by, *self.values_by)
         names = [field for _, _, field in by_category] + [field for _, field in self.rings if field]
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys(name for name in names if name not in ID_GROUPS.values()))
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """The kinds whose ids part the plan's events into groups: `item`, `user`, or none."""
+        named = {field for _, _, field in self.affinities}
+        return tuple(kind for kind, field in ID_GROUPS.items() if field in named)
 
 
 def plan_for(layout: EntityLayout, event: str) -> Plan | None:

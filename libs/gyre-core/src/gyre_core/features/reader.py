@@ -35,10 +35,12 @@ class Reader:
 
         Values are as stored, None for what the store does not know. Decay runs from each value's reference time to
         `context.time`, and never forwards: a value newer than a late request is read as it stands. Raises ValueError
-        where a value does not fit the layout or the numbers of values and ids differ.
+        where a value does not fit the layout or the numbers of values, ids and positions differ.
         """
         if len(item_values) != len(item_ids):
             raise ValueError(f"{len(item_values)} values for {len(item_ids)} items")
+        if context.positions is not None and len(context.positions) != len(item_ids):
+            raise ValueError(f"{len(context.positions)} positions for {len(item_ids)} items")
         user = self._user.decode([user_value], context.time)
         everyone = self._global.decode([global_value], context.time)
         items = self._items.decode(item_values, context.time)

@@ -29,6 +29,7 @@ associative (forward decay: Cormode et al., ICDE 2009). `merge(a, b)`, with t th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, groupby
@@ -39,6 +40,8 @@ from typing import Any, Literal
 from gyre_core.features.events import EntityKind
 
 HEADER_BYTES = 16
+ID_GROUPS: Mapping[str, str] = {"item": "#item", "user": "#user"}
+"""In place of a category field: events are kept apart by the group that a hash of the item's or user's id falls in."""
 Measure = Literal["count", "valued", "value", "affinity", "valued_by", "value_by"]
 
 
@@ -46,7 +49,8 @@ Measure = Literal["count", "valued", "value", "affinity", "valued_by", "value_by
 class SumSlot:
     """A decayed sum: of events, of events with a value, of their values; or of those on one category of a field.
 
-    On one category, `affinity` counts events, `valued_by` those with a value, and `value_by` sums their values.
+    On one category, `affinity` counts events, `valued_by` those with a value, and `value_by` sums their values. A field
+    of `ID_GROUPS` has the groups of ids as its categories.
     """
 
     measure: Measure

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gyre_core.features.comparing import comparison
 from gyre_core.features.compiling import DecayedFeature, events_key, first_slots, plain_slots, ring_of, windows_of
 from gyre_core.features.events import EntityKind
-from gyre_core.features.frame import F32, F64, Frame
+from gyre_core.features.frame import F32, F64, Frame, Step
 from gyre_core.features.identity import item_hash
 from gyre_core.features.layout import Layout
 from gyre_core.features.slots import EntityLayout
+from gyre_core.features.smoothing import smoothed_rate
 from gyre_core.spec import (
     AffinityFeature,
     AgeFeature,
@@ -22,18 +24,22 @@ from gyre_core.spec import (
     DecayedCountFeature,
     DecayedMeanFeature,
     DecayedRateFeature,
+    DiversityFeature,
     Feature,
     FieldFeature,
     HistoryFeature,
+    PositionFeature,
     RankFeature,
+    SmoothedRateFeature,
+    VectorFeature,
     WindowedCountFeature,
     WindowedRateFeature,
     ZScoreFeature,
 )
 
 IntP = npt.NDArray[np.intp]
-Step = Callable[[Frame, F32], None]
 _DAY_S = 86_400.0
+_F32_MAX = 3.4028234663852886e38
 
 
 def compile_steps(layout: Layout) -> list[Step]:
@@ -57,13 +63,21 @@ def _single(layout: Layout, feature: Feature) -> Step | None:
             step = _age(layout, feature)
         case HistoryFeature():
             step = _history(layout, feature)
-        case RankFeature():
-            step = _relative(average_ranks, layout.index[feature.of], layout.index[feature.name])
-        case ZScoreFeature():
-            step = _relative(z_scores, layout.index[feature.of], layout.index[feature.name])
-        case ContextFeature():
-            step = _context(feature, layout.index[feature.name])
+        case SmoothedRateFeature():
+            step = smoothed_rate(layout, feature)
+        case VectorFeature(with_=str(other)):
+            step = _similarity(layout, feature, other)
+        case _:
+            step = _of_request(layout, feature)
     return step
+
+
+def _of_request(layout: Layout, feature: Feature) -> Step | None:
+    if isinstance(feature, RankFeature | ZScoreFeature | PositionFeature | DiversityFeature):
+        return comparison(layout, feature)
+    if isinstance(feature, ContextFeature):
+        return _labels(layout, feature) if feature.values else _context(feature, layout.index[feature.name])
+    return None
 
 
 def _columns(layout: Layout, feature: Feature) -> list[int]:
@@ -82,7 +96,7 @@ def _copies(layout: Layout) -> Iterator[Step]:
             if isinstance(feature, DecayedCountFeature) and feature.scope == scope and feature.by is None:
                 slots = [entity.sums.index(plain_slots(feature, each.seconds)[0]) for each in feature.half_lives]
                 sums.update(zip(columns, slots, strict=True))
-            elif isinstance(feature, FieldFeature) and feature.scope == scope and _is_copied(feature):
+            elif isinstance(feature, FieldFeature | VectorFeature) and feature.scope == scope and _is_copied(feature):
                 slot = entity.field(feature.field)
                 lasts.update(zip(columns, range(slot.first, slot.first + slot.count), strict=True))
         if sums:
@@ -91,7 +105,9 @@ def _copies(layout: Layout) -> Iterator[Step]:
             yield _copy("lasts", scope, lasts)
 
 
-def _is_copied(feature: FieldFeature) -> bool:
+def _is_copied(feature: FieldFeature | VectorFeature) -> bool:
+    if isinstance(feature, VectorFeature):
+        return feature.with_ is None
     return not feature.parts and feature.encoding == "one_hot"
 
 
@@ -301,29 +317,37 @@ def _history(layout: Layout, feature: HistoryFeature) -> Step:
     return step
 
 
-def _relative(compare: Callable[[F32], F64], of: int, to: int) -> Step:
-    def step(_: Frame, out: F32) -> None:
-        out[:, to] = compare(out[:, of])
+def _similarity(layout: Layout, feature: VectorFeature, other: str) -> Step:
+    """The cosine or dot product of each candidate's vector and the user's; 0 where one of them is unknown."""
+    item, user, to = (
+        layout.slots("item").field(feature.field),
+        layout.slots("user").field(other),
+        layout.index[feature.name],
+    )
+    cosine = feature.measure == "cosine"
+
+    def step(frame: Frame, out: F32) -> None:
+        theirs = frame.items.lasts[:, item.first : item.first + item.count].astype(np.float64)
+        own = frame.user.lasts[0, user.first : user.first + user.count].astype(np.float64)
+        found = theirs @ own
+        if cosine:
+            norms = np.sqrt(np.einsum("ij,ij->i", theirs, theirs) * (own @ own))
+            found = np.divide(found, norms, out=np.zeros_like(found), where=norms > 0)
+        out[:, to] = np.clip(found, -_F32_MAX, _F32_MAX)
 
     return step
 
 
-def average_ranks(values: npt.NDArray[Any]) -> F64:
-    """Ranks from 0 (least) to 1 (greatest), ties averaged; 0.5 for a single value."""
-    if len(values) < 2:
-        return np.full(len(values), 0.5)
-    ordered = np.sort(values)
-    below = np.searchsorted(ordered, values, side="left")
-    through = np.searchsorted(ordered, values, side="right")
-    ranks: F64 = (below + through - 1) / (2.0 * (len(values) - 1))
-    return ranks
+def _labels(layout: Layout, feature: ContextFeature) -> Step:
+    """One column for each declared value; of any other label, or none, all are 0."""
+    to, rows = _columns(layout, feature), np.eye(len(feature.values), dtype=np.float32)
+    row_of = dict(zip(feature.values, rows, strict=True))
+    nothing = np.zeros(len(to), dtype=np.float32)
 
+    def step(frame: Frame, out: F32) -> None:
+        out[:, to] = row_of.get(frame.context.labels.get(feature.field, ""), nothing)
 
-def z_scores(values: npt.NDArray[Any]) -> F64:
-    """Values standardised to mean 0 and deviation 1; all 0 where they do not differ."""
-    centred: F64 = values - values.mean(dtype=np.float64) if len(values) else values.astype(np.float64)
-    spread = float(np.sqrt((centred**2).mean())) if len(values) else 0.0
-    return centred / spread if spread > 0 else np.zeros(len(values))
+    return step
 
 
 def _context(feature: ContextFeature, to: int) -> Step:

@@ -1,10 +1,12 @@
 """The loop spec: `gyre.yaml` as frozen, validated models; an error names file, line, field, value and rule."""
 
-from gyre_core.spec.checks import Violation
 from gyre_core.spec.columns import feature_columns
 from gyre_core.spec.duration import Duration
 from gyre_core.spec.features import (
+    CLOCK_FIELDS,
+    COMPARING_KINDS,
     IMPRESSION,
+    PRIOR_BUCKETS,
     AffinityFeature,
     AgeFeature,
     ContextFeature,
@@ -12,11 +14,15 @@ from gyre_core.spec.features import (
     DecayedCountFeature,
     DecayedMeanFeature,
     DecayedRateFeature,
+    DiversityFeature,
     Feature,
     FieldFeature,
     HistoryFeature,
+    PositionFeature,
     Prior,
     RankFeature,
+    SmoothedRateFeature,
+    VectorFeature,
     WindowedCountFeature,
     WindowedRateFeature,
     ZScoreFeature,
@@ -29,8 +35,9 @@ from gyre_core.spec.fields import (
     NumberField,
     TextField,
     TimeField,
+    VectorField,
 )
-from gyre_core.spec.issues import SpecError, SpecIssue
+from gyre_core.spec.issues import SpecError, SpecIssue, Violation
 from gyre_core.spec.loading import json_schema, load_loop, parse_loop, parse_yaml
 from gyre_core.spec.loop import InteractionSpec, LoopSpec
 from gyre_core.spec.operations import (
@@ -49,7 +56,10 @@ from gyre_core.spec.quality import CHECKS, ChecksSpec, QualitySpec
 
 __all__ = [
     "CHECKS",
+    "CLOCK_FIELDS",
+    "COMPARING_KINDS",
     "IMPRESSION",
+    "PRIOR_BUCKETS",
     "AffinityFeature",
     "AgeFeature",
     "BooleanField",
@@ -61,6 +71,7 @@ __all__ = [
     "DecayedCountFeature",
     "DecayedMeanFeature",
     "DecayedRateFeature",
+    "DiversityFeature",
     "Duration",
     "EvaluationSpec",
     "ExperimentSpec",
@@ -75,17 +86,21 @@ __all__ = [
     "LoopSpec",
     "ModelSpec",
     "NumberField",
+    "PositionFeature",
     "Prior",
     "QualitySpec",
     "RankFeature",
     "RolloutSpec",
     "RolloutStep",
     "ServingSpec",
+    "SmoothedRateFeature",
     "SpecError",
     "SpecIssue",
     "TextField",
     "TimeField",
     "TrainingSpec",
+    "VectorFeature",
+    "VectorField",
     "Violation",
     "WindowedCountFeature",
     "WindowedRateFeature",

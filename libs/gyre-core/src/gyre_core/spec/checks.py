@@ -3,57 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from gyre_core.spec.columns import feature_columns
-from gyre_core.spec.features import (
-    IMPRESSION,
-    AffinityFeature,
-    AgeFeature,
-    DecayedCountFeature,
-    DecayedMeanFeature,
-    DecayedRateFeature,
-    Feature,
-    FieldFeature,
-    HistoryFeature,
-    RankFeature,
-    WindowedCountFeature,
-    WindowedRateFeature,
-    ZScoreFeature,
-)
-from gyre_core.spec.fields import CategoriesField, CategoryField, NumberField, TextField, TimeField
+from gyre_core.spec.feature_checks import feature_checks
+from gyre_core.spec.features import IMPRESSION
+from gyre_core.spec.fields import NumberField, TextField
+from gyre_core.spec.issues import Loc, Violation
 from gyre_core.spec.loop import LoopSpec
 from gyre_core.spec.quality import CHECKS
-
-Loc = tuple[str | int, ...]
-
-_MASK_BITS = 64
-_MOST_NUMBERS = 7000
-"""In one value: Redis gives Lua a stack of 8,000, and the fields need some of it."""
-_COUNTING = DecayedCountFeature | DecayedRateFeature | WindowedCountFeature | WindowedRateFeature
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """A rule broken at a location of the spec, given as keys and indices."""
-
-    loc: Loc
-    value: object
-    rule: str
 
 
 def cross_checks(spec: LoopSpec) -> Iterator[Violation]:
     """Every rule that one part of the spec breaks against another."""
     yield from _interaction_names(spec)
     yield from _category_values(spec)
-    yield from _feature_names(spec)
-    for index, feature in enumerate(spec.features):
-        yield from _feature_events(spec, feature, ("features", index))
-        yield from _feature_field(spec, feature, ("features", index))
-        yield from _feature_by(spec, feature, ("features", index))
-        yield from _feature_encoding(spec, feature, ("features", index))
-    yield from _sizes(spec)
-    yield from _relative_features(spec)
+    yield from feature_checks(spec)
     yield from _model(spec)
     yield from _training(spec)
     yield from _experiment(spec)
@@ -73,123 +36,6 @@ def _category_values(spec: LoopSpec) -> Iterator[Violation]:
             values = getattr(field, "values", ())
             if len(set(values)) != len(values):
                 yield Violation((scope, "fields", name, "values"), None, "must not list a value twice")
-
-
-def _feature_names(spec: LoopSpec) -> Iterator[Violation]:
-    names: set[str] = set()
-    owners: dict[str, str] = {}
-    for index, feature in enumerate(spec.features):
-        if feature.name in names:
-            yield Violation(("features", index, "name"), feature.name, "is the name of an earlier feature")
-            continue
-        names.add(feature.name)
-        for column in feature_columns(feature, spec.fields):
-            if column in owners:
-                rule = f"gives the column {column}, which {owners[column]} gives already"
-                yield Violation(("features", index, "name"), feature.name, rule)
-            owners.setdefault(column, feature.name)
-
-
-def _feature_events(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
-    interactions = spec.events.interactions
-    counts_shown = isinstance(feature, _COUNTING)
-    for key in ("events", "per"):
-        for position, event in enumerate(getattr(feature, key, ())):
-            if event in interactions or (event == IMPRESSION and counts_shown):
-                continue
-            known = ", ".join([*interactions, *([IMPRESSION] if counts_shown else [])])
-            yield Violation((*loc, key, position), event, f"must be one of the declared event types: {known}")
-    if isinstance(feature, DecayedMeanFeature):
-        for position, event in enumerate(feature.events):
-            if event in interactions and interactions[event].value is None:
-                yield Violation((*loc, "events", position), event, "must be an interaction type that declares a value")
-
-
-def _feature_field(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
-    if not isinstance(feature, FieldFeature | AffinityFeature | AgeFeature | HistoryFeature) or feature.field is None:
-        return
-    # Affinity and history belong to the user but read the field of the item.
-    scope = "item" if isinstance(feature, AffinityFeature | HistoryFeature) else feature.scope
-    declared = spec.fields(scope)
-    at = (*loc, "field")
-    field = declared.get(feature.field)
-    if field is None:
-        known = ", ".join(declared) or "none"
-        yield Violation(at, feature.field, f"must be a declared {scope} field: {known}")
-    elif isinstance(feature, AgeFeature):
-        if not isinstance(field, TimeField):
-            yield Violation(at, feature.field, "must be a field of kind time")
-    elif isinstance(field, CategoryField | CategoriesField):
-        if not field.categories:
-            yield Violation(at, feature.field, "must be a field that lists its values, or gives buckets")
-        elif isinstance(feature, HistoryFeature) and len(field.categories) > _MASK_BITS:
-            yield Violation(at, feature.field, f"must be a field of at most {_MASK_BITS} values")
-    elif isinstance(feature, FieldFeature):
-        if isinstance(field, TimeField) and not feature.parts:
-            yield Violation(at, feature.field, "is of kind time: give parts, or use a feature of kind age")
-    else:
-        yield Violation(at, feature.field, "must be a field of kind category or categories")
-
-
-def _feature_by(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
-    name: str | None = getattr(feature, "by", None)
-    if name is None:
-        return
-    if getattr(feature, "scope", None) == "item":
-        rule = "must be left out with scope item, whose events all fall on its own categories: use user or global"
-        yield Violation((*loc, "by"), name, rule)
-    declared = spec.fields("item")
-    field = declared.get(name)
-    if field is None:
-        yield Violation((*loc, "by"), name, f"must be a declared item field: {', '.join(declared) or 'none'}")
-    elif not isinstance(field, CategoryField | CategoriesField):
-        yield Violation((*loc, "by"), name, "must be a field of kind category or categories")
-    elif not field.categories:
-        yield Violation((*loc, "by"), name, "must be a field that lists its values, or gives buckets")
-
-
-def _feature_encoding(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
-    field = spec.fields(feature.scope).get(feature.field) if isinstance(feature, FieldFeature) else None
-    if not isinstance(feature, FieldFeature) or field is None:
-        return
-    if feature.encoding == "index" and not (isinstance(field, CategoryField) and field.values):
-        rule = "must be one_hot, except for a field of kind category that lists its values"
-        yield Violation((*loc, "encoding"), feature.encoding, rule)
-    if feature.parts and not isinstance(field, TimeField):
-        yield Violation((*loc, "parts"), None, f"must be left out for a field of kind {field.kind}: it is no time")
-    if len(set(feature.parts)) != len(feature.parts):
-        yield Violation((*loc, "parts"), None, "must not list a part twice")
-
-
-def _sizes(spec: LoopSpec) -> Iterator[Violation]:
-    """What behaviour needs in the value of an entity, slots that features share counted for each of them."""
-    needed: dict[str, int] = {}
-    for index, feature in enumerate(spec.features):
-        scope, own = getattr(feature, "scope", "request"), _numbers(spec, feature)
-        needed[scope] = needed.get(scope, 0) + own
-        if own and needed[scope] > _MOST_NUMBERS:
-            rule = (
-                f"needs {own} numbers in a value of scope {scope}, which would then hold {needed[scope]} of at most "
-                f"{_MOST_NUMBERS}: use fewer half_lives, windows, buckets or categories"
-            )
-            yield Violation(("features", index, "name"), feature.name, rule)
-
-
-def _numbers(spec: LoopSpec, feature: Feature) -> int:
-    name = feature.field if isinstance(feature, AffinityFeature) else getattr(feature, "by", None)
-    categories = len(getattr(spec.items.fields.get(name), "categories", ())) if name else 1
-    sums = len(getattr(feature, "half_lives", ())) * categories
-    if isinstance(feature, WindowedCountFeature | WindowedRateFeature):
-        sums = len(feature.windows) * (feature.buckets + 2 if feature.mode == "sliding" else 3)
-    return sums * (2 if isinstance(feature, DecayedRateFeature | DecayedMeanFeature | WindowedRateFeature) else 1)
-
-
-def _relative_features(spec: LoopSpec) -> Iterator[Violation]:
-    columns: set[str] = set()
-    for index, feature in enumerate(spec.features):
-        if isinstance(feature, RankFeature | ZScoreFeature) and feature.of not in columns:
-            yield Violation(("features", index, "of"), feature.of, "must be a column of an earlier feature")
-        columns.update(feature_columns(feature, spec.fields))
 
 
 def _model(spec: LoopSpec) -> Iterator[Violation]:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gyre_core.spec.features import Feature, FieldFeature, HistoryFeature
-from gyre_core.spec.fields import CategoriesField, CategoryField
+from gyre_core.spec.features import ContextFeature, Feature, FieldFeature, HistoryFeature, VectorFeature
+from gyre_core.spec.fields import CategoriesField, CategoryField, VectorField
 
 FieldsOf = Callable[[str], Mapping[str, Any]]
 
@@ -19,6 +19,12 @@ def feature_columns(feature: Feature, fields_of: FieldsOf) -> tuple[str, ...]:
     if isinstance(feature, HistoryFeature):
         overlap = (f"{feature.name}_overlap",) if feature.field else ()
         return (f"{feature.name}_seen", *overlap)
+    if isinstance(feature, VectorFeature) and feature.with_ is None:
+        field = fields_of(feature.scope).get(feature.field)
+        length = field.length if isinstance(field, VectorField) else 0
+        return tuple(f"{feature.name}_{place}" for place in range(length))
+    if isinstance(feature, ContextFeature) and feature.values:
+        return tuple(f"{feature.name}_{_slug(value)}" for value in feature.values)
     spans = getattr(feature, "half_lives", ()) or getattr(feature, "windows", ())
     if spans:
         return tuple(f"{feature.name}_{_slug(span.text)}" for span in spans)

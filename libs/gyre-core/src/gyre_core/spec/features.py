@@ -9,6 +9,7 @@ from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
 from gyre_core.spec.duration import Duration
+from gyre_core.spec.fields import Category
 from gyre_core.spec.model import Name, SpecModel
 
 IMPRESSION = "impression"
@@ -20,6 +21,10 @@ HalfLives = Annotated[tuple[Duration, ...], PydanticField(min_length=1, max_leng
 Scope = Literal["item", "user", "global"]
 DatePart = Literal["year", "month", "weekday", "hour"]
 EntityScope = Literal["item", "user"]
+PRIOR_BUCKETS = 64
+"""Into how many groups a smoothed rate sums items or users, by a hash of their id, to learn how much they differ."""
+CLOCK_FIELDS = ("hour", "weekday")
+"""What a context feature may name that comes from the request's time."""
 
 
 class Prior(SpecModel):
@@ -89,6 +94,32 @@ class DecayedRateFeature(_DecayedFeature):
     kind: Literal["decayed_rate"]
     per: Events
     prior: Prior = Prior()
+
+
+class SmoothedRateFeature(_StoredFeature):
+    """Decayed events over decayed `per` events, smoothed by a Beta prior that is learnt from all items or all users.
+
+    The prior's mean is everybody's rate, with `by` that of the candidate's categories. Its weight is large where all
+    have nearly one rate, and small where the rates differ much: then few events of its own already count. `prior`
+    stands in until there are events enough to learn from. The rate is a share: each of `events` should follow one of
+    `per`.
+    """
+
+    kind: Literal["smoothed_rate"]
+    scope: EntityScope = "item"
+    by: Name | None = None
+    events: Events
+    per: Events
+    half_lives: HalfLives
+    prior: Prior = Prior(weight=10.0)
+
+    @model_validator(mode="after")
+    def _share(self) -> SmoothedRateFeature:
+        if not 0 <= self.prior.mean <= 1:
+            raise PydanticCustomError("prior_mean", "must have a prior with a mean from 0 to 1: the rate is a share")
+        if self.by is not None and self.scope == "user":
+            raise PydanticCustomError("smoothed_by", "must give `by` only with scope item: users have no categories")
+        return self
 
 
 class _WindowedFeature(_StoredFeature):
@@ -162,6 +193,48 @@ class HistoryFeature(_StoredFeature):
     field: Name | None = None
 
 
+class VectorFeature(_StoredFeature):
+    """A field of kind vector: a column for each of its numbers, `<name>_0` and so on, all 0 while it is unknown.
+
+    With `with`, a vector field of users of the same length, it is one column instead: the `cosine` of the user's vector
+    and the candidate's, or their `dot` product; 0 while either is unknown.
+    """
+
+    kind: Literal["vector"]
+    scope: EntityScope = "item"
+    field: Name
+    with_: Name | None = PydanticField(default=None, alias="with")
+    measure: Literal["cosine", "dot"] = "cosine"
+
+    @model_validator(mode="after")
+    def _compared(self) -> VectorFeature:
+        if self.with_ is not None and self.scope != "item":
+            raise PydanticCustomError("vector_scope", "must have scope item: `with` names the user's vector")
+        if self.with_ is None and "measure" in self.model_fields_set:
+            raise PydanticCustomError("vector_measure", "must give `measure` only together with `with`")
+        return self
+
+
+class PositionFeature(_NamedFeature):
+    """The candidate's place in the order in which the caller gave the candidates, from 0.
+
+    It is where the caller put the candidate, not where it was shown. Users see first what stands first: where the
+    caller's order decides what is shown, a model that reads this column learns to repeat that order.
+    """
+
+    kind: Literal["position"]
+
+
+class DiversityFeature(_NamedFeature):
+    """The share of the candidates before it in the caller's order that have a category of a field in common with it.
+
+    High means that the list has had much of the kind already; the first candidate has 0.
+    """
+
+    kind: Literal["diversity"]
+    field: Name
+
+
 class RankFeature(_NamedFeature):
     """The rank of an earlier column among the candidates, 0 lowest to 1 highest, ties averaged."""
 
@@ -177,23 +250,44 @@ class ZScoreFeature(_NamedFeature):
 
 
 class ContextFeature(_NamedFeature):
-    """The request's `hour` or `weekday` (UTC, Monday is 0), or a number given with the request."""
+    """The request's `hour` or `weekday` (UTC, Monday is 0), or a number or label given with the request.
+
+    With `values` it is the label of that name (device, referrer): a column for each value, all 0 for any other label.
+    """
 
     kind: Literal["context"]
     field: Name
     default: float = 0.0
+    values: tuple[Category, ...] = PydanticField(default=(), max_length=256)
 
+    @model_validator(mode="after")
+    def _number_or_label(self) -> ContextFeature:
+        if self.values and self.field in CLOCK_FIELDS:
+            raise PydanticCustomError("context_clock", "must give no `values` with hour or weekday: they are numbers")
+        if self.values and "default" in self.model_fields_set:
+            raise PydanticCustomError("context_default", "must give `default` only without `values`")
+        if len(set(self.values)) != len(self.values):
+            raise PydanticCustomError("context_values", "must not list a value twice")
+        return self
+
+
+COMPARING_KINDS = frozenset({"rank", "zscore", "diversity"})
+"""The kinds whose columns depend on all candidates of a request: a sample of them does not give the same numbers."""
 
 Feature = Annotated[
     FieldFeature
     | DecayedCountFeature
     | DecayedMeanFeature
     | DecayedRateFeature
+    | SmoothedRateFeature
     | WindowedCountFeature
     | WindowedRateFeature
     | AffinityFeature
     | AgeFeature
     | HistoryFeature
+    | VectorFeature
+    | PositionFeature
+    | DiversityFeature
     | RankFeature
     | ZScoreFeature
     | ContextFeature,

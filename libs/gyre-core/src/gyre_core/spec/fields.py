@@ -67,7 +67,14 @@ class TimeField(SpecModel):
     kind: Literal["time"]
 
 
+class VectorField(SpecModel):
+    """Numbers in a fixed order, such as an embedding; used by `vector`."""
+
+    kind: Literal["vector"]
+    length: int = PydanticField(ge=1, le=1024)
+
+
 Field = Annotated[
-    TextField | NumberField | BooleanField | CategoryField | CategoriesField | TimeField,
+    TextField | NumberField | BooleanField | CategoryField | CategoriesField | TimeField | VectorField,
     PydanticField(discriminator="kind"),
 ]

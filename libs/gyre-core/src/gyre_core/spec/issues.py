@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 _SHOWN_VALUE = 60
 
+Loc = tuple[str | int, ...]
+"""Where something stands in a spec: keys and indices."""
+
 
 @dataclass(frozen=True, slots=True)
 class SpecIssue:
@@ -22,6 +25,15 @@ class SpecIssue:
     def __str__(self) -> str:
         value = f" = {self.value}" if self.value else ""
         return f"{self.file}:{self.line}: {self.field}{value}: {self.rule}"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A rule broken at a location of the spec, given as keys and indices."""
+
+    loc: Loc
+    value: object
+    rule: str
 
 
 class SpecError(ValueError):

@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from gyre_core.spec.checks import Loc, Violation, cross_checks
-from gyre_core.spec.issues import SpecError, SpecIssue, shown
+from gyre_core.spec.checks import cross_checks
+from gyre_core.spec.issues import Loc, SpecError, SpecIssue, Violation, shown
 from gyre_core.spec.loop import LoopSpec
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
