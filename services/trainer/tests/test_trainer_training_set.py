@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gyre_core.features import FieldsChanged, Interaction, Layout, Replay, RequestContext
+from gyre_core.spec import ContextFeature, PositionFeature
 from gyre_trainer.training_set import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -122,6 +123,25 @@ def test_a_catalogue_that_came_late_holds_from_the_beginning(spec, layout, new_h
     history.item("a", time=BEGIN + 20_000, genre="comedy")
     taste = build(spec, layout, history.tables(), now=BEGIN + WINDOW_S).features[0, :, layout.index["taste_30d"]]
     assert taste.tolist() == [1.0, 0.0]
+
+
+def test_a_request_is_replayed_with_its_context(make_spec, new_history) -> None:
+    """Numbers, labels and the caller's order come from the impression; without them, defaults and the logged order."""
+    spec = make_spec()
+    added = (
+        ContextFeature(name="load", kind="context", field="load", default=-1.0),
+        ContextFeature(name="device", kind="context", field="device", values=("phone",)),
+        PositionFeature(name="place", kind="position"),
+    )
+    spec = spec.model_copy(update={"features": (*spec.features, *added)})
+    layout, history = Layout.compile(spec), new_history()
+    given = {"context": [("load", 3.0)], "labels": [("device", "phone")], "positions": [4, 0]}
+    for number, context in enumerate((given, {})):
+        history.show(f"u{number}", ["a", "b"], time=BEGIN + number, **context)
+        history.act(f"u{number}", "b", time=BEGIN + number + 1)
+    made = build(spec, layout, history.tables(), now=BEGIN + 2 * WINDOW_S)
+    columns = [layout.index[name] for name in ("load", "device_phone", "place")]
+    assert made.features[:, :, columns].tolist() == [[[3, 1, 4], [3, 1, 0]], [[-1, 0, 0], [-1, 0, 1]]]
 
 
 def test_served_features_are_used_as_they_are(spec, layout, new_history) -> None:

@@ -30,11 +30,11 @@ _ALWAYS = float("-inf")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A user and the items that were to be ranked at a time (unix seconds)."""
+    """A user, the items that were to be ranked, and the request's context with its time (unix seconds)."""
 
     user_id: str
     item_ids: Sequence[str]
-    time: float
+    context: RequestContext
 
 
 class Past:
@@ -62,12 +62,13 @@ class Past:
         Raises:
             ValueError: an earlier call asked for a later time.
         """
-        end = int(np.searchsorted(self._times, asked.time, side="left"))
+        time = asked.context.time
+        end = int(np.searchsorted(self._times, time, side="left"))
         if end < self._applied:
-            raise ValueError(f"time = {asked.time}: must not be before that of the call before")
+            raise ValueError(f"time = {time}: must not be before that of the call before")
         self._replay.apply(self._events[self._applied : end])
         self._applied = end
-        matrix, age = self._replay.matrix(asked.user_id, asked.item_ids, RequestContext(asked.time))
+        matrix, age = self._replay.matrix(asked.user_id, asked.item_ids, asked.context)
         return matrix, age.missing_items
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from gyre_core.features import Layout
+from gyre_core.features import Layout, RequestContext
 from gyre_core.spec import LoopSpec
 
 from gyre_trainer.past import Asked, Past
@@ -249,7 +249,15 @@ def _fill_replayed(layout: Layout, tables: Tables, rows: pa.Table, items: list[l
     users: list[Any] = rows["user_id"].to_pylist()
     shown = tables.impressions if tables.shown is None else tables.shown
     past = Past(layout, interactions=tables.interactions, items=tables.items, shown=shown)
+    contexts = rows.select(["context", "labels", "positions"]).to_pylist()
     for index in wanted:
-        matrix, unknown = past.matrix(Asked(users[index], items[index], float(made.times[index])))
+        context = _context(contexts[index], float(made.times[index]), len(items[index]))
+        matrix, unknown = past.matrix(Asked(users[index], items[index], context))
         made.features[index, : len(matrix)] = matrix
         made.unknown_items[index] = unknown
+
+
+def _context(row: dict[str, Any], time: float, count: int) -> RequestContext:
+    """What came with a request; where its caller's order was not logged, the items count as in the order logged."""
+    positions = row["positions"] if len(row["positions"] or ()) == count else None
+    return RequestContext(time, dict(row["context"] or ()), dict(row["labels"] or ()), positions)

@@ -35,8 +35,9 @@ from gyre_trainer.training_set import Tables
 
 _US = 1_000_000
 _KEYS = ("source", "event_id", "event_time", "kafka_partition", "kafka_offset")
+_SERVED = ("layout", "features", "item_batches", "context", "labels", "positions")
 _COLUMNS = {
-    IMPRESSIONS: (*_KEYS, "request_id", "user_id", "item_ids", "layout", "features", "item_batches", "shown"),
+    IMPRESSIONS: (*_KEYS, "request_id", "user_id", "item_ids", "shown", *_SERVED),
     INTERACTIONS: (*_KEYS, "user_id", "item_id", "type", "value", "request_id"),
     ITEMS: (*_KEYS, "item_id", "fields"),
 }
