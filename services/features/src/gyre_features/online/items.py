@@ -34,12 +34,15 @@ class ItemFields:
         """
         if time.monotonic() - self._since > _KEPT_S:
             self.clear()
-        missing = [item_id for item_id in ids if item_id not in self._values]
-        if missing:
+        while missing := [item_id for item_id in ids if item_id not in self._values]:
             if len(self._values) + len(missing) > _MOST_ITEMS:
                 self._values.clear()
                 missing = list(ids)
-            self._values.update(await self._store.items(missing))
+            version = self.version
+            found = await self._store.items(missing)
+            # What was read while a batch changed items may be from before it.
+            if version == self.version:
+                self._values.update(found)
         return self._values.get
 
     def changed(self, deltas: Mapping[EntityId, Delta]) -> None:
