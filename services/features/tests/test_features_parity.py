@@ -15,7 +15,7 @@ from gyre_core.features import (
     aggregate,
     merge,
 )
-from gyre_core.spec import LoopSpec, parse_loop
+from gyre_core.spec import COMPARING_KINDS, ContextFeature, DiversityFeature, LoopSpec, PositionFeature, parse_loop
 from gyre_features.parity import AppliedBatch, Served, check
 
 SPEC = """
@@ -60,13 +60,14 @@ class Store:
             self.values[entity] = merge(self.layout.slots(entity[0]), self.values.get(entity), packed)
         self.batches.append(AppliedBatch(0, self.number, time, events))
 
-    def serve(self, request_id: str, user_id: str, time: float) -> Served:
+    def serve(self, request_id: str, user_id: str, time: float, context: RequestContext | None = None) -> Served:
         """Read all items for a user."""
         values = [self.values.get(("item", item)) for item in ITEMS]
         user, everyone = self.values.get(("user", user_id)), self.values.get(("global", GLOBAL_ID))
-        matrix, age = Reader(self.layout).matrix(user, everyone, values, ITEMS, RequestContext(time))
+        context = context or RequestContext(time)
+        matrix, age = Reader(self.layout).matrix(user, everyone, values, ITEMS, context)
         batches = age.item_batches.tolist()
-        return Served(request_id, user_id, ITEMS, time, {}, matrix, age.user_batch, age.global_batch, batches)
+        return Served(request_id, user_id, ITEMS, context, matrix, age.user_batch, age.global_batch, batches)
 
 
 @pytest.fixture
@@ -134,3 +135,38 @@ def test_a_part_of_the_candidates_is_not_compared_among_itself(layout: Layout, s
     ]  # fmt: skip
     report = check(layout, part, store.batches)
     assert (report.mismatches, report.values) == (0, 30 * 3 * (len(layout.columns) - 1))
+
+
+def test_the_callers_order_and_the_labels_are_replayed(spec: LoopSpec) -> None:
+    """A list logged in another order is compared in the caller's; of a sample only what does not depend on the rest."""
+    added = (
+        PositionFeature(name="place", kind="position"),
+        DiversityFeature(name="same_genre", kind="diversity", field="genre"),
+        ContextFeature(name="device", kind="context", field="device", values=("phone",)),
+    )
+    layout = Layout.compile(spec.model_copy(update={"features": (*spec.features, *added)}))
+    store = Store(layout)
+    store.apply([FieldsChanged("item", item, 0.0, {"genre": "ab"[number % 2]}) for number, item in enumerate(ITEMS)], 1)
+    whole = store.serve("r0", "u0", 1000.0, RequestContext(1000.0, labels={"device": "phone"}))
+    order = Random(3).sample(range(len(ITEMS)), len(ITEMS))
+    logged = {number: _logged(whole, order[:number]) for number in (len(ITEMS), 3)}
+    unordered = replace(whole, context=replace(whole.context, positions=None))
+    served = [logged[len(ITEMS)], replace(logged[3], is_whole=False), unordered]
+    report = check(layout, served, store.batches)
+    columns, comparing = len(layout.columns), sum(each.kind in COMPARING_KINDS for each in layout.described)
+    assert report.mismatches == 0
+    assert report.values == len(ITEMS) * columns + 3 * (columns - comparing) + len(ITEMS) * (columns - 2)
+    shuffled = replace(logged[len(ITEMS)], context=replace(whole.context, positions=range(len(ITEMS))))
+    found = check(layout, [shuffled], store.batches)
+    assert {each.column for each in found.examples} == {"place", "same_genre"}
+
+
+def _logged(served: Served, rows: list[int]) -> Served:
+    """What an impression holds of a read: these rows, with their places."""
+    return replace(
+        served,
+        item_ids=[served.item_ids[row] for row in rows],
+        context=replace(served.context, positions=rows),
+        matrix=served.matrix[rows],
+        item_batches=[served.item_batches[row] for row in rows],
+    )

@@ -6,6 +6,7 @@ from gyre_core.spec.features import (
     CLOCK_FIELDS,
     COMPARING_KINDS,
     IMPRESSION,
+    ORDERED_KINDS,
     PRIOR_BUCKETS,
     AffinityFeature,
     AgeFeature,
@@ -52,6 +53,7 @@ from gyre_core.spec.operations import (
     ServingSpec,
     TrainingSpec,
 )
+from gyre_core.spec.privacy import MaskRule, PrivacySpec
 from gyre_core.spec.quality import CHECKS, ChecksSpec, QualitySpec
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "CLOCK_FIELDS",
     "COMPARING_KINDS",
     "IMPRESSION",
+    "ORDERED_KINDS",
     "PRIOR_BUCKETS",
     "AffinityFeature",
     "AgeFeature",
@@ -84,10 +87,12 @@ __all__ = [
     "InteractionSpec",
     "LabelSpec",
     "LoopSpec",
+    "MaskRule",
     "ModelSpec",
     "NumberField",
     "PositionFeature",
     "Prior",
+    "PrivacySpec",
     "QualitySpec",
     "RankFeature",
     "RolloutSpec",

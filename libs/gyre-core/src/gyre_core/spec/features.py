@@ -273,6 +273,8 @@ class ContextFeature(_NamedFeature):
 
 COMPARING_KINDS = frozenset({"rank", "zscore", "diversity"})
 """The kinds whose columns depend on all candidates of a request: a sample of them does not give the same numbers."""
+ORDERED_KINDS = frozenset({"position", "diversity"})
+"""The kinds whose columns depend on the order in which the caller gave the candidates."""
 
 Feature = Annotated[
     FieldFeature

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from gyre_core.features import GLOBAL_ID, Layout, Reader, RequestContext
+from gyre_core.spec import COMPARING_KINDS, ORDERED_KINDS
 
 from gyre_features.parity.replaying import AppliedBatch, BatchReplay, Touch
 
@@ -16,7 +17,6 @@ RELATIVE_TOLERANCE = 1e-5
 """What "equal" means for features: float32 sums in any order (see `gyre_core.features.slots`)."""
 _ABSOLUTE_TOLERANCE = 1e-6
 _MOST_EXAMPLES = 20
-_RELATIVE_KINDS = frozenset({"rank", "zscore"})
 BATCH_COLUMN = "(batch)"
 """What stands for a column where an entity was served as of a batch that did not touch it."""
 
@@ -30,9 +30,8 @@ class Served:
     Attributes:
         request_id: of the answer.
         user_id: the user.
-        item_ids: the logged items; where all were logged, in the caller's order.
-        time: the request's now, unix seconds.
-        numbers: of the request's context.
+        item_ids: the logged items.
+        context: the request's, as it was read; without positions, columns of the caller's order are not compared.
         matrix: float32 of shape [items, columns].
         user_batch: number in the user's value, -1 where there was none; so the next two.
         global_batch: of the loop as a whole.
@@ -44,8 +43,7 @@ class Served:
     request_id: str
     user_id: str
     item_ids: Sequence[str]
-    time: float
-    numbers: dict[str, float]
+    context: RequestContext
     matrix: F32
     user_batch: int
     global_batch: int
@@ -129,7 +127,8 @@ class _Checker:
 
     def __init__(self, layout: Layout, replay: BatchReplay) -> None:
         self._layout, self._replay, self._reader = layout, replay, Reader(layout)
-        self._lonely = np.array([each.kind not in _RELATIVE_KINDS for each in layout.described])
+        self._comparing = np.array([each.kind in COMPARING_KINDS for each in layout.described])
+        self._ordered = np.array([each.kind in ORDERED_KINDS for each in layout.described])
 
     def compare(self, served: Served, report: ParityReport) -> None:
         missing = [touch for touch in served.touches() if touch not in self._replay.kept]
@@ -137,7 +136,8 @@ class _Checker:
             self._compare_batches(served, missing, report)
             return
         replayed = self._replayed(served)
-        compared = np.ones_like(self._lonely) if served.is_whole else self._lonely
+        compared = np.ones_like(self._comparing) if served.is_whole else ~self._comparing
+        compared &= (served.context.positions is not None) | ~self._ordered
         close = np.isclose(served.matrix, replayed, rtol=RELATIVE_TOLERANCE, atol=_ABSOLUTE_TOLERANCE, equal_nan=True)
         wrong = np.argwhere(~close & compared)
         if len(wrong) and any(self._replay.is_doubtful(touch) for touch in served.touches()):
@@ -169,6 +169,5 @@ class _Checker:
         everyone = kept.get(Touch("global", GLOBAL_ID, served.global_batch))
         pairs = zip(served.item_ids, served.item_batches, strict=True)
         items = [kept.get(Touch("item", item_id, batch)) for item_id, batch in pairs]
-        context = RequestContext(served.time, served.numbers)
-        matrix, _ = self._reader.matrix(user, everyone, items, served.item_ids, context)
+        matrix, _ = self._reader.matrix(user, everyone, items, served.item_ids, served.context)
         return matrix

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from gyre_core.features import Layout
+from gyre_core.features import Layout, RequestContext
 from gyre_runtime.archived import seconds_of
 from gyre_runtime.warehouse import read_columns
 from pyiceberg.table import Table
@@ -80,26 +80,17 @@ def _served(rows: pa.Table, layout: Layout, *, needs_global: bool) -> Iterator[S
         known = row["global_batch"] is not None or not needs_global
         if not known or not row["features"] or len(row["features"]) != 4 * count * columns:
             continue
-        is_whole = count == row["shown"] + row["rest"]
-        order = _caller_order(row["positions"], count) if is_whole else np.arange(count)
-        matrix = np.frombuffer(row["features"], dtype="<f4").reshape(count, columns)
+        positions = row["positions"] if len(row["positions"] or ()) == count else None
+        numbers, labels = dict(row["context"] or ()), dict(row["labels"] or ())
         yield Served(
             request_id=row["request_id"],
             user_id=row["user_id"],
-            item_ids=[row["item_ids"][at] for at in order],
-            time=times[index],
-            numbers=dict(row["context"] or ()),
-            matrix=matrix[order],
+            item_ids=row["item_ids"],
+            context=RequestContext(times[index], numbers, labels, positions),
+            matrix=np.frombuffer(row["features"], dtype="<f4").reshape(count, columns),
             user_batch=row["user_batch"],
             global_batch=-1 if row["global_batch"] is None else row["global_batch"],
-            item_batches=[row["item_batches"][at] for at in order],
-            is_whole=is_whole,
+            item_batches=row["item_batches"],
+            is_whole=count == row["shown"] + row["rest"],
             arrival_time=arrivals[index],
         )
-
-
-def _caller_order(positions: Sequence[int] | None, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The places of a whole list in the order that its caller gave; as logged where that was not logged."""
-    if not positions or len(positions) != count:
-        return np.arange(count)
-    return np.argsort(np.array(positions, dtype=np.int64), kind="stable")
