@@ -57,15 +57,19 @@ def test_topics_are_those_of_the_loop(gyre: Gyre, loop_file: Path, loop: str) ->
 
 
 async def test_rank_shows_items_and_model(gyre: Gyre, serve: ServeGateway, gateway: Any) -> None:
-    """`gyre rank` asks with the given time and prints the items in order, the model and the request id."""
+    """`gyre rank` asks with the given time and labels and prints the items in order, the model and the request id."""
     settings = await serve()
     words = ["rank", "shop", "--user", "u1", "--items", "a, b", "--time", "2013-07-10T12:00:00Z", "--sampled"]
+    words += ["--label", "device=phone", "--label", "referrer=a=b"]
     result = await asyncio.to_thread(gyre, *words, gateway=settings.gateway)
     assert result.exit_code == 0, result.output
     assert result.output.index(" b ") < result.output.index(" a ")
     assert "request made: model v1, arm live" in result.output
     assert gateway.requests[0].context.request_time.ToSeconds() == 1373457600
+    assert dict(gateway.requests[0].context.labels) == {"device": "phone", "referrer": "a=b"}
     assert "traceparent" in gateway.metadata[0]
+    wrong = await asyncio.to_thread(gyre, "rank", "shop", "--user", "u1", "--items", "a", "--label", "phone")
+    assert (wrong.exit_code, "must be name=value" in wrong.output) == (1, True)
 
 
 async def test_json_is_for_programs(gyre: Gyre, serve: ServeGateway) -> None:

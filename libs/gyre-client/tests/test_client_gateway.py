@@ -22,16 +22,24 @@ ServeGateway = Callable[..., Awaitable[ClientSettings]]
 
 
 async def test_rank_sends_everything_it_is_given(serve: ServeGateway, gateway: Any) -> None:
-    """User, candidates, limit, time to the microsecond, numbers and request id reach the gateway."""
+    """User, candidates, limit, time to the microsecond, numbers, labels and request id reach the gateway."""
     async with GyreClient(settings=await serve()) as client:
         answer = await client.rank(
-            "shop", "u1", ["a", "b"], limit=1, time=1373457600.25, numbers={"device": 2.0}, request_id="r1"
+            "shop",
+            "u1",
+            ["a", "b"],
+            limit=1,
+            time=1373457600.25,
+            numbers={"device": 2.0},
+            request_id="r1",
+            labels={"referrer": "mail"},
         )
     assert [item.item_id for item in answer.items] == ["b", "a"]
     (request,) = gateway.requests
     assert (request.loop, request.user_id, list(request.item_ids), request.limit) == ("shop", "u1", ["a", "b"], 1)
     assert request.context.request_time.ToMicroseconds() == 1373457600250000
     assert (dict(request.context.numbers), request.request_id) == ({"device": 2.0}, "r1")
+    assert dict(request.context.labels) == {"referrer": "mail"}
 
 
 async def test_without_a_time_the_gateway_decides(serve: ServeGateway, gateway: Any) -> None:

@@ -13,13 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_client import Invalid
+from gyre_client.gateway import item_changed
 from gyre_client.importing import FileImport, files, load_mapping
 from gyre_client.importing.events import events_by
+from gyre_client.importing.mapping import ItemMapping
 from gyre_client.importing.rows import Rejected, Row, rows_of
 from gyre_core.features import FieldsChanged, Interaction
-from gyre_core.spec import LoopSpec, SpecError, load_loop
+from gyre_core.spec import LoopSpec, SpecError, load_loop, parse_loop, parse_yaml
 from gyre_core.topics import topic
 from gyre_runtime.events import decode, message_types
+from gyre_runtime.fields import field_values
 from gyre_runtime.kafka import read_records
 from typer.testing import Result
 
@@ -38,6 +41,13 @@ kind: items
 item: sku
 at: 2017-01-01T00:00:00Z
 fields: {price: price, tags: {column: tags, separator: "|"}}
+"""
+VECTORS = """
+version: 1
+loop: vectors
+events: {interactions: {click: {}}}
+items: {fields: {embedding: {kind: vector, length: 2}}}
+features: [{name: embedding, kind: vector, field: embedding}]
 """
 ROWS: list[dict[str, Any]] = [
     {"who": "u2", "what": "i1", "how": "opened", "stars": None, "at": "2017-07-01 12:00:10"},
@@ -247,3 +257,35 @@ def test_the_mappings_of_the_page_are_valid(tmp_path: Path) -> None:
         (tmp_path / "mapping.yaml").write_text(block)
         assert load_mapping(tmp_path / "mapping.yaml", movies).columns()
     assert len(blocks) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [("0.5,-1", None), ("[0.5, -1]", None), ([0.5, -1.0], None), ("0.5", "2 finite numbers"), ("a,b", "be a number")],
+)
+def test_a_vector_is_a_list_or_a_text(given: object, rule: str | None) -> None:
+    """Numbers come as a list, or separated in one text; another count of numbers is told with the rule."""
+    spec = parse_loop(VECTORS)
+    mapping = parse_yaml(
+        ItemMapping,
+        "{kind: items, item: sku, at: 2017-01-01T00:00:00Z, fields: {embedding: {column: e}}}",
+        source="test",
+    )
+    found = events_by(mapping, spec)(Row(1, {"sku": "i1", "e": given}))
+    if rule is None:
+        assert isinstance(found, FieldsChanged)
+        assert found.fields == {"embedding": [0.5, -1.0]}
+    else:
+        assert isinstance(found, Rejected)
+        assert (found.field, rule in found.rule) == ("e", True)
+
+
+def test_a_vector_is_sent_as_numbers() -> None:
+    """Text is a category, texts are categories, numbers are a vector."""
+    sent = item_changed("i1", {"embedding": [1, 2.5], "tags": ["a"], "maker": "b"}).fields
+    assert [sent[name].WhichOneof("kind") for name in ("embedding", "tags", "maker")] == [
+        "vector",
+        "categories",
+        "text",
+    ]
+    assert field_values(sent) == {"embedding": [1.0, 2.5], "tags": ["a"], "maker": "b"}

@@ -1,15 +1,19 @@
 """Commands that ask the gateway: rank, recommend, track."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 from gyre.gateway.v1 import gateway_pb2 as pb
 from rich.console import Group, RenderableType
 
-from gyre_client.cli.session import JsonOption, LoopArgument, TimeOption, ask, show, table, unix_time
+from gyre_client.cli.session import JsonOption, LoopArgument, TimeOption, ask, fail, show, table, unix_time
 from gyre_client.gateway import Interaction, RequestOptions
 
 UserOption = Annotated[str, typer.Option(help="The user.", show_default=False)]
+LabelOption = Annotated[
+    list[str] | None, typer.Option("--label", help="Of the request's context: device=phone.", show_default=False)
+]
 SampledOption = Annotated[bool, typer.Option("--sampled", help="Keep this request's trace, for `gyre trace`.")]
 
 
@@ -19,12 +23,19 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _options(time: str | None, *, sampled: bool) -> RequestOptions:
-    options = RequestOptions(sampled=sampled)
+def _options(time: str | None, labels: Sequence[str] | None, *, sampled: bool) -> RequestOptions:
+    options = RequestOptions(sampled=sampled, labels=dict(map(_label, labels or ())))
     moment = unix_time(time)
     if moment is not None:
         options["time"] = moment
     return options
+
+
+def _label(given: str) -> tuple[str, str]:
+    name, equals, value = given.partition("=")
+    if not name or not equals:
+        fail(f"--label = {given!r}: must be name=value")
+    return name, value
 
 
 def rank(  # noqa: PLR0913 (the options of a command)
@@ -33,28 +44,30 @@ def rank(  # noqa: PLR0913 (the options of a command)
     items: Annotated[str, typer.Option(help="The candidates, separated by commas.", show_default=False)],
     limit: Annotated[int, typer.Option(min=0, max=1000, help="How many to show; 0 shows all.")] = 0,
     time: TimeOption = None,
+    label: LabelOption = None,
     *,
     sampled: SampledOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Order candidates for a user."""
     candidates = [item.strip() for item in items.split(",") if item.strip()]
-    options = _options(time, sampled=sampled)
+    options = _options(time, label, sampled=sampled)
     answer = ask("gateway", lambda mesh: mesh.gateway.rank(loop, user, candidates, limit=limit, **options))
     show(answer, as_json=as_json, render=lambda: _ranked(answer))
 
 
-def recommend(
+def recommend(  # noqa: PLR0913 (the options of a command)
     loop: LoopArgument,
     user: UserOption,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many items.")] = 10,
     time: TimeOption = None,
+    label: LabelOption = None,
     *,
     sampled: SampledOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find items for a user."""
-    options = _options(time, sampled=sampled)
+    options = _options(time, label, sampled=sampled)
     answer = ask("gateway", lambda mesh: mesh.gateway.recommend(loop, user, limit=limit, **options))
     show(answer, as_json=as_json, render=lambda: _ranked(answer))
 

@@ -100,6 +100,11 @@ def _categories(source: FieldSource, given: Any) -> FieldValue:
     return [each.strip() for each in text.split(source.separator) if each.strip()] if source.separator else [text]
 
 
+def _vector(source: FieldSource, given: Any) -> FieldValue:
+    parts = given if isinstance(given, list) else str(given).strip(" []").split(source.separator or ",")
+    return [_number(source.column, part) for part in parts]
+
+
 def _point(source: FieldSource, given: Any) -> FieldValue:
     if isinstance(given, datetime | date):
         return _moment(TimeSource(column=source.column), given)
@@ -111,6 +116,7 @@ _FIELDS: Mapping[str, Callable[[FieldSource, Any], FieldValue]] = {
     "boolean": _boolean,
     "categories": _categories,
     "time": _point,
+    "vector": _vector,
 }
 
 
