@@ -199,7 +199,7 @@ def test_an_indexed_category_is_one_column(layout: Layout) -> None:
 def test_any_value_of_a_hashed_category_has_its_bucket(layout: Layout) -> None:
     """A value that nobody listed stands in one of the buckets, always the same, and events are kept apart by it."""
     made = [FieldsChanged("item", item, START + 1, {"maker": maker}) for item, maker in zip(ITEMS, "acmf", strict=True)]
-    row = read(layout, [*made, click("ann", "i0"), click("ann", "i0")])
+    row = read(layout, [*made, *[click("ann", "i0", time=START + 2)] * 2], time=START + 2)
     buckets = np.stack([row[f"maker_{number}"] for number in range(8)], axis=1)
     of = [item_hash(maker) % 8 for maker in "acmf"]
     assert len(set(of)) > 1

@@ -4,7 +4,17 @@
 says what the online store does with them; `Reader.matrix` reads values; `Replay` is all of it in memory.
 """
 
-from gyre_core.features.aggregation import Delta, EntityId, ItemLookup, aggregate, items_needed
+from gyre_core.features.aggregation import (
+    Batch,
+    Delta,
+    EntityId,
+    ItemLookup,
+    aggregate,
+    aggregate_batch,
+    items_needed,
+    refold,
+    touched,
+)
 from gyre_core.features.events import (
     ENTITY_KINDS,
     GLOBAL_ID,
@@ -20,13 +30,17 @@ from gyre_core.features.events import (
 from gyre_core.features.identity import item_hash
 from gyre_core.features.layout import Column, Layout
 from gyre_core.features.reader import Reader
+from gyre_core.features.remembering import MOST_BATCHES, Remembered
 from gyre_core.features.replay import Replay
 from gyre_core.features.slots import EntityLayout
 from gyre_core.features.state import State, batch_of, merge
+from gyre_core.features.versions import Fold, Held, ItemFields, Version, Versions, with_version
 
 __all__ = [
     "ENTITY_KINDS",
     "GLOBAL_ID",
+    "MOST_BATCHES",
+    "Batch",
     "Column",
     "Delta",
     "EntityId",
@@ -36,17 +50,27 @@ __all__ = [
     "FeatureAge",
     "FieldValue",
     "FieldsChanged",
+    "Fold",
+    "Held",
     "Impression",
     "Interaction",
+    "ItemFields",
     "ItemLookup",
     "Layout",
     "Reader",
+    "Remembered",
     "Replay",
     "RequestContext",
     "State",
+    "Version",
+    "Versions",
     "aggregate",
+    "aggregate_batch",
     "batch_of",
     "item_hash",
     "items_needed",
     "merge",
+    "refold",
+    "touched",
+    "with_version",
 ]

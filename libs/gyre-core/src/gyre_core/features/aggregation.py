@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import nan
 from typing import Protocol
 
 from gyre_core.features.encoding import encode_all
@@ -17,8 +19,10 @@ from gyre_core.features.events import (
 )
 from gyre_core.features.identity import id_group, item_hash
 from gyre_core.features.layout import Layout
-from gyre_core.features.slots import ID_GROUPS, EntityLayout
-from gyre_core.features.state import Categories, State, unpack_fields
+from gyre_core.features.plans import Plan
+from gyre_core.features.slots import ID_GROUPS
+from gyre_core.features.state import Categories, State
+from gyre_core.features.versions import Fold, Held, Versions, with_version
 from gyre_core.spec import IMPRESSION
 
 ItemLookup = Callable[[str], bytes | None]
@@ -27,38 +31,120 @@ EntityId = tuple[EntityKind, str]
 Delta = State
 """A delta is the state that a batch alone would make of nothing; `pack(batch)` gives the bytes to ship."""
 
+_NO_CATEGORIES: Categories = {}
+
 
 class States(Protocol):
-    """Where folding finds the states to change and the items' categories."""
+    """Where folding finds the states to change and what items hold."""
 
     def state(self, kind: EntityKind, id: str) -> State:  # noqa: A002 (the field's name)
         """The state to fold into; it is changed."""
 
-    def categories(self, item_id: str, field: str) -> tuple[int, ...]:
-        """The indices of the item's categories in a field, as of now; empty for an unknown item."""
+    def held(self, item_id: str, time: float) -> Held:
+        """What an item held at a time, unix seconds."""
+
+    def changed(self, item_id: str, time: float, numbers: list[float]) -> None:
+        """Take in a version of an item's fields, encoded."""
+
+    def remember(self, fold: Fold) -> None:
+        """Take in what an event read of an item."""
+
+
+class Known(Protocol):
+    """What stands from before a batch."""
+
+    def versions(self, item_id: str) -> Versions:
+        """The versions of an item's fields."""
+
+    def folds(self, item_id: str) -> Iterable[Fold]:
+        """The remembered folds on an item whose fields a batch changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a batch comes to.
+
+    Attributes:
+        deltas: what it adds, by entity.
+        versions: of the items whose fields it changes, as they are then.
+        folds: to be remembered.
+        refolds: remembered folds that read other fields now, so are to be forgotten, each with what it should have
+            read; `folds` has them as they are then.
+    """
+
+    deltas: dict[EntityId, Delta]
+    versions: dict[str, Versions]
+    folds: list[Fold]
+    refolds: list[tuple[Fold, Held]]
 
 
 def aggregate(layout: Layout, events: Iterable[Event], item_fields: ItemLookup) -> dict[EntityId, Delta]:
-    """The deltas of a batch, by (kind, id).
+    """The deltas of a batch, by (kind, id), where nothing is made up for that came late.
 
     `item_fields` gives the packed value of an item as it stands before the batch, or None; changes of an item within
-    the batch are seen by the events after them. Raises ValueError for a field value that is not of its kind.
+    the batch are seen by its events that are not older. Raises ValueError for a field value that is not of its kind.
     """
-    deltas = _Deltas(layout, item_fields)
+    return aggregate_batch(layout, list(events), _Packed(layout, item_fields)).deltas
+
+
+def aggregate_batch(layout: Layout, events: Iterable[Event], known: Known) -> Batch:
+    """All that a batch comes to, whatever the order of its events.
+
+    Raises ValueError for a field value that is not of its kind.
+    """
+    states, behaviour = _Deltas(layout, known), list[Event]()
     for event in events:
-        fold_event(layout, event, deltas)
-    return deltas.states
+        if isinstance(event, FieldsChanged):
+            fold_event(layout, event, states)
+        else:
+            behaviour.append(event)
+    for event in behaviour:
+        fold_event(layout, event, states)
+    folds, refolds = states.folds, list[tuple[Fold, Held]]()
+    for item_id, versions in states.versions.items():
+        for fold in known.folds(item_id):
+            held = layout.item_fields.as_of(versions, fold.time)
+            if held.mask != fold.mask or held.is_known != fold.is_known:
+                refolds.append((fold, held))
+                folds.append(fold.again(held))
+    return Batch(states.states, states.versions, folds, refolds)
+
+
+def refold(layout: Layout, fold: Fold, held: Held, stored: Callable[[EntityKind, str], State | None]) -> None:
+    """Make up for fields that came late: in every entity that the fold touched and that `stored` knows still."""
+    change = (layout.item_fields.held(fold.mask).categories, held.categories)
+    for entity, plan in touched(layout, fold):
+        state = stored(*entity)
+        if state is not None:
+            item = item_hash(fold.item_id) if plan.rings else 0
+            state.refold(plan, fold.time, value=fold.given, item=item, change=change)
+
+
+def touched(layout: Layout, fold: Fold) -> list[tuple[EntityId, Plan]]:
+    """The entities whose values a fold changed by what it read of the item's fields."""
+    found: list[tuple[EntityId, Plan]] = []
+    for kind, plan in layout.plans(fold.type):
+        id_ = fold.item_id if kind == "item" else fold.user_id if kind == "user" else GLOBAL_ID
+        if plan.fields and id_:
+            found.append(((kind, id_), plan))
+    return found
 
 
 def items_needed(layout: Layout, events: Iterable[Event]) -> list[str]:
-    """The items whose packed values `aggregate` will ask for, each once, so that they can be read in one round trip."""
+    """The items whose fields `aggregate_batch` will ask for, each once, so that they can be read in one round trip."""
     plans = ((event, plan) for event in layout.events for _, plan in layout.plans(event))
     reading = {event for event, plan in plans if plan.fields}
+    if not reading:
+        return []
     found: dict[str, None] = {}
     for event in events:
-        if isinstance(event, Interaction) and event.type in reading:
-            found[event.item_id] = None
-        elif isinstance(event, Impression) and IMPRESSION in reading:
+        if isinstance(event, Interaction):
+            if event.type in reading:
+                found[event.item_id] = None
+        elif isinstance(event, FieldsChanged):
+            if event.kind == "item":
+                found[event.id] = None
+        elif IMPRESSION in reading:
             found.update(dict.fromkeys(event.item_ids))
     found.pop("", None)
     return list(found)
@@ -75,18 +161,30 @@ def fold_event(layout: Layout, event: Event, states: States) -> None:
 
 
 def _fold_interaction(layout: Layout, event: Interaction, states: States) -> None:
+    held = None
     for kind, plan in layout.plans(event.type):
         id_ = event.item_id if kind == "item" else event.user_id if kind == "user" else GLOBAL_ID
         if not id_:
             continue
-        categories: Categories = {}
-        for field in plan.fields:
-            categories[field] = states.categories(event.item_id, field)
-        for group in plan.groups:
-            grouped = event.item_id if group == "item" else event.user_id
-            categories[ID_GROUPS[group]] = (id_group(grouped),) if grouped else ()
+        categories = _NO_CATEGORIES
+        if plan.fields:
+            held = held or states.held(event.item_id, event.time)
+            categories = held.categories
+        if plan.groups:
+            categories = {**categories, **_groups(plan, event)}
         item = item_hash(event.item_id) if plan.rings else 0
         states.state(kind, id_).fold(plan, event.time, value=event.value, item=item, categories=categories)
+    if held is not None:
+        value = nan if event.value is None else event.value
+        states.remember(Fold(event.item_id, event.user_id, event.type, event.time, value, held.mask, held.is_known))
+
+
+def _groups(plan: Plan, event: Interaction) -> Categories:
+    found: dict[str, tuple[int, ...]] = {}
+    for group in plan.groups:
+        grouped = event.item_id if group == "item" else event.user_id
+        found[ID_GROUPS[group]] = (id_group(grouped),) if grouped else ()
+    return found
 
 
 def _fold_impression(layout: Layout, event: Impression, states: States) -> None:
@@ -95,43 +193,56 @@ def _fold_impression(layout: Layout, event: Impression, states: States) -> None:
         for item_id in event.item_ids:
             states.state("item", item_id).fold_count(plan, event.time, count=1)
     shown: tuple[EntityId, ...] = (("user", event.user_id), ("global", GLOBAL_ID))
+    held: list[Held] = []
     for kind, id_ in shown:
         plan = layout.plan(kind, IMPRESSION)
         if plan is not None and id_ and event.item_ids:
-            shown_of = {field: _shown_categories(event, field, states) for field in plan.fields}
+            if plan.fields and not held:
+                held = [states.held(item_id, event.time) for item_id in event.item_ids]
+            shown_of = {field: tuple([i for each in held for i in each.categories[field]]) for field in plan.fields}
             for group in plan.groups:
                 ids = event.item_ids if group == "item" else [event.user_id] * len(event.item_ids)
                 shown_of[ID_GROUPS[group]] = tuple([id_group(each) for each in ids if each])
             states.state(kind, id_).fold_count(plan, event.time, count=len(event.item_ids), categories=shown_of)
-
-
-def _shown_categories(event: Impression, field: str, states: States) -> tuple[int, ...]:
-    return tuple(category for item_id in event.item_ids for category in states.categories(item_id, field))
+    if held:
+        for item_id, each in zip(event.item_ids, held, strict=True):
+            states.remember(Fold(item_id, event.user_id, IMPRESSION, event.time, nan, each.mask, each.is_known))
 
 
 def _fold_fields(layout: Layout, event: FieldsChanged, states: States) -> None:
     slots = layout.slots(event.kind).fields
     if slots:
-        states.state(event.kind, event.id).set_fields(event.time, encode_all(slots, event.fields))
+        numbers = encode_all(slots, event.fields)
+        states.state(event.kind, event.id).set_fields(event.time, numbers)
+        if event.kind == "item" and layout.item_fields.fields:
+            states.changed(event.id, event.time, numbers)
 
 
-def categories_of(entity: EntityLayout, lasts: Sequence[float], field: str) -> tuple[int, ...]:
-    """The indices of the categories that a field holds, from all the encoded fields of an item."""
-    first, end = entity.field_spans[field]
-    numbers = lasts[first:end]
-    return tuple([index for index, number in enumerate(numbers) if number > 0])
+class _Packed:
+    """Items by their packed values, with nothing from before them."""
+
+    def __init__(self, layout: Layout, lookup: ItemLookup) -> None:
+        self._fields, self._lookup = layout.item_fields, lookup
+
+    def versions(self, item_id: str) -> Versions:
+        return self._fields.unpack(self._lookup(item_id))
+
+    def folds(self, item_id: str) -> Iterable[Fold]:  # noqa: ARG002 - nothing is remembered
+        return ()
 
 
 class _Deltas:
     """New states for what the batch touches, over the stored items that it only reads."""
 
-    def __init__(self, layout: Layout, lookup: ItemLookup) -> None:
+    def __init__(self, layout: Layout, known: Known) -> None:
         self.states: dict[EntityId, State] = {}
-        self._layout = layout
-        self._lookup = lookup
+        self.versions: dict[str, Versions] = {}
+        self.folds: list[Fold] = []
+        self._layout, self._known = layout, known
         self._entities = {kind: layout.slots(kind) for kind in ENTITY_KINDS}
-        self._stored: dict[str, tuple[float, tuple[float, ...]]] = {}
-        self._stored_categories: dict[tuple[str, str], tuple[int, ...]] = {}
+        self._fields = layout.item_fields
+        self._stand: dict[str, Versions] = {}
+        self._remembers_known = layout.max_field_lateness_s > 0
 
     def state(self, kind: EntityKind, id: str) -> State:  # noqa: A002 (the field's name)
         key = (kind, id)
@@ -140,16 +251,23 @@ class _Deltas:
             found = self.states[key] = State(self._entities[kind])
         return found
 
-    def categories(self, item_id: str, field: str) -> tuple[int, ...]:
-        stored = self._stored.get(item_id)
-        if stored is None:
-            stored = self._stored[item_id] = unpack_fields(self._entities["item"], self._lookup(item_id))
-        delta = self.states.get(("item", item_id))
-        # As the store will merge them: the later fields stand.
-        if delta is not None and delta.fields_time > stored[0]:
-            return categories_of(self._entities["item"], delta.lasts, field)
-        key = (item_id, field)
-        found = self._stored_categories.get(key)
+    def _versions(self, item_id: str) -> Versions:
+        found = self._stand.get(item_id)
         if found is None:
-            found = self._stored_categories[key] = categories_of(self._entities["item"], stored[1], field)
+            found = self._stand[item_id] = self._known.versions(item_id)
         return found
+
+    def held(self, item_id: str, time: float) -> Held:
+        versions = self._versions(item_id)
+        return versions[0].held if len(versions) == 1 else self._fields.as_of(versions, time)
+
+    def changed(self, item_id: str, time: float, numbers: list[float]) -> None:
+        before = self._versions(item_id)
+        after = with_version(before, self._fields.version(time, numbers), kept_s=self._layout.max_lateness_s)
+        if after is not before:
+            self._stand[item_id] = after
+        self.versions[item_id] = after
+
+    def remember(self, fold: Fold) -> None:
+        if self._remembers_known or not fold.is_known:
+            self.folds.append(fold)

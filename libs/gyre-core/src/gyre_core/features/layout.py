@@ -14,6 +14,7 @@ from gyre_core.features.events import ENTITY_KINDS, EntityKind
 from gyre_core.features.plans import Plan, plan_for
 from gyre_core.features.slots import EntityLayout
 from gyre_core.features.state import unpack_rings
+from gyre_core.features.versions import ItemFields
 from gyre_core.spec import IMPRESSION, Feature, LoopSpec, feature_columns
 from gyre_core.spec.model import SpecModel
 
@@ -51,6 +52,8 @@ class Layout:
     hash: str
     model_columns: tuple[str, ...]
     events: tuple[str, ...]
+    max_lateness_s: float
+    max_field_lateness_s: float
 
     @classmethod
     def compile(cls, spec: LoopSpec) -> Layout:
@@ -69,6 +72,8 @@ class Layout:
             hash=_hash_of(spec, described, entities),
             model_columns=spec.model_columns(),
             events=(*spec.events.interactions, IMPRESSION),
+            max_lateness_s=spec.events.max_lateness_s,
+            max_field_lateness_s=spec.events.max_field_lateness_s,
         )
 
     @cached_property
@@ -97,6 +102,13 @@ class Layout:
     def plans(self, event: str) -> tuple[tuple[EntityKind, Plan], ...]:
         """What an event type touches, kind by kind; nothing for an unknown type."""
         return self._plans_by_event.get(event, ())
+
+    @cached_property
+    def item_fields(self) -> ItemFields:
+        """What folds read of items' fields."""
+        plans = self._plans.values()
+        fields = dict.fromkeys(field for plan in plans for field in plan.fields)
+        return ItemFields(self.entities["item"], tuple(fields), self.events)
 
     @cached_property
     def _plans_by_event(self) -> dict[str, tuple[tuple[EntityKind, Plan], ...]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gyre_core.features.aggregation import EntityId, categories_of, fold_event
+from gyre_core.features.aggregation import EntityId, fold_event, refold
 from gyre_core.features.events import GLOBAL_ID, EntityKind, Event, FeatureAge, RequestContext
 from gyre_core.features.frame import F32
 from gyre_core.features.layout import Layout
 from gyre_core.features.reader import Reader
+from gyre_core.features.remembering import Remembered
 from gyre_core.features.state import State
+from gyre_core.features.versions import Fold, Held, Versions, with_version
 
 
 class Replay:
@@ -46,6 +48,8 @@ class _Stored:
         self._layout = layout
         self._states: dict[EntityId, State] = {}
         self._packed: dict[EntityId, bytes] = {}
+        self._versions: dict[str, Versions] = {}
+        self._folds = Remembered(layout)
 
     def state(self, kind: EntityKind, id: str) -> State:  # noqa: A002 (the field's name)
         key = (kind, id)
@@ -55,9 +59,24 @@ class _Stored:
             found = self._states[key] = State(self._layout.slots(kind))
         return found
 
-    def categories(self, item_id: str, field: str) -> tuple[int, ...]:
-        state = self._states.get(("item", item_id))
-        return categories_of(self._layout.slots("item"), state.lasts, field) if state is not None else ()
+    def held(self, item_id: str, time: float) -> Held:
+        return self._layout.item_fields.as_of(self._versions.get(item_id, ()), time)
+
+    def changed(self, item_id: str, time: float, numbers: list[float]) -> None:
+        layout = self._layout
+        added = layout.item_fields.version(time, numbers)
+        versions = with_version(self._versions.get(item_id, ()), added, kept_s=layout.max_lateness_s)
+        self._versions[item_id] = versions
+        for fold in self._folds.of(item_id):
+            held = layout.item_fields.as_of(versions, fold.time)
+            if held.mask != fold.mask or held.is_known != fold.is_known:
+                refold(layout, fold, held, self.state)
+                self._folds.drop([fold])
+                self._folds.add([fold.again(held)])
+
+    def remember(self, fold: Fold) -> None:
+        self._folds.add([fold])
+        self._folds.cut(fold.time)
 
     def value(self, kind: EntityKind, id: str) -> bytes | None:  # noqa: A002 (the field's name)
         key = (kind, id)

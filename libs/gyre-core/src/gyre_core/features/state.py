@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 from struct import Struct
 from typing import Any
@@ -11,13 +12,17 @@ from gyre_core.features.slots import HEADER_BYTES, EntityLayout, bucket_of, mask
 
 _COUNT = Struct("<Q")
 _NEVER = float("-inf")
+_ROUNDING = 1e-6
 _F32_MAX = 3.4028234663852886e38
 
 Entry = tuple[Any, ...]
 """One ring entry: (time, item hash) or (time, item hash, category mask)."""
 
-Categories = dict[str, tuple[int, ...]]
+Categories = Mapping[str, tuple[int, ...]]
 """The category indices of the event's item, by field."""
+
+Change = tuple[Categories, Categories]
+"""The categories with which an event was folded, and those with which it should be."""
 
 
 class State:
@@ -191,6 +196,33 @@ class State:
         for slot in plan.windows:
             self._count_in_window(slot, time, float(count))
 
+    def refold(self, plan: Plan, time: float, *, value: float | None, item: int, change: Change) -> None:
+        """Take back what an event added for its item's categories, and add it for those that the item really held."""
+        before, after = change
+        if value is not None and not isfinite(value):
+            value = None
+        lag = max(self.reference_time - time, 0.0)
+        self._move_by_category(plan.affinities, 1.0, lag, change)
+        if value is not None:
+            self._move_by_category(plan.valued_by, 1.0, lag, change)
+            self._move_by_category(plan.values_by, value, lag, change)
+        for slot, field in plan.rings:
+            if field and before[field] != after[field]:
+                entry = (time, item, mask_of(after[field]))
+                self.rings[slot] = [entry if each[:2] == entry[:2] else each for each in self.rings[slot]]
+
+    def _move_by_category(
+        self, slots: tuple[tuple[int, float, str], ...], added: float, lag: float, change: Change
+    ) -> None:
+        before, after = change
+        for first, half_life_s, field in slots:
+            if field in before:
+                weight = _decayed(added, lag, half_life_s)
+                for category in before[field]:
+                    self.sums[first + category] = _without(self.sums[first + category], weight)
+                for category in after[field]:
+                    self.sums[first + category] += weight
+
     def set_fields(self, time: float, numbers: list[float]) -> None:
         """Replace the encoded fields if these are newer."""
         if _fields_win(time, numbers, self):
@@ -279,6 +311,12 @@ def batch_of(value: bytes) -> int:
 
 def _decayed(weight: float, lag: float, half_life_s: float) -> float:
     return weight * 2.0 ** (-lag / half_life_s) if lag else weight
+
+
+def _without(total: float, weight: float) -> float:
+    """The difference; what is left of rounding alone counts as nothing, since shares are made of these sums."""
+    left = total - weight
+    return 0.0 if abs(left) < _ROUNDING * max(abs(total), abs(weight)) else left
 
 
 def _newest(added: list[Entry], ring: list[Entry], length: int) -> list[Entry]:

@@ -48,6 +48,7 @@ class EventsSpec(SpecModel):
     """The interaction types and the bounds on event times."""
 
     max_lateness: Duration = Duration.parse("1h")
+    max_field_lateness: Duration = Duration.parse("1m")
     max_future: Duration = Duration.parse("5m")
     interactions: dict[EventName, InteractionSpec] = PydanticField(min_length=1)
 
@@ -55,6 +56,11 @@ class EventsSpec(SpecModel):
     def max_lateness_s(self) -> float:
         """How far behind the loop's clock an event may be, seconds."""
         return self.max_lateness.seconds
+
+    @property
+    def max_field_lateness_s(self) -> float:
+        """How long after an event a change of its item's fields may come that the event should have seen, seconds."""
+        return self.max_field_lateness.seconds
 
     @property
     def max_future_s(self) -> float:

@@ -1,0 +1,165 @@
+"""Item fields as of an event's time: the newest version not newer than the event, or the oldest known one.
+
+A fold reads of an item's fields only which categories it holds. What it read is remembered for a while (`Fold`), so
+that a version that comes late is made up for: the fold is taken back as it was and done again as it should be. An
+unknown item holds nothing; its events count at once for all that needs no fields, and are remembered for longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan
+from struct import Struct
+from typing import NamedTuple
+
+from gyre_core.features.slots import EntityLayout
+from gyre_core.features.state import unpack_fields
+
+_HEAD = Struct("<ddBBHH")
+_NEVER = float("-inf")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """Which categories an item holds, in every field that folds read: as bits, and as indices by field."""
+
+    mask: int
+    categories: Mapping[str, tuple[int, ...]]
+    is_known: bool = True
+
+
+class Version(NamedTuple):
+    """An item's encoded fields from a time (unix seconds) on."""
+
+    time: float
+    numbers: tuple[float, ...]
+    held: Held
+
+
+Versions = tuple[Version, ...]
+"""Oldest first; empty for an unknown item."""
+
+
+@dataclass(slots=True, eq=False)
+class Fold:
+    """One event's fold on one item and what it read there; `value` is NaN where the event has none."""
+
+    item_id: str
+    user_id: str
+    type: str
+    time: float
+    value: float
+    mask: int
+    is_known: bool
+
+    def again(self, held: Held) -> Fold:
+        """The same event's fold on other fields."""
+        return Fold(self.item_id, self.user_id, self.type, self.time, self.value, held.mask, held.is_known)
+
+    @property
+    def given(self) -> float | None:
+        """The event's value."""
+        return None if isnan(self.value) else self.value
+
+
+class ItemFields:
+    """What folds read of an item's fields; compiled once for each layout.
+
+    Args:
+        entity: the item's slots.
+        fields: the category fields that folds read; none where no feature keeps categories apart.
+        events: the event types, in the layout's order.
+    """
+
+    def __init__(self, entity: EntityLayout, fields: Sequence[str], events: Sequence[str]) -> None:
+        self.fields = tuple(fields)
+        self._entity, self._events = entity, tuple(events)
+        self._type_of = {event: index for index, event in enumerate(events)}
+        self._spans = [entity.field_spans[field] for field in fields]
+        self._starts = [sum(end - first for first, end in self._spans[:index]) for index in range(len(self._spans))]
+        self._mask_bytes = (sum(end - first for first, end in self._spans) + 7) // 8
+        self._numbers = Struct(f"<{entity.lasts}f")
+        self._older = Struct(f"<d{entity.lasts}f")
+        self._held: dict[int, Held] = {}
+        self.unknown = Held(0, dict.fromkeys(fields, ()), is_known=False)
+
+    def held(self, mask: int) -> Held:
+        """What an item of these bits holds."""
+        found = self._held.get(mask)
+        if found is None:
+            named = {
+                field: tuple(index for index in range(end - first) if mask >> (start + index) & 1)
+                for field, start, (first, end) in zip(self.fields, self._starts, self._spans, strict=True)
+            }
+            found = self._held[mask] = Held(mask, named)
+        return found
+
+    def version(self, time: float, numbers: Sequence[float]) -> Version:
+        """A version as it will be stored: in float32."""
+        stored = self._numbers.unpack(self._numbers.pack(*numbers))
+        mask = 0
+        for start, (first, end) in zip(self._starts, self._spans, strict=True):
+            for index in range(end - first):
+                if stored[first + index] > 0:
+                    mask |= 1 << (start + index)
+        return Version(time, stored, self.held(mask))
+
+    def as_of(self, versions: Versions, time: float) -> Held:
+        """What an item held at a time, unix seconds."""
+        if not versions:
+            return self.unknown
+        for version in reversed(versions):
+            if version.time <= time:
+                return version.held
+        return versions[0].held
+
+    def unpack(self, value: bytes | None, older: bytes | None = None) -> Versions:
+        """The versions of an item from its packed value, which has the newest, and from what `pack_older` gave."""
+        time, numbers = unpack_fields(self._entity, value)
+        if time == _NEVER:
+            return ()
+        before = [self.version(each[0], each[1:]) for each in self._older.iter_unpack(older or b"")]
+        return (*(each for each in before if each.time < time), self.version(time, numbers))
+
+    def pack_older(self, versions: Versions) -> bytes:
+        """All versions but the newest."""
+        return b"".join(self._older.pack(each.time, *each.numbers) for each in versions[:-1])
+
+    def pack_folds(self, folds: Iterable[Fold]) -> bytes:
+        """Folds to be remembered elsewhere."""
+        parts: list[bytes] = []
+        pack, size, types = _HEAD.pack, self._mask_bytes, self._type_of
+        for fold in folds:
+            item, user = fold.item_id.encode(), fold.user_id.encode()
+            parts.append(pack(fold.time, fold.value, types[fold.type], fold.is_known, len(item), len(user)))
+            parts += (fold.mask.to_bytes(size, "little"), item, user)
+        return b"".join(parts)
+
+    def unpack_folds(self, packed: bytes, offset: int = 0) -> list[Fold]:
+        """What `pack_folds` packed, from an offset on."""
+        found: list[Fold] = []
+        while offset < len(packed):
+            time, value, type_, known, item, user = _HEAD.unpack_from(packed, offset)
+            offset += _HEAD.size
+            mask = int.from_bytes(packed[offset : offset + self._mask_bytes], "little")
+            offset += self._mask_bytes
+            names = packed[offset : offset + item].decode(), packed[offset + item : offset + item + user].decode()
+            offset += item + user
+            found.append(Fold(*names, self._events[type_], time, value, mask, bool(known)))
+        return found
+
+
+def with_version(versions: Versions, added: Version, *, kept_s: float) -> Versions:
+    """The versions with one more; of two of the same time the one stands whose first differing number is greater.
+
+    A version goes once the one after it has been there for `kept_s`: no event that may come still is so old.
+    """
+    same = [each for each in versions if each.time == added.time]
+    if same and same[0].numbers >= added.numbers:
+        return versions
+    found = sorted([*(each for each in versions if each.time != added.time), added], key=lambda each: each.time)
+    while len(found) > 1 and found[1].time <= found[-1].time - kept_s:
+        del found[0]
+    kept = tuple(found)
+    return versions if kept == versions else kept
