@@ -1,6 +1,7 @@
 """The read side over gRPC on the real Redis and Kafka: exact values, and every status and reason."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,13 @@ from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1.data_quality_pb2_grpc import DataQualityServiceStub
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre_core.features import Layout, Replay, RequestContext, item_hash
-from gyre_core.spec import LoopSpec
+from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import declared, topic
 from gyre_features.online.store import OnlineStore
 from gyre_features.online.stream import LoopStream, feature_event
 from gyre_features.processes.serve import serve
 from gyre_features.settings import FeaturesSettings
+from gyre_features.transport.features import now_of
 from gyre_local.process import Process
 from gyre_local.testing import eventually
 from gyre_runtime import Channel, GyreError, Invalid, Lifespan, NotFound, Precondition, ServiceSettings, channel
@@ -209,6 +211,17 @@ async def test_the_replay_clock_needs_the_requests_time(service: Service, spec: 
     assert (await service.features.GetFeatures(request, timeout=30)).features.rows == 1
     popular = service.features.ListPopular(pb.ListPopularRequest(loop=spec.loop, limit=1), timeout=30)
     assert await _refused(popular) == (Invalid, "TIME_REQUIRED")
+
+
+async def test_a_callers_now_counts_where_the_clocks_agree(bare: str) -> None:
+    """On the wall clock a request's time is the read's now within five seconds of the server's, and ignored beyond."""
+    spec = parse_loop(BARE.format(loop=bare), source="test")
+    for off_s, counts in ((-4.0, True), (4.0, True), (-60.0, False), (60.0, False)):
+        asked = Timestamp()
+        asked.FromMicroseconds(time.time_ns() // 1000 + int(off_s * 1e6))
+        found = now_of(spec, asked)
+        assert (found == asked.ToMicroseconds() / 1e6) is counts
+        assert abs(found - time.time()) < 5
 
 
 async def test_an_unknown_loop_is_not_found(service: Service) -> None:

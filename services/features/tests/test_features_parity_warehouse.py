@@ -1,7 +1,9 @@
 """The parity check on a real store and a real warehouse: reads between batches, and everything that may befall both."""
 
+import asyncio
 import random
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,16 +12,22 @@ from typing import Any
 import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2 as events_pb2
+from gyre.features.v1 import parity_pb2 as pb
+from gyre.features.v1.parity_pb2_grpc import ParityServiceStub
 from gyre_core.features import Layout, Reader, RequestContext, state
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_features.archive import Archive
 from gyre_features.erasure import erase_user
 from gyre_features.online.store import OnlineStore
-from gyre_features.online.stream import Batch, LoopStream
+from gyre_features.online.stream import LoopStream
 from gyre_features.parity.loop import REBUILT, LoopReport, check_loop
 from gyre_features.parity.served import Period
+from gyre_features.processes.check import check
 from gyre_features.settings import FeaturesSettings
+from gyre_local.reserve import free_ports
+from gyre_local.testing import eventually
+from gyre_runtime import Lifespan, NotFound, ServiceSettings, channel
 from gyre_runtime.events import Event
 from gyre_runtime.warehouse import INTERACTIONS, ensure_table, open_catalog
 from redis.asyncio import Redis
@@ -69,17 +77,10 @@ class Loop:
         await self.archive.add(events)
         await self.stream.apply(events)
 
-    async def note(self, batch: Batch, _events: Sequence[Event]) -> None:
+    async def note(self, batch: events_pb2.BatchApplied, _events: Sequence[Event]) -> None:
         """Log a batch as the stream's process does."""
-        if batch.number in self.lost:
-            return
-        message = events_pb2.BatchApplied(
-            loop=self.spec.loop, layout=self.layout.hash, shard=batch.shard, batch=batch.number, events=batch.events
-        )
-        for (name, partition), (first, end) in batch.ranges.items():
-            message.ranges.add(topic=name, partition=partition, first=first, end=end)
-        message.applied_time.FromNanoseconds(int(batch.applied_time * 1e9))
-        await self.archive.add([self.event("features.applied", message, batch.applied_time)])
+        if batch.batch not in self.lost:
+            await self.archive.add([self.event("features.applied", batch, batch.applied_time.ToNanoseconds() / 1e9)])
 
     async def read(self, user_id: str, now: float, *, wrong: float = 0.0, age_s: float = 0.0) -> None:
         """Read features as they are served, and log the impression; `wrong` is added to the first number."""
@@ -263,3 +264,69 @@ async def test_an_erased_user_is_no_mismatch(loop: Loop) -> None:
     assert found.mismatches == 0
     assert found.impressions + found.unknown == 3
     assert found.unknown >= 1
+
+
+@pytest.mark.adapter
+async def test_a_loop_is_checked_when_somebody_asks(loop: Loop, loop_file: Path) -> None:
+    """The process answers a new check with its examples, and afterwards the last one; unknown loops are refused."""
+    await turn(loop, range(3))
+    await loop.read("u1", BEGIN + 3000, wrong=0.01)
+    await loop.archive.flush()
+    settings = FeaturesSettings(loops=(loop_file,), warehouse=str(loop.warehouse))
+    async with Lifespan(drain_s=1) as lifespan:
+        server = await check(lifespan, settings)
+        async with channel(server.address, ServiceSettings(), name="features-check") as open_channel:
+            stub = ParityServiceStub(open_channel)
+            with pytest.raises(NotFound) as caught:
+                await stub.GetParity(pb.GetParityRequest(loop=loop.spec.loop), timeout=5)
+            assert caught.value.reason == "NO_REPORT"
+            report = (await stub.CheckParity(pb.CheckParityRequest(loop=loop.spec.loop), timeout=60)).report
+            assert (report.impressions, report.mismatches, dict(report.unknown), report.pending) == (4, 1, {}, 0)
+            assert [each.request_id for each in report.examples] == ["r4"]
+            assert (await stub.GetParity(pb.GetParityRequest(loop=loop.spec.loop), timeout=5)).report == report
+            with pytest.raises(NotFound) as caught:
+                await stub.CheckParity(pb.CheckParityRequest(loop="nowhere"), timeout=5)
+            assert caught.value.reason == "UNKNOWN_LOOP"
+
+
+@pytest.mark.adapter
+async def test_a_scheduled_check_is_a_metric(
+    spec: LoopSpec, redis: Redis, tmp_path: Path, start_process: Callable[..., Any]
+) -> None:
+    """The process checks by itself each interval, and its metrics page holds what was found."""
+    loop = Loop(spec, redis, tmp_path / "warehouse")
+    await turn(loop, range(3))
+    await loop.read("u1", BEGIN + 3000, wrong=0.01)
+    await loop.archive.flush()
+    (port,) = free_ports(1)
+    start_process("check", GYRE_FEATURES_CHECK_INTERVAL_S="0.2", GYRE_METRICS_LISTEN=f"127.0.0.1:{port}")
+    wanted = f'gyre_features_parity_mismatches{{loop="{spec.loop}"}} 1.0'
+
+    async def told() -> bool:
+        try:
+            page = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{port}/metrics", timeout=2)
+        except OSError:
+            return False
+        with page:
+            return wanted in page.read().decode()
+
+    await eventually(told, timeout_s=40, message="the mismatch is on the metrics page")
+
+
+@pytest.mark.adapter
+async def test_one_check_ends_with_a_code(
+    spec: LoopSpec, redis: Redis, tmp_path: Path, start_process: Callable[..., Any]
+) -> None:
+    """`check-once` prints what it found of each loop and ends with 0, or with 1 where something mismatches."""
+    loop = Loop(spec, redis, tmp_path / "warehouse")
+    await turn(loop, range(3))
+    await loop.archive.flush()
+    process = start_process("check-once")
+    assert await asyncio.to_thread(process.wait, 30) == 0, process.log.read_text()
+    columns = len(loop.layout.columns)
+    assert f"parity: 3 impressions, {3 * 12 * columns} values, 0 mismatches, 0 unknown" in process.log.read_text()
+    await loop.read("u1", BEGIN + 3000, wrong=0.01)
+    await loop.archive.flush()
+    process = start_process("check-once")
+    assert await asyncio.to_thread(process.wait, 30) == 1
+    assert "r4" in process.log.read_text()

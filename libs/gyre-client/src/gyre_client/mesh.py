@@ -5,6 +5,7 @@ from typing import Self
 
 from gyre.deployer.v1 import deployer_pb2_grpc as deployer_rpc
 from gyre.features.v1 import features_pb2_grpc as features_rpc
+from gyre.features.v1 import parity_pb2_grpc as parity_rpc
 from gyre.monitor.v1 import monitor_pb2_grpc as monitor_rpc
 from gyre.trainer.v1 import trainer_pb2_grpc as trainer_rpc
 from gyre_runtime import Channel, channel
@@ -22,6 +23,7 @@ class Mesh:
         settings: where the services are.
         gateway: a `GyreClient`.
         features: the feature store's stub.
+        parity: the stub of its check.
         trainer: the trainer's stub.
         deployer: the deployer's stub.
         monitor: the monitor's stub.
@@ -32,6 +34,7 @@ class Mesh:
         self._channels: list[Channel] = []
         self.gateway = GyreClient(settings=self.settings)
         self.features = features_rpc.FeaturesServiceStub(self._open("features", self.settings.features))
+        self.parity = parity_rpc.ParityServiceStub(self._open("features-check", self.settings.features_check))
         self.trainer = trainer_rpc.TrainerServiceStub(self._open("trainer", self.settings.trainer))
         self.deployer = deployer_rpc.DeployerServiceStub(self._open("deployer", self.settings.deployer))
         self.monitor = monitor_rpc.MonitorServiceStub(self._open("monitor", self.settings.monitor))

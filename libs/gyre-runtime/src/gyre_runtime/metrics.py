@@ -81,6 +81,10 @@ METRICS: tuple[Metric, ...] = (
         "From an event's arrival to its readability.",
     ),
     Metric("gyre_features_read_seconds", "histogram", "s", ("loop",), "Time of one read of the online store."),
+    Metric("gyre_features_parity_mismatches", "gauge", "1", ("loop",), "Served numbers that the last check refuted."),
+    Metric("gyre_features_parity_checked", "gauge", "1", ("loop",), "Impressions that the last check compared."),
+    Metric("gyre_features_parity_unknown", "gauge", "1", ("loop",), "Impressions that the last check could not judge."),
+    Metric("gyre_features_parity_seconds", "gauge", "s", ("loop",), "How long the last check took."),
     Metric("gyre_archive_rows_total", "counter", "1", ("loop", "table"), "Rows appended to the warehouse."),
     Metric("gyre_quality_windows_total", "counter", "1", ("loop", "topic"), "Quality windows told, so far or finally."),
     # inference

@@ -104,6 +104,8 @@ class ServiceSettings(BaseSettings):
     """host:port of the gateway."""
     features: Address = "127.0.0.1:17025"
     """host:port of `features-serve`."""
+    features_check: Address = "127.0.0.1:17065"
+    """host:port of `features-check`."""
     inference: Address = "127.0.0.1:17045"
     """host:port of inference."""
     trainer: Address = "127.0.0.1:17050"

@@ -1,4 +1,4 @@
-"""Starts one of the service's processes: `python -m gyre_features serve|stream|archive|quality`."""
+"""Starts a process of the service or does a job: `python -m gyre_features serve|stream|archive|quality|check|…`."""
 
 import sys
 from functools import partial
@@ -8,15 +8,20 @@ from gyre_runtime import load_settings, run
 
 from gyre_features.settings import FeaturesSettings
 
-PROCESSES = ("serve", "stream", "archive", "quality")
+PROCESSES = ("serve", "stream", "archive", "quality", "check")
+JOBS = {"check-once": ("check", "check_once")}
+"""What is done once and answers an exit code: its module among the processes, and its name there."""
 
 
 def main() -> None:
     """Read the process's name and run it."""
     name = sys.argv[1] if len(sys.argv) == 2 else ""
-    if name not in PROCESSES:
-        sys.exit(f"usage: python -m gyre_features {'|'.join(PROCESSES)}, not {name!r}")
+    if name not in PROCESSES and name not in JOBS:
+        sys.exit(f"usage: python -m gyre_features {'|'.join((*PROCESSES, *JOBS))}, not {name!r}")
     settings = load_settings(FeaturesSettings)
+    if name in JOBS:
+        module, job = JOBS[name]
+        sys.exit(getattr(import_module(f"gyre_features.processes.{module}"), job)(settings))
     wire = getattr(import_module(f"gyre_features.processes.{name}"), name)
     run(partial(wire, settings=settings), settings=settings, service=f"features-{name}")
 

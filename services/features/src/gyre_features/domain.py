@@ -1,6 +1,7 @@
 """Which events of the stream may enter a loop: declared types, fields and ranges, and times within the bounds."""
 
 from gyre.events.v1 import behavior_pb2 as behavior
+from gyre.events.v1 import features_pb2 as events_pb2
 from gyre_core.admission import Refusal, refuse_fields, refuse_interaction, refuse_time
 from gyre_core.clock import LoopClock
 from gyre_core.spec import LoopSpec
@@ -24,6 +25,8 @@ class Admission:
         """Why an event is refused, or None."""
         spec = self._loops[event.topic.partition(".")[0]]
         message = event.message
+        if isinstance(message, events_pb2.BatchApplied):
+            return None  # the mesh's own, which may come late: what was not acknowledged is sent again
         if isinstance(message, behavior.ItemChanged):
             return refuse_fields(spec, "item", field_values(message.fields))
         if isinstance(message, behavior.Interaction):

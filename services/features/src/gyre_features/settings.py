@@ -5,7 +5,7 @@ from pydantic import Field
 
 
 class FeaturesSettings(ServiceSettings):
-    """What the four processes of the features service read from the environment."""
+    """What the processes of the features service read from the environment."""
 
     service = "features"
 
@@ -23,6 +23,12 @@ class FeaturesSettings(ServiceSettings):
     """Seconds after which the archive commits what it has."""
     features_forget_wait_s: float = Field(10.0, ge=0)
     """Seconds that `DeleteEntity` waits for the archive to rewrite the warehouse before it answers without it."""
+    features_check_interval_s: float = Field(3600.0, gt=0)
+    """Seconds between two parity checks of each loop."""
+    features_check_impressions: int = Field(1000, ge=1, le=100_000)
+    """Most impressions that a parity check compares, the newest."""
+    features_check_period_s: float = Field(86_400.0, gt=0)
+    """How far back a parity check looks for impressions, seconds of wall time."""
     features_quality_batch: int = Field(500, ge=1, le=8192)
     """Most records that the quality worker takes at once."""
     features_quality_idle_s: float = Field(10.0, gt=0)

@@ -17,6 +17,7 @@ MODULES = {
     "features-stream": ("gyre_features", "stream"),
     "features-archive": ("gyre_features", "archive"),
     "features-quality": ("gyre_features", "quality"),
+    "features-check": ("gyre_features", "check"),
     "inference": ("gyre_inference",),
     "trainer": ("gyre_trainer",),
     "deployer": ("gyre_deployer",),
@@ -30,6 +31,7 @@ WORKERS = frozenset({"features-stream", "features-archive", "features-quality"})
 PEERS = {
     "GYRE_GATEWAY": "gateway",
     "GYRE_FEATURES": "features-serve",
+    "GYRE_FEATURES_CHECK": "features-check",
     "GYRE_INFERENCE": "inference",
     "GYRE_TRAINER": "trainer",
     "GYRE_DEPLOYER": "deployer",

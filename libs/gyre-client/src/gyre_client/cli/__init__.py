@@ -4,12 +4,13 @@ import logging
 
 import typer
 
-from gyre_client.cli import dlq, importing, loop, models, privacy, requests
+from gyre_client.cli import dlq, features, importing, loop, models, privacy, requests
 
 app = typer.Typer(help="Use and operate a Gyre mesh.", no_args_is_help=True, pretty_exceptions_enable=False)
 for module in (loop, requests, models, importing, privacy):
     module.register(app)
 app.add_typer(dlq.app, name="dlq")
+app.add_typer(features.app, name="features")
 
 
 def main() -> None:

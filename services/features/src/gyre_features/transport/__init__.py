@@ -1,6 +1,7 @@
 """The gRPC servicers of the read side."""
 
 from gyre_features.transport.features import FeaturesServicer
+from gyre_features.transport.parity import ParityServicer
 from gyre_features.transport.quality import DataQualityServicer
 
-__all__ = ["DataQualityServicer", "FeaturesServicer"]
+__all__ = ["DataQualityServicer", "FeaturesServicer", "ParityServicer"]

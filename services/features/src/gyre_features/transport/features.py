@@ -16,6 +16,8 @@ from gyre_features.forgetting import Forgetting
 from gyre_features.online.store import OnlineStore
 from gyre_features.popularity import popular_for
 
+_ASKED_TIME_S = 5.0
+"""How far a caller's now may be from the server's on the wall clock to count: what clocks and a call take."""
 _KINDS = {pb.ENTITY_KIND_USER: "user", pb.ENTITY_KIND_ITEM: "item"}
 
 
@@ -25,17 +27,19 @@ def unknown_loop(loop: str) -> NotFound:
 
 
 def now_of(spec: LoopSpec, given: Timestamp | None) -> float:
-    """The loop's now, unix seconds: the request's own time on the replay clock.
+    """The loop's now, unix seconds: the request's own time; on the wall clock only where the two agree.
 
     Raises:
         Invalid: the replay clock needs a time, and there is none.
     """
+    asked = None if given is None else given.seconds + given.nanos / 1e9
     if spec.clock == "wall":
-        return time.time()
-    if given is None:
+        now = time.time()
+        return now if asked is None or abs(asked - now) > _ASKED_TIME_S else asked
+    if asked is None:
         rule = "is required on the replay clock"
         raise Invalid("TIME_REQUIRED", f"request_time: {rule}", violations=[Violation("request_time", "unset", rule)])
-    return given.seconds + given.nanos / 1e9
+    return asked
 
 
 class FeaturesServicer(rpc.FeaturesServiceServicer):

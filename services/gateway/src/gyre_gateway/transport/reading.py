@@ -80,7 +80,8 @@ def _budget_s(spec: LoopSpec) -> float:
 
 def _request_time(spec: LoopSpec, context: pb.RequestContext) -> float:
     if spec.clock == "wall":
-        return time.time()
+        # Whole microseconds, as an event carries it: the impression's time is the very now of the read.
+        return time.time_ns() // 1000 / 1e6
     if not context.HasField("request_time"):
         raise invalid("context.request_time", _UNSET, "is required on the replay clock")
     return _seconds("context.request_time", context.request_time)

@@ -110,7 +110,9 @@ class GetFeaturesRequest(_message.Message):
 
     @_builtins.property
     def request_time(self) -> _timestamp_pb2.Timestamp:
-        """The loop's now. Required on the replay clock; on the wall clock it is ignored."""
+        """The loop's now. Required on the replay clock. On the wall clock it counts where it is at most 5 s from the server's own
+        time, so that a caller's record of the read can be checked to the digit; otherwise the server's time counts.
+        """
 
     @_builtins.property
     def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:

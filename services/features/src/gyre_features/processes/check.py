@@ -1,0 +1,47 @@
+"""`check`: compares what was served with a replay of the warehouse, in intervals and when asked; `check-once`: once."""
+
+import sys
+from collections.abc import Iterator
+
+from gyre.features.v1 import parity_pb2_grpc as rpc
+from gyre_runtime import Lifespan, Registration, Server, build_server, load_loops
+
+from gyre_features.parity.checks import Checks, run_check
+from gyre_features.parity.loop import LoopReport
+from gyre_features.settings import FeaturesSettings
+from gyre_features.transport import ParityServicer
+
+
+async def check(lifespan: Lifespan, settings: FeaturesSettings) -> Server:
+    """Wire the process."""
+    checks = Checks(settings, load_loops(settings))
+    services = [Registration(rpc.add_ParityServiceServicer_to_server, ParityServicer(checks))]
+    lifespan.background("scheduled checks", checks.run())
+    return await lifespan.enter(build_server(settings, services, health=lifespan.health))
+
+
+def check_once(settings: FeaturesSettings) -> int:
+    """Check every loop, print what was found, and answer the exit code: 0 where nothing mismatches."""
+    mismatches = 0
+    for loop in load_loops(settings):
+        report = run_check(settings, loop, settings.features_check_impressions)
+        mismatches += report.found.mismatches
+        sys.stdout.write("".join(f"{line}\n" for line in lines(report)))
+    return 1 if mismatches else 0
+
+
+def lines(report: LoopReport) -> Iterator[str]:
+    """A report for people."""
+    found = report.found
+    yield (
+        f"{report.loop}: parity: {found.impressions:,} impressions, {found.values:,} values, "
+        f"{found.mismatches:,} mismatches, {found.unknown:,} unknown, {report.pending:,} pending"
+    )
+    yield f"  {report.events:,} events in {report.batches:,} batches replayed in {report.seconds:.1f} s"
+    for reason, count in found.reasons.most_common():
+        yield f"  unknown: {count:,}: {reason}"
+    if found.examples:
+        yield f"  {'request':<34} {'item':<16} {'column':<28} {'served':>14} {'replayed':>14}"
+    for each in found.examples:
+        served, replayed = f"{each.served:>14.7g}", f"{each.replayed:>14.7g}"
+        yield f"  {each.request_id:<34} {each.item_id:<16} {each.column:<28} {served} {replayed}"

@@ -1,0 +1,69 @@
+"""Parity checks over gRPC."""
+
+from gyre.features.v1 import parity_pb2 as pb
+from gyre.features.v1 import parity_pb2_grpc as rpc
+from gyre_runtime import NotFound
+
+from gyre_features.parity.checks import Checks
+from gyre_features.parity.loop import LoopReport
+from gyre_features.transport.features import unknown_loop
+
+
+class ParityServicer(rpc.ParityServiceServicer):
+    """Checks loops when it is asked to, and answers what the last checks found."""
+
+    def __init__(self, checks: Checks) -> None:
+        self._checks = checks
+
+    async def CheckParity(self, request: pb.CheckParityRequest, context: object) -> pb.CheckParityResponse:
+        """Check a loop now; a check that is under way is waited for first.
+
+        Raises:
+            NotFound: the loop is not served.
+            Unavailable: the warehouse cannot be read (CHECK_FAILED).
+        """
+        self._require(request.loop)
+        report = await self._checks.check(request.loop, most=request.impressions or None)
+        return pb.CheckParityResponse(report=_report(report))
+
+    async def GetParity(self, request: pb.GetParityRequest, context: object) -> pb.GetParityResponse:
+        """Answer what the last check of a loop found.
+
+        Raises:
+            NotFound: the loop is not served, or was not checked yet (NO_REPORT).
+        """
+        self._require(request.loop)
+        report = self._checks.last.get(request.loop)
+        if report is None:
+            raise NotFound("NO_REPORT", f"loop = {request.loop!r}: was not checked since this process started")
+        return pb.GetParityResponse(report=_report(report))
+
+    def _require(self, loop: str) -> None:
+        if loop not in self._checks.loops:
+            raise unknown_loop(loop)
+
+
+def _report(report: LoopReport) -> pb.ParityReport:
+    found = report.found
+    message = pb.ParityReport(
+        loop=report.loop,
+        layout=report.layout,
+        seconds=report.seconds,
+        impressions=found.impressions,
+        values=found.values,
+        mismatches=found.mismatches,
+        unknown=found.reasons,
+        pending=report.pending,
+        batches=report.batches,
+        events=report.events,
+    )
+    message.check_time.FromNanoseconds(int(report.check_time * 1e9))
+    for each in found.examples:
+        message.examples.add(
+            request_id=each.request_id,
+            item_id=each.item_id,
+            column=each.column,
+            served=each.served,
+            replayed=each.replayed,
+        )
+    return message
