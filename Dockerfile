@@ -1,4 +1,5 @@
 # One image for each service: `docker build --build-arg SERVICE=gateway -t gyre/gateway .`
+# `--build-arg EXTRAS="--extra redaction"` adds Presidio to gateway or features, for loops that redact texts.
 # Each holds what its own package depends on, at the versions of uv.lock, so only the trainer's image holds torch.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
@@ -11,19 +12,21 @@ RUN find . -type f ! -name pyproject.toml ! -name uv.lock ! -name .python-versio
 FROM ${PYTHON_IMAGE} AS dependencies
 RUN pip install --quiet --no-cache-dir "uv>=0.8,<1"
 ARG SERVICE
+ARG EXTRAS=""
 RUN case "$SERVICE" in gateway|features|inference|trainer|deployer|monitor) ;; \
     *) echo "build with --build-arg SERVICE=gateway|features|inference|trainer|deployer|monitor, not '$SERVICE'" >&2; exit 1 ;; esac
 ENV UV_PROJECT_ENVIRONMENT=/opt/gyre UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 WORKDIR /src
 COPY --from=manifests /src ./
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv sync --quiet --frozen --no-dev --no-install-workspace --package "gyre-$SERVICE"
+    uv sync --quiet --frozen --no-dev --no-install-workspace --package "gyre-$SERVICE" $EXTRAS
 
 FROM dependencies AS build
 ARG SERVICE
+ARG EXTRAS=""
 COPY . .
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv sync --quiet --frozen --no-dev --no-editable --package "gyre-$SERVICE" \
+    uv sync --quiet --frozen --no-dev --no-editable --package "gyre-$SERVICE" $EXTRAS \
     && mkdir /own && cp -r --parents /opt/gyre/lib/python3*/site-packages/gyre* /opt/gyre/lib/python3*/site-packages/externalscaler* /own
 
 FROM ${PYTHON_IMAGE}

@@ -195,3 +195,41 @@ def test_an_action_names_a_check() -> None:
     (issue,) = issues_of(changed("labels: quarantine", "label: quarantine"))
     assert issue.field == "quality.actions.label"
     assert "labels.noise" in issue.rule
+
+
+PRIVACY = """privacy:
+  user_id: hmac
+  fields:
+    items.title: {action: redact, entities: [EMAIL_ADDRESS]}
+    labels.session: {action: hash, key: rotating}
+    labels.referrer: {action: drop}
+"""
+
+
+def test_privacy_rules_are_declared() -> None:
+    """A loop says what becomes of ids and texts; one that says nothing keeps all and needs no key."""
+    spec = parse_loop(changed("rollout:", f"{PRIVACY}rollout:"))
+    assert spec.privacy.hashes
+    assert spec.privacy.declared
+    assert spec.privacy.fields["labels.session"].key == "rotating"
+    plain = parse_loop(changed("", "")).privacy
+    assert (plain.declared, plain.hashes, plain.user_id) == (False, False, "plain")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "rule"),
+    [
+        ("items.title", "items.titel", "fields.items.titel", "declared field of items"),
+        ("items.title: {action: redact, entities: [EMAIL_ADDRESS]}", "items.year: {action: redact}", "year", "text"),
+        ("items.title: {action: redact, entities: [EMAIL_ADDRESS]}", "items.genres: {action: hash}", "genres", "text"),
+        ("items.title: {action: redact, entities: [EMAIL_ADDRESS]}", "items.year: {action: drop}", "year", "reads it"),
+        ("labels.referrer", "users.name", "fields.users.name", "must match"),
+        ("action: redact", "action: blur", "action", "must be 'drop', 'redact' or 'hash'"),
+        ("{action: drop}", "{action: drop, key: rotating}", "labels.referrer", "unless the action is hash"),
+        ("{action: drop}", "{action: drop, entities: [URL]}", "labels.referrer", "unless the action is redact"),
+    ],
+)
+def test_privacy_rules_that_cannot_work_are_refused(old: str, new: str, field: str, rule: str) -> None:
+    """A rule for what does not exist, cannot be masked so, or is read by a feature is an issue at its own field."""
+    issues = issues_of(changed("rollout:", f"{PRIVACY.replace(old, new)}rollout:"))
+    assert any(field in issue.field and rule in issue.rule for issue in issues), [str(issue) for issue in issues]

@@ -55,6 +55,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("gyre_consumer_lag", "gauge", "1", ("loop", "topic"), "Records between the committed offset and the end."),
     Metric("gyre_dead_letters_total", "counter", "1", ("loop", "topic", "reason"), "Records dead-lettered."),
     Metric("gyre_view_unreadable_total", "counter", "1", ("loop", "topic", "reason"), "Records that a view kept out."),
+    Metric("gyre_privacy_masked_total", "counter", "1", ("loop", "field", "action"), "Values masked, by their rule."),
     # gateway
     Metric(
         "gyre_gateway_requests_total",

@@ -141,6 +141,8 @@ class ServiceSettings(BaseSettings):
     """Whether a client must show a certificate of the authority, and own calls do."""
     token_file: Path | None = None
     """File of the bearer token that callers must send, and own calls do."""
+    privacy_key_file: Path | None = None
+    """File of the keys that ids are hashed with (JSON); needed where a loop's `privacy` hashes."""
 
     @classmethod
     def settings_customise_sources(cls, *args: Any, **sources: Any) -> tuple[PydanticBaseSettingsSource, ...]:

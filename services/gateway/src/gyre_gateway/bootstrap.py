@@ -10,11 +10,13 @@ from gyre.gateway.v1 import gateway_pb2_grpc as rpc
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, channel, load_loops
 from gyre_runtime.kafka import Producer, ensure_topics
+from gyre_runtime.privacy import open_privacy
 
 from gyre_gateway.adapters.features import GrpcFeatures
 from gyre_gateway.adapters.impressions import KafkaImpressions, count_drop
 from gyre_gateway.adapters.inference import GrpcModels
 from gyre_gateway.adapters.intake import KafkaIntake
+from gyre_gateway.adapters.redaction import redactor
 from gyre_gateway.adapters.reports import Reporter
 from gyre_gateway.adapters.rollouts import rollout_view
 from gyre_gateway.domain.routing import Router
@@ -37,6 +39,7 @@ async def bootstrap(lifespan: Lifespan, settings: GatewaySettings) -> Running:
     Features and inference may be down: requests are then answered without them.
     """
     loops = load_loops(settings)
+    privacy = open_privacy(settings, loops, redactor)
     await ensure_topics(settings, loops.values())
     producer = await lifespan.enter(
         Producer(
@@ -55,7 +58,7 @@ async def bootstrap(lifespan: Lifespan, settings: GatewaySettings) -> Running:
         KafkaImpressions(producer, loops),
     )
     answering = {name: Answering(spec, routers[name], peers) for name, spec in loops.items()}
-    servicer = GatewayServicer(answering, KafkaIntake(producer))
+    servicer = GatewayServicer(answering, KafkaIntake(producer), privacy)
     registration = Registration(rpc.add_GatewayServiceServicer_to_server, servicer)
     server = await lifespan.enter(build_server(settings, [registration], health=lifespan.health))
     return Running(server, routers)

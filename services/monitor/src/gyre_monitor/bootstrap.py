@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gyre.monitor.v1.monitor_pb2_grpc import add_MonitorServiceServicer_to_server
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, channel, load_loops
 from gyre_runtime.kafka import Producer, ensure_topics
+from gyre_runtime.privacy import open_privacy
 
 from gyre_monitor.adapters.database import Database
 from gyre_monitor.adapters.peers import KafkaTriggers, TrainerRuns
@@ -34,6 +35,7 @@ class Running:
 async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
     """Wire the service; spans and questions are answered before Kafka is there."""
     loops = load_loops(settings)
+    privacy = open_privacy(settings, loops, users_only=True)
     timeout_s = settings.monitor_flow_timeout_s
     database = await lifespan.enter(Database(settings.database_url))
     projection = Projection(database, loops, timeout_s=timeout_s)
@@ -44,7 +46,12 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
     runs = TrainerRuns(await lifespan.enter(channel(settings.trainer, settings, name="trainer")))
     monitor = Monitor(database, projection, outbox=outbox, figures=figures, runs=runs, timeout_s=timeout_s)
     stream = Stream(
-        settings.kafka, loops, projection=projection, monitor=monitor, batch_events=settings.monitor_batch_events
+        settings.kafka,
+        loops,
+        projection=projection,
+        monitor=monitor,
+        batch_events=settings.monitor_batch_events,
+        mask=privacy.mask,
     )
     lifespan.depends_on(Dependency("database", database.ping))
     lifespan.depends_on(Dependency("kafka", producer.ping))

@@ -9,6 +9,7 @@ from gyre_core.spec.features import IMPRESSION
 from gyre_core.spec.fields import NumberField, TextField
 from gyre_core.spec.issues import Loc, Violation
 from gyre_core.spec.loop import LoopSpec
+from gyre_core.spec.privacy_checks import privacy_checks
 from gyre_core.spec.quality import CHECKS
 
 
@@ -22,6 +23,7 @@ def cross_checks(spec: LoopSpec) -> Iterator[Violation]:
     yield from _experiment(spec)
     yield from _serving(spec)
     yield from _quality(spec)
+    yield from privacy_checks(spec)
 
 
 def _interaction_names(spec: LoopSpec) -> Iterator[Violation]:

@@ -22,6 +22,7 @@ from gyre_core.spec.operations import (
     ShardSpec,
     TrainingSpec,
 )
+from gyre_core.spec.privacy import PrivacySpec
 from gyre_core.spec.quality import QualitySpec
 
 
@@ -91,6 +92,7 @@ class LoopSpec(SpecModel):
     experiment: ExperimentSpec = ExperimentSpec()
     serving: ServingSpec = ServingSpec()
     quality: QualitySpec = QualitySpec()
+    privacy: PrivacySpec = PrivacySpec()
     retention: RetentionSpec = RetentionSpec()
     shards: ShardSpec = ShardSpec()
 

@@ -66,6 +66,8 @@ class ConsumerOptions:
         check: refuse payloads that break their proto's constraints.
         dead_letters: send what cannot be handled to the dead-letter topic. False where another group of the same topic
             does that already: it is then counted and left out.
+        mask: takes what the loop does not keep out of an event's message, in place, before `admit` and the handler see
+            it. An event that cannot be masked is dead-lettered.
         admit: returns why an event is refused, or None.
         on_assigned: awaited with new partitions before their first record; may `seek`, and `Consumer.hold` some.
         on_revoked: awaited when partitions go, after the batch under way.
@@ -77,6 +79,7 @@ class ConsumerOptions:
     flow: tracing.Flow = "request"
     check: bool = True
     dead_letters: bool = True
+    mask: Callable[[Event], None] | None = None
     admit: Admit | None = None
     on_assigned: OnPartitions | None = None
     on_revoked: OnPartitions | None = None
@@ -296,6 +299,13 @@ class Consumer:
             broken = checker_for(event.message.DESCRIPTOR)(event.message)
             if broken:
                 return "INVALID_FIELD", "; ".join(f"{each.field}: {each.rule}" for each in broken)
+        if self._options.mask is not None:
+            try:
+                self._options.mask(event)
+            except Exception as error:  # noqa: BLE001 - whatever failed, the event goes no further unmasked
+                # The text of the error could hold what was to be masked.
+                _LOG.error("an event cannot be masked", extra={"event_id": event.id, "problem": type(error).__name__})
+                return "MASKING_FAILED", type(error).__name__
         refusal = self._options.admit(event) if self._options.admit else None
         return (refusal.reason, refusal.detail) if refusal else (None, "")
 

@@ -4,17 +4,19 @@ import asyncio
 
 from aiokafka import TopicPartition
 from gyre.events.v1 import features_pb2 as events_pb2
-from gyre.events.v1 import privacy_pb2 as privacy
+from gyre.events.v1 import privacy_pb2
 from gyre_core.topics import topic
 from gyre_runtime import Dependency, Lifespan, build_server, load_loops
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topics
+from gyre_runtime.privacy import open_privacy
 from gyre_runtime.warehouse import TABLE_OF, ensure_table, open_catalog
 
 from gyre_features.archive import Archive
 from gyre_features.domain import Admission
 from gyre_features.erasure import Eraser
 from gyre_features.processes.stream import TYPES
+from gyre_features.redaction import redactor
 from gyre_features.settings import FeaturesSettings
 from gyre_features.tombstones import Tombstones
 
@@ -25,6 +27,7 @@ ARCHIVED = {**TYPES, **message_types(events_pb2.BatchApplied)}
 async def archive(lifespan: Lifespan, settings: FeaturesSettings) -> None:
     """Wire the process."""
     loops = load_loops(settings)
+    privacy = open_privacy(settings, loops, redactor)
     await ensure_topics(settings, loops.values())
     catalog = await asyncio.to_thread(open_catalog, settings)
     for name in loops:
@@ -32,7 +35,7 @@ async def archive(lifespan: Lifespan, settings: FeaturesSettings) -> None:
             await asyncio.to_thread(ensure_table, catalog, name, table)
     eraser: Eraser | None = None
 
-    def erase(loop: str, message: privacy.UserForgotten) -> None:
+    def erase(loop: str, message: privacy_pb2.UserForgotten) -> None:
         if eraser is not None:
             eraser.note(loop, message)
 
@@ -63,7 +66,12 @@ async def archive(lifespan: Lifespan, settings: FeaturesSettings) -> None:
         topics=[topic(name, suffix) for name in loops for suffix in TABLE_OF],
         types=ARCHIVED,
         options=ConsumerOptions(
-            max_records=5000, dead_letters=False, admit=admission, on_assigned=assigned, on_revoked=revoked
+            max_records=5000,
+            dead_letters=False,
+            mask=privacy.mask,
+            admit=admission,
+            on_assigned=assigned,
+            on_revoked=revoked,
         ),
     )
     probe = await lifespan.enter(Producer(settings.kafka, source="gyre/features-archive"))

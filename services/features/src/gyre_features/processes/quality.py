@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -16,9 +16,11 @@ from gyre_core.topics import topic
 from gyre_runtime import Dependency, Lifespan, Unavailable, load_loops
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, View, ensure_topics
+from gyre_runtime.privacy import Privacy, open_privacy
 
 from gyre_features.processes.stream import TOPICS, TYPES
 from gyre_features.quality.watch import Place, QualityWatch
+from gyre_features.redaction import redactor
 from gyre_features.settings import FeaturesSettings
 
 GROUP = "features-quality"
@@ -31,14 +33,14 @@ _LOG = logging.getLogger(__name__)
 async def quality(lifespan: Lifespan, settings: FeaturesSettings) -> None:
     """Wire the process; what waits for Kafka does so in the background, and the metrics page answers meanwhile."""
     loops = load_loops(settings)
+    privacy = open_privacy(settings, loops, redactor)
     stopping = asyncio.Event()
-    lifespan.background("quality", _watch(lifespan, settings, loops, stopping), stop=stopping.set)
+    work = _work(lifespan, settings, loops, privacy)
+    lifespan.background("quality", _until_stopped(work, stopping), stop=stopping.set)
 
 
-async def _watch(
-    lifespan: Lifespan, settings: FeaturesSettings, loops: Mapping[str, LoopSpec], stopping: asyncio.Event
-) -> None:
-    work = asyncio.create_task(_work(lifespan, settings, loops), name="quality stream")
+async def _until_stopped(coroutine: Coroutine[Any, Any, None], stopping: asyncio.Event) -> None:
+    work = asyncio.create_task(coroutine, name="quality stream")
     stop = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -51,7 +53,9 @@ async def _watch(
         work.result()
 
 
-async def _work(lifespan: Lifespan, settings: FeaturesSettings, loops: Mapping[str, LoopSpec]) -> None:
+async def _work(
+    lifespan: Lifespan, settings: FeaturesSettings, loops: Mapping[str, LoopSpec], privacy: Privacy
+) -> None:
     await ensure_topics(settings, loops.values())
     async with Producer(settings.kafka, source="gyre/features-quality") as producer, Told(settings, loops) as told:
         lifespan.depends_on(Dependency("kafka", producer.ping))
@@ -63,6 +67,7 @@ async def _work(lifespan: Lifespan, settings: FeaturesSettings, loops: Mapping[s
             tell=lambda windows: _tell(producer, windows),
             commit=lambda offsets: _commit(app, offsets),
             idle_s=settings.features_quality_idle_s,
+            mask=privacy.mask,
         )
 
         failed = _observe(app, watch, loops, settings)

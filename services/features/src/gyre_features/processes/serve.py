@@ -13,11 +13,13 @@ from gyre_core.topics import topic
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, load_loops
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View, ensure_topics
+from gyre_runtime.privacy import open_privacy
 
 from gyre_features.forgetting import Forgetting
 from gyre_features.processes.stream import open_redis, open_store
 from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.snapshots import SnapshotReports
+from gyre_features.redaction import redactor
 from gyre_features.settings import FeaturesSettings
 from gyre_features.transport import DataQualityServicer, FeaturesServicer
 
@@ -33,6 +35,7 @@ class Serving:
 async def serve(lifespan: Lifespan, settings: FeaturesSettings) -> Serving:
     """Wire the process; features are served while Kafka is away, reports are then empty."""
     loops = load_loops(settings)
+    privacy = open_privacy(settings, loops, redactor)
     redis = await lifespan.enter(open_redis(settings))
     stores = {name: open_store(settings, redis, spec) for name, spec in loops.items()}
     windows = QualityWindows(kept=settings.features_quality_kept)
@@ -43,7 +46,7 @@ async def serve(lifespan: Lifespan, settings: FeaturesSettings) -> Serving:
     lifespan.background("quality windows", _follow(settings, loops, windows, caught_up))
     quality = DataQualityServicer(windows, SnapshotReports(settings.artifacts), loops)
     services = [
-        Registration(rpc.add_FeaturesServiceServicer_to_server, FeaturesServicer(stores, forgetting)),
+        Registration(rpc.add_FeaturesServiceServicer_to_server, FeaturesServicer(stores, forgetting, privacy)),
         Registration(quality_rpc.add_DataQualityServiceServicer_to_server, quality),
     ]
     server = await lifespan.enter(build_server(settings, services, health=lifespan.health))

@@ -9,10 +9,12 @@ from gyre_core.topics import topic
 from gyre_runtime import Dependency, Lifespan, build_server, load_loops
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topics
+from gyre_runtime.privacy import open_privacy
 from redis.asyncio import Redis
 
 from gyre_features.online.store import OnlineStore
 from gyre_features.online.worker import CATALOGUE, StreamWorker
+from gyre_features.redaction import redactor
 from gyre_features.settings import FeaturesSettings
 from gyre_features.tombstones import Tombstones
 
@@ -42,6 +44,7 @@ def open_store(settings: FeaturesSettings, redis: Redis, spec: LoopSpec) -> Onli
 async def stream(lifespan: Lifespan, settings: FeaturesSettings) -> None:
     """Wire the process."""
     loops = load_loops(settings)
+    privacy = open_privacy(settings, loops, redactor)
     await ensure_topics(settings, loops.values())
     redis = await lifespan.enter(open_redis(settings))
     stores = [open_store(settings, redis, spec) for spec in loops.values()]
@@ -56,6 +59,7 @@ async def stream(lifespan: Lifespan, settings: FeaturesSettings) -> None:
         options=ConsumerOptions(
             max_records=_BATCHES_AT_ONCE * settings.features_batch_events,
             max_wait_ms=20,
+            mask=privacy.mask,
             admit=worker.admission,
             on_assigned=worker.assigned,
         ),

@@ -29,10 +29,11 @@ class QualityWatch:
         closed_until: answers for partitions the end of the last window that was told finally, unix seconds.
         tell: sends windows and returns when Kafka has them.
         commit: commits, for partitions, the offset to begin again at.
+        mask: takes what the loops do not keep out of an event; None where they keep everything.
         idle_s: wall seconds without a record after which open windows are told as they stand.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it works with, given once
         self,
         loops: Mapping[str, LoopSpec],
         types: MessageTypes,
@@ -41,8 +42,9 @@ class QualityWatch:
         tell: Tell,
         commit: Commit,
         idle_s: float,
+        mask: Callable[[Event], None] | None = None,
     ) -> None:
-        self._loops, self._types, self._idle_s = loops, types, idle_s
+        self._loops, self._types, self._idle_s, self._mask = loops, types, idle_s, mask
         self._closed_until, self._tell, self._commit = closed_until, tell, commit
         self._partitions: dict[Place, PartitionWindows] = {}
         self._last_record: dict[Place, float] = {}
@@ -85,6 +87,8 @@ class QualityWatch:
         event: Event | None = None
         try:
             event = decode(record, self._types)
+            if self._mask is not None:
+                self._mask(event)
         except Unreadable as problem:
             _LOG.debug("unreadable", extra={"topic": record.topic, "reason": problem.reason})
         left_out = self._partitions[record.topic, record.partition].count(record.offset, event)

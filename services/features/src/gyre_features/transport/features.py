@@ -11,6 +11,7 @@ from gyre_core.features import Reader, RequestContext
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import behavior_kept_s
 from gyre_runtime import Invalid, NotFound, Precondition, Violation, instrument
+from gyre_runtime.privacy import Privacy
 
 from gyre_features.forgetting import Forgetting
 from gyre_features.online.store import OnlineStore
@@ -45,9 +46,10 @@ def now_of(spec: LoopSpec, given: Timestamp | None) -> float:
 class FeaturesServicer(rpc.FeaturesServiceServicer):
     """Reads the online stores of all loops, and forgets."""
 
-    def __init__(self, stores: Mapping[str, OnlineStore], forgetting: Forgetting) -> None:
+    def __init__(self, stores: Mapping[str, OnlineStore], forgetting: Forgetting, privacy: Privacy) -> None:
         self._stores = dict(stores)
         self._forgetting = forgetting
+        self._privacy = privacy
         self._readers = {name: Reader(store.layout) for name, store in self._stores.items()}
         seconds = instrument("gyre_features_read_seconds")
         self._seconds = {name: seconds.bind(loop=name) for name in self._stores}
@@ -75,8 +77,9 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
             )
         now = now_of(store.spec, request.request_time if request.HasField("request_time") else None)
         item_ids = list(request.item_ids)
-        values = await store.read(request.user_id, item_ids)
-        asked = RequestContext(now, dict(request.context), dict(request.labels))
+        privacy = self._privacy[request.loop]
+        values = await store.read(privacy.user(request.user_id), item_ids)
+        asked = RequestContext(now, dict(request.context), dict(privacy.labels(request.labels)))
         matrix, age = self._readers[request.loop].matrix(values.user, values.everyone, values.items, item_ids, asked)
         response = pb.GetFeaturesResponse(
             item_batches=age.item_batches.tolist(),
@@ -93,7 +96,7 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
     async def GetHistory(self, request: pb.GetHistoryRequest, context: object) -> pb.GetHistoryResponse:
         """Answer a user's last interactions, newest first."""
         store = self._store(request.loop)
-        value = (await store.read(request.user_id, [])).user
+        value = (await store.read(self._privacy[request.loop].user(request.user_id), [])).user
         response = pb.GetHistoryResponse()
         for event_time, item in store.layout.history(value):
             response.entries.add(item_hash=item).event_time.FromNanoseconds(int(event_time * 1e9))
@@ -124,7 +127,7 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
         if request.category:
             best = await store.popular(request.limit, category=request.category)
         else:
-            best = await popular_for(store, request.user_id, request.limit)
+            best = await popular_for(store, self._privacy[request.loop].user(request.user_id), request.limit)
         half_life = store.popularity.half_life_s
         counts = [2.0 ** min(score - now / half_life, 1000.0) for _, score in best]
         return pb.ListPopularResponse(item_ids=[item for item, _ in best], counts=counts)
@@ -142,7 +145,7 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
             raise Invalid("UNKNOWN_KIND", f"kind = {request.kind}: must be a user or an item")
         if kind == "item":
             return pb.DeleteEntityResponse(deleted_keys=await store.delete("item", request.id))
-        done = await self._forgetting.forget(store, request.id)
+        done = await self._forgetting.forget(store, self._privacy[request.loop].user(request.id))
         response = pb.DeleteEntityResponse(
             deleted_keys=done.deleted_keys, found_keys=done.found_keys, forgotten_time=done.message.forgotten_time
         )

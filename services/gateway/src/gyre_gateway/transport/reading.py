@@ -16,6 +16,7 @@ from gyre_core.spec import LoopSpec
 from gyre_runtime import Invalid, Violation
 from gyre_runtime.context import current_call
 from gyre_runtime.fields import field_value
+from gyre_runtime.privacy import LoopPrivacy
 
 from gyre_gateway.domain.events import Event
 from gyre_gateway.domain.requests import Method, Request
@@ -33,7 +34,7 @@ def invalid(field: str, value: object, rule: str) -> Invalid:
     return Invalid("INVALID_FIELD", str(violation), violations=[violation])
 
 
-def rank_request(spec: LoopSpec, message: pb.RankRequest) -> Request:
+def rank_request(spec: LoopSpec, privacy: LoopPrivacy, message: pb.RankRequest) -> Request:
     """Read a request to rank; raises Invalid."""
     item_ids = list(message.item_ids)
     most = spec.serving.max_candidates
@@ -43,28 +44,29 @@ def rank_request(spec: LoopSpec, message: pb.RankRequest) -> Request:
         twice = next(item for item, count in Counter(item_ids).items() if count > 1)
         second = item_ids.index(twice, item_ids.index(twice) + 1)
         raise invalid(f"item_ids[{second}]", twice, "is given twice")
-    return _request(spec, message, item_ids, "rank")
+    return _request(spec, privacy, message, item_ids)
 
 
-def recommend_request(spec: LoopSpec, message: pb.RecommendRequest) -> Request:
+def recommend_request(spec: LoopSpec, privacy: LoopPrivacy, message: pb.RecommendRequest) -> Request:
     """Read a request to recommend, whose candidates are not known yet; raises Invalid."""
     if message.limit > spec.serving.max_candidates:
         raise invalid("limit", message.limit, f"must be at most {spec.serving.max_candidates}")
-    return _request(spec, message, (), "recommend")
+    return _request(spec, privacy, message, ())
 
 
 def _request(
-    spec: LoopSpec, message: pb.RankRequest | pb.RecommendRequest, item_ids: Sequence[str], method: Method
+    spec: LoopSpec, privacy: LoopPrivacy, message: pb.RankRequest | pb.RecommendRequest, item_ids: Sequence[str]
 ) -> Request:
     started = time.monotonic()
+    method: Method = "rank" if isinstance(message, pb.RankRequest) else "recommend"
     return Request(
         loop=message.loop,
-        user_id=message.user_id,
+        user_id=privacy.user(message.user_id),
         item_ids=item_ids,
         request_id=message.request_id or uuid.uuid4().hex,
         now=_request_time(spec, message.context),
         numbers=message.context.numbers,
-        labels=message.context.labels,
+        labels=privacy.labels(message.context.labels),
         method=method,
         started=started,
         deadline=started + _budget_s(spec),
@@ -94,8 +96,8 @@ def _seconds(field: str, moment: Timestamp) -> float:
     return moment.seconds + moment.nanos / 1e9
 
 
-def tracked_event(spec: LoopSpec, field: str, message: pb.TrackedEvent) -> Event:
-    """Read an event to track, under the path of its field; raises Invalid."""
+def tracked_event(spec: LoopSpec, privacy: LoopPrivacy, field: str, message: pb.TrackedEvent) -> Event:
+    """Read an event to track, under the path of its field, and mask it in place; raises Invalid."""
     kind = message.WhichOneof("payload")
     if kind is None:
         raise invalid(f"{field}.payload", _UNSET, "is required")
@@ -103,9 +105,11 @@ def tracked_event(spec: LoopSpec, field: str, message: pb.TrackedEvent) -> Event
     event_id = message.event_id or uuid.uuid4().hex
     if kind == "interaction":
         interaction = message.interaction
+        privacy.message(interaction)
         _require_interaction(spec, f"{field}.interaction", interaction)
         return Event("behavior.interactions", interaction.user_id, event_id, at, interaction)
     item = message.item_changed
+    privacy.message(item)
     _require_fields(spec, f"{field}.item_changed.fields", item)
     return Event("catalog.items", item.item_id, event_id, at, item)
 

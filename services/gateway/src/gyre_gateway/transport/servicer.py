@@ -8,6 +8,7 @@ from typing import NoReturn
 from gyre.gateway.v1 import gateway_pb2 as pb
 from gyre.gateway.v1 import gateway_pb2_grpc as rpc
 from gyre_runtime import NotFound, Unsupported, instrument
+from gyre_runtime.privacy import Privacy
 from gyre_runtime.tracing import parse
 from opentelemetry import trace
 
@@ -20,8 +21,9 @@ from gyre_gateway.transport.reading import rank_request, recommend_request, trac
 class GatewayServicer(rpc.GatewayServiceServicer):
     """The door of the mesh."""
 
-    def __init__(self, loops: Mapping[str, Answering], intake: Intake) -> None:
+    def __init__(self, loops: Mapping[str, Answering], intake: Intake, privacy: Privacy) -> None:
         self._loops = dict(loops)
+        self._privacy = privacy
         self._intake = intake
         self._observed = _Observed()
 
@@ -39,7 +41,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
             Invalid: a candidate is repeated, there are too many, or the replay clock has no time.
         """
         loop = self._loop(request.loop)
-        answer = await loop.rank(rank_request(loop.spec, request), request.limit)
+        answer = await loop.rank(rank_request(loop.spec, self._privacy[request.loop], request), request.limit)
         self._observed.note(answer)
         response = pb.RankResponse(provenance=_provenance(answer))
         _show(response, answer)
@@ -53,7 +55,8 @@ class GatewayServicer(rpc.GatewayServiceServicer):
             Invalid: more are wanted than the loop ranks, or the replay clock has no time.
         """
         loop = self._loop(request.loop)
-        answer = await loop.recommend(recommend_request(loop.spec, request), request.limit)
+        asked = recommend_request(loop.spec, self._privacy[request.loop], request)
+        answer = await loop.recommend(asked, request.limit)
         self._observed.note(answer)
         response = pb.RecommendResponse(provenance=_provenance(answer))
         _show(response, answer)
@@ -68,7 +71,8 @@ class GatewayServicer(rpc.GatewayServiceServicer):
             Unavailable: Kafka does not take them; repeat the call with the same event ids.
         """
         spec = self._loop(request.loop).spec
-        events = [tracked_event(spec, f"events[{index}]", each) for index, each in enumerate(request.events)]
+        privacy, given = self._privacy[request.loop], enumerate(request.events)
+        events = [tracked_event(spec, privacy, f"events[{index}]", each) for index, each in given]
         await self._intake.send(request.loop, events)
         return pb.TrackResponse(event_ids=[event.event_id for event in events])
 

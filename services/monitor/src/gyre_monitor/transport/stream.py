@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from aiokafka import TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError, KafkaTimeoutError
@@ -80,6 +80,7 @@ class Stream:
         projection: where the events are folded.
         monitor: what handles them.
         batch_events: most events in one transaction.
+        mask: takes users' ids out of events; None where the loops keep them.
     """
 
     def __init__(
@@ -90,8 +91,9 @@ class Stream:
         projection: Projection,
         monitor: Monitor,
         batch_events: int,
+        mask: Callable[[Event], None] | None = None,
     ) -> None:
-        self._projection, self._monitor = projection, monitor
+        self._projection, self._monitor, self._mask = projection, monitor, mask
         self._admission = Admission(loops)
         self._stopping = False
         self._tasks: asyncio.TaskGroup | None = None
@@ -118,6 +120,7 @@ class Stream:
             max_records=batch_events,
             max_wait_ms=_MAX_WAIT_MS,
             dead_letters=dead_letters,
+            mask=self._mask,
             admit=self._admission,
             on_assigned=self._assigned,
         )

@@ -1,0 +1,50 @@
+"""Rules between a loop's `privacy` and the rest of it: fields that exist, and values that features can still read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gyre_core.spec.fields import CategoriesField, CategoryField, TextField
+from gyre_core.spec.issues import Loc, Violation
+from gyre_core.spec.loop import LoopSpec
+from gyre_core.spec.privacy import MaskRule
+
+
+def privacy_checks(spec: LoopSpec) -> Iterator[Violation]:
+    """Every privacy rule that cannot work."""
+    for path, rule in spec.privacy.fields.items():
+        at: Loc = ("privacy", "fields", path)
+        scope, _, name = path.partition(".")
+        if scope == "items":
+            problem = _item_problem(spec, name, rule)
+            if problem is not None:
+                yield Violation(at, path if problem.startswith("must be") else rule.action, problem)
+                continue
+        if _is_read(spec, scope, name) and (rule.action == "drop" or rule.key == "rotating"):
+            yield Violation(
+                at, rule.action, "must not be dropped or hashed by a rotating key, since a feature reads it"
+            )
+
+
+def _item_problem(spec: LoopSpec, name: str, rule: MaskRule) -> str | None:
+    field = spec.items.fields.get(name)
+    if field is None:
+        return "must be a declared field of items"
+    if rule.action == "redact" and not isinstance(field, TextField):
+        return "must have the kind text to be redacted"
+    hashable = isinstance(field, TextField) or (isinstance(field, CategoryField | CategoriesField) and not field.values)
+    if rule.action == "hash" and not hashable:
+        return "must have the kind text, or be a category without listed values, to be hashed"
+    return None
+
+
+def _is_read(spec: LoopSpec, scope: str, name: str) -> bool:
+    """Whether a feature or the candidates are made from the values of a field."""
+    if scope == "items" and spec.serving.recommend.genre_field == name:
+        return True
+    for feature in spec.features:
+        of_context = feature.kind == "context"
+        of_users = feature.kind == "field" and feature.scope == "user"
+        if getattr(feature, "field", None) == name and of_context == (scope == "labels") and not of_users:
+            return True
+    return False

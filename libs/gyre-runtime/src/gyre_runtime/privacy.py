@@ -1,0 +1,185 @@
+"""Masks what events and requests say of people, by a loop's rules, where they are taken in and before anything else.
+
+Masking twice is masking once: a token stays as it is, and a redacted text holds nothing more to find. So it does not
+matter that the gateway masks what it writes and every reader of raw events masks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre.events.v1.behavior_pb2 import FieldValue as FieldMessage
+from gyre_core.keyring import USER_DOMAIN, Keyring
+from gyre_core.spec import LoopSpec, MaskRule
+
+from gyre_runtime.errors import Precondition
+from gyre_runtime.events import Event
+from gyre_runtime.metrics import instrument
+from gyre_runtime.settings import PREFIX, ServiceSettings
+
+Redact = Callable[[str], str]
+RedactorOf = Callable[[Sequence[str]], Redact]
+"""Makes what redacts texts by the entities looked for; a service that needs it brings it, since it is large."""
+_Change = Callable[[str], str | None]
+_ITEMS, _LABELS = "items.", "labels."
+_KEY_VARIABLE = f"{PREFIX}PRIVACY_KEY_FILE"
+
+
+class LoopPrivacy:
+    """The rules of one loop, ready to be applied.
+
+    Args:
+        spec: the loop.
+        keys: for hashes; needed where a rule hashes.
+        redactor: for texts; needed where a rule redacts. None with `users_only`.
+        users_only: whether only user ids matter to this process, which then keeps nothing else of people.
+
+    Raises:
+        Precondition: a rule needs a key, or a redactor, that there is not, or looks for an unknown entity.
+    """
+
+    def __init__(
+        self,
+        spec: LoopSpec,
+        keys: Keyring | None = None,
+        redactor: RedactorOf | None = None,
+        *,
+        users_only: bool = False,
+    ) -> None:
+        self._loop, self._keys = spec.loop, keys
+        self._hashes_users = spec.privacy.user_id == "hmac"
+        rules = {} if users_only else spec.privacy.fields
+        if keys is None and (self._hashes_users or any(rule.action == "hash" for rule in rules.values())):
+            raise Precondition("PRIVACY_KEY_MISSING", f"{_KEY_VARIABLE} is not set: the loop {spec.loop} hashes by key")
+        made = {path: self._change(path, rule, redactor) for path, rule in rules.items()}
+        self._items = {path.removeprefix(_ITEMS): each for path, each in made.items() if path.startswith(_ITEMS)}
+        self._labels = {path.removeprefix(_LABELS): each for path, each in made.items() if path.startswith(_LABELS)}
+        self.masks = self._hashes_users or bool(rules)
+
+    def _change(self, path: str, rule: MaskRule, redactor: RedactorOf | None) -> _Change:
+        """What becomes of a value of a field."""
+        count = instrument("gyre_privacy_masked_total").bind(loop=self._loop, field=path, action=rule.action)
+        apply: _Change = _dropped
+        if rule.action == "redact":
+            apply = self._redact(path, rule, redactor)
+        elif rule.action == "hash":
+            apply = self._hash(path, rule)
+
+        def change(value: str) -> str | None:
+            changed = apply(value)
+            if changed != value:
+                count(1)
+            return changed
+
+        return change
+
+    def _hash(self, path: str, rule: MaskRule) -> _Change:
+        keys, domain = self._keys, rule.domain or path
+        if keys is None or (rule.key == "rotating" and not keys.rotating):
+            raise Precondition("PRIVACY_KEY_MISSING", f"privacy.fields.{path}: the key file has no {rule.key} key")
+        return lambda value: keys.token(value, domain=domain, key=rule.key) if value else value
+
+    def _redact(self, path: str, rule: MaskRule, redactor: RedactorOf | None) -> Redact:
+        if redactor is None:
+            raise Precondition("REDACTION_MISSING", f"privacy.fields.{path}: this process cannot redact")
+        try:
+            return redactor(rule.entities)
+        except ImportError as error:
+            message = f"privacy.fields.{path}: redaction needs gyre-quality[pii], which is not installed"
+            raise Precondition("REDACTION_MISSING", message) from error
+        except ValueError as error:
+            raise Precondition("PRIVACY_RULE_INVALID", f"privacy.fields.{path}: {error}") from error
+
+    def user(self, user_id: str) -> str:
+        """A user's id as the loop keeps it; what is kept already stays."""
+        if not self._hashes_users or not user_id or self._keys is None:
+            return user_id
+        return self._keys.token(user_id, domain=USER_DOMAIN)
+
+    def labels(self, labels: Mapping[str, str]) -> Mapping[str, str]:
+        """The labels of a request's context as the loop keeps them."""
+        if not self._labels or not labels:
+            return labels
+        masked = {name: self._labels[name](value) if name in self._labels else value for name, value in labels.items()}
+        return {name: value for name, value in masked.items() if value is not None}
+
+    def message(self, message: Any) -> None:
+        """Mask the payload of a raw event, in place; others stay as they are."""
+        if isinstance(message, behavior.Interaction | behavior.Impression) and self._hashes_users:
+            message.user_id = self.user(message.user_id)
+        if isinstance(message, behavior.Impression) and self._labels and message.labels:
+            kept = dict(self.labels(message.labels))
+            message.labels.clear()
+            message.labels.update(kept)
+        if isinstance(message, behavior.ItemChanged):
+            for name in self._items.keys() & message.fields.keys():
+                if not _masked(message.fields[name], self._items[name]):
+                    del message.fields[name]
+
+
+def _dropped(_value: str) -> None:
+    """Leave a value out."""
+
+
+def _masked(field: FieldMessage, change: _Change) -> bool:
+    """Mask the texts of a field in place; say whether it stays. What is no text is only ever dropped."""
+    kind = field.WhichOneof("kind")
+    if kind == "categories":
+        kept = [made for value in field.categories.values if (made := change(value)) is not None]
+        if len(kept) < len(field.categories.values) or change("") is None:
+            return False
+        field.categories.values[:] = kept
+        return True
+    text = change(field.text)
+    if text is not None and kind == "text":
+        field.text = text
+    return text is not None
+
+
+class Privacy:
+    """The rules of all loops that a process serves."""
+
+    def __init__(self, loops: Mapping[str, LoopPrivacy]) -> None:
+        self._loops = dict(loops)
+        self._masking = any(each.masks for each in self._loops.values())
+
+    def __getitem__(self, loop: str) -> LoopPrivacy:
+        """Those of one loop; raises KeyError."""
+        return self._loops[loop]
+
+    @property
+    def mask(self) -> Callable[[Event], None] | None:
+        """What masks a decoded event in place, for `ConsumerOptions`; None where no loop has rules."""
+        return self._mask if self._masking else None
+
+    def _mask(self, event: Event) -> None:
+        loop = self._loops.get(event.topic.partition(".")[0])
+        if loop is not None:
+            loop.message(event.message)
+
+
+def open_privacy(
+    settings: ServiceSettings,
+    loops: Mapping[str, LoopSpec],
+    redactor: RedactorOf | None = None,
+    *,
+    users_only: bool = False,
+) -> Privacy:
+    """Read the keys that the loops need, and prepare their rules; see `LoopPrivacy` for the arguments.
+
+    Raises:
+        Precondition: a loop hashes and there is no key file (PRIVACY_KEY_MISSING) or none that can be read
+            (PRIVACY_KEY_INVALID), or redacts and this process cannot (REDACTION_MISSING).
+    """
+    keys = None
+    if settings.privacy_key_file is not None and any(spec.privacy.hashes for spec in loops.values()):
+        try:
+            keys = Keyring.from_file(settings.privacy_key_file)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise Precondition(
+                "PRIVACY_KEY_INVALID", f"{_KEY_VARIABLE}={settings.privacy_key_file}: {reason}"
+            ) from None
+    return Privacy({name: LoopPrivacy(spec, keys, redactor, users_only=users_only) for name, spec in loops.items()})
