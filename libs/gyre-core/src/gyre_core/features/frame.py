@@ -60,7 +60,8 @@ class Blocks:
 
     def __init__(self, layout: EntityLayout) -> None:
         self._layout = layout
-        self._empty = layout.empty[: layout.fixed_bytes]
+        self._size = layout.fixed_bytes
+        self._empty = layout.empty[: self._size]
         self._sums_at = (HEADER_BYTES + 8 * layout.times) // 4
         self._lasts_at = self._sums_at + len(layout.sums)
         self._end = self._lasts_at + layout.lasts
@@ -70,12 +71,12 @@ class Blocks:
 
     def decode(self, values: Sequence[bytes | None], now: float) -> Block:
         """The values as a block, sums decayed to `now`; raises ValueError where a size does not fit."""
-        layout, size = self._layout, self._layout.fixed_bytes
+        layout, size = self._layout, self._size
+        fixed = [self._empty if value is None else value for value in values]
         if layout.rings:
-            raw = b"".join([self._empty if value is None else value[:size] for value in values])
-        else:
-            raw = b"".join([self._empty if value is None else value for value in values])
-        if len(raw) != len(values) * size or any(value is not None and len(value) < size for value in values):
+            fixed = [value[:size] for value in fixed]
+        raw = b"".join(fixed)
+        if fixed and set(map(len, fixed)) != {size}:
             raise ValueError(f"{layout.kind} values of {len(raw)} bytes for {len(values)} entities of {size}")
         wide = np.frombuffer(raw, dtype="<f8").reshape(len(values), size // 8)
         narrow = np.frombuffer(raw, dtype="<f4").reshape(len(values), size // 4)
@@ -96,5 +97,5 @@ class Blocks:
         """Times 2^-(age / half-life), the age never negative."""
         age = np.maximum(now - reference, 0.0)
         factors: F64 = np.exp2(age[:, None] * self._run_rates)
-        decayed: F64 = sums * factors[:, self._run_of]
+        decayed: F64 = sums * factors.take(self._run_of, axis=1)
         return decayed

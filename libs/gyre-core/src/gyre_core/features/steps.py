@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from gyre_core.features.comparing import comparison
-from gyre_core.features.compiling import DecayedFeature, events_key, first_slots, plain_slots, ring_of, windows_of
-from gyre_core.features.events import EntityKind
-from gyre_core.features.frame import F32, F64, Frame, Step
+from gyre_core.features.compiling import DecayedFeature, events_key, first_slots, plain_slots, ring_of
+from gyre_core.features.events import ENTITY_KINDS
+from gyre_core.features.frame import F32, F64, Block, Frame, Step
 from gyre_core.features.identity import item_hash
 from gyre_core.features.layout import Layout
 from gyre_core.features.slots import EntityLayout
 from gyre_core.features.smoothing import smoothed_rate
+from gyre_core.features.windowing import windowed_steps
 from gyre_core.spec import (
     AffinityFeature,
     AgeFeature,
@@ -32,8 +32,6 @@ from gyre_core.spec import (
     RankFeature,
     SmoothedRateFeature,
     VectorFeature,
-    WindowedCountFeature,
-    WindowedRateFeature,
     ZScoreFeature,
 )
 
@@ -44,7 +42,7 @@ _F32_MAX = 3.4028234663852886e38
 
 def compile_steps(layout: Layout) -> list[Step]:
     """The steps that fill a matrix: those that read values in bulk, then those that need their columns."""
-    bulk = [*_copies(layout), *_ratios(layout)]
+    bulk = [*_copies(layout), *_ratios(layout), *windowed_steps(layout), *_ages(layout)]
     return bulk + [step for feature in layout.features if (step := _single(layout, feature)) is not None]
 
 
@@ -53,14 +51,10 @@ def _single(layout: Layout, feature: Feature) -> Step | None:
     match feature:
         case DecayedCountFeature(by=str(by)) | DecayedMeanFeature(by=str(by)) | DecayedRateFeature(by=str(by)):
             step = _by_category(layout, feature, by)
-        case WindowedCountFeature() | WindowedRateFeature():
-            step = _windowed(layout, feature)
         case AffinityFeature():
             step = _affinity(layout, feature)
         case FieldFeature() if not _is_copied(feature):
             step = _date_parts(layout, feature) if feature.parts else _place(layout, feature)
-        case AgeFeature():
-            step = _age(layout, feature)
         case HistoryFeature():
             step = _history(layout, feature)
         case SmoothedRateFeature():
@@ -86,8 +80,7 @@ def _columns(layout: Layout, feature: Feature) -> list[int]:
 
 def _copies(layout: Layout) -> Iterator[Step]:
     """Counts and fields are plain copies: one fancy assignment for all of a scope."""
-    kinds: tuple[EntityKind, ...] = ("item", "user", "global")
-    for scope in kinds:
+    for scope in ENTITY_KINDS:
         entity = layout.slots(scope)
         sums: dict[int, int] = {}
         lasts: dict[int, int] = {}
@@ -122,8 +115,7 @@ def _copy(region: str, scope: str, slots: dict[int, int]) -> Step:
 
 def _ratios(layout: Layout) -> Iterator[Step]:
     """Rates and means are (numerator + prior) / (denominator + weight), all of a scope at once."""
-    kinds: tuple[EntityKind, ...] = ("item", "user", "global")
-    for scope in kinds:
+    for scope in ENTITY_KINDS:
         found = [
             row
             for feature in layout.features
@@ -196,49 +188,34 @@ def _by_category(layout: Layout, feature: DecayedFeature, by: str) -> Step:
     return step
 
 
-def _windowed(layout: Layout, feature: WindowedCountFeature | WindowedRateFeature) -> Step:
-    """Bucket by bucket from the request's time backwards, for all windows and candidates at once."""
-    entity, scope, to = layout.slots(feature.scope), feature.scope, np.array(_columns(layout, feature))
-    found = list(windows_of(feature))
-    # Of shape [windows, counts], a count having one and a rate two.
-    slots = np.array([entity.windows.index(slot) for slot in found]).reshape(len(to), -1)
-    sizes, length = np.array([slot.bucket_s for slot in found]).reshape(slots.shape)[:, 0], found[0].length
-    starts, newest_at = np.array(entity.bucket_starts)[slots], len(entity.mins) + len(entity.maxs) + slots
-    sliding = feature.mode == "sliding"
-    ages = np.arange(length) if sliding else np.array([1])
-    prior = feature.prior if isinstance(feature, WindowedRateFeature) else None
+def _ages(layout: Layout) -> Iterator[Step]:
+    """Days since the times of entities, those of events before those of fields: one step for all of a scope."""
+    for scope in ENTITY_KINDS:
+        found = [each for each in layout.features if isinstance(each, AgeFeature) and each.scope == scope]
+        if found:
+            yield _age(layout, sorted(found, key=lambda feature: feature.field is not None))
+
+
+def _age(layout: Layout, features: Sequence[AgeFeature]) -> Step:
+    scope, entity = features[0].scope, layout.slots(features[0].scope)
+    to, defaults = [layout.index[each.name] for each in features], np.array([each.default for each in features])
+    events = np.array([_time_slot(entity, each) for each in features if each.field is None], dtype=np.intp)
+    firsts = np.array([entity.field(each.field).first for each in features if each.field], dtype=np.intp)
 
     def step(frame: Frame, out: F32) -> None:
-        block, now = frame.block(scope), frame.context.time / sizes
-        numbers = np.floor(now)[:, None] - ages
-        weights = np.ones(numbers.shape)
-        if sliding:
-            weights[:, -1] = 1.0 - now % 1.0
-        newest = block.times[:, newest_at][..., None]
-        held = (numbers[:, None] <= newest) & (numbers[:, None] > newest - length)
-        buckets = block.buckets[:, starts[..., None] + (numbers % length).astype(np.intp)[:, None]]
-        counts = (held * buckets * weights[:, None]).sum(axis=-1)
-        first = counts[..., 0]
-        if prior:
-            first = (first + prior.mean * prior.weight) / (counts[..., 1] + prior.weight)
-        out[:, to] = first
+        block = frame.block(scope)
+        times = block.times[:, events]
+        if len(firsts):
+            times = np.concatenate([times, _field_times(block, firsts)], axis=1)
+        age = (frame.context.time - times) / _DAY_S
+        out[:, to] = np.where(np.isfinite(age), np.maximum(age, 0.0), defaults)
 
     return step
 
 
-def _age(layout: Layout, feature: AgeFeature) -> Step:
-    entity, to, scope = layout.slots(feature.scope), layout.index[feature.name], feature.scope
-    times = _field_times(entity.field(feature.field).first) if feature.field else None
+def _time_slot(entity: EntityLayout, feature: AgeFeature) -> int:
     events = events_key(feature.events)
-    if times is None:
-        first = feature.of == "first_event"
-        times = _event_times(entity.mins.index(events) if first else len(entity.mins) + entity.maxs.index(events))
-
-    def step(frame: Frame, out: F32) -> None:
-        age = (frame.context.time - times(frame.block(scope))) / _DAY_S
-        out[:, to] = np.where(np.isfinite(age), np.maximum(age, 0.0), feature.default)
-
-    return step
+    return entity.mins.index(events) if feature.of == "first_event" else len(entity.mins) + entity.maxs.index(events)
 
 
 def _place(layout: Layout, feature: FieldFeature) -> Step:
@@ -265,10 +242,10 @@ _FARTHEST_S = 1e12
 
 def _date_parts(layout: Layout, feature: FieldFeature) -> Step:
     scope, to = feature.scope, _columns(layout, feature)
-    times_of = _field_times(layout.slots(scope).field(feature.field).first)
+    first = np.array([layout.slots(scope).field(feature.field).first])
 
     def step(frame: Frame, out: F32) -> None:
-        times = times_of(frame.block(scope))
+        times = _field_times(frame.block(scope), first)[:, 0]
         seconds = np.floor(np.clip(times, -_FARTHEST_S, _FARTHEST_S)).astype(np.int64).view("datetime64[s]")
         for column, part in zip(to, feature.parts, strict=True):
             out[:, column] = np.where(np.isfinite(times), _PARTS[part](seconds), -1)
@@ -276,22 +253,10 @@ def _date_parts(layout: Layout, feature: FieldFeature) -> Step:
     return step
 
 
-def _event_times(slot: int) -> Callable[[Any], F64]:
-    def times(block: Any) -> F64:
-        found: F64 = block.times[:, slot]
-        return found
-
-    return times
-
-
-def _field_times(first: int) -> Callable[[Any], F64]:
+def _field_times(block: Block, firsts: IntP) -> F64:
     """A time is stored as two float32 whose sum is the time."""
-
-    def times(block: Any) -> F64:
-        found: F64 = block.lasts[:, first].astype(np.float64) + block.lasts[:, first + 1]
-        return found
-
-    return times
+    found: F64 = block.lasts[:, firsts].astype(np.float64) + block.lasts[:, firsts + 1]
+    return found
 
 
 def _history(layout: Layout, feature: HistoryFeature) -> Step:
@@ -303,16 +268,17 @@ def _history(layout: Layout, feature: HistoryFeature) -> Step:
     def step(frame: Frame, out: F32) -> None:
         entries = frame.rings[ring] if frame.rings else []
         seen = {entry[1] for entry in entries}
-        out[:, seen_to] = [item_hash(item_id) in seen for item_id in frame.item_ids] if seen else 0.0
+        found = map(seen.__contains__, map(item_hash, frame.item_ids))
+        out[:, seen_to] = np.fromiter(found, dtype=np.bool_, count=len(frame.item_ids)) if seen else 0.0
         if slot is None:
             return
         if not entries:
             out[:, overlap_to[0]] = 0.0
             return
         held = frame.items.lasts[:, slot.first : slot.first + slot.count] > 0
-        masks = np.where(held, bits, np.uint64(0)).sum(axis=1, dtype=np.uint64)
+        masks = held @ bits
         known = np.array([entry[2] for entry in entries], dtype=np.uint64)
-        out[:, overlap_to[0]] = ((masks[:, None] & known) != 0).mean(axis=1)
+        out[:, overlap_to[0]] = (masks[:, None] & known).astype(bool).sum(axis=1) / len(known)
 
     return step
 
