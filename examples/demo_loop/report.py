@@ -8,6 +8,7 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 
+from gyre_client.cli.features import summary
 from gyre_client.lineage import lineage_tree
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +31,8 @@ async def report(turn: Turn, console: Console) -> bool:
     if turn.lineage is not None:
         console.print(lineage_tree(turn.lineage))
     console.print(_stages(stages))
+    if turn.parity is not None:
+        console.print(summary(turn.parity))
     return bool(stages) and all(stage.happened for stage in stages)
 
 

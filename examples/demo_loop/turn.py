@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 from gyre.deployer.v1 import deployer_pb2 as deployer
 from gyre.events.v1 import models_pb2 as models
+from gyre.features.v1 import parity_pb2 as features
 from gyre.monitor.v1 import monitor_pb2 as monitor
 from gyre.trainer.v1 import trainer_pb2 as trainer
 from gyre_client import ClientSettings, GyreError, Mesh, NotFound, call, import_history
+from gyre_client.cli.features import summary
 from gyre_client.cli.models import word
 from gyre_core.features import Event
 from gyre_core.spec import LoopSpec, load_loop
@@ -28,6 +30,9 @@ SETTLED = 200
 """How many answers of the new live model a demo waits for, so that its table shows it at work."""
 _PATIENCE_S = 600.0
 _LINEAGE_S = 30.0
+_CHECKED = 10_000
+_CHECK_S = 300.0
+_MOST_UNKNOWN = 0.05
 Find = Callable[[list[trainer.Run]], trainer.Run | None]
 LINKED = ("training trigger", "training run", "rollout")
 
@@ -54,6 +59,7 @@ class Turn:
     live_s: float = 0.0
     status: monitor.GetLoopStatusResponse = field(default_factory=monitor.GetLoopStatusResponse)
     lineage: monitor.GetLineageResponse | None = None
+    parity: features.ParityReport | None = None
 
     def __post_init__(self) -> None:
         self.spec: LoopSpec = load_loop(self.scenario.spec_file)
@@ -66,7 +72,7 @@ class Turn:
 
     async def go(self) -> None:
         """All stages; the first that does not happen ends the turn."""
-        for stage in (self._history, self._first_model, self._live, self._status, self._lineage):
+        for stage in (self._history, self._first_model, self._live, self._status, self._lineage, self._parity):
             try:
                 await stage()
             except (NotInTime, GyreError) as error:
@@ -234,6 +240,21 @@ class Turn:
             raise NotInTime(f"{error}: {missing} missing") from error
         services = {span.service for span in self.lineage.spans} if self.lineage else set()
         self._note("lineage from answer to trigger", happened=True, fact=f"over {', '.join(sorted(services))}")
+
+    async def _parity(self) -> None:
+        """Every live answer's features against a replay of the warehouse, once it holds what they name."""
+        task = self.progress.add_task("parity: replay of the warehouse", total=None)
+        request = features.CheckParityRequest(loop=self.loop, impressions=_CHECKED)
+
+        async def look() -> features.ParityReport | None:
+            self.parity = (await call(self.mesh.parity.CheckParity, request, timeout_s=_PATIENCE_S, attempts=1)).report
+            return self.parity if self.parity.impressions and not self.parity.pending else None
+
+        found = await until(look, what="a whole check", timeout_s=_CHECK_S)
+        self.progress.update(task, total=1, completed=1)
+        unknown = sum(found.unknown.values())
+        happened = not found.mismatches and unknown <= _MOST_UNKNOWN * (unknown + found.impressions)
+        self._note("served is what a replay gives", happened=happened, fact=summary(found).removeprefix("parity: "))
 
 
 def missing_from(answer: monitor.GetLineageResponse) -> list[str]:

@@ -434,6 +434,28 @@ async def test_every_declared_topic_of_a_loop_is_created(kafka: str) -> None:
     assert {topic.name for topic in declared(loops["tiny"])} <= existing
 
 
+async def test_a_batch_with_one_sampled_event_belongs_into_its_trace(
+    kafka: str, make_topic: MakeTopic, spans: InMemorySpanExporter
+) -> None:
+    """The span of a batch is the child of its one sampled event's producer, whatever unsampled events came with it."""
+    topic = await make_topic()
+
+    async def handle(_events: list[Event]) -> None:
+        pass
+
+    async with Producer(kafka, source="test") as producer:
+        await producer.send(topic, interaction(), key=None)
+        with start_span("publish", flow="model") as sent:
+            await producer.send(topic, interaction(), key=None)
+        await producer.send(topic, interaction(), key=None)
+    async with consuming(kafka, topic, handle):
+        await eventually(lambda: any(span.name == f"{topic} process" for span in spans.get_finished_spans()))
+    received = next(span for span in spans.get_finished_spans() if span.name == f"{topic} process")
+    assert (received.attributes or {})["messaging.batch.message_count"] == 3
+    assert received.parent is not None
+    assert received.parent.span_id == sent.get_span_context().span_id
+
+
 async def test_a_span_crosses_kafka(kafka: str, make_topic: MakeTopic, spans: InMemorySpanExporter) -> None:
     """The handler's span is the child of the producer's sampled span, and carries no payload."""
     topic, seen = await make_topic(), []

@@ -391,7 +391,8 @@ class Consumer:
             yield
             return
         sampled = [parent for parent in parents if parent]
-        parent = sampled[0] if len(events) == 1 and sampled else None
+        # Of a batch with one sampled event, the span belongs into that event's trace, whatever came with it.
+        parent = sampled[0] if len(sampled) == 1 else None
         with tracing.start_span(
             name,
             parent=parent,
