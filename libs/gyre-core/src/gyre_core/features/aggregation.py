@@ -98,6 +98,10 @@ def aggregate_batch(layout: Layout, events: Iterable[Event], known: Known) -> Ba
             fold_event(layout, event, states)
         else:
             behaviour.append(event)
+    newest = max((event.time for event in behaviour if _counts_for_all(layout, event)), default=None)
+    if newest is not None:
+        # To decay the many sums of everyone once, and what each event adds, is cheaper than all sums with each event.
+        states.state("global", GLOBAL_ID).reference_time = newest
     for event in behaviour:
         fold_event(layout, event, states)
     folds, refolds = states.folds, list[tuple[Fold, Held]]()
@@ -108,6 +112,12 @@ def aggregate_batch(layout: Layout, events: Iterable[Event], known: Known) -> Ba
                 refolds.append((fold, held))
                 folds.append(fold.again(held))
     return Batch(states.states, states.versions, folds, refolds)
+
+
+def _counts_for_all(layout: Layout, event: Event) -> bool:
+    if isinstance(event, Impression):
+        return bool(event.item_ids) and layout.plan("global", IMPRESSION) is not None
+    return isinstance(event, Interaction) and layout.plan("global", event.type) is not None
 
 
 def refold(layout: Layout, fold: Fold, held: Held, stored: Callable[[EntityKind, str], State | None]) -> None:
