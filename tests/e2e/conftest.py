@@ -12,6 +12,7 @@ import pytest
 from gyre.deployer.v1.deployer_pb2_grpc import DeployerServiceStub
 from gyre.events.v1.behavior_pb2 import FieldValue, Interaction, ItemChanged
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
+from gyre.features.v1.parity_pb2_grpc import ParityServiceStub
 from gyre.gateway.v1.gateway_pb2 import RankRequest, RankResponse, TrackedEvent, TrackRequest
 from gyre.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 from gyre.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
@@ -65,6 +66,11 @@ class Mesh:
     def features(self) -> FeaturesServiceStub:
         """The read side of features."""
         return FeaturesServiceStub(self.channels["features-serve"])
+
+    @property
+    def parity(self) -> ParityServiceStub:
+        """The check of the features."""
+        return ParityServiceStub(self.channels["features-check"])
 
     @property
     def trainer(self) -> TrainerServiceStub:
@@ -171,7 +177,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 async def mesh(stack: Stack) -> AsyncIterator[Mesh]:
     """The stack with open channels and a known catalogue."""
     made = Mesh(stack, load_loop(LOOP_FILE))
-    for name in ("gateway", "features-serve", "trainer", "deployer", "monitor"):
+    for name in ("gateway", "features-serve", "features-check", "trainer", "deployer", "monitor"):
         made.channels[name] = channel(stack.ports.address(name, "grpc"), ServiceSettings(), name=name)
     await made.track_items()
     yield made

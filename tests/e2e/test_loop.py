@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer
 from gyre.deployer.v1 import deployer_pb2 as deployer
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre.features.v1.features_pb2 import GetFeaturesRequest
+from gyre.features.v1.parity_pb2 import CheckParityRequest, ParityReport
 from gyre.gateway.v1.gateway_pb2 import RecommendRequest, TrackedEvent, TrackRequest
 from gyre.monitor.v1 import monitor_pb2 as monitor
 from gyre_core.features import Layout
@@ -261,6 +262,22 @@ async def test_a_killed_stream_loses_and_doubles_nothing(mesh) -> None:
 
     # A day's half-life takes half a per mille in the minute this may last; a lost batch is many times that.
     assert await eventually(all_counted, timeout_s=60, message="every click is counted") == pytest.approx(3000, abs=5)
+
+
+async def test_what_was_served_is_what_a_replay_gives(mesh) -> None:
+    """Every answer of this file, also around the killed stream, equals a replay of the warehouse up to its read."""
+    await mesh.visits(20)
+    request = CheckParityRequest(loop=mesh.loop, impressions=10_000)
+
+    async def whole() -> ParityReport | None:
+        found = (await mesh.parity.CheckParity(request, timeout=60)).report
+        return found if found.impressions and not found.pending else None
+
+    report = await eventually(whole, timeout_s=90, message="the warehouse holds what was served")
+    assert report.mismatches == 0, report.examples
+    assert sum(report.unknown.values()) == 0
+    assert report.impressions > 400
+    assert report.values > 400 * 40 * len(Layout.compile(mesh.spec).columns)
 
 
 async def test_every_process_is_healthy_in_the_end(mesh) -> None:
