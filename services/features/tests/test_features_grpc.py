@@ -37,6 +37,8 @@ loop: {loop}
 events: {{interactions: {{click: {{}}}}}}
 features:
   - {{name: clicks, kind: decayed_count, scope: item, events: [click], half_lives: [1d]}}
+  - {{name: place, kind: position}}
+  - {{name: device, kind: context, field: device, values: [phone, desktop]}}
 """
 
 
@@ -211,6 +213,18 @@ async def test_the_replay_clock_needs_the_requests_time(service: Service, spec: 
     assert (await service.features.GetFeatures(request, timeout=30)).features.rows == 1
     popular = service.features.ListPopular(pb.ListPopularRequest(loop=spec.loop, limit=1), timeout=30)
     assert await _refused(popular) == (Invalid, "TIME_REQUIRED")
+
+
+async def test_a_read_has_the_requests_labels_and_order(service: Service, bare: str) -> None:
+    """Candidates that nobody knows have their place in the request; its label has its column, and no other counts."""
+    request = pb.GetFeaturesRequest(loop=bare, user_id="u", item_ids=["b", "a"], labels={"device": "desktop", "x": "y"})
+    answer = await service.features.GetFeatures(request, timeout=30)
+    rows = np.frombuffer(answer.features.values, "<f4").reshape(answer.features.rows, answer.features.columns)
+    assert rows.tolist() == [[0, 0, 0, 1], [0, 1, 0, 1]]
+    request.labels["device"] = "d" * 129
+    with pytest.raises(Invalid) as caught:
+        await service.features.GetFeatures(request, timeout=30)
+    assert caught.value.violations[0].field == "labels[device]"
 
 
 async def test_a_callers_now_counts_where_the_clocks_agree(bare: str) -> None:
