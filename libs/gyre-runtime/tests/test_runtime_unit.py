@@ -104,6 +104,8 @@ VALID = {"loop": "movies", "user_id": "u", "item_ids": ["a"]}
         ({"limit": 1001}, "limit", "must be at most 1000"),
         ({"request_id": "with space"}, "request_id", "must match [A-Za-z0-9_-]{1,64}"),
         ({"context": RequestContext(numbers={str(n): n for n in range(65)})}, "context.numbers", "at most 64 items"),
+        ({"context": RequestContext(labels={"device": "d" * 129})}, "context.labels[device]", "at most 128 characters"),
+        ({"context": RequestContext(labels={"d" * 129: ""})}, "context.labels", "keys of at most 128 characters"),
     ],
 )
 def test_a_broken_rule_is_named(change: dict[str, Any], field: str, rule: str) -> None:

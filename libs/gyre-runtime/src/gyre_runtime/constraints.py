@@ -1,8 +1,8 @@
 """Checks a message against the constraints that its proto declares, compiled once for each message type.
 
 The options are `gyre.options.v1.rules` (proto/gyre/options/v1/constraints.proto). A rule on a repeated field holds for
-each element; rules on a map field hold for its values. What is unset and not required is not looked at, except that a
-number without presence is always in its range.
+each element; rules on a map field hold for its values, and a bound on their length for its keys, too. What is unset and
+not required is not looked at, except that a number without presence is always in its range.
 """
 
 import math
@@ -165,7 +165,7 @@ def _number_rule(field: FieldDescriptor, rules: constraints_pb2.FieldRules) -> R
 def _value_check(field: FieldDescriptor, rule: Rule, rules: constraints_pb2.FieldRules) -> FieldCheck:
     name = field.name
     if _is_map(field):
-        return lambda message: _each(name, rule, getattr(message, name).items())
+        return _map_check(name, rule, rules.max_len)
     if field.is_repeated:
         return _repeated_check(name, rule, rules)
     skips_empty = field.cpp_type == FieldDescriptor.CPPTYPE_STRING
@@ -179,6 +179,17 @@ def _value_check(field: FieldDescriptor, rule: Rule, rules: constraints_pb2.Fiel
             return _OK
         problem = rule(value)
         return (Violation(name, _shown(value), problem),) if problem else _OK
+
+    return check
+
+
+def _map_check(name: str, rule: Rule, most: int) -> FieldCheck:
+    def check(message: Message) -> Iterable[Violation]:
+        entries = getattr(message, name)
+        long = [key for key in entries if most and len(key) > most]
+        if long:
+            return (Violation(name, _shown(long[0]), f"must have keys of at most {most} characters"),)
+        return _each(name, rule, entries.items())
 
     return check
 
