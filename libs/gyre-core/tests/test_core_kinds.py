@@ -138,6 +138,23 @@ def test_rows_in_another_order_keep_the_callers_places(layout: Layout) -> None:
         read(layout, values, context=RequestContext(START, positions=[0, 1]))
 
 
+@settings(max_examples=60, deadline=None)
+@given(held=st.lists(st.sets(st.sampled_from(["Action", "Comedy", "Drama", "Sci-Fi"])), max_size=12), data=st.data())
+def test_diversity_is_what_comparing_all_pairs_says(layout: Layout, held: list[set[str]], data: st.DataObject) -> None:
+    """Whatever the categories and the caller's order, each share is the count over all candidates before."""
+    positions = data.draw(st.permutations(range(len(held))))
+    values = stored(
+        layout, [FieldsChanged("item", f"i{at}", START, {"genres": sorted(own)}) for at, own in enumerate(held)]
+    )
+    ids = [f"i{at}" for at in range(len(held))]
+    context = RequestContext(START, positions=positions)
+    matrix, _ = Reader(layout).matrix(None, None, [values["item", each] for each in ids], ids, context)
+    for at, own in enumerate(held):
+        before = [other for other, place in zip(held, positions, strict=True) if place < positions[at]]
+        share = sum(bool(own & other) for other in before) / max(len(before), 1)
+        assert matrix[at, layout.index["same_genre"]] == pytest.approx(share)
+
+
 def test_labels_are_one_hot(layout: Layout) -> None:
     """A declared label has its column; an undeclared one, and none at all, has no column."""
     shown = {}
