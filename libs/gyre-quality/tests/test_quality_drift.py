@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from gyre_quality.bins import Bins, CategoryBins, fit_bins
 from gyre_quality.divergences import MEASURES, divergences
-from gyre_quality.domain_classifier import calibrate_classifier, rows_of, separability
+from gyre_quality.domain_classifier import DomainClassifier, calibrate_classifier, rows_of, separability
 from gyre_quality.drift import DriftRule, Reference, adjusted, calibrate, judge, sketch_chunks, timeline
 from gyre_quality.sketches import Reservoir, Sketch
 from hypothesis import given, settings
@@ -187,12 +187,24 @@ def test_the_classifier_sees_what_no_feature_shows():
     assert not judge(reference, Sketch.of_matrix(bins, turned.astype(np.float64))).alarms
 
 
+def test_a_classifier_is_kept_and_small_chunks_have_wider_bounds():
+    """Written and read, it judges as before; a chunk of fewer rows than the calibration's may stand out more."""
+    bins = fit_bins({"a": correlated(5000, 0, 0.7)[:, 0], "b": correlated(5000, 0, 0.7)[:, 1]})
+    samples = [sample(correlated(1000, seed, 0.7), 1000 * seed) for seed in range(6)]
+    classifier = calibrate_classifier(bins, samples)
+    again = DomainClassifier.from_bytes(classifier.to_bytes())
+    chunk = sample(correlated(1000, 50, 0.2), 90_000)
+    assert again.check(chunk) == classifier.check(chunk)
+    assert classifier.threshold(50) > classifier.threshold(500) == classifier.threshold(5000)
+    with pytest.raises(ValueError, match="0 rows"):
+        classifier.check(Reservoir.empty(500, 2))
+
+
 def test_separability_has_its_ends():
     """Equal samples give about 0.5, disjoint ones 1."""
-    bins = fit_bins({"a": np.arange(10.0), "b": np.arange(10.0)})
     first, second = correlated(600, 1, 0.0), correlated(600, 2, 0.0)
-    assert separability(bins, first, second) == pytest.approx(0.5, abs=0.06)
-    assert separability(bins, first, second + 10) == pytest.approx(1.0)
+    assert separability(first, second) == pytest.approx(0.5, abs=0.06)
+    assert separability(first, second + 10) == pytest.approx(1.0)
 
 
 def test_categories_reach_the_classifier():

@@ -15,7 +15,7 @@ from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec, QualitySpec
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.domain import Refused, Task
-from gyre_trainer.quality.examples import Before, check_examples, drift_since, reference_of
+from gyre_trainer.quality.examples import Before, check_examples, drift_since, reference_files
 from gyre_trainer.quality.findings import Findings, quality_in
 from gyre_trainer.quality.gate import pass_gate
 from gyre_trainer.quality.tables import check_tables
@@ -183,19 +183,39 @@ def test_drift_is_judged_on_what_is_newer(spec: LoopSpec, layout: Layout, histor
     """The same again is no drift, features that doubled are, and without enough that is newer nothing is said."""
     few = with_checks(spec, drift={"min_rows": 100})
     data = build(spec, layout, history.tables())
-    reference = reference_of(few, data, layout)
-    assert reference is not None
+    files = reference_files(few, data, layout)
     middle = float(data.times[len(data) // 2])
-    before = Before(reference, middle)
+    before = Before.of(files, middle)
     calm = drift_since(few, data, layout, before)
     assert calm is not None
     shifted = replace(data, features=data.features * 3 + 1)
     moved = drift_since(few, shifted, layout, before)
     assert moved is not None
-    assert moved.alarms
-    assert len(moved.features) > len(calm.features)
-    assert drift_since(few, data, layout, Before(reference, float(data.times[-1]) + 3600)) is None
+    assert len(moved.failed) > len(calm.failed)
+    assert drift_since(few, data, layout, Before.of(files, float(data.times[-1]) + 3600)) is None
     assert drift_since(few, data, layout, None) is None
+
+
+def test_drift_of_all_features_together_is_judged(spec: LoopSpec, layout: Layout, history) -> None:
+    """Values that stay while their rows are mixed up alarm the domain classifier; 0 rows leave it out."""
+    few = with_checks(spec, drift={"min_rows": 100, "classifier_rows": 500})
+    built, draw = build(spec, layout, history.tables()), np.random.default_rng(0)
+    shape = built.features.shape
+    together = draw.normal(size=(*shape[:2], 1)) + 0.3 * draw.normal(size=shape)
+    data = replace(built, features=together.astype(np.float32))
+    before = Before.of(reference_files(few, data, layout), float(data.times[len(data) // 2]))
+    calm = drift_since(few, data, layout, before)
+    mixed = draw.permuted(data.features.reshape(-1, shape[2]), axis=0).reshape(shape)
+    moved = drift_since(few, replace(data, features=mixed), layout, before)
+    assert calm is not None
+    assert moved is not None
+    (quiet,), (loud,) = (
+        [check for check in report.checks if check.name == "drift.domain_classifier"] for report in (calm, moved)
+    )
+    assert quiet.passed
+    assert not loud.passed
+    without = with_checks(spec, drift={"min_rows": 100, "classifier_rows": 0})
+    assert list(reference_files(without, data, layout)) == ["reference.bin"]
 
 
 def test_a_quarantined_interaction_is_no_label(spec: LoopSpec, layout: Layout, history, tmp_path: Path) -> None:

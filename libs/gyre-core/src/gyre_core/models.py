@@ -7,8 +7,8 @@ An artefact folder `<artifacts>/<loop>/<version>/` holds `MODEL_FILE` (ONNX, one
 [rows, columns of the layout], one output `scores` float32 [rows, 1]), `GOLDEN_FILE` (numpy: `features` float32
 [n, columns] and the `scores` float32 [n] that the model gave for them when it was exported), `MANIFEST_FILE`, and
 what the data was found to be: `QUALITY_FILE` with its `QUALITY_PAGE` for a person, the ids that were set aside in
-`QUARANTINE_FILE`, and `REFERENCE_FILE`, which later data is compared with. A refused run leaves a folder without a
-model.
+`QUARANTINE_FILE`, and `REFERENCE_FILE` and `CLASSIFIER_FILE`, which later data is compared with. A refused run leaves a
+folder without a model.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ QUALITY_FILE = "quality.json"
 QUALITY_PAGE = "quality.html"
 QUARANTINE_FILE = "quarantine.jsonl"
 REFERENCE_FILE = "reference.bin"
+CLASSIFIER_FILE = "classifier.bin"
 
 
 def triton_model(loop: str, version: str) -> str:

@@ -6,22 +6,21 @@ Rabanser, Günnemann and Lipton 2019).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as t_distribution
 
-from gyre_quality.bins import Bins, CategoryBins
+from gyre_quality.bins import Bins
 from gyre_quality.columns import Columns
 from gyre_quality.drift import MIN_CHUNKS
 from gyre_quality.report import Check
-from gyre_quality.sketches import Reservoir
+from gyre_quality.sketches import Reservoir, packed, unpacked
 
-_FOLDS = 3
-_MAX_CATEGORY_CODES = 255
+_TREES, _LEAF_ROWS = 100, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +32,7 @@ class DomainClassifier:
         reference: a sample of the reference's rows.
         mean, deviation: of the area under the ROC curve over the reference's chunks.
         chunks: how many calibrated it.
+        chunk_rows: in the sample of a typical one of them.
         alpha: the probability of an alarm for a chunk of the reference.
     """
 
@@ -41,19 +41,49 @@ class DomainClassifier:
     mean: float
     deviation: float
     chunks: int
+    chunk_rows: int
     alpha: float
 
-    @property
-    def threshold(self) -> float:
-        """The highest area that the reference explains: the upper prediction bound of one further chunk."""
+    def threshold(self, rows: int) -> float:
+        """The highest area that the reference explains: the upper prediction bound of one further chunk.
+
+        Args:
+            rows: in the chunk's sample; a smaller one than in the calibration wanders more.
+        """
         quantile = float(t_distribution.isf(self.alpha, self.chunks - 1))
-        return self.mean + quantile * self.deviation * float(np.sqrt(1 + 1 / self.chunks))
+        whole = len(self.reference.values)
+        widening = max(_chance(whole, rows) / _chance(whole, self.chunk_rows), 1.0)
+        return self.mean + quantile * self.deviation * widening * float(np.sqrt(1 + 1 / self.chunks))
 
     def check(self, chunk: Reservoir) -> Check:
-        """Whether the chunk's sample looks like the reference's."""
-        area = separability(self.bins, self.reference.values, chunk.values)
-        detail = f"out of fold, {len(self.reference.values)} reference rows and {len(chunk.values)} of the chunk"
-        return Check("drift.domain_classifier", "", area, self.threshold, area <= self.threshold, detail)
+        """Whether the chunk's sample looks like the reference's.
+
+        Raises:
+            ValueError: the chunk has no rows.
+        """
+        rows, whole = len(chunk.values), len(self.reference.values)
+        if not rows:
+            raise ValueError("chunk has 0 rows: must have some to be judged")
+        area, threshold = separability(self.reference.values, chunk.values), self.threshold(rows)
+        detail = f"out of bag, {whole} reference rows and {rows} of the chunk"
+        return Check("drift.domain_classifier", "", area, threshold, area <= threshold, detail)
+
+    def to_bytes(self) -> bytes:
+        """All of it, to be kept beside the training snapshot. It holds rows of features, without ids."""
+        numbers = {"mean": self.mean, "deviation": self.deviation, "chunks": self.chunks, "chunk_rows": self.chunk_rows}
+        header = json.dumps({"bins": self.bins.as_dict(), "alpha": self.alpha, **numbers}).encode()
+        return packed(
+            header=np.frombuffer(header, dtype=np.uint8),
+            reference=np.frombuffer(self.reference.to_bytes(), dtype=np.uint8),
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> DomainClassifier:
+        """What `to_bytes` gave."""
+        arrays = unpacked(data)
+        header = json.loads(arrays["header"].tobytes())
+        bins = Bins.from_dict(header.pop("bins"))
+        return cls(bins=bins, reference=Reservoir.from_bytes(arrays["reference"].tobytes()), **header)
 
 
 def rows_of(bins: Bins, columns: Columns) -> NDArray[np.float32]:
@@ -81,45 +111,33 @@ def calibrate_classifier(
     areas = []
     for index in picked:
         rest = _merged([chunk for other, chunk in enumerate(chunks) if other != index])
-        areas.append(separability(bins, rest.values, chunks[index].values))
-    whole = _merged(chunks)
-    sizes = len(whole.values), int(np.median([len(chunk.values) for chunk in chunks]))
-    # Few chunks may agree by chance: never trust less variation than random order gives (Mann and Whitney 1947).
-    chance = float(np.sqrt((sum(sizes) + 1) / (12 * sizes[0] * sizes[1])))
-    deviation = max(float(np.std(areas, ddof=1)), chance)
-    return DomainClassifier(bins, whole, float(np.mean(areas)), deviation, len(picked), alpha)
+        areas.append(separability(rest.values, chunks[index].values))
+    whole, rows = _merged(chunks), int(np.median([len(chunk.values) for chunk in chunks]))
+    # Few chunks may agree by chance: never trust less variation than random order gives.
+    deviation = max(float(np.std(areas, ddof=1)), _chance(len(whole.values), rows))
+    return DomainClassifier(bins, whole, float(np.mean(areas)), deviation, len(picked), rows, alpha)
 
 
-def separability(bins: Bins, first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """The area under the ROC curve of gradient-boosted trees that part two samples of rows, predicted out of fold.
+def _chance(first: int, second: int) -> float:
+    """The standard deviation of the area for two samples in random order (Mann and Whitney 1947)."""
+    return float(np.sqrt((first + second + 1) / (12 * first * second)))
 
-    0.5 where nothing parts them, 1 where everything does. Both samples weigh the same, however many rows they have.
+
+def separability(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """The area under the ROC curve of random trees that part two samples of rows, each predicted without itself.
+
+    0.5 where nothing parts them, 1 where everything does.
+    The trees are extremely randomised ones (Geurts, Ernst and Wehenkel 2006) on bootstrap samples, so that one fit
+    predicts every row by the trees that did not see it.
     """
-    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold
 
     rows = np.concatenate([first, second])
     labels = np.repeat([0, 1], [len(first), len(second)])
-    weights = np.where(labels == 1, 0.5 / len(second), 0.5 / len(first)) * len(rows)
-    scores = np.empty(len(rows))
-    settings: dict[str, Any] = {"max_iter": 40, "max_leaf_nodes": 15, "early_stopping": False, "random_state": 0}
-    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
-    for train, test in folds.split(rows, labels):
-        model = HistGradientBoostingClassifier(categorical_features=_categories(bins), **settings)
-        model.fit(rows[train], labels[train], sample_weight=weights[train])
-        scores[test] = model.predict_proba(rows[test])[:, 1]
-    return float(roc_auc_score(labels, scores))
-
-
-def _categories(bins: Bins) -> NDArray[np.bool_]:
-    """Which features the trees may split by sets of values; those with too many codes are split as numbers."""
-    return np.asarray(
-        [
-            isinstance(feature, CategoryBins) and feature.size <= _MAX_CATEGORY_CODES
-            for feature in bins.by_feature.values()
-        ]
-    )
+    trees = ExtraTreesClassifier(_TREES, min_samples_leaf=_LEAF_ROWS, bootstrap=True, oob_score=True, random_state=0)
+    trees.fit(np.where(np.isinf(rows), np.nan, rows), labels)
+    return float(roc_auc_score(labels, trees.oob_decision_function_[:, 1]))
 
 
 def _merged(samples: Sequence[Reservoir]) -> Reservoir:

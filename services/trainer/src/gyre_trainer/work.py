@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gyre_core.features import Layout
-from gyre_core.models import MANIFEST_FILE, REFERENCE_FILE
+from gyre_core.models import MANIFEST_FILE
 from gyre_core.spec import LoopSpec
 
 from gyre_trainer import artifact
@@ -18,7 +18,7 @@ from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.artifact import Manifest
 from gyre_trainer.domain import Pins, Refused, State, Task
 from gyre_trainer.gate import check_against_incumbent
-from gyre_trainer.quality.examples import reference_of
+from gyre_trainer.quality.examples import reference_files
 from gyre_trainer.quality.findings import Findings, quality_in
 from gyre_trainer.quality.gate import pass_gate
 from gyre_trainer.settings import TrainerSettings
@@ -98,10 +98,7 @@ def _make(work: Work, settings: TrainerSettings, folder: Path, findings: Finding
         "served_share": float(data.served.mean()),
         "training_s": training_s,
     }
-    files = dict(findings.files())
-    reference = reference_of(spec, data, layout)
-    if reference is not None:
-        files[REFERENCE_FILE] = reference.to_bytes()
+    files = {**findings.files(), **reference_files(spec, data, layout)}
     golden = held_out.features[held_out.held]
     return artifact.write(folder, model, golden, _manifest(work, measured | findings.summary()), files=files)
 

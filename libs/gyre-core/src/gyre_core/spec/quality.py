@@ -28,6 +28,7 @@ CHECKS = (
     "drift.psi",
     "drift.js",
     "drift.wasserstein",
+    "drift.domain_classifier",
     "labels.noise",
     "labels.consistency",
     "personal_data",
@@ -107,12 +108,14 @@ class DriftCheck(SpecModel):
     """Drift of the model's features against the training set of the live model.
 
     `alpha` is the probability of an alarm where nothing changed. Judged are impressions newer than that training set,
-    once they hold `min_rows` items; at most `max_rows` items are read.
+    once they hold `min_rows` items; at most `max_rows` items are read. The domain classifier, which sees all features
+    together, takes `classifier_rows` items of each side, and is left out with 0.
     """
 
     alpha: float = Field(default=0.01, gt=0, lt=1)
     min_rows: int = Field(default=1000, ge=100)
     max_rows: int = Field(default=50_000, ge=1000, le=5_000_000)
+    classifier_rows: int = Field(default=1000, ge=0, le=100_000)
 
 
 class LabelsCheck(SpecModel):

@@ -6,6 +6,7 @@ impression, since items of one impression have much in common: bounds that were 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from gyre_core.features import Layout
-from gyre_core.models import REFERENCE_FILE
+from gyre_core.models import CLASSIFIER_FILE, REFERENCE_FILE
 from gyre_core.spec import LoopSpec
-from gyre_quality.bins import fit_bins
+from gyre_quality.bins import Bins, fit_bins
 from gyre_quality.completeness import check_ranges
-from gyre_quality.drift import Drift, DriftRule, Reference, calibrate, judge, sketch_chunks
+from gyre_quality.domain_classifier import DomainClassifier, calibrate_classifier
+from gyre_quality.drift import DriftRule, Reference, calibrate, judge, sketch_chunks
 from gyre_quality.labels import label_consistency, label_issues, out_of_fold_probabilities
-from gyre_quality.report import Check
-from gyre_quality.sketches import Sketch
+from gyre_quality.report import Check, Report
+from gyre_quality.sketches import Reservoir, Sketch
 
 from gyre_trainer.artifact import Manifest
 from gyre_trainer.training_set import F32, TrainingSet
@@ -41,18 +43,26 @@ class Before:
     Attributes:
         reference: of its training set.
         data_time: the loop's time of that training set, unix seconds.
+        classifier: of all its features together; None where the model's artefact has none.
     """
 
     reference: Reference
     data_time: float
+    classifier: DomainClassifier | None = None
 
     @classmethod
     def read(cls, folder: str) -> Before | None:
         """That of an artefact folder; None where it has none."""
-        path = Path(folder) / REFERENCE_FILE
-        if not folder or not path.exists():
-            return None
-        return cls(Reference.from_bytes(path.read_bytes()), Manifest.read(Path(folder)).data_time)
+        path = Path(folder)
+        files = {name: path / name for name in (REFERENCE_FILE, CLASSIFIER_FILE)}
+        held = {name: each.read_bytes() for name, each in files.items() if folder and each.exists()}
+        return cls.of(held, Manifest.read(path).data_time) if REFERENCE_FILE in held else None
+
+    @classmethod
+    def of(cls, files: Mapping[str, bytes], data_time: float) -> Before:
+        """What `reference_files` gave."""
+        classifier = DomainClassifier.from_bytes(files[CLASSIFIER_FILE]) if CLASSIFIER_FILE in files else None
+        return cls(Reference.from_bytes(files[REFERENCE_FILE]), data_time, classifier)
 
 
 def check_examples(spec: LoopSpec, data: TrainingSet, layout: Layout) -> list[Check]:
@@ -60,16 +70,32 @@ def check_examples(spec: LoopSpec, data: TrainingSet, layout: Layout) -> list[Ch
     return [*_ranges(spec, data, layout), *_noise(spec, data, layout), *_consistency(spec, data)]
 
 
-def reference_of(spec: LoopSpec, data: TrainingSet, layout: Layout) -> Reference | None:
-    """What later data is compared with; None where there is too little to know how it varies by itself."""
-    rows = _sample(data, spec.quality.checks.drift.max_rows)
+def reference_files(spec: LoopSpec, data: TrainingSet, layout: Layout) -> dict[str, bytes]:
+    """What later data is compared with, by file name; none where too little tells how it varies by itself."""
+    rule = spec.quality.checks.drift
+    rows = _sample(data, rule.max_rows)
     if rows.size < _CHUNKS * _LEAST_CHUNK_ROWS:
-        return None
+        return {}
     columns = _columns(data, layout, rows)
-    return calibrate(sketch_chunks(fit_bins(columns), columns, rows.size // _CHUNKS))
+    bins = fit_bins(columns)
+    files = {REFERENCE_FILE: calibrate(sketch_chunks(bins, columns, rows.size // _CHUNKS)).to_bytes()}
+    if rule.classifier_rows:
+        files[CLASSIFIER_FILE] = _classifier_of(spec, bins, columns, rows).to_bytes()
+    return files
 
 
-def drift_since(spec: LoopSpec, data: TrainingSet, layout: Layout, before: Before | None) -> Drift | None:
+def _classifier_of(spec: LoopSpec, bins: Bins, columns: dict[str, F32], rows: Rows) -> DomainClassifier:
+    """The domain classifier, calibrated on the consecutive chunks that the reference was calibrated on."""
+    rule, matrix = spec.quality.checks.drift, np.stack(list(columns.values()), axis=1)
+    empty = Reservoir.empty(rule.classifier_rows, matrix.shape[1])
+    chunks = [
+        empty.add(part, ids)
+        for part, ids in zip(np.array_split(matrix, _CHUNKS), np.array_split(rows, _CHUNKS), strict=True)
+    ]
+    return calibrate_classifier(bins, chunks, alpha=rule.alpha)
+
+
+def drift_since(spec: LoopSpec, data: TrainingSet, layout: Layout, before: Before | None) -> Report | None:
     """Compare what is newer than the live model's training set with it; None where that cannot be said.
 
     It cannot without such a reference, where the model reads other columns, or before enough is newer.
@@ -82,8 +108,15 @@ def drift_since(spec: LoopSpec, data: TrainingSet, layout: Layout, before: Befor
     rows = _sample(newer, rule.max_rows)
     if rows.size < rule.min_rows:
         return None
-    chunk = Sketch.of(before.reference.bins, _columns(newer, layout, rows))
-    return judge(before.reference, chunk, DriftRule(alpha=rule.alpha))
+    columns = _columns(newer, layout, rows)
+    chunk = Sketch.of(before.reference.bins, columns)
+    report = judge(before.reference, chunk, DriftRule(alpha=rule.alpha)).report(spec.loop)
+    classifier = before.classifier
+    if classifier is None or not rule.classifier_rows:
+        return report
+    empty = Reservoir.empty(classifier.reference.capacity, len(columns))
+    together = classifier.check(empty.add(np.stack(list(columns.values()), axis=1), rows))
+    return replace(report, checks=(*report.checks, together))
 
 
 def _sample(data: TrainingSet, most: int, *, positives: bool = False) -> Rows:

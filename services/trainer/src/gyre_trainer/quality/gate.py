@@ -69,8 +69,8 @@ def _examples(findings: Findings, layout: Layout, data: TrainingSet) -> Rows:
     checks = check_examples(spec, data, layout)
     drift = drift_since(spec, data, layout, Before.read(task.incumbent))
     if drift is not None:
-        checks += drift.checks()
-        findings.figures += drift.report(spec.loop).figures
+        checks += drift.checks
+        findings.figures += drift.figures
     findings.subjects.append(Subject("shown items", tuple(checks)))
     return findings.rows_to_leave_out("shown items")
 
