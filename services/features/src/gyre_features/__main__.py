@@ -9,7 +9,7 @@ from gyre_runtime import load_settings, run
 from gyre_features.settings import FeaturesSettings
 
 PROCESSES = ("serve", "stream", "archive", "quality", "check")
-JOBS = {"check-once": ("check", "check_once")}
+JOBS = {"backfill": ("backfill", "backfill_all"), "check-once": ("check", "check_once")}
 """What is done once and answers an exit code: its module among the processes, and its name there."""
 
 

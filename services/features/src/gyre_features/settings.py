@@ -23,6 +23,8 @@ class FeaturesSettings(ServiceSettings):
     """Seconds after which the archive commits what it has."""
     features_forget_wait_s: float = Field(10.0, ge=0)
     """Seconds that `DeleteEntity` waits for the archive to rewrite the warehouse before it answers without it."""
+    features_backfill_processes: int = Field(2, ge=1, le=64)
+    """How many processes of a backfill work side by side, each on topic partitions of its own."""
     features_check_interval_s: float = Field(3600.0, gt=0)
     """Seconds between two parity checks of each loop."""
     features_check_impressions: int = Field(1000, ge=1, le=100_000)

@@ -1,0 +1,150 @@
+"""Fills the online store from the warehouse: the history that Kafka does not hold any more, or a layout that is new.
+
+It is the stream itself, which reads the tables in place of the topics: the same fences, batches and script, so that a
+backfill may be cut short and started again, and the stream goes on where it ends. Behaviour is keyed by user, so topic
+partitions are applied side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from google.protobuf import json_format
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_core.features import Layout
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import topic
+from gyre_runtime import load_loops
+from gyre_runtime.archived import EVENT_COLUMNS, counts_impressions, seconds_of
+from gyre_runtime.events import Event
+from gyre_runtime.warehouse import (
+    IMPRESSIONS,
+    INTERACTIONS,
+    ITEMS,
+    TRAINING_TABLE_OF,
+    ensure_table,
+    offsets_of,
+    open_catalog,
+    read_columns,
+)
+from pyiceberg.table import Table
+
+from gyre_features.online.stream import LoopStream, Place
+from gyre_features.processes.stream import open_redis, open_store
+from gyre_features.settings import FeaturesSettings
+
+_EVENTS_AT_ONCE = 20_000
+_CATALOGUE = "catalog.items"
+
+
+def backfill(settings: FeaturesSettings, spec: LoopSpec, *, processes: int) -> int:
+    """Apply all archived events of a loop that its present layout does not hold; answer how many were read.
+
+    The catalogue comes first, since behaviour is counted by the fields of its items.
+
+    Args:
+        settings: where the warehouse and the store are.
+        spec: the loop.
+        processes: how many work side by side.
+
+    Raises:
+        Unavailable: the store does not answer; start again.
+    """
+    layout = Layout.compile(spec)
+    partitions = range(spec.shards.kafka_partitions)
+    read = apply_archived(settings, spec.loop, [(topic(spec.loop, _CATALOGUE), each) for each in partitions])
+    suffixes = [each for each in TRAINING_TABLE_OF if each != _CATALOGUE]
+    if not counts_impressions(layout):
+        suffixes.remove("behavior.impressions")
+    groups = [
+        [(topic(spec.loop, suffix), each) for suffix in suffixes for each in partitions if each % processes == own]
+        for own in range(min(processes, len(partitions)))
+    ]
+    if len(groups) == 1:
+        return read + apply_archived(settings, spec.loop, groups[0])
+    with ProcessPoolExecutor(len(groups), mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(apply_archived, settings, spec.loop, places) for places in groups]
+        return read + sum(each.result() for each in running)
+
+
+def apply_archived(settings: FeaturesSettings, loop: str, places: Sequence[Place]) -> int:
+    """Apply what the warehouse holds of some topic partitions, from the store's fences on; answer how many events."""
+    return asyncio.run(_apply(settings, load_loops(settings)[loop], places))
+
+
+async def _apply(settings: FeaturesSettings, spec: LoopSpec, places: Sequence[Place]) -> int:
+    catalog, count = open_catalog(settings), 0
+    tables = {name: ensure_table(catalog, spec.loop, table) for name, table in _tables_of(spec.loop, places).items()}
+    async with open_redis(settings) as redis:
+        # Nobody is told of the batches here: they stay in the store's outbox, and the stream tells them.
+        stream = LoopStream(
+            open_store(settings, redis, spec), on_batch=_ignore, most_events=settings.features_batch_events
+        )
+        begin = await stream.assigned(places)
+        for name, partition in places:
+            end = offsets_of(tables[name]).get(partition, 0)
+            for first in range(begin[name, partition], end, _EVENTS_AT_ONCE):
+                last = min(first + _EVENTS_AT_ONCE, end)
+                events = _read(tables[name], (name, partition), first=first, end=last)
+                await stream.apply(events)
+                count += len(events)
+    return count
+
+
+async def _ignore(*_: object) -> None:
+    pass
+
+
+def _tables_of(loop: str, places: Iterable[Place]) -> dict[str, str]:
+    names = {name for name, _ in places}
+    return {topic(loop, suffix): table for suffix, table in TRAINING_TABLE_OF.items() if topic(loop, suffix) in names}
+
+
+def _read(table: Table, place: Place, *, first: int, end: int) -> list[Event]:
+    """The archived events of a topic partition between two offsets, as consumers of Kafka get them."""
+    name = table.name()[-1]
+    columns = ["source", "event_id", *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset", "ingest_time"]
+    wanted = f"kafka_partition = {place[1]} and kafka_offset >= {first} and kafka_offset < {end}"
+    rows = read_columns(table, columns, rows=wanted).sort_by("kafka_offset")
+    times, arrivals = seconds_of(rows["event_time"]).tolist(), seconds_of(rows["ingest_time"]).tolist()
+    message = _MESSAGES[name]
+    return [
+        Event(
+            id=row["event_id"],
+            source=row["source"],
+            type="",
+            time=at,
+            message=message(row),
+            traceparent=None,
+            topic=place[0],
+            partition=place[1],
+            offset=row["kafka_offset"],
+            arrival_time=arrival,
+        )
+        for row, at, arrival in zip(
+            rows.drop_columns(["event_time", "ingest_time"]).to_pylist(), times, arrivals, strict=True
+        )
+    ]
+
+
+def _interaction(row: Mapping[str, Any]) -> behavior.Interaction:
+    return behavior.Interaction(user_id=row["user_id"], item_id=row["item_id"], type=row["type"], value=row["value"])
+
+
+def _impression(row: Mapping[str, Any]) -> behavior.Impression:
+    return behavior.Impression(user_id=row["user_id"], item_ids=row["item_ids"], shown=row["shown"])
+
+
+def _change(row: Mapping[str, Any]) -> behavior.ItemChanged:
+    return json_format.Parse(row["fields"], behavior.ItemChanged())
+
+
+_MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    INTERACTIONS: _interaction,
+    IMPRESSIONS: _impression,
+    ITEMS: _change,
+}

@@ -1,0 +1,22 @@
+"""`backfill`: fills the online store of every loop from the warehouse, once."""
+
+import sys
+import time
+
+from gyre_runtime import Unavailable, load_loops
+
+from gyre_features.backfill import backfill
+from gyre_features.settings import FeaturesSettings
+
+
+def backfill_all(settings: FeaturesSettings) -> int:
+    """Backfill every loop, print how much was read, and answer the exit code: 1 where the store does not answer."""
+    for name, spec in load_loops(settings).items():
+        started = time.perf_counter()
+        try:
+            count = backfill(settings, spec, processes=settings.features_backfill_processes)
+        except Unavailable as error:
+            sys.stdout.write(f"{name}: {error}: what was applied stands; start again\n")
+            return 1
+        sys.stdout.write(f"{name}: {count:,} events applied in {time.perf_counter() - started:.1f} s\n")
+    return 0

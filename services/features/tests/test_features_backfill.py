@@ -1,0 +1,124 @@
+"""A backfill fills an empty store from the warehouse as the stream would have, whatever cuts it short."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gyre_core.features import Layout, Reader, Replay, RequestContext
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import topic
+from gyre_features.archive import Archive
+from gyre_features.backfill import backfill
+from gyre_features.online.store import OnlineStore
+from gyre_features.online.stream import LoopStream, feature_event
+from gyre_features.settings import FeaturesSettings
+from gyre_runtime.events import Event
+from gyre_runtime.warehouse import open_catalog
+from redis.asyncio import Redis
+
+pytestmark = pytest.mark.adapter
+ITEMS = [f"i{number}" for number in range(12)]
+RATINGS = 240
+
+
+@pytest.fixture
+async def archived(tmp_path: Path, spec: LoopSpec, history: Any) -> list[Event]:
+    """A catalogue and ratings over two partitions by user, in the warehouse."""
+    events = [*history.catalogue(), *_by_user(history.ratings(RATINGS))]
+    catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path / "warehouse")))
+    archive = Archive(catalog, rows=10**6, seconds=60, payload_bytes=10**9)
+    await archive.add(events)
+    await archive.flush()
+    return events
+
+
+def _by_user(ratings: Sequence[Event]) -> list[Event]:
+    """Ratings in the partition of their user, with the offsets of that partition."""
+    offsets, placed = [0, 0], []
+    for event in ratings:
+        partition = int(event.message.user_id[1:]) % 2
+        placed.append(event._replace(partition=partition, offset=offsets[partition]))
+        offsets[partition] += 1
+    return placed
+
+
+@pytest.fixture
+def store(redis: Redis, spec: LoopSpec, layout: Layout) -> OnlineStore:
+    """The store that is filled."""
+    return OnlineStore(redis, spec, layout)
+
+
+async def _assert_equal(store: OnlineStore, events: Sequence[Event]) -> None:
+    """The store reads as a replay of the events does."""
+    replay, reader = Replay(store.layout), Reader(store.layout)
+    replay.apply(feature_event(event) for event in events)
+    context = RequestContext(max(event.time for event in events) + 60)
+    for user in (f"u{number}" for number in range(9)):
+        values = await store.read(user, ITEMS)
+        found, _ = reader.matrix(values.user, values.everyone, values.items, ITEMS, context)
+        assert found == pytest.approx(replay.matrix(user, ITEMS, context)[0], rel=1e-5)
+
+
+@pytest.fixture
+def filling(tmp_path: Path, loop_file: Path, redis_url: str, spec: LoopSpec) -> Callable[[], Awaitable[int]]:
+    """Run a backfill in the test's own process; answers how many events it read."""
+    settings = FeaturesSettings(
+        loops=(loop_file,), redis=redis_url, warehouse=str(tmp_path / "warehouse"), features_batch_events=50
+    )
+    return lambda: asyncio.to_thread(backfill, settings, spec, processes=1)
+
+
+async def test_an_empty_store_is_filled_by_two_processes(
+    archived: list[Event], store: OnlineStore, start_process: Callable[..., Any]
+) -> None:
+    """The command applies every archived event once, the partitions side by side, and says how many."""
+    process = start_process("backfill", GYRE_FEATURES_BATCH_EVENTS="50")
+    assert await asyncio.to_thread(process.wait, 60) == 0, process.log.read_text()
+    assert f"{len(archived)} events applied" in process.log.read_text()
+    await _assert_equal(store, archived)
+
+
+async def test_the_stream_goes_on_where_a_backfill_ends(
+    archived: list[Event], store: OnlineStore, spec: LoopSpec, history: Any, filling: Callable[[], Awaitable[int]]
+) -> None:
+    """The fences stand behind the archived events: a second backfill adds nothing, and newer events are added."""
+    assert [await filling(), await filling()] == [len(archived), 0]
+    name = topic(spec.loop, "behavior.interactions")
+    stream = LoopStream(store, on_batch=_ignore)
+    begin = await stream.assigned([(name, 0), (name, 1)])
+    assert sum(begin.values()) == RATINGS
+    newer = [
+        event._replace(partition=0, offset=begin[name, 0] + number, time=event.time + 1000, id=f"newer-{number}")
+        for number, event in enumerate(history.ratings(40, seed=2))
+    ]
+    await stream.apply(newer)
+    await _assert_equal(store, [*archived, *newer])
+
+
+async def test_a_backfill_that_was_cut_short_is_started_again(
+    archived: list[Event], store: OnlineStore, filling: Callable[[], Awaitable[int]]
+) -> None:
+    """What was applied before stands, and the rest is added: nothing twice, nothing missing."""
+    stream = LoopStream(store, on_batch=_ignore, most_events=50)
+    catalogue, ratings = archived[:12], archived[12:]
+    await stream.assigned({(event.topic, event.partition) for event in archived})
+    await stream.apply([*catalogue, *[event for event in ratings if event.partition == 0][:70]])
+    assert await filling() == RATINGS - 70
+    await _assert_equal(store, archived)
+
+
+async def test_the_batches_of_a_backfill_are_told_later(
+    archived: list[Event], store: OnlineStore, filling: Callable[[], Awaitable[int]]
+) -> None:
+    """Its batches wait in the outbox with all of their offsets, so that the log has no hole."""
+    await filling()
+    told = await LoopStream(store, on_batch=_ignore).untold()
+    assert [batch.batch for batch in told] == list(range(1, len(told) + 1))
+    assert sum(batch.events for batch in told) == len(archived)
+    assert sum(each.end - each.first for batch in told for each in batch.ranges) == len(archived)
+
+
+async def _ignore(*_: object) -> None:
+    pass
