@@ -8,23 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from google.protobuf import json_format
-from gyre.events.v1 import behavior_pb2 as behavior
-from gyre_core.features import (
-    Event,
-    FieldsChanged,
-    FieldValue,
-    Impression,
-    Interaction,
-    Layout,
-    Replay,
-    RequestContext,
-)
+import pyarrow.compute as pc
+from gyre_core.features import Event, FieldsChanged, Layout, Replay, RequestContext
 from gyre_core.features.frame import F32
-from gyre_core.spec import IMPRESSION
-from gyre_runtime.fields import field_values
+from gyre_runtime.archived import EVENT_COLUMNS, counts_impressions, events_of, seconds_of
+from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, ITEMS
 
-_US = 1_000_000
 _ALWAYS = float("-inf")
 
 
@@ -74,41 +63,31 @@ class Past:
 
 def _changes(items: pa.Table) -> Iterator[tuple[float, Event]]:
     known: set[str] = set()
-    for row in _rows(items, ["item_id", "fields"]):
-        item_id = row["item_id"]
-        change = FieldsChanged("item", item_id, row["time"], _fields(row["fields"]))
-        yield (row["time"] if item_id in known else _ALWAYS), change
-        known.add(item_id)
+    for change in _events(ITEMS, items):
+        if isinstance(change, FieldsChanged):
+            yield (change.time if change.id in known else _ALWAYS), change
+            known.add(change.id)
 
 
 def _interactions(layout: Layout, interactions: pa.Table) -> Iterator[tuple[float, Event]]:
     counted = {kind for kind in layout.events if any(layout.plan(each, kind) for each in layout.entities)}
-    for row in _rows(interactions, ["user_id", "item_id", "type", "value"]):
-        if row["type"] in counted:
-            yield row["time"], Interaction(row["user_id"], row["item_id"], row["type"], row["time"], row["value"])
+    wanted = interactions.filter(pc.is_in(interactions["type"], pa.array(sorted(counted), pa.string())))
+    for event in _events(INTERACTIONS, wanted):
+        yield event.time, event
 
 
 def _impressions(layout: Layout, shown: pa.Table) -> Iterator[tuple[float, Event]]:
-    if any(layout.plan(kind, IMPRESSION) for kind in layout.entities):
-        for row in _rows(shown, ["user_id", "item_ids", "shown"]):
-            yield row["time"], Impression(row["user_id"], row["item_ids"][: row["shown"]], row["time"])
+    if counts_impressions(layout):
+        for event in _events(IMPRESSIONS, shown):
+            yield event.time, event
 
 
-def _rows(table: pa.Table, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows in the order of their time, without what a producer sent twice; the event time in unix seconds."""
-    times = table["event_time"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
-    order = np.lexsort((table["kafka_offset"].to_numpy(), table["kafka_partition"].to_numpy(), times))
-    ordered = table.select(["source", "event_id", *columns]).take(order)
-    seconds = (times[order] / _US).tolist()
-    seen: set[tuple[str, str]] = set()
-    values = ordered.to_pydict()
-    for index, identity in enumerate(zip(values["source"], values["event_id"], strict=True)):
-        if identity not in seen:
-            seen.add(identity)
-            yield {"time": seconds[index], **{name: values[name][index] for name in columns}}
-
-
-def _fields(text: str) -> dict[str, FieldValue]:
-    """The fields of an archived `ItemChanged`, which is in protobuf's JSON mapping."""
-    message = json_format.Parse(text, behavior.ItemChanged())
-    return field_values(message.fields)
+def _events(name: str, rows: pa.Table) -> list[Event]:
+    """Rows as events in the order of their time, without what a producer sent twice."""
+    times = seconds_of(rows["event_time"])
+    order = np.lexsort((rows["kafka_offset"].to_numpy(), rows["kafka_partition"].to_numpy(), times))
+    ordered = rows.select(["source", "event_id", *EVENT_COLUMNS[name]]).take(order)
+    first: dict[tuple[Any, Any], int] = {}
+    for index, identity in enumerate(zip(ordered["source"].to_pylist(), ordered["event_id"].to_pylist(), strict=True)):
+        first.setdefault(identity, index)
+    return events_of(name, ordered.take(pa.array(first.values(), pa.int64())))

@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from gyre_core.features import Layout
-from gyre_core.spec import IMPRESSION, LoopSpec
+from gyre_core.spec import LoopSpec
 from gyre_runtime import ServiceSettings, Unavailable
+from gyre_runtime.archived import counts_impressions
 from gyre_runtime.warehouse import (
     IMPRESSIONS,
     INTERACTIONS,
@@ -98,7 +99,7 @@ class LoopTables:
         tables = self._open()
         begin = _begin(_scan(tables, pins.snapshots, IMPRESSIONS, _KEYS), spec, pins.now)
         newer = None if begin is None else f"event_time >= '{begin}'"
-        counted = any(layout.plan(kind, IMPRESSION) for kind in layout.entities)
+        counted = counts_impressions(layout)
         return Tables(
             impressions=_scan(tables, pins.snapshots, IMPRESSIONS, _COLUMNS[IMPRESSIONS], newer),
             interactions=_scan(tables, pins.snapshots, INTERACTIONS, _COLUMNS[INTERACTIONS]),
