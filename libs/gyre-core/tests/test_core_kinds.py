@@ -22,7 +22,7 @@ from gyre_core.features import (
     merge,
 )
 from gyre_core.features.smoothing import MOST_WEIGHT, learnt_prior
-from gyre_core.spec import PRIOR_BUCKETS, Prior, SpecError, load_loop, parse_loop
+from gyre_core.spec import PRIOR_BUCKETS, LoopSpec, Prior, SpecError, load_loop, parse_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -384,3 +384,12 @@ def test_values_too_long_for_the_store_are_refused() -> None:
     text = text.replace("  - {name: place", "\n".join([*used, "  - {name: place"]))
     with pytest.raises(SpecError, match="or shorter vectors"):
         parse_loop(text, source="test")
+
+
+@pytest.mark.parametrize("name", ["kinds", "algebra", "full", "minimal"])
+def test_a_loop_can_be_handed_on(name: str) -> None:
+    """A training job gets its loop as JSON: read again, it is the same loop with the same layout."""
+    spec = load_loop(PATH.with_name(f"{name}.yaml"))
+    again = LoopSpec.model_validate_json(spec.model_dump_json())
+    assert again == spec
+    assert Layout.compile(again).hash == Layout.compile(spec).hash

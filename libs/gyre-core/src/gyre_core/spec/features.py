@@ -23,6 +23,7 @@ DatePart = Literal["year", "month", "weekday", "hour"]
 EntityScope = Literal["item", "user"]
 PRIOR_BUCKETS = 64
 """Into how many groups a smoothed rate sums items or users, by a hash of their id, to learn how much they differ."""
+_BUCKETS = 12
 CLOCK_FIELDS = ("hour", "weekday")
 """What a context feature may name that comes from the request's time."""
 
@@ -127,11 +128,12 @@ class _WindowedFeature(_StoredFeature):
     events: Events
     windows: Windows
     mode: Literal["sliding", "tumbling"] = "sliding"
-    buckets: int = PydanticField(default=12, ge=1, le=120)
+    buckets: int = PydanticField(default=_BUCKETS, ge=1, le=120)
 
     @model_validator(mode="after")
     def _buckets_of_sliding(self) -> _WindowedFeature:
-        if self.mode == "tumbling" and "buckets" in self.model_fields_set:
+        # A loop that was written out and read again gives every default.
+        if self.mode == "tumbling" and self.buckets != _BUCKETS:
             raise PydanticCustomError("window_buckets", "must give `buckets` only with `mode: sliding`")
         return self
 
@@ -210,7 +212,7 @@ class VectorFeature(_StoredFeature):
     def _compared(self) -> VectorFeature:
         if self.with_ is not None and self.scope != "item":
             raise PydanticCustomError("vector_scope", "must have scope item: `with` names the user's vector")
-        if self.with_ is None and "measure" in self.model_fields_set:
+        if self.with_ is None and self.measure != "cosine":
             raise PydanticCustomError("vector_measure", "must give `measure` only together with `with`")
         return self
 
@@ -264,7 +266,7 @@ class ContextFeature(_NamedFeature):
     def _number_or_label(self) -> ContextFeature:
         if self.values and self.field in CLOCK_FIELDS:
             raise PydanticCustomError("context_clock", "must give no `values` with hour or weekday: they are numbers")
-        if self.values and "default" in self.model_fields_set:
+        if self.values and self.default:
             raise PydanticCustomError("context_default", "must give `default` only without `values`")
         if len(set(self.values)) != len(self.values):
             raise PydanticCustomError("context_values", "must not list a value twice")

@@ -15,4 +15,4 @@ LoopName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+
 class SpecModel(BaseModel):
     """Immutable, and an unknown field is an error: a misspelt setting must never pass unnoticed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
