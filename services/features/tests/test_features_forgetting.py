@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gyre.events.v1 import privacy_pb2 as privacy
@@ -21,7 +22,16 @@ from gyre_features.tombstones import Tombstones
 from gyre_local.testing import eventually
 from gyre_runtime import Lifespan, ServiceSettings, channel
 from gyre_runtime.kafka import create_topics
-from gyre_runtime.warehouse import INTERACTIONS, ensure_table, offsets_of, open_catalog
+from gyre_runtime.warehouse import (
+    INTERACTIONS,
+    append,
+    ensure_table,
+    offsets_of,
+    open_catalog,
+    read_columns,
+    schema_of,
+)
+from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from redis.asyncio import Redis
 
@@ -63,6 +73,25 @@ async def test_nothing_of_a_user_is_left_in_any_file(tmp_path: Path, spec: LoopS
     assert sorted(again.scan().to_arrow()["user_id"].to_pylist()) == sorted(_users_on_disk(tmp_path))
     assert len(again.snapshots()) == 1
     assert offsets_of(again) == {0: 90}
+
+
+async def test_a_user_goes_from_a_table_that_got_columns_later(tmp_path: Path, spec: LoopSpec, history: Any) -> None:
+    """Rows of an older schema are rewritten with those of the present one; the others keep what they hold."""
+    catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path)))
+    catalog.create_namespace(spec.loop)
+    older = Schema(*(field for field in schema_of(INTERACTIONS).fields if field.name not in {"value", "simulated"}))
+    old = catalog.create_table((spec.loop, INTERACTIONS), schema=older)
+    row = {"event_id": "old", "kafka_partition": 0, "kafka_offset": 0}
+    rows = [{**row, "user_id": user} for user in ("u1", "u2")]
+    append(old, pa.Table.from_pylist(rows, old.schema().as_arrow()), {0: 0})
+    table = await _table(tmp_path, spec, history)
+    before = _users_on_disk(tmp_path)
+    erased, _, found = erase_user(table, "u1", since_ms=0)
+    assert (erased, found) == (before.count("u1"), 0)
+    left = read_columns(table, ["event_id", "user_id", "value"]).to_pylist()
+    assert sorted(each["user_id"] for each in left) == sorted(user for user in before if user != "u1")
+    assert {each["value"] for each in left if each["event_id"] == "old"} == {None}
+    assert {each["value"] for each in left if each["event_id"] != "old"} == {7.0}
 
 
 async def test_an_unknown_user_costs_no_snapshot(tmp_path: Path, spec: LoopSpec, history: Any) -> None:
