@@ -35,5 +35,7 @@ class FeaturesSettings(ServiceSettings):
     """Most records that the quality worker takes at once."""
     features_quality_idle_s: float = Field(10.0, gt=0)
     """Seconds of wall time without a record of a partition, after which its open windows are told as they stand."""
+    features_quality_live_s: float = Field(30.0, gt=0)
+    """Seconds between two judgements of live features beside the training set of the live model."""
     features_quality_kept: int = Field(1000, ge=1)
     """How many quality windows of each topic `GetReport` can answer from."""

@@ -19,6 +19,8 @@ from gyre_runtime.kafka import Producer, View, ensure_topics
 from gyre_runtime.privacy import Privacy, open_privacy
 
 from gyre_features.processes.stream import TOPICS, TYPES
+from gyre_features.quality.flow import LiveFlow
+from gyre_features.quality.sketching import LiveSketches
 from gyre_features.quality.watch import Place, QualityWatch
 from gyre_features.redaction import redactor
 from gyre_features.settings import FeaturesSettings
@@ -57,22 +59,39 @@ async def _work(
     lifespan: Lifespan, settings: FeaturesSettings, loops: Mapping[str, LoopSpec], privacy: Privacy
 ) -> None:
     await ensure_topics(settings, loops.values())
-    async with Producer(settings.kafka, source="gyre/features-quality") as producer, Told(settings, loops) as told:
+    async with (
+        Producer(settings.kafka, source="gyre/features-quality") as producer,
+        Told(settings, loops) as told,
+        LiveFlow(settings.kafka, loops, settings.artifacts.absolute(), producer) as flow,
+    ):
         lifespan.depends_on(Dependency("kafka", producer.ping))
+
+        async def closed_until(places: Collection[Place]) -> Mapping[Place, float]:
+            await flow.catch_up()
+            return await told.closed_until(places)
+
         app = make_app(settings)
         watch = QualityWatch(
             loops,
             TYPES,
-            closed_until=told.closed_until,
+            closed_until=closed_until,
             tell=lambda windows: _tell(producer, windows),
             commit=lambda offsets: _commit(app, offsets),
             idle_s=settings.features_quality_idle_s,
             mask=privacy.mask,
+            live=LiveSketches(
+                loops,
+                reference=flow.reference,
+                stored=flow.stored,
+                tell=flow.tell,
+                every_s=settings.features_quality_live_s,
+            ),
         )
 
         failed = _observe(app, watch, loops, settings)
         async with _running(app), asyncio.TaskGroup() as tasks:
             tasks.create_task(_ticks(watch), name="windows in time")
+            tasks.create_task(_judging(flow, watch, settings.features_quality_live_s), name="live quality")
             tasks.create_task(_until(app, failed), name="faust")
 
 
@@ -149,6 +168,12 @@ async def _ticks(watch: QualityWatch) -> None:
     while True:
         await asyncio.sleep(_TICK_S)
         await watch.tick()
+
+
+async def _judging(flow: LiveFlow, watch: QualityWatch, every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        await flow.judge(watch.has)
 
 
 async def _until(app: faust.App, failed: "asyncio.Future[None]") -> None:

@@ -17,6 +17,7 @@ from gyre_runtime.privacy import open_privacy
 
 from gyre_features.forgetting import Forgetting
 from gyre_features.processes.stream import open_redis, open_store
+from gyre_features.quality.findings import LIVE_QUALITY
 from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.snapshots import SnapshotReports
 from gyre_features.redaction import redactor
@@ -43,8 +44,9 @@ async def serve(lifespan: Lifespan, settings: FeaturesSettings) -> Serving:
     caught_up = asyncio.Event()
     forgetting = Forgetting(loops, settings.features_forget_wait_s)
     lifespan.background("erasures", forgetting.follow(settings))
-    lifespan.background("quality windows", _follow(settings, loops, windows, caught_up))
-    quality = DataQualityServicer(windows, SnapshotReports(settings.artifacts), loops)
+    live: dict[str, events_pb2.LiveQuality] = {}
+    lifespan.background("quality", _follow(settings, loops, (windows, live), caught_up))
+    quality = DataQualityServicer(windows, SnapshotReports(settings.artifacts), live, loops)
     services = [
         Registration(rpc.add_FeaturesServiceServicer_to_server, FeaturesServicer(stores, forgetting, privacy)),
         Registration(quality_rpc.add_DataQualityServiceServicer_to_server, quality),
@@ -54,22 +56,29 @@ async def serve(lifespan: Lifespan, settings: FeaturesSettings) -> Serving:
 
 
 async def _follow(
-    settings: FeaturesSettings, loops: Mapping[str, LoopSpec], windows: QualityWindows, caught_up: asyncio.Event
+    settings: FeaturesSettings,
+    loops: Mapping[str, LoopSpec],
+    reports: tuple[QualityWindows, dict[str, events_pb2.LiveQuality]],
+    caught_up: asyncio.Event,
 ) -> None:
-    """Take in every quality window, from the oldest kept on, for as long as the process lives."""
+    """Take in every quality window, from the oldest kept on, and judgement, for as long as the process lives."""
+    windows, live = reports
 
     def note(_key: str, event: Event | None) -> None:
-        if event is not None:
+        if event is None:
+            return
+        if isinstance(event.message, events_pb2.LiveQuality):
+            live[event.message.loop] = event.message
+        else:
             windows.note(event.message)
 
     await ensure_topics(settings, loops.values())
-    types = message_types(events_pb2.QualityWindow)
+    types = message_types(events_pb2.QualityWindow, events_pb2.LiveQuality)
     async with AsyncExitStack() as stack:
         views = [
-            await stack.enter_async_context(
-                View(settings.kafka, topic(name, "features.quality"), types, on_change=note)
-            )
+            await stack.enter_async_context(View(settings.kafka, topic(name, suffix), types, on_change=note))
             for name in loops
+            for suffix in ("features.quality", LIVE_QUALITY)
         ]
         for view in views:
             await view.ready()

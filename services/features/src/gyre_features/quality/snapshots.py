@@ -10,12 +10,9 @@ from typing import Any
 from gyre.features.v1 import data_quality_pb2 as pb
 from gyre_core.models import QUALITY_FILE
 
+from gyre_features.quality.findings import ACTIONS
+
 _MOST_RUNS = 1000
-_ACTIONS = {
-    "warn": pb.QUALITY_ACTION_WARN,
-    "quarantine": pb.QUALITY_ACTION_QUARANTINE,
-    "block": pb.QUALITY_ACTION_BLOCK,
-}
 
 
 class SnapshotReports:
@@ -72,4 +69,4 @@ def _report(body: Mapping[str, Any]) -> pb.SnapshotReport:
 
 
 def _check(body: Mapping[str, Any]) -> pb.QualityCheck:
-    return pb.QualityCheck(**{**body, "action": _ACTIONS[body["action"]]})
+    return pb.QualityCheck(**{**body, "action": ACTIONS[body["action"]]})

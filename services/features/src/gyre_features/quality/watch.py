@@ -10,6 +10,7 @@ from gyre_core.spec import LoopSpec
 from gyre_runtime import instrument
 from gyre_runtime.events import Event, MessageTypes, ReceivedRecord, Unreadable, decode
 
+from gyre_features.quality.sketching import LiveSketches
 from gyre_features.quality.windows import PartitionWindows
 
 _LOG = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class QualityWatch:
         tell: sends windows and returns when Kafka has them.
         commit: commits, for partitions, the offset to begin again at.
         mask: takes what the loops do not keep out of an event; None where they keep everything.
+        live: sketches of served features, which are counted beside the windows.
         idle_s: wall seconds without a record after which open windows are told as they stand.
     """
 
@@ -43,8 +45,10 @@ class QualityWatch:
         commit: Commit,
         idle_s: float,
         mask: Callable[[Event], None] | None = None,
+        live: LiveSketches | None = None,
     ) -> None:
         self._loops, self._types, self._idle_s, self._mask = loops, types, idle_s, mask
+        self._live = live
         self._closed_until, self._tell, self._commit = closed_until, tell, commit
         self._partitions: dict[Place, PartitionWindows] = {}
         self._last_record: dict[Place, float] = {}
@@ -73,6 +77,12 @@ class QualityWatch:
                 self._partitions.pop(place, None)
                 self._last_record.pop(place, None)
                 self._committed.pop(place, None)
+            if self._live is not None:
+                self._live.forget(places)
+
+    def has(self, place: Place) -> bool:
+        """Whether this process counts a partition."""
+        return place in self._partitions
 
     async def _take_over(self, places: Collection[Place]) -> None:
         if not places:
@@ -91,19 +101,22 @@ class QualityWatch:
                 self._mask(event)
         except Unreadable as problem:
             _LOG.debug("unreadable", extra={"topic": record.topic, "reason": problem.reason})
+        if self._live is not None:
+            self._live.count((record.topic, record.partition), record.offset, event)
         left_out = self._partitions[record.topic, record.partition].count(record.offset, event)
         if left_out:
             loop = record.topic.partition(".")[0]
             instrument("gyre_consumer_skipped_total").add(loop=loop, topic=record.topic, reason=left_out)
 
-    async def _tell_due(self, places: Collection[Place]) -> None:
+    def _idle(self, place: Place) -> bool:
         now = time.monotonic()
+        return now - self._last_record.get(place, now) >= self._idle_s
+
+    async def _tell_due(self, places: Collection[Place]) -> None:
         due = [
             (self._partitions[place], window, message)
             for place in places
-            for window, message in self._partitions[place].due(
-                idle=now - self._last_record.get(place, now) >= self._idle_s
-            )
+            for window, message in self._partitions[place].due(idle=self._idle(place))
         ]
         if due:
             await self._tell([message for _, _, message in due])
@@ -111,6 +124,9 @@ class QualityWatch:
             windows.told(window, final=message.final)
             instrument("gyre_quality_windows_total").add(loop=message.loop, topic=message.topic)
         resume = {place: self._partitions[place].resume_offset for place in places}
+        if self._live is not None:
+            await self._live.tell_due(places, self._idle)
+            resume = {place: self._live.resume_offset(place, offset) for place, offset in resume.items()}
         moved = {place: offset for place, offset in resume.items() if offset > self._committed.get(place, 0)}
         if moved:
             await self._commit(moved)

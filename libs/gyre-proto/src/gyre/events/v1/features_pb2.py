@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from gyre.options.v1 import constraints_pb2 as gyre_dot_options_dot_v1_dot_constraints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/events/v1/features.proto\x12\x0egyre.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!gyre/options/v1/constraints.proto\"K\n\x0bOffsetRange\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\r\n\x05\x66irst\x18\x03 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x03\"\xf8\x01\n\x0c\x42\x61tchApplied\x12\x14\n\x04loop\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01\x12\x0e\n\x06layout\x18\x02 \x01(\t\x12\r\n\x05shard\x18\x03 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\x04\x12+\n\x06ranges\x18\x05 \x03(\x0b\x32\x1b.gyre.events.v1.OffsetRange\x12\x0e\n\x06\x65vents\x18\x06 \x01(\r\x12\x35\n\x11newest_event_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x61pplied_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\nFieldRange\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0f\n\x07missing\x18\x03 \x01(\x04\x12\x0b\n\x03min\x18\x04 \x01(\x01\x12\x0b\n\x03max\x18\x05 \x01(\x01\x12\x0b\n\x03sum\x18\x06 \x01(\x01\"\xf9\x02\n\rQualityWindow\x12\x14\n\x04loop\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x35\n\x11window_start_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fwindow_end_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x65vents\x18\x05 \x01(\x04\x12\x12\n\nunreadable\x18\x06 \x01(\x04\x12\x37\n\x05types\x18\x07 \x03(\x0b\x32(.gyre.events.v1.QualityWindow.TypesEntry\x12*\n\x06ranges\x18\x08 \x03(\x0b\x32\x1a.gyre.events.v1.FieldRange\x12\x11\n\tpartition\x18\t \x01(\x05\x12\r\n\x05\x66inal\x18\n \x01(\x08\x1a,\n\nTypesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/events/v1/features.proto\x12\x0egyre.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!gyre/options/v1/constraints.proto\"K\n\x0bOffsetRange\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\r\n\x05\x66irst\x18\x03 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x03\"\xf8\x01\n\x0c\x42\x61tchApplied\x12\x14\n\x04loop\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01\x12\x0e\n\x06layout\x18\x02 \x01(\t\x12\r\n\x05shard\x18\x03 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\x04\x12+\n\x06ranges\x18\x05 \x03(\x0b\x32\x1b.gyre.events.v1.OffsetRange\x12\x0e\n\x06\x65vents\x18\x06 \x01(\r\x12\x35\n\x11newest_event_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x61pplied_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\nFieldRange\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0f\n\x07missing\x18\x03 \x01(\x04\x12\x0b\n\x03min\x18\x04 \x01(\x01\x12\x0b\n\x03max\x18\x05 \x01(\x01\x12\x0b\n\x03sum\x18\x06 \x01(\x01\"\xf9\x02\n\rQualityWindow\x12\x14\n\x04loop\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x35\n\x11window_start_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fwindow_end_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x65vents\x18\x05 \x01(\x04\x12\x12\n\nunreadable\x18\x06 \x01(\x04\x12\x37\n\x05types\x18\x07 \x03(\x0b\x32(.gyre.events.v1.QualityWindow.TypesEntry\x12*\n\x06ranges\x18\x08 \x03(\x0b\x32\x1a.gyre.events.v1.FieldRange\x12\x11\n\tpartition\x18\t \x01(\x05\x12\r\n\x05\x66inal\x18\n \x01(\x08\x1a,\n\nTypesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xed\x01\n\nLiveSketch\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x19\n\x07version\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x11\n\tpartition\x18\x03 \x01(\x05\x12\x12\n\nend_offset\x18\x04 \x01(\x03\x12\x35\n\x11newest_event_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06sketch\x18\x06 \x01(\x0c\x12\x0e\n\x06sample\x18\x07 \x01(\x0c\x12\x16\n\x0e\x65\x61rlier_sketch\x18\x08 \x01(\x0c\x12\x16\n\x0e\x65\x61rlier_sample\x18\t \x01(\x0c\"\xa2\x01\n\x0eQualityFinding\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12\x12\n\x05value\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\tB\x08\n\x06_valueB\x0c\n\n_threshold\"\xef\x02\n\x0bLiveQuality\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x19\n\x07version\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x35\n\x11newest_event_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bjudged_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x08\x66indings\x18\x06 \x03(\x0b\x32\x1e.gyre.events.v1.QualityFinding\x12\x39\n\x07\x66\x61iling\x18\x07 \x03(\x0b\x32(.gyre.events.v1.LiveQuality.FailingEntry\x1aJ\n\x0c\x46\x61ilingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUALITYWINDOW_TYPESENTRY']._serialized_options = b'8\001'
   _globals['_QUALITYWINDOW'].fields_by_name['loop']._loaded_options = None
   _globals['_QUALITYWINDOW'].fields_by_name['loop']._serialized_options = b'\212\265\030\002\010\001'
+  _globals['_LIVESKETCH'].fields_by_name['loop']._loaded_options = None
+  _globals['_LIVESKETCH'].fields_by_name['loop']._serialized_options = b'\212\265\030\004\010\001\030\037'
+  _globals['_LIVESKETCH'].fields_by_name['version']._loaded_options = None
+  _globals['_LIVESKETCH'].fields_by_name['version']._serialized_options = b'\212\265\030\004\010\001\030@'
+  _globals['_LIVEQUALITY_FAILINGENTRY']._loaded_options = None
+  _globals['_LIVEQUALITY_FAILINGENTRY']._serialized_options = b'8\001'
+  _globals['_LIVEQUALITY'].fields_by_name['loop']._loaded_options = None
+  _globals['_LIVEQUALITY'].fields_by_name['loop']._serialized_options = b'\212\265\030\004\010\001\030\037'
+  _globals['_LIVEQUALITY'].fields_by_name['version']._loaded_options = None
+  _globals['_LIVEQUALITY'].fields_by_name['version']._serialized_options = b'\212\265\030\004\010\001\030@'
   _globals['_OFFSETRANGE']._serialized_start=117
   _globals['_OFFSETRANGE']._serialized_end=192
   _globals['_BATCHAPPLIED']._serialized_start=195
@@ -49,4 +59,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUALITYWINDOW']._serialized_end=923
   _globals['_QUALITYWINDOW_TYPESENTRY']._serialized_start=879
   _globals['_QUALITYWINDOW_TYPESENTRY']._serialized_end=923
+  _globals['_LIVESKETCH']._serialized_start=926
+  _globals['_LIVESKETCH']._serialized_end=1163
+  _globals['_QUALITYFINDING']._serialized_start=1166
+  _globals['_QUALITYFINDING']._serialized_end=1328
+  _globals['_LIVEQUALITY']._serialized_start=1331
+  _globals['_LIVEQUALITY']._serialized_end=1698
+  _globals['_LIVEQUALITY_FAILINGENTRY']._serialized_start=1624
+  _globals['_LIVEQUALITY_FAILINGENTRY']._serialized_end=1698
 # @@protoc_insertion_point(module_scope)

@@ -238,3 +238,192 @@ class QualityWindow(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QualityWindow: _TypeAlias = QualityWindow  # noqa: Y015
+
+@_typing.final
+class LiveSketch(_message.Message):
+    """What one partition of the impressions looks like beside the training set of the live model: mergeable counts and a
+    mergeable sample of the model's features, over the newest impressions. Topic features.sketches, key partition; a later
+    message replaces the one before, and a successor goes on from it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOOP_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    END_OFFSET_FIELD_NUMBER: _builtins.int
+    NEWEST_EVENT_TIME_FIELD_NUMBER: _builtins.int
+    SKETCH_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    EARLIER_SKETCH_FIELD_NUMBER: _builtins.int
+    EARLIER_SAMPLE_FIELD_NUMBER: _builtins.int
+    loop: _builtins.str
+    """The loop. Required."""
+    version: _builtins.str
+    """The live model, in whose bins it counts. Required."""
+    partition: _builtins.int
+    """The partition of behavior.impressions."""
+    end_offset: _builtins.int
+    """The offset after the last record that was looked at."""
+    sketch: _builtins.bytes
+    """Counts of the newest rows, as gyre_quality.sketches.Sketch writes them."""
+    sample: _builtins.bytes
+    """A sample of them, as gyre_quality.sketches.Reservoir writes it; empty where the model has no domain classifier."""
+    earlier_sketch: _builtins.bytes
+    """Counts of the rows before these; the ones before those are forgotten."""
+    earlier_sample: _builtins.bytes
+    """A sample of them."""
+    @_builtins.property
+    def newest_event_time(self) -> _timestamp_pb2.Timestamp:
+        """The newest impression counted; absent before there is one."""
+
+    def __init__(
+        self,
+        *,
+        loop: _builtins.str = ...,
+        version: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        end_offset: _builtins.int = ...,
+        newest_event_time: _timestamp_pb2.Timestamp | None = ...,
+        sketch: _builtins.bytes = ...,
+        sample: _builtins.bytes = ...,
+        earlier_sketch: _builtins.bytes = ...,
+        earlier_sample: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["newest_event_time", b"newest_event_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier_sample", b"earlier_sample", "earlier_sketch", b"earlier_sketch", "end_offset", b"end_offset", "loop", b"loop", "newest_event_time", b"newest_event_time", "partition", b"partition", "sample", b"sample", "sketch", b"sketch", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiveSketch: _TypeAlias = LiveSketch  # noqa: Y015
+
+@_typing.final
+class QualityFinding(_message.Message):
+    """One finding about live data."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the check, such as drift.psi."""
+    column: _builtins.str
+    """What it is about; empty for everything together."""
+    value: _builtins.float
+    """What was measured; absent where there was nothing to measure."""
+    threshold: _builtins.float
+    """The bound that it was held against."""
+    passed: _builtins.bool
+    """Whether the data is as it should be."""
+    action: _builtins.str
+    """What gyre.yaml gives as following when it is not: warn, quarantine or block."""
+    detail: _builtins.str
+    """One sentence for a person; it holds no value of the data."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        column: _builtins.str = ...,
+        value: _builtins.float | None = ...,
+        threshold: _builtins.float | None = ...,
+        passed: _builtins.bool = ...,
+        action: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_value", b"_value", "threshold", b"threshold", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_value", b"_value", "action", b"action", "column", b"column", "detail", b"detail", "name", b"name", "passed", b"passed", "threshold", b"threshold", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___QualityFinding: _TypeAlias = QualityFinding  # noqa: Y015
+
+@_typing.final
+class LiveQuality(_message.Message):
+    """What the newest impressions of all partitions look like beside the training set of the live model. Topic
+    features.live-quality, key loop; the newest stands.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FailingEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _timestamp_pb2.Timestamp: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LOOP_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    NEWEST_EVENT_TIME_FIELD_NUMBER: _builtins.int
+    JUDGED_TIME_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    FAILING_FIELD_NUMBER: _builtins.int
+    loop: _builtins.str
+    """The loop. Required."""
+    version: _builtins.str
+    """The live model. Required."""
+    rows: _builtins.int
+    """Count of items judged."""
+    @_builtins.property
+    def newest_event_time(self) -> _timestamp_pb2.Timestamp:
+        """The newest impression among them."""
+
+    @_builtins.property
+    def judged_time(self) -> _timestamp_pb2.Timestamp:
+        """Wall time of the judgement."""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___QualityFinding]:
+        """The findings."""
+
+    @_builtins.property
+    def failing(self) -> _containers.MessageMap[_builtins.str, _timestamp_pb2.Timestamp]:
+        """The checks that fail, by name, each with the wall time since it does."""
+
+    def __init__(
+        self,
+        *,
+        loop: _builtins.str = ...,
+        version: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        newest_event_time: _timestamp_pb2.Timestamp | None = ...,
+        judged_time: _timestamp_pb2.Timestamp | None = ...,
+        findings: _abc.Iterable[Global___QualityFinding] | None = ...,
+        failing: _abc.Mapping[_builtins.str, _timestamp_pb2.Timestamp] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["judged_time", b"judged_time", "newest_event_time", b"newest_event_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failing", b"failing", "findings", b"findings", "judged_time", b"judged_time", "loop", b"loop", "newest_event_time", b"newest_event_time", "rows", b"rows", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiveQuality: _TypeAlias = LiveQuality  # noqa: Y015

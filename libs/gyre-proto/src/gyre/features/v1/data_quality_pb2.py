@@ -27,7 +27,7 @@ from gyre.events.v1 import features_pb2 as gyre_dot_events_dot_v1_dot_features__
 from gyre.options.v1 import constraints_pb2 as gyre_dot_options_dot_v1_dot_constraints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gyre/features/v1/data_quality.proto\x12\x10gyre.features.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dgyre/events/v1/features.proto\x1a!gyre/options/v1/constraints.proto\"w\n\x10GetReportRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1e\n\x07windows\x18\x02 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00@\x8f@\x12\x16\n\x06run_id\x18\x03 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x13\n\x0bsnapshot_id\x18\x04 \x01(\x03\"w\n\x11GetReportResponse\x12.\n\x07windows\x18\x01 \x03(\x0b\x32\x1d.gyre.events.v1.QualityWindow\x12\x32\n\x08snapshot\x18\x02 \x01(\x0b\x32 .gyre.features.v1.SnapshotReport\"\xa2\x03\n\x0eSnapshotReport\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x42\n\tsnapshots\x18\x03 \x03(\x0b\x32/.gyre.features.v1.SnapshotReport.SnapshotsEntry\x12-\n\tdata_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12\x0e\n\x06\x62locks\x18\x06 \x01(\x08\x12.\n\x06\x63hecks\x18\x07 \x03(\x0b\x32\x1e.gyre.features.v1.QualityCheck\x12\x46\n\x0bquarantined\x18\x08 \x03(\x0b\x32\x31.gyre.features.v1.SnapshotReport.QuarantinedEntry\x1a\x30\n\x0eSnapshotsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x32\n\x10QuarantinedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xcf\x01\n\x0cQualityCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12\x12\n\x05value\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12/\n\x06\x61\x63tion\x18\x06 \x01(\x0e\x32\x1f.gyre.features.v1.QualityAction\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x0c\n\x04rows\x18\x08 \x01(\x04\x42\x08\n\x06_valueB\x0c\n\n_threshold*\x81\x01\n\rQualityAction\x12\x1e\n\x1aQUALITY_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13QUALITY_ACTION_WARN\x10\x01\x12\x1d\n\x19QUALITY_ACTION_QUARANTINE\x10\x02\x12\x18\n\x14QUALITY_ACTION_BLOCK\x10\x03\x32j\n\x12\x44\x61taQualityService\x12T\n\tGetReport\x12\".gyre.features.v1.GetReportRequest\x1a#.gyre.features.v1.GetReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gyre/features/v1/data_quality.proto\x12\x10gyre.features.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dgyre/events/v1/features.proto\x1a!gyre/options/v1/constraints.proto\"w\n\x10GetReportRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1e\n\x07windows\x18\x02 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00@\x8f@\x12\x16\n\x06run_id\x18\x03 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x13\n\x0bsnapshot_id\x18\x04 \x01(\x03\"\xa3\x01\n\x11GetReportResponse\x12.\n\x07windows\x18\x01 \x03(\x0b\x32\x1d.gyre.events.v1.QualityWindow\x12\x32\n\x08snapshot\x18\x02 \x01(\x0b\x32 .gyre.features.v1.SnapshotReport\x12*\n\x04live\x18\x03 \x01(\x0b\x32\x1c.gyre.features.v1.LiveReport\"\xd3\x01\n\nLiveReport\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x35\n\x11newest_event_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bjudged_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12.\n\x06\x63hecks\x18\x06 \x03(\x0b\x32\x1e.gyre.features.v1.QualityCheck\"\xa2\x03\n\x0eSnapshotReport\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x42\n\tsnapshots\x18\x03 \x03(\x0b\x32/.gyre.features.v1.SnapshotReport.SnapshotsEntry\x12-\n\tdata_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12\x0e\n\x06\x62locks\x18\x06 \x01(\x08\x12.\n\x06\x63hecks\x18\x07 \x03(\x0b\x32\x1e.gyre.features.v1.QualityCheck\x12\x46\n\x0bquarantined\x18\x08 \x03(\x0b\x32\x31.gyre.features.v1.SnapshotReport.QuarantinedEntry\x1a\x30\n\x0eSnapshotsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x32\n\x10QuarantinedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xcf\x01\n\x0cQualityCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12\x12\n\x05value\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12/\n\x06\x61\x63tion\x18\x06 \x01(\x0e\x32\x1f.gyre.features.v1.QualityAction\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x0c\n\x04rows\x18\x08 \x01(\x04\x42\x08\n\x06_valueB\x0c\n\n_threshold*\x81\x01\n\rQualityAction\x12\x1e\n\x1aQUALITY_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13QUALITY_ACTION_WARN\x10\x01\x12\x1d\n\x19QUALITY_ACTION_QUARANTINE\x10\x02\x12\x18\n\x14QUALITY_ACTION_BLOCK\x10\x03\x32j\n\x12\x44\x61taQualityService\x12T\n\tGetReport\x12\".gyre.features.v1.GetReportRequest\x1a#.gyre.features.v1.GetReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,20 +44,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SNAPSHOTREPORT_SNAPSHOTSENTRY']._serialized_options = b'8\001'
   _globals['_SNAPSHOTREPORT_QUARANTINEDENTRY']._loaded_options = None
   _globals['_SNAPSHOTREPORT_QUARANTINEDENTRY']._serialized_options = b'8\001'
-  _globals['_QUALITYACTION']._serialized_start=1030
-  _globals['_QUALITYACTION']._serialized_end=1159
+  _globals['_QUALITYACTION']._serialized_start=1289
+  _globals['_QUALITYACTION']._serialized_end=1418
   _globals['_GETREPORTREQUEST']._serialized_start=156
   _globals['_GETREPORTREQUEST']._serialized_end=275
-  _globals['_GETREPORTRESPONSE']._serialized_start=277
-  _globals['_GETREPORTRESPONSE']._serialized_end=396
-  _globals['_SNAPSHOTREPORT']._serialized_start=399
-  _globals['_SNAPSHOTREPORT']._serialized_end=817
-  _globals['_SNAPSHOTREPORT_SNAPSHOTSENTRY']._serialized_start=717
-  _globals['_SNAPSHOTREPORT_SNAPSHOTSENTRY']._serialized_end=765
-  _globals['_SNAPSHOTREPORT_QUARANTINEDENTRY']._serialized_start=767
-  _globals['_SNAPSHOTREPORT_QUARANTINEDENTRY']._serialized_end=817
-  _globals['_QUALITYCHECK']._serialized_start=820
-  _globals['_QUALITYCHECK']._serialized_end=1027
-  _globals['_DATAQUALITYSERVICE']._serialized_start=1161
-  _globals['_DATAQUALITYSERVICE']._serialized_end=1267
+  _globals['_GETREPORTRESPONSE']._serialized_start=278
+  _globals['_GETREPORTRESPONSE']._serialized_end=441
+  _globals['_LIVEREPORT']._serialized_start=444
+  _globals['_LIVEREPORT']._serialized_end=655
+  _globals['_SNAPSHOTREPORT']._serialized_start=658
+  _globals['_SNAPSHOTREPORT']._serialized_end=1076
+  _globals['_SNAPSHOTREPORT_SNAPSHOTSENTRY']._serialized_start=976
+  _globals['_SNAPSHOTREPORT_SNAPSHOTSENTRY']._serialized_end=1024
+  _globals['_SNAPSHOTREPORT_QUARANTINEDENTRY']._serialized_start=1026
+  _globals['_SNAPSHOTREPORT_QUARANTINEDENTRY']._serialized_end=1076
+  _globals['_QUALITYCHECK']._serialized_start=1079
+  _globals['_QUALITYCHECK']._serialized_end=1286
+  _globals['_DATAQUALITYSERVICE']._serialized_start=1420
+  _globals['_DATAQUALITYSERVICE']._serialized_end=1526
 # @@protoc_insertion_point(module_scope)

@@ -91,6 +91,7 @@ class GetReportResponse(_message.Message):
 
     WINDOWS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def windows(self) -> _containers.RepeatedCompositeFieldContainer[_features_pb2.QualityWindow]:
         """The windows, newest first."""
@@ -99,19 +100,72 @@ class GetReportResponse(_message.Message):
     def snapshot(self) -> Global___SnapshotReport:
         """The report on a snapshot; present when the request named a run or a snapshot."""
 
+    @_builtins.property
+    def live(self) -> Global___LiveReport:
+        """The newest impressions beside the training set of the live model; absent before there is such a model with enough of them."""
+
     def __init__(
         self,
         *,
         windows: _abc.Iterable[_features_pb2.QualityWindow] | None = ...,
         snapshot: Global___SnapshotReport | None = ...,
+        live: Global___LiveReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["live", b"live", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["live", b"live", "snapshot", b"snapshot", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetReportResponse: _TypeAlias = GetReportResponse  # noqa: Y015
+
+@_typing.final
+class LiveReport(_message.Message):
+    """What the newest impressions look like beside the training set of the live model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    NEWEST_EVENT_TIME_FIELD_NUMBER: _builtins.int
+    JUDGED_TIME_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """The live model."""
+    rows: _builtins.int
+    """Count of items judged."""
+    passed: _builtins.bool
+    """Whether every check passed."""
+    @_builtins.property
+    def newest_event_time(self) -> _timestamp_pb2.Timestamp:
+        """The newest impression among them."""
+
+    @_builtins.property
+    def judged_time(self) -> _timestamp_pb2.Timestamp:
+        """Wall time of the judgement."""
+
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___QualityCheck]:
+        """The findings."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        newest_event_time: _timestamp_pb2.Timestamp | None = ...,
+        judged_time: _timestamp_pb2.Timestamp | None = ...,
+        passed: _builtins.bool = ...,
+        checks: _abc.Iterable[Global___QualityCheck] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["judged_time", b"judged_time", "newest_event_time", b"newest_event_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "judged_time", b"judged_time", "newest_event_time", b"newest_event_time", "passed", b"passed", "rows", b"rows", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiveReport: _TypeAlias = LiveReport  # noqa: Y015
 
 @_typing.final
 class SnapshotReport(_message.Message):

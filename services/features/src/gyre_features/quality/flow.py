@@ -1,0 +1,138 @@
+"""What live quality reads from Kafka and says there: the live model, the sketches, the judgements, the alerts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Self
+
+from google.protobuf.message import Message
+from gyre.events.v1 import features_pb2 as pb
+from gyre.events.v1 import models_pb2 as models
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import topic
+from gyre_runtime import Unavailable, instrument
+from gyre_runtime.events import Event, message_types
+from gyre_runtime.kafka import Producer, View
+
+from gyre_features.quality.findings import LIVE_QUALITY
+from gyre_features.quality.judging import follow_up, judge_live, worst
+from gyre_features.quality.live import LiveReference
+from gyre_features.quality.sketching import IMPRESSIONS, Place
+
+SKETCHES = "features.sketches"
+_LIVE = "live"
+_RETRY_S = 1.0
+_LOG = logging.getLogger(__name__)
+
+
+class LiveFlow:
+    """Follows what sketches and judgements need; an async context manager.
+
+    Args:
+        kafka: host:port list.
+        loops: by name.
+        artifacts: the artefact folder of all loops.
+        producer: for what is told.
+    """
+
+    def __init__(self, kafka: str, loops: Mapping[str, LoopSpec], artifacts: Path, producer: Producer) -> None:
+        self._loops, self._artifacts, self._producer = dict(loops), artifacts, producer
+        self._references: dict[str, LiveReference | None] = {}
+        rollouts, sketches, judged = map(message_types, (models.RolloutView, pb.LiveSketch, pb.LiveQuality))
+        self._rollouts = {
+            name: View(kafka, topic(name, "models.rollouts"), rollouts, on_change=self._follow(name)) for name in loops
+        }
+        self._sketches = {name: View(kafka, topic(name, SKETCHES), sketches) for name in loops}
+        self._judged = {name: View(kafka, topic(name, LIVE_QUALITY), judged) for name in loops}
+        self._seen: dict[str, dict[int, int]] = {}
+        self._opened = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Begin to follow, and wait until what was told before is known."""
+        for views in (self._rollouts, self._sketches, self._judged):
+            for view in views.values():
+                await self._opened.enter_async_context(view)
+        for views in (self._rollouts, self._sketches, self._judged):
+            for view in views.values():
+                await view.ready()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop following."""
+        await self._opened.aclose()
+
+    def _follow(self, loop: str) -> Callable[[str, Event | None], None]:
+        def changed(_key: str, event: Event | None) -> None:
+            arms = event.message.arms if event is not None else ()
+            version = next((arm.version for arm in arms if arm.name == _LIVE and arm.version), "")
+            known = self._references.get(loop)
+            if known is None or known.version != version:
+                self._references[loop] = self._read(loop, version) if version else None
+
+        return changed
+
+    def _read(self, loop: str, version: str) -> LiveReference | None:
+        try:
+            return LiveReference.read(self._artifacts / loop / version, self._loops[loop])
+        except (OSError, ValueError, KeyError) as error:
+            _LOG.warning("a model's reference cannot be read", extra={"version": version, "problem": repr(error)})
+            return None
+
+    def reference(self, loop: str) -> LiveReference | None:
+        """What the live model of a loop was trained on; None where there is no model, or it left none."""
+        return self._references.get(loop)
+
+    def stored(self, loop: str, partition: int) -> pb.LiveSketch | None:
+        """What was told last of a partition."""
+        event = self._sketches[loop].get(str(partition))
+        return None if event is None else event.message
+
+    async def catch_up(self) -> None:
+        """Wait until every sketch that was told by now is known."""
+        for view in self._sketches.values():
+            await view.catch_up()
+
+    async def tell(self, sketches: Sequence[pb.LiveSketch]) -> None:
+        """Send sketches, however long Kafka is away."""
+        sends = (self._send(topic(each.loop, SKETCHES), each, key=str(each.partition)) for each in sketches)
+        await asyncio.gather(*sends)
+
+    async def judge(self, owns: Callable[[Place], bool]) -> None:
+        """Judge every loop whose first partition is ours, if its sketches changed, and tell what was found."""
+        for loop, spec in self._loops.items():
+            reference = self._references.get(loop)
+            if reference is None or not owns((topic(loop, IMPRESSIONS), 0)):
+                continue
+            told = [event.message for event in self._sketches[loop].events().values()]
+            seen = {each.partition: each.end_offset for each in told if each.version == reference.version}
+            if self._seen.get(loop) == seen:
+                continue
+            judged = await asyncio.to_thread(judge_live, spec, reference, told, now=time.time())
+            if judged is not None:
+                await self._say(judged)
+            self._seen[loop] = seen
+
+    async def _say(self, judged: pb.LiveQuality) -> None:
+        """Alerts first, so that a crash says one twice rather than never."""
+        loop = judged.loop
+        before = self._judged[loop].get(loop)
+        for alert in follow_up(judged, before.message.failing if before is not None else {}):
+            await self._send(topic(loop, "alerts"), alert, key=alert.alert_id)
+        await self._send(topic(loop, LIVE_QUALITY), judged, key=loop)
+        for name, finding in worst(judged.findings).items():
+            instrument("gyre_quality_live_value").set(finding.value, loop=loop, check=name)
+            instrument("gyre_quality_live_failing").set(float(not finding.passed), loop=loop, check=name)
+
+    async def _send(self, name: str, message: Message, *, key: str) -> None:
+        while True:
+            try:
+                await self._producer.send(name, message, key=key)
+            except Unavailable:
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return

@@ -1,0 +1,92 @@
+"""The sketches of the partitions that this process has: counted beside the windows, told in time, and resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+from gyre.events.v1 import features_pb2 as pb
+from gyre_core.spec import LoopSpec
+from gyre_runtime.events import Event
+
+from gyre_features.quality.live import LiveReference, PartitionSketch
+
+IMPRESSIONS = "behavior.impressions"
+Place = tuple[str, int]
+ReferenceOf = Callable[[str], LiveReference | None]
+StoredOf = Callable[[str, int], pb.LiveSketch | None]
+TellSketches = Callable[[Sequence[pb.LiveSketch]], Awaitable[None]]
+
+
+class LiveSketches:
+    """Counts impressions of loops whose live model has a reference.
+
+    Args:
+        loops: by name.
+        reference: of a loop's live model, or None.
+        stored: what was told last of a loop's partition, or None.
+        tell: sends sketches and returns when Kafka has them.
+        every_s: wall seconds between two tellings of a partition.
+    """
+
+    def __init__(
+        self,
+        loops: Mapping[str, LoopSpec],
+        *,
+        reference: ReferenceOf,
+        stored: StoredOf,
+        tell: TellSketches,
+        every_s: float,
+    ) -> None:
+        self._loops, self._reference, self._stored = loops, reference, stored
+        self._tell, self._every_s = tell, every_s
+        self._parts: dict[Place, PartitionSketch] = {}
+        self._told_at: dict[Place, float] = {}
+
+    def count(self, place: Place, offset: int, event: Event | None) -> None:
+        """Look at a record of any topic; only impressions count."""
+        loop, _, suffix = place[0].partition(".")
+        if suffix != IMPRESSIONS:
+            return
+        reference, part = self._reference(loop), self._parts.get(place)
+        if reference is None:
+            self.forget([place])
+            return
+        if part is None or part.reference is not reference:
+            part = self._parts[place] = self._begun(loop, place[1], reference)
+        part.count(offset, event)
+
+    def _begun(self, loop: str, partition: int, reference: LiveReference) -> PartitionSketch:
+        spec = self._loops[loop]
+        rule = spec.quality.checks.drift
+        pane_rows = max(rule.max_rows // 2, rule.min_rows) // spec.shards.kafka_partitions
+        known = self._stored(loop, partition)
+        return PartitionSketch(loop, partition, reference, pane_rows=max(pane_rows, 1), known=known)
+
+    def resume_offset(self, place: Place, offset: int) -> int:
+        """Where a successor begins for the sketches' sake, at most `offset`."""
+        part = self._parts.get(place)
+        return offset if part is None else min(offset, part.resume_offset)
+
+    async def tell_due(self, places: Collection[Place], idle: Callable[[Place], bool]) -> None:
+        """Tell the partitions whose turn it is, those without a record for a while at once."""
+        now = time.monotonic()
+        due = [
+            (place, part)
+            for place in places
+            if (part := self._parts.get(place)) is not None and part.changed
+            if now - self._told_at.setdefault(place, now) >= self._every_s or idle(place)
+        ]
+        if not due:
+            return
+        messages = [part.message() for _, part in due]
+        await self._tell(messages)
+        for (place, part), message in zip(due, messages, strict=True):
+            part.told(message)
+            self._told_at[place] = now
+
+    def forget(self, places: Collection[Place]) -> None:
+        """Drop partitions that went to another process, which goes on from what was told."""
+        for place in places:
+            self._parts.pop(place, None)
+            self._told_at.pop(place, None)
