@@ -1,5 +1,6 @@
 """What the chassis decides without any network: settings, constraints, events, metrics, tracing, retry budget."""
 
+import pickle
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,6 +148,14 @@ def _time_s(work: Any) -> float:
     started = time.process_time()
     work()
     return time.process_time() - started
+
+
+def test_an_error_crosses_from_process_to_process() -> None:
+    """What a process of a pool raises arrives as the same class, with all that it says."""
+    error = Unavailable("STORE_UNAVAILABLE", "does not answer", metadata={"loop": "shop"}, retry_after_s=2.0)
+    found = pickle.loads(pickle.dumps(error))
+    assert (type(found), str(found)) == (Unavailable, str(error))
+    assert (found.metadata, found.retry_after_s) == ({"loop": "shop"}, 2.0)
 
 
 def test_violations_are_bounded() -> None:

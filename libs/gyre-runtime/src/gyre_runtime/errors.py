@@ -57,6 +57,10 @@ class GyreError(Exception):
         self.violations = tuple(violations)
         self.retry_after_s = retry_after_s
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let the error cross from one process to another."""
+        return type(self), (self.reason, self.message), self.__dict__
+
     def __str__(self) -> str:
         """Show reason and message."""
         return f"{self.reason}: {self.message}"

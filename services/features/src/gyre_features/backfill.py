@@ -18,7 +18,7 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
-from gyre_runtime import load_loops
+from gyre_runtime import Unavailable, load_loops
 from gyre_runtime.archived import EVENT_COLUMNS, counts_impressions, seconds_of
 from gyre_runtime.events import Event
 from gyre_runtime.warehouse import (
@@ -38,6 +38,7 @@ from gyre_features.processes.stream import open_redis, open_store
 from gyre_features.settings import FeaturesSettings
 
 _EVENTS_AT_ONCE = 20_000
+_ATTEMPTS, _RETRY_S = 20, 1.0
 _CATALOGUE = "catalog.items"
 
 
@@ -90,9 +91,22 @@ async def _apply(settings: FeaturesSettings, spec: LoopSpec, places: Sequence[Pl
             for first in range(begin[name, partition], end, _EVENTS_AT_ONCE):
                 last = min(first + _EVENTS_AT_ONCE, end)
                 events = _read(tables[name], (name, partition), first=first, end=last)
-                await stream.apply(events)
+                await _apply_patiently(stream, events)
                 count += len(events)
     return count
+
+
+async def _apply_patiently(stream: LoopStream, events: Sequence[Event]) -> None:
+    """Apply events; a store that is busy with those of the other processes is asked again, which changes nothing."""
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            await stream.apply(events)
+        except Unavailable:
+            if not left:
+                raise
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return
 
 
 async def _ignore(*_: object) -> None:
