@@ -10,10 +10,10 @@ from uuid import uuid4
 
 import pytest
 from gyre.deployer.v1.deployer_pb2_grpc import DeployerServiceStub
-from gyre.events.v1.behavior_pb2 import FieldValue, Interaction, ItemChanged
+from gyre.events.v1.behavior_pb2 import FieldValue, Interaction, ItemChanged, Vector
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre.features.v1.parity_pb2_grpc import ParityServiceStub
-from gyre.gateway.v1.gateway_pb2 import RankRequest, RankResponse, TrackedEvent, TrackRequest
+from gyre.gateway.v1.gateway_pb2 import RankRequest, RankResponse, RequestContext, TrackedEvent, TrackRequest
 from gyre.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 from gyre.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
 from gyre.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
@@ -106,6 +106,7 @@ class Mesh:
                     fields={
                         "genre": FieldValue(text=GENRES[number % len(GENRES)]),
                         "price": FieldValue(number=float(number)),
+                        "shape": FieldValue(vector=Vector(values=[number, -number, 0.5])),
                     },
                 ),
             )
@@ -117,7 +118,10 @@ class Mesh:
         """Rank all items for a user."""
         items = [f"i{number}" for number in range(ITEMS)]
         self.random.shuffle(items)
-        request = RankRequest(loop=self.loop, user_id=f"u{user}", item_ids=items, request_id=uuid4().hex)
+        context = RequestContext(labels={"device": self.random.choice(("phone", "desktop", "television"))})
+        request = RankRequest(
+            loop=self.loop, user_id=f"u{user}", item_ids=items, request_id=uuid4().hex, context=context
+        )
         answer: RankResponse = await self.gateway.Rank(request, timeout=10, metadata=trace)
         return answer
 
