@@ -8,7 +8,7 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import EntityId, Layout, Reader, Replay, RequestContext, aggregate, merge
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import topic
-from gyre_features.online.store import Applied, OnlineStore, Write
+from gyre_features.online import Applied, OnlineStore, Write
 from gyre_features.online.stream import LoopStream, feature_event
 from gyre_runtime.events import Event
 from redis.asyncio import Redis
@@ -96,7 +96,7 @@ def _event(spec: LoopSpec, suffix: str, message: object, *, offset: int, time: f
 
 
 async def _stored(redis: Redis, store: OnlineStore, entity: EntityId) -> bytes:
-    value = await redis.get(store.key(*entity))
+    value = await redis.get(store.names.entity(*entity))
     assert isinstance(value, bytes)
     return value
 

@@ -8,7 +8,7 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import EntityId, Layout, Reader, Replay, RequestContext, aggregate, merge
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import topic
-from gyre_features.online.store import Applied, OnlineStore, Write
+from gyre_features.online import Applied, OnlineStore, Write
 from gyre_features.online.stream import LoopStream, feature_event
 from gyre_runtime.events import Event
 from redis.asyncio import Redis
@@ -92,7 +92,7 @@ async def test_the_script_merges_as_python_does_bit_for_bit(redis: Redis, loop_n
         assert applied.batch == number
         for entity, delta in deltas.items():
             expected[entity] = merge(layout.slots(entity[0]), expected.get(entity), delta.pack(number))
-            assert await redis.get(store.key(*entity)) == expected[entity], entity
+            assert await redis.get(store.names.entity(*entity)) == expected[entity], entity
         first = end
     assert {kind for kind, _ in expected} == {"item", "user", "global"}
 

@@ -47,6 +47,20 @@ KEYS: tuple[KeyDecl, ...] = (
         ttl="none",
     ),
     KeyDecl(
+        name="folds",
+        pattern="gyre:<loop>:<layout hash>:{<shard>}:folds:<known or unknown>",
+        holds="what recent events read of items' fields, by event time, to be made up for where fields come late",
+        owner="features",
+        ttl="`max_field_lateness` of the loop for known items, `max_lateness` for unknown ones, and a day",
+    ),
+    KeyDecl(
+        name="versions",
+        pattern="gyre:<loop>:<layout hash>:{<shard>}:versions:<item id>",
+        holds="the fields that an item had before its newest ones, by time; only of items that changed",
+        owner="features",
+        ttl="`max_lateness` of the loop and a day",
+    ),
+    KeyDecl(
         name="duplicates",
         pattern="gyre:<loop>:<layout hash>:{<shard>}:duplicates",
         holds="a window of (ce_source, ce_id) that were applied",
@@ -86,6 +100,16 @@ def batch_key(loop: str, layout_hash: str, *, shard: int) -> str:
 def outbox_key(loop: str, layout_hash: str, *, shard: int) -> str:
     """The key of the applied batches of a virtual shard that are still to be told."""
     return f"{prefix(loop, layout_hash, shard=shard)}outbox"
+
+
+def folds_key(loop: str, layout_hash: str, *, shard: int, known: bool) -> str:
+    """The key of the remembered folds of a virtual shard, on known items or on unknown ones."""
+    return f"{prefix(loop, layout_hash, shard=shard)}folds:{'known' if known else 'unknown'}"
+
+
+def versions_key(loop: str, layout_hash: str, *, shard: int, id: str) -> str:  # noqa: A002 (the field's name)
+    """The key of the versions of an item's fields before the newest."""
+    return f"{prefix(loop, layout_hash, shard=shard)}versions:{id}"
 
 
 def duplicates_key(loop: str, layout_hash: str, *, shard: int) -> str:

@@ -252,7 +252,6 @@ class _Deltas:
         self._entities = {kind: layout.slots(kind) for kind in ENTITY_KINDS}
         self._fields = layout.item_fields
         self._stand: dict[str, Versions] = {}
-        self._remembers_known = layout.max_field_lateness_s > 0
 
     def state(self, kind: EntityKind, id: str) -> State:  # noqa: A002 (the field's name)
         key = (kind, id)
@@ -279,5 +278,4 @@ class _Deltas:
         self.versions[item_id] = after
 
     def remember(self, fold: Fold) -> None:
-        if self._remembers_known or not fold.is_known:
-            self.folds.append(fold)
+        self.folds.append(fold)

@@ -67,13 +67,18 @@ class Remembered:
     def __init__(self, layout: Layout, *, most: int | None = None) -> None:
         self._known = Shelf(layout.max_field_lateness_s, most=most)
         self._unknown = Shelf(layout.max_lateness_s, most=most)
-        self._remembers_known = layout.max_field_lateness_s > 0
 
     def add(self, folds: list[Fold]) -> None:
         """Remember the folds of one batch."""
-        if self._remembers_known:
-            self._known.add([fold for fold in folds if fold.is_known])
+        self._known.add([fold for fold in folds if fold.is_known])
         self._unknown.add([fold for fold in folds if not fold.is_known])
+
+    def take(self, folds: list[Fold], *, gone: Collection[Fold]) -> None:
+        """Remember the folds of one batch in place of those that are gone, and forget what is too old beside them."""
+        self.drop(gone)
+        self.add(folds)
+        if folds:
+            self.cut(max(fold.time for fold in folds))
 
     def cut(self, newest: float) -> None:
         """Forget what is too old beside an event of this time, unix seconds."""

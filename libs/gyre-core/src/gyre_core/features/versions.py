@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import inf, isnan
 from struct import Struct
 from typing import NamedTuple
 
@@ -115,16 +115,17 @@ class ItemFields:
         return versions[0].held
 
     def unpack(self, value: bytes | None, older: bytes | None = None) -> Versions:
-        """The versions of an item from its packed value, which has the newest, and from what `pack_older` gave."""
+        """The versions of an item from its packed value and from what `pack` gave of those that it does not hold."""
         time, numbers = unpack_fields(self._entity, value)
+        versions = tuple([self.version(each[0], each[1:]) for each in self._older.iter_unpack(older or b"")])
         if time == _NEVER:
-            return ()
-        before = [self.version(each[0], each[1:]) for each in self._older.iter_unpack(older or b"")]
-        return (*(each for each in before if each.time < time), self.version(time, numbers))
+            return versions
+        newest = self.version(time, numbers)
+        return with_version(versions, newest, kept_s=inf) if versions else (newest,)
 
-    def pack_older(self, versions: Versions) -> bytes:
-        """All versions but the newest."""
-        return b"".join(self._older.pack(each.time, *each.numbers) for each in versions[:-1])
+    def pack(self, versions: Versions) -> bytes:
+        """Versions to be stored beside an item's value, which holds the newest."""
+        return b"".join([self._older.pack(each.time, *each.numbers) for each in versions])
 
     def pack_folds(self, folds: Iterable[Fold]) -> bytes:
         """Folds to be remembered elsewhere."""

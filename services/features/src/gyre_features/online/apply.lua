@@ -4,19 +4,25 @@
 --       f+1           counter of batches
 --       f+2           outbox: descriptions of batches by number
 --       f+3, f+4      duplicate windows: the one to write, the one before
---       f+5           popular items; then one key for each category
+--       f+5, f+6      shelves: remembered folds on known items, on unknown ones; sorted by the newest event time
+--       f+7           popular items; then one key for each category
 --       then          fences to tell the caller about, `watched` of them
+--       then          keys to put, as many as there are TTLs in `puts`
 --       then          entities, as many as there are deltas
 -- ARGV  1             plan, JSON: {programs, ttl, categories, popular}
---       2             JSON: {expected, next, kinds, window_s, watched, told}; kinds is one letter for each entity, watched
---                     a number of keys, told the numbers of batches that may leave the outbox
+--       2             JSON: {expected, next, kinds, window_s, watched, told, puts, most, base, catalogue, shelves}; kinds
+--                     is one letter for each entity, watched a number of keys, told the numbers of batches that may leave
+--                     the outbox, puts one TTL in seconds for each key to put; where given, base is the number of the last
+--                     batch that the caller saw, catalogue what it saw in the watched fences, and each of the shelves
+--                     {drop, scores, cut, ttl}: how many members go, the scores of new ones, the least score to stay
 --       3             identities of the events, 8 bytes each, to remember
 --       4             description of the batch for the outbox, behind the time (f64, unix seconds) that is put before it
---       5..           deltas, packed as gyre_core.features.slots says
+--       5..           members to drop and then to add, shelf by shelf; values to put, empty to delete
+--       then          deltas, packed as gyre_core.features.slots says; whole values where the kind is a capital letter
 --
 -- Answers {1, batch number, time as in the outbox, watched fence, ...}; or {0, fence, ...} with the fences as they stand
--- when they are not the expected ones; or {2, index, ...} with the identities, counted from 0, that were applied before.
--- Only 1 changes anything.
+-- when they are not the expected ones; or {2, index, ...} with the identities, counted from 0, that were applied before;
+-- or {3} when there is a later batch than `base` or the catalogue moved. Only 1 changes anything.
 local plan, call = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
 local fences = #call.expected
 
@@ -27,6 +33,19 @@ for i = 1, fences do
   if stand[i] ~= call.expected[i] then as_expected = false end
 end
 if not as_expected then return {0, unpack(stand)} end
+
+local popular = fences + 7
+local watched = popular + plan.categories + 1
+local puts = watched + call.watched
+local first = puts + #call.puts
+
+if call.base and (redis.call('GET', KEYS[fences + 1]) or '0') ~= call.base then return {3} end
+if call.catalogue then
+  local now = redis.call('MGET', unpack(KEYS, watched, puts - 1))
+  for i, seen in ipairs(call.catalogue) do
+    if (now[i] or '0') ~= seen then return {3} end
+  end
+end
 
 -- The arguments of one call to Redis, a thousand at most.
 local function chunks(joined, size)
@@ -194,9 +213,9 @@ end
 
 for _, program in pairs(plan.programs) do prepare(program) end
 local batch = tonumber(redis.call('GET', KEYS[fences + 1]) or '0') + 1
-local popular = fences + 5
-local watched = popular + plan.categories + 1
-local first = watched + call.watched
+local members = 0
+for _, shelf in ipairs(call.shelves or {}) do members = members + shelf.drop + #shelf.scores end
+local before_deltas = 4 + members + #call.puts
 
 -- Everything is computed before anything is written: an error here leaves the store as it was.
 local merged, ranked = {}, {}
@@ -213,7 +232,14 @@ for chunk = first, #KEYS, 1000 do
   local values = redis.call('MGET', unpack(KEYS, chunk, last))
   for key = chunk, last do
     local kind = string.sub(call.kinds, key - first + 1, key - first + 1)
-    local value, numbers = merge(plan.programs[kind], values[key - chunk + 1], ARGV[4 + key - first + 1], batch)
+    local delta, value, numbers = ARGV[before_deltas + key - first + 1], nil, nil
+    if plan.programs[kind] then
+      value, numbers = merge(plan.programs[kind], values[key - chunk + 1], delta, batch)
+    else
+      kind = string.lower(kind)
+      value = string.sub(delta, 1, 8) .. struct.pack('<I8', batch) .. string.sub(delta, 17)
+      numbers = kind == 'i' and {struct.unpack(plan.programs.i.format, value)}
+    end
     merged[#merged + 1] = {KEYS[key], value, plan.ttl[kind]}
     local score = kind == 'i' and plan.popular and popularity(numbers)
     if score then
@@ -230,6 +256,26 @@ end
 for _, each in ipairs(merged) do
   if each[3] > 0 then redis.call('SET', each[1], each[2], 'EX', each[3]) else redis.call('SET', each[1], each[2]) end
 end
+local at = 5
+for s, shelf in ipairs(call.shelves or {}) do
+  local key = KEYS[fences + 4 + s]
+  for _ = 1, shelf.drop do
+    redis.call('ZREM', key, ARGV[at])
+    at = at + 1
+  end
+  for i, score in ipairs(shelf.scores) do
+    redis.call('ZADD', key, score, struct.pack('<I8I4', batch, i) .. ARGV[at])
+    at = at + 1
+  end
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', '(' .. shelf.cut)
+  redis.call('ZREMRANGEBYRANK', key, 0, -call.most - 1)
+  redis.call('EXPIRE', key, shelf.ttl)
+end
+for i, ttl in ipairs(call.puts) do
+  local key, value = KEYS[puts + i - 1], ARGV[at]
+  if value == '' then redis.call('DEL', key) else redis.call('SET', key, value, 'EX', ttl) end
+  at = at + 1
+end
 for at, own in pairs(ranked) do
   for from = 1, #own, 4000 do redis.call('ZADD', KEYS[at], unpack(own, from, math.min(from + 3999, #own))) end
   redis.call('ZREMRANGEBYRANK', KEYS[at], 0, -plan.popular.kept - 1)
@@ -245,5 +291,5 @@ for from = 1, #call.told, 1000 do
 end
 redis.call('HSET', KEYS[fences + 2], batch, time .. ARGV[4])
 local answer = {1, batch, time}
-for at = watched, first - 1 do answer[#answer + 1] = redis.call('GET', KEYS[at]) or '0' end
+for at = watched, puts - 1 do answer[#answer + 1] = redis.call('GET', KEYS[at]) or '0' end
 return answer

@@ -1,79 +1,26 @@
 """Redis as the online store of one loop: fenced batches in, packed values out."""
 
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from gyre_core import keys
-from gyre_core.features import ENTITY_KINDS, GLOBAL_ID, Delta, EntityId, EntityKind, Layout
+from gyre_core.features import GLOBAL_ID, EntityId, EntityKind, Fold, Layout, Versions
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Unavailable
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from gyre_features.online.outbox import time_of
-from gyre_features.online.plan import LETTER, id_offset, popularity_of, script_plan
-
-Fences = dict[tuple[str, int], int]
-"""The next offset to apply, by (topic, partition)."""
+from gyre_features.online.names import Names
+from gyre_features.online.plan import id_offset, popularity_of, script_plan
+from gyre_features.online.writing import Fences, Outcome, Write, outcome_of, packed
 
 _SCRIPT = (Path(__file__).parent / "apply.lua").read_text()
 _IDENTITY_BYTES = 8
-_DUPLICATES = 2
-"""The script's answer for events that were applied before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """What one script does, or nothing of it.
-
-    Attributes:
-        expected: the fences as the worker knows them.
-        following: the fences after the batch, of the same partitions.
-        deltas: what the batch changes; on a virtual shard only its own entities' are applied.
-        identities: of its events, to be remembered; each once.
-        watched: topic partitions whose fences the answer tells.
-        description: of the batch, kept in the outbox.
-        told: numbers of batches that leave the outbox.
-    """
-
-    expected: Fences
-    following: Fences
-    deltas: Mapping[EntityId, Delta]
-    identities: Sequence[bytes]
-    watched: Sequence[tuple[str, int]] = ()
-    description: bytes = b""
-    told: Sequence[int] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """A batch stands in the store, under this number and since this time (unix seconds).
-
-    `watched` are the fences of the watched places after it.
-    """
-
-    batch: int
-    time: float
-    watched: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """Nothing was applied: the events of these identities were applied before."""
-
-    identities: frozenset[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Behind:
-    """Nothing was applied: the fences stand elsewhere."""
-
-    fences: Fences
+MEMBER_PREFIX_BYTES = 12
+"""What the script puts before a batch's folds, so that no two members are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +60,13 @@ class OnlineStore:
         self.shards = spec.shards.online_shards
         self.popularity = popularity_of(spec, layout)
         self._redis = redis
-        self._prefixes = {
-            kind: [
-                keys.entity_key(spec.loop, layout.hash, shard=shard, kind=kind, id="") for shard in range(self.shards)
-            ]
-            for kind in ENTITY_KINDS
-        }
+        self.names = Names(
+            spec.loop,
+            layout.hash,
+            shards=self.shards,
+            duplicates_s=duplicates_s,
+            categories=self.popularity.categories if self.popularity else (),
+        )
         self._duplicates_s = duplicates_s
         self._script = redis.register_script(_SCRIPT)
         plan = json.loads(script_plan(spec, layout, kept=popular_kept))
@@ -130,30 +78,6 @@ class OnlineStore:
         at = id_offset(self.spec.loop, self.layout.hash, shard=shard)
         return {**plan, "popular": {**plan["popular"], "id_at": at}}
 
-    def shard_of(self, kind: EntityKind, id: str) -> int:  # noqa: A002 - the field's name
-        """The virtual shard that holds an entity."""
-        return keys.shard_of(kind, id, shards=self.shards)
-
-    def key(self, kind: EntityKind, id: str) -> str:  # noqa: A002 - the field's name
-        """The key of an entity."""
-        return self._prefixes[kind][0 if self.shards == 1 else self.shard_of(kind, id)] + id
-
-    def _fence_key(self, shard: int, place: tuple[str, int]) -> str:
-        return keys.fence_key(self.spec.loop, self.layout.hash, shard=shard, topic=place[0], partition=place[1])
-
-    def _outbox_key(self, shard: int) -> str:
-        return keys.outbox_key(self.spec.loop, self.layout.hash, shard=shard)
-
-    def _popular_keys(self, shard: int) -> list[str]:
-        whole = keys.popular_key(self.spec.loop, self.layout.hash, shard=shard)
-        categories = self.popularity.categories if self.popularity else ()
-        return [whole, *(f"{whole}:{category}" for category in categories)]
-
-    def _duplicate_keys(self, shard: int) -> tuple[str, str]:
-        window = int(time.time() // self._duplicates_s)
-        name = keys.duplicates_key(self.spec.loop, self.layout.hash, shard=shard)
-        return f"{name}:{window}", f"{name}:{window - 1}"
-
     async def ping(self) -> None:
         """Check that Redis answers; for a `Dependency`."""
         await self._redis.ping()
@@ -164,20 +88,54 @@ class OnlineStore:
         found: list[Fences] = []
         try:
             for shard in range(self.shards):
-                stand = await self._redis.mget([self._fence_key(shard, place) for place in wanted]) if wanted else []
+                stand = await self._redis.mget([self.names.fence(shard, place) for place in wanted]) if wanted else []
                 found.append({place: int(value or 0) for place, value in zip(wanted, stand, strict=True)})
         except RedisError as error:
             raise unavailable(error) from error
         return found
 
-    async def items(self, ids: Sequence[str]) -> dict[str, bytes | None]:
-        """The packed values of items."""
-        return dict(zip(ids, await self._mget([self.key("item", id_) for id_ in ids]), strict=True))
+    async def versions(self, ids: Sequence[str]) -> dict[str, Versions]:
+        """The versions of items' fields; none for items that the store does not know."""
+        fields, names = self.layout.item_fields, self.names
+        wanted = [name for id_ in ids for name in (names.entity("item", id_), names.versions(id_))]
+        found = await self._mget(wanted)
+        pairs = zip(ids, found[::2], found[1::2], strict=True)
+        return {id_: fields.unpack(value, older) for id_, value, older in pairs}
+
+    async def put_versions(self, versions: Mapping[str, bytes], *, ttl_s: int) -> None:
+        """Store versions of items' fields beside their values."""
+        try:
+            pipe = self._redis.pipeline(transaction=False)
+            for item_id, each in versions.items():
+                pipe.set(self.names.versions(item_id), each, ex=ttl_s)
+            await pipe.execute()
+        except RedisError as error:
+            raise unavailable(error) from error
+
+    async def values(self, entities: Sequence[EntityId]) -> dict[EntityId, bytes | None]:
+        """The packed values of entities."""
+        return dict(zip(entities, await self._mget([self.names.entity(*each) for each in entities]), strict=True))
+
+    async def last_batch(self, shard: int) -> int:
+        """The number of the last batch, 0 before the first."""
+        try:
+            return int(await self._redis.get(self.names.batch(shard)) or 0)
+        except RedisError as error:
+            raise unavailable(error) from error
+
+    async def folds(self, shard: int, *, known: bool, since: float) -> list[tuple[bytes, list[Fold]]]:
+        """The remembered folds whose batch has some of that time (unix seconds) or newer, by member."""
+        fields = self.layout.item_fields
+        try:
+            found: Any = await self._redis.zrangebyscore(self.names.folds(shard, known=known), since, "+inf")
+        except RedisError as error:
+            raise unavailable(error) from error
+        return [(member, fields.unpack_folds(member, MEMBER_PREFIX_BYTES)) for member in found]
 
     async def read(self, user_id: str, item_ids: Sequence[str]) -> Values:
         """The packed values of a user, of everyone and of items, in one round trip for each virtual shard."""
-        wanted = [self.key("user", user_id), self.key("global", GLOBAL_ID)]
-        wanted.extend(self.key("item", id_) for id_ in item_ids)
+        wanted = [self.names.entity("user", user_id), self.names.entity("global", GLOBAL_ID)]
+        wanted.extend(self.names.entity("item", id_) for id_ in item_ids)
         user, everyone, *items = await self._mget(wanted)
         return Values(user, everyone, items)
 
@@ -202,7 +160,7 @@ class OnlineStore:
             raise unavailable(error) from error
         return values
 
-    async def apply(self, shard: int, write: Write) -> Applied | Behind | Known:
+    async def apply(self, shard: int, write: Write) -> Outcome:
         """Apply a batch to a virtual shard: all of it, or nothing when the fences are not the expected ones.
 
         What a producer sent twice is refused as a whole, too, so that the caller leaves it out of the deltas.
@@ -210,48 +168,17 @@ class OnlineStore:
         Raises:
             Unavailable: the store does not answer, and may have applied the batch or not.
         """
-        own, expected, identities = write.deltas, write.expected, write.identities
-        if self.shards > 1:
-            own = {entity: delta for entity, delta in own.items() if self.shard_of(*entity) == shard}
-        places = list(expected)
-        call = {
-            "expected": [str(expected[place]) for place in places],
-            "next": [str(write.following[place]) for place in places],
-            "kinds": "".join(LETTER[kind] for kind, _ in own),
-            "window_s": 2 * self._duplicates_s,
-            "watched": len(write.watched),
-            "told": [str(number) for number in write.told],
-        }
-        names = [
-            *(self._fence_key(shard, place) for place in places),
-            keys.batch_key(self.spec.loop, self.layout.hash, shard=shard),
-            self._outbox_key(shard),
-            *self._duplicate_keys(shard),
-            *self._popular_keys(shard),
-            *(self._fence_key(shard, place) for place in write.watched),
-            *(self._prefixes[kind][shard] + id_ for kind, id_ in own),
-        ]
-        arguments: list[str | bytes] = [
-            self._plans[shard],
-            json.dumps(call),
-            b"".join(identities),
-            write.description,
-            *(delta.pack(0) for delta in own.values()),
-        ]
+        names, arguments = packed(write, shard, self.names, plan=self._plans[shard], window_s=2 * self._duplicates_s)
         try:
-            done, *answer = await self._script(keys=names, args=arguments)
+            answer = await self._script(keys=names, args=arguments)
         except RedisError as error:
             raise unavailable(error) from error
-        if done == _DUPLICATES:
-            return Known(frozenset(identities[index] for index in answer))
-        if done:
-            return Applied(int(answer[0]), time_of(answer[1]), tuple(map(int, answer[2:])))
-        return Behind({place: int(value) for place, value in zip(places, answer, strict=True)})
+        return outcome_of(answer, write)
 
     async def outbox(self, shard: int) -> dict[int, bytes]:
         """The descriptions of batches that nobody is known to have told, by number."""
         try:
-            found: Any = await self._redis.hgetall(self._outbox_key(shard))
+            found: Any = await self._redis.hgetall(self.names.outbox(shard))
         except RedisError as error:
             raise unavailable(error) from error
         return {int(number): kept for number, kept in sorted(found.items())}
@@ -259,7 +186,7 @@ class OnlineStore:
     async def clear_outbox(self, shard: int, told: Sequence[int]) -> None:
         """Let batches leave the outbox."""
         try:
-            await self._redis.hdel(self._outbox_key(shard), *map(str, told))
+            await self._redis.hdel(self.names.outbox(shard), *map(str, told))
         except RedisError as error:
             raise unavailable(error) from error
 
@@ -269,7 +196,7 @@ class OnlineStore:
         try:
             pipe = self._redis.pipeline(transaction=False)
             for shard in range(self.shards):
-                pipe.zrevrange(self._popular_keys(shard)[0] + suffix, 0, limit - 1, withscores=True)
+                pipe.zrevrange(self.names.popular(shard)[0] + suffix, 0, limit - 1, withscores=True)
             found = [(item.decode(), score) for answer in await pipe.execute() for item, score in answer]
         except RedisError as error:
             raise unavailable(error) from error
@@ -279,9 +206,11 @@ class OnlineStore:
         """Forget an entity; answer how many keys went."""
         try:
             pipe = self._redis.pipeline(transaction=False)
-            pipe.delete(self.key(kind, id))
+            pipe.delete(self.names.entity(kind, id))
             if kind == "item":
-                for name in self._popular_keys(self.shard_of(kind, id)):
+                pipe.delete(self.names.versions(id))
+            if kind == "item":
+                for name in self.names.popular(self.names.shard_of(kind, id)):
                     pipe.zrem(name, id)
             deleted, *_ = await pipe.execute()
         except RedisError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1.features_pb2 import BatchApplied
@@ -15,18 +15,22 @@ from gyre_core.features import (
     FieldsChanged,
     Impression,
     Interaction,
-    aggregate,
+    Versions,
+    aggregate_batch,
     items_needed,
 )
 from gyre_core.features import Event as FeatureEvent
 from gyre_core.spec import IMPRESSION
 from gyre_core.topics import topic
+from gyre_runtime import instrument
 from gyre_runtime.events import Event
 from gyre_runtime.fields import field_values
 
-from gyre_features.online.items import ItemFields
+from gyre_features.online.items import KnownItems
+from gyre_features.online.late import LateFields
 from gyre_features.online.outbox import completed, described, restored
-from gyre_features.online.store import Applied, Fences, Known, OnlineStore, Write, identity
+from gyre_features.online.store import OnlineStore, identity
+from gyre_features.online.writing import Applied, Fences, Known, ShelfChange, Stale, Write
 
 _LOG = logging.getLogger(__name__)
 _SENDING_S = 0.001
@@ -62,13 +66,25 @@ class _Prepared:
         identities: of the behaviour among them.
         deltas: what they change.
         items_version: of the items' fields that were looked up; None for none.
+        base: the last batch when what changed fields concern was read; None where nothing was.
+        whole: values in which fields that came late are made up for.
+        versions: of the items whose fields change, as they are then.
+        older: what is to be stored of them beside their values, with its time to live in seconds.
+        shelves: what becomes of the remembered folds.
+        late: events by what their items' fields have to do with time, see `gyre_features_late_fields_total`.
     """
 
     fresh: int
     kept: list[Event]
     identities: list[bytes]
-    deltas: dict[EntityId, Delta]
-    items_version: int | None
+    deltas: Mapping[EntityId, Delta]
+    items_version: int | None = None
+    base: int | None = None
+    whole: Mapping[EntityId, bytes] = field(default_factory=dict)
+    versions: Mapping[str, Versions] = field(default_factory=dict)
+    older: Mapping[str, tuple[bytes, int]] = field(default_factory=dict)
+    shelves: tuple[ShelfChange, ...] = ()
+    late: Mapping[str, int] = field(default_factory=dict)
 
 
 class LoopStream:
@@ -99,11 +115,13 @@ class LoopStream:
         self._forgotten = forgotten
         self._fences: list[Fences] = [{} for _ in range(store.shards)]
         self._told: list[list[int]] = [[] for _ in range(store.shards)]
-        self._items = ItemFields(store)
+        self._items = KnownItems(store)
+        self._late = LateFields(store, forgotten=self._is_forgotten)
         catalogue, partitions = topic(store.spec.loop, "catalog.items"), range(store.spec.shards.kafka_partitions)
         self.catalogue: tuple[Place, ...] = tuple((catalogue, partition) for partition in partitions)
         self._catalogue_fences: list[tuple[int, ...]] = [()] * store.shards
         layout = store.layout
+        self._reads_fields = bool(layout.item_fields.fields)
         self._counts_impressions = any(layout.plan(kind, IMPRESSION) for kind in ("item", "user", "global"))
 
     async def assigned(self, places: Iterable[Place]) -> Fences:
@@ -115,7 +133,7 @@ class LoopStream:
         wanted = list(places)
         for own, found in zip(self._fences, await self.store.fences(wanted), strict=True):
             own.update(found)
-        self._items.clear()
+        self._forget_catalogue()
         return {place: min(fences[place] for fences in self._fences) for place in wanted}
 
     async def untold(self) -> list[BatchApplied]:
@@ -149,8 +167,16 @@ class LoopStream:
             Unavailable: the store does not answer; nothing is known to be lost, call again with the same events.
             Rewound: the store lost what it held; call `assigned` and read on from there.
         """
+        if self.store.shards > 1 and self._changes_fields(events):
+            await self._announce(events)
         for shard in range(self.store.shards):
             await self._apply_to(shard, events)
+
+    async def _announce(self, events: Sequence[Event]) -> None:
+        changes = [feature_event(event) for event in events if isinstance(event.message, behavior.ItemChanged)]
+        changed = [each for each in changes if isinstance(each, FieldsChanged)]
+        items = await self.store.versions(list({change.id for change in changed}))
+        self._items.changed(await self._late.announce(changed, items))
 
     async def _apply_to(self, shard: int, events: Sequence[Event]) -> None:
         """Apply batch after batch; while the store takes one in, the next is prepared."""
@@ -161,6 +187,8 @@ class LoopStream:
                 if running is not None:
                     # So that the batch before is on its way to the store when this one takes the processor.
                     await asyncio.wait([running], timeout=_SENDING_S)
+                if running is not None and self._changes_fields(batch):
+                    await running
                 prepared = await self._prepare(shard, batch, frozenset())
                 if running is not None:
                     await running
@@ -189,16 +217,24 @@ class LoopStream:
                 watched=self.catalogue,
                 description=batch.SerializeToString(),
                 told=told,
+                base=prepared.base,
+                catalogue=None if prepared.items_version is None else self._catalogue_fences[shard],
+                whole=prepared.whole,
+                versions=prepared.older,
+                shelves=prepared.shelves,
             )
             outcome = await self.store.apply(shard, write)
             if isinstance(outcome, Applied):
                 fences.update(following)
                 del self._told[shard][: len(told)]
-                self._note_catalogue(shard, outcome, following, prepared.deltas)
+                self._note_applied(shard, outcome, prepared)
                 await self._on_batch(completed(batch, outcome.batch, outcome.time), prepared.kept)
                 return
             if isinstance(outcome, Known):
                 known |= outcome.identities
+                prepared = await self._prepare(shard, events, known)
+            elif isinstance(outcome, Stale):
+                self._forget_catalogue()
                 prepared = await self._prepare(shard, events, known)
             else:
                 self._slice(shard, outcome.fences)
@@ -211,10 +247,40 @@ class LoopStream:
         fresh, layout = self._fresh(shard, events), self.store.layout
         kept, identities = self._without_duplicates(fresh, known)
         changes = [feature_event(event) for event in kept]
-        needed = items_needed(layout, changes)
-        lookup = await self._items.lookup(needed)
+        needed = items_needed(layout, changes) if self._reads_fields else []
+        if needed and not self._catalogue_fences[shard]:
+            # Before the items are looked up: what changes between the two is noticed.
+            fences = (await self.store.fences(self.catalogue))[shard]
+            self._catalogue_fences[shard] = tuple(fences[place] for place in self.catalogue)
+        items = await self._items.lookup(needed)
         version = self._items.version if needed else None
-        return _Prepared(len(fresh), kept, identities, aggregate(layout, changes, lookup), version)
+        changed = [each for each in changes if isinstance(each, FieldsChanged)] if needed else []
+        stand = await self._late.known(shard, changed, items)
+        batch = aggregate_batch(layout, changes, stand)
+        whole = await self._late.whole(shard, batch) if batch.refolds else {}
+        waiting, came = (sum(not fold.is_known for fold in folds) for folds in (batch.folds, dict(batch.refolds)))
+        return _Prepared(
+            fresh=len(fresh),
+            kept=kept,
+            identities=identities,
+            deltas={entity: delta for entity, delta in batch.deltas.items() if entity not in whole},
+            items_version=version,
+            base=stand.base,
+            whole=whole,
+            versions=batch.versions,
+            older=self._late.versions(shard, batch, stand),
+            shelves=self._late.shelves(shard, batch, stand) if needed else (),
+            late={"waiting": waiting, "came": came, "corrected": len(batch.refolds) - came},
+        )
+
+    def _changes_fields(self, events: Sequence[Event]) -> bool:
+        """Whether a batch is prepared from all that the one before it did."""
+        return self._reads_fields and any(isinstance(event.message, behavior.ItemChanged) for event in events)
+
+    def _is_forgotten(self, user_id: str, time: float) -> bool:
+        message = behavior.Interaction(user_id=user_id)
+        name = topic(self.store.spec.loop, "behavior.interactions")
+        return self._forgotten(Event("", "", "", time, message, None, name, 0, 0))
 
     def _still_good(self, prepared: _Prepared, fresh: Sequence[Event]) -> bool:
         """Whether nothing that a preparation was made from has changed since; fences only ever cut off more."""
@@ -226,21 +292,23 @@ class LoopStream:
         lost = [place for place, fence in found.items() if fence < fences.get(place, 0)]
         _LOG.info("the fences stand elsewhere", extra={"loop": self.store.spec.loop, "shard": shard})
         fences.update(found)
-        self._items.clear()
+        self._forget_catalogue()
         if lost:
             raise Rewound(f"{self.store.spec.loop}: the online store lost events of {len(lost)} partitions")
 
-    def _note_catalogue(
-        self, shard: int, applied: Applied, following: Fences, deltas: Mapping[EntityId, Delta]
-    ) -> None:
-        """Keep what is known of items, unless somebody else changed some."""
-        before = self._catalogue_fences[shard] or applied.watched
-        pairs = zip(self.catalogue, before, strict=True)
-        if applied.watched == tuple(following.get(place, fence) for place, fence in pairs):
-            self._items.changed(deltas)
-        else:
-            self._items.clear()
-        self._catalogue_fences[shard] = applied.watched
+    def _forget_catalogue(self) -> None:
+        self._items.clear()
+        self._catalogue_fences = [()] * self.store.shards
+
+    def _note_applied(self, shard: int, applied: Applied, prepared: _Prepared) -> None:
+        """Keep what is known of items: nobody else changed some, or the script would not have applied the batch."""
+        if prepared.items_version is not None:
+            self._catalogue_fences[shard] = applied.watched
+            self._items.changed(prepared.versions)
+        for outcome, count in prepared.late.items():
+            if count:
+                metric = instrument("gyre_features_late_fields_total")
+                metric.add(count, loop=self.store.spec.loop, outcome=outcome)
 
     def _described(self, shard: int, fresh: Sequence[Event], prepared: _Prepared) -> BatchApplied:
         store = self.store

@@ -1,7 +1,7 @@
 """Replays the stream's batches, in memory, exactly as the online store took them in.
 
 A batch is known by its number and the offset ranges that it covered (`BatchApplied`). Within a batch the order of
-partitions does not matter: the catalogue comes first, and every merge is commutative.
+partitions does not matter: an event reads an item's fields as of its own time, and every merge is commutative.
 """
 
 from __future__ import annotations
@@ -13,14 +13,21 @@ from typing import NamedTuple
 from gyre_core import keys
 from gyre_core.features import (
     ENTITY_KINDS,
+    MOST_BATCHES,
+    Batch,
     Delta,
     EntityId,
     EntityKind,
     Event,
-    FieldsChanged,
+    Fold,
     Layout,
-    aggregate,
+    Remembered,
+    State,
+    Versions,
+    aggregate_batch,
     merge,
+    refold,
+    touched,
 )
 
 from gyre_features.parity.source import BatchEvents, Identity
@@ -108,6 +115,8 @@ class BatchReplay:
         self._ttl_s = {kind: layout.ttl_s(kind) for kind in ENTITY_KINDS}
         self._doubted: set[EntityId] = set()
         self._doubt_from: dict[int, int] = {}
+        self._versions: dict[str, Versions] = {}
+        self._remembered: dict[int, Remembered] = {}
         self.last: dict[int, int] = {}
         self.kept: dict[Touch, bytes] = {}
         self.doubtful: set[Touch] = set()
@@ -133,11 +142,45 @@ class BatchReplay:
             self._doubt_from.setdefault(batch.shard, min(batch.number, expected))
         self.last[batch.shard] = batch.number
         self.events += len(batch.events)
-        ordered = sorted(batch.events, key=lambda event: not isinstance(event, FieldsChanged))
-        deltas = aggregate(self._layout, ordered, lambda item_id: self._value(("item", item_id), now))
-        for entity, delta in deltas.items():
-            if keys.shard_of(*entity, shards=self.shards) == batch.shard and self._matters(entity, delta):
+        found = aggregate_batch(self._layout, batch.events, _Stand(self, batch.shard, now))
+        for entity, delta in found.deltas.items():
+            if self._is_on(batch.shard, entity) and self._matters(entity, delta):
                 self._merge(entity, delta, batch)
+        self._make_up(found, batch)
+        self._versions.update(found.versions)
+        folds = [fold for fold in found.folds if any(self._is_on(batch.shard, each) for each in self._touched(fold))]
+        self.remembered(batch.shard).take(folds, gone=[fold for fold, _ in found.refolds])
+
+    def _is_on(self, shard: int, entity: EntityId) -> bool:
+        return self.shards == 1 or keys.shard_of(*entity, shards=self.shards) == shard
+
+    def _touched(self, fold: Fold) -> list[EntityId]:
+        return [entity for entity, _ in touched(self._layout, fold)]
+
+    def versions(self, item_id: str, now: float) -> Versions:
+        """The versions of an item's fields, none where its value's time to live has run out by now (unix seconds)."""
+        versions = self._versions.get(item_id, ())
+        is_gone = self._ttl_s["item"] is not None and self._value(("item", item_id), now) is None
+        return () if is_gone else versions
+
+    def remembered(self, shard: int) -> Remembered:
+        """The folds that a virtual shard remembers."""
+        found = self._remembered.get(shard)
+        if found is None:
+            found = self._remembered[shard] = Remembered(self._layout, most=MOST_BATCHES)
+        return found
+
+    def _make_up(self, found: Batch, batch: AppliedBatch) -> None:
+        """Refold what the batch's changed fields concern, in the values that matter."""
+        states: dict[EntityId, State] = {}
+        for entity in dict.fromkeys(entity for fold, _ in found.refolds for entity in self._touched(fold)):
+            value = self._value(entity, batch.applied_time)
+            if entity in self._entities and self._is_on(batch.shard, entity) and value is not None:
+                states[entity] = State.unpack(self._layout.slots(entity[0]), value)
+        for fold, held in found.refolds:
+            refold(self._layout, fold, held, lambda kind, id_: states.get((kind, id_)))
+        for entity, state in states.items():
+            self._put(entity, state.pack(batch.number), batch)
 
     def _matters(self, entity: EntityId, delta: Delta) -> bool:
         """Whether somebody was served the entity, or other values are made from its fields."""
@@ -148,6 +191,10 @@ class BatchReplay:
     def _merge(self, entity: EntityId, delta: Delta, batch: AppliedBatch) -> None:
         kind, id_ = entity
         value = merge(self._layout.slots(kind), self._value(entity, batch.applied_time), delta.pack(batch.number))
+        self._put((kind, id_), value, batch)
+
+    def _put(self, entity: EntityId, value: bytes, batch: AppliedBatch) -> None:
+        kind, id_ = entity
         self._values[entity] = (value, batch.applied_time)
         touch = Touch(kind, id_, batch.number)
         if touch in self._wanted:
@@ -168,3 +215,16 @@ class BatchReplay:
         if abs(left_s) < _TTL_SLACK_S:
             self._doubted.add(entity)
         return value if left_s >= 0 else None
+
+
+class _Stand:
+    """What stands before a batch of a virtual shard."""
+
+    def __init__(self, replay: BatchReplay, shard: int, now: float) -> None:
+        self._replay, self._shard, self._now = replay, shard, now
+
+    def versions(self, item_id: str) -> Versions:
+        return self._replay.versions(item_id, self._now)
+
+    def folds(self, item_id: str) -> list[Fold]:
+        return self._replay.remembered(self._shard).of(item_id)

@@ -1,0 +1,177 @@
+"""Fields that come after their events: what a batch of changes has to make up for, read from the store beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+from gyre_core.features import (
+    Batch,
+    EntityId,
+    EntityKind,
+    FieldsChanged,
+    Fold,
+    State,
+    Versions,
+    refold,
+    touched,
+    with_version,
+)
+from gyre_core.features.encoding import encode_all
+
+from gyre_features.online.store import OnlineStore
+from gyre_features.online.writing import ShelfChange
+
+_NEVER = float("-inf")
+_IDLE_S = 86_400
+"""How long what is remembered outlives its bound, so that a stream that stood still can go on."""
+
+
+@dataclass
+class Known:
+    """What stands from before a batch: the items' versions, and with changes, the folds that they may concern.
+
+    Attributes:
+        items: versions by item.
+        base: the store's last batch when the folds were read; None where none were needed.
+        known: members of the shelf of known items, each with its folds; so `unknown`.
+    """
+
+    items: Mapping[str, Versions]
+    base: int | None = None
+    known: list[tuple[bytes, list[Fold]]] = field(default_factory=list)
+    unknown: list[tuple[bytes, list[Fold]]] = field(default_factory=list)
+    _by_item: dict[str, list[Fold]] | None = None
+
+    def versions(self, item_id: str) -> Versions:
+        """The versions of an item's fields."""
+        return self.items.get(item_id, ())
+
+    def folds(self, item_id: str) -> Iterable[Fold]:
+        """The remembered folds on an item."""
+        if self._by_item is None:
+            self._by_item = {}
+            for _, folds in (*self.known, *self.unknown):
+                for fold in folds:
+                    self._by_item.setdefault(fold.item_id, []).append(fold)
+        return self._by_item.get(item_id, ())
+
+
+class LateFields:
+    """One loop's making up.
+
+    Args:
+        store: of the loop.
+        forgotten: whether a user's event of a time (unix seconds) counts no more.
+    """
+
+    def __init__(self, store: OnlineStore, *, forgotten: Callable[[str, float], bool]) -> None:
+        self._store, self._layout, self._forgotten = store, store.layout, forgotten
+
+    async def announce(self, changes: Sequence[FieldsChanged], items: Mapping[str, Versions]) -> dict[str, Versions]:
+        """Let every virtual shard's look-ups find changed fields, before the first shard takes the change in.
+
+        So an event that is folded between two shards reads what it will have been folded with in the end.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        fields, found = self._layout.item_fields, dict[str, Versions]()
+        for change in changes:
+            version = fields.version(change.time, encode_all(self._layout.slots("item").fields, change.fields))
+            before = found.get(change.id, items.get(change.id, ()))
+            found[change.id] = with_version(before, version, kept_s=self._layout.max_lateness_s)
+        ttl_s = ceil(self._layout.max_lateness_s) + _IDLE_S
+        await self._store.put_versions({item_id: fields.pack(each) for item_id, each in found.items()}, ttl_s=ttl_s)
+        return found
+
+    async def known(self, shard: int, changes: Sequence[FieldsChanged], items: Mapping[str, Versions]) -> Known:
+        """Read what changes may concern; the number of the last batch first, so that the script can compare.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        if not changes:
+            return Known(items)
+        base = await self._store.last_batch(shard)
+        since, is_new = self._since(changes, items)
+        known = [] if since is None else await self._store.folds(shard, known=True, since=since)
+        return Known(items, base, known, await self._store.folds(shard, known=False, since=_NEVER) if is_new else [])
+
+    def _since(self, changes: Sequence[FieldsChanged], items: Mapping[str, Versions]) -> tuple[float | None, bool]:
+        """From when on events on known items may be concerned, None for none; and whether unknown items' may."""
+        since: float | None = None
+        is_new = self._store.shards > 1  # another shard may have made an item known before this one
+        for change in changes:
+            versions = items.get(change.id, ())
+            is_new = is_new or not versions
+            if versions:
+                begin = change.time if versions[0].time < change.time else _NEVER
+                since = begin if since is None else min(since, begin)
+        return since, is_new
+
+    async def whole(self, shard: int, batch: Batch) -> dict[EntityId, bytes]:
+        """The values that the batch's refolds change, with what else the batch adds to them.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        refolds = [each for each in batch.refolds if not self._forgotten(each[0].user_id, each[0].time)]
+        entities = dict.fromkeys(entity for fold, _ in refolds for entity in self._own(shard, fold))
+        stored = await self._store.values(list(entities))
+        states = {
+            entity: State.unpack(self._layout.slots(entity[0]), value)
+            for entity, value in stored.items()
+            if value is not None
+        }
+
+        def state(kind: EntityKind, id: str) -> State | None:  # noqa: A002 (the field's name)
+            return states.get((kind, id))
+
+        for fold, held in refolds:
+            refold(self._layout, fold, held, state)
+        for entity, each in states.items():
+            delta = batch.deltas.get(entity)
+            if delta is not None:
+                each.merge(delta)
+        return {entity: each.pack(0) for entity, each in states.items()}
+
+    def shelves(self, shard: int, batch: Batch, known: Known) -> tuple[ShelfChange, ...]:
+        """What becomes of the remembered folds."""
+        layout, gone = self._layout, {fold for fold, _ in batch.refolds}
+        folds = batch.folds if self._store.shards == 1 else [each for each in batch.folds if self._own(shard, each)]
+        if not folds and not gone:
+            return ()
+        newest = max((fold.time for fold in folds), default=_NEVER)
+        found: list[ShelfChange] = []
+        for is_known, members, kept_s in (
+            (True, known.known, layout.max_field_lateness_s),
+            (False, known.unknown, layout.max_lateness_s),
+        ):
+            drop, left = [], [[fold for fold in folds if fold.is_known == is_known]]
+            for member, own in members:
+                rest = [fold for fold in own if fold not in gone]
+                if len(rest) < len(own):
+                    drop.append(member)
+                    left.append(rest)
+            pack = layout.item_fields.pack_folds
+            add = [(max(fold.time for fold in each), pack(each)) for each in left if each]
+            found.append(ShelfChange(drop, add, newest - kept_s, ceil(kept_s) + _IDLE_S))
+        return tuple(found)
+
+    def versions(self, shard: int, batch: Batch, known: Known) -> dict[str, tuple[bytes, int]]:
+        """What is to be kept of changed items' earlier fields, with its time to live."""
+        fields, store, found = self._layout.item_fields, self._store, dict[str, tuple[bytes, int]]()
+        for item_id, versions in batch.versions.items():
+            if store.shards > 1 and store.names.shard_of("item", item_id) != shard:
+                continue
+            if store.shards > 1 or len(versions) > 1 or len(known.versions(item_id)) > 1:
+                found[item_id] = fields.pack(versions[:-1]), ceil(self._layout.max_lateness_s) + _IDLE_S
+        return found
+
+    def _own(self, shard: int, fold: Fold) -> list[EntityId]:
+        """The entities of a virtual shard that a fold touched."""
+        entities = [entity for entity, _ in touched(self._layout, fold)]
+        shards = self._store.shards
+        return [each for each in entities if shards == 1 or self._store.names.shard_of(*each) == shard]

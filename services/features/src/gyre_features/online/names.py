@@ -1,0 +1,75 @@
+"""The Redis keys of one loop's layout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from gyre_core import keys
+from gyre_core.features import ENTITY_KINDS, EntityKind
+
+Place = tuple[str, int]
+
+
+class Names:
+    """Where everything of one layout stands.
+
+    Args:
+        loop: the loop.
+        layout_hash: of its layout.
+        shards: count of virtual shards.
+        duplicates_s: length of a window of duplicates, seconds.
+        categories: that have popular items of their own.
+    """
+
+    def __init__(
+        self, loop: str, layout_hash: str, *, shards: int, duplicates_s: int, categories: Sequence[str]
+    ) -> None:
+        self.shards = shards
+        self._own = (loop, layout_hash)
+        self._duplicates_s = duplicates_s
+        self._categories = tuple(categories)
+        self.prefixes: dict[EntityKind, list[str]] = {
+            kind: [keys.entity_key(loop, layout_hash, shard=shard, kind=kind, id="") for shard in range(shards)]
+            for kind in ENTITY_KINDS
+        }
+
+    def shard_of(self, kind: EntityKind, id: str) -> int:  # noqa: A002 - the field's name
+        """The virtual shard that holds an entity."""
+        return keys.shard_of(kind, id, shards=self.shards)
+
+    def entity(self, kind: EntityKind, id: str) -> str:  # noqa: A002 - the field's name
+        """The packed value of an entity."""
+        return self.prefixes[kind][0 if self.shards == 1 else self.shard_of(kind, id)] + id
+
+    def fence(self, shard: int, place: Place) -> str:
+        """The next offset to apply of a topic partition."""
+        return keys.fence_key(*self._own, shard=shard, topic=place[0], partition=place[1])
+
+    def batch(self, shard: int) -> str:
+        """The number of the last batch."""
+        return keys.batch_key(*self._own, shard=shard)
+
+    def outbox(self, shard: int) -> str:
+        """The batches that nobody is known to have told."""
+        return keys.outbox_key(*self._own, shard=shard)
+
+    def folds(self, shard: int, *, known: bool) -> str:
+        """The remembered folds, on known items or on unknown ones."""
+        return keys.folds_key(*self._own, shard=shard, known=known)
+
+    def versions(self, item_id: str) -> str:
+        """The fields that an item had before its newest ones."""
+        shard = 0 if self.shards == 1 else self.shard_of("item", item_id)
+        return keys.versions_key(*self._own, shard=shard, id=item_id)
+
+    def popular(self, shard: int) -> list[str]:
+        """The popular items: all of them, then those of each category."""
+        whole = keys.popular_key(*self._own, shard=shard)
+        return [whole, *(f"{whole}:{category}" for category in self._categories)]
+
+    def duplicates(self, shard: int) -> tuple[str, str]:
+        """The window of applied identities to write to, and the one before it."""
+        window = int(time.time() // self._duplicates_s)
+        name = keys.duplicates_key(*self._own, shard=shard)
+        return f"{name}:{window}", f"{name}:{window - 1}"

@@ -1,0 +1,164 @@
+"""What one call of the apply script is asked to do, what it answers, and how both are packed for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gyre_core.features import MOST_BATCHES, Delta, EntityId
+
+from gyre_features.online.names import Names
+from gyre_features.online.outbox import time_of
+from gyre_features.online.plan import LETTER
+
+Fences = dict[tuple[str, int], int]
+"""The next offset to apply, by (topic, partition)."""
+
+_BEHIND, _APPLIED, _DUPLICATES, _STALE = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class ShelfChange:
+    """What becomes of the folds that a shelf remembers.
+
+    Attributes:
+        drop: members that go.
+        add: new ones, each with the newest event time of its folds.
+        cut: the least such time to stay.
+        ttl_s: of the whole shelf.
+    """
+
+    drop: Sequence[bytes]
+    add: Sequence[tuple[float, bytes]]
+    cut: float
+    ttl_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What one script does, or nothing of it.
+
+    Attributes:
+        expected: the fences as the worker knows them.
+        following: the fences after the batch, of the same partitions.
+        deltas: what the batch changes; on a virtual shard only its own entities' are applied.
+        identities: of its events, to be remembered; each once.
+        watched: topic partitions whose fences the answer tells.
+        description: of the batch, kept in the outbox.
+        told: numbers of batches that leave the outbox.
+        base: the last batch that the worker saw what it wrote of; None where it does not matter.
+        catalogue: the watched fences as they were when items were looked up; None where that does not matter.
+        whole: values that replace what stands.
+        versions: of items, with their time to live in seconds; empty ones go.
+        shelves: of the folds on known items and on unknown ones.
+    """
+
+    expected: Fences
+    following: Fences
+    deltas: Mapping[EntityId, Delta]
+    identities: Sequence[bytes]
+    watched: Sequence[tuple[str, int]] = ()
+    description: bytes = b""
+    told: Sequence[int] = ()
+    base: int | None = None
+    catalogue: Sequence[int] | None = None
+    whole: Mapping[EntityId, bytes] = field(default_factory=dict)
+    versions: Mapping[str, tuple[bytes, int]] = field(default_factory=dict)
+    shelves: Sequence[ShelfChange] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A batch stands in the store, under this number and since this time (unix seconds).
+
+    `watched` are the fences of the watched places after it.
+    """
+
+    batch: int
+    time: float
+    watched: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Nothing was applied: the events of these identities were applied before."""
+
+    identities: frozenset[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Nothing was applied: the fences stand elsewhere."""
+
+    fences: Fences
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """Nothing was applied: what the batch was made from has changed meanwhile."""
+
+
+Outcome = Applied | Behind | Known | Stale
+
+
+def packed(write: Write, shard: int, names: Names, *, plan: str, window_s: int) -> tuple[list[str], list[str | bytes]]:
+    """The script's keys and arguments; see `apply.lua`."""
+    own = write.deltas
+    if names.shards > 1:
+        own = {entity: delta for entity, delta in own.items() if names.shard_of(*entity) == shard}
+    call: dict[str, Any] = {
+        "expected": [str(fence) for fence in write.expected.values()],
+        "next": [str(write.following[place]) for place in write.expected],
+        "kinds": "".join([LETTER[kind] for kind, _ in own] + [LETTER[kind].upper() for kind, _ in write.whole]),
+        "window_s": window_s,
+        "watched": len(write.watched),
+        "told": [str(number) for number in write.told],
+        "puts": [ttl_s for _, ttl_s in write.versions.values()],
+        "most": MOST_BATCHES,
+    }
+    if write.base is not None:
+        call["base"] = str(write.base)
+    if write.catalogue:
+        call["catalogue"] = [str(fence) for fence in write.catalogue]
+    if write.shelves:
+        call["shelves"] = [_shelf(each) for each in write.shelves]
+    prefixes = {kind: each[shard] for kind, each in names.prefixes.items()}
+    keys = [
+        *[names.fence(shard, place) for place in write.expected],
+        names.batch(shard),
+        names.outbox(shard),
+        *names.duplicates(shard),
+        names.folds(shard, known=True),
+        names.folds(shard, known=False),
+        *names.popular(shard),
+        *[names.fence(shard, place) for place in write.watched],
+        *map(names.versions, write.versions),
+        *[prefixes[kind] + id_ for kind, id_ in own],
+        *[prefixes[kind] + id_ for kind, id_ in write.whole],
+    ]
+    arguments: list[str | bytes] = [plan, json.dumps(call), b"".join(write.identities), write.description]
+    for shelf in write.shelves:
+        arguments += [*shelf.drop, *(member for _, member in shelf.add)]
+    arguments += [value for value, _ in write.versions.values()]
+    arguments += [delta.pack(0) for delta in own.values()]
+    arguments += write.whole.values()
+    return keys, arguments
+
+
+def _shelf(change: ShelfChange) -> dict[str, Any]:
+    scores = [repr(time) for time, _ in change.add]
+    return {"drop": len(change.drop), "scores": scores, "cut": repr(change.cut), "ttl": change.ttl_s}
+
+
+def outcome_of(answer: Sequence[Any], write: Write) -> Outcome:
+    """What the script's answer means."""
+    done, *rest = answer
+    if done == _DUPLICATES:
+        return Known(frozenset(write.identities[index] for index in rest))
+    if done == _STALE:
+        return Stale()
+    if done == _BEHIND:
+        return Behind({place: int(value) for place, value in zip(write.expected, rest, strict=True)})
+    return Applied(int(rest[0]), time_of(rest[1]), tuple(map(int, rest[2:])))
