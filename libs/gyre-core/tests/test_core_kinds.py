@@ -290,7 +290,8 @@ def test_order_and_batching_do_not_matter(layout: Layout, events: list[Event], d
 
 
 REFUSED: tuple[tuple[str, str, str, str], ...] = (
-    ("kind: position", "kind: place", "features[7]", "kind must be one of"),
+    ("kind: position", "kind: positions", "features[7].kind", "did you mean position?"),
+    ("kind: position", "kind: x", "features[7].kind", "must be one of 'field', 'decayed_count'"),
     (
         "kind: vector, length: 3",
         "kind: vector, length: 0",

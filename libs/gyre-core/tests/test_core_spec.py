@@ -97,7 +97,7 @@ def test_an_error_names_file_line_field_value_and_rule() -> None:
         ("field: year", "field: yeer", "features[0].field", "must be a declared item field: title, year"),
         ("kind: rank, of: item_rate_7d", "kind: rank, of: nope", "features[17].of", "column of an earlier feature"),
         ("scope: item, events: [rating], half", "events: [rating], half", "features[6].scope", "is required"),
-        ("kind: zscore", "kind: zscores", "features[18]", "kind must be one of"),
+        ("kind: zscore", "kind: zscores", "features[18].kind", "must be one of"),
         ("events: [click]\n", "events: [klick]\n", "features[10].events[0]", "declared event types: rating, click"),
         ("name: item_title", "name: item_year", "features[1].name", "is the name of an earlier feature"),
         ("[item_rate, item_score", "[item_rat, item_score", "model.features[0]", "declared feature or column"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,6 +127,9 @@ def _child(node: yaml.Node | None, part: str | int) -> tuple[yaml.Mark, yaml.Nod
 def _issue_of(tree: _Tree, detail: ErrorDetails) -> SpecIssue:
     kind = detail["type"]
     rule = _RULES.get(kind) or _rule_of(detail)
+    if kind == "union_tag_invalid":
+        context: dict[str, Any] = detail.get("ctx", {})
+        return tree.issue((*detail["loc"], "kind"), value=context["tag"], rule=rule)
     missing = kind == "missing"
     return tree.issue(detail["loc"], value=None if missing else detail["input"], rule=rule, missing=missing)
 
@@ -135,7 +139,8 @@ def _rule_of(detail: ErrorDetails) -> str:
     if detail["type"] == "literal_error":
         return f"must be {context['expected']}"
     if detail["type"] == "union_tag_invalid":
-        return f"kind must be one of {context['expected_tags']}"
+        near = get_close_matches(context["tag"], context["expected_tags"].replace("'", "").split(", "), n=1)
+        return f"must be one of {context['expected_tags']}{f': did you mean {near[0]}?' if near else ''}"
     if detail["type"] == "union_tag_not_found":
         return "kind is required"
     if detail["type"] == "string_pattern_mismatch":
