@@ -55,6 +55,7 @@ class ToldMesh(
         """One run with its measure."""
         run = self._run(self.run_states[-1])
         run.measurements.add(name="ndcg_at_10", value=0.51234)
+        run.erased_time.FromSeconds(1_700_000_000)
         return trainer.ListRunsResponse(runs=[run])
 
     async def StartRun(self, request: Any, context: Any) -> trainer.StartRunResponse:  # noqa: N802
@@ -139,10 +140,11 @@ async def test_trace_of_an_unknown_answer_is_one_line(run: Callable[..., Any]) -
 
 
 async def test_runs_show_state_and_measure(run: Callable[..., Any]) -> None:
-    """`gyre runs` names state, version and NDCG."""
+    """`gyre runs` names state, version and NDCG, and says of a run that rows which it used were erased."""
     output = (await run("runs", "shop")).output
     assert "registered" in output
     assert "0.5123" in output
+    assert "rows erased" in " ".join(output.split())
 
 
 async def test_train_follows_the_run_to_its_end(run: Callable[..., Any], told: ToldMesh) -> None:

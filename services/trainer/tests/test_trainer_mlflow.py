@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from gyre_local.reserve import free_ports
-from gyre_trainer.adapters.mlflow import Entry, record
+from gyre_trainer.adapters.mlflow import Entry, record, tag
 from mlflow import MlflowClient
 
 pytestmark = pytest.mark.adapter
@@ -65,3 +65,12 @@ def test_a_run_goes_on_without_mlflow(
     assert record(f"http://127.0.0.1:{port}", entry, wait_s=1) == ""
     assert time.monotonic() - begun < 5
     assert "goes on without its record" in caplog.text
+
+
+def test_a_record_is_tagged(mlflow_uri: str, entry: Entry) -> None:
+    """A tag stands in the record; one for a record that is gone has nothing to wait for."""
+    found = record(mlflow_uri, entry, wait_s=30)
+    assert tag(mlflow_uri, found, {"gyre.rows_erased": "2026-01-02"}, wait_s=30)
+    assert MlflowClient(tracking_uri=mlflow_uri).get_run(found).data.tags["gyre.rows_erased"] == "2026-01-02"
+    assert tag(mlflow_uri, "0" * 32, {"gyre.rows_erased": "2026-01-02"}, wait_s=30)
+    assert not tag("http://127.0.0.1:9", found, {"gyre.rows_erased": "2026-01-02"}, wait_s=0.2)

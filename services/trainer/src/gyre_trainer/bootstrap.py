@@ -15,6 +15,7 @@ from gyre_trainer.adapters.warehouse import ArchivedWarehouse
 from gyre_trainer.handlers import Runs
 from gyre_trainer.runner import Runner
 from gyre_trainer.settings import TrainerSettings
+from gyre_trainer.transport.erasures import Erasures, Record
 from gyre_trainer.transport.servicer import TrainerServicer
 from gyre_trainer.transport.triggers import Triggers, trigger_consumer
 
@@ -45,7 +46,20 @@ async def bootstrap(lifespan: Lifespan, settings: TrainerSettings) -> Running:
     )
     consumer = await lifespan.enter(trigger_consumer(settings.kafka, loops))
     lifespan.background("runner", runner.run_forever())
+    erasures = Erasures(runs, _tagging(settings))
+    lifespan.background("erasures", erasures.follow(settings.kafka, loops))
     lifespan.background("triggers", consumer.run_each(Triggers(runs).handle), stop=consumer.stop)
     registration = Registration(add_TrainerServiceServicer_to_server, TrainerServicer(runs, announcer))
     server = await lifespan.enter(build_server(settings, [registration], health=lifespan.health))
     return Running(server, runs)
+
+
+def _tagging(settings: TrainerSettings) -> Record:
+    """What tags records; MLflow takes seconds to import, which only a trainer with something to tell pays."""
+
+    def tagged(record_id: str, tags: dict[str, str]) -> bool:
+        from gyre_trainer.adapters.mlflow import tag
+
+        return tag(settings.mlflow, record_id, tags, wait_s=settings.trainer_mlflow_wait_s)
+
+    return tagged

@@ -29,6 +29,10 @@ class State(StrEnum):
         return self in (State.REGISTERED, State.REFUSED, State.FAILED)
 
 
+SnapshotId = tuple[str, int]
+"""A table and the id of one of its Iceberg snapshots."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trigger:
     """Why a run is wanted; `traceparent` is the trace context of whoever asked, empty for none."""
@@ -76,6 +80,9 @@ class Run:
         mlflow_run_id: of its record in MLflow; empty when there is none.
         alerting: the data-quality checks that fire after it, with the time since they do, unix seconds; None where its
             data was not checked.
+        erased_time: wall time at which rows that it used were erased, so that it cannot be repeated exactly, unix
+            seconds; None while it can.
+        erased_recorded: whether its record in MLflow says so.
     """
 
     run_id: str
@@ -92,11 +99,22 @@ class Run:
     measurements: Mapping[str, float] = field(default_factory=dict)
     mlflow_run_id: str = ""
     alerting: Mapping[str, float] | None = None
+    erased_time: float | None = None
+    erased_recorded: bool = False
 
     @classmethod
     def queued(cls, trigger: Trigger, *, now: float) -> Run:
         """The run of a trigger, at its beginning."""
         return cls(trigger.run_id, trigger.loop, trigger.trigger_id, trigger.traceparent, State.QUEUED, now, now)
+
+    def erased_at(self, gone: Mapping[SnapshotId, float]) -> float | None:
+        """When the first of the snapshots that it reads went; None where all are there.
+
+        Args:
+            gone: snapshots that went, each with its time, unix seconds.
+        """
+        read = self.pins.snapshots.items() if self.pins is not None else ()
+        return min((gone[table, snapshot] for table, snapshot in read if (table, snapshot) in gone), default=None)
 
     def pinned(self, pins: Pins) -> Run:
         """With what it reads, and the version that it is to make of it."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from gyre_runtime import Invalid, NotFound, Violation, inject, instrument, model_tracer
 
-from gyre_trainer.domain import Run, State, Trigger, manual_trigger_id
+from gyre_trainer.domain import Run, SnapshotId, State, Trigger, manual_trigger_id
 from gyre_trainer.ports import Announcer, RunStore
 
 _REMEMBERED = 200
@@ -47,6 +47,10 @@ class Runs:
     def change(self, run: Run, state: State | None = None, **changes: object) -> Run:
         """Keep changes of a run and tell whoever watches it."""
         changed = replace(run, **changes)  # type: ignore[arg-type]  # fields of Run, checked by its constructor
+        known = self._store.get(run.run_id)
+        if known is not None and changed.erased_time is None:
+            # Marked while whoever changes it held an older copy.
+            changed = replace(changed, erased_time=known.erased_time)
         if state is not None and state is not run.state:
             changed = replace(changed, state=state, update_time=time.time())
         self._store.save(changed)
@@ -55,6 +59,15 @@ class Runs:
         for watcher in self._watchers.get(run.run_id, ()):
             watcher.put_nowait(changed)
         return changed
+
+    def mark_erased(self, loop: str, gone: Mapping[SnapshotId, float]) -> list[Run]:
+        """Mark the runs of a loop that read snapshots which are gone; answer those that were not marked before."""
+        hit = ((run, run.erased_at(gone)) for run in self._store.repeatable(loop))
+        return [self.change(run, erased_time=time_s) for run, time_s in hit if time_s is not None]
+
+    def unrecorded(self) -> list[Run]:
+        """The marked runs whose record in MLflow does not say so yet."""
+        return self._store.unrecorded()
 
     def find(self, trigger: Trigger) -> Run | None:
         """The run that a trigger started, or None."""

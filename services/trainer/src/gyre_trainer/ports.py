@@ -26,6 +26,12 @@ class RunStore(Protocol):
     def next_due(self) -> Run | None:
         """The run under way, else the one that waits longest, else None."""
 
+    def repeatable(self, loop: str) -> list[Run]:
+        """The runs of a loop whose rows are all there, as far as is known."""
+
+    def unrecorded(self) -> list[Run]:
+        """The runs of any loop whose record in MLflow does not say yet that rows were erased."""
+
 
 class Warehouse(Protocol):
     """The loop's tables."""

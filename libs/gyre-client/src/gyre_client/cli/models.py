@@ -44,7 +44,8 @@ def _runs(answer: trainer.ListRunsResponse) -> RenderableType:
         measured = {each.name: each.value for each in run.measurements}
         ndcg = f"{measured['ndcg_at_10']:.4f}" if "ndcg_at_10" in measured else ""
         state = word(trainer.RunState, run.state)
-        made.add_row(run.run_id, state, run.version, ndcg, when(run.update_time), run.reason)
+        why = f"{run.reason} (rows erased {when(run.erased_time)})" if run.HasField("erased_time") else run.reason
+        made.add_row(run.run_id, state, run.version, ndcg, when(run.update_time), why.strip())
     return made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +56,39 @@ def record(uri: str, entry: Entry, *, wait_s: float) -> str:
                     return
                 time.sleep(_RETRY_S)
 
-    # Nothing bounds a request to MLflow as a whole, so it is left behind in a thread that does not outlive the job.
-    thread = threading.Thread(target=work, name="mlflow", daemon=True)
-    thread.start()
-    thread.join(wait_s)
+    _within(wait_s, work)
     if not found:
         _LOG.warning("the run goes on without its record in MLflow", extra={"mlflow": uri, "waited_s": wait_s})
     return found[0] if found else ""
+
+
+def tag(uri: str, record_id: str, tags: Mapping[str, str], *, wait_s: float) -> bool:
+    """Add tags to a record; answer whether MLflow took them within `wait_s`, or has no such record any more."""
+
+    def work() -> None:
+        client = MlflowClient(tracking_uri=uri)
+        try:
+            for name, value in tags.items():
+                client.set_tag(record_id, name, value)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                _LOG.warning("MLflow did not take a tag", extra={"problem": type(error).__name__})
+                return
+        done.append(True)
+
+    done: list[bool] = []
+    _within(wait_s, work)
+    return bool(done)
+
+
+def _within(wait_s: float, work: Callable[[], None]) -> None:
+    """Wait so long for some work, and leave it behind then.
+
+    Nothing bounds a request to MLflow as a whole, so it happens in a thread that does not outlive the process.
+    """
+    thread = threading.Thread(target=work, name="mlflow", daemon=True)
+    thread.start()
+    thread.join(wait_s)
 
 
 def _write(client: MlflowClient, entry: Entry) -> str:

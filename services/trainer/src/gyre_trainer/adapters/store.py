@@ -35,6 +35,13 @@ order by state = 'QUEUED', create_time, rowid limit 1
 _NEWEST = "select body from runs where loop = ? order by create_time desc, rowid desc limit ?"
 
 
+_REPEATABLE = "select body from runs where loop = ? and json_extract(body, '$.erased_time') is null"
+_UNRECORDED = """
+select body from runs where json_extract(body, '$.erased_time') is not null
+and json_extract(body, '$.mlflow_run_id') <> '' and not coalesce(json_extract(body, '$.erased_recorded'), 0)
+"""
+
+
 class SqliteRuns:
     """Keeps runs in `trainer.db` of a folder, which it makes; an async context manager."""
 
@@ -76,6 +83,14 @@ class SqliteRuns:
     def next_due(self) -> Run | None:
         """See `RunStore`."""
         return next(iter(self._read(_NEXT)), None)
+
+    def repeatable(self, loop: str) -> list[Run]:
+        """See `RunStore`."""
+        return self._read(_REPEATABLE, loop)
+
+    def unrecorded(self) -> list[Run]:
+        """See `RunStore`."""
+        return self._read(_UNRECORDED)
 
     def _read(self, query: str, *values: object) -> list[Run]:
         with closing(self._db.execute(query, values)) as rows:

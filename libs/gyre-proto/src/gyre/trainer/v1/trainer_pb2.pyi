@@ -107,6 +107,7 @@ class Run(_message.Message):
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     MLFLOW_RUN_ID_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    ERASED_TIME_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Its id."""
     loop: _builtins.str
@@ -139,6 +140,10 @@ class Run(_message.Message):
     def snapshots(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Iceberg snapshot ids of the training set, by table."""
 
+    @_builtins.property
+    def erased_time(self) -> _timestamp_pb2.Timestamp:
+        """When rows that it used were erased for a forgotten user, so that it cannot be repeated exactly; absent while it can."""
+
     def __init__(
         self,
         *,
@@ -154,10 +159,11 @@ class Run(_message.Message):
         snapshots: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         mlflow_run_id: _builtins.str = ...,
         progress: _builtins.float = ...,
+        erased_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "erased_time", b"erased_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "loop", b"loop", "measurements", b"measurements", "mlflow_run_id", b"mlflow_run_id", "progress", b"progress", "reason", b"reason", "run_id", b"run_id", "snapshots", b"snapshots", "state", b"state", "trigger_id", b"trigger_id", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "erased_time", b"erased_time", "loop", b"loop", "measurements", b"measurements", "mlflow_run_id", b"mlflow_run_id", "progress", b"progress", "reason", b"reason", "run_id", b"run_id", "snapshots", b"snapshots", "state", b"state", "trigger_id", b"trigger_id", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,102 @@
+"""Runs whose rows were erased for a forgotten user: marked once, told to callers and to MLflow, whatever is away."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gyre.events.v1 import privacy_pb2 as privacy
+from gyre.trainer.v1 import trainer_pb2 as pb
+from gyre_core.topics import topic
+from gyre_local.testing import eventually
+from gyre_runtime.kafka import Producer
+from gyre_trainer.adapters.store import SqliteRuns
+from gyre_trainer.domain import Pins, Run, State, Trigger
+from gyre_trainer.handlers import Runs
+from gyre_trainer.transport.erasures import TAG, Erasures
+
+LOOP = "shop"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteRuns]:
+    """Where runs are kept."""
+    with closing(SqliteRuns(tmp_path)) as opened:
+        yield opened
+
+
+def _run(name: str, *snapshots: int, loop: str = LOOP, record: str = "") -> Run:
+    pins = Pins({"behavior_interactions": snapshots[0], "behavior_impressions": snapshots[1]}, 0.0)
+    made = Run.queued(Trigger(name, loop), now=1.0).pinned(pins)
+    return replace(made, state=State.REGISTERED, mlflow_run_id=record)
+
+
+def _erased(at_s: int, **snapshots: int) -> privacy.UserErased:
+    message = privacy.UserErased(user_id="u")
+    message.erased_time.FromSeconds(at_s)
+    for table, snapshot in snapshots.items():
+        message.expired[table].ids.append(snapshot)
+    return message
+
+
+async def test_runs_that_read_what_is_gone_are_marked(store: SqliteRuns) -> None:
+    """A snapshot of the right table and loop marks its runs with the first such erasure; others stay repeatable."""
+    runs = Runs(store, [LOOP, "other"])
+    hit, missed, elsewhere = _run("a", 1, 2), _run("b", 3, 4), _run("c", 1, 2, loop="other")
+    queued = Run.queued(Trigger("d", LOOP), now=1.0)
+    for each in (hit, missed, elsewhere, queued):
+        store.save(each)
+    erasures = Erasures(runs, lambda *_: True)
+    erasures.note(LOOP, _erased(50, behavior_interactions=1, behavior_impressions=9))
+    erasures.note(LOOP, _erased(90, behavior_impressions=2))
+    await erasures.mark()
+    assert runs.get(hit.run_id) == replace(hit, erased_time=50.0)
+    for each in (missed, elsewhere, queued):
+        assert runs.get(each.run_id).erased_time is None
+
+
+async def test_a_mark_survives_whoever_holds_an_older_copy(store: SqliteRuns) -> None:
+    """A run that is marked while it is under way stays marked when its progress is kept."""
+    runs, run = Runs(store, [LOOP]), _run("a", 1, 2)
+    store.save(run)
+    erasures = Erasures(runs, lambda *_: True)
+    erasures.note(LOOP, _erased(50, behavior_interactions=1))
+    await erasures.mark()
+    assert runs.change(run, progress=0.5).erased_time == 50.0
+    assert runs.get(run.run_id).erased_time == 50.0
+
+
+async def test_a_record_is_told_until_it_is_taken(store: SqliteRuns) -> None:
+    """While MLflow takes nothing the tag waits, also over a restart; once taken it is not sent again."""
+    runs, run = Runs(store, [LOOP]), _run("a", 1, 2, record="m1")
+    store.save(run)
+    sent: list[Any] = []
+    away = Erasures(runs, lambda *_: False)
+    away.note(LOOP, _erased(0, behavior_interactions=1))
+    await away.mark()
+    await away.tell()
+    assert runs.unrecorded()
+    back = Erasures(runs, lambda *given: sent.append(given) or True)
+    await back.tell()
+    await back.tell()
+    assert sent == [("m1", {TAG: "1970-01-01T00:00:00+00:00"})]
+    assert not runs.unrecorded()
+
+
+@pytest.mark.adapter
+async def test_callers_see_that_rows_were_erased(start: Any, stack: Any) -> None:
+    """What the archive says of an erasure on Kafka marks the run, and GetRun answers when."""
+    service = await start()
+    run = _run("a", 1, 2, loop=stack.loop)
+    service.running.runs.change(run)
+    async with Producer(stack.kafka, source="test") as producer:
+        message = _erased(1_700_000_000, behavior_interactions=1)
+        await producer.send(topic(stack.loop, "privacy.erasures"), message, key="u")
+
+    async def marked() -> bool:
+        answer = await service.stub.GetRun(pb.GetRunRequest(run_id=run.run_id), timeout=10)
+        return answer.run.erased_time.seconds == 1_700_000_000
+
+    await eventually(marked, timeout_s=30, message="the run is marked")
