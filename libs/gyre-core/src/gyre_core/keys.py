@@ -23,28 +23,28 @@ KEYS: tuple[KeyDecl, ...] = (
         pattern="gyre:<loop>:<layout hash>:{<shard>}:<entity kind>:<id>",
         holds="the packed features of an item, a user, or the one `global` entity",
         owner="features",
-        ttl="from the feature definitions",
+        ttl="from the feature definitions; none where a field of items has none, since nobody sends it again",
     ),
     KeyDecl(
         name="fence",
         pattern="gyre:<loop>:<layout hash>:{<shard>}:fence:<topic>:<partition>",
         holds="the next offset to apply",
         owner="features",
-        ttl="none",
+        ttl="none: a fence that went would let everything count twice; as many as there are partitions",
     ),
     KeyDecl(
         name="batch",
         pattern="gyre:<loop>:<layout hash>:{<shard>}:batch",
         holds="the number of the last applied batch",
         owner="features",
-        ttl="none",
+        ttl="none: numbers must not begin again",
     ),
     KeyDecl(
         name="outbox",
         pattern="gyre:<loop>:<layout hash>:{<shard>}:outbox",
         holds="a hash of applied batches by number that Kafka has not acknowledged in `features.applied` yet",
         owner="features",
-        ttl="none",
+        ttl="none: Kafka's acknowledgement empties it",
     ),
     KeyDecl(
         name="folds",
@@ -72,7 +72,7 @@ KEYS: tuple[KeyDecl, ...] = (
         pattern="gyre:<loop>:<layout hash>:{<shard>}:popular",
         holds="a sorted set of item ids by decayed count, for candidates",
         owner="features",
-        ttl="none",
+        ttl="that of items; bounded by a count",
     ),
 )
 

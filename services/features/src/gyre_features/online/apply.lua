@@ -279,6 +279,7 @@ end
 for at, own in pairs(ranked) do
   for from = 1, #own, 4000 do redis.call('ZADD', KEYS[at], unpack(own, from, math.min(from + 3999, #own))) end
   redis.call('ZREMRANGEBYRANK', KEYS[at], 0, -plan.popular.kept - 1)
+  if plan.ttl.i > 0 then redis.call('EXPIRE', KEYS[at], plan.ttl.i) end
 end
 for _, chunk in ipairs(identities) do redis.call('SADD', KEYS[fences + 3], unpack(chunk)) end
 if #ARGV[3] > 0 then redis.call('EXPIRE', KEYS[fences + 3], call.window_s) end
