@@ -169,6 +169,26 @@ async def test_what_was_served_is_what_the_warehouse_gives(
 
 
 @pytest.mark.adapter
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_fields_that_came_late_are_made_up_for_alike(
+    shards: int, sharded: Callable[[int], LoopSpec], redis: Redis, tmp_path: Path
+) -> None:
+    """Where ratings came before their item, or before the fields that held at their time, reads equal the replay."""
+    loop = Loop(sharded(shards), redis, tmp_path)
+    draw = random.Random(11)
+    for step in range(12):
+        now = BEGIN + 40 * step
+        made = ratings(loop, 15, step=0)
+        await loop.feed([each._replace(id=f"{step}-{each.id}", time=now + draw.random() * 40) for each in made])
+        await loop.read(f"u{step % 6}", now + 40)
+        changes = catalogue(loop, step)
+        await loop.feed([each._replace(time=now - draw.random() * 30) for each in changes])
+        await loop.read(f"u{step % 6}", now + 40)
+    found = (await loop.check()).found
+    assert (found.impressions, found.mismatches, found.unknown) == (24, 0, 0), found.examples
+
+
+@pytest.mark.adapter
 async def test_a_changed_value_is_found(loop: Loop) -> None:
     """One number that was served otherwise than the store held it is one mismatch, with request, item and column."""
     await turn(loop, range(4))
