@@ -86,6 +86,10 @@ class Layout:
         """The position of each column by name."""
         return {name: position for position, name in enumerate(self.columns)}
 
+    def columns_of(self, feature: Feature) -> list[int]:
+        """The positions of a feature's columns."""
+        return [position for position, column in enumerate(self.described) if column.feature == feature.name]
+
     @cached_property
     def model_indices(self) -> tuple[int, ...]:
         """The positions of the columns that the spec's model reads."""

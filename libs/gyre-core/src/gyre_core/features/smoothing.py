@@ -59,7 +59,7 @@ def _sum_of_squares(groups: F64) -> F64:
 
 def smoothed_rate(layout: Layout, feature: SmoothedRateFeature) -> Step:
     """The step of a smoothed rate: (events + mean * weight) / (`per` events + weight), a column for each half-life."""
-    to = np.array([layout.index[name] for name in _names(layout, feature)])
+    to = np.array(layout.columns_of(feature))
     own, everyone, prior = layout.slots(feature.scope), layout.slots("global"), feature.prior
     plain = _indices(own, feature)
     groups = _side_by_side(everyone, feature, ID_GROUPS[feature.scope], PRIOR_BUCKETS)
@@ -78,10 +78,6 @@ def smoothed_rate(layout: Layout, feature: SmoothedRateFeature) -> Step:
         out[:, to] = (sums[:, plain[:, 0]] + mean * weight) / (sums[:, plain[:, 1]] + weight)
 
     return step
-
-
-def _names(layout: Layout, feature: SmoothedRateFeature) -> list[str]:
-    return [column.name for column in layout.described if column.feature == feature.name]
 
 
 def _indices(entity: EntityLayout, feature: SmoothedRateFeature) -> IntP:

@@ -74,10 +74,6 @@ def _of_request(layout: Layout, feature: Feature) -> Step | None:
     return None
 
 
-def _columns(layout: Layout, feature: Feature) -> list[int]:
-    return [position for position, column in enumerate(layout.described) if column.feature == feature.name]
-
-
 def _copies(layout: Layout) -> Iterator[Step]:
     """Counts and fields are plain copies: one fancy assignment for all of a scope."""
     for scope in ENTITY_KINDS:
@@ -85,7 +81,7 @@ def _copies(layout: Layout) -> Iterator[Step]:
         sums: dict[int, int] = {}
         lasts: dict[int, int] = {}
         for feature in layout.features:
-            columns = _columns(layout, feature)
+            columns = layout.columns_of(feature)
             if isinstance(feature, DecayedCountFeature) and feature.scope == scope and feature.by is None:
                 slots = [entity.sums.index(plain_slots(feature, each.seconds)[0]) for each in feature.half_lives]
                 sums.update(zip(columns, slots, strict=True))
@@ -131,7 +127,7 @@ def _ratio_rows(
     layout: Layout, feature: DecayedRateFeature | DecayedMeanFeature
 ) -> Iterator[tuple[int, int, int, float, float]]:
     sums = layout.slots(feature.scope).sums
-    for column, each in zip(_columns(layout, feature), feature.half_lives, strict=True):
+    for column, each in zip(layout.columns_of(feature), feature.half_lives, strict=True):
         above, below = plain_slots(feature, each.seconds)
         prior = feature.prior
         yield column, sums.index(above), sums.index(below), prior.mean * prior.weight, prior.weight
@@ -150,7 +146,7 @@ def _ratio(scope: str, rows: list[tuple[int, int, int, float, float]]) -> Step:
 
 def _affinity(layout: Layout, feature: AffinityFeature) -> Step:
     entity, slot = layout.slots("user"), layout.slots("item").field(feature.field)
-    to = np.array(_columns(layout, feature))
+    to = np.array(layout.columns_of(feature))
     of = _category_sums(entity, feature, slot.count)[:, 0]
 
     def step(frame: Frame, out: F32) -> None:
@@ -171,7 +167,7 @@ def _category_sums(entity: EntityLayout, feature: AffinityFeature | DecayedFeatu
 
 def _by_category(layout: Layout, feature: DecayedFeature, by: str) -> Step:
     """The mean over the candidate's categories; a candidate without any gets what no event gives."""
-    to, scope, slot = np.array(_columns(layout, feature)), feature.scope, layout.slots("item").field(by)
+    to, scope, slot = np.array(layout.columns_of(feature)), feature.scope, layout.slots("item").field(by)
     of = _category_sums(layout.slots(scope), feature, slot.count)
     prior = None if isinstance(feature, DecayedCountFeature) else feature.prior
     missing = prior.mean if prior else 0.0
@@ -241,7 +237,7 @@ _FARTHEST_S = 1e12
 
 
 def _date_parts(layout: Layout, feature: FieldFeature) -> Step:
-    scope, to = feature.scope, _columns(layout, feature)
+    scope, to = feature.scope, layout.columns_of(feature)
     first = np.array([layout.slots(scope).field(feature.field).first])
 
     def step(frame: Frame, out: F32) -> None:
@@ -261,7 +257,7 @@ def _field_times(block: Block, firsts: IntP) -> F64:
 
 def _history(layout: Layout, feature: HistoryFeature) -> Step:
     ring = layout.slots("user").rings.index(ring_of(feature))
-    seen_to, *overlap_to = _columns(layout, feature)
+    seen_to, *overlap_to = layout.columns_of(feature)
     slot = layout.slots("item").field(feature.field) if feature.field else None
     bits = np.left_shift(np.uint64(1), np.arange(slot.count if slot else 0, dtype=np.uint64))
 
@@ -306,7 +302,7 @@ def _similarity(layout: Layout, feature: VectorFeature, other: str) -> Step:
 
 def _labels(layout: Layout, feature: ContextFeature) -> Step:
     """One column for each declared value; of any other label, or none, all are 0."""
-    to, rows = _columns(layout, feature), np.eye(len(feature.values), dtype=np.float32)
+    to, rows = layout.columns_of(feature), np.eye(len(feature.values), dtype=np.float32)
     row_of = dict(zip(feature.values, rows, strict=True))
     nothing = np.zeros(len(to), dtype=np.float32)
 

@@ -64,14 +64,13 @@ def _columns_of(
     """The columns of a feature, by the places in `read` of the counts that they need, which are added to it."""
     sliding = feature.mode == "sliding"
     places = [read.setdefault((slot, sliding), len(read)) for slot in windows_of(feature)]
-    names = [column.name for column in layout.described if column.feature == feature.name]
-    for number, name in enumerate(names):
+    for number, to in enumerate(layout.columns_of(feature)):
         if isinstance(feature, WindowedRateFeature):
             above, below = places[2 * number : 2 * number + 2]
             prior = feature.prior
-            yield _Column(layout.index[name], above, below, prior.mean * prior.weight, prior.weight)
+            yield _Column(to, above, below, prior.mean * prior.weight, prior.weight)
         else:
-            yield _Column(layout.index[name], places[number], -1, 0.0, 0.0)
+            yield _Column(to, places[number], -1, 0.0, 0.0)
 
 
 class _Counts:
