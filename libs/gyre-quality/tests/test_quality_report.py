@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -71,9 +72,21 @@ def test_figures_are_well_formed(figure):
     assert root.tag.endswith("svg")
 
 
+def test_long_names_and_many_series_stay_inside():
+    """A name that does not fit is cut and whole when pointed at; legends share the width."""
+    name = "drift.wasserstein of_a_feature_with_a_name_that_goes_on_and_on"
+    drawn = bars("t", {name: 1.0}).svg
+    assert f"<title>{name}: 1</title>" in drawn
+    assert f">{name}<" not in drawn
+    many = lines("t", {f"{each}_{name}": [1.0, 2.0] for each in range(6)}).svg
+    places = [float(each) for each in re.findall(r'<text x="([\d.]+)" y="12">', many)]
+    assert places == sorted(set(places))
+    assert max(places) < 520
+
+
 def test_bars_mark_what_exceeds_its_threshold():
     """Only the bar beyond its threshold is red."""
-    assert bars("b", {"a": 0.5, "c": 0.05}, {"a": 0.1, "c": 0.1}).svg.count("#b00020") == 1
+    assert bars("b", {"a": 0.5, "c": 0.05}, {"a": 0.1, "c": 0.1}).svg.count("var(--bad)") == 1
 
 
 def test_reports_of_one_data_set_join():

@@ -7,8 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-_WIDTH, _HEIGHT, _LABEL, _BAR = 520, 180, 150, 16
-_COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
+_WIDTH, _HEIGHT, _BAR = 520, 180, 16
+_CHAR, _LEAST_LABEL, _MOST_LABEL = 6.2, 60, 260
+"""Width of a letter of the plots' size, and the least and greatest of a column of labels."""
+_TOP, _VALUE = 34, 64
+"""Room for the legend above a plot, and for a number beside a bar."""
+_COLOURS = 6
+STYLE = (
+    ":root{--c0:#2b6cb0;--c1:#c05621;--c2:#2f855a;--c3:#6b46c1;--c4:#b83280;--c5:#4a5568;--bad:#b00020}"
+    "@media(prefers-color-scheme:dark){:root{--c0:#63a4e8;--c1:#ed8b4e;--c2:#5cc48a;--c3:#a88be8;--c4:#e879b9;"
+    "--c5:#a0aec0;--bad:#ff6b81}}"
+    "svg{max-width:100%;height:auto;display:block}svg text{font-size:11px;fill:currentColor}"
+)
+"""What a page with figures needs: their colours by the reader's light or dark, and widths that fit the window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,42 +42,44 @@ def escape(text: str) -> str:
 def bars(title: str, values: Mapping[str, float], thresholds: Mapping[str, float] | None = None) -> Figure:
     """Horizontal bars, each with a mark at its threshold where it has one; red beyond the threshold."""
     thresholds = thresholds or {}
-    shown = {name: value if isfinite(value) else 0.0 for name, value in values.items()}
+    shown = {name: max(value, 0.0) if isfinite(value) else 0.0 for name, value in values.items()}
     top = max([*shown.values(), *(value for value in thresholds.values() if isfinite(value))], default=0.0) or 1.0
-    scale = (_WIDTH - _LABEL - 70) / top
+    label = min(max([_LEAST_LABEL, *(_CHAR * len(name) + 8 for name in shown)]), _MOST_LABEL)
+    scale = (_WIDTH - label - _VALUE) / top
     parts = []
     for index, (name, value) in enumerate(shown.items()):
-        y = index * (_BAR + 4)
-        mark = thresholds.get(name)
-        colour = "#b00020" if mark is not None and value > mark else _COLOURS[0]
+        y, mark = index * (_BAR + 4) + 2, thresholds.get(name)
+        marked = mark is not None and isfinite(mark)
+        colour = "var(--bad)" if mark is not None and value > mark else "var(--c0)"
+        # The number stands past the mark, which would run through it.
+        end = label + max(value, mark if marked and mark is not None else 0.0) * scale
         parts.append(
-            f'<text x="{_LABEL - 6}" y="{y + 12}" text-anchor="end" font-size="11">{escape(name)}</text>'
-            f'<rect x="{_LABEL}" y="{y}" width="{max(value, 0) * scale:.1f}" height="{_BAR}" fill="{colour}"/>'
-            f'<text x="{_LABEL + max(value, 0) * scale + 4:.1f}" y="{y + 12}" font-size="11">{value:.3g}</text>'
+            f"<g><title>{escape(name)}: {value:.3g}</title>"
+            f'<text x="{label - 6:.1f}" y="{y + 12}" text-anchor="end">{escape(_cut(name, label))}</text>'
+            f'<rect x="{label:.1f}" y="{y}" width="{value * scale:.1f}" height="{_BAR}" fill="{colour}"/>'
+            f'<text x="{end + 5:.1f}" y="{y + 12}">{value:.3g}</text></g>'
         )
-        if mark is not None and isfinite(mark):
-            x = _LABEL + mark * scale
-            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 1}" y2="{y + _BAR + 1}" stroke="#222"/>')
-    return Figure(title, _svg("".join(parts), len(shown) * (_BAR + 4) + 4))
+        if mark is not None and marked:
+            parts.append(_line(label + mark * scale, y - 1, label + mark * scale, y + _BAR + 1))
+    return Figure(title, _svg("".join(parts), len(shown) * (_BAR + 4) + 6))
 
 
 def shares(title: str, labels: Sequence[str], series: Mapping[str, Sequence[float]]) -> Figure:
-    """Grouped vertical bars: the share of each bin, one colour for each series."""
+    """Grouped vertical bars: the share of each bin, one colour for each series; bins say their name when pointed at."""
     top = max((value for values in series.values() for value in values), default=0.0) or 1.0
     slot = _WIDTH / max(len(labels), 1)
     width = slot * 0.8 / max(len(series), 1)
-    parts = []
+    parts = [_legend(list(series))]
     for position, (name, values) in enumerate(series.items()):
-        colour = _COLOURS[position % len(_COLOURS)]
         for index, value in enumerate(values):
             height = value / top * _HEIGHT
             parts.append(
-                f'<rect x="{index * slot + position * width:.1f}" y="{20 + _HEIGHT - height:.1f}" '
-                f'width="{width:.1f}" height="{height:.1f}" fill="{colour}">'
+                f'<rect x="{index * slot + position * width + slot * 0.1:.1f}" y="{_TOP + _HEIGHT - height:.1f}" '
+                f'width="{width:.1f}" height="{height:.1f}" fill="{_colour(position)}">'
                 f"<title>{escape(name)}, {escape(labels[index])}: {value:.3g}</title></rect>"
             )
-        parts.append(_legend(name, position, colour))
-    return Figure(title, _svg("".join(parts), _HEIGHT + 24))
+    parts += [_scale(f"{top:.0%}"), _line(0, _TOP + _HEIGHT, _WIDTH, _TOP + _HEIGHT), *_axis(labels, slot)]
+    return Figure(title, _svg("".join(parts), _TOP + _HEIGHT + 20))
 
 
 def lines(title: str, series: Mapping[str, Sequence[float]], threshold: float | None = None) -> Figure:
@@ -78,29 +91,67 @@ def lines(title: str, series: Mapping[str, Sequence[float]], threshold: float | 
     count = max((len(values) for values in series.values()), default=1)
 
     def y(value: float) -> float:
-        return 20 + _HEIGHT * (1 - (value - bottom) / span)
+        return _TOP + _HEIGHT * (1 - (value - bottom) / span)
 
-    parts = []
-    for position, (name, values) in enumerate(series.items()):
-        colour = _COLOURS[position % len(_COLOURS)]
+    parts = [_legend(list(series)), _scale(f"{top:.3g}")]
+    for position, values in enumerate(series.values()):
         points = (
             f"{index * _WIDTH / max(count - 1, 1):.1f},{y(value):.1f}"
             for index, value in enumerate(values)
             if isfinite(value)
         )
-        parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}"/>')
-        parts.append(_legend(name, position, colour))
-    parts.extend(
-        f'<line x1="0" x2="{_WIDTH}" y1="{y(mark):.1f}" y2="{y(mark):.1f}" stroke="#222" {_DASHED}/>' for mark in marks
-    )
-    return Figure(title, _svg("".join(parts), _HEIGHT + 24))
+        drawn = " ".join(points)
+        parts.append(f'<polyline points="{drawn}" fill="none" stroke-width="1.5" stroke="{_colour(position)}"/>')
+    parts.append(_line(0, _TOP + _HEIGHT, _WIDTH, _TOP + _HEIGHT))
+    parts.extend(_line(0, y(mark), _WIDTH, y(mark), dashed=True) for mark in marks)
+    return Figure(title, _svg("".join(parts), _TOP + _HEIGHT + 6))
 
 
-_DASHED = 'stroke-dasharray="4 3"'
+def _colour(position: int) -> str:
+    return f"var(--c{position % _COLOURS})"
 
 
-def _legend(name: str, position: int, colour: str) -> str:
-    return f'<text x="{4 + position * 120}" y="12" font-size="11" fill="{colour}">{escape(name)}</text>'
+def _cut(text: str, width: float) -> str:
+    """A text that fits a width, its end left out where it does not."""
+    most = max(int((width - 8) / _CHAR), 2)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, *, dashed: bool = False) -> str:
+    style = ' stroke-dasharray="4 3"' if dashed else ""
+    return f'<line x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}" stroke="currentColor"{style}/>'
+
+
+def _scale(text: str) -> str:
+    """What the top of a plot stands for."""
+    return f'<text x="{_WIDTH}" y="{_TOP - 4}" text-anchor="end" opacity="0.7">{escape(text)}</text>'
+
+
+def _axis(labels: Sequence[str], slot: float) -> list[str]:
+    """As many names of bins below a plot as there is room for, evenly spaced."""
+    room = max((_CHAR * len(label) + 10 for label in labels), default=slot)
+    step = max(int(-(-min(room, _WIDTH / 3) // slot)), 1)
+    y = _TOP + _HEIGHT + 14
+    made = []
+    for index in range(0, len(labels), step):
+        text, x = escape(_cut(labels[index], step * slot)), (index + 0.5) * slot
+        half = _CHAR * len(text) / 2
+        x = min(max(x, half), _WIDTH - half)
+        made.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle" opacity="0.7">{text}</text>')
+    return made
+
+
+def _legend(names: Sequence[str]) -> str:
+    """The series by name and colour, side by side and cut where there are too many."""
+    room, x, parts = _WIDTH / max(len(names), 1), 0.0, []
+    for position, name in enumerate(names):
+        text = _cut(name, max(room - 16, 24))
+        parts.append(
+            f'<rect x="{x:.1f}" y="4" width="9" height="9" fill="{_colour(position)}"/>'
+            f'<text x="{x + 13:.1f}" y="12"><title>{escape(name)}</title>{escape(text)}</text>'
+        )
+        x += min(_CHAR * len(text) + 30, room)
+    return "".join(parts)
 
 
 def _svg(body: str, height: int) -> str:

@@ -11,17 +11,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gyre_quality.figures import Figure, escape
+from gyre_quality.figures import STYLE, Figure, escape
 
 Rows = NDArray[np.int64]
 Action = Literal["warn", "quarantine", "block"]
 
+_PLAIN_BELOW = 1e9
 NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 _STYLE = (
-    "body{font:14px system-ui,sans-serif;margin:2em;color:#222}table{border-collapse:collapse}"
-    "td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:left}td.n{text-align:right}"
-    ".failed{color:#b00020;font-weight:600}.passed{color:#1b6e3c}figure{display:inline-block;margin:1em}"
+    f"{STYLE}:root{{color-scheme:light dark}}body{{font:14px system-ui,sans-serif;margin:1.5em;max-width:1200px}}"
+    "h1{font-size:1.5em;overflow-wrap:anywhere}.wide{overflow-x:auto}table{border-collapse:collapse}"
+    "td,th{padding:.25em .8em;border-bottom:1px solid #8884;text-align:left}td:last-child{min-width:16em}"
+    "td.n,th.n{text-align:right;white-space:nowrap}"
+    ".failed{color:var(--bad);font-weight:600}.passed{color:var(--c2)}"
+    ".figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));gap:2em;margin-top:2em}"
+    "figure{margin:0}figcaption{font-weight:600;margin-bottom:.4em;overflow-wrap:anywhere}"
 )
 
 
@@ -125,19 +130,28 @@ class Report:
         outcome = "passed" if self.passed else f"{len(self.failed)} of {len(self.checks)} checks failed"
         return (
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(self.subject)}</title>'
+            '<meta name="viewport" content="width=device-width,initial-scale=1">'
             f"<style>{_STYLE}</style><h1>Data quality of {escape(self.subject)}</h1>"
             f'<p class="{"passed" if self.passed else "failed"}">{outcome}</p>'
-            "<table><tr><th>check</th><th>column</th><th>value</th><th>threshold</th><th>outcome</th><th>rows</th>"
-            f"<th></th></tr>{rows}</table>{figures}</html>"
+            '<div class="wide"><table><tr><th>check</th><th>column</th><th class="n">value</th>'
+            '<th class="n">threshold</th><th>outcome</th><th class="n">rows</th><th></th></tr>'
+            f'{rows}</table></div><div class="figures">{figures}</div></html>'
         )
 
     def _row(self, check: Check) -> str:
         outcome = '<td class="passed">passed</td>' if check.passed else f'<td class="failed">{self.action(check)}</td>'
         return (
             f"<tr><td>{escape(check.name)}</td><td>{escape(check.column)}</td>"
-            f'<td class="n">{check.value:.4g}</td><td class="n">{check.threshold:.4g}</td>{outcome}'
+            f'<td class="n">{_number(check.value)}</td><td class="n">{_number(check.threshold)}</td>{outcome}'
             f'<td class="n">{check.rows.size or ""}</td><td>{escape(check.detail)}</td></tr>'
         )
+
+
+def _number(value: float) -> str:
+    """Four digits; whole numbers as they are, and a dash for what was not measured."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if value == round(value) and abs(value) < _PLAIN_BELOW else f"{value:.4g}"
 
 
 def _finite(value: float) -> float | None:
