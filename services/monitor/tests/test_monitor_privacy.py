@@ -1,0 +1,31 @@
+"""A loop that hashes its users: who came through the gateway and who came straight from a producer is one user."""
+
+import json
+from pathlib import Path
+
+import pytest
+from gyre.monitor.v1 import monitor_pb2 as pb
+from gyre_core.keyring import Keyring
+from gyre_local.testing import eventually
+from gyre_runtime import Precondition
+
+pytestmark = pytest.mark.adapter
+
+
+async def test_a_raw_id_is_the_user_of_its_hash(start, settings, make, tmp_path: Path) -> None:
+    """A click that a producer sent with the raw id is credited to the answer that the gateway wrote with the hash."""
+    loop_file, key_file = settings.loops[0], tmp_path / "keys.json"
+    loop_file.write_text(loop_file.read_text() + "privacy: {user_id: hmac, fields: {labels.note: {action: redact}}}\n")
+    with pytest.raises(Precondition, match="GYRE_PRIVACY_KEY_FILE is not set"):
+        await start()
+    key_file.write_text(json.dumps({"stable": "ab" * 32}))
+    service = await start(privacy_key_file=key_file)
+    token = Keyring.from_file(key_file).token("person-of-flesh", domain="user")
+    await service.send("behavior.impressions", make.impression("r1", token), key=token)
+    await service.send("behavior.interactions", make.interaction("person-of-flesh"), at=make.begin + 1)
+
+    async def credited() -> bool:
+        found = await service.stub.GetExperiment(pb.GetExperimentRequest(loop=service.loop), timeout=5)
+        return [(each.impressions, each.clicked) for each in found.arms] == [(1, 1)]
+
+    await eventually(credited, timeout_s=20, message="the click is credited")
