@@ -257,6 +257,11 @@ def test_packing_is_lossless(layout: Layout) -> None:
         assert merge(entity, value, entity.empty) == value == merge(entity, entity.empty, value)
 
 
+def test_the_layout_keeps_its_hash(layout: Layout) -> None:
+    """What the online store of a loop with these kinds holds stays readable."""
+    assert layout.hash == "497728e08a61729d"
+
+
 times = st.integers(0, 40 * 3600).map(lambda seconds: START + 20 * DAY + seconds)
 users, items = st.sampled_from(["ann", "bob"]), st.sampled_from(ITEMS)
 vectors = st.lists(st.floats(-9, 9, width=32), min_size=3, max_size=3)
