@@ -109,6 +109,9 @@ def test_an_error_names_file_line_field_value_and_rule() -> None:
         ("rating: {value: {min: 0", "impression: {value: {min: 0", "events.interactions.impression", "reserved"),
         ("salt: movies-1}", "clicks: [klick]}", "experiment.clicks[0]", "must be a declared interaction type"),
         ("salt: movies-1}", "conversions: [buy]}", "experiment.conversions[0]", "must be a declared interaction type"),
+        ("weights: {rating: 1.0}", "credit: first", "training.label.credit", "must be 'all', 'last', 'linear'"),
+        ("weights: {rating: 1.0}", "half_life: 5m", "training.label.half_life", "goes with credit: decay; set that"),
+        ("weights: {rating: 1.0}", "weights: {rating: 0}", "training.label.weights", "a weight above 0"),
         ("of: last_event, events", "field: released, events", "features[15]", "must give `events` with `of`"),
     ],
 )

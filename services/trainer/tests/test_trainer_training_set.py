@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import numpy as np
 import pytest
 from gyre_core.features import FieldsChanged, Interaction, Layout, Replay, RequestContext
-from gyre_core.spec import ContextFeature, PositionFeature
+from gyre_core.spec import ContextFeature, LabelSpec, PositionFeature
 from gyre_trainer.training_set import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,6 +62,67 @@ def test_attribution_is_what_brute_force_says(make_spec, new_history, shown, act
     assert made.times.tolist() == [time for time, _ in wanted]
     assert [row[row >= 0].tolist() for row in made.relevance] == [relevance for _, relevance in wanted]
     assert made.open_windows == sum(time + WINDOW_S > now for _, _, time in shown)
+
+
+def shares(label: LabelSpec, shown: list, who: str, item: str, at: float) -> dict[int, float]:
+    """What each impression gets of one interaction that names none, by brute force."""
+    touched = [
+        (time, number)
+        for number, (user, held, time) in enumerate(shown)
+        if user == who and item in held and time <= at <= time + WINDOW_S
+    ]
+    if label.credit == "last":
+        return {max(touched)[1]: 1.0} if touched else {}
+    halves = {number: 2.0 ** (-(at - time) / label.half_life_s) for time, number in touched}
+    parts = halves if label.credit == "decay" else dict.fromkeys(halves, 1.0)
+    whole = sum(parts.values()) if label.credit != "all" else 1.0
+    return {number: part / whole for number, part in parts.items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(impressions, max_size=6),
+    st.lists(interactions, max_size=10),
+    st.sampled_from(["all", "last", "linear", "decay"]),
+    st.sampled_from(["greatest", "sum"]),
+)
+def test_credit_is_shared_as_brute_force_says(make_spec, new_history, shown, acted, credit, combine) -> None:
+    """Whoever shares an interaction, an open impression too, each item gets the greatest share or the sum of all."""
+    history, spec = new_history(), make_spec()
+    label = spec.training.label.model_copy(update={"credit": credit, "combine": combine})
+    spec = spec.model_copy(update={"training": spec.training.model_copy(update={"label": label})})
+    relevance = [dict.fromkeys(held, 0.0) for _, held, _ in shown]
+    for user, held, time in shown:
+        history.show(user, held, time=time)
+    for user, item, kind, time, request_id, _ in acted:
+        history.act(user, item, time=time, kind=kind, request_id=request_id)
+        own = [
+            (number, 1.0)
+            for number, (_, held, begin) in enumerate(shown)
+            if request_id == f"r{number}" and item in held and begin <= time <= begin + WINDOW_S
+        ]
+        for number, share in own if request_id else shares(label, shown, user, item, time).items():
+            got = relevance[number]
+            weight = WEIGHTS[kind] * share
+            got[item] = got[item] + weight if combine == "sum" else max(got[item], weight)
+    now = BEGIN + 2 * WINDOW_S
+    made = build(spec, Layout.compile(spec), history.tables(), now=now)
+    closed = sorted((time, number) for number, (_, held, time) in enumerate(shown) if time + WINDOW_S <= now)
+    wanted = [list(relevance[number].values()) for _, number in closed if any(relevance[number].values())]
+    wanted = [row for row in wanted if len(row) > 1]
+    assert [row[row >= 0].tolist() for row in made.relevance] == [pytest.approx(row) for row in wanted]
+
+
+def test_interactions_that_came_late_count_and_are_counted(make_spec, new_history) -> None:
+    """One that happened inside the window is a label though it was taken in after it; the set says how many did."""
+    spec = make_spec().model_copy(update={"clock": "wall"})
+    history = new_history()
+    for number, delay in enumerate((0, WINDOW_S - 60, WINDOW_S - 59, 10 * WINDOW_S)):
+        history.show(f"u{number}", ["a", "b"], time=BEGIN)
+        history.act(f"u{number}", "a", time=BEGIN + 60)
+        history.interactions[-1]["ingest_time"] += timedelta(seconds=delay)
+    made = build(spec, Layout.compile(spec), history.tables(), now=BEGIN + WINDOW_S)
+    assert (len(made), made.late) == (4, 2)
 
 
 def test_the_window_holds_both_its_ends(spec, layout, new_history) -> None:

@@ -1,13 +1,12 @@
 """The training set: impressions, what followed them, and the features that were served or would have been.
 
-Attribution gives an interaction to the impression that it names, or else to every impression of the same user that
-held the item within the attribution window before it. An impression whose window is still open is left out, and so is
-one that nothing followed, which a listwise loss cannot use.
+Attribution gives an interaction to the impression that it names, or else to the impressions of the same user that held
+the item within the attribution window before it, which share it as `training.label.credit` says. An impression whose
+window is still open is left out, and so is one that nothing followed, which a listwise loss cannot use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,39 +18,15 @@ import pyarrow.compute as pc
 from gyre_core.features import Layout, RequestContext
 from gyre_core.spec import LoopSpec
 
+from gyre_trainer.attribution import Attribution
 from gyre_trainer.past import Asked, Past
 
 F32 = npt.NDArray[np.float32]
 
 _US = 1_000_000
-_CHOSEN = """
-with distinct_impressions as (
-  select * from impressions
-  qualify row_number() over (partition by source, event_id order by kafka_partition, kafka_offset) = 1
-),
-newest as (
-  select * from distinct_impressions
-  where event_us + $window_us <= $now_us and items > 1
-  order by event_us desc, kafka_partition desc, kafka_offset desc limit $most
-)
-select place from newest order by event_us, kafka_partition, kafka_offset
-"""
-_OPEN = """
-select count(distinct (source, event_id)) from impressions where event_us + $window_us > $now_us
-"""
-_ATTRIBUTED = """
-with shown as (select place, request_id, user_id, unnest(item_ids) as item_id, event_us from chosen),
-acted as (
-  select * from interactions where list_contains($types, type)
-  qualify row_number() over (partition by source, event_id order by kafka_partition, kafka_offset) = 1
-)
-select place, item_id, type from shown join acted using (request_id, item_id)
-where request_id <> '' and acted.event_us between shown.event_us and shown.event_us + $window_us
-union
-select place, item_id, type from shown join acted using (user_id, item_id)
-where coalesce(acted.request_id, '') = ''
-  and acted.event_us between shown.event_us and shown.event_us + $window_us
-"""
+_KEYS = ("source", "event_id", "kafka_partition", "kafka_offset")
+_SHOWN = (*_KEYS, "request_id", "user_id", "item_ids")
+_ACTED = (*_KEYS, "request_id", "user_id", "item_id", "type")
 
 
 @dataclass(frozen=True)
@@ -79,13 +54,15 @@ class TrainingSet:
 
     Attributes:
         features: float32 of shape [impressions, most items, columns], zero beyond an impression's items.
-        relevance: float32 of shape [impressions, most items]: the greatest weight among the item's labels, 0 where
-            nothing followed, -1 beyond the impression's items.
+        relevance: float32 of shape [impressions, most items]: the weights of the item's labels as `training.label`
+            combines them, 0 where nothing followed, -1 beyond the impression's items.
         times: unix seconds, one for each impression.
         served: for each impression, whether its features are those that were served; the others were computed again.
         unknown_items: for each impression, how many of its items had no features at all.
         open_windows: count of impressions left out because their window is open.
         unlabelled: count of impressions left out because nothing followed.
+        late: count of the interactions behind the labels that were taken in after the impression's window, once for
+            each impression that they count for; 0 on the replay clock, which takes everything in later.
         rows: the impressions with `source`, `event_id`, `user_id` and `item_ids`; None where they come from elsewhere.
     """
 
@@ -97,6 +74,7 @@ class TrainingSet:
     open_windows: int
     unlabelled: int
     rows: pa.Table | None = None
+    late: int = 0
 
     def __len__(self) -> int:
         return len(self.times)
@@ -155,14 +133,11 @@ def build(spec: LoopSpec, layout: Layout, tables: Tables, *, now: float | None =
             replay clock.
     """
     moment = newest_event_time(tables.impressions, tables.interactions) if now is None else now
-    chosen, attributed, open_windows = _attribute(spec, tables, moment)
-    labels = _labels(spec, attributed)
-    labelled = sorted(labels)
-    rows = chosen.take(pa.array(labelled, pa.int64()))
-    made = _empty(layout, rows, open_windows=open_windows, unlabelled=len(chosen) - len(rows))
+    found = _attribute(spec, tables, moment)
+    rows = tables.impressions.take(pa.array(list(found.labels), pa.int64()))
+    made = _empty(layout, rows, found)
     items: list[Any] = rows["item_ids"].to_pylist()
-    for index, (place, item_ids) in enumerate(zip(labelled, items, strict=True)):
-        own = labels[place]
+    for index, (own, item_ids) in enumerate(zip(found.labels.values(), items, strict=True)):
         made.relevance[index, : len(item_ids)] = [own.get(item, 0.0) for item in item_ids]
     _fill_served(layout, rows, items, made)
     _fill_replayed(layout, tables, rows, items, made)
@@ -180,41 +155,56 @@ def _micros(table: pa.Table) -> Any:
     return table["event_time"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
 
 
-def _attribute(spec: LoopSpec, tables: Tables, now: float) -> tuple[pa.Table, list[tuple[int, str, str]], int]:
-    """The chosen impressions in order, (place among them, item, type) of what followed, and how many are open."""
-    label, impressions = spec.training.label, tables.impressions
-    window_us = round(label.attribution_window_s * _US)
-    at = {"window_us": window_us, "now_us": round(now * _US)}
+@dataclass(frozen=True)
+class _Attributed:
+    """The impressions to train on, by their row, and their labels.
+
+    Attributes:
+        chosen: count of closed impressions, labelled or not.
+        labels: for each labelled impression, the relevance of the items that got a label.
+        open_windows: count of impressions that are still open.
+        late: count of the interactions behind the labels that came after the impression's window.
+    """
+
+    chosen: int
+    labels: dict[int, dict[str, float]]
+    open_windows: int
+    late: int
+
+
+def _attribute(spec: LoopSpec, tables: Tables, now: float) -> _Attributed:
+    rules = Attribution(spec.training.label, now=now, most=spec.training.history.impressions)
+    order = _in_time(tables.impressions)
+    shown = tables.impressions.select(list(_SHOWN)).append_column("event_us", _micros(tables.impressions))
+    shown = shown.append_column("items", pc.list_value_length(shown["item_ids"]))
+    # In the order of time a row's number orders impressions of one time, too.
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = np.arange(len(order))
+    acted = tables.interactions if tables.labelling is None else tables.labelling
+    taken_in = acted["ingest_time"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
     # One thread: a training run shares its machine with the services that answer requests.
     with duckdb.connect(config={"threads": 1}) as db:
-        keys = impressions.select(["source", "event_id", "kafka_partition", "kafka_offset"])
-        keys = keys.append_column("event_us", _micros(impressions))
-        keys = keys.append_column("items", pc.list_value_length(impressions["item_ids"]))
-        db.register("impressions", keys.append_column("place", pa.array(range(len(keys)), pa.int64())))
-        places = db.execute(_CHOSEN, {**at, "most": spec.training.history.impressions}).fetchall()
-        ((open_windows,),) = db.execute(_OPEN, at).fetchall()
-        chosen = impressions.take(pa.array([place for (place,) in places], pa.int64()))
-        asked = chosen.select(["request_id", "user_id", "item_ids"]).append_column("event_us", _micros(chosen))
-        db.register("chosen", asked.append_column("place", pa.array(range(len(asked)), pa.int64())))
-        wanted = ["source", "event_id", "user_id", "item_id", "type", "request_id", "kafka_partition", "kafka_offset"]
-        acted = tables.interactions if tables.labelling is None else tables.labelling
-        db.register("interactions", acted.select(wanted).append_column("event_us", _micros(acted)))
-        followed = db.execute(_ATTRIBUTED, {"window_us": window_us, "types": list(label.events)}).fetchall()
-    return chosen, followed, open_windows
-
-
-def _labels(spec: LoopSpec, attributed: Iterable[tuple[int, str, str]]) -> dict[int, dict[str, float]]:
-    """The relevance of each item that got a label, by the place of its impression."""
+        db.register("impressions", shown.append_column("place", pa.array(places)))
+        events = acted.select(list(_ACTED)).append_column("event_us", _micros(acted))
+        db.register("interactions", events.append_column("ingest_us", taken_in))
+        found = db.execute(rules.labels).fetchall()
+        ((chosen, open_windows),) = db.execute(rules.counts).fetchall()
     labels: dict[int, dict[str, float]] = {}
-    for place, item_id, kind in attributed:
-        weight = spec.training.label.weight(kind)
-        if weight > 0:
-            own = labels.setdefault(place, {})
-            own[item_id] = max(own.get(item_id, 0.0), weight)
-    return labels
+    for place, item_id, relevance, _ in sorted(found):
+        labels.setdefault(int(order[place]), {})[item_id] = relevance
+    # On the replay clock everything is taken in long after its own time.
+    late = sum(int(each[3]) for each in found) if spec.clock == "wall" else 0
+    return _Attributed(chosen, labels, open_windows, late)
 
 
-def _empty(layout: Layout, rows: pa.Table, *, open_windows: int, unlabelled: int) -> TrainingSet:
+def _in_time(impressions: pa.Table) -> npt.NDArray[np.int64]:
+    """The rows in the order of event time, partition and offset."""
+    keys = (impressions["kafka_offset"], impressions["kafka_partition"], _micros(impressions))
+    order: npt.NDArray[np.int64] = np.lexsort([each.to_numpy() for each in keys])
+    return order
+
+
+def _empty(layout: Layout, rows: pa.Table, found: _Attributed) -> TrainingSet:
     most = pc.max(pc.list_value_length(rows["item_ids"])).as_py() or 0
     return TrainingSet(
         features=np.zeros((len(rows), most, len(layout.columns)), dtype=np.float32),
@@ -222,8 +212,9 @@ def _empty(layout: Layout, rows: pa.Table, *, open_windows: int, unlabelled: int
         times=_micros(rows).to_numpy() / _US,
         served=np.zeros(len(rows), dtype=np.bool_),
         unknown_items=np.zeros(len(rows), dtype=np.int64),
-        open_windows=open_windows,
-        unlabelled=unlabelled,
+        open_windows=found.open_windows,
+        unlabelled=found.chosen - len(rows),
+        late=found.late,
         rows=rows.select(["source", "event_id", "user_id", "item_ids"]),
     )
 

@@ -97,6 +97,9 @@ def _make(work: Work, settings: TrainerSettings, folder: Path, findings: Finding
         "impressions": float(len(data)),
         "served_share": float(data.served.mean()),
         "training_s": training_s,
+        "unlabelled_impressions": float(data.unlabelled),
+        "open_impressions": float(data.open_windows),
+        "late_interactions": float(data.late),
     }
     files = {**findings.files(), **reference_files(spec, data, layout)}
     golden = held_out.features[held_out.held]

@@ -60,6 +60,10 @@ def _training(spec: LoopSpec) -> Iterator[Violation]:
     for event in label.weights:
         if event not in label.events:
             yield Violation((*at, "weights", event), None, "must be one of the label's events")
+    if label.events and not any(label.weight(event) for event in label.events):
+        yield Violation((*at, "weights"), None, "must give at least one of the label's events a weight above 0")
+    if label.half_life is not None and label.credit != "decay":
+        yield Violation((*at, "half_life"), label.half_life.text, "goes with credit: decay; set that, or leave it out")
 
 
 def _experiment(spec: LoopSpec) -> Iterator[Violation]:

@@ -34,16 +34,30 @@ class ModelSpec(SpecModel):
 
 
 class LabelSpec(SpecModel):
-    """Which interactions within the attribution window make a shown item relevant; no `events` means all types."""
+    """Which interactions within the attribution window make a shown item relevant; no `events` means all types.
+
+    An interaction that names no request belongs to every impression of the user that held the item: `credit` gives each
+    its whole weight (`all`), the last one only (`last`), equal shares (`linear`), or shares that halve with each
+    `half_life` before the last (`decay`). Several interactions with one shown item count as the `greatest`, or their
+    `sum`.
+    """
 
     events: tuple[Name, ...] = ()
     attribution_window: Duration = Duration.parse("30m")
     weights: dict[Name, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    credit: Literal["all", "last", "linear", "decay"] = "all"
+    half_life: Duration | None = None
+    combine: Literal["greatest", "sum"] = "greatest"
 
     @property
     def attribution_window_s(self) -> float:
         """The attribution window in seconds."""
         return self.attribution_window.seconds
+
+    @property
+    def half_life_s(self) -> float:
+        """How much earlier an impression gets half of the last one's credit, seconds: half the window by default."""
+        return self.half_life.seconds if self.half_life else self.attribution_window_s / 2
 
     def weight(self, event: str) -> float:
         """The relevance that an interaction of this type gives: 0 for one that is no label."""

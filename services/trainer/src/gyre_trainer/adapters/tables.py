@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -39,7 +39,7 @@ _KEYS = ("source", "event_id", "event_time", "kafka_partition", "kafka_offset")
 _SERVED = ("layout", "features", "item_batches", "context", "labels", "positions")
 _COLUMNS = {
     IMPRESSIONS: (*_KEYS, "request_id", "user_id", "item_ids", "shown", *_SERVED),
-    INTERACTIONS: (*_KEYS, "user_id", "item_id", "type", "value", "request_id"),
+    INTERACTIONS: (*_KEYS, "user_id", "item_id", "type", "value", "request_id", "ingest_time"),
     ITEMS: (*_KEYS, "item_id", "fields"),
 }
 _SHOWN = (*_KEYS, "user_id", "item_ids", "shown")
@@ -98,7 +98,7 @@ class LoopTables:
         """
         tables = self._open()
         begin = _begin(_scan(tables, pins.snapshots, IMPRESSIONS, _KEYS), spec, pins.now)
-        newer = None if begin is None else f"event_time >= '{begin}'"
+        newer = None if begin is None else f"event_time >= '{begin.isoformat()}'"
         counted = counts_impressions(layout)
         return Tables(
             impressions=_scan(tables, pins.snapshots, IMPRESSIONS, _COLUMNS[IMPRESSIONS], newer),
@@ -120,8 +120,11 @@ def _scan(
     return read_columns(tables[name], columns, rows=rows, snapshot_id=snapshots[name])
 
 
-def _begin(keys: pa.Table, spec: LoopSpec, now: float) -> str | None:
-    """The event time of the oldest impression that the history holds, ISO 8601; None when it holds all."""
+def _begin(keys: pa.Table, spec: LoopSpec, now: float) -> datetime | None:
+    """The event time of the oldest impression that is needed; None when all are.
+
+    It is the oldest of the history, or the oldest that may share an interaction with that one.
+    """
     most = spec.training.history.impressions
     once = keys.group_by(["source", "event_id"]).aggregate([("event_time", "min")])["event_time_min"]
     latest = datetime.fromtimestamp(now - spec.training.label.attribution_window_s, UTC)
@@ -130,7 +133,8 @@ def _begin(keys: pa.Table, spec: LoopSpec, now: float) -> str | None:
         return None
     oldest = closed.take(pc.select_k_unstable(closed, most, sort_keys=[("", "descending")]))[-1]
     moment: datetime = oldest.as_py()
-    return moment.isoformat()
+    shared = spec.training.label.credit in ("linear", "decay")
+    return moment - timedelta(seconds=spec.training.label.attribution_window_s) if shared else moment
 
 
 def _newest_event_time(table: Table, snapshot_id: int) -> float:
