@@ -10,6 +10,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from gyre_features.__main__ import JOBS
 from gyre_local.components import kafka
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +97,23 @@ def test_overlays_render(overlay: str) -> None:
     assert used == generated
 
 
+def test_scheduled_jobs_are_what_the_service_does_once() -> None:
+    """A CronJob never runs twice at a time, ends, is confined as a process is, and does a job of its image."""
+    jobs = [document["spec"] for _, document in _documents() if document["kind"] == "CronJob"]
+    assert len(jobs) == 1
+    for spec in jobs:
+        assert spec["concurrencyPolicy"] == "Forbid"
+        assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] > 0
+        pod = spec["jobTemplate"]["spec"]["template"]["spec"]
+        assert pod["restartPolicy"] == "Never"
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        (container,) = pod["containers"]
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["args"][0] in JOBS
+        entry = COMPOSE["services"][container["name"]]
+        assert (entry["command"], entry["profiles"]) == (container["args"], ["jobs"])
+
+
 @pytest.mark.parametrize(
     ("name", "pod", "container"), _containers(), ids=lambda value: value if isinstance(value, str) else ""
 )
@@ -167,7 +185,9 @@ def test_compose_and_kubernetes_run_the_same_processes() -> None:
     compose = {
         name: (service["image"], service.get("command"))
         for name, service in COMPOSE["services"].items()
-        if service.get("image", "").startswith("gyre/") and name != "mlflow"
+        if service.get("image", "").startswith("gyre/")
+        and name != "mlflow"
+        and "jobs" not in service.get("profiles", [])
     }
     cluster = {
         container["name"]: (container["image"].removesuffix(":latest"), container.get("args"))
@@ -178,13 +198,14 @@ def test_compose_and_kubernetes_run_the_same_processes() -> None:
 
 
 def test_compose_confines_every_process() -> None:
-    """Each process of the mesh runs read-only, without capabilities, and is asked for its health."""
+    """Each process of the mesh runs read-only, without capabilities, and is asked for its health if it stays."""
     for name, service in COMPOSE["services"].items():
         if service.get("image", "").startswith("gyre/") and name != "mlflow":
             assert service["read_only"] is True, name
             assert service["cap_drop"] == ["ALL"], name
             assert service["security_opt"] == ["no-new-privileges:true"], name
-            assert service["healthcheck"]["test"][:2] == ["CMD", "gyre-probe"], name
+            if "jobs" not in service.get("profiles", []):
+                assert service["healthcheck"]["test"][:2] == ["CMD", "gyre-probe"], name
             assert "environment" in service, name
 
 

@@ -9,7 +9,13 @@ from gyre_runtime import load_settings, run
 from gyre_features.settings import FeaturesSettings
 
 PROCESSES = ("serve", "stream", "archive", "quality", "check")
-JOBS = {"backfill": ("backfill", "backfill_all"), "check-once": ("check", "check_once")}
+JOBS = {
+    "backfill": ("backfill", "backfill_all"),
+    "check-once": ("check", "check_once"),
+    "compact": ("maintain", "compact_all"),
+    "expire": ("maintain", "expire_all"),
+    "maintain": ("maintain", "maintain_all"),
+}
 """What is done once and answers an exit code: its module among the processes, and its name there."""
 
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from contextlib import suppress
 
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.topics import topic
@@ -16,6 +14,8 @@ from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Snapshot
 
 from gyre_features.archive import Archive
+from gyre_features.maintenance import COMPACTION
+from gyre_features.table_files import delete_files, files_of
 
 ERASED = message_types(privacy.UserErased)
 OF_USERS = (INTERACTIONS, IMPRESSIONS)
@@ -111,12 +111,7 @@ def erase_user(table: Table, user_id: str, *, since_ms: int) -> tuple[int, list[
         table.refresh()
     current = table.current_snapshot()
     old = [each for each in table.snapshots() if current is None or each.snapshot_id != current.snapshot_id]
-    kept = {path for level in _files(table, [current] if current else []) for path in level}
-    # Data before the manifests that name them, and those before their lists: a second call must find what is left.
-    for level in _files(table, old):
-        for path in level - kept:
-            with suppress(FileNotFoundError):
-                table.io.delete(path)
+    delete_files(table, files_of(table, old), files_of(table, [current] if current else []))
     ids = [each.snapshot_id for each in old]
     if ids:
         table.maintenance.expire_snapshots().by_ids(ids).commit()
@@ -125,20 +120,5 @@ def erase_user(table: Table, user_id: str, *, since_ms: int) -> tuple[int, list[
 
 
 def _rewrites(snapshot: Snapshot) -> bool:
-    return snapshot.summary is not None and snapshot.summary.operation in _REWRITES
-
-
-def _files(table: Table, snapshots: Iterable[Snapshot]) -> tuple[set[str], set[str], set[str]]:
-    """The data files of some snapshots, the manifests that name them and tell their bounds, and the lists of those."""
-    data: set[str] = set()
-    manifests: set[str] = set()
-    lists: set[str] = set()
-    for snapshot in snapshots:
-        lists.add(snapshot.manifest_list)
-        with suppress(FileNotFoundError):  # a call that was cut short has deleted it already
-            for manifest in snapshot.manifests(table.io):
-                if manifest.manifest_path not in manifests:
-                    manifests.add(manifest.manifest_path)
-                    with suppress(FileNotFoundError):
-                        data.update(each.data_file.file_path for each in manifest.fetch_manifest_entry(table.io))
-    return data, manifests, lists
+    summary = snapshot.summary
+    return summary is not None and summary.operation in _REWRITES and COMPACTION not in summary.additional_properties

@@ -21,6 +21,16 @@ class FeaturesSettings(ServiceSettings):
     """Bytes of payload after which the archive commits."""
     features_archive_s: float = Field(2.0, gt=0)
     """Seconds after which the archive commits what it has."""
+    features_compact_bytes: int = Field(128 * 1024 * 1024, ge=1024)
+    """Size that small files of the warehouse are rewritten into, bytes as written; a job takes a few times that."""
+    features_compact_files: int = Field(4, ge=2)
+    """How many small files a day must have before they are rewritten."""
+    features_snapshots_kept_s: float = Field(7 * 86_400.0, ge=3600)
+    """Seconds that a table's snapshots are kept; those that an artefact names stay as long as it does."""
+    features_snapshots_kept: int = Field(10, ge=1)
+    """How many of a table's newest snapshots are kept, whatever their age."""
+    features_orphans_kept_s: float = Field(86_400.0, ge=3600)
+    """Seconds that files which no snapshot names are left alone: more than any commit takes."""
     features_forget_wait_s: float = Field(10.0, ge=0)
     """Seconds that `DeleteEntity` waits for the archive to rewrite the warehouse before it answers without it."""
     features_backfill_processes: int = Field(2, ge=1, le=64)

@@ -1,0 +1,64 @@
+"""`compact`, `expire` and `maintain`, which is both: jobs that keep the tables of every loop small."""
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from gyre_runtime import Unavailable, load_loops
+from gyre_runtime.warehouse import TABLE_OF, ensure_table, open_catalog
+from pyiceberg.table import Table
+
+from gyre_features.maintenance import compact, expire, snapshots_of_models
+from gyre_features.settings import FeaturesSettings
+
+Work = Callable[[Table, frozenset[int]], str]
+
+
+def compact_all(settings: FeaturesSettings) -> int:
+    """Rewrite the small files of old days, print what was done, and answer the exit code: 1 where something waits."""
+    return _each(settings, lambda table, _named: _compacted(settings, table))
+
+
+def expire_all(settings: FeaturesSettings) -> int:
+    """Expire old snapshots and delete orphans, print what was done, and answer the exit code."""
+    return _each(settings, lambda table, named: _expired(settings, table, named))
+
+
+def maintain_all(settings: FeaturesSettings) -> int:
+    """Compact, then expire."""
+    return max(compact_all(settings), expire_all(settings))
+
+
+def _each(settings: FeaturesSettings, work: Work) -> int:
+    catalog, code = open_catalog(settings), 0
+    for loop in load_loops(settings):
+        named = snapshots_of_models(settings.artifacts, loop)
+        for name in TABLE_OF.values():
+            table = ensure_table(catalog, loop, name)
+            try:
+                said = work(table, named.get(name, frozenset()))
+            except Unavailable as error:
+                said, code = f"{error}", 1
+            sys.stdout.write(f"{loop}.{name}: {said}\n")
+    return code
+
+
+def _compacted(settings: FeaturesSettings, table: Table) -> str:
+    done = compact(
+        table,
+        target_bytes=settings.features_compact_bytes,
+        least_files=settings.features_compact_files,
+    )
+    return f"{done.files:,} small files into {done.into:,}, {done.rows:,} rows"
+
+
+def _expired(settings: FeaturesSettings, table: Table, named: frozenset[int]) -> str:
+    done = expire(
+        table,
+        keep=timedelta(seconds=settings.features_snapshots_kept_s),
+        keep_count=settings.features_snapshots_kept,
+        named=named,
+        orphan_age=timedelta(seconds=settings.features_orphans_kept_s),
+        now=datetime.now(UTC),
+    )
+    return f"{done.snapshots:,} snapshots expired, {done.files:,} files and {done.orphans:,} orphans deleted"
