@@ -21,7 +21,7 @@ from gyre_trainer.domain import JobFailed, Refused, State, Task
 from gyre_trainer.settings import TrainerSettings
 from gyre_trainer.work import execute
 
-REPORT = ("quality.json", "quality.html", "quarantine.jsonl", "reference.bin")
+REPORT = ("quality.json", "quality.html", "quarantine.jsonl", "reference.bin", "classifier.bin")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_the_live_model_is_the_measure(settings: TrainerSettings, task: Task, ma
     third = replace(second, version="v3", spec=strict.model_dump_json())
     with pytest.raises(Refused, match="min_relative_ndcg"):
         execute(third, settings, lambda _state, _progress: None)
-    assert {each.name for each in (settings.artifacts / "shop" / "v3").iterdir()} == {*REPORT} - {"reference.bin"}
+    assert {each.name for each in (settings.artifacts / "shop" / "v3").iterdir()} == {*REPORT} - {"reference.bin", "classifier.bin"}
 
 
 async def test_a_job_that_is_killed_has_failed(settings: TrainerSettings, task: Task) -> None:
