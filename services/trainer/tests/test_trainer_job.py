@@ -86,7 +86,10 @@ def test_the_live_model_is_the_measure(settings: TrainerSettings, task: Task, ma
     third = replace(second, version="v3", spec=strict.model_dump_json())
     with pytest.raises(Refused, match="min_relative_ndcg"):
         execute(third, settings, lambda _state, _progress: None)
-    assert {each.name for each in (settings.artifacts / "shop" / "v3").iterdir()} == {*REPORT} - {"reference.bin", "classifier.bin"}
+    assert {each.name for each in (settings.artifacts / "shop" / "v3").iterdir()} == {*REPORT} - {
+        "reference.bin",
+        "classifier.bin",
+    }
 
 
 async def test_a_job_that_is_killed_has_failed(settings: TrainerSettings, task: Task) -> None:

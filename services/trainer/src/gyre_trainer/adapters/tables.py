@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
 from gyre_runtime import ServiceSettings, Unavailable
@@ -31,6 +31,7 @@ from pyiceberg.table import Table
 from pyiceberg.types import TimestamptzType
 from sqlalchemy.exc import OperationalError
 
+from gyre_trainer.adapters.joining import Joined, attach, bounded, join
 from gyre_trainer.domain import Pins
 from gyre_trainer.training_set import Tables
 
@@ -43,6 +44,12 @@ _COLUMNS = {
     ITEMS: (*_KEYS, "item_id", "fields"),
 }
 _SHOWN = (*_KEYS, "user_id", "item_ids", "shown")
+_MEMORY_BYTES = 512 * 1024 * 1024
+_OLDEST = f"""
+select begin_us from (
+  select epoch_us(min(event_time)) as begin_us from {IMPRESSIONS} group by source, event_id
+) where begin_us <= $latest_us order by begin_us desc limit 1 offset $before
+"""  # noqa: S608 - constants of this module
 
 
 @contextmanager
@@ -97,7 +104,7 @@ class LoopTables:
             Unavailable: the catalogue does not answer.
         """
         tables = self._open()
-        begin = _begin(_scan(tables, pins.snapshots, IMPRESSIONS, _KEYS), spec, pins.now)
+        begin = _begin(tables, pins, spec)
         newer = None if begin is None else f"event_time >= '{begin.isoformat()}'"
         counted = counts_impressions(layout)
         return Tables(
@@ -106,6 +113,16 @@ class LoopTables:
             items=_scan(tables, pins.snapshots, ITEMS, _COLUMNS[ITEMS]),
             shown=_scan(tables, pins.snapshots, IMPRESSIONS, _SHOWN) if counted else None,
         )
+
+    def join(self, spec: LoopSpec, pins: Pins, *, path: Path, memory_bytes: int) -> Joined:
+        """Write the labelled impressions of pinned snapshots to a Parquet file, however many they are; see `join`.
+
+        Raises:
+            Unavailable: the catalogue does not answer.
+        """
+        found = {name: (table, pins.snapshots.get(name)) for name, table in self._open().items()}
+        with bounded(memory_bytes=memory_bytes, folder=path.parent) as db:
+            return join(db, spec, found, now=pins.now, path=path)
 
 
 def _scan(
@@ -120,21 +137,25 @@ def _scan(
     return read_columns(tables[name], columns, rows=rows, snapshot_id=snapshots[name])
 
 
-def _begin(keys: pa.Table, spec: LoopSpec, now: float) -> datetime | None:
+def _begin(tables: Mapping[str, Table], pins: Pins, spec: LoopSpec) -> datetime | None:
     """The event time of the oldest impression that is needed; None when all are.
 
     It is the oldest of the history, or the oldest that may share an interaction with that one.
     """
-    most = spec.training.history.impressions
-    once = keys.group_by(["source", "event_id"]).aggregate([("event_time", "min")])["event_time_min"]
-    latest = datetime.fromtimestamp(now - spec.training.label.attribution_window_s, UTC)
-    closed = once.filter(pc.less_equal(once, pa.scalar(latest, once.type)))
-    if len(closed) <= most:
+    label = spec.training.label
+    with bounded(memory_bytes=_MEMORY_BYTES) as db:
+        snapshot = pins.snapshots.get(IMPRESSIONS)
+        attach(db, tables[IMPRESSIONS], snapshot, ("source", "event_id", "event_time"))
+        at = {
+            "latest_us": round((pins.now - label.attribution_window_s) * _US),
+            "before": spec.training.history.impressions - 1,
+        }
+        oldest = db.execute(_OLDEST, at).fetchone()
+    if oldest is None:
         return None
-    oldest = closed.take(pc.select_k_unstable(closed, most, sort_keys=[("", "descending")]))[-1]
-    moment: datetime = oldest.as_py()
-    shared = spec.training.label.credit in ("linear", "decay")
-    return moment - timedelta(seconds=spec.training.label.attribution_window_s) if shared else moment
+    moment = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=oldest[0])
+    shared = label.credit in ("linear", "decay")
+    return moment - timedelta(seconds=label.attribution_window_s) if shared else moment
 
 
 def _newest_event_time(table: Table, snapshot_id: int) -> float:
