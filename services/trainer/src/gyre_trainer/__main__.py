@@ -1,4 +1,4 @@
-"""Starts the trainer: `python -m gyre_trainer`; with `join LOOP FILE` it writes a training set to a Parquet file."""
+"""Starts the trainer: `python -m gyre_trainer`; with `join LOOP FILE` or `plan LOOP` it makes a training set once."""
 
 import sys
 
@@ -12,7 +12,7 @@ def main() -> None:
     """Read the settings and serve, or join."""
     settings = load_settings(TrainerSettings)
     if sys.argv[1:]:
-        sys.exit(_join(settings, sys.argv[1:]))
+        sys.exit(_once(settings, sys.argv[1:]))
 
     async def serve(lifespan: Lifespan) -> None:
         await bootstrap(lifespan, settings)
@@ -20,12 +20,15 @@ def main() -> None:
     run(serve, settings=settings, service="trainer")
 
 
-def _join(settings: TrainerSettings, given: list[str]) -> int:
-    from gyre_trainer.joined import join_to_file
+def _once(settings: TrainerSettings, given: list[str]) -> int:
+    from gyre_trainer.joined import join_to_file, print_plan
 
-    if len(given) != 3 or given[0] != "join":
-        sys.exit(f"usage: python -m gyre_trainer [join LOOP FILE], not {' '.join(given)!r}")
-    return join_to_file(settings, given[1], given[2])
+    match given:
+        case ["join", loop, file]:
+            return join_to_file(settings, loop, file)
+        case ["plan", loop]:
+            return print_plan(settings, loop)
+    sys.exit(f"usage: python -m gyre_trainer [join LOOP FILE | plan LOOP], not {' '.join(given)!r}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
-"""`join`: a loop's training set as a Parquet file, for whoever trains elsewhere, or on more than memory holds."""
+"""`join`: a loop's training set as a Parquet file, for whoever trains elsewhere, or on more than memory holds.
 
+`plan` is the same for a Spark cluster.
+"""
+
+import json
 import sys
 import time
 from pathlib import Path
 
-from gyre_runtime import load_loops
+from gyre_core.spec import LoopSpec
+from gyre_runtime import Precondition, load_loops
 
 from gyre_trainer.adapters.tables import LoopTables
+from gyre_trainer.domain import Pins
 from gyre_trainer.settings import TrainerSettings
 
 
@@ -16,8 +22,7 @@ def join_to_file(settings: TrainerSettings, loop: str, file: str) -> int:
     if spec is None:
         sys.stderr.write(f"{loop}: is no loop of GYRE_LOOPS\n")
         return 1
-    tables = LoopTables(settings.warehouse, loop)
-    pins = tables.pin(None if spec.clock == "replay" else time.time())
+    tables, pins = _pinned(settings, spec)
     path = Path(file).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     done = tables.join(spec, pins, path=path, memory_bytes=settings.trainer_join_bytes)
@@ -28,3 +33,23 @@ def join_to_file(settings: TrainerSettings, loop: str, file: str) -> int:
         f"snapshots: {snapshots or 'none'}\n"
     )
     return 0
+
+
+def print_plan(settings: TrainerSettings, loop: str) -> int:
+    """Print the plan of the same join for Spark as JSON, and answer the exit code."""
+    spec = load_loops(settings).get(loop)
+    if spec is None:
+        sys.stderr.write(f"{loop}: is no loop of GYRE_LOOPS\n")
+        return 1
+    tables, pins = _pinned(settings, spec)
+    try:
+        sys.stdout.write(json.dumps(tables.plan(spec, pins), indent=2) + "\n")
+    except Precondition as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _pinned(settings: TrainerSettings, spec: LoopSpec) -> tuple[LoopTables, Pins]:
+    tables = LoopTables(settings.warehouse, spec.loop)
+    return tables, tables.pin(None if spec.clock == "replay" else time.time())

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import duckdb
 from gyre_core.spec import LoopSpec
@@ -57,6 +58,19 @@ class Joined:
     unlabelled: int
     open_windows: int
     late: int
+
+
+def plan(spec: LoopSpec, tables: Mapping[str, tuple[Table, int]], *, now: float) -> dict[str, Any]:
+    """What `gyre_trainer.spark` needs to do the same join on a cluster, as JSON values."""
+    rules = Attribution(spec.training.label, now=now, most=spec.training.history.impressions)
+    return {
+        "labels": rules.labels,
+        "columns": list(_SHOWN),
+        "tables": {
+            view: {"metadata": tables[name][0].metadata_location, "snapshot": tables[name][1]}
+            for view, name in (("impressions", IMPRESSIONS), ("interactions", INTERACTIONS))
+        },
+    }
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
-from gyre_runtime import ServiceSettings, Unavailable
+from gyre_runtime import Precondition, ServiceSettings, Unavailable
 from gyre_runtime.archived import counts_impressions
 from gyre_runtime.warehouse import (
     IMPRESSIONS,
@@ -31,7 +31,7 @@ from pyiceberg.table import Table
 from pyiceberg.types import TimestamptzType
 from sqlalchemy.exc import OperationalError
 
-from gyre_trainer.adapters.joining import Joined, attach, bounded, join
+from gyre_trainer.adapters.joining import Joined, attach, bounded, join, plan
 from gyre_trainer.domain import Pins
 from gyre_trainer.training_set import Tables
 
@@ -123,6 +123,18 @@ class LoopTables:
         found = {name: (table, pins.snapshots.get(name)) for name, table in self._open().items()}
         with bounded(memory_bytes=memory_bytes, folder=path.parent) as db:
             return join(db, spec, found, now=pins.now, path=path)
+
+    def plan(self, spec: LoopSpec, pins: Pins) -> dict[str, Any]:
+        """The same join for Spark; see `plan`.
+
+        Raises:
+            Precondition: there are no impressions or no interactions yet (WAREHOUSE_EMPTY).
+            Unavailable: the catalogue does not answer.
+        """
+        if not pins.snapshots.keys() >= {IMPRESSIONS, INTERACTIONS}:
+            raise Precondition("WAREHOUSE_EMPTY", f"{self._loop}: impressions or interactions have no snapshot yet")
+        found = {name: (table, pins.snapshots[name]) for name, table in self._open().items() if name in pins.snapshots}
+        return plan(spec, found, now=pins.now)
 
 
 def _scan(
