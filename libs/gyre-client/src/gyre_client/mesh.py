@@ -4,6 +4,7 @@ from types import TracebackType
 from typing import Self
 
 from gyre.deployer.v1 import deployer_pb2_grpc as deployer_rpc
+from gyre.features.v1 import data_quality_pb2_grpc as quality_rpc
 from gyre.features.v1 import features_pb2_grpc as features_rpc
 from gyre.features.v1 import parity_pb2_grpc as parity_rpc
 from gyre.monitor.v1 import monitor_pb2_grpc as monitor_rpc
@@ -23,6 +24,7 @@ class Mesh:
         settings: where the services are.
         gateway: a `GyreClient`.
         features: the feature store's stub.
+        quality: the stub of the reports on the data.
         parity: the stub of its check.
         trainer: the trainer's stub.
         deployer: the deployer's stub.
@@ -33,7 +35,9 @@ class Mesh:
         self.settings = settings or ClientSettings()
         self._channels: list[Channel] = []
         self.gateway = GyreClient(settings=self.settings)
-        self.features = features_rpc.FeaturesServiceStub(self._open("features", self.settings.features))
+        features = self._open("features", self.settings.features)
+        self.features = features_rpc.FeaturesServiceStub(features)
+        self.quality = quality_rpc.DataQualityServiceStub(features)
         self.parity = parity_rpc.ParityServiceStub(self._open("features-check", self.settings.features_check))
         self.trainer = trainer_rpc.TrainerServiceStub(self._open("trainer", self.settings.trainer))
         self.deployer = deployer_rpc.DeployerServiceStub(self._open("deployer", self.settings.deployer))

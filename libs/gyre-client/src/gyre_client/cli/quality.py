@@ -1,0 +1,57 @@
+"""The command about data quality: live features beside the live model's training set, or what a run's gate found."""
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+from gyre.features.v1 import data_quality_pb2 as pb
+from gyre_runtime import call
+from rich.console import Group, RenderableType
+
+from gyre_client.cli.session import TIMEOUT_S, JsonOption, LoopArgument, ask, show, table, when
+
+RunOption = Annotated[str, typer.Option(help="The training run whose gate is asked for.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(quality)
+
+
+def quality(loop: LoopArgument, run: RunOption = "", *, as_json: JsonOption = False) -> None:
+    """Show the findings about live features, or those of a training run's gate; failed checks first."""
+    request = pb.GetReportRequest(loop=loop, run_id=run, windows=1)
+    answer = ask("features", lambda mesh: call(mesh.quality.GetReport, request, timeout_s=TIMEOUT_S))
+    show(answer, as_json=as_json, render=lambda: _snapshot(answer.snapshot) if run else _live(answer))
+
+
+def _live(answer: pb.GetReportResponse) -> RenderableType:
+    windows = table("topic", "newest window (UTC)", "events", "unreadable")
+    for each in answer.windows:
+        windows.add_row(each.topic, when(each.window_start_time), f"{each.events:,}", f"{each.unreadable:,}")
+    if not answer.HasField("live"):
+        return Group(windows, "live features: not judged yet")
+    live = answer.live
+    return Group(
+        windows,
+        f"live features: {live.rows:,} items beside the training set of {live.version}, {when(live.judged_time)}",
+        _checks(live.checks),
+    )
+
+
+def _snapshot(report: pb.SnapshotReport) -> RenderableType:
+    outcome = "passed" if report.passed else "training forbidden" if report.blocks else "failed, training went on"
+    aside = "".join(f", {count:,} {rows} left out" for rows, count in sorted(report.quarantined.items()))
+    return Group(_checks(report.checks), f"run {report.run_id}, {report.version}: {outcome}{aside}")
+
+
+def _checks(checks: Iterable[pb.QualityCheck]) -> RenderableType:
+    made = table("check", "column", "value", "threshold", "outcome", "detail")
+    for each in sorted(checks, key=lambda check: (check.passed, check.name, check.column)):
+        outcome = "passed" if each.passed else pb.QualityAction.Name(each.action).rpartition("_")[2].lower()
+        made.add_row(each.name, each.column, _number(each, "value"), _number(each, "threshold"), outcome, each.detail)
+    return made
+
+
+def _number(check: pb.QualityCheck, name: str) -> str:
+    return f"{getattr(check, name):.4g}" if check.HasField(name) else "–"
