@@ -13,6 +13,7 @@ from gyre_runtime.warehouse import (
     TABLE_OF,
     append,
     arrow_schema,
+    catalog_properties,
     ensure_table,
     offsets_of,
     open_catalog,
@@ -141,3 +142,59 @@ def test_a_column_of_another_type_is_refused(catalog: Catalog) -> None:
     with pytest.raises(Precondition, match="column positions is string") as caught:
         ensure_table(catalog, "shop", IMPRESSIONS)
     assert caught.value.reason == "WAREHOUSE_SCHEMA_CONFLICT"
+
+
+def test_a_folder_is_a_sqlite_catalogue_beside_its_files(tmp_path: Path) -> None:
+    """Without settings the catalogue and the files lie in one folder."""
+    found = catalog_properties(ServiceSettings(warehouse=str(tmp_path)))
+    assert found == {
+        "type": "sql",
+        "uri": f"sqlite:///{tmp_path / 'catalog.db'}",
+        "warehouse": f"file://{tmp_path / 'data'}",
+    }
+
+
+def test_secrets_come_from_files(tmp_path: Path) -> None:
+    """A REST catalogue and S3 are told their secrets, which only files hold."""
+    for name, text in (("token", "t0\n"), ("client", "id:secret\n"), ("key", "AK:S/K=\n")):
+        (tmp_path / name).write_text(text)
+    settings = ServiceSettings(
+        warehouse="s3://bucket/path",
+        warehouse_catalog="https://catalogue:8181",
+        warehouse_catalog_token_file=tmp_path / "token",
+        warehouse_catalog_credential_file=tmp_path / "client",
+        warehouse_s3_endpoint="https://store",
+        warehouse_s3_region="eu-1",
+        warehouse_s3_credential_file=tmp_path / "key",
+    )
+    assert catalog_properties(settings) == {
+        "type": "rest",
+        "uri": "https://catalogue:8181",
+        "warehouse": "s3://bucket/path",
+        "s3.endpoint": "https://store",
+        "s3.region": "eu-1",
+        "token": "t0",
+        "credential": "id:secret",
+        "s3.access-key-id": "AK",
+        "s3.secret-access-key": "S/K=",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"), [(None, "FileNotFoundError"), ("only-an-id", "id:secret"), (":x", "id:secret")]
+)
+def test_a_secret_that_cannot_be_read_is_named(tmp_path: Path, text: str | None, rule: str) -> None:
+    """The error names the file and the rule, and nothing of what the file holds."""
+    key = tmp_path / "key"
+    if text is not None:
+        key.write_text(text)
+    settings = ServiceSettings(warehouse=str(tmp_path), warehouse_s3_credential_file=key)
+    with pytest.raises(Precondition, match=f"key: .*{rule}") as error:
+        catalog_properties(settings)
+    assert "only-an-id" not in str(error.value)
+
+
+def test_files_elsewhere_need_a_catalogue() -> None:
+    """A SQLite catalogue cannot lie in a bucket, so it must be named."""
+    with pytest.raises(Precondition, match=r"GYRE_WAREHOUSE='s3://bucket': .* GYRE_WAREHOUSE_CATALOG"):
+        catalog_properties(ServiceSettings(warehouse="s3://bucket"))

@@ -15,6 +15,7 @@ from gyre_features.erasure import erase_user
 from gyre_features.maintenance import Expired, _groups, _replaced, compact, expire, snapshots_of_models
 from gyre_features.processes.maintain import compact_all, maintain_all
 from gyre_features.settings import FeaturesSettings
+from gyre_features.table_files import Levels, files_of, orphans
 from gyre_runtime import ServiceSettings
 from gyre_runtime.warehouse import INTERACTIONS, append, arrow_schema, ensure_table, offsets_of, open_catalog
 from pyiceberg.exceptions import CommitFailedException
@@ -167,6 +168,25 @@ def test_orphans_go_when_they_are_old(table: Table) -> None:
     assert not old.exists()
     assert young.exists()
     assert len(held(table)) == 180
+
+
+def test_the_same_file_is_known_however_it_is_written(table: Table, monkeypatch) -> None:
+    """Catalogues write file:/a for file:///a: what is named so is no orphan, and without its metadata nothing is."""
+    written = files_of
+
+    def otherwise(*given: object) -> Levels:
+        data, manifests, lists = written(*given)
+        return tuple({path.replace("file:///", "file:/") for path in level} for level in (data, manifests, lists))
+
+    monkeypatch.setattr("gyre_features.table_files.files_of", otherwise)
+    later = datetime.now(UTC) + DAY
+    assert orphans(table, before=later) == []
+    monkeypatch.setattr(table, "metadata_location", "file:/elsewhere/00000.metadata.json")
+    stray = Path(table.location().removeprefix("file://")) / "data" / "stray.parquet"
+    stray.write_bytes(b"left by a crash")
+    assert orphans(table, before=later) == []
+    monkeypatch.undo()
+    assert orphans(table, before=later) == [f"file://{stray}"]
 
 
 def test_models_name_their_snapshots(tmp_path: Path) -> None:

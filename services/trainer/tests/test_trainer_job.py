@@ -46,7 +46,7 @@ def _one_try(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def task(settings: TrainerSettings, make_spec) -> Task:
     """A task on the present snapshots."""
-    pins = LoopTables(settings.warehouse, "shop").pin(None)
+    pins = LoopTables(settings, "shop").pin(None)
     spec = make_spec().model_dump_json()
     return Task("run-1", "t1", "v1", spec, pins.snapshots, pins.now, "")
 

@@ -281,7 +281,7 @@ def test_a_poisoned_snapshot_is_refused(tmp_path: Path, learnt, new_history, mak
     spec = with_checks(make_spec(), drift={"min_rows": 300}, ranges={"columns": {"popular_7d": {"min": 0, "max": 50}}})
     strict = with_quality(spec, drift="block", completeness="block")
     learnt.archive(tmp_path / "warehouse", "shop")
-    tables = LoopTables(settings.warehouse, "shop")
+    tables = LoopTables(settings, "shop")
     first_pins = tables.pin(None)
     first_task = Task("run-1", "t1", "v1", strict.model_dump_json(), first_pins.snapshots, first_pins.now, "")
     live = Path(execute(first_task, settings, lambda *_: None)["folder"])

@@ -64,7 +64,7 @@ def test_spark_finds_what_duckdb_finds(spark, learnt, make_spec, tmp_path, capsy
     plan.write_text(capsys.readouterr().out)
     assert json.loads(plan.read_text())["tables"].keys() == {"impressions", "interactions"}
     submit(spark, plan, tmp_path / "spark")
-    tables = LoopTables(str(tmp_path), "shop")
+    tables = LoopTables(settings, "shop")
     done = tables.join(spec, tables.pin(None), path=tmp_path / "duckdb.parquet", memory_bytes=MEMORY_BYTES)
     assert done.impressions == 200
     found = pq.read_table(tmp_path / "spark").sort_by("event_time").to_pylist()

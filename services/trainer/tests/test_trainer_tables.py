@@ -10,6 +10,7 @@ import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import Layout
 from gyre_core.topics import topic
+from gyre_runtime import ServiceSettings
 from gyre_runtime.kafka import Producer
 from gyre_runtime.warehouse import INTERACTIONS, append, ensure_table, open_catalog
 from gyre_trainer.adapters.tables import LoopTables
@@ -33,7 +34,7 @@ def history(new_history):
 
 def test_a_pin_holds_what_was_there(tmp_path: Path, spec, layout, history) -> None:
     """What is appended later is not read through older pins; the replay clock's now is the newest event's time."""
-    tables = LoopTables(str(tmp_path), spec.loop)
+    tables = LoopTables(ServiceSettings(warehouse=str(tmp_path)), spec.loop)
     empty = tables.pin(None)
     assert (empty.snapshots, empty.now) == ({}, 0.0)
     history.archive(tmp_path, spec.loop)
@@ -53,7 +54,7 @@ def test_no_impression_more_is_read(tmp_path: Path, make_spec, history, most: in
     spec = make_spec(history=most)
     layout = Layout.compile(spec)
     history.archive(tmp_path, spec.loop)
-    tables = LoopTables(str(tmp_path), spec.loop)
+    tables = LoopTables(ServiceSettings(warehouse=str(tmp_path)), spec.loop)
     pins = tables.pin(None)
     found = tables.read(spec, layout, pins)
     assert found.impressions.num_rows == read

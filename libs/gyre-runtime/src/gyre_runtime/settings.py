@@ -94,7 +94,19 @@ class ServiceSettings(BaseSettings):
     prometheus: str = Field("http://127.0.0.1:17015", pattern=r"^https?://")
     """URL of Prometheus."""
     warehouse: str = Field("var/warehouse", min_length=1)
-    """Folder of the Iceberg warehouse and its catalogue."""
+    """Folder of the Iceberg warehouse, a URI such as s3://bucket/path, or what a REST catalogue calls it."""
+    warehouse_catalog: str = Field("", pattern=r"^(|https?://.+|sqlite:///.+)$")
+    """URI of the Iceberg catalogue: REST (https://…) or SQLite (sqlite:///…); empty for SQLite in the folder."""
+    warehouse_catalog_token_file: Path | None = None
+    """File of the bearer token for a REST catalogue."""
+    warehouse_catalog_credential_file: Path | None = None
+    """File of the OAuth2 client credential, `id:secret`, for a REST catalogue."""
+    warehouse_s3_endpoint: str = Field("", pattern=r"^(|https?://.+)$")
+    """URL of the S3 API, for other stores than Amazon's."""
+    warehouse_s3_region: str = ""
+    """Region of the S3 store."""
+    warehouse_s3_credential_file: Path | None = None
+    """File of the S3 key, `id:secret`; without it those of the process's surroundings, such as an IAM role."""
     artifacts: Path = Path("var/artifacts")
     """Folder of trained models, written by the trainer and read by the deployer."""
     state_dir: Path = Path("var/state")

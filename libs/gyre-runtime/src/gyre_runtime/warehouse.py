@@ -168,10 +168,61 @@ def arrow_schema(table: str) -> pa.Schema:
 
 
 def open_catalog(settings: ServiceSettings) -> Catalog:
-    """Open the catalogue: SQLite beside the files by default."""
-    root = Path(settings.warehouse).absolute()
-    (root / "data").mkdir(parents=True, exist_ok=True)
-    return load_catalog("gyre", type="sql", uri=f"sqlite:///{root / 'catalog.db'}", warehouse=f"file://{root / 'data'}")
+    """Open the catalogue: SQLite beside the files by default, a REST catalogue and files in S3 by setting.
+
+    Raises:
+        Precondition: a file of a secret cannot be read, or does not hold `id:secret` (WAREHOUSE_SECRET_UNREADABLE).
+    """
+    return load_catalog("gyre", **catalog_properties(settings))
+
+
+def catalog_properties(settings: ServiceSettings) -> dict[str, str]:
+    """What pyiceberg is told of the catalogue and the files (https://py.iceberg.apache.org/configuration/)."""
+    given, uri = settings.warehouse, settings.warehouse_catalog
+    if "://" in given or uri.startswith("http"):
+        files = given  # a REST catalogue may know its warehouses by name
+    else:
+        root = Path(given).absolute()
+        (root / "data").mkdir(parents=True, exist_ok=True)
+        files = f"file://{root / 'data'}"
+        uri = uri or f"sqlite:///{root / 'catalog.db'}"
+    if not uri:
+        raise Precondition(
+            "WAREHOUSE_CATALOG_MISSING", f"GYRE_WAREHOUSE={given!r}: must be a folder, or GYRE_WAREHOUSE_CATALOG be set"
+        )
+    properties = {"type": "rest" if uri.startswith("http") else "sql", "uri": uri, "warehouse": files}
+    if settings.warehouse_s3_endpoint:
+        properties["s3.endpoint"] = settings.warehouse_s3_endpoint
+    if settings.warehouse_s3_region:
+        properties["s3.region"] = settings.warehouse_s3_region
+    return properties | _secrets(settings)
+
+
+def _secrets(settings: ServiceSettings) -> dict[str, str]:
+    properties = {}
+    if settings.warehouse_catalog_token_file:
+        properties["token"] = _read(settings.warehouse_catalog_token_file)
+    if settings.warehouse_catalog_credential_file:
+        properties["credential"] = ":".join(_pair(settings.warehouse_catalog_credential_file))
+    if settings.warehouse_s3_credential_file:
+        properties["s3.access-key-id"], properties["s3.secret-access-key"] = _pair(
+            settings.warehouse_s3_credential_file
+        )
+    return properties
+
+
+def _pair(path: Path) -> tuple[str, str]:
+    name, separator, secret = _read(path).partition(":")
+    if not (name and separator and secret):
+        raise Precondition("WAREHOUSE_SECRET_UNREADABLE", f"{path}: must hold id:secret")
+    return name, secret
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Precondition("WAREHOUSE_SECRET_UNREADABLE", f"{path}: {type(error).__name__}") from error
 
 
 def ensure_table(catalog: Catalog, loop: str, table: str) -> Table:

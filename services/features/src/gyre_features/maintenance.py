@@ -167,7 +167,7 @@ def expire(
         break
     else:
         raise Unavailable("WAREHOUSE_BUSY", f"{'.'.join(table.name())}: others commit all the time; try again later")
-    left = sum(delete_file(table, path) for path in list(orphans(table, before=now - orphan_age)))
+    left = sum(delete_file(table, path) for path in orphans(table, before=now - orphan_age))
     return Expired(gone, files, left)
 
 

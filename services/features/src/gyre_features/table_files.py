@@ -1,6 +1,6 @@
 """The files of a table: which snapshots name which, and deleting what nothing names any more."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -46,21 +46,25 @@ def delete_file(table: Table, path: str) -> bool:
     return True
 
 
-def orphans(table: Table, *, before: datetime) -> Iterator[str]:
-    """Paths of files in the table's folder that no snapshot and no metadata names, last changed before a time.
+def orphans(table: Table, *, before: datetime) -> list[str]:
+    """URIs of files in the table's folder that no snapshot and no metadata names, last changed before a time.
 
-    The newest are left out, since a commit under way has written files that nothing names yet.
+    The newest are left out, since a commit under way has written files that nothing names yet. None are found where the
+    folder does not hold the table's own metadata, which says that names cannot be compared.
     """
-    location = table.location()
     if not isinstance(table.io, PyArrowFileIO):
-        return
-    scheme, netloc, path = PyArrowFileIO.parse_location(location)
-    prefix = location[: len(location) - len(path)] if location.endswith(path) else ""
-    named = set().union(*files_of(table, table.snapshots()))
-    named |= {table.metadata_location, *(each.metadata_file for each in table.metadata.metadata_log)}
-    for found in table.io.fs_by_scheme(scheme, netloc).get_file_info(FileSelector(path, recursive=True)):
-        changed = found.mtime
-        if found.type != FileType.File or changed is None or prefix + found.path in named:
-            continue
-        if changed.astimezone(UTC) < before:
-            yield prefix + found.path
+        return []
+    scheme, netloc, folder = PyArrowFileIO.parse_location(table.location())
+    metadata = {table.metadata_location, *(each.metadata_file for each in table.metadata.metadata_log)}
+    named = {_path(uri) for uri in metadata.union(*files_of(table, table.snapshots()))}
+    found = table.io.fs_by_scheme(scheme, netloc).get_file_info(FileSelector(folder, recursive=True))
+    files = {each.path: each.mtime for each in found if each.type == FileType.File}
+    if _path(table.metadata_location) not in files:
+        return []
+    old = {path for path, changed in files.items() if changed is not None and changed.astimezone(UTC) < before}
+    return [f"{scheme}://{path}" for path in sorted(old - named)]
+
+
+def _path(uri: str) -> str:
+    """Where a file lies, however it is written: file:/a, file:///a, s3://bucket/a and s3a://bucket/a."""
+    return PyArrowFileIO.parse_location(uri)[2]

@@ -51,5 +51,5 @@ def print_plan(settings: TrainerSettings, loop: str) -> int:
 
 
 def _pinned(settings: TrainerSettings, spec: LoopSpec) -> tuple[LoopTables, Pins]:
-    tables = LoopTables(settings.warehouse, spec.loop)
+    tables = LoopTables(settings, spec.loop)
     return tables, tables.pin(None if spec.clock == "replay" else time.time())

@@ -83,7 +83,7 @@ def _make(work: Work, settings: TrainerSettings, folder: Path, findings: Finding
     """Read, check, join, train, evaluate, write."""
     task, spec, layout = work.task, work.spec, work.layout
     work.tell(State.SNAPSHOT, 0.05)
-    tables = LoopTables(settings.warehouse, spec.loop).read(spec, layout, Pins(task.snapshots, task.now))
+    tables = LoopTables(settings, spec.loop).read(spec, layout, Pins(task.snapshots, task.now))
     work.tell(State.GATE, 0.2)
     data = pass_gate(findings, layout, tables)
     training, held_out = data.split(spec.training.evaluation.holdout)

@@ -27,6 +27,7 @@ from gyre_runtime.warehouse import (
 )
 from pyiceberg.catalog import Catalog
 from pyiceberg.conversions import from_bytes
+from pyiceberg.exceptions import RESTError
 from pyiceberg.table import Table
 from pyiceberg.types import TimestamptzType
 from sqlalchemy.exc import OperationalError
@@ -56,20 +57,20 @@ select begin_us from (
 def _translated() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except (OperationalError, RESTError, OSError) as error:
         raise Unavailable("CATALOG_UNAVAILABLE", "the warehouse's catalogue does not answer") from error
 
 
 class LoopTables:
     """The three tables of a loop."""
 
-    def __init__(self, warehouse: str, loop: str) -> None:
-        self._warehouse = warehouse
+    def __init__(self, settings: ServiceSettings, loop: str) -> None:
+        self._settings = settings
         self._loop = loop
 
     @cached_property
     def _catalog(self) -> Catalog:
-        return open_catalog(ServiceSettings(warehouse=self._warehouse))
+        return open_catalog(self._settings)
 
     def _open(self) -> dict[str, Table]:
         with _translated():

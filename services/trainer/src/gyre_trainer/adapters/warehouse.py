@@ -37,7 +37,7 @@ class ArchivedWarehouse:
         """See `Warehouse`."""
         wall = time.time()
         wanted = await _ends(self._settings.kafka, loop)
-        tables = LoopTables(self._settings.warehouse, loop)
+        tables = LoopTables(self._settings, loop)
         behind = await self._wait(tables, wanted)
         if behind:
             waited = self._settings.trainer_archive_wait_s
