@@ -49,9 +49,11 @@ def _checks(checks: Iterable[pb.QualityCheck]) -> RenderableType:
     made = table("check", "column", "value", "threshold", "outcome", "detail")
     for each in sorted(checks, key=lambda check: (check.passed, check.name, check.column)):
         outcome = "passed" if each.passed else pb.QualityAction.Name(each.action).rpartition("_")[2].lower()
-        made.add_row(each.name, each.column, _number(each, "value"), _number(each, "threshold"), outcome, each.detail)
+        made.add_row(each.name, each.column, *_numbers(each), outcome, each.detail)
     return made
 
 
-def _number(check: pb.QualityCheck, name: str) -> str:
-    return f"{getattr(check, name):.4g}" if check.HasField(name) else "–"
+def _numbers(check: pb.QualityCheck) -> tuple[str, str]:
+    """Value and threshold; a dash for what the check has not."""
+    value = f"{check.value:.4g}" if check.HasField("value") else "–"
+    return value, f"{check.threshold:.4g}" if check.HasField("threshold") else "–"
