@@ -28,12 +28,12 @@ def refuse_interaction(spec: LoopSpec, type: str, value: float | None) -> Refusa
         return Refusal("UNKNOWN_TYPE", f"type {type!r}: must be one of {known}")
     if declared.value is None:
         return None
+    if value is not None and declared.value.min <= value <= declared.value.max:
+        return None
     allowed = f"must be {declared.value.min:g} to {declared.value.max:g}"
     if value is None:
         return Refusal("VALUE_MISSING", f"{type} without a value: {allowed}")
-    if not isfinite(value) or not declared.value.min <= value <= declared.value.max:
-        return Refusal("VALUE_OUT_OF_RANGE", f"{type} value {value:g}: {allowed}")
-    return None
+    return Refusal("VALUE_OUT_OF_RANGE", f"{type} value {value:g}: {allowed}")
 
 
 def refuse_fields(spec: LoopSpec, scope: str, fields: Mapping[str, FieldValue]) -> Refusal | None:

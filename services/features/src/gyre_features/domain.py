@@ -25,15 +25,15 @@ class Admission:
         """Why an event is refused, or None."""
         spec = self._loops[event.topic.partition(".")[0]]
         message = event.message
-        if isinstance(message, events_pb2.BatchApplied):
-            return None  # the mesh's own, which may come late: what was not acknowledged is sent again
-        if isinstance(message, behavior.ItemChanged):
-            return refuse_fields(spec, "item", field_values(message.fields))
         if isinstance(message, behavior.Interaction):
             value = message.value if message.HasField("value") else None
             refusal = refuse_interaction(spec, message.type, value)
             if refusal is not None:
                 return refusal
+        elif isinstance(message, behavior.ItemChanged):
+            return refuse_fields(spec, "item", field_values(message.fields))
+        elif isinstance(message, events_pb2.BatchApplied):
+            return None  # the mesh's own, which may come late: what was not acknowledged is sent again
         return self._time(spec, event)
 
     def _time(self, spec: LoopSpec, event: Event) -> Refusal | None:

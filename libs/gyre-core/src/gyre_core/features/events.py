@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,8 @@ FieldValue = float | bool | str | Sequence[str] | Sequence[float]
 """A field as events carry it: number, time (unix seconds), boolean, text or category, categories, or a vector."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interaction:
-    """A user did something with an item at `time` (unix seconds)."""
+class Interaction(NamedTuple):
+    """A user did something with an item at `time` (unix seconds). A tuple: one is made for every event."""
 
     user_id: str
     item_id: str
