@@ -72,6 +72,8 @@ def test_a_task_is_done_once(settings: TrainerSettings, task: Task, told: list[S
     manifest = Manifest.read(folder)
     assert (manifest.run_id, manifest.trigger_id, manifest.snapshots) == ("run-1", "t1", task.snapshots)
     assert manifest.sha256 == first["sha256"]
+    left_out = ("open_impressions", "unlabelled_impressions", "late_interactions")
+    assert [manifest.measurements[name] for name in left_out] == [1, 0, 0]
 
 
 def test_the_live_model_is_the_measure(settings: TrainerSettings, task: Task, make_spec) -> None:
