@@ -14,13 +14,14 @@ import duckdb
 from gyre_core.spec import LoopSpec
 from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, arrow_schema
 from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.table import Table
 
 from gyre_trainer.attribution import Attribution
 
 PLACE = "(kafka_partition::bigint << 48) + kafka_offset"
 """One number for each row of a table, in the order of its Kafka partitions and offsets."""
-_LOCAL = "file://"
+_LOCAL = "file"
 _VIEWS = f"""
 create view impressions as select {PLACE} as place, source, event_id, kafka_partition, kafka_offset,
   epoch_us(event_time) as event_us, request_id, user_id, item_ids, len(item_ids) as items from {IMPRESSIONS};
@@ -106,9 +107,10 @@ def attach(db: duckdb.DuckDBPyConnection, table: Table, snapshot_id: int | None,
     lacking = arrow_schema(name).empty_table().select(list(columns))
     db.register(f"{name}_declared", lacking)
     scan = table.scan(snapshot_id=snapshot_id, row_filter=AlwaysTrue())
-    paths = [task.file.file_path for task in scan.plan_files()] if snapshot_id is not None else []
-    if all(path.startswith(_LOCAL) for path in paths):
-        read = _declared(name, columns, [path.removeprefix(_LOCAL) for path in paths])
+    uris = [task.file.file_path for task in scan.plan_files()] if snapshot_id is not None else []
+    places = [PyArrowFileIO.parse_location(uri) for uri in uris]
+    if all(scheme == _LOCAL for scheme, _, _ in places):
+        read = _declared(name, columns, [path for _, _, path in places])
         db.execute(f"create view {name} as {read}")
         return
     held = {column.name for column in scan.projection().fields}
