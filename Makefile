@@ -96,7 +96,7 @@ bench-memory: setup ## what a million users and items of the movies loop take in
 bench-features: setup ## GetFeatures beside Feast's Python server on the same Redis and data; Feast goes into var/bench/feast
 	@$(RUN) python tests/load/bench_features.py
 
-bench-training-set: sync ## training sets by attribution join, beside pandas: make bench-training-set ARGS="--full"
+bench-training-set: sync ## training sets by attribution join, beside pandas and Feast: make bench-training-set ARGS="--full"
 	@$(RUN) python tests/load/bench_training_set.py $(ARGS)
 
 bench-quality: sync ## data-quality checks on real data, beside their baselines: make bench-quality ARGS="--full"
