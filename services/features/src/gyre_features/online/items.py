@@ -33,12 +33,15 @@ class KnownItems:
         """
         if time.monotonic() - self._since > _KEPT_S:
             self.clear()
-        missing = [item_id for item_id in ids if item_id not in self._versions]
-        if missing:
+        while missing := [item_id for item_id in ids if item_id not in self._versions]:
             if len(self._versions) + len(missing) > _MOST_ITEMS:
                 self._versions = {}
                 missing = list(ids)
-            self._versions.update(await self._store.versions(missing))
+            version = self.version
+            found = await self._store.versions(missing)
+            # What was read while a batch changed items may be from before it.
+            if version == self.version:
+                self._versions.update(found)
         return self._versions
 
     def changed(self, versions: Mapping[str, Versions]) -> None:
