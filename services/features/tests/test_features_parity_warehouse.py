@@ -21,6 +21,7 @@ from gyre_features.archive import Archive
 from gyre_features.erasure import erase_user
 from gyre_features.online.store import OnlineStore
 from gyre_features.online.stream import LoopStream
+from gyre_features.parity.log import Settled, read_log
 from gyre_features.parity.loop import REBUILT, LoopReport, check_loop
 from gyre_features.parity.served import Period
 from gyre_features.processes.check import check
@@ -29,7 +30,7 @@ from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_runtime import Lifespan, NotFound, ServiceSettings, channel
 from gyre_runtime.events import Event
-from gyre_runtime.warehouse import INTERACTIONS, ensure_table, open_catalog
+from gyre_runtime.warehouse import APPLIED, INTERACTIONS, ensure_table, open_catalog
 from redis.asyncio import Redis
 
 BEGIN = 1_370_000_000.0
@@ -186,6 +187,25 @@ async def test_fields_that_came_late_are_made_up_for_alike(
         await loop.read(f"u{step % 6}", now + 40)
     found = (await loop.check()).found
     assert (found.impressions, found.mismatches, found.unknown) == (24, 0, 0), found.examples
+
+
+@pytest.mark.adapter
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_what_was_applied_before_all_reads_is_replayed_at_once(
+    shards: int, sharded: Callable[[int], LoopSpec], redis: Redis, tmp_path: Path
+) -> None:
+    """The batches before the first read are joined, and every read still equals the replay; a fault is still found."""
+    loop = Loop(sharded(shards), redis, tmp_path)
+    for step in range(5):
+        await loop.feed([*catalogue(loop, step), *ratings(loop, 50, step=step)])
+    await turn(loop, range(5, 9))
+    found = (await loop.check()).found
+    assert (found.impressions, found.mismatches, found.unknown) == (4, 0, 0), found.examples
+    table = ensure_table(loop.catalog, loop.spec.loop, APPLIED)
+    logs = read_log(table, loop.layout.hash, settled=Settled(before=time.time()), window_s=DUPLICATES_S)
+    assert all(len(log.batches) <= 2 for log in logs.values())
+    await loop.read("u1", BEGIN + 9000, wrong=0.01)
+    assert (await loop.check()).found.mismatches == 1
 
 
 @pytest.mark.adapter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -104,7 +104,12 @@ class ParityReport:
 
 
 def check(
-    layout: Layout, served: Sequence[Served], batches: Iterable[AppliedBatch], *, shards: int = 1
+    layout: Layout,
+    served: Sequence[Served],
+    batches: Iterable[AppliedBatch],
+    *,
+    shards: int = 1,
+    settled: Mapping[int, int] | None = None,
 ) -> ParityReport:
     """Replay the batches and compare.
 
@@ -113,8 +118,10 @@ def check(
         served: what to check.
         batches: from the first on, each shard's in the order of their numbers.
         shards: count of virtual shards.
+        settled: by virtual shard, the last batch that was applied before everything that is checked was read.
     """
-    replay = BatchReplay(layout, shards=shards, wanted={touch for each in served for touch in each.touches()})
+    wanted = {touch for each in served for touch in each.touches()}
+    replay = BatchReplay(layout, shards=shards, wanted=wanted, settled=settled)
     replay.apply(batches)
     checker, report = _Checker(layout, replay), ParityReport()
     for each in served:

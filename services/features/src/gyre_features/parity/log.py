@@ -2,24 +2,32 @@
 
 The log may hold a batch twice, since what was not acknowledged is sent again, and batches of several workers a little
 out of order. Where the numbers begin again the online store had lost what it held: the batches from there on replace
-those of before.
+those of before. What was applied before anything that is checked was read is joined: of those only the outcome matters.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
 from gyre_runtime.archived import seconds_of
+from pyiceberg.conversions import from_bytes
+from pyiceberg.io.pyarrow import ArrowScan
+from pyiceberg.table import FileScanTask, Table
+from pyiceberg.types import LongType
 
 from gyre_features.online.stream import Place
 
 _OUT_OF_ORDER_S = 5.0
 """How far apart the clocks of two workers of a shard may be."""
+_MOST_JOINED = 20_000
+"""Offsets that joined batches span at most, so that their events fit into memory."""
+_ROWS_AT_ONCE = 50_000
+_UNKNOWN = -1
 LOG_COLUMNS = (
     "layout",
     "shard",
@@ -30,21 +38,23 @@ LOG_COLUMNS = (
     "range_partitions",
     "range_firsts",
     "range_ends",
-    "kafka_partition",
     "kafka_offset",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedBatch:
-    """What the log says of one batch.
+    """What the log says of one batch, or of several that were joined.
 
     Attributes:
         shard: the virtual shard.
-        number: of the batch within the shard.
-        events: how many of its events counted.
-        applied_time: wall time at which the store had it, unix seconds.
+        number: of the batch within the shard; the last one's.
+        events: how many of its events counted; negative where that is not known.
+        applied_time: wall time at which the store had it, unix seconds; the last one's.
         ranges: (first, end) offsets by (topic, partition).
+        first: number of the first one.
+        count: of batches.
+        span_s: from the first one's time to the last one's, seconds.
     """
 
     shard: int
@@ -52,6 +62,37 @@ class LoggedBatch:
     events: int
     applied_time: float
     ranges: Mapping[Place, tuple[int, int]]
+    first: int
+    count: int = 1
+    span_s: float = 0.0
+
+    @property
+    def is_unbroken(self) -> bool:
+        """Whether no number is missing between the first and the last."""
+        return self.count == self.number - self.first + 1
+
+    def joined(self, other: LoggedBatch) -> LoggedBatch:
+        """Both, as if they had been one."""
+        ranges = dict(self.ranges)
+        for place, (first, end) in other.ranges.items():
+            begin, stop = ranges.get(place, (first, end))
+            ranges[place] = min(begin, first), max(stop, end)
+        begun = min(self.applied_time - self.span_s, other.applied_time - other.span_s)
+        ended = max(self.applied_time, other.applied_time)
+        return LoggedBatch(
+            shard=self.shard,
+            number=max(self.number, other.number),
+            events=self.events + other.events,
+            applied_time=ended,
+            ranges=ranges,
+            first=min(self.first, other.first),
+            count=self.count + other.count,
+            span_s=ended - begun,
+        )
+
+    def offsets(self) -> int:
+        """How many offsets it spans."""
+        return sum(end - first for first, end in self.ranges.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,46 +103,109 @@ class Rebuilt:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Which batches were applied before anything that is checked was read.
+
+    Attributes:
+        before: those before this time, unix seconds,
+        numbers: if their number is not greater than their virtual shard's here; any, where it has none.
+    """
+
+    before: float = float("inf")
+    numbers: Mapping[int, int] = field(default_factory=dict)
+
+    def holds(self, batch: LoggedBatch) -> bool:
+        """Whether a batch is one of them."""
+        return batch.applied_time < self.before and batch.number <= self.numbers.get(batch.shard, batch.number)
+
+
 @dataclass(slots=True)
 class ShardLog:
     """One shard's batches, in the order of their numbers.
 
     Attributes:
+        known: which batches may be joined.
+        window_s: only such within a window of so many seconds, since duplicates are known by windows.
         batches: those that the store holds now.
         rebuilt: when it had lost some.
+        settled: number of the last batch that may be joined, 0 for none.
     """
 
+    known: Settled
+    window_s: int
     batches: list[LoggedBatch] = field(default_factory=list)
     rebuilt: list[Rebuilt] = field(default_factory=list)
+    settled: int = 0
 
     def add(self, batch: LoggedBatch) -> None:
         """Take the next record of the log in."""
         own = self.batches
         if not own or batch.number > own[-1].number:
-            own.append(batch)
+            self._append(batch)
             return
         at = bisect_left(own, batch.number, key=attrgetter("number"))
         found = own[at]
-        if found.number == batch.number:
-            if (found.ranges, found.applied_time) == (batch.ranges, batch.applied_time):
-                return
-        elif batch.applied_time <= found.applied_time + _OUT_OF_ORDER_S:
-            insort(own, batch, key=attrgetter("number"))
+        if _is_told_again(found, batch):
+            return
+        inside = found.first <= batch.number
+        if batch.applied_time <= found.applied_time + _OUT_OF_ORDER_S and not (inside and found.is_unbroken):
+            if inside:
+                own[at] = found.joined(batch)
+            else:
+                own.insert(at, batch)
             return
         del own[at:]
-        own.append(batch)
+        if found.first < batch.number:
+            # A part of what was joined is lost: how it was made is not known any more.
+            own.append(replace(found, number=batch.number - 1, events=_UNKNOWN))
+        self.settled = min(self.settled, batch.number - 1)
         self.rebuilt.append(Rebuilt(batch.applied_time, batch.number))
+        self._append(batch)
+
+    def _append(self, batch: LoggedBatch) -> None:
+        own = self.batches
+        if not self.known.holds(batch):
+            own.append(batch)
+            return
+        last = own[-1] if own else None
+        # One that is not settled, by the clock of another worker, keeps those after it from being so.
+        if last is not None and last.number > self.settled:
+            own.append(batch)
+            return
+        self.settled = batch.number
+        if last is not None and self._may_join(last, batch):
+            own[-1] = last.joined(batch)
+        else:
+            own.append(batch)
+
+    def _may_join(self, last: LoggedBatch, batch: LoggedBatch) -> bool:
+        same = last.applied_time // self.window_s == batch.applied_time // self.window_s
+        return same and last.events >= 0 and last.offsets() + batch.offsets() <= _MOST_JOINED
 
     def was_rebuilt(self, number: int, *, time: float, slack_s: float) -> bool:
         """Whether the batch that a read at a time named may be one that the store has lost since."""
         return any(number >= each.number and time < each.time + slack_s for each in self.rebuilt)
 
 
-def read_log(rows: pa.Table, layout: str) -> dict[int, ShardLog]:
-    """The story of each virtual shard of a layout, from rows with `LOG_COLUMNS` in any order."""
+def _is_told_again(found: LoggedBatch, batch: LoggedBatch) -> bool:
+    if found.count == 1:
+        return (found.number, found.ranges, found.applied_time) == (batch.number, batch.ranges, batch.applied_time)
+    return found.is_unbroken and found.first <= batch.number and batch.applied_time <= found.applied_time
+
+
+def read_log(table: Table, layout: str, *, settled: Settled, window_s: int) -> dict[int, ShardLog]:
+    """The story of each virtual shard of a layout; see `ShardLog` for what is joined.
+
+    The table is read in the order of its offsets, a bounded number of rows at a time.
+    """
     shards: dict[int, ShardLog] = {}
-    for batch in _batches(rows.sort_by([("kafka_partition", "ascending"), ("kafka_offset", "ascending")]), layout):
-        shards.setdefault(batch.shard, ShardLog()).add(batch)
+    for rows in _in_stretches(table, layout):
+        for batch in _batches(rows):
+            log = shards.get(batch.shard)
+            if log is None:
+                log = shards[batch.shard] = ShardLog(settled, window_s)
+            log.add(batch)
     return shards
 
 
@@ -117,9 +221,32 @@ def in_order(shards: Mapping[int, ShardLog]) -> list[LoggedBatch]:
     return [each[3] for each in ordered]
 
 
-def _batches(rows: pa.Table, layout: str) -> Iterator[LoggedBatch]:
+def _in_stretches(table: Table, layout: str) -> Iterator[pa.Table]:
+    """The log's rows; its topic has one partition, whose offsets are the order of everything."""
+    scan = table.scan(row_filter=f"layout = '{layout}'", selected_fields=LOG_COLUMNS)
+    offset = table.schema().find_field("kafka_offset").field_id
+    some: list[FileScanTask] = []
+    for task in sorted(scan.plan_files(), key=lambda task: _least(task, offset)):
+        if some and sum(each.file.record_count for each in some) + task.file.record_count > _ROWS_AT_ONCE:
+            yield _rows(table, scan, some)
+            some = []
+        some.append(task)
+    if some:
+        yield _rows(table, scan, some)
+
+
+def _least(task: FileScanTask, field_id: int) -> int:
+    bound: Any = (task.file.lower_bounds or {}).get(field_id)
+    return 0 if bound is None else int(from_bytes(LongType(), bound))
+
+
+def _rows(table: Table, scan: Any, tasks: Iterable[FileScanTask]) -> pa.Table:
+    found = ArrowScan(table.metadata, table.io, scan.projection(), scan.row_filter).to_table(tasks)
+    return found.sort_by("kafka_offset")
+
+
+def _batches(rows: pa.Table) -> Iterator[LoggedBatch]:
     columns: Iterable[tuple[Any, ...]] = zip(
-        rows["layout"].to_pylist(),
         rows["shard"].to_pylist(),
         rows["batch"].to_pylist(),
         rows["events"].to_pylist(),
@@ -127,8 +254,6 @@ def _batches(rows: pa.Table, layout: str) -> Iterator[LoggedBatch]:
         *(rows[f"range_{name}"].to_pylist() for name in ("topics", "partitions", "firsts", "ends")),
         strict=True,
     )
-    for name, shard, number, events, applied, topics, partitions, firsts, ends in columns:
-        if name == layout:
-            places = zip(topics, partitions, strict=True)
-            ranges = dict(zip(places, zip(firsts, ends, strict=True), strict=True))
-            yield LoggedBatch(shard, number, events, applied, ranges)
+    for shard, number, events, applied, topics, partitions, firsts, ends in columns:
+        ranges = dict(zip(zip(topics, partitions, strict=True), zip(firsts, ends, strict=True), strict=True))
+        yield LoggedBatch(shard, number, events, applied, ranges, first=number)

@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
-from gyre_runtime.warehouse import APPLIED, IMPRESSIONS, INTERACTIONS, ITEMS, ensure_table, read_columns
+from gyre_runtime.warehouse import APPLIED, IMPRESSIONS, INTERACTIONS, ITEMS, ensure_table
 from pyiceberg.catalog import Catalog
 
 from gyre_features.parity.checking import ParityReport, Served, check
-from gyre_features.parity.log import LOG_COLUMNS, LoggedBatch, ShardLog, in_order, read_log
+from gyre_features.parity.log import LoggedBatch, Settled, ShardLog, in_order, read_log
 from gyre_features.parity.replaying import Deduplicated
 from gyre_features.parity.served import Period, read_served
 from gyre_features.parity.source import ArchivedBatches
 
 REBUILT = "the online store was rebuilt since"
+_CLOCKS_S = 5.0
+"""How far apart the clocks of the mesh's machines may be."""
 _REBUILT_SLACK_S = 60.0
 """How long a read may take to Kafka: so long after a rebuild it is not certain which of two batches it named."""
 
@@ -61,7 +63,7 @@ def check_loop(catalog: Catalog, spec: LoopSpec, *, period: Period, duplicates_s
     # What was served is fixed first, then the log, then the events: each holds all that the one before names.
     tables = {name: ensure_table(catalog, spec.loop, name) for name in (IMPRESSIONS, APPLIED, INTERACTIONS, ITEMS)}
     served = read_served(tables[IMPRESSIONS], layout, period)
-    shards = read_log(read_columns(tables[APPLIED], LOG_COLUMNS, rows=f"layout = '{layout.hash}'"), layout.hash)
+    shards = read_log(tables[APPLIED], layout.hash, settled=_settled(spec, served), window_s=duplicates_s)
     archived = ArchivedBatches(spec.loop, layout, tables)
     batches = _held(archived, shards)
     known, report.found.reasons[REBUILT] = _without_lost(served, shards, spec.shards.online_shards)
@@ -70,12 +72,32 @@ def check_loop(catalog: Catalog, spec: LoopSpec, *, period: Period, duplicates_s
     report.pending = len(known) - len(ready)
     if ready:
         applied = Deduplicated(duplicates_s).batches(archived.read(batches))
-        found = check(layout, ready, applied, shards=spec.shards.online_shards)
+        settled = {shard: log.settled for shard, log in shards.items()}
+        found = check(layout, ready, applied, shards=spec.shards.online_shards, settled=settled)
         found.reasons.update(report.found.reasons)
-        report.found, report.batches, report.events = found, len(batches), sum(batch.events for batch in batches)
+        report.found, report.batches = found, sum(batch.count for batch in batches)
+        report.events = sum(max(batch.events, 0) for batch in batches)
     report.found.reasons = +report.found.reasons
     report.seconds = time.time() - report.check_time
     return report
+
+
+def _settled(spec: LoopSpec, served: Sequence[Served]) -> Settled:
+    """What was applied before all reads: by their time, or where that is not the wall's, by what each of them named.
+
+    A read was made after the newest batch that it names.
+    """
+    if spec.clock == "wall":
+        return Settled(before=min((each.context.time for each in served), default=0.0) - _CLOCKS_S)
+    least: dict[int, int] = {}
+    for each in served:
+        newest: dict[int, int] = {}
+        for touch in each.touches():
+            shard = touch.shard(spec.shards.online_shards)
+            newest[shard] = max(newest.get(shard, 0), touch.batch)
+        for shard, number in newest.items():
+            least[shard] = min(least.get(shard, number), number)
+    return Settled(numbers=least)
 
 
 def _held(archived: ArchivedBatches, shards: dict[int, ShardLog]) -> list[LoggedBatch]:

@@ -6,7 +6,7 @@ partitions does not matter: an event reads an item's fields as of its own time, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,6 +47,8 @@ class AppliedBatch:
         applied_time: wall time at which the store had it, unix seconds.
         events: what it held, duplicates left out.
         is_whole: these are as many as the store counted.
+        first: number of the first one, where several were joined; without it `number`.
+        span_s: how long it took to apply them, seconds.
     """
 
     shard: int
@@ -54,6 +56,8 @@ class AppliedBatch:
     applied_time: float
     events: Sequence[Event]
     is_whole: bool = True
+    first: int | None = None
+    span_s: float = 0.0
 
 
 class Touch(NamedTuple):
@@ -93,8 +97,15 @@ class Deduplicated:
                     fresh.setdefault(identity, event)
             windows[window].update(fresh)
             events = [*each.changes, *fresh.values()]
-            whole = len(events) == batch.events
-            yield AppliedBatch(batch.shard, batch.number, batch.applied_time, events, whole)
+            yield AppliedBatch(
+                shard=batch.shard,
+                number=batch.number,
+                applied_time=batch.applied_time,
+                events=events,
+                is_whole=len(events) == batch.events and batch.is_unbroken,
+                first=batch.first,
+                span_s=batch.span_s,
+            )
 
 
 class BatchReplay:
@@ -104,15 +115,25 @@ class BatchReplay:
         layout: the layout whose values these are.
         shards: count of virtual shards.
         wanted: the values to keep.
+        settled: by virtual shard, the batch before which nothing that is wanted was read. Up to there batches may be
+            joined, and a value is kept as they all leave it: no later one of them can have touched it.
     """
 
-    def __init__(self, layout: Layout, *, shards: int, wanted: Collection[Touch]) -> None:
+    def __init__(
+        self, layout: Layout, *, shards: int, wanted: Collection[Touch], settled: Mapping[int, int] | None = None
+    ) -> None:
         self._layout = layout
         self.shards = shards
         self._wanted = wanted
         self._entities = {(touch.kind, touch.id) for touch in wanted}
         self._values: dict[EntityId, tuple[bytes, float]] = {}
         self._ttl_s = {kind: layout.ttl_s(kind) for kind in ENTITY_KINDS}
+        self._settled = settled or {}
+        self._old: dict[EntityId, list[Touch]] = {}
+        for touch in wanted:
+            if touch.batch <= self._settled.get(touch.shard(shards), 0):
+                self._old.setdefault((touch.kind, touch.id), []).append(touch)
+        self._slack_s = _TTL_SLACK_S
         self._doubted: set[EntityId] = set()
         self._doubt_from: dict[int, int] = {}
         self._versions: dict[str, Versions] = {}
@@ -133,13 +154,17 @@ class BatchReplay:
         That is after a batch that the log lacks, or whose events the warehouse has not all (any more), as after an
         erasure; or around the end of a key's time to live.
         """
-        doubt_from = self._doubt_from.get(touch.shard(self.shards))
-        return touch in self.doubtful or (doubt_from is not None and touch.batch >= doubt_from)
+        shard = touch.shard(self.shards)
+        doubt_from = self._doubt_from.get(shard)
+        seen = max(touch.batch, self._settled.get(shard, 0))
+        return touch in self.doubtful or (doubt_from is not None and seen >= doubt_from)
 
     def _apply(self, batch: AppliedBatch) -> None:
         now, expected = batch.applied_time, self.last.get(batch.shard, 0) + 1
-        if batch.number != expected or not batch.is_whole:
-            self._doubt_from.setdefault(batch.shard, min(batch.number, expected))
+        first = batch.number if batch.first is None else batch.first
+        if first != expected or not batch.is_whole:
+            self._doubt_from.setdefault(batch.shard, min(first, expected))
+        self._slack_s = max(self._slack_s, _TTL_SLACK_S + batch.span_s)
         self.last[batch.shard] = batch.number
         self.events += len(batch.events)
         found = aggregate_batch(self._layout, batch.events, _Stand(self, batch.shard, now))
@@ -196,11 +221,24 @@ class BatchReplay:
     def _put(self, entity: EntityId, value: bytes, batch: AppliedBatch) -> None:
         kind, id_ = entity
         self._values[entity] = (value, batch.applied_time)
+        if batch.number <= self._settled.get(batch.shard, 0):
+            self._keep_old(entity, value, batch)
+            return
         touch = Touch(kind, id_, batch.number)
         if touch in self._wanted:
             self.kept[touch] = value
             if entity in self._doubted:
                 self.doubtful.add(touch)
+
+    def _keep_old(self, entity: EntityId, value: bytes, batch: AppliedBatch) -> None:
+        """Keep a value from before all reads; it is doubtful where its number is not among the last that touched it."""
+        first = batch.number if batch.first is None else batch.first
+        for touch in self._old.get(entity, ()):
+            self.kept[touch] = value
+            if entity in self._doubted or not first <= touch.batch <= batch.number:
+                self.doubtful.add(touch)
+            else:
+                self.doubtful.discard(touch)
 
     def _value(self, entity: EntityId, now: float) -> bytes | None:
         """An entity's value, None where it is unknown or its time to live has run out."""
@@ -212,7 +250,7 @@ class BatchReplay:
         if ttl_s is None:
             return value
         left_s = since + ttl_s - now
-        if abs(left_s) < _TTL_SLACK_S:
+        if abs(left_s) < self._slack_s:
             self._doubted.add(entity)
         return value if left_s >= 0 else None
 
