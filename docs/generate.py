@@ -147,8 +147,8 @@ def feature_kinds() -> str:
     lead = (
         "What stands under `items.fields` and `users.fields`, and under `features`, of a `gyre.yaml`. The whole file is"
         " described by [gyre.schema.json](gyre.schema.json), which editors use to complete and check it."
-        f" A *name* matches {code(NAME_PATTERN)}. Fields of items come with `ItemChanged`. The algebra computes with"
-        " fields of users, too, but no event brings them yet: online they keep their defaults."
+        f" A *name* matches {code(NAME_PATTERN)}. Fields of items come with `ItemChanged`, those of users"
+        " with `UserChanged`."
     )
     fields, features = (get_args(get_args(union)[0]) for union in (Field, Feature))
     parts = ["## Fields", *map(_kind, fields), "## Features", *map(_kind, features)]

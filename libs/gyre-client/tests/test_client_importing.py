@@ -14,9 +14,10 @@ import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_client import Invalid
 from gyre_client.gateway import item_changed
+from gyre_client.history import prepare
 from gyre_client.importing import FileImport, files, load_mapping
 from gyre_client.importing.events import events_by
-from gyre_client.importing.mapping import ItemMapping
+from gyre_client.importing.mapping import ItemMapping, UserMapping
 from gyre_client.importing.rows import Rejected, Row, rows_of
 from gyre_core.features import FieldsChanged, Interaction
 from gyre_core.spec import LoopSpec, SpecError, load_loop, parse_loop, parse_yaml
@@ -205,7 +206,7 @@ def test_a_line_that_is_no_json_is_rejected(tmp_path: Path, spec: LoopSpec, mapp
         ("{column: how, names: {stars: rating, opened: click}}", "{}", "type: must have either value or column"),
         ("opened: click", "opened: bought", "type.names.opened = 'bought': must be one of click, rating"),
         ("Europe/Vienna", "Mars/Olympus", "time.zone = 'Mars/Olympus': must be a time zone like UTC or Europe/Vienna"),
-        ("kind: interactions", "kind: users", "kind = 'users': must be one of 'interactions', 'items'"),
+        ("kind: interactions", "kind: clicks", "kind = 'clicks': must be one of 'interactions', 'items', 'users'"),
     ],
 )
 def test_a_mistake_in_the_mapping_is_named(
@@ -277,6 +278,18 @@ def test_a_vector_is_a_list_or_a_text(given: object, rule: str | None) -> None:
     else:
         assert isinstance(found, Rejected)
         assert (found.field, rule in found.rule) == ("e", True)
+
+
+def test_users_are_imported_like_items() -> None:
+    """A row is a user with the fields that the loop declares; a field that it does not is told with its line."""
+    spec = parse_loop(VECTORS + "users: {fields: {member: {kind: boolean}}}\n")
+    text = "kind: users\nuser: id\nat: 2017-01-01T00:00:00Z\nfields:\n  member: since\n"
+    mapping = parse_yaml(UserMapping, text, source="test")
+    assert mapping.columns() == {"user": "id", "member": "since"}
+    found = events_by(mapping, spec)(Row(1, {"id": "u1", "since": "yes"}))
+    assert isinstance(found, FieldsChanged)
+    assert (found.kind, found.id, found.fields) == ("user", "u1", {"member": True})
+    assert (prepare(spec, found).suffix, prepare(spec, found).key) == ("catalog.users", "u1")
 
 
 def test_a_vector_is_sent_as_numbers() -> None:

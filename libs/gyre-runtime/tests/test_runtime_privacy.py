@@ -23,6 +23,10 @@ items:
     seller: {kind: text}
     price: {kind: number}
     tags: {kind: categories, buckets: 8}
+users:
+  fields:
+    phone: {kind: text}
+    member: {kind: boolean}
 features:
   - {name: clicks, kind: decayed_count, scope: item, events: [click], half_lives: [1d]}
 """
@@ -35,6 +39,7 @@ privacy:
     items.price: {action: drop}
     items.seller: {action: hash, domain: user}
     items.tags: {action: hash}
+    users.phone: {action: drop}
     labels.session: {action: hash, key: rotating}
     labels.referrer: {action: drop}
 """
@@ -72,6 +77,15 @@ def test_fields_are_masked_by_their_rules() -> None:
     assert item.fields["title"].text == "by <EMAIL_ADDRESS>"
     assert list(item.fields["tags"].categories.values) == [KEYS.token(each, domain="items.tags") for each in "ab"]
     assert item.item_id == "i"
+
+
+def test_users_are_masked_with_their_fields() -> None:
+    """What is known of a user is told of their token, and keeps what no rule takes away."""
+    user = behavior.UserChanged(user_id="jane", fields={"phone": _text("123")})
+    user.fields["member"].boolean = True
+    LoopPrivacy(LOOP, KEYS, redactor).message(user)
+    assert user.user_id == KEYS.token("jane", domain="user")
+    assert set(user.fields) == {"member"}
 
 
 def test_labels_of_requests_and_impressions_are_masked_alike() -> None:

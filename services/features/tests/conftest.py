@@ -45,15 +45,37 @@ shards: {{kafka_partitions: 2, online_shards: {shards}}}
 """
 
 
-def spec_of(loop: str, *, shards: int = 1) -> LoopSpec:
-    """The test loop under a name."""
-    return parse_loop(SPEC.format(loop=loop, shards=shards), source="test")
+OF_USERS = """users:
+  fields:
+    member: {kind: boolean}
+    likes: {kind: vector, length: 2}
+features:
+  - {name: member, kind: field, scope: user, field: member}
+  - {name: likes, kind: vector, scope: user, field: likes}
+"""
+
+
+def spec_of(loop: str, *, shards: int = 1, users: bool = False) -> LoopSpec:
+    """The test loop under a name, where asked for with fields of users."""
+    return parse_loop(text_of(loop, shards=shards, users=users), source="test")
+
+
+def text_of(loop: str, *, shards: int = 1, users: bool = False) -> str:
+    """Its gyre.yaml."""
+    text = SPEC.format(loop=loop, shards=shards)
+    return text.replace("features:\n", OF_USERS, 1) if users else text
 
 
 @pytest.fixture
 def sharded(loop_name: str) -> Callable[[int], LoopSpec]:
     """The test's loop with a number of virtual shards."""
     return lambda shards: spec_of(loop_name[:31].strip("-"), shards=shards)
+
+
+@pytest.fixture
+def with_users(loop_name: str) -> Callable[[int], LoopSpec]:
+    """The test's loop with fields of users, and a number of virtual shards."""
+    return lambda shards: spec_of(loop_name[:31].strip("-"), shards=shards, users=True)
 
 
 @pytest.fixture
@@ -84,7 +106,7 @@ Start = Callable[..., Started]
 def loop_file(tmp_path: Path, spec: LoopSpec) -> Path:
     """The loop's gyre.yaml."""
     path = tmp_path / "gyre.yaml"
-    path.write_text(SPEC.format(loop=spec.loop, shards=spec.shards.online_shards))
+    path.write_text(text_of(spec.loop, shards=spec.shards.online_shards, users=bool(spec.users.fields)))
     return path
 
 

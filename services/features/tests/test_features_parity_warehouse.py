@@ -171,6 +171,35 @@ async def test_what_was_served_is_what_the_warehouse_gives(
 
 @pytest.mark.adapter
 @pytest.mark.parametrize("shards", [1, 3])
+async def test_what_is_known_of_users_is_checked(
+    shards: int, with_users: Callable[[int], LoopSpec], redis: Redis, tmp_path: Path
+) -> None:
+    """Fields of users, changed between the reads, are served and replayed alike."""
+    loop = Loop(with_users(shards), redis, tmp_path)
+    served = set()
+    for step in range(8):
+        known = {
+            "member": behavior.FieldValue(boolean=step % 2 == 0),
+            "likes": behavior.FieldValue(vector=behavior.Vector(values=[step, -step])),
+        }
+        changed = behavior.UserChanged(user_id=f"u{step % 3}", fields=known)
+        at = BEGIN + 600 * step
+        await loop.feed(
+            [*catalogue(loop, step), *ratings(loop, 9, step=step), loop.event("catalog.users", changed, at)]
+        )
+        await loop.read(f"u{step % 4}", at + 600)
+        values = await loop.store.read(f"u{step % 4}", ITEMS)
+        matrix, _ = Reader(loop.layout).matrix(
+            values.user, values.everyone, values.items, ITEMS, RequestContext(at + 600)
+        )
+        served.add(tuple(matrix[0, [loop.layout.index[name] for name in ("member", "likes_1")]].tolist()))
+    found = (await loop.check()).found
+    assert (found.impressions, found.mismatches, found.unknown) == (8, 0, 0), found.examples
+    assert {(1.0, 0.0), (0.0, -1.0), (0.0, -5.0)} < served
+
+
+@pytest.mark.adapter
+@pytest.mark.parametrize("shards", [1, 3])
 async def test_fields_that_came_late_are_made_up_for_alike(
     shards: int, sharded: Callable[[int], LoopSpec], redis: Redis, tmp_path: Path
 ) -> None:

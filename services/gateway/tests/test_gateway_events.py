@@ -23,7 +23,9 @@ from gyre_runtime.telemetry import Telemetry
 from .conftest import Mesh, StartMesh, ids
 
 pytestmark = pytest.mark.adapter
-TYPES = message_types(behavior.Impression, behavior.Interaction, behavior.ItemChanged, models.GatewayReport)
+TYPES = message_types(
+    behavior.Impression, behavior.Interaction, behavior.ItemChanged, behavior.UserChanged, models.GatewayReport
+)
 
 
 async def read(kafka: str, name: str, count: int) -> list[Event]:
@@ -137,6 +139,8 @@ async def test_tracked_events_keep_their_identity(mesh: Mesh, kafka: str) -> Non
     request = pb.TrackRequest(
         loop=mesh.loop, events=[click(event_id="mine"), click(), pb.TrackedEvent(event_id="item", item_changed=item)]
     )
+    user = behavior.UserChanged(user_id="user-9")
+    request.events.add(event_id="user", user_changed=user)
     request.events[0].event_time.FromNanoseconds(int((time.time() - 60) * 1e9))
     first, again = [await mesh.stub.Track(request, timeout=5) for _ in range(2)]
     assert first.event_ids[0] == again.event_ids[0] == "mine"
@@ -149,6 +153,8 @@ async def test_tracked_events_keep_their_identity(mesh: Mesh, kafka: str) -> Non
     assert abs(mine[0].time - (time.time() - 60)) < 10
     (changed, _) = await read(kafka, topic(mesh.loop, "catalog.items"), 2)
     assert (changed.key, changed.message) == ("item-9", item)
+    (known, _) = await read(kafka, topic(mesh.loop, "catalog.users"), 2)
+    assert (known.key, known.message) == ("user-9", user)
 
 
 async def test_a_bad_event_names_field_value_and_rule_and_nothing_is_taken(mesh: Mesh, kafka: str) -> None:
@@ -162,7 +168,9 @@ async def test_a_bad_event_names_field_value_and_rule_and_nothing_is_taken(mesh:
     late.event_time.FromNanoseconds(int((time.time() - 2 * 3600) * 1e9))
     odd = behavior.ItemChanged(item_id="i", fields={"colour": behavior.FieldValue(text="red")})
     wrong = behavior.ItemChanged(item_id="i", fields={"year": behavior.FieldValue(text="old")})
+    tall = behavior.UserChanged(user_id="u", fields={"height": behavior.FieldValue(number=2)})
     cases = (
+        (pb.TrackedEvent(user_changed=tall), "user_changed.fields[height]", "2", "must be one of none"),
         (pb.TrackedEvent(), "payload", "unset", "is required"),
         (pb.TrackedEvent(interaction=rating), "interaction.value", "11", "must be 0 to 10"),
         (pb.TrackedEvent(interaction=bare), "interaction.value", "unset", "must be 0 to 10"),

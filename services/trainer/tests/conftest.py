@@ -25,7 +25,16 @@ from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_runtime import Channel, Lifespan, ServiceSettings, channel, setup_telemetry
 from gyre_runtime.kafka import create_topics
-from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, ITEMS, append, ensure_table, open_catalog, schema_of
+from gyre_runtime.warehouse import (
+    IMPRESSIONS,
+    INTERACTIONS,
+    ITEMS,
+    USERS,
+    append,
+    ensure_table,
+    open_catalog,
+    schema_of,
+)
 from gyre_trainer.bootstrap import Running, bootstrap
 from gyre_trainer.settings import TrainerSettings
 from gyre_trainer.training_set import Tables
@@ -35,7 +44,7 @@ version: 1
 loop: {loop}
 clock: replay
 events: {{interactions: {{click: {{}}, buy: {{}}}}}}
-items: {{fields: {{genre: {{kind: category, values: [action, drama, comedy, horror]}}}}}}
+{users}items: {{fields: {{genre: {{kind: category, values: [action, drama, comedy, horror]}}}}}}
 features:
   - {{name: popular, kind: decayed_count, scope: item, events: [click], half_lives: [1d, 7d]}}
   - {{name: taste, kind: affinity, scope: user, field: genre, events: [click], half_lives: [30d]}}
@@ -49,14 +58,17 @@ training:
 serving: {{fallback_feature: popular_7d}}
 shards: {{kafka_partitions: 2}}
 """
+OF_USERS = "users: {fields: {member: {kind: boolean}}}\n"
+MEMBER = "  - {name: member, kind: field, scope: user, field: member}\n"
 BEGIN = 1_370_000_000
 GENRES = ("action", "drama", "comedy", "horror")
 Row = dict[str, Any]
 
 
-def spec_text(loop: str = "shop", *, epochs: int = 8, history: int = 1000, least: int = 20) -> str:
-    """The gyre.yaml of the test loop."""
-    return SPEC.format(loop=loop, epochs=epochs, history=history, least=least)
+def spec_text(loop: str = "shop", *, epochs: int = 8, history: int = 1000, least: int = 20, users: bool = False) -> str:
+    """The gyre.yaml of the test loop, where asked for with a field of users that is a feature, too."""
+    text = SPEC.format(loop=loop, epochs=epochs, history=history, least=least, users=OF_USERS if users else "")
+    return text.replace("features:\n", f"features:\n{MEMBER}", 1) if users else text
 
 
 def spec_of(loop: str = "shop", **changes: int) -> LoopSpec:
@@ -66,16 +78,22 @@ def spec_of(loop: str = "shop", **changes: int) -> LoopSpec:
 
 @dataclass
 class History:
-    """Rows of the three tables, with places on one Kafka partition each."""
+    """Rows of the tables, with places on one Kafka partition each."""
 
     impressions: list[Row] = field(default_factory=list)
     interactions: list[Row] = field(default_factory=list)
     items: list[Row] = field(default_factory=list)
+    users: list[Row] = field(default_factory=list)
 
     def item(self, item_id: str, *, time: float, genre: str) -> None:
         """An item of a genre appears."""
         fields = {"itemId": item_id, "fields": {"genre": {"text": genre}}}
         self.items.append({**_origin(len(self.items), time), "item_id": item_id, "fields": json.dumps(fields)})
+
+    def user(self, user_id: str, *, time: float, member: bool) -> None:
+        """A user becomes a member, or is none."""
+        fields = {"userId": user_id, "fields": {"member": {"boolean": member}}}
+        self.users.append({**_origin(len(self.users), time), "user_id": user_id, "fields": json.dumps(fields)})
 
     def show(self, user_id: str, item_ids: list[str], *, time: float, request_id: str = "", **changes: Any) -> None:
         """Items are shown to a user; without served features."""
@@ -103,6 +121,7 @@ class History:
             impressions=_table(IMPRESSIONS, self.impressions),
             interactions=_table(INTERACTIONS, self.interactions),
             items=_table(ITEMS, self.items),
+            users=_table(USERS, self.users),
         )
 
     def archive(self, warehouse: Path, loop: str) -> None:

@@ -23,7 +23,7 @@ from gyre_runtime import (
 )
 
 from gyre_client.dead_letters import DeadLetter, list_dead_letters, replay_dead_letters
-from gyre_client.gateway import GyreClient, Interaction, Item, RequestOptions
+from gyre_client.gateway import GyreClient, Interaction, Item, RequestOptions, User
 from gyre_client.history import Imported, import_history
 from gyre_client.mesh import Mesh
 from gyre_client.settings import ClientSettings
@@ -31,5 +31,5 @@ from gyre_client.settings import ClientSettings
 __all__ = [
     "ClientSettings", "Conflict", "DeadLetter", "DeadlineExceeded", "Exhausted", "GyreClient", "GyreError", "Imported",
     "Interaction", "Invalid", "Item", "Mesh", "NotFound", "Precondition", "RequestOptions", "Unauthenticated",
-    "Unavailable", "call", "import_history", "list_dead_letters", "load_settings", "replay_dead_letters",
+    "Unavailable", "User", "call", "import_history", "list_dead_letters", "load_settings", "replay_dead_letters",
 ]  # fmt: skip

@@ -77,6 +77,16 @@ class Item:
     event_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user with all fields that are known: a declared field that is absent takes its default."""
+
+    user_id: str
+    fields: Mapping[str, FieldValue] = field(default_factory=dict)
+    time: float | None = None
+    event_id: str = ""
+
+
 class GyreClient:
     """A client of the gateway; an async context manager.
 
@@ -149,9 +159,9 @@ class GyreClient:
         return await self._call(self._stub.Recommend, request, options)
 
     async def track(
-        self, loop: str, events: Sequence[Interaction | Item], *, timeout_s: float | None = None
+        self, loop: str, events: Sequence[Interaction | Item | User], *, timeout_s: float | None = None
     ) -> list[str]:
-        """Tell what users did and how items changed; answers the events' ids once Kafka has all of them.
+        """Tell what users did and how items and users changed; answers the events' ids once Kafka has all of them.
 
         More than 1,000 events go in several calls, one after the other. An event without an id gets one before the
         first attempt, so that a repeated call does not count it twice.
@@ -188,6 +198,11 @@ def item_changed(item_id: str, fields: Mapping[str, FieldValue]) -> behavior.Ite
     return behavior.ItemChanged(item_id=item_id, fields={name: _field(value) for name, value in fields.items()})
 
 
+def user_changed(user_id: str, fields: Mapping[str, FieldValue]) -> behavior.UserChanged:
+    """The payload for a user with what is known of them."""
+    return behavior.UserChanged(user_id=user_id, fields={name: _field(value) for name, value in fields.items()})
+
+
 def _field(value: FieldValue) -> behavior.FieldValue:
     if isinstance(value, bool):
         return behavior.FieldValue(boolean=value)
@@ -210,12 +225,14 @@ def _context(options: RequestOptions) -> pb.RequestContext:
     )
 
 
-def _tracked(event: Interaction | Item) -> pb.TrackedEvent:
+def _tracked(event: Interaction | Item | User) -> pb.TrackedEvent:
     tracked = pb.TrackedEvent(event_id=event.event_id or secrets.token_hex(16))
     if event.time is not None:
         tracked.event_time.CopyFrom(timestamp(event.time))
     if isinstance(event, Item):
         tracked.item_changed.CopyFrom(item_changed(event.item_id, event.fields))
+    elif isinstance(event, User):
+        tracked.user_changed.CopyFrom(user_changed(event.user_id, event.fields))
     else:
         payload = behavior.Interaction(
             user_id=event.user_id, item_id=event.item_id, type=event.type, request_id=event.request_id

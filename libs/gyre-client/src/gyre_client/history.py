@@ -18,10 +18,10 @@ from gyre_core.topics import IMPORT_SOURCE, topic
 from gyre_runtime import Invalid, ServiceSettings, Unavailable
 from gyre_runtime.kafka import Producer, ensure_topics, read_records
 
-from gyre_client.gateway import item_changed
+from gyre_client.gateway import item_changed, user_changed
 
 _CHUNK = 1000
-_SUFFIXES = ("catalog.items", "behavior.interactions", "behavior.impressions")
+_SUFFIXES = ("catalog.items", "catalog.users", "behavior.interactions", "behavior.impressions")
 
 
 class Imported(NamedTuple):
@@ -161,7 +161,7 @@ def prepare(spec: LoopSpec, event: Event) -> Prepared:
         return _interaction(spec, event)
     if isinstance(event, Impression):
         return _impression(event)
-    return _item(spec, event)
+    return _fields(spec, event)
 
 
 def _interaction(spec: LoopSpec, event: Interaction) -> Prepared:
@@ -190,12 +190,14 @@ def _impression(event: Impression) -> Prepared:
     return unnamed
 
 
-def _item(spec: LoopSpec, event: FieldsChanged) -> Prepared:
-    if event.kind != "item":
-        raise Invalid("KIND_UNKNOWN", f"fields of kind {event.kind!r}: only those of items can be imported")
-    refusal = refuse_fields(spec, "item", event.fields)
+def _fields(spec: LoopSpec, event: FieldsChanged) -> Prepared:
+    if event.kind not in ("item", "user"):
+        raise Invalid("KIND_UNKNOWN", f"fields of kind {event.kind!r}: only those of items and users can be imported")
+    refusal = refuse_fields(spec, event.kind, event.fields)
     if refusal is not None:
-        raise Invalid(refusal.reason, f"item {event.id!r}: {refusal.detail}")
+        raise Invalid(refusal.reason, f"{event.kind} {event.id!r}: {refusal.detail}")
+    if event.kind == "user":
+        return _prepared("catalog.users", event.id, event.time, user_changed(event.id, event.fields))
     return _prepared("catalog.items", event.id, event.time, item_changed(event.id, event.fields))
 
 

@@ -42,7 +42,7 @@ def refuse_fields(spec: LoopSpec, scope: str, fields: Mapping[str, FieldValue]) 
     for name, value in fields.items():
         field = declared.get(name)
         if field is None:
-            return Refusal("UNKNOWN_FIELD", f"field {name!r}: must be one of {', '.join(declared)}")
+            return Refusal("UNKNOWN_FIELD", f"field {name!r}: must be one of {', '.join(declared) or 'none'}")
         try:
             encode(slot_of(name, field), value)
         except ValueError as error:

@@ -97,6 +97,16 @@ TOPICS: tuple[TopicDecl, ...] = (
         description="The fields of each item; the newest record of an item stands.",
     ),
     _decl(
+        "catalog.users",
+        "UserChanged",
+        key="user id",
+        owner="producers",
+        partitions="sharded",
+        retention_s=None,
+        compacted=True,
+        description="The fields of each user; the newest record of a user stands. One without a value forgets a user.",
+    ),
+    _decl(
         "features.applied",
         "BatchApplied",
         key="virtual shard",
@@ -231,6 +241,12 @@ _BY_SUFFIX = {decl.suffix: decl for decl in TOPICS}
 def topic(loop: str, suffix: str) -> str:
     """The full name of a loop's topic; raises KeyError for a suffix that is not declared."""
     return f"{loop}.{_BY_SUFFIX[suffix].suffix}"
+
+
+def is_compacted(name: str) -> bool:
+    """Whether a topic, by its full name, keeps the newest record of each key, so that one without a value deletes."""
+    decl = _BY_SUFFIX.get(name.partition(".")[2])
+    return decl is not None and decl.compacted
 
 
 def dead_letter_topic(name: str) -> str:

@@ -15,13 +15,14 @@ from gyre_core.features import Event, FieldsChanged, Impression, Interaction, La
 from gyre_core.spec import IMPRESSION
 
 from gyre_runtime.fields import field_values
-from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, ITEMS
+from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, ITEMS, USERS
 
 _US = 1_000_000
 EVENT_COLUMNS = {
     INTERACTIONS: ("event_time", "user_id", "item_id", "type", "value"),
     IMPRESSIONS: ("event_time", "user_id", "item_ids", "shown"),
     ITEMS: ("event_time", "item_id", "fields"),
+    USERS: ("event_time", "user_id", "fields"),
 }
 """What of each table an event is made from."""
 
@@ -43,7 +44,7 @@ def events_of(table: str, rows: pa.Table) -> list[Event]:
     elif table == IMPRESSIONS:
         made = map(_impression, *columns, times)
     else:
-        made = map(_change, *columns, times)
+        made = map(_item_change if table == ITEMS else _user_change, *columns, times)
     return list(made)
 
 
@@ -56,7 +57,12 @@ def _impression(user_id: str, item_ids: Sequence[str], shown: int, time: float) 
     return Impression(user_id, item_ids[:shown], time)
 
 
-def _change(item_id: str, fields: str, time: float) -> FieldsChanged:
-    """A change of an item, whose row holds the message in protobuf's JSON mapping."""
+def _item_change(item_id: str, fields: str, time: float) -> FieldsChanged:
+    """A change of an item, whose row holds the message in protobuf's JSON mapping; so of a user."""
     message = json_format.Parse(fields, behavior.ItemChanged())
     return FieldsChanged("item", item_id, time, field_values(message.fields))
+
+
+def _user_change(user_id: str, fields: str, time: float) -> FieldsChanged:
+    message = json_format.Parse(fields, behavior.UserChanged())
+    return FieldsChanged("user", user_id, time, field_values(message.fields))

@@ -23,7 +23,8 @@ Redact = Callable[[str], str]
 RedactorOf = Callable[[Sequence[str]], Redact]
 """Makes what redacts texts by the entities looked for; a service that needs it brings it, since it is large."""
 _Change = Callable[[str], str | None]
-_ITEMS, _LABELS = "items.", "labels."
+_ITEMS, _USERS, _LABELS = "items.", "users.", "labels."
+_OF_USERS = behavior.Interaction | behavior.Impression | behavior.UserChanged
 _KEY_VARIABLE = f"{PREFIX}PRIVACY_KEY_FILE"
 
 
@@ -55,6 +56,7 @@ class LoopPrivacy:
             raise Precondition("PRIVACY_KEY_MISSING", f"{_KEY_VARIABLE} is not set: the loop {spec.loop} hashes by key")
         made = {path: self._change(path, rule, redactor) for path, rule in rules.items()}
         self._items = {path.removeprefix(_ITEMS): each for path, each in made.items() if path.startswith(_ITEMS)}
+        self._users = {path.removeprefix(_USERS): each for path, each in made.items() if path.startswith(_USERS)}
         self._labels = {path.removeprefix(_LABELS): each for path, each in made.items() if path.startswith(_LABELS)}
         self.masks = self._hashes_users or bool(rules)
 
@@ -107,15 +109,16 @@ class LoopPrivacy:
 
     def message(self, message: Any) -> None:
         """Mask the payload of a raw event, in place; others stay as they are."""
-        if isinstance(message, behavior.Interaction | behavior.Impression) and self._hashes_users:
+        if isinstance(message, _OF_USERS) and self._hashes_users:
             message.user_id = self.user(message.user_id)
         if isinstance(message, behavior.Impression) and self._labels and message.labels:
             kept = dict(self.labels(message.labels))
             message.labels.clear()
             message.labels.update(kept)
-        if isinstance(message, behavior.ItemChanged):
-            for name in self._items.keys() & message.fields.keys():
-                if not _masked(message.fields[name], self._items[name]):
+        if isinstance(message, behavior.ItemChanged | behavior.UserChanged):
+            rules = self._items if isinstance(message, behavior.ItemChanged) else self._users
+            for name in rules.keys() & message.fields.keys():
+                if not _masked(message.fields[name], rules[name]):
                     del message.fields[name]
 
 

@@ -43,11 +43,13 @@ from gyre_runtime.errors import Precondition
 from gyre_runtime.settings import ServiceSettings
 
 INTERACTIONS, IMPRESSIONS, ITEMS = "behavior_interactions", "behavior_impressions", "catalog_items"
+USERS = "catalog_users"
 APPLIED = "features_applied"
 TRAINING_TABLE_OF = {
     "behavior.interactions": INTERACTIONS,
     "behavior.impressions": IMPRESSIONS,
     "catalog.items": ITEMS,
+    "catalog.users": USERS,
 }
 """The table behind each topic that training sets are made from."""
 TABLE_OF = {**TRAINING_TABLE_OF, "features.applied": APPLIED}
@@ -111,6 +113,7 @@ _COLUMNS: dict[str, dict[str, IcebergType | str]] = {
         "positions": "list<int>",
     },
     ITEMS: {**_ORIGIN, "item_id": _TEXT, "fields": _TEXT, **_PLACE},
+    USERS: {**_ORIGIN, "user_id": _TEXT, "fields": _TEXT, **_PLACE},
     APPLIED: {
         **_ORIGIN,
         "layout": _TEXT,

@@ -21,6 +21,7 @@ from gyre_runtime.warehouse import (
     INTERACTIONS,
     ITEMS,
     TABLE_OF,
+    USERS,
     append,
     arrow_schema,
     ensure_table,
@@ -76,6 +77,7 @@ _ITEM: Columns = {
     "item_id": attrgetter("item_id"),
     "fields": lambda message: json_format.MessageToJson(message, indent=None),
 }
+_USER: Columns = {"user_id": attrgetter("user_id"), "fields": _ITEM["fields"]}
 _APPLIED: Columns = {
     "layout": attrgetter("layout"),
     "shard": attrgetter("shard"),
@@ -92,6 +94,7 @@ _COLUMNS_OF: Mapping[str, Columns] = {
     INTERACTIONS: _INTERACTION,
     IMPRESSIONS: _IMPRESSION,
     ITEMS: _ITEM,
+    USERS: _USER,
     APPLIED: _APPLIED,
 }
 

@@ -26,6 +26,7 @@ from gyre_runtime.warehouse import (
     INTERACTIONS,
     ITEMS,
     TRAINING_TABLE_OF,
+    USERS,
     ensure_table,
     offsets_of,
     open_catalog,
@@ -157,8 +158,13 @@ def _change(row: Mapping[str, Any]) -> behavior.ItemChanged:
     return json_format.Parse(row["fields"], behavior.ItemChanged())
 
 
+def _user_change(row: Mapping[str, Any]) -> behavior.UserChanged:
+    return json_format.Parse(row["fields"], behavior.UserChanged())
+
+
 _MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     INTERACTIONS: _interaction,
     IMPRESSIONS: _impression,
     ITEMS: _change,
+    USERS: _user_change,
 }

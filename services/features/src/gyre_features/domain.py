@@ -32,6 +32,8 @@ class Admission:
                 return refusal
         elif isinstance(message, behavior.ItemChanged):
             return refuse_fields(spec, "item", field_values(message.fields))
+        elif isinstance(message, behavior.UserChanged):
+            return refuse_fields(spec, "user", field_values(message.fields))
         elif isinstance(message, events_pb2.BatchApplied):
             return None  # the mesh's own, which may come late: what was not acknowledged is sent again
         return self._time(spec, event)

@@ -8,7 +8,7 @@ from gyre_core.topics import topic
 from gyre_runtime import Unavailable
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, read_compacted
-from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS
+from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, USERS
 from pyiceberg.expressions import EqualTo
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Snapshot
@@ -18,7 +18,7 @@ from gyre_features.maintenance import COMPACTION
 from gyre_features.table_files import delete_files, files_of
 
 ERASED = message_types(privacy.UserErased)
-OF_USERS = (INTERACTIONS, IMPRESSIONS)
+OF_USERS = (INTERACTIONS, IMPRESSIONS, USERS)
 _REWRITES = (Operation.DELETE, Operation.OVERWRITE)
 _RETRY_S = 2.0
 _LOG = logging.getLogger(__name__)

@@ -66,8 +66,8 @@ class Forgetting:
             self._connected.set()
             await asyncio.gather(*(view.wait_for(lambda _: False) for view in self._erasures.values()))
 
-    async def forget(self, store: OnlineStore, user_id: str) -> Forgotten:
-        """Forget a user.
+    async def forget(self, store: OnlineStore, user_id: str, *, sent_as: str) -> Forgotten:
+        """Forget a user, whom producers may know by another id than the loop: `sent_as`.
 
         The online store is searched last, so that a batch that was under way when the tombstone came is seen, too.
 
@@ -82,6 +82,9 @@ class Forgetting:
         message = privacy.UserForgotten(user_id=user_id)
         message.forgotten_time.FromNanoseconds(time.time_ns())
         await self._producer.send(topic(loop, "privacy.tombstones"), message, key=user_id)
+        if store.spec.users.fields:
+            for key in dict.fromkeys((user_id, sent_as)):
+                await self._producer.delete(topic(loop, "catalog.users"), key)
         deleted = await store.delete("user", user_id)
         erased = await self._erased(loop, message)
         deleted += await store.delete("user", user_id)

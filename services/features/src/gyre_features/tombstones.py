@@ -12,6 +12,7 @@ from gyre_runtime import ServiceSettings
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View
 
+_OF_USERS = behavior.Interaction | behavior.Impression | behavior.UserChanged
 TYPES = message_types(privacy.UserForgotten)
 OnTombstone = Callable[[str, privacy.UserForgotten], object]
 
@@ -46,7 +47,7 @@ class Tombstones:
         dead letters or a history that are sent again bring anybody back. What the user does later counts.
         """
         message = event.message
-        if not self._times or not isinstance(message, behavior.Interaction | behavior.Impression):
+        if not self._times or not isinstance(message, _OF_USERS):
             return False
         loop = event.topic.partition(".")[0]
         forgotten = self._times.get((loop, message.user_id))

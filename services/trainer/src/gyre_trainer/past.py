@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from gyre_core.features import Event, FieldsChanged, Layout, Replay, RequestContext
 from gyre_core.features.frame import F32
 from gyre_runtime.archived import EVENT_COLUMNS, counts_impressions, events_of, seconds_of
-from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, ITEMS
+from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, ITEMS, USERS
 
 _ALWAYS = float("-inf")
 
@@ -29,17 +29,28 @@ class Asked:
 class Past:
     """Answers what the features were strictly before a time; asked in the order of time.
 
-    An item's first known fields hold from the beginning, since a catalogue is often imported after the behaviour.
+    An item's first known fields hold from the beginning, since a catalogue is often imported after the behaviour; a
+    user's, too.
 
     Args:
         layout: of the features.
         interactions: every interaction of the warehouse.
         items: every change of the catalogue.
         shown: every impression, where the layout counts them.
+        users: every change of users' fields; None for none.
     """
 
-    def __init__(self, layout: Layout, *, interactions: pa.Table, items: pa.Table, shown: pa.Table) -> None:
-        found = [*_changes(items), *_interactions(layout, interactions), *_impressions(layout, shown)]
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        interactions: pa.Table,
+        items: pa.Table,
+        shown: pa.Table,
+        users: pa.Table | None = None,
+    ) -> None:
+        changes = [*_changes(ITEMS, items), *(_changes(USERS, users) if users is not None else ())]
+        found = [*changes, *_interactions(layout, interactions), *_impressions(layout, shown)]
         found.sort(key=lambda each: each[0])
         self._times = np.array([time for time, _ in found])
         self._events = [event for _, event in found]
@@ -61,9 +72,9 @@ class Past:
         return matrix, age.missing_items
 
 
-def _changes(items: pa.Table) -> Iterator[tuple[float, Event]]:
+def _changes(name: str, rows: pa.Table) -> Iterator[tuple[float, Event]]:
     known: set[str] = set()
-    for change in _events(ITEMS, items):
+    for change in _events(name, rows):
         if isinstance(change, FieldsChanged):
             yield (change.time if change.id in known else _ALWAYS), change
             known.add(change.id)

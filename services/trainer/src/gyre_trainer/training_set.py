@@ -31,7 +31,7 @@ _ACTED = (*_KEYS, "request_id", "user_id", "item_id", "type")
 
 @dataclass(frozen=True)
 class Tables:
-    """The three tables of a loop as of a run's snapshots, with the columns of `gyre_runtime.warehouse`.
+    """The tables of a loop as of a run's snapshots, with the columns of `gyre_runtime.warehouse`.
 
     Attributes:
         impressions: at least the newest; columns that are not used may be missing.
@@ -39,6 +39,7 @@ class Tables:
         items: all changes of the catalogue.
         shown: all impressions without their features, where the layout counts impressions; `impressions` without it.
         labelling: the interactions that may be labels; all of them without it.
+        users: all changes of users' fields; none without it.
     """
 
     impressions: pa.Table
@@ -46,6 +47,7 @@ class Tables:
     items: pa.Table
     shown: pa.Table | None = None
     labelling: pa.Table | None = None
+    users: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def _fill_replayed(layout: Layout, tables: Tables, rows: pa.Table, items: list[l
         return
     users: list[Any] = rows["user_id"].to_pylist()
     shown = tables.impressions if tables.shown is None else tables.shown
-    past = Past(layout, interactions=tables.interactions, items=tables.items, shown=shown)
+    past = Past(layout, interactions=tables.interactions, items=tables.items, shown=shown, users=tables.users)
     contexts = rows.select(["context", "labels", "positions"]).to_pylist()
     for index in wanted:
         context = _context(contexts[index], float(made.times[index]), len(items[index]))

@@ -24,6 +24,7 @@ _TYPES = message_types(
     behavior.Impression,
     behavior.Interaction,
     behavior.ItemChanged,
+    behavior.UserChanged,
     models.TrainingTrigger,
     models.CandidateRegistered,
     monitor.Alert,

@@ -9,10 +9,11 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from gyre_core.admission import refuse_fields, refuse_interaction
-from gyre_core.features import Event, FieldsChanged, FieldValue, Interaction
+from gyre_core.features import EntityKind, Event, FieldsChanged, FieldValue, Interaction
 from gyre_core.spec import LoopSpec
 
-from gyre_client.importing.mapping import FieldSource, InteractionMapping, ItemMapping, TimeSource
+from gyre_client.importing.mapping import FieldSource, InteractionMapping, ItemMapping, TimeSource, UserMapping
+from gyre_client.importing.mapping import Mapping as FileMapping
 from gyre_client.importing.rows import Rejected, Row, shown
 
 _LONGEST_ID = 128
@@ -29,9 +30,9 @@ class _DoesNotFit(Exception):  # noqa: N818 (reads as what it says)
         self.field, self.value, self.rule = field, value, rule
 
 
-def events_by(mapping: InteractionMapping | ItemMapping, spec: LoopSpec) -> ToEvent:
+def events_by(mapping: FileMapping, spec: LoopSpec) -> ToEvent:
     """What turns a row into an event, or says why it is none."""
-    make = _interactions(mapping, spec) if isinstance(mapping, InteractionMapping) else _items(mapping, spec)
+    make = _interactions(mapping, spec) if isinstance(mapping, InteractionMapping) else _fields(mapping, spec)
 
     def turn(row: Row) -> Event | Rejected:
         try:
@@ -61,8 +62,10 @@ def _interactions(mapping: InteractionMapping, spec: LoopSpec) -> Callable[[Mapp
     return make
 
 
-def _items(mapping: ItemMapping, spec: LoopSpec) -> Callable[[Mapping[str, Any]], Event]:
-    declared = spec.items.fields
+def _fields(mapping: ItemMapping | UserMapping, spec: LoopSpec) -> Callable[[Mapping[str, Any]], Event]:
+    entity: EntityKind = "item" if isinstance(mapping, ItemMapping) else "user"
+    column = mapping.item if isinstance(mapping, ItemMapping) else mapping.user
+    declared = spec.fields(entity)
     sources = [(name, source, declared[name].kind) for name, source in mapping.sources().items()]
     time = _time(mapping.time) if mapping.time else None
     at = mapping.at.timestamp() if mapping.at else 0.0
@@ -73,10 +76,10 @@ def _items(mapping: ItemMapping, spec: LoopSpec) -> Callable[[Mapping[str, Any]]
             given = values.get(source.column)
             if given is not None and given != "":
                 fields[name] = _field(source, kind, given)
-                refusal = refuse_fields(spec, "item", {name: fields[name]})
+                refusal = refuse_fields(spec, entity, {name: fields[name]})
                 if refusal is not None:
                     raise _DoesNotFit(source.column, given, refusal.detail)
-        return FieldsChanged("item", _id(values, mapping.item), time(values) if time else at, fields)
+        return FieldsChanged(entity, _id(values, column), time(values) if time else at, fields)
 
     return make
 

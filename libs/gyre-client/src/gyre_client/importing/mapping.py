@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
 from gyre_core.spec import LoopSpec, Violation, parse_yaml
@@ -97,20 +97,16 @@ class InteractionMapping(SpecModel):
         return found
 
 
-class ItemMapping(SpecModel):
-    """Each row is an item with its fields."""
-
-    kind: Literal["items"]
-    item: Column
+class _FieldsMapping(SpecModel):
     time: TimeSource | None = None
     at: AwareDatetime | None = None
     fields: dict[Name, Column | FieldSource] = Field(default_factory=dict)
     csv: CsvFormat = CsvFormat()
 
     @model_validator(mode="after")
-    def _one_time(self) -> ItemMapping:
+    def _one_time(self) -> Self:
         if (self.time is None) == (self.at is None):
-            raise PydanticCustomError("one_of", "must have either time, or at: one time for all items")
+            raise PydanticCustomError("one_of", "must have either time, or at: one time for all rows")
         return self
 
     def sources(self) -> dict[str, FieldSource]:
@@ -120,15 +116,36 @@ class ItemMapping(SpecModel):
             for name, source in self.fields.items()
         }
 
-    def columns(self) -> dict[str, str]:
-        """The column behind each mapped field."""
-        found = {"item": self.item, **{name: source.column for name, source in self.sources().items()}}
+    def _columns(self, kind: str, column: str) -> dict[str, str]:
+        found = {kind: column, **{name: source.column for name, source in self.sources().items()}}
         if self.time is not None:
             found["time"] = self.time.column
         return found
 
 
-Mapping = InteractionMapping | ItemMapping
+class ItemMapping(_FieldsMapping):
+    """Each row is an item with its fields."""
+
+    kind: Literal["items"]
+    item: Column
+
+    def columns(self) -> dict[str, str]:
+        """The column behind each mapped field."""
+        return self._columns("item", self.item)
+
+
+class UserMapping(_FieldsMapping):
+    """Each row is a user with the fields that are known."""
+
+    kind: Literal["users"]
+    user: Column
+
+    def columns(self) -> dict[str, str]:
+        """The column behind each mapped field."""
+        return self._columns("user", self.user)
+
+
+Mapping = InteractionMapping | ItemMapping | UserMapping
 
 
 class _Kind(RootModel[Annotated[Mapping, Field(discriminator="kind")]], frozen=True):
@@ -149,10 +166,11 @@ def load_mapping(path: Path, spec: LoopSpec) -> Mapping:
 
 def _checks(made: _Kind, spec: LoopSpec) -> Iterator[Violation]:
     mapping = made.root
-    if isinstance(mapping, ItemMapping):
+    if not isinstance(mapping, InteractionMapping):
+        declared = spec.fields("item" if isinstance(mapping, ItemMapping) else "user")
         for name in mapping.fields:
-            if name not in spec.items.fields:
-                yield Violation(("fields", name), None, f"must be one of {', '.join(spec.items.fields) or 'none'}")
+            if name not in declared:
+                yield Violation(("fields", name), None, f"must be one of {', '.join(declared) or 'none'}")
         return
     known = ", ".join(spec.events.interactions)
     if mapping.type.value is not None and mapping.type.value not in spec.events.interactions:

@@ -11,7 +11,7 @@ from gyre_core.spec.model import SpecModel
 
 MaskAction = Literal["drop", "redact", "hash"]
 KeyKind = Literal["stable", "rotating"]
-MaskedField = Annotated[str, StringConstraints(pattern=r"^(items|labels)\..{1,128}$")]
+MaskedField = Annotated[str, StringConstraints(pattern=r"^(items|users|labels)\..{1,128}$")]
 EntityName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{1,63}$")]
 Domain = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
@@ -42,8 +42,8 @@ class MaskRule(SpecModel):
 class PrivacySpec(SpecModel):
     """Rules for ids and free text, applied wherever events are taken in.
 
-    `user_id: hmac` replaces user ids by their keyed hash with the stable key. `fields` has rules for `items.<field>`
-    and for labels of a request's context, `labels.<name>`.
+    `user_id: hmac` replaces user ids by their keyed hash with the stable key. `fields` has rules for `items.<field>`,
+    `users.<field>` and for labels of a request's context, `labels.<name>`.
     """
 
     user_id: Literal["plain", "hmac"] = "plain"

@@ -15,8 +15,8 @@ def privacy_checks(spec: LoopSpec) -> Iterator[Violation]:
     for path, rule in spec.privacy.fields.items():
         at: Loc = ("privacy", "fields", path)
         scope, _, name = path.partition(".")
-        if scope == "items":
-            problem = _item_problem(spec, name, rule)
+        if scope in ("items", "users"):
+            problem = _field_problem(spec, scope, name, rule)
             if problem is not None:
                 yield Violation(at, path if problem.startswith("must be") else rule.action, problem)
                 continue
@@ -26,10 +26,10 @@ def privacy_checks(spec: LoopSpec) -> Iterator[Violation]:
             )
 
 
-def _item_problem(spec: LoopSpec, name: str, rule: MaskRule) -> str | None:
-    field = spec.items.fields.get(name)
+def _field_problem(spec: LoopSpec, scope: str, name: str, rule: MaskRule) -> str | None:
+    field = spec.fields(scope.removesuffix("s")).get(name)
     if field is None:
-        return "must be a declared field of items"
+        return f"must be a declared field of {scope}"
     if rule.action == "redact" and not isinstance(field, TextField):
         return "must have the kind text to be redacted"
     hashable = isinstance(field, TextField) or (isinstance(field, CategoryField | CategoriesField) and not field.values)
@@ -43,8 +43,10 @@ def _is_read(spec: LoopSpec, scope: str, name: str) -> bool:
     if scope == "items" and spec.serving.recommend.genre_field == name:
         return True
     for feature in spec.features:
-        of_context = feature.kind == "context"
-        of_users = feature.kind == "field" and feature.scope == "user"
-        if getattr(feature, "field", None) == name and of_context == (scope == "labels") and not of_users:
+        of_user = feature.kind in ("field", "age", "vector") and getattr(feature, "scope", "item") == "user"
+        read = "labels" if feature.kind == "context" else "users" if of_user else "items"
+        if scope == read and getattr(feature, "field", None) == name:
+            return True
+        if scope == "users" and getattr(feature, "with_", None) == name:
             return True
     return False

@@ -16,7 +16,7 @@ from typing import Any, Self
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from gyre_core.admission import Refusal
-from gyre_core.topics import dead_letter_topic
+from gyre_core.topics import dead_letter_topic, is_compacted
 
 from gyre_runtime import tracing
 from gyre_runtime.constraints import checker_for
@@ -283,6 +283,8 @@ class Consumer:
         events, refused = decode_many(records, self._types)
         by_place = {(record.topic, record.partition, record.offset): record for record in records}
         for record, error in refused:
+            if record.value is None and is_compacted(record.topic):
+                continue  # it deletes its key, which is all that it says
             await self._dead_letter(record, error.reason, str(error))
         accepted = []
         for event in events:

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from gyre_runtime import tracing
 from gyre_runtime.errors import Invalid, Precondition, Unavailable
-from gyre_runtime.events import Record, encode
+from gyre_runtime.events import Headers, Record, encode
 from gyre_runtime.kafka._names import start_when_up, topic_labels
 from gyre_runtime.metrics import instrument
 
@@ -126,8 +126,15 @@ class Producer:
 
     async def send_record(self, topic: str, record: Record) -> None:
         """Send a record as it is and wait for Kafka's acknowledgement; raises what `send` raises."""
+        await self._send(topic, record.key, record.value, record.headers)
+
+    async def delete(self, topic: str, key: str) -> None:
+        """Delete a key from a compacted topic, by a record without a value; raises what `send` raises."""
+        await self._send(topic, key.encode(), None, [])
+
+    async def _send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
         try:
-            await self._client.send_and_wait(topic, record.value, key=record.key, headers=record.headers)
+            await self._client.send_and_wait(topic, value, key=key, headers=headers)
         except KafkaError as error:
             raise _translate(error) from error
         instrument("gyre_producer_records_total").add(**topic_labels(topic))

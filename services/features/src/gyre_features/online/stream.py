@@ -53,6 +53,8 @@ def feature_event(event: Event) -> FeatureEvent:
         return Interaction(message.user_id, message.item_id, message.type, event.time, value)
     if isinstance(message, behavior.Impression):
         return Impression(message.user_id, message.item_ids[: message.shown], event.time)
+    if isinstance(message, behavior.UserChanged):
+        return FieldsChanged("user", message.user_id, event.time, field_values(message.fields))
     return FieldsChanged("item", message.item_id, event.time, field_values(message.fields))
 
 
@@ -254,7 +256,8 @@ class LoopStream:
             self._catalogue_fences[shard] = tuple(fences[place] for place in self.catalogue)
         items = await self._items.lookup(needed)
         version = self._items.version if needed else None
-        changed = [each for each in changes if isinstance(each, FieldsChanged)] if needed else []
+        items_changed = [each for each in changes if isinstance(each, FieldsChanged) and each.kind == "item"]
+        changed = items_changed if needed else []
         stand = await self._late.known(shard, changed, items)
         batch = aggregate_batch(layout, changes, stand)
         whole = await self._late.whole(shard, batch) if batch.refolds else {}
@@ -326,6 +329,8 @@ class LoopStream:
                 changes.append(event)
             elif self._forgotten(event):
                 continue
+            elif isinstance(event.message, behavior.UserChanged):
+                changes.append(event)
             elif self._counts_impressions or isinstance(event.message, behavior.Interaction):
                 kept.setdefault(identity(event.source, event.id), event)
         for each in known:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
-from gyre_runtime.warehouse import APPLIED, IMPRESSIONS, INTERACTIONS, ITEMS, ensure_table
+from gyre_runtime.warehouse import APPLIED, IMPRESSIONS, INTERACTIONS, ITEMS, USERS, ensure_table
 from pyiceberg.catalog import Catalog
 
 from gyre_features.parity.checking import ParityReport, Served, check
@@ -61,7 +61,8 @@ def check_loop(catalog: Catalog, spec: LoopSpec, *, period: Period, duplicates_s
     layout = Layout.compile(spec)
     report = LoopReport(spec.loop, layout.hash, check_time=time.time())
     # What was served is fixed first, then the log, then the events: each holds all that the one before names.
-    tables = {name: ensure_table(catalog, spec.loop, name) for name in (IMPRESSIONS, APPLIED, INTERACTIONS, ITEMS)}
+    names = (IMPRESSIONS, APPLIED, INTERACTIONS, ITEMS, USERS)
+    tables = {name: ensure_table(catalog, spec.loop, name) for name in names}
     served = read_served(tables[IMPRESSIONS], layout, period)
     shards = read_log(tables[APPLIED], layout.hash, settled=_settled(spec, served), window_s=duplicates_s)
     archived = ArchivedBatches(spec.loop, layout, tables)

@@ -151,7 +151,7 @@ def _joined(batch: LoggedBatch, found: Mapping[Place, _Stretch]) -> BatchEvents:
         if stretch is None:
             continue
         own = stretch.between(first, end)
-        if place[0].endswith(".catalog.items"):
+        if place[0].partition(".")[2].startswith("catalog."):
             changes.extend(event for _, event in own)
         else:
             behaviour.extend(own)

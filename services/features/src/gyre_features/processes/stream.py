@@ -19,8 +19,8 @@ from gyre_features.settings import FeaturesSettings
 from gyre_features.tombstones import Tombstones
 
 GROUP = "features-stream"
-TOPICS = ("behavior.impressions", "behavior.interactions", CATALOGUE)
-TYPES = message_types(behavior.Impression, behavior.Interaction, behavior.ItemChanged)
+TOPICS = ("behavior.impressions", "behavior.interactions", CATALOGUE, "catalog.users")
+TYPES = message_types(behavior.Impression, behavior.Interaction, behavior.ItemChanged, behavior.UserChanged)
 _BATCHES_AT_ONCE = 4
 _GARBAGE_AFTER = 100_000
 

@@ -82,8 +82,9 @@ class Window:
                 self._range(VALUE).add(message.value)
             elif declared is not None and declared.value is not None:
                 self._range(VALUE).add(None)
-        elif isinstance(message, behavior.ItemChanged):
-            for name, declared_field in spec.items.fields.items():
+        elif isinstance(message, behavior.ItemChanged | behavior.UserChanged):
+            scope = "item" if isinstance(message, behavior.ItemChanged) else "user"
+            for name, declared_field in spec.fields(scope).items():
                 if isinstance(declared_field, NumberField):
                     given = message.fields.get(name)
                     is_number = given is not None and given.WhichOneof("kind") == "number"

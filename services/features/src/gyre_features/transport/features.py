@@ -145,7 +145,8 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
             raise Invalid("UNKNOWN_KIND", f"kind = {request.kind}: must be a user or an item")
         if kind == "item":
             return pb.DeleteEntityResponse(deleted_keys=await store.delete("item", request.id))
-        done = await self._forgetting.forget(store, self._privacy[request.loop].user(request.id))
+        user_id = self._privacy[request.loop].user(request.id)
+        done = await self._forgetting.forget(store, user_id, sent_as=request.id)
         response = pb.DeleteEntityResponse(
             deleted_keys=done.deleted_keys, found_keys=done.found_keys, forgotten_time=done.message.forgotten_time
         )

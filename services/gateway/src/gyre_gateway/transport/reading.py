@@ -108,9 +108,14 @@ def tracked_event(spec: LoopSpec, privacy: LoopPrivacy, field: str, message: pb.
         privacy.message(interaction)
         _require_interaction(spec, f"{field}.interaction", interaction)
         return Event("behavior.interactions", interaction.user_id, event_id, at, interaction)
+    if kind == "user_changed":
+        user = message.user_changed
+        privacy.message(user)
+        _require_fields(spec, "user", f"{field}.user_changed.fields", user)
+        return Event("catalog.users", user.user_id, event_id, at, user)
     item = message.item_changed
     privacy.message(item)
-    _require_fields(spec, f"{field}.item_changed.fields", item)
+    _require_fields(spec, "item", f"{field}.item_changed.fields", item)
     return Event("catalog.items", item.item_id, event_id, at, item)
 
 
@@ -138,10 +143,12 @@ def _require_interaction(spec: LoopSpec, field: str, interaction: behavior.Inter
     raise invalid(f"{field}.value", _UNSET if value is None else value, _rule(refusal))
 
 
-def _require_fields(spec: LoopSpec, field: str, item: behavior.ItemChanged) -> None:
-    for name, message in item.fields.items():
+def _require_fields(
+    spec: LoopSpec, scope: str, field: str, changed: behavior.ItemChanged | behavior.UserChanged
+) -> None:
+    for name, message in changed.fields.items():
         value = field_value(message)
-        refusal = refuse_fields(spec, "item", {name: value})
+        refusal = refuse_fields(spec, scope, {name: value})
         if refusal is not None:
             raise invalid(f"{field}[{name}]", value, _rule(refusal))
 

@@ -19,6 +19,7 @@ from gyre_runtime.warehouse import (
     INTERACTIONS,
     ITEMS,
     TRAINING_TABLE_OF,
+    USERS,
     arrow_schema,
     ensure_table,
     offsets_of,
@@ -43,6 +44,7 @@ _COLUMNS = {
     IMPRESSIONS: (*_KEYS, "request_id", "user_id", "item_ids", "shown", *_SERVED),
     INTERACTIONS: (*_KEYS, "user_id", "item_id", "type", "value", "request_id", "ingest_time"),
     ITEMS: (*_KEYS, "item_id", "fields"),
+    USERS: (*_KEYS, "user_id", "fields"),
 }
 _SHOWN = (*_KEYS, "user_id", "item_ids", "shown")
 _MEMORY_BYTES = 512 * 1024 * 1024
@@ -62,7 +64,7 @@ def _translated() -> Iterator[None]:
 
 
 class LoopTables:
-    """The three tables of a loop."""
+    """The tables of a loop that training sets are made from."""
 
     def __init__(self, settings: ServiceSettings, loop: str) -> None:
         self._settings = settings
@@ -113,6 +115,7 @@ class LoopTables:
             interactions=_scan(tables, pins.snapshots, INTERACTIONS, _COLUMNS[INTERACTIONS]),
             items=_scan(tables, pins.snapshots, ITEMS, _COLUMNS[ITEMS]),
             shown=_scan(tables, pins.snapshots, IMPRESSIONS, _SHOWN) if counted else None,
+            users=_scan(tables, pins.snapshots, USERS, _COLUMNS[USERS]),
         )
 
     def join(self, spec: LoopSpec, pins: Pins, *, path: Path, memory_bytes: int) -> Joined:

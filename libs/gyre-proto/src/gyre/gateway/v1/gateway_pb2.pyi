@@ -344,6 +344,7 @@ class TrackedEvent(_message.Message):
     EVENT_TIME_FIELD_NUMBER: _builtins.int
     INTERACTION_FIELD_NUMBER: _builtins.int
     ITEM_CHANGED_FIELD_NUMBER: _builtins.int
+    USER_CHANGED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """The producer's id of the event; a second event with the same id counts once. Default: made by the gateway, so that an event without
     an id that is sent again counts again.
@@ -360,6 +361,10 @@ class TrackedEvent(_message.Message):
     def item_changed(self) -> _behavior_pb2.ItemChanged:
         """An item appeared or changed."""
 
+    @_builtins.property
+    def user_changed(self) -> _behavior_pb2.UserChanged:
+        """What is known of a user appeared or changed."""
+
     def __init__(
         self,
         *,
@@ -367,12 +372,13 @@ class TrackedEvent(_message.Message):
         event_time: _timestamp_pb2.Timestamp | None = ...,
         interaction: _behavior_pb2.Interaction | None = ...,
         item_changed: _behavior_pb2.ItemChanged | None = ...,
+        user_changed: _behavior_pb2.UserChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "interaction", b"interaction", "item_changed", b"item_changed", "payload", b"payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "interaction", b"interaction", "item_changed", b"item_changed", "payload", b"payload", "user_changed", b"user_changed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "event_time", b"event_time", "interaction", b"interaction", "item_changed", b"item_changed", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "event_time", b"event_time", "interaction", b"interaction", "item_changed", b"item_changed", "payload", b"payload", "user_changed", b"user_changed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["interaction", "item_changed"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["interaction", "item_changed", "user_changed"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
