@@ -76,7 +76,7 @@ async def test_a_history_that_breaks_a_rule_is_refused_before_anything_is_sent(k
     [
         Interaction("u", "i", "purchase", 1.0),
         FieldsChanged("item", "i", 1.0, {"colour": "red"}),
-        FieldsChanged("user", "u", 1.0, {}),
+        FieldsChanged("user", "u", 1.0, {"colour": "red"}),
     ],
 )
 def test_what_the_loop_does_not_declare_is_refused(spec: LoopSpec, event: Event) -> None:

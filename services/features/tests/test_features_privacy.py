@@ -20,7 +20,7 @@ from gyre_local.testing import eventually
 from gyre_runtime import Lifespan, ServiceSettings, channel
 from gyre_runtime.events import Event
 from gyre_runtime.kafka import create_topics
-from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, ITEMS, ensure_table, open_catalog
+from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, ITEMS, USERS, ensure_table, open_catalog
 from redis.asyncio import Redis
 
 Start = Callable[..., Any]
@@ -131,7 +131,7 @@ async def test_raw_values_reach_no_store_and_no_log(  # noqa: PLR0917 (fixtures)
         request = pb.DeleteEntityRequest(loop=spec.loop, kind=pb.ENTITY_KIND_USER, id=PEOPLE[0])
         answer = await stub.DeleteEntity(request, timeout=40)
         assert (answer.deleted_keys, answer.found_keys, answer.found_rows) == (1, 0, 0)
-        assert dict(answer.erased_rows) == {INTERACTIONS: 8, IMPRESSIONS: 8}
+        assert dict(answer.erased_rows) == {INTERACTIONS: 8, IMPRESSIONS: 8, USERS: 0}
         assert not (await stub.GetHistory(history_request, timeout=10)).entries
     gone = Keyring.from_file(key_file).token(PEOPLE[0], domain="user")
     assert not [path for path, text in _contents(warehouse / "data") if gone in text]
