@@ -5,11 +5,12 @@ import asyncio
 from aiokafka import TopicPartition
 from gyre.events.v1 import features_pb2 as events_pb2
 from gyre.events.v1 import privacy_pb2
+from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import Dependency, Lifespan, build_server, load_loops
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topics
-from gyre_runtime.privacy import open_privacy
+from gyre_runtime.privacy import Privacy, open_privacy
 from gyre_runtime.warehouse import TABLE_OF, ensure_table, open_catalog
 
 from gyre_features.archive import Archive
@@ -47,6 +48,19 @@ async def archive(lifespan: Lifespan, settings: FeaturesSettings) -> None:
         seconds=settings.features_archive_s,
         payload_bytes=settings.features_archive_bytes,
     )
+    consumer = _consumer(settings, loops, writer, privacy)
+    probe = await lifespan.enter(Producer(settings.kafka, source="gyre/features-archive"))
+    eraser = Eraser(writer, probe, settings.kafka)
+    lifespan.depends_on(Dependency("kafka", probe.ping))
+    await lifespan.enter(build_server(settings, [], health=lifespan.health))
+    lifespan.background("append in time", writer.run())
+    lifespan.background("tombstones", tombstones.follow(settings))
+    lifespan.background("archive", _consume(consumer, writer, tombstones), stop=consumer.stop)
+    lifespan.background("erase", eraser.run())
+
+
+def _consumer(settings: FeaturesSettings, loops: dict[str, LoopSpec], writer: Archive, privacy: Privacy) -> Consumer:
+    """What reads the topics of all tables, from where each table stands."""
     admission = Admission(loops)
 
     async def assigned(consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
@@ -60,7 +74,7 @@ async def archive(lifespan: Lifespan, settings: FeaturesSettings) -> None:
     async def revoked(_consumer: Consumer, _partitions: tuple[TopicPartition, ...]) -> None:
         await writer.release()
 
-    consumer = Consumer(
+    return Consumer(
         settings.kafka,
         group=GROUP,
         topics=[topic(name, suffix) for name in loops for suffix in TABLE_OF],
@@ -74,14 +88,6 @@ async def archive(lifespan: Lifespan, settings: FeaturesSettings) -> None:
             on_revoked=revoked,
         ),
     )
-    probe = await lifespan.enter(Producer(settings.kafka, source="gyre/features-archive"))
-    eraser = Eraser(writer, probe, settings.kafka)
-    lifespan.depends_on(Dependency("kafka", probe.ping))
-    await lifespan.enter(build_server(settings, [], health=lifespan.health))
-    lifespan.background("append in time", writer.run())
-    lifespan.background("tombstones", tombstones.follow(settings))
-    lifespan.background("archive", _consume(consumer, writer, tombstones), stop=consumer.stop)
-    lifespan.background("erase", eraser.run())
 
 
 async def _consume(consumer: Consumer, writer: Archive, tombstones: Tombstones) -> None:
