@@ -68,14 +68,24 @@ class Traffic:
     failures: list[str] = field(default_factory=list)
     tracked: int = 0
 
-    async def replay(self, choices: Sequence[Choice], *, done: Callable[[], bool]) -> None:
-        """Replay until `done` says so, or nothing is left; a user's next request waits for the one before."""
+    async def replay(
+        self,
+        choices: Sequence[Choice],
+        *,
+        done: Callable[[], bool],
+        pause_s: Callable[[int], float] = lambda _left: 0.0,
+    ) -> None:
+        """Replay until `done` says so, or nothing is left; a user's next request waits for the one before.
+
+        `pause_s` is told how many choices are left, and says how long the next of them waits.
+        """
         slots = asyncio.Semaphore(IN_FLIGHT)
         last: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
             for number, choice in enumerate(choices):
                 if done():
                     break
+                await asyncio.sleep(pause_s(len(choices) - number))
                 await slots.acquire()
                 user_id = choice.interaction.user_id
                 last[user_id] = task = group.create_task(self._one(number, choice, last.get(user_id)))

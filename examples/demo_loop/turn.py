@@ -29,6 +29,8 @@ from demo_loop.waiting import TIMEOUT_S, Backlog, NotInTime, rollout_ended, run_
 SETTLED = 200
 """How many answers of the new live model a demo waits for, so that its table shows it at work."""
 _PATIENCE_S = 600.0
+_SPREAD_S = 240.0
+"""Over about this time the traffic beyond enough is spread while a model is trained: its canary needs some, too."""
 _LINEAGE_S = 30.0
 _CHECKED = 10_000
 _CHECK_S = 300.0
@@ -167,7 +169,11 @@ class Turn:
                 return True
             return retrain.done() and len(answers) >= self.scenario.enough and self._settled() >= SETTLED
 
-        await self.traffic.replay(self.scenario.live, done=done)
+        def pause_s(left: int) -> float:
+            is_ahead = len(self.traffic.answers) >= self.scenario.enough and not self.second
+            return _SPREAD_S / left if is_ahead else 0.0
+
+        await self.traffic.replay(self.scenario.live, done=done, pause_s=pause_s)
         self.live_s = asyncio.get_running_loop().time() - began
         self._note_traffic()
         if not retrain.done():
