@@ -248,7 +248,7 @@ class Turn:
         self._note("lineage from answer to trigger", happened=True, fact=f"over {', '.join(sorted(services))}")
 
     async def _parity(self) -> None:
-        """The live answers' features against a replay of the warehouse: of those that it holds, with all that they name."""
+        """The live answers' features, as far as the warehouse holds them, against a replay of it."""
         task = self.progress.add_task("parity: replay of the warehouse", total=None)
         request = features.CheckParityRequest(loop=self.loop, impressions=_CHECKED)
 

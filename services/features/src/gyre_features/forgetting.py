@@ -82,9 +82,8 @@ class Forgetting:
         message = privacy.UserForgotten(user_id=user_id)
         message.forgotten_time.FromNanoseconds(time.time_ns())
         await self._producer.send(topic(loop, "privacy.tombstones"), message, key=user_id)
-        if store.spec.users.fields:
-            for key in dict.fromkeys((user_id, sent_as)):
-                await self._producer.delete(topic(loop, "catalog.users"), key)
+        for key in dict.fromkeys((user_id, sent_as)):
+            await self._producer.delete(topic(loop, "catalog.users"), key)
         deleted = await store.delete("user", user_id)
         erased = await self._erased(loop, message)
         deleted += await store.delete("user", user_id)
