@@ -24,7 +24,8 @@ RedactorOf = Callable[[Sequence[str]], Redact]
 """Makes what redacts texts by the entities looked for; a service that needs it brings it, since it is large."""
 _Change = Callable[[str], str | None]
 _ITEMS, _USERS, _LABELS = "items.", "users.", "labels."
-_OF_USERS = behavior.Interaction | behavior.Impression | behavior.UserChanged
+OF_USERS = behavior.Interaction | behavior.Impression | behavior.UserChanged
+"""The payloads that are of one user, by `user_id`."""
 _KEY_VARIABLE = f"{PREFIX}PRIVACY_KEY_FILE"
 
 
@@ -109,7 +110,7 @@ class LoopPrivacy:
 
     def message(self, message: Any) -> None:
         """Mask the payload of a raw event, in place; others stay as they are."""
-        if isinstance(message, _OF_USERS) and self._hashes_users:
+        if isinstance(message, OF_USERS) and self._hashes_users:
             message.user_id = self.user(message.user_id)
         if isinstance(message, behavior.Impression) and self._labels and message.labels:
             kept = dict(self.labels(message.labels))

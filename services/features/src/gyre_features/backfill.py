@@ -34,7 +34,8 @@ from gyre_runtime.warehouse import (
 )
 from pyiceberg.table import Table
 
-from gyre_features.online.stream import LoopStream, Place
+from gyre_features.online.names import Place
+from gyre_features.online.stream import LoopStream
 from gyre_features.processes.stream import open_redis, open_store
 from gyre_features.settings import FeaturesSettings
 
@@ -154,7 +155,7 @@ def _impression(row: Mapping[str, Any]) -> behavior.Impression:
     return behavior.Impression(user_id=row["user_id"], item_ids=row["item_ids"], shown=row["shown"])
 
 
-def _change(row: Mapping[str, Any]) -> behavior.ItemChanged:
+def _item_change(row: Mapping[str, Any]) -> behavior.ItemChanged:
     return json_format.Parse(row["fields"], behavior.ItemChanged())
 
 
@@ -165,6 +166,6 @@ def _user_change(row: Mapping[str, Any]) -> behavior.UserChanged:
 _MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     INTERACTIONS: _interaction,
     IMPRESSIONS: _impression,
-    ITEMS: _change,
+    ITEMS: _item_change,
     USERS: _user_change,
 }

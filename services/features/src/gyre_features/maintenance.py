@@ -132,7 +132,11 @@ def _replaced(table: Table, old: list[DataFile], new: list[DataFile]) -> bool:
             _LOG.info("somebody else committed: looking again", extra={"table": ".".join(table.name())})
         else:
             return True
-    raise Unavailable("WAREHOUSE_BUSY", f"{'.'.join(table.name())}: others commit all the time; try again later")
+    raise _busy(table)
+
+
+def _busy(table: Table) -> Unavailable:
+    return Unavailable("WAREHOUSE_BUSY", f"{'.'.join(table.name())}: others commit all the time; try again later")
 
 
 def expire(
@@ -166,7 +170,7 @@ def expire(
         gone, files = len(old), delete_files(table, before, files_of(table, table.snapshots()))
         break
     else:
-        raise Unavailable("WAREHOUSE_BUSY", f"{'.'.join(table.name())}: others commit all the time; try again later")
+        raise _busy(table)
     left = sum(delete_file(table, path) for path in orphans(table, before=now - orphan_age))
     return Expired(gone, files, left)
 

@@ -4,15 +4,14 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 
-from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import ServiceSettings
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View
+from gyre_runtime.privacy import OF_USERS
 
-_OF_USERS = behavior.Interaction | behavior.Impression | behavior.UserChanged
 TYPES = message_types(privacy.UserForgotten)
 OnTombstone = Callable[[str, privacy.UserForgotten], object]
 
@@ -47,7 +46,7 @@ class Tombstones:
         dead letters or a history that are sent again bring anybody back. What the user does later counts.
         """
         message = event.message
-        if not self._times or not isinstance(message, _OF_USERS):
+        if not self._times or not isinstance(message, OF_USERS):
             return False
         loop = event.topic.partition(".")[0]
         forgotten = self._times.get((loop, message.user_id))

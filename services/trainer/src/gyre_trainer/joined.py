@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from gyre_core.spec import LoopSpec
-from gyre_runtime import Precondition, load_loops
+from gyre_runtime import NotFound, Precondition, load_loops
 
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.domain import Pins
@@ -18,11 +18,11 @@ from gyre_trainer.settings import TrainerSettings
 
 def join_to_file(settings: TrainerSettings, loop: str, file: str) -> int:
     """Join what the warehouse holds now, print what came of it, and answer the exit code: 1 for a loop unknown here."""
-    spec = load_loops(settings).get(loop)
-    if spec is None:
-        sys.stderr.write(f"{loop}: is no loop of GYRE_LOOPS\n")
+    try:
+        spec, tables, pins = _pinned(settings, loop)
+    except NotFound as error:
+        sys.stderr.write(f"{error}\n")
         return 1
-    tables, pins = _pinned(settings, spec)
     path = Path(file).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     done = tables.join(spec, pins, path=path, memory_bytes=settings.trainer_join_bytes)
@@ -37,19 +37,18 @@ def join_to_file(settings: TrainerSettings, loop: str, file: str) -> int:
 
 def print_plan(settings: TrainerSettings, loop: str) -> int:
     """Print the plan of the same join for Spark as JSON, and answer the exit code."""
-    spec = load_loops(settings).get(loop)
-    if spec is None:
-        sys.stderr.write(f"{loop}: is no loop of GYRE_LOOPS\n")
-        return 1
-    tables, pins = _pinned(settings, spec)
     try:
+        spec, tables, pins = _pinned(settings, loop)
         sys.stdout.write(json.dumps(tables.plan(spec, pins), indent=2) + "\n")
-    except Precondition as error:
+    except (NotFound, Precondition) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
 
 
-def _pinned(settings: TrainerSettings, spec: LoopSpec) -> tuple[LoopTables, Pins]:
-    tables = LoopTables(settings, spec.loop)
-    return tables, tables.pin(None if spec.clock == "replay" else time.time())
+def _pinned(settings: TrainerSettings, loop: str) -> tuple[LoopSpec, LoopTables, Pins]:
+    spec = load_loops(settings).get(loop)
+    if spec is None:
+        raise NotFound("UNKNOWN_LOOP", f"{loop}: is no loop of GYRE_LOOPS")
+    tables = LoopTables(settings, loop)
+    return spec, tables, tables.pin(None if spec.clock == "replay" else time.time())

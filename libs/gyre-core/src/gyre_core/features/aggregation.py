@@ -108,7 +108,7 @@ def aggregate_batch(layout: Layout, events: Iterable[Event], known: Known) -> Ba
     for item_id, versions in states.versions.items():
         for fold in known.folds(item_id):
             held = layout.item_fields.as_of(versions, fold.time)
-            if held.mask != fold.mask or held.is_known != fold.is_known:
+            if not fold.has_read(held):
                 refolds.append((fold, held))
                 folds.append(fold.again(held))
     return Batch(states.states, states.versions, folds, refolds)

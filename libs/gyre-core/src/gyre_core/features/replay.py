@@ -69,7 +69,7 @@ class _Stored:
         self._versions[item_id] = versions
         for fold in self._folds.of(item_id):
             held = layout.item_fields.as_of(versions, fold.time)
-            if held.mask != fold.mask or held.is_known != fold.is_known:
+            if not fold.has_read(held):
                 refold(layout, fold, held, self.state)
                 self._folds.drop([fold])
                 self._folds.add([fold.again(held)])

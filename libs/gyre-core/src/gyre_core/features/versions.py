@@ -53,6 +53,10 @@ class Fold:
     mask: int
     is_known: bool
 
+    def has_read(self, held: Held) -> bool:
+        """Whether this is what it read."""
+        return held.mask == self.mask and held.is_known == self.is_known
+
     def again(self, held: Held) -> Fold:
         """The same event's fold on other fields."""
         return Fold(self.item_id, self.user_id, self.type, self.time, self.value, held.mask, held.is_known)

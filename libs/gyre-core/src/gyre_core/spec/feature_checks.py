@@ -35,7 +35,6 @@ _MOST_NUMBERS = 7000
 """In one value: Redis gives Lua a stack of 8,000, and the fields need some of it."""
 _COUNTING = DecayedCountFeature | DecayedRateFeature | SmoothedRateFeature | WindowedCountFeature | WindowedRateFeature
 _BY_CATEGORY = AffinityFeature | HistoryFeature | DiversityFeature
-_NO_CATEGORIES = "must be a field that lists its values, or gives buckets"
 
 
 def feature_checks(spec: LoopSpec) -> Iterator[Violation]:
@@ -112,7 +111,7 @@ def _category_rule(feature: Feature, field: Field) -> str | None:
         return None if isinstance(feature, FieldFeature) else "must be a field of kind category or categories"
     if isinstance(feature, HistoryFeature) and len(field.categories) > _MASK_BITS:
         return f"must be a field of at most {_MASK_BITS} values"
-    return None if field.categories else _NO_CATEGORIES
+    return None if field.categories else "must be a field that lists its values, or gives buckets"
 
 
 def _feature_with(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
@@ -136,12 +135,9 @@ def _feature_by(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violatio
         rule = "must be left out with scope item, whose events all fall on its own categories: use user or global"
         yield Violation((*loc, "by"), name, rule)
     field = spec.fields("item").get(name)
-    if field is None:
-        yield Violation((*loc, "by"), name, _undeclared(spec, "item"))
-    elif not isinstance(field, CategoryField | CategoriesField):
-        yield Violation((*loc, "by"), name, "must be a field of kind category or categories")
-    elif not field.categories:
-        yield Violation((*loc, "by"), name, _NO_CATEGORIES)
+    problem = _undeclared(spec, "item") if field is None else _category_rule(feature, field)
+    if problem is not None:
+        yield Violation((*loc, "by"), name, problem)
 
 
 def _feature_encoding(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:

@@ -209,7 +209,6 @@ class OnlineStore:
             pipe.delete(self.names.entity(kind, id))
             if kind == "item":
                 pipe.delete(self.names.versions(id))
-            if kind == "item":
                 for name in self.names.popular(self.names.shard_of(kind, id)):
                     pipe.zrem(name, id)
             deleted, *_ = await pipe.execute()

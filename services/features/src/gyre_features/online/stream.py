@@ -28,15 +28,13 @@ from gyre_runtime.fields import field_values
 
 from gyre_features.online.items import KnownItems
 from gyre_features.online.late import LateFields
+from gyre_features.online.names import Place
 from gyre_features.online.outbox import completed, described, restored
 from gyre_features.online.store import OnlineStore, identity
 from gyre_features.online.writing import Applied, Fences, Known, ShelfChange, Stale, Write
 
 _LOG = logging.getLogger(__name__)
 _SENDING_S = 0.001
-
-Place = tuple[str, int]
-
 
 OnBatch = Callable[[BatchApplied, Sequence[Event]], Awaitable[None]]
 
@@ -56,6 +54,10 @@ def feature_event(event: Event) -> FeatureEvent:
     if isinstance(message, behavior.UserChanged):
         return FieldsChanged("user", message.user_id, event.time, field_values(message.fields))
     return FieldsChanged("item", message.item_id, event.time, field_values(message.fields))
+
+
+def _of_items(events: Iterable[FeatureEvent]) -> list[FieldsChanged]:
+    return [each for each in events if isinstance(each, FieldsChanged) and each.kind == "item"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +177,8 @@ class LoopStream:
             await self._apply_to(shard, events)
 
     async def _announce(self, events: Sequence[Event]) -> None:
-        changes = [feature_event(event) for event in events if isinstance(event.message, behavior.ItemChanged)]
-        changed = [each for each in changes if isinstance(each, FieldsChanged)]
+        changes = (feature_event(event) for event in events if isinstance(event.message, behavior.ItemChanged))
+        changed = _of_items(changes)
         items = await self.store.versions(list({change.id for change in changed}))
         self._items.changed(await self._late.announce(changed, items))
 
@@ -256,9 +258,7 @@ class LoopStream:
             self._catalogue_fences[shard] = tuple(fences[place] for place in self.catalogue)
         items = await self._items.lookup(needed)
         version = self._items.version if needed else None
-        items_changed = [each for each in changes if isinstance(each, FieldsChanged) and each.kind == "item"]
-        changed = items_changed if needed else []
-        stand = await self._late.known(shard, changed, items)
+        stand = await self._late.known(shard, _of_items(changes) if needed else [], items)
         batch = aggregate_batch(layout, changes, stand)
         whole = await self._late.whole(shard, batch) if batch.refolds else {}
         waiting, came = (sum(not fold.is_known for fold in folds) for folds in (batch.folds, dict(batch.refolds)))

@@ -214,17 +214,16 @@ class BatchReplay:
         return entity[0] == "item" and (delta.fields_time > _NEVER or self._ttl_s["item"] is not None)
 
     def _merge(self, entity: EntityId, delta: Delta, batch: AppliedBatch) -> None:
-        kind, id_ = entity
-        value = merge(self._layout.slots(kind), self._value(entity, batch.applied_time), delta.pack(batch.number))
-        self._put((kind, id_), value, batch)
+        slots = self._layout.slots(entity[0])
+        value = merge(slots, self._value(entity, batch.applied_time), delta.pack(batch.number))
+        self._put(entity, value, batch)
 
     def _put(self, entity: EntityId, value: bytes, batch: AppliedBatch) -> None:
-        kind, id_ = entity
         self._values[entity] = (value, batch.applied_time)
         if batch.number <= self._settled.get(batch.shard, 0):
             self._keep_old(entity, value, batch)
             return
-        touch = Touch(kind, id_, batch.number)
+        touch = Touch(*entity, batch.number)
         if touch in self._wanted:
             self.kept[touch] = value
             if entity in self._doubted:

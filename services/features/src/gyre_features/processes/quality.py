@@ -13,13 +13,13 @@ from faust.types import TP
 from gyre.events.v1 import features_pb2 as pb
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
-from gyre_runtime import Dependency, Lifespan, Unavailable, load_loops
+from gyre_runtime import Dependency, Lifespan, load_loops
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, View, ensure_topics
 from gyre_runtime.privacy import Privacy, open_privacy
 
 from gyre_features.processes.stream import TOPICS, TYPES
-from gyre_features.quality.flow import LiveFlow
+from gyre_features.quality.flow import LiveFlow, send_however_long
 from gyre_features.quality.sketching import LiveSketches
 from gyre_features.quality.watch import Place, QualityWatch
 from gyre_features.redaction import redactor
@@ -27,7 +27,6 @@ from gyre_features.settings import FeaturesSettings
 
 GROUP = "features-quality"
 _TICK_S = 0.5
-_RETRY_S = 1.0
 _STOP_S = 5.0
 _LOG = logging.getLogger(__name__)
 
@@ -190,17 +189,9 @@ async def _until(app: faust.App, failed: "asyncio.Future[None]") -> None:
 
 async def _tell(producer: Producer, windows: Sequence[pb.QualityWindow]) -> None:
     """Send windows, each partition's in their order, however long Kafka is away."""
-
-    async def send(window: pb.QualityWindow) -> None:
-        while True:
-            try:
-                await producer.send(topic(window.loop, "features.quality"), window, key=window.topic)
-            except Unavailable:
-                await asyncio.sleep(_RETRY_S)
-            else:
-                return
-
-    await asyncio.gather(*(send(window) for window in windows))
+    name_of = {window.loop: topic(window.loop, "features.quality") for window in windows}
+    sends = (send_however_long(producer, name_of[each.loop], each, key=each.topic) for each in windows)
+    await asyncio.gather(*sends)
 
 
 async def _commit(app: faust.App, offsets: Mapping[Place, int]) -> None:

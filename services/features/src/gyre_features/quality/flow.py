@@ -99,7 +99,10 @@ class LiveFlow:
 
     async def tell(self, sketches: Sequence[pb.LiveSketch]) -> None:
         """Send sketches, however long Kafka is away."""
-        sends = (self._send(topic(each.loop, SKETCHES), each, key=str(each.partition)) for each in sketches)
+        sends = (
+            send_however_long(self._producer, topic(each.loop, SKETCHES), each, key=str(each.partition))
+            for each in sketches
+        )
         await asyncio.gather(*sends)
 
     async def judge(self, owns: Callable[[Place], bool]) -> None:
@@ -122,17 +125,19 @@ class LiveFlow:
         loop = judged.loop
         before = self._judged[loop].get(loop)
         for alert in follow_up(judged, before.message.failing if before is not None else {}):
-            await self._send(topic(loop, "alerts"), alert, key=alert.alert_id)
-        await self._send(topic(loop, LIVE_QUALITY), judged, key=loop)
+            await send_however_long(self._producer, topic(loop, "alerts"), alert, key=alert.alert_id)
+        await send_however_long(self._producer, topic(loop, LIVE_QUALITY), judged, key=loop)
         for name, finding in worst(judged.findings).items():
             instrument("gyre_quality_live_value").set(finding.value, loop=loop, check=name)
             instrument("gyre_quality_live_failing").set(float(not finding.passed), loop=loop, check=name)
 
-    async def _send(self, name: str, message: Message, *, key: str) -> None:
-        while True:
-            try:
-                await self._producer.send(name, message, key=key)
-            except Unavailable:
-                await asyncio.sleep(_RETRY_S)
-            else:
-                return
+
+async def send_however_long(producer: Producer, name: str, message: Message, *, key: str) -> None:
+    """Send an event to a topic, however long Kafka is away."""
+    while True:
+        try:
+            await producer.send(name, message, key=key)
+        except Unavailable:
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return

@@ -29,11 +29,12 @@ create view interactions as select source, event_id, kafka_partition, kafka_offs
   epoch_us(ingest_time) as ingest_us, request_id, user_id, item_id, type from {INTERACTIONS};
 """  # noqa: S608 - constants of this module
 _KEYS = ("source", "event_id", "event_time", "kafka_partition", "kafka_offset", "request_id", "user_id")
-_SHOWN = (*_KEYS, "item_ids", "layout", "features", "item_batches", "context", "labels", "positions")
-_ACTED = (*_KEYS, "item_id", "type", "ingest_time")
+SHOWN = (*_KEYS, "item_ids", "layout", "features", "item_batches", "context", "labels", "positions")
+ACTED = (*_KEYS, "item_id", "type", "ingest_time")
+"""What a training set takes of impressions, and of interactions."""
 _JOINED = f"""
 copy (
-  select {", ".join(_SHOWN)},
+  select {", ".join(SHOWN)},
     list_transform(item_ids, lambda item: coalesce(relevance_of[item], 0)::float) as relevance
   from {IMPRESSIONS} join (
     select place as label_place, map(list(item_id), list(relevance)) as relevance_of from labels group by place
@@ -66,7 +67,7 @@ def plan(spec: LoopSpec, tables: Mapping[str, tuple[Table, int]], *, now: float)
     rules = Attribution(spec.training.label, now=now, most=spec.training.history.impressions)
     return {
         "labels": rules.labels,
-        "columns": list(_SHOWN),
+        "columns": list(SHOWN),
         "tables": {
             view: {"metadata": tables[name][0].metadata_location, "snapshot": tables[name][1]}
             for view, name in (("impressions", IMPRESSIONS), ("interactions", INTERACTIONS))
@@ -149,8 +150,8 @@ def join(
         now: unix seconds, which decides which windows are open.
         path: of the file, which is replaced.
     """
-    attach(db, *tables[IMPRESSIONS], _SHOWN)
-    attach(db, *tables[INTERACTIONS], _ACTED)
+    attach(db, *tables[IMPRESSIONS], SHOWN)
+    attach(db, *tables[INTERACTIONS], ACTED)
     rules = Attribution(spec.training.label, now=now, most=spec.training.history.impressions)
     db.execute(_VIEWS)
     db.execute(f"create temp table labels as {rules.labels}")

@@ -33,16 +33,15 @@ from pyiceberg.table import Table
 from pyiceberg.types import TimestamptzType
 from sqlalchemy.exc import OperationalError
 
-from gyre_trainer.adapters.joining import Joined, attach, bounded, join, plan
+from gyre_trainer.adapters.joining import ACTED, SHOWN, Joined, attach, bounded, join, plan
 from gyre_trainer.domain import Pins
 from gyre_trainer.training_set import Tables
 
 _US = 1_000_000
 _KEYS = ("source", "event_id", "event_time", "kafka_partition", "kafka_offset")
-_SERVED = ("layout", "features", "item_batches", "context", "labels", "positions")
 _COLUMNS = {
-    IMPRESSIONS: (*_KEYS, "request_id", "user_id", "item_ids", "shown", *_SERVED),
-    INTERACTIONS: (*_KEYS, "user_id", "item_id", "type", "value", "request_id", "ingest_time"),
+    IMPRESSIONS: (*SHOWN, "shown"),
+    INTERACTIONS: (*ACTED, "value"),
     ITEMS: (*_KEYS, "item_id", "fields"),
     USERS: (*_KEYS, "user_id", "fields"),
 }
