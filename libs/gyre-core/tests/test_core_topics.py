@@ -34,6 +34,7 @@ def test_retention_becomes_kafka_configuration(full_loop: LoopSpec) -> None:
     assert config["models.rollout-events"] == {"cleanup.policy": "delete", "retention.ms": "-1"}
     assert config["models.rollouts"] == {"cleanup.policy": "compact"}
     assert config["catalog.items"] == {"cleanup.policy": "compact"}
+    assert config["catalog.users"] == {"cleanup.policy": "compact", "max.compaction.lag.ms": str(86_400_000)}
     assert config["behavior.impressions"]["retention.ms"] == str(30 * 86_400_000)
 
 

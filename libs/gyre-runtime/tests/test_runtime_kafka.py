@@ -27,6 +27,7 @@ from gyre_runtime.kafka import (
     ensure_topics,
     read_compacted,
     read_log,
+    read_records,
 )
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -118,6 +119,23 @@ async def test_unreadable_records_are_dead_lettered_with_their_reason(kafka: str
     assert (headers["gyre_topic"], headers["gyre_partition"], headers["gyre_offset"]) == (topic, "0", "0")
     assert headers["ce_id"] == dict(good.headers)["ce_id"].decode()
     assert "item_id: is required" in found[2][1]["gyre_error"]
+
+
+async def test_a_deletion_is_in_every_partition_and_no_dead_letter(kafka: str, make_topic: MakeTopic) -> None:
+    """Whatever hash chose the partition of a key, its record is deleted there; consumers pass over such records."""
+    topic, seen = await make_topic("catalog.users", partitions=3, compacted=True), []
+
+    async def handle(events: list[Event]) -> None:
+        seen.extend(events)
+
+    async with Producer(kafka, source="test") as producer, consuming(kafka, topic, handle):
+        await producer.delete(topic, "u7")
+        for number in range(12):
+            await producer.send(topic, interaction(), key=f"u{number}")
+        await eventually(lambda: len(seen) == 12)
+    deleted = [record.partition async for record in read_records(kafka, topic) if record.value is None]
+    assert sorted(deleted) == [0, 1, 2]
+    assert [record async for record in read_records(kafka, f"{topic}.dlq")] == []
 
 
 async def test_one_bad_event_does_not_take_its_batch_along(kafka: str, make_topic: MakeTopic) -> None:

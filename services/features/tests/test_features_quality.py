@@ -170,10 +170,33 @@ async def test_offsets_move_only_after_the_window_was_told(spec: LoopSpec) -> No
     assert log == [("told", BEGIN, True), ("committed", 2)]
 
 
+async def test_a_deletion_is_passed_over(spec: LoopSpec) -> None:
+    """A record without a value deletes its key from a compacted topic: it is neither an event nor unreadable."""
+    told: list[pb.QualityWindow] = []
+    committed: list[Any] = []
+
+    async def tell(windows: Any) -> None:
+        told.extend(windows)
+
+    async def closed_until(_: Any) -> dict[Any, float]:
+        return {}
+
+    async def commit(offsets: Any) -> None:
+        committed.append(dict(offsets))
+
+    watch = QualityWatch({spec.loop: spec}, TYPES, closed_until=closed_until, tell=tell, commit=commit, idle_s=0)
+    name = topic(spec.loop, "catalog.items")
+    record = encode(behavior.ItemChanged(item_id="i"), source="test", time=BEGIN)
+    await watch.observe([_Received(name, 0, 0, *record)])
+    await watch.observe([_Received(name, 1, 7, b"i", None, [])])
+    assert [(each.events, each.unreadable) for each in told] == [(1, 0)]
+    assert committed[-1] == {(name, 1): 8}
+
+
 class _Received:
     """A record as a consumer hands it over."""
 
-    def __init__(self, topic: str, partition: int, offset: int, key: Any, value: bytes, headers: Any) -> None:
+    def __init__(self, topic: str, partition: int, offset: int, key: Any, value: bytes | None, headers: Any) -> None:
         self.topic, self.partition, self.offset = topic, partition, offset
         self.key, self.value, self.headers = key, value, headers
 

@@ -114,7 +114,7 @@ def test_credit_is_shared_as_brute_force_says(make_spec, new_history, shown, act
 
 
 def test_features_of_users_are_as_they_were_known_then(make_spec, new_history) -> None:
-    """Fields of a user hold from their change on, the first ones from the beginning; nobody's are the default."""
+    """Fields of a user hold from their change on, as when served; before it, and for others, they are the default."""
     spec, history = make_spec(users=True), new_history()
     history.user("u0", time=BEGIN, member=True)
     history.user("u0", time=BEGIN + 5000, member=False)
@@ -123,7 +123,7 @@ def test_features_of_users_are_as_they_were_known_then(make_spec, new_history) -
         history.act(user, "a", time=BEGIN + time + 60, request_id=f"r{number}")
     made = build(spec, Layout.compile(spec), history.tables(), now=BEGIN + 20_000)
     member = made.features[:, :, Layout.compile(spec).index["member"]]
-    assert member.tolist() == [[1, 1], [1, 1], [0, 0], [0, 0]]
+    assert member.tolist() == [[0, 0], [1, 1], [0, 0], [0, 0]]
 
 
 def test_interactions_that_came_late_count_and_are_counted(make_spec, new_history) -> None:

@@ -20,6 +20,8 @@ class TopicDecl:
 
     `retention_s` None keeps records for ever (or, compacted, the newest of each key); `partitions` is a number, or
     `sharded` for the loop's `shards.kafka_partitions`; `retention_s` of `behavior` topics gives way to the loop's own.
+    After `compaction_lag_s` at the latest an older record of a key, or a deleted one, is compacted away; None leaves
+    that to Kafka.
     """
 
     suffix: str
@@ -31,6 +33,7 @@ class TopicDecl:
     dead_letter: bool
     owner: str
     description: str
+    compaction_lag_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,14 @@ class Topic:
     retention_s: float | None
     compacted: bool
     owner: str
+    compaction_lag_s: float | None = None
 
     def config(self) -> dict[str, str]:
         """The Kafka topic configuration that this declaration means."""
         if self.compacted:
-            return {"cleanup.policy": "compact"}
+            lag = self.compaction_lag_s
+            within = {} if lag is None else {"max.compaction.lag.ms": str(round(lag * 1000))}
+            return {"cleanup.policy": "compact", **within}
         kept_ms = -1 if self.retention_s is None else round(self.retention_s * 1000)
         return {"cleanup.policy": "delete", "retention.ms": str(kept_ms)}
 
@@ -64,9 +70,21 @@ def _decl(  # noqa: PLR0913 (one row of the table below, whose columns these are
     retention_s: float | None = 30 * _DAY_S,
     compacted: bool = False,
     dead_letter: bool = True,
+    compaction_lag_s: float | None = None,
 ) -> TopicDecl:
     name = f"gyre.events.v1.{payload}"
-    return TopicDecl(suffix, key, name, partitions, retention_s, compacted, dead_letter, owner, description)
+    return TopicDecl(
+        suffix,
+        key,
+        name,
+        partitions,
+        retention_s,
+        compacted,
+        dead_letter,
+        owner,
+        description,
+        compaction_lag_s,
+    )
 
 
 TOPICS: tuple[TopicDecl, ...] = (
@@ -104,6 +122,7 @@ TOPICS: tuple[TopicDecl, ...] = (
         partitions="sharded",
         retention_s=None,
         compacted=True,
+        compaction_lag_s=_DAY_S,
         description="The fields of each user; the newest record of a user stands. One without a value forgets a user.",
     ),
     _decl(
@@ -280,6 +299,7 @@ def _resolve(loop: LoopSpec, decl: TopicDecl) -> Topic:
         retention_s=loop.retention.behavior_s if behavior else decl.retention_s,
         compacted=decl.compacted,
         owner=decl.owner,
+        compaction_lag_s=decl.compaction_lag_s,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
+from gyre_core.topics import is_compacted
 
 from gyre_runtime.tracing import TRACEPARENT
 
@@ -82,6 +83,11 @@ class Unreadable(Exception):  # noqa: N818 - reads as what it says about the rec
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(f"{reason}: {message[:_MAX_DETAIL_CHARS]}")
         self.reason = reason
+
+
+def is_deletion(record: ReceivedRecord) -> bool:
+    """Whether a record deletes its key from a compacted topic, which is all that it says."""
+    return record.value is None and is_compacted(record.topic)
 
 
 def message_types(*types: type[Message]) -> dict[str, type[Message]]:

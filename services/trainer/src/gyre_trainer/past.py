@@ -29,8 +29,8 @@ class Asked:
 class Past:
     """Answers what the features were strictly before a time; asked in the order of time.
 
-    An item's first known fields hold from the beginning, since a catalogue is often imported after the behaviour; a
-    user's, too.
+    An item's first known fields hold from the beginning, since a catalogue is often imported after the behaviour. A
+    user's hold from their own time on: they may say what the user did by then.
 
     Args:
         layout: of the features.
@@ -49,8 +49,8 @@ class Past:
         shown: pa.Table,
         users: pa.Table | None = None,
     ) -> None:
-        changes = [*_changes(ITEMS, items), *(_changes(USERS, users) if users is not None else ())]
-        found = [*changes, *_interactions(layout, interactions), *_impressions(layout, shown)]
+        known = [] if users is None else [(event.time, event) for event in _events(USERS, users)]
+        found = [*_catalogue(items), *known, *_interactions(layout, interactions), *_impressions(layout, shown)]
         found.sort(key=lambda each: each[0])
         self._times = np.array([time for time, _ in found])
         self._events = [event for _, event in found]
@@ -72,9 +72,9 @@ class Past:
         return matrix, age.missing_items
 
 
-def _changes(name: str, rows: pa.Table) -> Iterator[tuple[float, Event]]:
+def _catalogue(items: pa.Table) -> Iterator[tuple[float, Event]]:
     known: set[str] = set()
-    for change in _events(name, rows):
+    for change in _events(ITEMS, items):
         if isinstance(change, FieldsChanged):
             yield (change.time if change.id in known else _ALWAYS), change
             known.add(change.id)

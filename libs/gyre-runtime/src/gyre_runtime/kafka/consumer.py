@@ -16,12 +16,12 @@ from typing import Any, Self
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from gyre_core.admission import Refusal
-from gyre_core.topics import dead_letter_topic, is_compacted
+from gyre_core.topics import dead_letter_topic
 
 from gyre_runtime import tracing
 from gyre_runtime.constraints import checker_for
 from gyre_runtime.errors import is_transient
-from gyre_runtime.events import Event, MessageTypes, decode_many
+from gyre_runtime.events import Event, MessageTypes, decode_many, is_deletion
 from gyre_runtime.kafka._names import start_when_up, topic_labels
 from gyre_runtime.kafka.dead_letters import dead_letter
 from gyre_runtime.kafka.producer import Producer
@@ -283,9 +283,8 @@ class Consumer:
         events, refused = decode_many(records, self._types)
         by_place = {(record.topic, record.partition, record.offset): record for record in records}
         for record, error in refused:
-            if record.value is None and is_compacted(record.topic):
-                continue  # it deletes its key, which is all that it says
-            await self._dead_letter(record, error.reason, str(error))
+            if not is_deletion(record):
+                await self._dead_letter(record, error.reason, str(error))
         accepted = []
         for event in events:
             reason, detail = self._refusal(event)

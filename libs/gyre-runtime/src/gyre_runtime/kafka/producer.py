@@ -129,12 +129,18 @@ class Producer:
         await self._send(topic, record.key, record.value, record.headers)
 
     async def delete(self, topic: str, key: str) -> None:
-        """Delete a key from a compacted topic, by a record without a value; raises what `send` raises."""
-        await self._send(topic, key.encode(), None, [])
+        """Delete a key from a compacted topic, by records without a value; raises what `send` raises.
 
-    async def _send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        Every partition gets one, since producers choose the partition of a key by different hashes.
+        """
+        for partition in sorted(await self._client.partitions_for(topic)):
+            await self._send(topic, key.encode(), None, [], partition=partition)
+
+    async def _send(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, *, partition: int | None = None
+    ) -> None:
         try:
-            await self._client.send_and_wait(topic, value, key=key, headers=headers)
+            await self._client.send_and_wait(topic, value, key=key, headers=headers, partition=partition)
         except KafkaError as error:
             raise _translate(error) from error
         instrument("gyre_producer_records_total").add(**topic_labels(topic))

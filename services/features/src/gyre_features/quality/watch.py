@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from gyre.events.v1 import features_pb2 as pb
 from gyre_core.spec import LoopSpec
 from gyre_runtime import instrument
-from gyre_runtime.events import Event, MessageTypes, ReceivedRecord, Unreadable, decode
+from gyre_runtime.events import Event, MessageTypes, ReceivedRecord, Unreadable, decode, is_deletion
 
 from gyre_features.quality.sketching import LiveSketches
 from gyre_features.quality.windows import PartitionWindows
@@ -94,6 +94,9 @@ class QualityWatch:
             self._partitions[topic, partition] = PartitionWindows(spec, topic, partition, closed_until=until)
 
     def _count(self, record: ReceivedRecord) -> None:
+        if is_deletion(record):
+            self._partitions[record.topic, record.partition].skip(record.offset)
+            return
         event: Event | None = None
         try:
             event = decode(record, self._types)

@@ -152,6 +152,10 @@ class PartitionWindows:
         self._window(start, offset).count(self._spec, event.message)
         return None
 
+    def skip(self, offset: int) -> None:
+        """Pass over a record that is no event."""
+        self.next_offset = max(self.next_offset, offset + 1)
+
     def _count_unreadable(self, offset: int) -> None:
         now = self._clock.now()
         start = max(self._start_of(now), self._closed_until) if isfinite(now) and now > 0 else None
