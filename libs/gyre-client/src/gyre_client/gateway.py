@@ -195,12 +195,16 @@ def timestamp(unix_s: float) -> Timestamp:
 
 def item_changed(item_id: str, fields: Mapping[str, FieldValue]) -> behavior.ItemChanged:
     """The payload for an item with its fields."""
-    return behavior.ItemChanged(item_id=item_id, fields={name: _field(value) for name, value in fields.items()})
+    return behavior.ItemChanged(item_id=item_id, fields=_fields(fields))
 
 
 def user_changed(user_id: str, fields: Mapping[str, FieldValue]) -> behavior.UserChanged:
     """The payload for a user with what is known of them."""
-    return behavior.UserChanged(user_id=user_id, fields={name: _field(value) for name, value in fields.items()})
+    return behavior.UserChanged(user_id=user_id, fields=_fields(fields))
+
+
+def _fields(fields: Mapping[str, FieldValue]) -> dict[str, behavior.FieldValue]:
+    return {name: _field(value) for name, value in fields.items()}
 
 
 def _field(value: FieldValue) -> behavior.FieldValue:

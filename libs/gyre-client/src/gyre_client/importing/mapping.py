@@ -60,7 +60,7 @@ class TimeSource(SpecModel):
 
 
 class FieldSource(SpecModel):
-    """A field of the item: its column, and what separates several categories, or the numbers of a vector, in one text.
+    """A field of the entity: its column, and what separates several categories, or a vector's numbers, in one text.
 
     Without a separator a text is one category, and the numbers of a vector are separated by commas.
     """
