@@ -18,8 +18,9 @@ from gyre_core.models import CLASSIFIER_FILE, MANIFEST_FILE, REFERENCE_FILE
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import declared, topic
 from gyre_features.processes.serve import serve
-from gyre_features.quality.judging import follow_up, judge_live
+from gyre_features.quality.judging import follow_up, judge_features, live_quality
 from gyre_features.quality.live import LiveReference, PartitionSketch, whole_of
+from gyre_features.quality.windowed import Judged
 from gyre_features.settings import FeaturesSettings
 from gyre_local.testing import eventually
 from gyre_quality.bins import fit_bins
@@ -100,6 +101,12 @@ def _told(reference: LiveReference, shown: list[Event], *, partition: int = 0) -
     return part.message()
 
 
+def _judged(
+    spec: LoopSpec, reference: LiveReference, told: list[events.LiveSketch], *, now: float
+) -> events.LiveQuality | None:
+    return live_quality(spec, judge_features(spec, reference, told), Judged(), now=now)
+
+
 def test_two_workers_sketches_are_those_of_one(judged_spec: LoopSpec, reference: LiveReference) -> None:
     """Whoever counts which impressions, in whatever order, counts and sample of all together are the same."""
     shown = _impressions(judged_spec, 600)
@@ -113,7 +120,7 @@ def test_two_workers_sketches_are_those_of_one(judged_spec: LoopSpec, reference:
     assert alone.sample is not None
     np.testing.assert_array_equal(both.sample.ids, alone.sample.ids)
     np.testing.assert_array_equal(both.sample.values, alone.sample.values)
-    first, second = (judge_live(judged_spec, reference, each, now=1.0) for each in (parts, [_told(reference, shown)]))
+    first, second = (_judged(judged_spec, reference, each, now=1.0) for each in (parts, [_told(reference, shown)]))
     assert first is not None
     assert second is not None
     assert [each.passed for each in first.findings] == [each.passed for each in second.findings]
@@ -171,8 +178,8 @@ def test_old_rows_are_forgotten(judged_spec: LoopSpec, reference: LiveReference)
 
 def test_alerts_follow_the_actions_of_the_loop(judged_spec: LoopSpec, reference: LiveReference) -> None:
     """Calm data says nothing; drift alerts, critically where the action blocks; it goes on since then, and resolves."""
-    calm = judge_live(judged_spec, reference, [_told(reference, _impressions(judged_spec, 300))], now=10.0)
-    moved = judge_live(judged_spec, reference, [_told(reference, _impressions(judged_spec, 300, shift=1.0))], now=20.0)
+    calm = _judged(judged_spec, reference, [_told(reference, _impressions(judged_spec, 300))], now=10.0)
+    moved = _judged(judged_spec, reference, [_told(reference, _impressions(judged_spec, 300, shift=1.0))], now=20.0)
     assert calm is not None
     assert moved is not None
     assert follow_up(calm, {}) == []
@@ -181,14 +188,14 @@ def test_alerts_follow_the_actions_of_the_loop(judged_spec: LoopSpec, reference:
     assert alerts["live drift.psi"].severity == monitor.ALERT_SEVERITY_CRITICAL
     assert alerts["live drift.wasserstein"].severity == monitor.ALERT_SEVERITY_WARNING
     assert alerts["live drift.psi"].alert_id == f"{judged_spec.loop}-live-drift.psi"
-    again = judge_live(judged_spec, reference, [_told(reference, _impressions(judged_spec, 300, shift=1.0))], now=30.0)
+    again = _judged(judged_spec, reference, [_told(reference, _impressions(judged_spec, 300, shift=1.0))], now=30.0)
     assert again is not None
     assert {alert.start_time.seconds for alert in follow_up(again, moved.failing)} == {20}
     resolved = follow_up(calm, again.failing)
     assert {alert.name for alert in resolved} == alerts.keys()
     assert all(alert.end_time.seconds == 10 for alert in resolved)
     few = [_told(reference, _impressions(judged_spec, 39))]
-    assert judge_live(judged_spec, reference, few, now=1.0) is None
+    assert _judged(judged_spec, reference, few, now=1.0) is None
 
 
 async def _produce(kafka: str, shown: list[Event]) -> None:

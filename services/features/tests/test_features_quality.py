@@ -12,6 +12,7 @@ from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, topic
 from gyre_features.processes.stream import TYPES
 from gyre_features.quality.report import QualityWindows
+from gyre_features.quality.tallies import LoopChecks, ShownRequests, Tallies
 from gyre_features.quality.watch import QualityWatch
 from gyre_features.quality.windows import OTHER_TYPES, PartitionWindows
 from gyre_local.process import Process
@@ -33,8 +34,13 @@ def _event(spec: LoopSpec, message: Any, *, time: float, suffix: str = "behavior
     return Event("e", "test", "", time, message, None, topic(spec.loop, suffix), 0, 0)
 
 
-def _windows(spec: LoopSpec, suffix: str = "behavior.interactions") -> PartitionWindows:
-    return PartitionWindows(spec, topic(spec.loop, suffix), 0, closed_until=0.0)
+def _windows(spec: LoopSpec, suffix: str = "behavior.interactions", *, closed_until: float = 0.0) -> PartitionWindows:
+    return PartitionWindows(spec, topic(spec.loop, suffix), 0, tallies=_tallies(spec), closed_until=closed_until)
+
+
+def _tallies(spec: LoopSpec) -> Callable[[], Tallies]:
+    checks, shown = LoopChecks(spec), ShownRequests()
+    return lambda: Tallies(checks, shown)
 
 
 def _tell(windows: PartitionWindows, *, idle: bool = False) -> list[pb.QualityWindow]:
@@ -108,7 +114,7 @@ def test_a_successor_begins_at_the_oldest_open_window(spec: LoopSpec) -> None:
 
 def test_a_window_that_was_told_finally_is_not_told_again(spec: LoopSpec) -> None:
     """A successor that reads records of a final window once more leaves them out."""
-    windows = PartitionWindows(spec, topic(spec.loop, "behavior.interactions"), 0, closed_until=BEGIN + 60)
+    windows = _windows(spec, closed_until=BEGIN + 60)
     assert windows.count(0, _event(spec, _rating(1.0), time=BEGIN + 59)) == "WINDOW_CLOSED"
     assert windows.count(1, _event(spec, _rating(1.0), time=BEGIN + 60)) is None
     assert windows.count(1, _event(spec, _rating(1.0), time=BEGIN + 60)) == "COUNTED"

@@ -139,7 +139,7 @@ TOPICS: tuple[TopicDecl, ...] = (
         key="source topic",
         owner="features",
         dead_letter=False,
-        description="Windowed counts and ranges of the raw stream.",
+        description="Windowed counts and ranges of the raw stream, and how many of its events checks found at fault.",
     ),
     _decl(
         "features.sketches",
@@ -159,7 +159,7 @@ TOPICS: tuple[TopicDecl, ...] = (
         retention_s=None,
         compacted=True,
         dead_letter=False,
-        description="The newest impressions beside the training set of the live model.",
+        description="The findings about the live stream and the features that it was served.",
     ),
     _decl(
         "privacy.tombstones",

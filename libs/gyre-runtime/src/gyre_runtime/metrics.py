@@ -95,8 +95,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("gyre_features_parity_seconds", "gauge", "s", ("loop",), "How long the last check took."),
     Metric("gyre_archive_rows_total", "counter", "1", ("loop", "table"), "Rows appended to the warehouse."),
     Metric("gyre_quality_windows_total", "counter", "1", ("loop", "topic"), "Quality windows told, so far or finally."),
-    Metric("gyre_quality_live_value", "gauge", "1", ("loop", "check"), "What a check of live features last found."),
-    Metric("gyre_quality_live_failing", "gauge", "1", ("loop", "check"), "1 while a check of live features fails."),
+    Metric("gyre_quality_live_value", "gauge", "1", ("loop", "check"), "What a check of the live stream last found."),
+    Metric("gyre_quality_live_failing", "gauge", "1", ("loop", "check"), "1 while a check of the live stream fails."),
     # inference
     Metric(
         "gyre_inference_predict_seconds",

@@ -1,4 +1,4 @@
-"""The command about data quality: live features beside the live model's training set, or what a run's gate found."""
+"""The command about data quality: findings about the live stream, or what a run's gate found."""
 
 from collections.abc import Iterable
 from typing import Annotated
@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def quality(loop: LoopArgument, run: RunOption = "", *, as_json: JsonOption = False) -> None:
-    """Show the findings about live features, or those of a training run's gate; failed checks first."""
+    """Show the findings about the live stream, or those of a training run's gate; failed checks first."""
     request = pb.GetReportRequest(loop=loop, run_id=run, windows=1)
     answer = ask("features", lambda mesh: call(mesh.quality.GetReport, request, timeout_s=TIMEOUT_S))
     show(answer, as_json=as_json, render=lambda: _snapshot(answer.snapshot) if run else _live(answer))
@@ -30,13 +30,10 @@ def _live(answer: pb.GetReportResponse) -> RenderableType:
     for each in answer.windows:
         windows.add_row(each.topic, when(each.window_start_time), f"{each.events:,}", f"{each.unreadable:,}")
     if not answer.HasField("live"):
-        return Group(windows, "live features: not judged yet")
+        return Group(windows, "live stream: not judged yet")
     live = answer.live
-    return Group(
-        windows,
-        f"live features: {live.rows:,} items beside the training set of {live.version}, {when(live.judged_time)}",
-        _checks(live.checks),
-    )
+    beside = f"{live.rows:,} items beside the training set of {live.version}" if live.version else "not judged yet"
+    return Group(windows, f"live stream, {when(live.judged_time)}; features: {beside}", _checks(live.checks))
 
 
 def _snapshot(report: pb.SnapshotReport) -> RenderableType:

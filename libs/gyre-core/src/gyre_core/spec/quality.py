@@ -17,6 +17,7 @@ Action = Literal["warn", "quarantine", "block"]
 
 CHECKS = (
     "completeness.missing",
+    "completeness.unreadable",
     "completeness.range",
     "completeness.freshness",
     "completeness.volume",
@@ -33,7 +34,7 @@ CHECKS = (
     "labels.consistency",
     "personal_data",
 )
-"""Every check of a snapshot, by its full name."""
+"""Every check of a snapshot or of the live stream, by its full name."""
 
 
 class Bounds(SpecModel):
@@ -54,9 +55,11 @@ class CompletenessCheck(SpecModel):
 
     Columns are `impressions.user_id`, `interactions.user_id`, `interactions.item_id`, `interactions.value` (of types
     that declare one) and `items.<field>`. An item field may be missing anywhere unless `columns` names it.
+    `max_unreadable` is the tolerated share of events on the live stream that cannot be read and are dead-lettered.
     """
 
     max_missing: Share = 0.05
+    max_unreadable: Share = 0.05
     columns: dict[ColumnName, Share] = Field(default_factory=dict)
 
 
@@ -157,6 +160,16 @@ class ChecksSpec(SpecModel):
     max_events: int = Field(default=500_000, ge=1000, le=50_000_000)
 
 
+class LiveChecksSpec(SpecModel):
+    """What the checks of the live stream look at: the newest `windows` of each topic.
+
+    With fewer than `min_events` a check says nothing, unless it tolerates none at fault.
+    """
+
+    windows: int = Field(default=10, ge=1, le=1000)
+    min_events: int = Field(default=100, ge=1)
+
+
 class QualitySpec(SpecModel):
     """The window of the continuous data-quality counts, the thresholds of checks, and what follows a failed one.
 
@@ -168,6 +181,7 @@ class QualitySpec(SpecModel):
     window: Duration = Duration.parse("60s")
     actions: dict[CheckName, Action] = Field(default_factory=dict)
     checks: ChecksSpec = ChecksSpec()
+    live: LiveChecksSpec = LiveChecksSpec()
 
     @property
     def window_s(self) -> float:

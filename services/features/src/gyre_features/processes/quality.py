@@ -20,8 +20,11 @@ from gyre_runtime.privacy import Privacy, open_privacy
 
 from gyre_features.processes.stream import TOPICS, TYPES
 from gyre_features.quality.flow import LiveFlow, send_however_long
+from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.sketching import LiveSketches
+from gyre_features.quality.tallies import FindsPersonalData
 from gyre_features.quality.watch import Place, QualityWatch
+from gyre_features.quality.windowed import windows_needed
 from gyre_features.redaction import redactor
 from gyre_features.settings import FeaturesSettings
 
@@ -61,7 +64,7 @@ async def _work(
     async with (
         Producer(settings.kafka, source="gyre/features-quality") as producer,
         Told(settings, loops) as told,
-        LiveFlow(settings.kafka, loops, settings.artifacts.absolute(), producer) as flow,
+        LiveFlow(settings.kafka, loops, settings.artifacts.absolute(), producer, windows=told.windows) as flow,
     ):
         lifespan.depends_on(Dependency("kafka", producer.ping))
 
@@ -78,6 +81,7 @@ async def _work(
             commit=lambda offsets: _commit(app, offsets),
             idle_s=settings.features_quality_idle_s,
             mask=privacy.mask,
+            finds_personal_data=await asyncio.to_thread(_search, loops.values()),
             live=LiveSketches(
                 loops,
                 reference=flow.reference,
@@ -90,7 +94,7 @@ async def _work(
         failed = _observe(app, watch, loops, settings)
         async with _running(app), asyncio.TaskGroup() as tasks:
             tasks.create_task(_ticks(watch), name="windows in time")
-            tasks.create_task(_judging(flow, watch, settings.features_quality_live_s), name="live quality")
+            tasks.create_task(_judging(flow, app, settings.features_quality_live_s), name="live quality")
             tasks.create_task(_until(app, failed), name="faust")
 
 
@@ -169,10 +173,13 @@ async def _ticks(watch: QualityWatch) -> None:
         await watch.tick()
 
 
-async def _judging(flow: LiveFlow, watch: QualityWatch, every_s: float) -> None:
+async def _judging(flow: LiveFlow, app: faust.App, every_s: float) -> None:
+    def owns(place: Place) -> bool:
+        return TP(*place) in app.consumer.assignment()
+
     while True:
         await asyncio.sleep(every_s)
-        await flow.judge(watch.has)
+        await flow.judge(owns)
 
 
 async def _until(app: faust.App, failed: "asyncio.Future[None]") -> None:
@@ -200,8 +207,27 @@ async def _commit(app: faust.App, offsets: Mapping[Place, int]) -> None:
     await consumer._commit_offsets({TP(*place): offset for place, offset in offsets.items()})  # noqa: SLF001
 
 
+def _search(loops: Iterable[LoopSpec]) -> FindsPersonalData | None:
+    """What finds personal data in a text, made in seconds; None where no loop asks, or Presidio is not here."""
+    asking = [each.loop for each in loops if each.quality.checks.personal_data.fields]
+    if not asking:
+        return None
+    try:
+        from gyre_quality.pii import scanner
+
+        search = scanner()
+    except ModuleNotFoundError as error:
+        _LOG.warning("personal data is searched at snapshots only", extra={"loops": asking, "problem": repr(error)})
+        return None
+    return lambda text: bool(search.scan(text))
+
+
 class Told:
-    """Until when the windows of each partition were told finally, read back from features.quality."""
+    """What was told of windows, read back from features.quality.
+
+    Attributes:
+        windows: the newest of each topic.
+    """
 
     def __init__(self, settings: FeaturesSettings, loops: Mapping[str, LoopSpec]) -> None:
         types = message_types(pb.QualityWindow)
@@ -209,6 +235,7 @@ class Told:
             View(settings.kafka, topic(name, "features.quality"), types, on_change=self._note) for name in loops
         ]
         self._closed_until: dict[Place, float] = {}
+        self.windows = QualityWindows(kept=max(map(windows_needed, loops.values())))
 
     async def __aenter__(self) -> Self:
         """Begin to read."""
@@ -222,8 +249,11 @@ class Told:
             await view.__aexit__(None, None, None)
 
     def _note(self, _key: str, event: Event | None) -> None:
-        if event is not None and event.message.final:
-            window: pb.QualityWindow = event.message
+        if event is None:
+            return
+        window: pb.QualityWindow = event.message
+        self.windows.note(window)
+        if window.final:
             place, end = (window.topic, window.partition), window.window_end_time.ToNanoseconds() / 1e9
             self._closed_until[place] = max(self._closed_until.get(place, 0.0), end)
 

@@ -1,1 +1,1 @@
-"""Continuous data quality: windowed counts and ranges of the raw stream, and the report that answers from them."""
+"""Continuous data quality: windows of the raw stream, sketches of served features, what checks say of both, and reports."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
@@ -13,19 +13,23 @@ from typing import Self
 from google.protobuf.message import Message
 from gyre.events.v1 import features_pb2 as pb
 from gyre.events.v1 import models_pb2 as models
-from gyre_core.spec import LoopSpec
+from gyre_core.spec import CHECKS, LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable, instrument
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, View
 
 from gyre_features.quality.findings import LIVE_QUALITY
-from gyre_features.quality.judging import follow_up, judge_live, worst
+from gyre_features.quality.judging import JudgedFeatures, follow_up, judge_features, live_quality, worst
 from gyre_features.quality.live import LiveReference
+from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.sketching import IMPRESSIONS, Place
+from gyre_features.quality.windowed import judge_windows
 
 SKETCHES = "features.sketches"
 _LIVE = "live"
+_OF_FEATURES = frozenset(name for name in CHECKS if name.startswith("drift."))
+_Seen = tuple[str, dict[int, int]]
 _RETRY_S = 1.0
 _LOG = logging.getLogger(__name__)
 
@@ -38,9 +42,18 @@ class LiveFlow:
         loops: by name.
         artifacts: the artefact folder of all loops.
         producer: for what is told.
+        windows: the newest of the raw stream.
     """
 
-    def __init__(self, kafka: str, loops: Mapping[str, LoopSpec], artifacts: Path, producer: Producer) -> None:
+    def __init__(
+        self,
+        kafka: str,
+        loops: Mapping[str, LoopSpec],
+        artifacts: Path,
+        producer: Producer,
+        *,
+        windows: QualityWindows,
+    ) -> None:
         self._loops, self._artifacts, self._producer = dict(loops), artifacts, producer
         self._references: dict[str, LiveReference | None] = {}
         rollouts, sketches, judged = map(message_types, (models.RolloutView, pb.LiveSketch, pb.LiveQuality))
@@ -49,7 +62,9 @@ class LiveFlow:
         }
         self._sketches = {name: View(kafka, topic(name, SKETCHES), sketches) for name in loops}
         self._judged = {name: View(kafka, topic(name, LIVE_QUALITY), judged) for name in loops}
-        self._seen: dict[str, dict[int, int]] = {}
+        self._windows = windows
+        self._features: dict[str, tuple[_Seen, JudgedFeatures | None]] = {}
+        self._said: dict[str, list[pb.QualityFinding]] = {}
         self._opened = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -106,25 +121,37 @@ class LiveFlow:
         await asyncio.gather(*sends)
 
     async def judge(self, owns: Callable[[Place], bool]) -> None:
-        """Judge every loop whose first partition is ours, if its sketches changed, and tell what was found."""
+        """Judge every loop whose first partition is ours, and tell what is new."""
         for loop, spec in self._loops.items():
-            reference = self._references.get(loop)
-            if reference is None or not owns((topic(loop, IMPRESSIONS), 0)):
+            if not owns((topic(loop, IMPRESSIONS), 0)):
                 continue
-            told = [event.message for event in self._sketches[loop].events().values()]
-            seen = {each.partition: each.end_offset for each in told if each.version == reference.version}
-            if self._seen.get(loop) == seen:
+            features = await self._judge_features(spec)
+            windows, now = judge_windows(spec, self._windows, now=time.time()), time.time()
+            judged = live_quality(spec, features, windows, now=now)
+            if judged is None or self._said.get(loop) == list(judged.findings):
                 continue
-            judged = await asyncio.to_thread(judge_live, spec, reference, told, now=time.time())
-            if judged is not None:
-                await self._say(judged)
-            self._seen[loop] = seen
+            await self._say(judged, windows.undecided if features is not None else {*windows.undecided, *_OF_FEATURES})
+            self._said[loop] = list(judged.findings)
 
-    async def _say(self, judged: pb.LiveQuality) -> None:
+    async def _judge_features(self, spec: LoopSpec) -> JudgedFeatures | None:
+        """What the newest sketches say; they are judged again only when one was told."""
+        loop, reference = spec.loop, self._references.get(spec.loop)
+        if reference is None:
+            return None
+        told = [event.message for event in self._sketches[loop].events().values()]
+        seen = {each.partition: each.end_offset for each in told if each.version == reference.version}
+        known = self._features.get(loop)
+        if known is None or known[0] != (reference.version, seen):
+            judged = await asyncio.to_thread(judge_features, spec, reference, told)
+            known = self._features[loop] = (reference.version, seen), judged
+        return known[1]
+
+    async def _say(self, judged: pb.LiveQuality, undecided: Collection[str]) -> None:
         """Alerts first, so that a crash says one twice rather than never."""
         loop = judged.loop
         before = self._judged[loop].get(loop)
-        for alert in follow_up(judged, before.message.failing if before is not None else {}):
+        failing = before.message.failing if before is not None else {}
+        for alert in follow_up(judged, failing, undecided):
             await send_however_long(self._producer, topic(loop, "alerts"), alert, key=alert.alert_id)
         await send_however_long(self._producer, topic(loop, LIVE_QUALITY), judged, key=loop)
         for name, finding in worst(judged.findings).items():

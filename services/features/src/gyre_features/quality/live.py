@@ -23,6 +23,8 @@ from gyre_quality.drift import Reference
 from gyre_quality.sketches import Reservoir, Sketch
 from gyre_runtime.events import Event
 
+from gyre_features.quality.served import features_served
+
 F32 = npt.NDArray[np.float32]
 U64 = npt.NDArray[np.uint64]
 _PER_IMPRESSION = 5
@@ -84,14 +86,12 @@ class LiveReference:
         message = event.message
         if not isinstance(message, behavior.Impression) or event.time < self.since:
             return None
-        block = message.features
-        fits = block.columns == self.width and len(block.values) == 4 * block.rows * block.columns
-        if block.layout != self.layout or not block.rows or not fits:
+        matrix = features_served(message, self.layout, self.width)
+        if matrix is None:
             return None
-        matrix = np.frombuffer(block.values, dtype="<f4").reshape(block.rows, block.columns)
         digest = blake2b(f"{event.source}\0{event.id}".encode(), digest_size=8).digest()
         first = np.frombuffer(digest, dtype="<u8")
-        ids = hashed(first + np.arange(block.rows, dtype=np.uint64), 0)
+        ids = hashed(first + np.arange(len(matrix), dtype=np.uint64), 0)
         chosen = np.argsort(ids)[:_PER_IMPRESSION]
         return matrix[chosen][:, list(self.indices)].astype(np.float32), ids[chosen]
 

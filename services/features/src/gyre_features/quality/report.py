@@ -1,8 +1,10 @@
 """What `GetReport` answers from: the newest windows of each topic, its partitions added up."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from gyre.events.v1 import features_pb2 as pb
+
+from gyre_features.quality.tallies import merged
 
 _Windows = dict[int, dict[int, pb.QualityWindow]]
 
@@ -35,8 +37,15 @@ class QualityWindows:
         ]
         return sorted(found, key=lambda each: (-each.window_start_time.ToNanoseconds(), each.topic))
 
+    def counts(self, topic: str) -> dict[float, int]:
+        """How many events each window of a topic holds, by its start, unix seconds."""
+        return {
+            start / 1e9: sum(part.events for part in parts.values())
+            for start, parts in self._windows.get(topic, {}).items()
+        }
 
-def added_up(parts: Iterable[pb.QualityWindow]) -> pb.QualityWindow:
+
+def added_up(parts: Collection[pb.QualityWindow]) -> pb.QualityWindow:
     """One window of all partitions; it is final when each of them is."""
     whole = pb.QualityWindow(final=True)
     ranges: dict[str, pb.FieldRange] = {}
@@ -51,6 +60,9 @@ def added_up(parts: Iterable[pb.QualityWindow]) -> pb.QualityWindow:
             whole.types[name] += count
         for each in part.ranges:
             _widen(ranges.setdefault(each.field, pb.FieldRange(field=each.field)), each)
+        if part.newest_event_time.ToNanoseconds() > whole.newest_event_time.ToNanoseconds():
+            whole.newest_event_time.CopyFrom(part.newest_event_time)
+    whole.tallies.extend(merged(tally for part in parts for tally in part.tallies))
     whole.ranges.extend(ranges[name] for name in sorted(ranges))
     return whole
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 
 from gyre.events.v1 import features_pb2 as pb
 from gyre_core.spec import LoopSpec
@@ -11,6 +12,7 @@ from gyre_runtime import instrument
 from gyre_runtime.events import Event, MessageTypes, ReceivedRecord, Unreadable, decode, is_deletion
 
 from gyre_features.quality.sketching import LiveSketches
+from gyre_features.quality.tallies import FindsPersonalData, LoopChecks, ShownRequests, Tallies
 from gyre_features.quality.windows import PartitionWindows
 
 _LOG = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ class QualityWatch:
         tell: sends windows and returns when Kafka has them.
         commit: commits, for partitions, the offset to begin again at.
         mask: takes what the loops do not keep out of an event; None where they keep everything.
+        finds_personal_data: whether a text holds some; None where nothing can search.
         live: sketches of served features, which are counted beside the windows.
         idle_s: wall seconds without a record after which open windows are told as they stand.
     """
@@ -45,10 +48,13 @@ class QualityWatch:
         commit: Commit,
         idle_s: float,
         mask: Callable[[Event], None] | None = None,
+        finds_personal_data: FindsPersonalData | None = None,
         live: LiveSketches | None = None,
     ) -> None:
         self._loops, self._types, self._idle_s, self._mask = loops, types, idle_s, mask
         self._live = live
+        self._checks = {name: LoopChecks(spec, finds_personal_data) for name, spec in loops.items()}
+        self._shown: dict[Place, ShownRequests] = {}
         self._closed_until, self._tell, self._commit = closed_until, tell, commit
         self._partitions: dict[Place, PartitionWindows] = {}
         self._last_record: dict[Place, float] = {}
@@ -77,21 +83,22 @@ class QualityWatch:
                 self._partitions.pop(place, None)
                 self._last_record.pop(place, None)
                 self._committed.pop(place, None)
+                self._shown.pop(_requests_of(place), None)
             if self._live is not None:
                 self._live.forget(places)
-
-    def has(self, place: Place) -> bool:
-        """Whether this process counts a partition."""
-        return place in self._partitions
 
     async def _take_over(self, places: Collection[Place]) -> None:
         if not places:
             return
         known = await self._closed_until(places)
         for topic, partition in places:
-            spec = self._loops[topic.partition(".")[0]]
-            until = known.get((topic, partition), 0.0)
-            self._partitions[topic, partition] = PartitionWindows(spec, topic, partition, closed_until=until)
+            place = topic, partition
+            loop = topic.partition(".")[0]
+            shown = self._shown.setdefault(_requests_of(place), ShownRequests())
+            tallies, until = partial(Tallies, self._checks[loop], shown), known.get(place, 0.0)
+            self._partitions[place] = PartitionWindows(
+                self._loops[loop], topic, partition, tallies=tallies, closed_until=until
+            )
 
     def _count(self, record: ReceivedRecord) -> None:
         if is_deletion(record):
@@ -134,3 +141,8 @@ class QualityWatch:
         if moved:
             await self._commit(moved)
             self._committed.update(moved)
+
+
+def _requests_of(place: Place) -> Place:
+    """Under what the requests of a partition are kept: its loop, whatever the topic, and its number."""
+    return place[0].partition(".")[0], place[1]

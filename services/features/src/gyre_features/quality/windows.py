@@ -8,7 +8,7 @@ loop's `max_lateness`, after which the loop takes nothing in for it. Only then i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import floor, isfinite
 
@@ -18,6 +18,8 @@ from gyre_core.admission import refuse_time
 from gyre_core.clock import LoopClock
 from gyre_core.spec import LoopSpec, NumberField
 from gyre_runtime.events import Event
+
+from gyre_features.quality.tallies import Tallies
 
 VALUE = "value"
 """The name of an interaction's value among the ranges."""
@@ -59,21 +61,27 @@ class Window:
 
     Attributes:
         first_offset: of the first record counted: where counting the window begins again after a crash.
+        tallies: what the checks of single events counted.
         changed: something was counted since the window was last told.
     """
 
     start: float
     first_offset: int
+    tallies: Tallies
     events: int = 0
     unreadable: int = 0
     types: Counter[str] = field(default_factory=Counter)
     ranges: dict[str, Range] = field(default_factory=dict)
+    newest: float = 0.0
     changed: bool = True
 
-    def count(self, spec: LoopSpec, message: object) -> None:
+    def count(self, spec: LoopSpec, event: Event) -> None:
         """Count a readable event."""
+        message = event.message
         self.events += 1
         self.changed = True
+        self.newest = max(self.newest, event.time)
+        self.tallies.count(event)
         if isinstance(message, behavior.Interaction):
             known = message.type in self.types or len(self.types) < _MOST_TYPES
             self.types[message.type if known else OTHER_TYPES] += 1
@@ -104,7 +112,10 @@ class Window:
             ranges=[each.message(name) for name, each in sorted(self.ranges.items())],
             partition=partition,
             final=final,
+            tallies=self.tallies.told(),
         )
+        if self.events:
+            told.newest_event_time.FromNanoseconds(round(self.newest * 1e9))
         told.window_start_time.FromNanoseconds(round(self.start * 1e9))
         told.window_end_time.FromNanoseconds(round((self.start + seconds) * 1e9))
         return told
@@ -117,11 +128,14 @@ class PartitionWindows:
         spec: the loop.
         source: full name of the topic.
         partition: its number.
+        tallies: makes those of a new window.
         closed_until: event time before which every window was told finally, by whomever, unix seconds.
     """
 
-    def __init__(self, spec: LoopSpec, source: str, partition: int, *, closed_until: float) -> None:
-        self.source, self.partition = source, partition
+    def __init__(
+        self, spec: LoopSpec, source: str, partition: int, *, tallies: Callable[[], Tallies], closed_until: float
+    ) -> None:
+        self.source, self.partition, self._tallies = source, partition, tallies
         self._spec, self._seconds = spec, spec.quality.window_s
         self._clock = LoopClock(spec.clock, start=closed_until)
         self._closed_until = closed_until
@@ -149,7 +163,7 @@ class PartitionWindows:
         start = self._start_of(event.time)
         if start < self._closed_until:
             return "WINDOW_CLOSED"
-        self._window(start, offset).count(self._spec, event.message)
+        self._window(start, offset).count(self._spec, event)
         return None
 
     def skip(self, offset: int) -> None:
@@ -171,7 +185,8 @@ class PartitionWindows:
     def _window(self, start: float, offset: int) -> Window:
         window = self._windows.get(start)
         if window is None:
-            window = self._windows[start] = Window(start, self._unplaced_from if self._unplaced else offset)
+            first = self._unplaced_from if self._unplaced else offset
+            window = self._windows[start] = Window(start, first, self._tallies())
             window.unreadable, self._unplaced = self._unplaced, 0
         return window
 

@@ -189,6 +189,8 @@ class QualityWindow(_message.Message):
     RANGES_FIELD_NUMBER: _builtins.int
     PARTITION_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
+    TALLIES_FIELD_NUMBER: _builtins.int
+    NEWEST_EVENT_TIME_FIELD_NUMBER: _builtins.int
     loop: _builtins.str
     """The loop. Required."""
     topic: _builtins.str
@@ -217,6 +219,14 @@ class QualityWindow(_message.Message):
     def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldRange]:
         """Ranges of the numeric fields."""
 
+    @_builtins.property
+    def tallies(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckTally]:
+        """What the checks of single events counted."""
+
+    @_builtins.property
+    def newest_event_time(self) -> _timestamp_pb2.Timestamp:
+        """The newest event counted; absent where none could be read."""
+
     def __init__(
         self,
         *,
@@ -230,14 +240,52 @@ class QualityWindow(_message.Message):
         ranges: _abc.Iterable[Global___FieldRange] | None = ...,
         partition: _builtins.int = ...,
         final: _builtins.bool = ...,
+        tallies: _abc.Iterable[Global___CheckTally] | None = ...,
+        newest_event_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["newest_event_time", b"newest_event_time", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "final", b"final", "loop", b"loop", "partition", b"partition", "ranges", b"ranges", "topic", b"topic", "types", b"types", "unreadable", b"unreadable", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "final", b"final", "loop", b"loop", "newest_event_time", b"newest_event_time", "partition", b"partition", "ranges", b"ranges", "tallies", b"tallies", "topic", b"topic", "types", b"types", "unreadable", b"unreadable", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QualityWindow: _TypeAlias = QualityWindow  # noqa: Y015
+
+@_typing.final
+class CheckTally(_message.Message):
+    """What one check counted in a window; tallies of like name and column add up. Where there are too many events to look at
+    each, those of a sample of ids, users or texts are counted.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    SEEN_FIELD_NUMBER: _builtins.int
+    AT_FAULT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the check, such as completeness.duplicates."""
+    column: _builtins.str
+    """What it is about; empty for everything together."""
+    seen: _builtins.int
+    """How many were looked at."""
+    at_fault: _builtins.int
+    """How many of these are at fault."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        column: _builtins.str = ...,
+        seen: _builtins.int = ...,
+        at_fault: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_fault", b"at_fault", "column", b"column", "name", b"name", "seen", b"seen"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckTally: _TypeAlias = CheckTally  # noqa: Y015
 
 @_typing.final
 class LiveSketch(_message.Message):
@@ -353,8 +401,8 @@ Global___QualityFinding: _TypeAlias = QualityFinding  # noqa: Y015
 
 @_typing.final
 class LiveQuality(_message.Message):
-    """What the newest impressions of all partitions look like beside the training set of the live model. Topic
-    features.live-quality, key loop; the newest stands.
+    """The findings about the live stream: checks of the newest windows of all topics, and the newest impressions beside the
+    training set of the live model. Topic features.live-quality, key loop; the newest stands.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -390,12 +438,12 @@ class LiveQuality(_message.Message):
     loop: _builtins.str
     """The loop. Required."""
     version: _builtins.str
-    """The live model. Required."""
+    """The live model whose features were judged; empty where there is none with enough impressions."""
     rows: _builtins.int
-    """Count of items judged."""
+    """Count of items whose features were judged."""
     @_builtins.property
     def newest_event_time(self) -> _timestamp_pb2.Timestamp:
-        """The newest impression among them."""
+        """The newest impression among them; absent without any."""
 
     @_builtins.property
     def judged_time(self) -> _timestamp_pb2.Timestamp:

@@ -102,7 +102,7 @@ class GetReportResponse(_message.Message):
 
     @_builtins.property
     def live(self) -> Global___LiveReport:
-        """The newest impressions beside the training set of the live model; absent before there is such a model with enough of them."""
+        """The findings about the live stream; absent before there is anything to judge."""
 
     def __init__(
         self,
@@ -121,7 +121,9 @@ Global___GetReportResponse: _TypeAlias = GetReportResponse  # noqa: Y015
 
 @_typing.final
 class LiveReport(_message.Message):
-    """What the newest impressions look like beside the training set of the live model."""
+    """What the newest windows of the raw stream hold, and what the newest impressions look like beside the training set of the
+    live model.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -132,14 +134,14 @@ class LiveReport(_message.Message):
     PASSED_FIELD_NUMBER: _builtins.int
     CHECKS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """The live model."""
+    """The live model whose features were judged; empty where there is none with enough impressions."""
     rows: _builtins.int
-    """Count of items judged."""
+    """Count of items whose features were judged."""
     passed: _builtins.bool
     """Whether every check passed."""
     @_builtins.property
     def newest_event_time(self) -> _timestamp_pb2.Timestamp:
-        """The newest impression among them."""
+        """The newest impression among them; absent without any."""
 
     @_builtins.property
     def judged_time(self) -> _timestamp_pb2.Timestamp:
