@@ -14,6 +14,7 @@ from bench_report import Row, show, write
 from gyre_core.features import EntityKind, Event, FieldsChanged, Fold, Interaction, Layout, aggregate
 from gyre_core.spec import LoopSpec, load_loop
 from gyre_features.online import OnlineStore
+from gyre_features.online.plan import lease_s
 from redis.asyncio import Redis
 
 LOOP_FILE = Path(__file__).parents[2] / "examples" / "movies" / "gyre.yaml"
@@ -67,12 +68,12 @@ async def _filled(redis: Redis, store: OnlineStore, kind: EntityKind, values: Se
     """Write values under keys as long as real ones, with their time to live; return what Redis took for them."""
     await redis.flushall()
     before = await _used(redis)
-    ttl_s = store.layout.ttl_s(kind)
+    ttl_s = ceil(store.layout.ttl_s(kind) or lease_s(store.layout))
     for first in range(0, entities, _CHUNK):
         pipe = redis.pipeline(transaction=False)
         for number in range(first, min(first + _CHUNK, entities)):
             key = store.names.entity(kind, f"{kind}-{number:08d}")
-            pipe.set(key, values[number % len(values)], ex=ceil(ttl_s) if ttl_s else None)
+            pipe.set(key, values[number % len(values)], ex=ttl_s)
         await pipe.execute()
     return await _used(redis) - before
 

@@ -23,28 +23,35 @@ KEYS: tuple[KeyDecl, ...] = (
         pattern="gyre:<loop>:<layout hash>:{<shard>}:<entity kind>:<id>",
         holds="the packed features of an item, a user, or the one `global` entity",
         owner="features",
-        ttl="from the feature definitions; none where a field of items has none, since nobody sends it again",
+        ttl="from the feature definitions; the lease where a stored field has none, since nobody sends it again",
     ),
     KeyDecl(
         name="fence",
         pattern="gyre:<loop>:<layout hash>:{<shard>}:fence:<topic>:<partition>",
         holds="the next offset to apply",
         owner="features",
-        ttl="none: a fence that went would let everything count twice; as many as there are partitions",
+        ttl="the lease, which outlives every value that it keeps from counting twice",
     ),
     KeyDecl(
         name="batch",
         pattern="gyre:<loop>:<layout hash>:{<shard>}:batch",
         holds="the number of the last applied batch",
         owner="features",
-        ttl="none: numbers must not begin again",
+        ttl="the lease: numbers begin again only when nothing is left",
     ),
     KeyDecl(
         name="outbox",
         pattern="gyre:<loop>:<layout hash>:{<shard>}:outbox",
         holds="a hash of applied batches by number that Kafka has not acknowledged in `features.applied` yet",
         owner="features",
-        ttl="none: Kafka's acknowledgement empties it",
+        ttl="the lease; Kafka's acknowledgement empties it",
+    ),
+    KeyDecl(
+        name="lease",
+        pattern="gyre:<loop>:<layout hash>:{<shard>}:lease",
+        holds="that the leases of the shard's keys were renewed, which the layout's stream does once this is gone",
+        owner="features",
+        ttl="a third of the lease: 90 days, or a day more than the longest time to live of a value",
     ),
     KeyDecl(
         name="folds",
@@ -87,7 +94,7 @@ def entity_key(loop: str, layout_hash: str, *, shard: int, kind: str, id: str) -
     return f"{prefix(loop, layout_hash, shard=shard)}{kind}:{id}"
 
 
-def fence_key(loop: str, layout_hash: str, *, shard: int, topic: str, partition: int) -> str:
+def fence_key(loop: str, layout_hash: str, *, shard: int, topic: str, partition: int | str) -> str:
     """The key of the next offset to apply from a topic partition on a virtual shard."""
     return f"{prefix(loop, layout_hash, shard=shard)}fence:{topic}:{partition}"
 
@@ -100,6 +107,11 @@ def batch_key(loop: str, layout_hash: str, *, shard: int) -> str:
 def outbox_key(loop: str, layout_hash: str, *, shard: int) -> str:
     """The key of the applied batches of a virtual shard that are still to be told."""
     return f"{prefix(loop, layout_hash, shard=shard)}outbox"
+
+
+def lease_key(loop: str, layout_hash: str, *, shard: int) -> str:
+    """The key that says that the leases of a virtual shard were renewed."""
+    return f"{prefix(loop, layout_hash, shard=shard)}lease"
 
 
 def folds_key(loop: str, layout_hash: str, *, shard: int, known: bool) -> str:

@@ -9,7 +9,7 @@
 --       then          fences to tell the caller about, `watched` of them
 --       then          keys to put, as many as there are TTLs in `puts`
 --       then          entities, as many as there are deltas
--- ARGV  1             plan, JSON: {programs, ttl, categories, popular}
+-- ARGV  1             plan, JSON: {programs, ttl, lease, categories, popular}
 --       2             JSON: {expected, next, kinds, window_s, watched, told, puts, most, base, catalogue, shelves}; kinds
 --                     is one letter for each entity, watched a number of keys, told the numbers of batches that may leave
 --                     the outbox, puts one TTL in seconds for each key to put; where given, base is the number of the last
@@ -253,9 +253,7 @@ for chunk = first, #KEYS, 1000 do
   end
 end
 
-for _, each in ipairs(merged) do
-  if each[3] > 0 then redis.call('SET', each[1], each[2], 'EX', each[3]) else redis.call('SET', each[1], each[2]) end
-end
+for _, each in ipairs(merged) do redis.call('SET', each[1], each[2], 'EX', each[3]) end
 local at = 5
 for s, shelf in ipairs(call.shelves or {}) do
   local key = KEYS[fences + 4 + s]
@@ -279,18 +277,19 @@ end
 for at, own in pairs(ranked) do
   for from = 1, #own, 4000 do redis.call('ZADD', KEYS[at], unpack(own, from, math.min(from + 3999, #own))) end
   redis.call('ZREMRANGEBYRANK', KEYS[at], 0, -plan.popular.kept - 1)
-  if plan.ttl.i > 0 then redis.call('EXPIRE', KEYS[at], plan.ttl.i) end
+  redis.call('EXPIRE', KEYS[at], plan.ttl.i)
 end
 for _, chunk in ipairs(identities) do redis.call('SADD', KEYS[fences + 3], unpack(chunk)) end
 if #ARGV[3] > 0 then redis.call('EXPIRE', KEYS[fences + 3], call.window_s) end
-for i = 1, fences do redis.call('SET', KEYS[i], call.next[i]) end
-redis.call('SET', KEYS[fences + 1], batch)
+for i = 1, fences do redis.call('SET', KEYS[i], call.next[i], 'EX', plan.lease) end
+redis.call('SET', KEYS[fences + 1], batch, 'EX', plan.lease)
 local clock = redis.call('TIME')
 local time = struct.pack('<d', tonumber(clock[1]) + tonumber(clock[2]) / 1e6)
 for from = 1, #call.told, 1000 do
   redis.call('HDEL', KEYS[fences + 2], unpack(call.told, from, math.min(from + 999, #call.told)))
 end
 redis.call('HSET', KEYS[fences + 2], batch, time .. ARGV[4])
+redis.call('EXPIRE', KEYS[fences + 2], plan.lease)
 local answer = {1, batch, time}
 for at = watched, puts - 1 do answer[#answer + 1] = redis.call('GET', KEYS[at]) or '0' end
 return answer

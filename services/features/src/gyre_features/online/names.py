@@ -46,6 +46,10 @@ class Names:
         """The next offset to apply of a topic partition."""
         return keys.fence_key(*self._own, shard=shard, topic=place[0], partition=place[1])
 
+    def fences(self, shard: int) -> str:
+        """What the names of all fences match (Redis' glob)."""
+        return keys.fence_key(*self._own, shard=shard, topic="*", partition="*")
+
     def batch(self, shard: int) -> str:
         """The number of the last batch."""
         return keys.batch_key(*self._own, shard=shard)
@@ -53,6 +57,10 @@ class Names:
     def outbox(self, shard: int) -> str:
         """The batches that nobody is known to have told."""
         return keys.outbox_key(*self._own, shard=shard)
+
+    def lease(self, shard: int) -> str:
+        """That the leases of a virtual shard were renewed."""
+        return keys.lease_key(*self._own, shard=shard)
 
     def folds(self, shard: int, *, known: bool) -> str:
         """The remembered folds, on known items or on unknown ones."""

@@ -10,6 +10,8 @@ from gyre_core.spec import DecayedCountFeature, LoopSpec
 
 LETTER = {"item": "i", "user": "u", "global": "g"}
 """The script's name of each kind of entity."""
+_DAY_S = 86_400
+_LEAST_LEASE_S = 90 * _DAY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,22 @@ def _categories(spec: LoopSpec, layout: Layout) -> tuple[tuple[str, ...], int]:
     return stored[name].values, stored[name].first
 
 
+def lease_s(layout: Layout) -> int:
+    """How long a leased key outlives its last batch or renewal, seconds.
+
+    Longer than any value with a time to live: fences never go before what they keep from counting twice.
+    """
+    longest = max((layout.ttl_s(kind) or 0 for kind in ENTITY_KINDS), default=0)
+    return max(_LEAST_LEASE_S, ceil(longest) + _DAY_S)
+
+
 def script_plan(spec: LoopSpec, layout: Layout, *, kept: int) -> str:
     """The script's first argument, JSON."""
     popular = popularity_of(spec, layout)
     plan: dict[str, object] = {
         "programs": {LETTER[kind]: layout.slots(kind).program() for kind in ENTITY_KINDS},
-        "ttl": {LETTER[kind]: ceil(layout.ttl_s(kind) or 0) for kind in ENTITY_KINDS},
+        "ttl": {LETTER[kind]: ceil(layout.ttl_s(kind) or lease_s(layout)) for kind in ENTITY_KINDS},
+        "lease": lease_s(layout),
         "categories": len(popular.categories) if popular else 0,
     }
     if popular is not None:

@@ -14,11 +14,13 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from gyre_features.online.names import Names
-from gyre_features.online.plan import id_offset, popularity_of, script_plan
+from gyre_features.online.plan import id_offset, lease_s, popularity_of, script_plan
 from gyre_features.online.writing import Fences, Outcome, Write, outcome_of, packed
 
 _SCRIPT = (Path(__file__).parent / "apply.lua").read_text()
 _IDENTITY_BYTES = 8
+_SCANNED = 1000
+"""Keys that one step of a search looks at, so that no other command waits long."""
 MEMBER_PREFIX_BYTES = 12
 """What the script puts before a batch's folds, so that no two members are equal."""
 
@@ -189,6 +191,41 @@ class OnlineStore:
             await self._redis.hdel(self.names.outbox(shard), *map(str, told))
         except RedisError as error:
             raise unavailable(error) from error
+
+    async def renew_leases(self) -> int:
+        """Renew the keys that have no time to live of their own, once a third of it is over; answer how many.
+
+        Values come before fences, which so outlive them.
+        """
+        renewed, lease = 0, lease_s(self.layout)
+        try:
+            for shard in range(self.shards):
+                mark = self.names.lease(shard)
+                if await self._redis.exists(mark):
+                    continue
+                for kind, prefixes in self.names.prefixes.items():
+                    if self.layout.ttl_s(kind) is None:
+                        renewed += await self._renew(f"{prefixes[shard]}*", lease)
+                renewed += await self._renew(self.names.fences(shard), lease)
+                for name in (self.names.batch(shard), self.names.outbox(shard), *self._popular_leased(shard)):
+                    renewed += await self._redis.expire(name, lease)
+                await self._redis.set(mark, 1, ex=lease // 3)
+        except RedisError as error:
+            raise unavailable(error) from error
+        return renewed
+
+    async def _renew(self, pattern: str, lease: int) -> int:
+        renewed, cursor = 0, None
+        while cursor != 0:
+            cursor, found = await self._redis.scan(cursor or 0, match=pattern, count=_SCANNED)
+            pipe = self._redis.pipeline(transaction=False)
+            for name in found:
+                pipe.expire(name, lease)
+            renewed += sum(await pipe.execute())
+        return renewed
+
+    def _popular_leased(self, shard: int) -> list[str]:
+        return self.names.popular(shard) if self.layout.ttl_s("item") is None else []
 
     async def popular(self, limit: int, *, category: str | None = None) -> list[tuple[str, float]]:
         """(item id, score) of the most popular items, best first; scores grow with log2 of the decayed count."""

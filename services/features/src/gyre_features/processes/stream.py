@@ -12,6 +12,7 @@ from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topic
 from gyre_runtime.privacy import open_privacy
 from redis.asyncio import Redis
 
+from gyre_features.online.lease import keep_leases
 from gyre_features.online.store import OnlineStore
 from gyre_features.online.worker import CATALOGUE, StreamWorker
 from gyre_features.redaction import redactor
@@ -67,6 +68,7 @@ async def stream(lifespan: Lifespan, settings: FeaturesSettings) -> None:
     lifespan.depends_on(Dependency("redis", stores[0].ping))
     lifespan.depends_on(Dependency("kafka", producer.ping))
     await lifespan.enter(build_server(settings, [], health=lifespan.health))
+    lifespan.background("leases", keep_leases(stores))
     lifespan.background("tombstones", tombstones.follow(settings))
     lifespan.background("stream", _consume(consumer, worker, tombstones), stop=consumer.stop)
 

@@ -1,1 +1,1 @@
-"""Continuous data quality: windows of the raw stream, sketches of served features, what checks say of both, and reports."""
+"""Continuous data quality: windows of the raw stream, sketches of served features, checks of both, and reports."""
