@@ -65,6 +65,31 @@ def test_no_impression_more_is_read(tmp_path: Path, make_spec, history, most: in
     assert (made.features == whole.features).all()
 
 
+@pytest.mark.parametrize("foreign", [0, 1])
+def test_the_past_is_read_only_for_features_that_were_not_served(
+    tmp_path: Path, make_spec, new_history, foreign: int
+) -> None:
+    """Served features need no event before the oldest impression; one impression without them needs all."""
+    spec = make_spec(history=3)
+    layout = Layout.compile(spec)
+    served = {"layout": layout.hash, "features": bytes(4 * 2 * len(layout.columns)), "item_batches": [1, 1]}
+    history = new_history()
+    history.item("a", time=BEGIN - HOUR_S, genre="drama")
+    for number in range(10):
+        own = {} if number == 8 and foreign else served
+        history.show(f"u{number}", ["a", "b"], time=BEGIN + number * HOUR_S, **own)
+        history.act(f"u{number}", "a", time=BEGIN + number * HOUR_S + 60)
+    history.archive(tmp_path, spec.loop)
+    tables = LoopTables(ServiceSettings(warehouse=str(tmp_path)), spec.loop)
+    pins = tables.pin(None)
+    found = tables.read(spec, layout, pins)
+    assert found.interactions.num_rows == (10 if foreign else 4)
+    made, whole = build(spec, layout, found, now=pins.now), build(spec, layout, history.tables())
+    assert made.served.sum() == 3 - foreign
+    assert (made.features == whole.features).all()
+    assert (made.relevance == whole.relevance).all()
+
+
 @pytest.mark.adapter
 async def test_the_archive_is_waited_for(stack, spec, history) -> None:
     """What Kafka held at the trigger is in the pinned snapshot, though the archive had it only later."""

@@ -35,7 +35,8 @@ class Tables:
 
     Attributes:
         impressions: at least the newest; columns that are not used may be missing.
-        interactions: all, where features are to be computed again; at least those since the oldest impression.
+        interactions: all, where features are to be computed again (see `are_served`); at least those since the oldest
+            impression.
         items: all changes of the catalogue.
         shown: all impressions without their features, where the layout counts impressions; `impressions` without it.
         labelling: the interactions that may be labels; all of them without it.
@@ -221,17 +222,22 @@ def _empty(layout: Layout, rows: pa.Table, found: _Attributed) -> TrainingSet:
     )
 
 
+def are_served(layout: Layout, impressions: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which impressions hold the features of this layout that were served; those of the others are computed again."""
+    sizes = pc.multiply(pc.list_value_length(impressions["item_ids"]), 4 * len(layout.columns))
+    whole = pc.equal(pc.binary_length(impressions["features"]), sizes)
+    served = pc.and_(pc.is_in(impressions["layout"], pa.array([layout.hash], pa.string())), whole)
+    return np.array(served.to_pylist(), dtype=np.bool_)
+
+
 def _fill_served(layout: Layout, rows: pa.Table, items: list[list[str]], made: TrainingSet) -> None:
-    columns = len(layout.columns)
-    blocks = zip(
-        rows["layout"].to_pylist(), rows["features"].to_pylist(), rows["item_batches"].to_pylist(), strict=True
-    )
-    for index, (name, values, batches) in enumerate(blocks):
-        count = len(items[index])
-        if name == layout.hash and values is not None and len(values) == 4 * count * columns:
-            made.features[index, :count] = np.frombuffer(values, dtype="<f4").reshape(count, columns)
+    made.served[:] = are_served(layout, rows)
+    blocks: Any = zip(rows["features"].to_pylist(), rows["item_batches"].to_pylist(), strict=True)
+    for index, (values, batches) in enumerate(blocks):
+        if made.served[index]:
+            count = len(items[index])
+            made.features[index, :count] = np.frombuffer(values, dtype="<f4").reshape(count, len(layout.columns))
             made.unknown_items[index] = sum(batch < 0 for batch in batches or ())
-            made.served[index] = True
 
 
 def _fill_replayed(layout: Layout, tables: Tables, rows: pa.Table, items: list[list[str]], made: TrainingSet) -> None:

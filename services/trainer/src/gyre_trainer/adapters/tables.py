@@ -35,7 +35,7 @@ from sqlalchemy.exc import OperationalError
 
 from gyre_trainer.adapters.joining import ACTED, SHOWN, Joined, attach, bounded, join, plan
 from gyre_trainer.domain import Pins
-from gyre_trainer.training_set import Tables
+from gyre_trainer.training_set import Tables, are_served
 
 _US = 1_000_000
 _KEYS = ("source", "event_id", "event_time", "kafka_partition", "kafka_offset")
@@ -100,7 +100,10 @@ class LoopTables:
         return Pins(snapshots, now)
 
     def read(self, spec: LoopSpec, layout: Layout, pins: Pins) -> Tables:
-        """Read what a training set needs of pinned snapshots, no column and no impression more.
+        """Read what a training set needs of pinned snapshots, no column and no row more.
+
+        The past before the oldest impression is read only where features must be computed again: with served ones,
+        what is read is bounded by `training.history`.
 
         Raises:
             Unavailable: the catalogue does not answer.
@@ -108,10 +111,13 @@ class LoopTables:
         tables = self._open()
         begin = _begin(tables, pins, spec)
         newer = None if begin is None else f"event_time >= '{begin.isoformat()}'"
-        counted = counts_impressions(layout)
+        impressions = _scan(tables, pins.snapshots, IMPRESSIONS, _COLUMNS[IMPRESSIONS], newer)
+        replays = not are_served(layout, impressions).all()
+        counted = replays and counts_impressions(layout)
+        past = None if replays else newer
         return Tables(
-            impressions=_scan(tables, pins.snapshots, IMPRESSIONS, _COLUMNS[IMPRESSIONS], newer),
-            interactions=_scan(tables, pins.snapshots, INTERACTIONS, _COLUMNS[INTERACTIONS]),
+            impressions=impressions,
+            interactions=_scan(tables, pins.snapshots, INTERACTIONS, _COLUMNS[INTERACTIONS], past),
             items=_scan(tables, pins.snapshots, ITEMS, _COLUMNS[ITEMS]),
             shown=_scan(tables, pins.snapshots, IMPRESSIONS, _SHOWN) if counted else None,
             users=_scan(tables, pins.snapshots, USERS, _COLUMNS[USERS]),
