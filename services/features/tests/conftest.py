@@ -79,9 +79,9 @@ def with_users(loop_name: str) -> Callable[[int], LoopSpec]:
 
 
 @pytest.fixture
-def spec(loop_name: str) -> LoopSpec:
-    """A loop that no other test uses."""
-    return spec_of(loop_name[:31].strip("-"))
+def spec(loop_name: str, request: pytest.FixtureRequest) -> LoopSpec:
+    """A loop that no other test uses; with the parameter `users`, it has fields of users."""
+    return spec_of(loop_name[:31].strip("-"), users=getattr(request, "param", "") == "users")
 
 
 @pytest.fixture
@@ -166,6 +166,19 @@ class History:
             )
             for number in range(items)
         ]
+
+    def people(self, count: int, *, seed: int = 2) -> list[Event]:
+        """Changes of what is known of the people, a second apart, drawn from a seed."""
+        draw = random.Random(seed)
+        return [
+            self.event("catalog.users", self.person(f"u{draw.randrange(9)}", number), number) for number in range(count)
+        ]
+
+    def person(self, user_id: str, number: int) -> behavior.UserChanged:
+        """The number-th version of what is known of a user."""
+        likes = behavior.Vector(values=[number, number + 0.5])
+        fields = {"member": behavior.FieldValue(boolean=number % 2 == 1), "likes": behavior.FieldValue(vector=likes)}
+        return behavior.UserChanged(user_id=user_id, fields=fields)
 
     def ratings(self, count: int, *, seed: int = 1) -> list[Event]:
         """Ratings of one partition, drawn from a seed."""

@@ -6,11 +6,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
+from gyre_core.features import Layout
 from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared
@@ -56,7 +58,8 @@ def _events(history: Any) -> list[Event]:
         )
         acts.append(history.event("behavior.interactions", rating, number))
         shows.append(history.event("behavior.impressions", shown, number))
-    return [*catalogue, *acts, *shows]
+    people = [history.event("catalog.users", history.person(user, 1), number) for number, user in enumerate(PEOPLE)]
+    return [*catalogue, *people, *acts, *shows]
 
 
 def _count(warehouse: Path, spec: LoopSpec, table: str) -> int:
@@ -74,6 +77,7 @@ def _contents(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.mark.adapter
+@pytest.mark.parametrize("spec", ["users"], indirect=True)
 async def test_raw_values_reach_no_store_and_no_log(  # noqa: PLR0917 (fixtures)
     tmp_path: Path,
     spec: LoopSpec,
@@ -93,7 +97,7 @@ async def test_raw_values_reach_no_store_and_no_log(  # noqa: PLR0917 (fixtures)
     processes = [start_process("stream", **env), start_process("archive", GYRE_FEATURES_ARCHIVE_S="0.2", **env)]
     processes.append(start_process("quality", GYRE_FEATURES_QUALITY_IDLE_S="1", **env))
     warehouse = tmp_path / "warehouse"
-    for table, count in ((INTERACTIONS, 40), (IMPRESSIONS, 40), (ITEMS, 12)):
+    for table, count in ((INTERACTIONS, 40), (IMPRESSIONS, 40), (ITEMS, 12), (USERS, 5)):
         await eventually(
             lambda table=table, count=count: _count(warehouse, spec, table) == count,
             timeout_s=60,
@@ -107,10 +111,11 @@ async def test_raw_values_reach_no_store_and_no_log(  # noqa: PLR0917 (fixtures)
 
     await eventually(online, timeout_s=60, message="the users are known by their tokens")
     catalog = open_catalog(FeaturesSettings(warehouse=str(warehouse)))
-    acted, shown, items = (
-        ensure_table(catalog, spec.loop, table).scan().to_arrow() for table in (INTERACTIONS, IMPRESSIONS, ITEMS)
+    acted, shown, items, people = (
+        ensure_table(catalog, spec.loop, table).scan().to_arrow() for table in (INTERACTIONS, IMPRESSIONS, ITEMS, USERS)
     )
-    assert set(acted["user_id"].to_pylist()) == set(shown["user_id"].to_pylist()) == tokens
+    for rows in (acted, shown, people):
+        assert set(rows["user_id"].to_pylist()) == tokens
     assert set(map(str, shown["labels"].to_pylist())) == {"[('note', 'from <EMAIL_ADDRESS>')]"}
     assert not any("price" in each for each in items["fields"].to_pylist())
     _hold_nothing(warehouse, [process.log for process in processes])
@@ -128,13 +133,23 @@ async def test_raw_values_reach_no_store_and_no_log(  # noqa: PLR0917 (fixtures)
         stub = FeaturesServiceStub(await lifespan.enter(channel(running.server.address, ServiceSettings(), name="f")))
         history_request = pb.GetHistoryRequest(loop=spec.loop, user_id=PEOPLE[0])
         assert len((await stub.GetHistory(history_request, timeout=10)).entries) == 5
+        features = pb.GetFeaturesRequest(loop=spec.loop, user_id=PEOPLE[0], item_ids=["i1"])
+        features.request_time.FromSeconds(1_370_000_100)
+        assert await _member(stub, features, spec) == 1.0
         request = pb.DeleteEntityRequest(loop=spec.loop, kind=pb.ENTITY_KIND_USER, id=PEOPLE[0])
         answer = await stub.DeleteEntity(request, timeout=40)
         assert (answer.deleted_keys, answer.found_keys, answer.found_rows) == (1, 0, 0)
-        assert dict(answer.erased_rows) == {INTERACTIONS: 8, IMPRESSIONS: 8, USERS: 0}
+        assert dict(answer.erased_rows) == {INTERACTIONS: 8, IMPRESSIONS: 8, USERS: 1}
         assert not (await stub.GetHistory(history_request, timeout=10)).entries
+        assert await _member(stub, features, spec) == 0.0
     gone = Keyring.from_file(key_file).token(PEOPLE[0], domain="user")
     assert not [path for path, text in _contents(warehouse / "data") if gone in text]
+
+
+async def _member(stub: FeaturesServiceStub, request: pb.GetFeaturesRequest, spec: LoopSpec) -> float:
+    answer = await stub.GetFeatures(request, timeout=10)
+    matrix = np.frombuffer(answer.features.values, dtype="<f4").reshape(answer.features.rows, answer.features.columns)
+    return float(matrix[0, Layout.compile(spec).index["member"]])
 
 
 def _hold_nothing(warehouse: Path, logs: list[Path]) -> None:

@@ -67,6 +67,10 @@ async def _until_applied(store: OnlineStore, count: int) -> None:
     await eventually(reached, timeout_s=60, message=f"{count} events were applied")
 
 
+async def _are_applied(store: OnlineStore, suffix: str, count: int) -> bool:
+    return await _applied(store, suffix) == count
+
+
 @pytest.mark.parametrize("shards", [1, 3])
 async def test_batches_of_any_boundaries_and_redeliveries_give_the_values_of_a_replay(
     redis: Redis, sharded: Callable[[int], LoopSpec], history_of: Any, shards: int
@@ -174,14 +178,15 @@ async def _told(kafka: str, spec: LoopSpec) -> list[features_pb2.BatchApplied]:
     return [by_number[number] for number in sorted(by_number)]
 
 
+@pytest.mark.parametrize("spec", ["users"], indirect=True)
 async def test_kills_and_rebalances_lose_nothing_and_double_nothing(  # noqa: PLR0917 - fixtures
     kafka: str, redis: Redis, spec: LoopSpec, layout: Layout, history: Any, produce: Any, start_process: Any
 ) -> None:
     """SIGKILL twice in the middle of a replay, and workers that come and go under load: each event counts once."""
     await create_topics(kafka, declared(spec))
     store = OnlineStore(redis, spec, layout)
-    catalogue, ratings = history.catalogue(), history.ratings(3000)
-    await produce([*catalogue, *ratings[:1500]])
+    catalogue, people, ratings = history.catalogue(), history.people(400), history.ratings(3000)
+    await produce([*catalogue, *people[:200], *ratings[:1500]])
     first = start_process("stream", **SMALL)
     await _until_applied(store, 40)
     first.kill()
@@ -189,17 +194,18 @@ async def test_kills_and_rebalances_lose_nothing_and_double_nothing(  # noqa: PL
     assert await _applied(store) < 1500
     second, _third = start_process("stream", **SMALL), start_process("stream", **SMALL)
     await _until_applied(store, 1500)
-    await produce(ratings[1500:])
+    await produce([*people[200:], *ratings[1500:]])
     await _until_applied(store, 1600)
     second.kill()
     second.wait()
     start_process("stream", **SMALL)
     await _until_applied(store, 3000)
+    await eventually(lambda: _are_applied(store, "catalog.users", 400), timeout_s=30, message="users are known")
     assert await _applied(store) == 3000
-    await _assert_equal_to_replay(store, [*catalogue, *ratings])
+    await _assert_equal_to_replay(store, [*catalogue, *people, *ratings])
 
     async def told() -> bool:
-        return sum(each.events for each in await _told(kafka, spec)) == len(catalogue) + len(ratings)
+        return sum(each.events for each in await _told(kafka, spec)) == len(catalogue) + len(people) + len(ratings)
 
     await eventually(told, timeout_s=20, message="every batch was told, those of the killed, too")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre_core.features import Layout, Reader, RequestContext
@@ -34,13 +33,10 @@ def spec(with_users: Callable[[int], LoopSpec]) -> LoopSpec:
     return with_users(1)
 
 
-def change(spec: LoopSpec, user_id: str, number: int, *, offset: int) -> Event:
-    """The number-th version of what is known of a user."""
-    likes = behavior.Vector(values=[number, number + 0.5])
-    fields = {"member": behavior.FieldValue(boolean=number % 2 == 1), "likes": behavior.FieldValue(vector=likes)}
-    message = behavior.UserChanged(user_id=user_id, fields=fields)
-    name, at = topic(spec.loop, "catalog.users"), BEGIN + number
-    return Event(f"{user_id}-{number}", "test", "", at, message, None, name, 0, offset, user_id, at)
+def change(history: Any, user_id: str, number: int, *, offset: int) -> Event:
+    """The number-th version of what is known of a user, a second after the one before."""
+    made: Event = history.event("catalog.users", history.person(user_id, number), offset, time=BEGIN + number)
+    return made._replace(id=f"{user_id}-{number}")
 
 
 async def _ignore(batch: object, events: Sequence[Event]) -> None:
@@ -57,11 +53,13 @@ async def served(store: OnlineStore, user_id: str) -> list[float]:
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations((1, 2, 3))))
-async def test_the_newest_fields_stand_in_any_order(redis: Redis, spec: LoopSpec, order: tuple[int, ...]) -> None:
+async def test_the_newest_fields_stand_in_any_order(
+    redis: Redis, spec: LoopSpec, history: Any, order: tuple[int, ...]
+) -> None:
     """Versions in any order and batches, one of them sent again, leave the newest; others keep their defaults."""
     store = OnlineStore(redis, spec, Layout.compile(spec))
     worker, again = (LoopStream(store, on_batch=_ignore) for _ in range(2))
-    events = [change(spec, "ann", number, offset=offset) for offset, number in enumerate(order)]
+    events = [change(history, "ann", number, offset=offset) for offset, number in enumerate(order)]
     await worker.apply(events[:1])
     await worker.apply(events[1:])
     await again.apply(events)
@@ -72,6 +70,7 @@ async def test_the_newest_fields_stand_in_any_order(redis: Redis, spec: LoopSpec
 async def test_a_forgotten_users_fields_are_gone_everywhere(  # noqa: PLR0917 (fixtures)
     tmp_path: Path,
     spec: LoopSpec,
+    history: Any,
     kafka: str,
     redis: Redis,
     redis_url: str,
@@ -81,7 +80,7 @@ async def test_a_forgotten_users_fields_are_gone_everywhere(  # noqa: PLR0917 (f
 ) -> None:
     """Store, warehouse and, once compacted, Kafka lose them; a lost Redis that reads everything again stays without."""
     await create_topics(kafka, declared(spec))
-    await produce([change(spec, user_id, 1, offset=0) for user_id in ("ann", "bob")])
+    await produce([change(history, user_id, 1, offset=0) for user_id in ("ann", "bob")])
     stream = start_process("stream")
     start_process("archive", GYRE_FEATURES_ARCHIVE_S="0.2")
     store, warehouse = OnlineStore(redis, spec, Layout.compile(spec)), tmp_path / "warehouse"
@@ -104,7 +103,7 @@ async def test_a_forgotten_users_fields_are_gone_everywhere(  # noqa: PLR0917 (f
     for each in [key async for key in redis.scan_iter(f"gyre:{spec.loop}:*")]:
         await redis.delete(each)
     start_process("stream")
-    await produce([change(spec, "bob", 3, offset=0)])
+    await produce([change(history, "bob", 3, offset=0)])
     await eventually(lambda: _stands(store, "bob", 3.0), timeout_s=30, message="the next change is served")
     assert await served(store, "ann") == [0.0, 0.0, 0.0]
     await eventually(lambda: _archived(warehouse, spec) == ["bob", "bob"], timeout_s=30, message="rows are stored")
