@@ -87,7 +87,7 @@ def _deployments() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", _deployments())
 def test_kubernetes_gives_each_process_settings_that_it_accepts(name: str) -> None:
-    """A process on Kubernetes starts with the settings of the base, and those of the secured component on top."""
+    """A process on Kubernetes starts with the settings of the base, and those of the components on top."""
     container = _deployments()[name]
     cls = SETTINGS[container["image"].removeprefix("gyre/").removesuffix(":latest")]
     environ = IMAGE | CLUSTER | {each["name"]: each["value"] for each in container.get("env", [])}
@@ -95,11 +95,16 @@ def test_kubernetes_gives_each_process_settings_that_it_accepts(name: str) -> No
     listening = {settings.listen, settings.metrics_listen, getattr(settings, "otlp_listen", settings.listen)}
     ports = {port["containerPort"] for port in container["ports"]}
     assert ports <= {int(address.rpartition(":")[2]) for address in listening}
-    component = yaml.safe_load((ROOT / "k8s" / "components" / "secured" / "kustomization.yaml").read_text())
-    secured = dict(literal.split("=", 1) for literal in component["configMapGenerator"][0]["literals"])
-    settings = load_settings(cls, environ | secured)
+    settings = load_settings(cls, environ | _literals("secured") | _literals("privacy"))
     assert settings.tls_require_client
     assert settings.token_file == Path("/etc/gyre/secrets/token")
+    assert settings.privacy_key_file == Path("/etc/gyre/privacy/keys.json")
+
+
+def _literals(component: str) -> dict[str, str]:
+    """The settings that a component of Kubernetes adds."""
+    content = yaml.safe_load((ROOT / "k8s" / "components" / component / "kustomization.yaml").read_text())
+    return dict(literal.split("=", 1) for literal in content["configMapGenerator"][0]["literals"])
 
 
 def test_compose_and_kubernetes_agree_on_addresses() -> None:
