@@ -10,12 +10,14 @@ from typing import Any
 
 import grpc
 import pytest
+import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gyre.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from gyre.monitor.v1 import monitor_pb2, monitor_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
 GATEWAY, MONITOR = "127.0.0.1:7000", "127.0.0.1:7060"
+SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 COMPOSE = ("docker", "compose", "-p", "gyre-test", "-f", str(ROOT / "docker-compose.yml"))
 BUILD_AND_START_S = 1800
 
@@ -72,11 +74,25 @@ def test_the_monitor_knows_the_loop() -> None:
 def test_prometheus_reaches_every_process() -> None:
     """Each process of the stack answers Prometheus, and no rule is broken."""
     targets = _prometheus("/api/v1/targets")["activeTargets"]
-    assert len(targets) == 10
+    images = {name for name, each in SERVICES.items() if each.get("image", "").startswith("gyre/")} - {"mlflow"}
+    served = {name for name in images if "profiles" not in SERVICES[name]}
+    assert {target["labels"]["job"] for target in targets} >= served
     assert {target["labels"]["job"] for target in targets if target["health"] != "up"} == set()
     rules = [rule for group in _prometheus("/api/v1/rules")["groups"] for rule in group["rules"]]
     assert rules
     assert {rule["name"] for rule in rules if rule["health"] == "err"} == set()
+
+
+@pytest.mark.usefixtures("stack")
+def test_features_are_checked_and_the_warehouse_is_maintained() -> None:
+    """The nightly job ends well beside the running archive, and the parity check answers; both find nothing yet."""
+    job = [*COMPOSE, "--profile", "jobs", "run", "--rm", "features-maintain"]
+    done = subprocess.run(job, capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    check = [*COMPOSE, "exec", "-T", "features-check", "python", "-m", "gyre_features", "check-once"]
+    done = subprocess.run(check, capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "movies: parity: 0 impressions, 0 values, 0 mismatches" in done.stdout
 
 
 def _prometheus(path: str) -> dict[str, Any]:

@@ -239,7 +239,13 @@ def label_noise(folder: Path) -> Iterator[Row]:
     """Precision and recall against human votes: an error is a label that fewer than 3 of 5 raters chose."""
     votes = {int(each["id"]): each["mturk"]["given"] for each in _json(folder / "mnist_mturk.json")}
     yield from _label_rows(folder, "mnist", votes)
-    names = {name.removesuffix(".txt"): row for row, name in enumerate(_imdb_index(folder))}
+    try:
+        index = _imdb_index(folder)
+    except FileNotFoundError as error:
+        # It is no part of the data sets, so a machine without internet measures all that it can.
+        _say(f"labels: imdb not measured, {error.filename} is missing: {error.strerror}")
+        return
+    names = {name.removesuffix(".txt"): row for row, name in enumerate(index)}
     reviews = _json(folder / "imdb_mturk.json")
     votes = {names[each["id"].removeprefix("test/")]: each["mturk"]["given"] for each in reviews}
     yield from _label_rows(folder, "imdb", votes)

@@ -87,7 +87,8 @@ async def test_the_script_merges_as_python_does_bit_for_bit(redis: Redis, loop_n
         end, number = min(len(events), first + draw.randrange(1, 40)), number + 1
         batch = [feature_event(event) for event in events[first:end]]
         deltas = aggregate(layout, batch, lambda item_id: expected.get(("item", item_id)))
-        applied = await store.apply(0, Write({place: first}, {place: end}, deltas, identities=[]))
+        packed = {entity: delta.pack(0) for entity, delta in deltas.items()}
+        applied = await store.apply(0, Write({place: first}, {place: end}, packed, identities=[]))
         assert isinstance(applied, Applied)
         assert applied.batch == number
         for entity, delta in deltas.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gyre.events.v1 import behavior_pb2 as behavior
@@ -68,7 +68,7 @@ class _Prepared:
         fresh: how many of its events the fences did not cover.
         kept: those that count.
         identities: of the behaviour among them.
-        deltas: what they change.
+        deltas: what they change on the virtual shard, packed.
         items_version: of the items' fields that were looked up; None for none.
         base: the last batch when what changed fields concern was read; None where nothing was.
         whole: values in which fields that came late are made up for.
@@ -81,7 +81,7 @@ class _Prepared:
     fresh: int
     kept: list[Event]
     identities: list[bytes]
-    deltas: Mapping[EntityId, Delta]
+    deltas: Mapping[EntityId, bytes]
     items_version: int | None = None
     base: int | None = None
     whole: Mapping[EntityId, bytes] = field(default_factory=dict)
@@ -266,7 +266,7 @@ class LoopStream:
             fresh=len(fresh),
             kept=kept,
             identities=identities,
-            deltas={entity: delta for entity, delta in batch.deltas.items() if entity not in whole},
+            deltas=self._packed(shard, batch.deltas, whole),
             items_version=version,
             base=stand.base,
             whole=whole,
@@ -275,6 +275,20 @@ class LoopStream:
             shelves=self._late.shelves(shard, batch, stand) if needed else (),
             late={"waiting": waiting, "came": came, "corrected": len(batch.refolds) - came},
         )
+
+    def _packed(
+        self, shard: int, deltas: Mapping[EntityId, Delta], whole: Collection[EntityId]
+    ) -> dict[EntityId, bytes]:
+        """The deltas of a virtual shard's own entities, without those of which the whole value is written.
+
+        They are packed while the store is busy with the batch before, which waits for nothing else then.
+        """
+        names = self.store.names
+        return {
+            entity: delta.pack(0)
+            for entity, delta in deltas.items()
+            if entity not in whole and (names.shards == 1 or names.shard_of(*entity) == shard)
+        }
 
     def _changes_fields(self, events: Sequence[Event]) -> bool:
         """Whether a batch is prepared from all that the one before it did."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gyre_core.features import MOST_BATCHES, Delta, EntityId
+from gyre_core.features import MOST_BATCHES, EntityId
 
 from gyre_features.online.names import Names
 from gyre_features.online.outbox import time_of
@@ -43,7 +43,7 @@ class Write:
     Attributes:
         expected: the fences as the worker knows them.
         following: the fences after the batch, of the same partitions.
-        deltas: what the batch changes; on a virtual shard only its own entities' are applied.
+        deltas: what the batch changes on the virtual shard, packed as number 0.
         identities: of its events, to be remembered; each once.
         watched: topic partitions whose fences the answer tells.
         description: of the batch, kept in the outbox.
@@ -57,7 +57,7 @@ class Write:
 
     expected: Fences
     following: Fences
-    deltas: Mapping[EntityId, Delta]
+    deltas: Mapping[EntityId, bytes]
     identities: Sequence[bytes]
     watched: Sequence[tuple[str, int]] = ()
     description: bytes = b""
@@ -105,13 +105,11 @@ Outcome = Applied | Behind | Known | Stale
 
 def packed(write: Write, shard: int, names: Names, *, plan: str, window_s: int) -> tuple[list[str], list[str | bytes]]:
     """The script's keys and arguments; see `apply.lua`."""
-    own = write.deltas
-    if names.shards > 1:
-        own = {entity: delta for entity, delta in own.items() if names.shard_of(*entity) == shard}
+    kinds = [LETTER[kind] for kind, _ in write.deltas] + [LETTER[kind].upper() for kind, _ in write.whole]
     call: dict[str, Any] = {
         "expected": [str(fence) for fence in write.expected.values()],
         "next": [str(write.following[place]) for place in write.expected],
-        "kinds": "".join([LETTER[kind] for kind, _ in own] + [LETTER[kind].upper() for kind, _ in write.whole]),
+        "kinds": "".join(kinds),
         "window_s": window_s,
         "watched": len(write.watched),
         "told": [str(number) for number in write.told],
@@ -135,14 +133,14 @@ def packed(write: Write, shard: int, names: Names, *, plan: str, window_s: int) 
         *names.popular(shard),
         *[names.fence(shard, place) for place in write.watched],
         *map(names.versions, write.versions),
-        *[prefixes[kind] + id_ for kind, id_ in own],
+        *[prefixes[kind] + id_ for kind, id_ in write.deltas],
         *[prefixes[kind] + id_ for kind, id_ in write.whole],
     ]
     arguments: list[str | bytes] = [plan, json.dumps(call), b"".join(write.identities), write.description]
     for shelf in write.shelves:
         arguments += [*shelf.drop, *(member for _, member in shelf.add)]
     arguments += [value for value, _ in write.versions.values()]
-    arguments += [delta.pack(0) for delta in own.values()]
+    arguments += write.deltas.values()
     arguments += write.whole.values()
     return keys, arguments
 
