@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
@@ -124,6 +124,7 @@ class LiveFlow:
         """Judge every loop whose first partition is ours, and tell what is new."""
         for loop, spec in self._loops.items():
             if not owns((topic(loop, IMPRESSIONS), 0)):
+                self._show(loop, self._said.pop(loop, ()), are_ours=False)
                 continue
             features = await self._judge_features(spec)
             windows, now = judge_windows(spec, self._windows, now=time.time()), time.time()
@@ -154,9 +155,16 @@ class LiveFlow:
         for alert in follow_up(judged, failing, undecided):
             await send_however_long(self._producer, topic(loop, "alerts"), alert, key=alert.alert_id)
         await send_however_long(self._producer, topic(loop, LIVE_QUALITY), judged, key=loop)
-        for name, finding in worst(judged.findings).items():
+        for name in failing.keys() - judged.failing.keys():
+            instrument("gyre_quality_live_failing").set(0.0, loop=loop, check=name)
+        self._show(loop, judged.findings)
+
+    @staticmethod
+    def _show(loop: str, findings: Iterable[pb.QualityFinding], *, are_ours: bool = True) -> None:
+        """Findings as metrics; those of a loop that another worker judges now fail here no more."""
+        for name, finding in worst(findings).items():
             instrument("gyre_quality_live_value").set(finding.value, loop=loop, check=name)
-            instrument("gyre_quality_live_failing").set(float(not finding.passed), loop=loop, check=name)
+            instrument("gyre_quality_live_failing").set(float(are_ours and not finding.passed), loop=loop, check=name)
 
 
 async def send_however_long(producer: Producer, name: str, message: Message, *, key: str) -> None:
