@@ -183,6 +183,12 @@ def test_quality_checks_have_defaults_and_thresholds() -> None:
         ("{completeness: {columns: {items.nope: 0.1}}}", "completeness.columns.items.nope", "or items.<field>"),
         ("{completeness: {max_missing: 2}}", "completeness.max_missing", "less than or equal to 1"),
         ("{personal_data: {fields: [year]}}", "personal_data.fields[0]", "item field of kind text"),
+        (
+            "{personal_data: {fields: [interactions.type]}}",
+            "personal_data.fields[0]",
+            "interactions.user_id or .item_id",
+        ),
+        ("{personal_data: {fields: [users.nope]}}", "personal_data.fields[0]", "users.<field> of kind text"),
         ("{drift: {alpha: 0}}", "drift.alpha", "greater than 0"),
     ],
 )

@@ -33,7 +33,7 @@ quality:
   checks:
     completeness: {columns: {items.price: 0.5, items.title: 0.0}}
     ranges: {columns: {items.price: {min: 0, max: 100}, price: {min: 0, max: 50}}}
-    personal_data: {fields: [title]}
+    personal_data: {fields: [title, interactions.user_id, users.note]}
 """
 
 
@@ -42,6 +42,7 @@ def checked(loop_file: Path) -> LoopSpec:
     """The test's loop with titles and a feature of the price, whose checks judge early."""
     text = loop_file.read_text()
     text = text.replace("    price: {kind: number}\n", "    price: {kind: number}\n    title: {kind: text}\n")
+    text = text.replace("features:\n", "users:\n  fields:\n    note: {kind: text}\nfeatures:\n", 1)
     text = text.replace("features:\n", "features:\n  - {name: price, kind: field, scope: item, field: price}\n")
     loop_file.write_text(text + QUALITY)
     return parse_loop(loop_file.read_text())
@@ -128,6 +129,18 @@ def test_fields_of_items(checked: LoopSpec) -> None:
     assert counting.found("completeness.missing", "items.title") == (3, 1)
     assert counting.found("completeness.range", "items.price") == (2, 1)
     assert counting.found("personal_data", "items.title") == (3, 1)
+
+
+def test_personal_data_in_ids_and_users(checked: LoopSpec) -> None:
+    """Ids and users' fields that the checks name are searched as items' are."""
+    counting = Counting(checked)
+    for user in ("u1", "anna@example.org"):
+        counting.add("behavior.interactions", _act(user=user), BEGIN)
+    for text in ("likes films", "bob@example.org", ""):
+        fields = {"note": behavior.FieldValue(text=text)}
+        counting.add("catalog.users", behavior.UserChanged(user_id="u", fields=fields), BEGIN)
+    assert counting.found("personal_data", "interactions.user_id") == (2, 1)
+    assert counting.found("personal_data", "users.note") == (3, 1)
 
 
 def test_features_that_were_served(checked: LoopSpec) -> None:
@@ -221,6 +234,7 @@ def test_few_events_say_something_only_where_none_is_tolerated(checked: LoopSpec
     judged = judge_windows(checked, windows, now=BEGIN)
     assert _says(judged) == {
         ("personal_data", "items.title"): (1.0, False),
+        ("personal_data", "interactions.user_id"): (0.0, True),
         ("completeness.missing", "items.title"): (0.0, True),
     }
     assert "completeness.duplicates" in judged.undecided

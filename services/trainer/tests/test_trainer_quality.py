@@ -157,6 +157,25 @@ def test_item_fields_are_checked_where_named(spec: LoopSpec, history) -> None:
     assert "jane" not in " ".join(check.detail for check in found.values())
 
 
+def test_personal_data_in_ids_and_users(spec: LoopSpec, history) -> None:
+    """An id with an address is at fault wherever it comes, and can be set aside; of users the named fields count."""
+    history.act("jane.roe@example.com", "a", time=BEGIN + 100)
+    history.act("jane.roe@example.com", "b", time=BEGIN + 200)
+    history.user("u1", time=BEGIN, member=True)
+    note = {"userId": "u1", "fields": {"note": {"text": "call +44 20 7946 0958"}}}
+    history.users[0]["fields"] = json.dumps(note)
+    users = spec.users.model_validate({"fields": {"note": {"kind": "text"}}})
+    named = with_checks(
+        spec.model_copy(update={"users": users}),
+        personal_data={"fields": ["interactions.user_id", "users.note"]},
+    )
+    found = failed(named, history)
+    assert found.keys() == {"personal_data interactions.user_id", "personal_data users.note"}
+    assert found["personal_data interactions.user_id"].rows.tolist() == [
+        row for row, each in enumerate(history.interactions) if "@" in each["user_id"]
+    ]
+
+
 def test_labels_that_are_noise_are_found(spec: LoopSpec, layout: Layout, history) -> None:
     """Labels that deny what the features say are named, and mostly those that were turned round."""
     data = build(spec, layout, history.tables())

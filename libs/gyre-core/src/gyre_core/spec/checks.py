@@ -108,7 +108,10 @@ def _quality(spec: LoopSpec) -> Iterator[Violation]:
         if name not in numbers and name not in spec.columns():
             rule = "must be a feature column or a number field as items.<field>"
             yield Violation((*at, "ranges", "columns", name), None, rule)
+    texts = {name for name, field in fields.items() if isinstance(field, TextField)}
+    texts |= {f"items.{name}" for name in texts} | {"interactions.user_id", "interactions.item_id"}
+    texts |= {f"users.{name}" for name, field in spec.users.fields.items() if isinstance(field, TextField)}
     for position, name in enumerate(checks.personal_data.fields):
-        if not isinstance(fields.get(name), TextField):
-            rule = "must be an item field of kind text"
+        if name not in texts:
+            rule = "must be an item field of kind text, users.<field> of kind text, interactions.user_id or .item_id"
             yield Violation((*at, "personal_data", "fields", position), name, rule)

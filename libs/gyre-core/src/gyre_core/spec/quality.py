@@ -134,11 +134,20 @@ class LabelsCheck(SpecModel):
 
 
 class PersonalDataCheck(SpecModel):
-    """Item text fields that are searched for personal data, in a sample of items; none by default."""
+    """What is searched for personal data, in a sample of it; nothing by default.
+
+    `fields` are text fields of items (`title`, or `items.title`) and of users (`users.<field>`), and the ids
+    `interactions.user_id` and `interactions.item_id`.
+    """
 
     fields: tuple[ColumnName, ...] = Field(default=(), max_length=32)
     max_share: Share = 0.0
     sample: int = Field(default=1000, ge=1, le=100_000)
+
+    def of(self, scope: Literal["items", "users", "interactions"]) -> tuple[str, ...]:
+        """The fields of a scope, without its name before them."""
+        full = (name if "." in name else f"items.{name}" for name in self.fields)
+        return tuple(name.removeprefix(f"{scope}.") for name in full if name.startswith(f"{scope}."))
 
 
 class ChecksSpec(SpecModel):

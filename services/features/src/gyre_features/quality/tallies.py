@@ -50,7 +50,9 @@ class LoopChecks:
         self.complete = [name.removeprefix(_ITEMS) for name in checks.completeness.columns if _ITEMS in name]
         self.columns = layout.columns
         self.layout = layout.hash
-        self.personal = checks.personal_data.fields if finds_personal_data is not None else ()
+        self.personal_items = checks.personal_data.of("items")
+        self.personal_users = checks.personal_data.of("users")
+        self.personal_ids = checks.personal_data.of("interactions")
         self.finds_personal_data = finds_personal_data
         self.most_texts = checks.personal_data.sample
         self.tolerance_s = checks.sequences.tolerance.seconds
@@ -114,6 +116,8 @@ class Tallies:
             self._repeats(event, "interactions")
             self._pace(message.user_id, event.time)
             self._value(message)
+            for name in self._checks.personal_ids:
+                self._personal_data(f"interactions.{name}", getattr(message, name))
             if message.request_id and len(self._waiting) < _MOST_REQUESTS:
                 self._waiting.append((hash(message.request_id), hash(message.item_id), event.time))
         elif isinstance(message, behavior.Impression):
@@ -122,6 +126,9 @@ class Tallies:
             self._features(message)
         elif isinstance(message, behavior.ItemChanged):
             self._item(message)
+        elif isinstance(message, behavior.UserChanged):
+            for name in self._checks.personal_users:
+                self._personal_data(f"users.{name}", _text(message, name))
 
     def told(self) -> list[pb.CheckTally]:
         """Everything so far, by check and column."""
@@ -188,12 +195,13 @@ class Tallies:
             value = message.fields.get(name)
             if value is not None and value.WhichOneof("kind") == "number" and isfinite(value.number):
                 self._note("completeness.range", f"{_ITEMS}{name}", at_fault=not _within(value.number, range_))
-        for name in checks.personal:
-            if checks.finds_personal_data is None or self._texts >= checks.most_texts:
-                return
+        for name in checks.personal_items:
+            self._personal_data(f"{_ITEMS}{name}", _text(message, name))
+
+    def _personal_data(self, column: str, text: str) -> None:
+        if self._checks.finds_personal_data is not None and self._texts < self._checks.most_texts:
             self._texts += 1
-            found = checks.finds_personal_data(message.fields[name].text if name in message.fields else "")
-            self._note("personal_data", f"{_ITEMS}{name}", at_fault=found)
+            self._note("personal_data", column, at_fault=self._checks.finds_personal_data(text))
 
     def _sequences(self) -> None:
         """Judge the interactions whose impression has come; the others wait for theirs."""
@@ -224,6 +232,10 @@ def _given(message: behavior.ItemChanged, name: str) -> bool:
     value = message.fields.get(name)
     kind = None if value is None else value.WhichOneof("kind")
     return value is not None and kind is not None and not (kind == "text" and not value.text)
+
+
+def _text(message: behavior.ItemChanged | behavior.UserChanged, name: str) -> str:
+    return message.fields[name].text if name in message.fields else ""
 
 
 def _within(value: float, range_: tuple[float, float]) -> bool:

@@ -7,7 +7,7 @@ impression: the past beyond that is read for features only.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from gyre_core.spec import LoopSpec
-from gyre_quality.columns import as_numbers
+from gyre_quality.columns import as_codes, as_numbers
 from gyre_quality.completeness import check_duplicates, check_freshness, check_missing, check_ranges, check_volume
 from gyre_quality.report import Check
 from gyre_quality.sequences import Acted, BotRule, Shown, check_bots, check_sequences
@@ -31,7 +31,7 @@ _MOST_ITEMS = 20_000
 
 @dataclass(frozen=True)
 class Subject:
-    """Findings about rows of one kind: impressions, interactions, items, or shown items."""
+    """Findings about rows of one kind: impressions, interactions, items, users, or shown items."""
 
     name: str
     checks: tuple[Check, ...]
@@ -54,11 +54,13 @@ def check_tables(spec: LoopSpec, tables: Tables, *, now: float) -> list[Subject]
         _duplicates(spec, acted, "interactions"),
         *_sequences(spec, tables.impressions, acted),
         _bots(spec, acted),
+        *_ids(spec, acted),
     ]
     return [
         Subject("impressions", tuple(found)),
         Subject("interactions", tuple(_moved(about, picked))),
         Subject("items", tuple(_items(spec, tables.items))),
+        Subject("users", tuple(_users(spec, tables.users))),
     ]
 
 
@@ -174,31 +176,52 @@ def _items(spec: LoopSpec, items: pa.Table) -> Iterator[Check]:
     checks = spec.quality.checks
     complete = [each.removeprefix("items.") for each in checks.completeness.columns if each.startswith("items.")]
     ranges = {name.removeprefix("items."): each for name, each in checks.ranges.columns.items() if "items." in name}
-    if not (complete or ranges or checks.personal_data.fields):
+    personal = checks.personal_data.of("items")
+    if not (complete or ranges or personal):
         return
-    newest = items.sort_by([("kafka_offset", "descending")]).slice(0, _MOST_ITEMS)
-    texts: list[Any] = newest["fields"].to_pylist()
-    fields = [json.loads(text).get("fields", {}) for text in texts]
+    fields = _newest_fields(items)
     yield from _missing(spec, {f"items.{name}": [_value(each, name) for each in fields] for name in complete})
     numbers = {f"items.{name}": np.array([_number(each, name) for each in fields]) for name in ranges}
     limits = {f"items.{name}": (each.min, each.max) for name, each in ranges.items()}
     yield from check_ranges(numbers, limits, max_share=checks.ranges.max_share)
-    yield from _personal_data(spec, fields[: checks.personal_data.sample])
+    for name in personal:
+        yield _personal_data(spec, f"items.{name}", [_value(each, name) for each in fields])
 
 
-def _personal_data(spec: LoopSpec, items: list[dict[str, Any]]) -> Iterator[Check]:
+def _users(spec: LoopSpec, users: pa.Table | None) -> Iterator[Check]:
+    """Personal data in the fields that the check names, in the newest changes of users."""
+    names = spec.quality.checks.personal_data.of("users")
+    if names and users is not None:
+        fields = _newest_fields(users)
+        for name in names:
+            yield _personal_data(spec, f"users.{name}", [_value(each, name) for each in fields])
+
+
+def _ids(spec: LoopSpec, acted: pa.Table) -> Iterator[Check]:
+    """Personal data in ids: every row of one that holds some is at fault."""
+    for name in spec.quality.checks.personal_data.of("interactions"):
+        codes, ids = as_codes(acted[name])
+        found = _personal_data(spec, f"interactions.{name}", ids)
+        rows = np.flatnonzero(np.isin(codes, found.rows))
+        yield replace(found, rows=rows)
+
+
+def _newest_fields(table: pa.Table) -> list[dict[str, Any]]:
+    newest = table.sort_by([("kafka_offset", "descending")]).slice(0, _MOST_ITEMS)
+    texts: list[Any] = newest["fields"].to_pylist()
+    return [json.loads(text).get("fields", {}) for text in texts]
+
+
+def _personal_data(spec: LoopSpec, column: str, texts: Sequence[Any]) -> Check:
+    """How many of the first texts hold personal data."""
     rule = spec.quality.checks.personal_data
-    if not rule.fields:
-        return
     # The recognisers take seconds to build, which only loops that ask for them pay.
     from gyre_quality.pii import scanner
 
-    search = scanner()
-    for name in rule.fields:
-        texts = [str(_value(each, name) or "") for each in items]
-        rows = np.array([row for row, text in enumerate(texts) if search.scan(text)], dtype=np.int64)
-        share, detail = rows.size / max(len(texts), 1), f"{rows.size} of {len(texts)} items hold personal data"
-        yield Check("personal_data", f"items.{name}", share, rule.max_share, share <= rule.max_share, detail, rows)
+    search, some = scanner(), texts[: rule.sample]
+    rows = np.array([row for row, text in enumerate(some) if search.scan(str(text or ""))], dtype=np.int64)
+    share, detail = rows.size / max(len(some), 1), f"{rows.size} of {len(some)} hold personal data"
+    return Check("personal_data", column, share, rule.max_share, share <= rule.max_share, detail, rows)
 
 
 def _value(fields: dict[str, Any], name: str) -> Any:
