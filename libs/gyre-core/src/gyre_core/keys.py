@@ -89,14 +89,24 @@ def prefix(loop: str, layout_hash: str, *, shard: int) -> str:
     return f"gyre:{loop}:{layout_hash}:{{{shard}}}:"
 
 
+def pattern(loop: str, layout_hash: str) -> str:
+    """What every key of a loop's layout matches, as Redis writes patterns."""
+    return f"gyre:{loop}:{layout_hash}:*"
+
+
 def entity_key(loop: str, layout_hash: str, *, shard: int, kind: str, id: str) -> str:  # noqa: A002 (the field's name)
     """The key of an entity's packed features; `kind` is `item`, `user` or `global`."""
     return f"{prefix(loop, layout_hash, shard=shard)}{kind}:{id}"
 
 
-def fence_key(loop: str, layout_hash: str, *, shard: int, topic: str, partition: int | str) -> str:
+def fence_prefix(loop: str, layout_hash: str, *, shard: int) -> str:
+    """What the keys of all fences of a virtual shard begin with."""
+    return f"{prefix(loop, layout_hash, shard=shard)}fence:"
+
+
+def fence_key(loop: str, layout_hash: str, *, shard: int, topic: str, partition: int) -> str:
     """The key of the next offset to apply from a topic partition on a virtual shard."""
-    return f"{prefix(loop, layout_hash, shard=shard)}fence:{topic}:{partition}"
+    return f"{fence_prefix(loop, layout_hash, shard=shard)}{topic}:{partition}"
 
 
 def batch_key(loop: str, layout_hash: str, *, shard: int) -> str:

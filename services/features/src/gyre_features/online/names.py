@@ -47,8 +47,13 @@ class Names:
         return keys.fence_key(*self._own, shard=shard, topic=place[0], partition=place[1])
 
     def fences(self, shard: int) -> str:
-        """What the names of all fences match (Redis' glob)."""
-        return keys.fence_key(*self._own, shard=shard, topic="*", partition="*")
+        """What the names of all fences begin with."""
+        return keys.fence_prefix(*self._own, shard=shard)
+
+    @property
+    def pattern(self) -> str:
+        """What every key of the layout matches, as Redis writes patterns."""
+        return keys.pattern(*self._own)
 
     def batch(self, shard: int) -> str:
         """The number of the last batch."""

@@ -1,7 +1,7 @@
 """Redis as the online store of one loop: fenced batches in, packed values out."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -42,6 +42,12 @@ def identity(source: str, event_id: str) -> bytes:
 def unavailable(error: RedisError) -> Unavailable:
     """Our error for one of Redis."""
     return Unavailable("STORE_UNAVAILABLE", f"the online store does not answer: {type(error).__name__}")
+
+
+def _beginning(names: Iterable[bytes], prefixes: Iterable[str]) -> list[bytes]:
+    """The names that begin with one of some prefixes."""
+    wanted = tuple(each.encode() for each in prefixes)
+    return [name for name in names if name.startswith(wanted)]
 
 
 class OnlineStore:
@@ -196,36 +202,47 @@ class OnlineStore:
         """Renew the keys that have no time to live of their own, once a third of it is over; answer how many.
 
         Values come before fences, which so outlive them.
+
+        Raises:
+            Unavailable: the store does not answer.
         """
-        renewed, lease = 0, lease_s(self.layout)
+        names, shards, kinds = self.names, range(self.shards), self.names.prefixes
+        marks = [names.lease(shard) for shard in shards]
+        leased = [prefix for kind in kinds if self.layout.ttl_s(kind) is None for prefix in kinds[kind]]
+        if self.layout.ttl_s("item") is None:
+            leased += [names.popular(shard)[0] for shard in shards]
+        guards = [name for shard in shards for name in (names.fences(shard), names.batch(shard), names.outbox(shard))]
+        renewed, last = 0, list[bytes]()
         try:
-            for shard in range(self.shards):
-                mark = self.names.lease(shard)
-                if await self._redis.exists(mark):
-                    continue
-                for kind, prefixes in self.names.prefixes.items():
-                    if self.layout.ttl_s(kind) is None:
-                        renewed += await self._renew(f"{prefixes[shard]}*", lease)
-                renewed += await self._renew(self.names.fences(shard), lease)
-                for name in (self.names.batch(shard), self.names.outbox(shard), *self._popular_leased(shard)):
-                    renewed += await self._redis.expire(name, lease)
-                await self._redis.set(mark, 1, ex=lease // 3)
+            if await self._redis.exists(*marks) == len(marks):
+                return 0
+            async for found in self._scanned(names.pattern):
+                renewed += await self._expire(_beginning(found, leased))
+                last += _beginning(found, guards)
+            renewed += await self._expire(last)
+            await self._mark(marks)
         except RedisError as error:
             raise unavailable(error) from error
         return renewed
 
-    async def _renew(self, pattern: str, lease: int) -> int:
-        renewed, cursor = 0, None
+    async def _scanned(self, pattern: str) -> AsyncIterator[list[bytes]]:
+        cursor = None
         while cursor != 0:
-            cursor, found = await self._redis.scan(cursor or 0, match=pattern, count=_SCANNED)
-            pipe = self._redis.pipeline(transaction=False)
-            for name in found:
-                pipe.expire(name, lease)
-            renewed += sum(await pipe.execute())
-        return renewed
+            answer: Any = await self._redis.scan(cursor or 0, match=pattern, count=_SCANNED)
+            cursor, found = answer
+            yield found
 
-    def _popular_leased(self, shard: int) -> list[str]:
-        return self.names.popular(shard) if self.layout.ttl_s("item") is None else []
+    async def _expire(self, names: Sequence[bytes]) -> int:
+        pipe = self._redis.pipeline(transaction=False)
+        for name in names:
+            pipe.expire(name, lease_s(self.layout))
+        return sum(await pipe.execute())
+
+    async def _mark(self, marks: Sequence[str]) -> None:
+        pipe = self._redis.pipeline(transaction=False)
+        for mark in marks:
+            pipe.set(mark, 1, ex=lease_s(self.layout) // 3)
+        await pipe.execute()
 
     async def popular(self, limit: int, *, category: str | None = None) -> list[tuple[str, float]]:
         """(item id, score) of the most popular items, best first; scores grow with log2 of the decayed count."""
