@@ -1,5 +1,6 @@
 """Checks of single events on the live stream: what they count, what they say, and the worker that makes them."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from gyre_features.quality.judging import follow_up, live_quality
 from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.tallies import LoopChecks, ShownRequests, Tallies
 from gyre_features.quality.windowed import Judged, judge_windows
+from gyre_features.quality.windows import PartitionWindows
 from gyre_local.testing import eventually
 from gyre_quality.report import Check
 from gyre_quality.sampling import HashSample
@@ -185,6 +187,31 @@ def test_users_that_are_too_fast_or_too_regular(checked: LoopSpec) -> None:
     for step in range(30):
         counting.add("behavior.interactions", _act(user="timer"), BEGIN + 2 * step)
     assert counting.found("bots") == (60 * 3 + 400 + 30, 430)
+
+
+def test_windows_that_ended_a_while_ago_rest(checked: LoopSpec) -> None:
+    """They keep what comparing events found, count on what single events say, and hold no event any more."""
+    parts, shown = LoopChecks(checked), ShownRequests()
+    name = topic(checked.loop, "behavior.interactions")
+    windows = PartitionWindows(checked, name, 0, tallies=lambda: Tallies(parts, shown), closed_until=0.0)
+    offset = itertools.count()
+
+    def count(time: float, event_id: str) -> None:
+        message = _act(value=11.0)
+        windows.count(next(offset), Event(event_id, "test", "", time, message, None, name, 0, 0))
+
+    for event_id in ("a", "b", "a"):
+        count(BEGIN, event_id)
+    for late in (60, 120):
+        count(BEGIN + late, f"{late}")
+    count(BEGIN + 1, "b")
+    count(BEGIN + 180, "c")
+    count(BEGIN + 2, "a")
+    (first,) = [told for _, told in windows.due(idle=True) if told.window_start_time.ToSeconds() == BEGIN]
+    found = {(each.name, each.column): (each.seen, each.at_fault) for each in first.tallies}
+    assert found["completeness.duplicates", "interactions.event_id"] == (4, 2)
+    assert found["completeness.range", "interactions.value.rating"] == (5, 5)
+    assert found["bots", ""] == (4, 0)
 
 
 def test_a_sample_of_ids_tells_the_share() -> None:

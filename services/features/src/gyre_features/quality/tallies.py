@@ -1,7 +1,8 @@
 """What the checks of single events count in one window: how many they looked at, and how many of these are at fault.
 
 Everything is counted again when the window is, so a successor needs nothing but the events. Memory is bounded: beyond
-a few thousand ids or users in a window of a partition, those of a sample are counted.
+a few thousand ids or users in a window of a partition, those of a sample are counted, and windows that ended a while
+ago rest.
 """
 
 from __future__ import annotations
@@ -108,20 +109,20 @@ class Tallies:
         self._waiting: list[tuple[int, int, float]] = []
         self._texts = 0
         self._ids_of = ""
+        self._rests = False
 
     def count(self, event: Event) -> None:
         """Count a readable event."""
         message = event.message
         if isinstance(message, behavior.Interaction):
-            self._repeats(event, "interactions")
-            self._pace(message.user_id, event.time)
             self._value(message)
             for name in self._checks.personal_ids:
                 self._personal_data(f"interactions.{name}", getattr(message, name))
-            if message.request_id and len(self._waiting) < _MOST_REQUESTS:
-                self._waiting.append((hash(message.request_id), hash(message.item_id), event.time))
+            if not self._rests:
+                self._compare(event, message)
         elif isinstance(message, behavior.Impression):
-            self._repeats(event, "impressions")
+            if not self._rests:
+                self._repeats(event, "impressions")
             self._shown.note(event.time, message)
             self._features(message)
         elif isinstance(message, behavior.ItemChanged):
@@ -133,17 +134,38 @@ class Tallies:
     def told(self) -> list[pb.CheckTally]:
         """Everything so far, by check and column."""
         self._sequences()
-        seen, at_fault = self._seen.copy(), self._at_fault.copy()
-        if self._ids:
-            key = ("completeness.duplicates", f"{self._ids_of}.event_id")
-            seen[key] = sum(self._ids.values())
-            at_fault[key] = seen[key] - len(self._ids)
-        if self._users:
-            key = ("bots", "")
-            seen[key], at_fault[key] = self._bots()
+        compared = {key: (self._seen[key], self._at_fault[key]) for key in self._seen} | self._compared()
         return [
-            pb.CheckTally(name=key[0], column=key[1], seen=seen[key], at_fault=at_fault[key]) for key in sorted(seen)
+            pb.CheckTally(name=name, column=column, seen=seen, at_fault=at_fault)
+            for (name, column), (seen, at_fault) in sorted(compared.items())
         ]
+
+    def rest(self) -> None:
+        """Keep the numbers alone: what is still to come is compared with no other event."""
+        if not self._rests:
+            self._sequences()
+            for (name, column), (seen, at_fault) in self._compared().items():
+                self._note(name, column, seen=seen, at_fault=at_fault)
+            self._rests = True
+            self._ids.clear()
+            self._users.clear()
+            self._waiting.clear()
+
+    def _compared(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """What comparing events with each other finds: how many were looked at, and how many are at fault."""
+        found: dict[tuple[str, str], tuple[int, int]] = {}
+        if self._ids:
+            seen = sum(self._ids.values())
+            found["completeness.duplicates", f"{self._ids_of}.event_id"] = seen, seen - len(self._ids)
+        if self._users:
+            found["bots", ""] = self._bots()
+        return found
+
+    def _compare(self, event: Event, message: behavior.Interaction) -> None:
+        self._repeats(event, "interactions")
+        self._pace(message.user_id, event.time)
+        if message.request_id and len(self._waiting) < _MOST_REQUESTS:
+            self._waiting.append((hash(message.request_id), hash(message.item_id), event.time))
 
     def _note(self, name: str, column: str, *, at_fault: int, seen: int = 1) -> None:
         self._seen[name, column] += seen

@@ -25,6 +25,8 @@ VALUE = "value"
 """The name of an interaction's value among the ranges."""
 OTHER_TYPES = "(other)"
 _MOST_TYPES = 64
+_COMPARED = 2
+"""In so many windows before the newest, events that come late are compared with the others still."""
 
 
 @dataclass(slots=True)
@@ -188,7 +190,13 @@ class PartitionWindows:
             first = self._unplaced_from if self._unplaced else offset
             window = self._windows[start] = Window(start, first, self._tallies())
             window.unreadable, self._unplaced = self._unplaced, 0
+            self._rest_before(max(self._windows) - _COMPARED * self._seconds)
         return window
+
+    def _rest_before(self, start: float) -> None:
+        for window in self._windows.values():
+            if window.start < start:
+                window.tallies.rest()
 
     def _start_of(self, time: float) -> float:
         return floor(time / self._seconds) * self._seconds
