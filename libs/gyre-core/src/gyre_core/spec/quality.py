@@ -14,6 +14,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 CheckName = Annotated[str, StringConstraints(pattern=r"^[a-z_]+(\.[a-z_]+)?$", max_length=64)]
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Action = Literal["warn", "quarantine", "block"]
+_ITEMS = "items."
 
 CHECKS = (
     "completeness.missing",
@@ -62,6 +63,11 @@ class CompletenessCheck(SpecModel):
     max_unreadable: Share = 0.05
     columns: dict[ColumnName, Share] = Field(default_factory=dict)
 
+    @property
+    def of_items(self) -> tuple[str, ...]:
+        """The item fields that are named, without `items.` before them."""
+        return tuple(name.removeprefix(_ITEMS) for name in self.columns if name.startswith(_ITEMS))
+
 
 class RangesCheck(SpecModel):
     """The share of values outside their range that is tolerated.
@@ -72,6 +78,11 @@ class RangesCheck(SpecModel):
 
     max_share: Share = 0.0
     columns: dict[ColumnName, Bounds] = Field(default_factory=dict)
+
+    @property
+    def of_items(self) -> dict[str, Bounds]:
+        """The ranges of item fields, by their names without `items.` before them."""
+        return {name.removeprefix(_ITEMS): each for name, each in self.columns.items() if name.startswith(_ITEMS)}
 
 
 class FreshnessCheck(SpecModel):

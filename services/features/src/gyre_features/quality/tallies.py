@@ -30,7 +30,6 @@ _MOST_USERS = 2048
 _MOST_REQUESTS = 4096
 _TIMES_OF_USER = 256
 """So many events of a user in a window tell its pace; the others are only counted."""
-_ITEMS = "items."
 
 
 class LoopChecks:
@@ -46,9 +45,9 @@ class LoopChecks:
         ranges = {name: (each.min, each.max) for name, each in checks.ranges.columns.items()}
         declared = {kind: each.value for kind, each in spec.events.interactions.items()}
         self.value_ranges = {kind: (each.min, each.max) for kind, each in declared.items() if each is not None}
-        self.item_ranges = {name.removeprefix(_ITEMS): each for name, each in ranges.items() if _ITEMS in name}
+        self.item_ranges = {name: (each.min, each.max) for name, each in checks.ranges.of_items.items()}
         self.feature_ranges = {at: ranges[name] for at, name in enumerate(layout.columns) if name in ranges}
-        self.complete = [name.removeprefix(_ITEMS) for name in checks.completeness.columns if _ITEMS in name]
+        self.complete = checks.completeness.of_items
         self.columns = layout.columns
         self.layout = layout.hash
         self.personal_items = checks.personal_data.of("items")
@@ -212,13 +211,13 @@ class Tallies:
     def _item(self, message: behavior.ItemChanged) -> None:
         checks = self._checks
         for name in checks.complete:
-            self._note("completeness.missing", f"{_ITEMS}{name}", at_fault=not _given(message, name))
+            self._note("completeness.missing", f"items.{name}", at_fault=not _given(message, name))
         for name, range_ in checks.item_ranges.items():
             value = message.fields.get(name)
             if value is not None and value.WhichOneof("kind") == "number" and isfinite(value.number):
-                self._note("completeness.range", f"{_ITEMS}{name}", at_fault=not _within(value.number, range_))
+                self._note("completeness.range", f"items.{name}", at_fault=not _within(value.number, range_))
         for name in checks.personal_items:
-            self._personal_data(f"{_ITEMS}{name}", _text(message, name))
+            self._personal_data(f"items.{name}", _text(message, name))
 
     def _personal_data(self, column: str, text: str) -> None:
         if self._checks.finds_personal_data is not None and self._texts < self._checks.most_texts:

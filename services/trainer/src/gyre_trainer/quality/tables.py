@@ -174,8 +174,7 @@ def _bots(spec: LoopSpec, acted: pa.Table) -> Check:
 def _items(spec: LoopSpec, items: pa.Table) -> Iterator[Check]:
     """The fields that the checks name, in the newest changes of the catalogue."""
     checks = spec.quality.checks
-    complete = [each.removeprefix("items.") for each in checks.completeness.columns if each.startswith("items.")]
-    ranges = {name.removeprefix("items."): each for name, each in checks.ranges.columns.items() if "items." in name}
+    complete, ranges = checks.completeness.of_items, checks.ranges.of_items
     personal = checks.personal_data.of("items")
     if not (complete or ranges or personal):
         return
