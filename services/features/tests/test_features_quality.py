@@ -100,6 +100,27 @@ def test_a_window_is_told_after_its_end_and_finally_after_the_lateness(spec: Loo
     assert windows.count(4, _event(spec, _rating(1.0), time=BEGIN + 59)) == "TOO_OLD"
 
 
+def test_late_events_are_gathered_before_a_window_is_told_again(
+    spec: LoopSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes late is told again after a while, all at once; the final telling waits for nothing."""
+    moment = 100.0
+    monkeypatch.setattr("gyre_features.quality.windows.monotonic", lambda: moment)
+    source = topic(spec.loop, "behavior.interactions")
+    windows = PartitionWindows(spec, source, 0, tallies=_tallies(spec), closed_until=0.0, again_s=1.0)
+    windows.count(0, _event(spec, _rating(1.0), time=BEGIN))
+    windows.count(1, _event(spec, _rating(1.0), time=BEGIN + 60))
+    assert [each.events for each in _tell(windows)] == [1]
+    windows.count(2, _event(spec, _rating(1.0), time=BEGIN + 58))
+    windows.count(3, _event(spec, _rating(1.0), time=BEGIN + 59))
+    assert _tell(windows) == []
+    moment = 101.0
+    assert [each.events for each in _tell(windows)] == [3]
+    windows.count(4, _event(spec, _rating(1.0), time=BEGIN + 57))
+    windows.count(5, _event(spec, _rating(1.0), time=BEGIN + 60 + 3600))
+    assert [each.events for each in _tell(windows) if each.final] == [4]
+
+
 def test_a_successor_begins_at_the_oldest_open_window(spec: LoopSpec) -> None:
     """The offset to resume at is the first that feeds a window which is not final."""
     windows = _windows(spec)

@@ -19,11 +19,12 @@ from gyre_runtime import Unavailable, instrument
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, View
 
+from gyre_features.online.names import Place
 from gyre_features.quality.findings import LIVE_QUALITY
 from gyre_features.quality.judging import JudgedFeatures, follow_up, judge_features, live_quality, worst
 from gyre_features.quality.live import LiveReference
 from gyre_features.quality.report import QualityWindows
-from gyre_features.quality.sketching import IMPRESSIONS, Place
+from gyre_features.quality.sketching import IMPRESSIONS
 from gyre_features.quality.windowed import judge_windows
 
 SKETCHES = "features.sketches"
@@ -126,8 +127,8 @@ class LiveFlow:
             if not owns((topic(loop, IMPRESSIONS), 0)):
                 self._show(loop, self._said.pop(loop, ()), are_ours=False)
                 continue
-            features = await self._judge_features(spec)
-            windows, now = judge_windows(spec, self._windows, now=time.time()), time.time()
+            features, now = await self._judge_features(spec), time.time()
+            windows = judge_windows(spec, self._windows, now=now)
             judged = live_quality(spec, features, windows, now=now)
             if judged is None or self._said.get(loop) == list(judged.findings):
                 continue

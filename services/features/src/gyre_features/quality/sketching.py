@@ -9,10 +9,10 @@ from gyre.events.v1 import features_pb2 as pb
 from gyre_core.spec import LoopSpec
 from gyre_runtime.events import Event
 
+from gyre_features.online.names import Place
 from gyre_features.quality.live import LiveReference, PartitionSketch
 
 IMPRESSIONS = "behavior.impressions"
-Place = tuple[str, int]
 ReferenceOf = Callable[[str], LiveReference | None]
 StoredOf = Callable[[str, int], pb.LiveSketch | None]
 TellSketches = Callable[[Sequence[pb.LiveSketch]], Awaitable[None]]

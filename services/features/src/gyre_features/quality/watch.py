@@ -11,13 +11,15 @@ from gyre_core.spec import LoopSpec
 from gyre_runtime import instrument
 from gyre_runtime.events import Event, MessageTypes, ReceivedRecord, Unreadable, decode, is_deletion
 
+from gyre_features.online.names import Place
 from gyre_features.quality.sketching import LiveSketches
 from gyre_features.quality.tallies import FindsPersonalData, LoopChecks, ShownRequests, Tallies
 from gyre_features.quality.windows import PartitionWindows
 
 _LOG = logging.getLogger(__name__)
 
-Place = tuple[str, int]
+_AGAIN_S = 1.0
+
 ClosedUntil = Callable[[Collection[Place]], Awaitable[Mapping[Place, float]]]
 Tell = Callable[[Sequence[pb.QualityWindow]], Awaitable[None]]
 Commit = Callable[[Mapping[Place, int]], Awaitable[None]]
@@ -97,7 +99,7 @@ class QualityWatch:
             shown = self._shown.setdefault(_requests_of(place), ShownRequests())
             tallies, until = partial(Tallies, self._checks[loop], shown), known.get(place, 0.0)
             self._partitions[place] = PartitionWindows(
-                self._loops[loop], topic, partition, tallies=tallies, closed_until=until
+                self._loops[loop], topic, partition, tallies=tallies, closed_until=until, again_s=_AGAIN_S
             )
 
     def _count(self, record: ReceivedRecord) -> None:

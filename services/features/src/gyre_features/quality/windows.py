@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from math import floor, isfinite
+from math import floor, inf, isfinite
+from time import monotonic
 
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2 as pb
@@ -65,6 +66,7 @@ class Window:
         first_offset: of the first record counted: where counting the window begins again after a crash.
         tallies: what the checks of single events counted.
         changed: something was counted since the window was last told.
+        told_at: when that was, seconds of the process's clock.
     """
 
     start: float
@@ -76,6 +78,7 @@ class Window:
     ranges: dict[str, Range] = field(default_factory=dict)
     newest: float = 0.0
     changed: bool = True
+    told_at: float = -inf
 
     def count(self, spec: LoopSpec, event: Event) -> None:
         """Count a readable event."""
@@ -132,12 +135,21 @@ class PartitionWindows:
         partition: its number.
         tallies: makes those of a new window.
         closed_until: event time before which every window was told finally, by whomever, unix seconds.
+        again_s: wall seconds before a window that was told is told again as it stands: what its tallies say is worked
+            out anew each time, and late events come one by one.
     """
 
     def __init__(
-        self, spec: LoopSpec, source: str, partition: int, *, tallies: Callable[[], Tallies], closed_until: float
+        self,
+        spec: LoopSpec,
+        source: str,
+        partition: int,
+        *,
+        tallies: Callable[[], Tallies],
+        closed_until: float,
+        again_s: float = 0.0,
     ) -> None:
-        self.source, self.partition, self._tallies = source, partition, tallies
+        self.source, self.partition, self._tallies, self._again_s = source, partition, tallies, again_s
         self._spec, self._seconds = spec, spec.quality.window_s
         self._clock = LoopClock(spec.clock, start=closed_until)
         self._closed_until = closed_until
@@ -217,12 +229,13 @@ class PartitionWindows:
         for start in sorted(self._windows):
             window, end = self._windows[start], start + self._seconds
             final = end <= final_before
-            if final or (window.changed and (idle or end <= now)):
+            is_turn = monotonic() - window.told_at >= self._again_s
+            if final or (window.changed and is_turn and (idle or end <= now)):
                 yield window, window.message(self.source, self.partition, seconds=self._seconds, final=final)
 
     def told(self, window: Window, *, final: bool) -> None:
         """Note that a window was told as it stands; a final one is forgotten."""
-        window.changed = False
+        window.changed, window.told_at = False, monotonic()
         if final:
             self._closed_until = max(self._closed_until, window.start + self._seconds)
             del self._windows[window.start]
