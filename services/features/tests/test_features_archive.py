@@ -15,8 +15,8 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2 as events_pb2
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, topic
-from gyre_features.archive import Archive
 from gyre_features.settings import FeaturesSettings
+from gyre_features.warehouse.archive import Archive
 from gyre_local.testing import eventually
 from gyre_runtime import Unavailable
 from gyre_runtime.events import Event
@@ -102,7 +102,7 @@ async def test_rows_wait_longer_where_commits_pile_up(
     tmp_path: Path, spec: LoopSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trickle does not commit for ever at the same pace: with more commits behind it, rows wait for company."""
-    monkeypatch.setattr("gyre_features.archive._COMMITS_FOR_A_SECOND", 0.1)
+    monkeypatch.setattr("gyre_features.warehouse.archive._COMMITS_FOR_A_SECOND", 0.1)
     catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path)))
     archive = Archive(catalog, rows=1000, seconds=0.02, payload_bytes=10**9)
     in_time = asyncio.create_task(archive.run())

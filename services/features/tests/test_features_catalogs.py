@@ -19,7 +19,7 @@ import jgo
 import pyarrow as pa
 import pytest
 from gyre_features.erasure import erase_user
-from gyre_features.maintenance import compact, expire
+from gyre_features.warehouse.maintenance import compact, expire
 from gyre_local import probes
 from gyre_local.places import cache_dir
 from gyre_local.process import running

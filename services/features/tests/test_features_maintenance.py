@@ -12,10 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from gyre_features.erasure import erase_user
-from gyre_features.maintenance import Expired, _groups, _replaced, compact, expire, snapshots_of_models
 from gyre_features.processes.maintain import compact_all, maintain_all
 from gyre_features.settings import FeaturesSettings
-from gyre_features.table_files import Levels, files_of, orphans
+from gyre_features.warehouse.maintenance import Expired, _groups, _replaced, compact, expire, snapshots_of_models
+from gyre_features.warehouse.table_files import Levels, files_of, orphans
 from gyre_runtime import ServiceSettings
 from gyre_runtime.warehouse import INTERACTIONS, append, arrow_schema, ensure_table, offsets_of, open_catalog
 from pyiceberg.exceptions import CommitFailedException
@@ -178,7 +178,7 @@ def test_the_same_file_is_known_however_it_is_written(table: Table, monkeypatch)
         data, manifests, lists = written(*given)
         return tuple({path.replace("file:///", "file:/") for path in level} for level in (data, manifests, lists))
 
-    monkeypatch.setattr("gyre_features.table_files.files_of", otherwise)
+    monkeypatch.setattr("gyre_features.warehouse.table_files.files_of", otherwise)
     later = datetime.now(UTC) + DAY
     assert orphans(table, before=later) == []
     monkeypatch.setattr(table, "metadata_location", "file:/elsewhere/00000.metadata.json")

@@ -13,9 +13,9 @@ from pyiceberg.expressions import EqualTo
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Snapshot
 
-from gyre_features.archive import Archive
-from gyre_features.maintenance import COMPACTION
-from gyre_features.table_files import delete_files, files_of
+from gyre_features.warehouse.archive import Archive
+from gyre_features.warehouse.maintenance import COMPACTION
+from gyre_features.warehouse.table_files import delete_files, files_of
 
 ERASED = message_types(privacy.UserErased)
 OF_USERS = (INTERACTIONS, IMPRESSIONS, USERS)

@@ -8,8 +8,8 @@ from gyre_runtime import Unavailable, load_loops
 from gyre_runtime.warehouse import TABLE_OF, ensure_table, open_catalog
 from pyiceberg.table import Table
 
-from gyre_features.maintenance import compact, expire, snapshots_of_models
 from gyre_features.settings import FeaturesSettings
+from gyre_features.warehouse.maintenance import compact, expire, snapshots_of_models
 
 Work = Callable[[Table, frozenset[int]], str]
 

@@ -19,7 +19,7 @@ from pyiceberg.io.pyarrow import ArrowScan, _dataframe_to_data_files
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table
 
-from gyre_features.table_files import delete_file, delete_files, files_of, orphans
+from gyre_features.warehouse.table_files import delete_file, delete_files, files_of, orphans
 
 COMPACTION = "gyre.compaction"
 """The property of a snapshot that holds the same rows as the one before, in other files."""

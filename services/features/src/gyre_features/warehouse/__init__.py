@@ -1,0 +1,1 @@
+"""The archive of the stream in Iceberg tables, and their maintenance."""
