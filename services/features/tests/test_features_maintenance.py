@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from gyre_features.erasure import erase_user
+from gyre_features.privacy.erasure import erase_user
 from gyre_features.processes.maintain import compact_all, maintain_all
 from gyre_features.settings import FeaturesSettings
 from gyre_features.warehouse.maintenance import Expired, _groups, _replaced, compact, expire, snapshots_of_models

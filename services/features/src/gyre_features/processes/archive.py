@@ -14,11 +14,11 @@ from gyre_runtime.privacy import Privacy, open_privacy
 from gyre_runtime.warehouse import TABLE_OF, ensure_table, open_catalog
 
 from gyre_features.domain import Admission
-from gyre_features.erasure import Eraser
+from gyre_features.privacy.erasure import Eraser
+from gyre_features.privacy.redaction import redactor
+from gyre_features.privacy.tombstones import Tombstones
 from gyre_features.processes.stream import TYPES
-from gyre_features.redaction import redactor
 from gyre_features.settings import FeaturesSettings
-from gyre_features.tombstones import Tombstones
 from gyre_features.warehouse.archive import Archive
 
 GROUP = "features-archive"

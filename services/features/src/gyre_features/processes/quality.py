@@ -19,6 +19,7 @@ from gyre_runtime.kafka import Producer, View, ensure_topics
 from gyre_runtime.privacy import Privacy, open_privacy
 
 from gyre_features.online.names import Place
+from gyre_features.privacy.redaction import redactor
 from gyre_features.processes.stream import TOPICS, TYPES
 from gyre_features.quality.flow import LiveFlow, send_however_long
 from gyre_features.quality.report import QualityWindows
@@ -26,7 +27,6 @@ from gyre_features.quality.sketching import LiveSketches
 from gyre_features.quality.tallies import FindsPersonalData
 from gyre_features.quality.watch import QualityWatch
 from gyre_features.quality.windowed import windows_needed
-from gyre_features.redaction import redactor
 from gyre_features.settings import FeaturesSettings
 
 GROUP = "features-quality"

@@ -13,9 +13,9 @@ from gyre_core.topics import behavior_kept_s
 from gyre_runtime import Invalid, NotFound, Precondition, Violation, instrument
 from gyre_runtime.privacy import Privacy
 
-from gyre_features.forgetting import Forgetting
 from gyre_features.online.store import OnlineStore
 from gyre_features.popularity import popular_for
+from gyre_features.privacy.forgetting import Forgetting
 
 _ASKED_TIME_S = 5.0
 """How far a caller's now may be from the server's on the wall clock to count: what clocks and a call take."""

@@ -1,0 +1,1 @@
+"""Forgetting users, and masking what events say of them."""
