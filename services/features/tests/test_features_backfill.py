@@ -9,10 +9,10 @@ import pytest
 from gyre_core.features import Layout, Reader, Replay, RequestContext
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
-from gyre_features.backfill import backfill
 from gyre_features.online.store import OnlineStore
-from gyre_features.online.stream import LoopStream, feature_event
 from gyre_features.settings import FeaturesSettings
+from gyre_features.stream.backfill import backfill
+from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_features.warehouse.archive import Archive
 from gyre_runtime.events import Event
 from gyre_runtime.warehouse import open_catalog

@@ -11,7 +11,7 @@ from gyre_core.keys import KEYS
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import declared, topic
 from gyre_features.online import OnlineStore
-from gyre_features.online.stream import LoopStream, feature_event
+from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_local.process import Process
 from gyre_local.testing import eventually
 from gyre_runtime.kafka import create_topics

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gyre_core.features import Versions
 from gyre_core.features.versions import Held, Version
-from gyre_features.online.items import KnownItems
+from gyre_features.stream.item_lookup import KnownItems
 
 OLD, NEW = (Version(1.0, (), Held(1, {})),), (Version(2.0, (), Held(2, {})),)
 

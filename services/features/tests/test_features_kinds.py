@@ -9,7 +9,7 @@ from gyre_core.features import EntityId, Layout, Reader, Replay, RequestContext,
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import topic
 from gyre_features.online import Applied, OnlineStore, Write
-from gyre_features.online.stream import LoopStream, feature_event
+from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_runtime.events import Event
 from redis.asyncio import Redis
 

@@ -18,13 +18,13 @@ from gyre_core.features import Layout, Reader, RequestContext, state
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_features.online.store import OnlineStore
-from gyre_features.online.stream import LoopStream
 from gyre_features.parity.log import Settled, read_log
 from gyre_features.parity.loop import REBUILT, LoopReport, check_loop
 from gyre_features.parity.served import Period
 from gyre_features.privacy.erasure import erase_user
 from gyre_features.processes.check import check
 from gyre_features.settings import FeaturesSettings
+from gyre_features.stream.loop_stream import LoopStream
 from gyre_features.warehouse.archive import Archive
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually

@@ -14,8 +14,8 @@ from gyre_core.features import FieldsChanged, Layout, Reader, Replay, RequestCon
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import topic
 from gyre_features.online import OnlineStore, Write
-from gyre_features.online.stream import LoopStream, feature_event
 from gyre_features.parity import AppliedBatch, BatchReplay, Touch
+from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_runtime import Unavailable
 from gyre_runtime.events import Event
 from hypothesis import given, settings

@@ -14,7 +14,7 @@ from gyre_core.features import Layout, Reader, Replay, RequestContext
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import dead_letter_topic, declared, topic
 from gyre_features.online.store import OnlineStore
-from gyre_features.online.stream import LoopStream, Rewound, feature_event
+from gyre_features.stream.loop_stream import LoopStream, Rewound, feature_event
 from gyre_local.process import Process
 from gyre_local.testing import eventually
 from gyre_runtime import Unavailable

@@ -12,9 +12,9 @@ from gyre_core.features import Layout, Reader, RequestContext
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import dead_letter_topic, declared, topic
 from gyre_features.online.store import OnlineStore
-from gyre_features.online.stream import LoopStream
 from gyre_features.processes.serve import serve
 from gyre_features.settings import FeaturesSettings
+from gyre_features.stream.loop_stream import LoopStream
 from gyre_local.testing import eventually
 from gyre_runtime import Lifespan, ServiceSettings, channel
 from gyre_runtime.events import Event

@@ -10,8 +10,8 @@ from typing import Any
 from gyre_core.features import MOST_BATCHES, EntityId
 
 from gyre_features.online.names import Names
-from gyre_features.online.outbox import time_of
 from gyre_features.online.plan import LETTER
+from gyre_features.stream.outbox import time_of
 
 Fences = dict[tuple[str, int], int]
 """The next offset to apply, by (topic, partition)."""

@@ -5,8 +5,8 @@ import time
 
 from gyre_runtime import Unavailable, load_loops
 
-from gyre_features.backfill import backfill
 from gyre_features.settings import FeaturesSettings
+from gyre_features.stream.backfill import backfill
 
 
 def backfill_all(settings: FeaturesSettings) -> int:

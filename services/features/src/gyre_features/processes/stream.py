@@ -14,10 +14,10 @@ from redis.asyncio import Redis
 
 from gyre_features.online.lease import keep_leases
 from gyre_features.online.store import OnlineStore
-from gyre_features.online.worker import CATALOGUE, StreamWorker
 from gyre_features.privacy.redaction import redactor
 from gyre_features.privacy.tombstones import Tombstones
 from gyre_features.settings import FeaturesSettings
+from gyre_features.stream.worker import CATALOGUE, StreamWorker
 
 GROUP = "features-stream"
 TOPICS = ("behavior.impressions", "behavior.interactions", CATALOGUE, "catalog.users")

@@ -35,9 +35,9 @@ from gyre_runtime.warehouse import (
 from pyiceberg.table import Table
 
 from gyre_features.online.names import Place
-from gyre_features.online.stream import LoopStream
 from gyre_features.processes.stream import open_redis, open_store
 from gyre_features.settings import FeaturesSettings
+from gyre_features.stream.loop_stream import LoopStream
 
 _EVENTS_AT_ONCE = 20_000
 _ATTEMPTS, _RETRY_S = 20, 1.0

@@ -16,9 +16,9 @@ from gyre_runtime.events import Event
 from gyre_runtime.kafka import Consumer, Producer
 
 from gyre_features.domain import Admission
-from gyre_features.online.outbox import identity_of
 from gyre_features.online.store import OnlineStore
-from gyre_features.online.stream import LoopStream, Rewound
+from gyre_features.stream.loop_stream import LoopStream, Rewound
+from gyre_features.stream.outbox import identity_of
 
 CATALOGUE = "catalog.items"
 _POLL_S = 0.05

@@ -26,12 +26,12 @@ from gyre_runtime import instrument
 from gyre_runtime.events import Event
 from gyre_runtime.fields import field_values
 
-from gyre_features.online.items import KnownItems
-from gyre_features.online.late import LateFields
 from gyre_features.online.names import Place
-from gyre_features.online.outbox import completed, described, restored
 from gyre_features.online.store import OnlineStore, identity
 from gyre_features.online.writing import Applied, Fences, Known, ShelfChange, Stale, Write
+from gyre_features.stream.item_lookup import KnownItems
+from gyre_features.stream.late_fields import LateFields
+from gyre_features.stream.outbox import completed, described, restored
 
 _LOG = logging.getLogger(__name__)
 _SENDING_S = 0.001

@@ -1,0 +1,1 @@
+"""Kafka to Redis: batches of events become features, exactly once."""
