@@ -14,7 +14,7 @@ from bench_report import Row, show, write
 from gyre_core.features import EntityKind, Event, FieldsChanged, Fold, Interaction, Layout, aggregate
 from gyre_core.spec import LoopSpec, load_loop
 from gyre_features.online import OnlineStore
-from gyre_features.online.plan import lease_s
+from gyre_features.online.layout_program import lease_s
 from redis.asyncio import Redis
 
 LOOP_FILE = Path(__file__).parents[2] / "examples" / "movies" / "gyre.yaml"

@@ -13,9 +13,9 @@ from gyre_runtime import Unavailable
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from gyre_features.online.names import Names
-from gyre_features.online.plan import id_offset, lease_s, popularity_of, script_plan
-from gyre_features.online.writing import Fences, Outcome, Write, outcome_of, packed
+from gyre_features.online.keys import Names
+from gyre_features.online.layout_program import id_offset, lease_s, popularity_of, script_plan
+from gyre_features.online.script import Fences, Outcome, Write, outcome_of, packed
 
 _SCRIPT = (Path(__file__).parent / "apply.lua").read_text()
 _IDENTITY_BYTES = 8

@@ -20,7 +20,7 @@ from pyiceberg.io.pyarrow import ArrowScan
 from pyiceberg.table import FileScanTask, Table
 from pyiceberg.types import LongType
 
-from gyre_features.online.names import Place
+from gyre_features.online.keys import Place
 
 _OUT_OF_ORDER_S = 5.0
 """How far apart the clocks of two workers of a shard may be."""

@@ -14,7 +14,7 @@ from gyre_runtime.archived import EVENT_COLUMNS, counts_impressions, events_of
 from gyre_runtime.warehouse import IMPRESSIONS, TRAINING_TABLE_OF, offsets_of, read_columns
 from pyiceberg.table import Table
 
-from gyre_features.online.names import Place
+from gyre_features.online.keys import Place
 from gyre_features.parity.log import LoggedBatch
 
 Identity = tuple[str, str]

@@ -18,7 +18,7 @@ from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, View, ensure_topics
 from gyre_runtime.privacy import Privacy, open_privacy
 
-from gyre_features.online.names import Place
+from gyre_features.online.keys import Place
 from gyre_features.privacy.redaction import redactor
 from gyre_features.processes.stream import TOPICS, TYPES
 from gyre_features.quality.flow import LiveFlow, send_however_long

@@ -12,7 +12,7 @@ from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topic
 from gyre_runtime.privacy import open_privacy
 from redis.asyncio import Redis
 
-from gyre_features.online.lease import keep_leases
+from gyre_features.online.leases import keep_leases
 from gyre_features.online.store import OnlineStore
 from gyre_features.privacy.redaction import redactor
 from gyre_features.privacy.tombstones import Tombstones

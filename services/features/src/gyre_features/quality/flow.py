@@ -19,7 +19,7 @@ from gyre_runtime import Unavailable, instrument
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, View
 
-from gyre_features.online.names import Place
+from gyre_features.online.keys import Place
 from gyre_features.quality.findings import LIVE_QUALITY
 from gyre_features.quality.judging import JudgedFeatures, follow_up, judge_features, live_quality, worst
 from gyre_features.quality.live import LiveReference

@@ -11,7 +11,7 @@ from gyre_core.spec import LoopSpec
 from gyre_runtime import instrument
 from gyre_runtime.events import Event, MessageTypes, ReceivedRecord, Unreadable, decode, is_deletion
 
-from gyre_features.online.names import Place
+from gyre_features.online.keys import Place
 from gyre_features.quality.sketching import LiveSketches
 from gyre_features.quality.tallies import FindsPersonalData, LoopChecks, ShownRequests, Tallies
 from gyre_features.quality.windows import PartitionWindows

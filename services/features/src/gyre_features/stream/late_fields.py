@@ -20,8 +20,8 @@ from gyre_core.features import (
 )
 from gyre_core.features.encoding import encode_all
 
+from gyre_features.online.script import ShelfChange
 from gyre_features.online.store import OnlineStore
-from gyre_features.online.writing import ShelfChange
 
 _NEVER = float("-inf")
 _IDLE_S = 86_400

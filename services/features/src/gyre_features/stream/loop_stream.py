@@ -26,9 +26,9 @@ from gyre_runtime import instrument
 from gyre_runtime.events import Event
 from gyre_runtime.fields import field_values
 
-from gyre_features.online.names import Place
+from gyre_features.online.keys import Place
+from gyre_features.online.script import Applied, Fences, Known, ShelfChange, Stale, Write
 from gyre_features.online.store import OnlineStore, identity
-from gyre_features.online.writing import Applied, Fences, Known, ShelfChange, Stale, Write
 from gyre_features.stream.item_lookup import KnownItems
 from gyre_features.stream.late_fields import LateFields
 from gyre_features.stream.outbox import completed, described, restored

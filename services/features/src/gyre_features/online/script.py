@@ -9,8 +9,8 @@ from typing import Any
 
 from gyre_core.features import MOST_BATCHES, EntityId
 
-from gyre_features.online.names import Names
-from gyre_features.online.plan import LETTER
+from gyre_features.online.keys import Names
+from gyre_features.online.layout_program import LETTER
 from gyre_features.stream.outbox import time_of
 
 Fences = dict[tuple[str, int], int]
