@@ -20,9 +20,9 @@ from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import declared, topic
 from gyre_features.online.store import OnlineStore
 from gyre_features.processes.serve import serve
+from gyre_features.serving.servicer import now_of
 from gyre_features.settings import FeaturesSettings
 from gyre_features.stream.loop_stream import LoopStream, feature_event
-from gyre_features.transport.features import now_of
 from gyre_local.process import Process
 from gyre_local.testing import eventually
 from gyre_runtime import Channel, GyreError, Invalid, Lifespan, NotFound, Precondition, ServiceSettings, channel

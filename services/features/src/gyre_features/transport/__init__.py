@@ -1,6 +1,6 @@
 """The gRPC servicers of the read side."""
 
-from gyre_features.transport.features import FeaturesServicer
+from gyre_features.serving.servicer import FeaturesServicer
 from gyre_features.transport.parity import ParityServicer
 from gyre_features.transport.quality import DataQualityServicer
 

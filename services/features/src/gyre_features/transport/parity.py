@@ -6,7 +6,7 @@ from gyre_runtime import NotFound
 
 from gyre_features.parity.checks import Checks
 from gyre_features.parity.loop import LoopReport
-from gyre_features.transport.features import unknown_loop
+from gyre_features.serving.servicer import unknown_loop
 
 
 class ParityServicer(rpc.ParityServiceServicer):

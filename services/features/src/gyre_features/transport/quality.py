@@ -12,7 +12,7 @@ from gyre_runtime import NotFound
 from gyre_features.quality.findings import live_report
 from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.snapshots import SnapshotReports
-from gyre_features.transport.features import unknown_loop
+from gyre_features.serving.servicer import unknown_loop
 
 _DEFAULT_WINDOWS = 10
 

@@ -14,8 +14,8 @@ from gyre_runtime import Invalid, NotFound, Precondition, Violation, instrument
 from gyre_runtime.privacy import Privacy
 
 from gyre_features.online.store import OnlineStore
-from gyre_features.popularity import popular_for
 from gyre_features.privacy.forgetting import Forgetting
+from gyre_features.serving.popular import popular_for
 
 _ASKED_TIME_S = 5.0
 """How far a caller's now may be from the server's on the wall clock to count: what clocks and a call take."""
