@@ -60,7 +60,7 @@ from gyre_runtime.errors import (
 )
 from gyre_runtime.health import Dependency, Health
 from gyre_runtime.lifecycle import Lifespan, run
-from gyre_runtime.loops import load_loops
+from gyre_runtime.loops import load_loops, unknown_loop
 from gyre_runtime.metrics import instrument
 from gyre_runtime.server import Registration, Server, build_server
 from gyre_runtime.settings import ServiceSettings, load_settings
@@ -72,4 +72,5 @@ __all__ = [
     "Lifespan", "NotFound", "Precondition", "Registration", "RetryBudget", "Server", "ServiceSettings",
     "Unauthenticated", "Unavailable", "Unsupported", "Violation", "build_server", "call", "channel", "inject",
     "instrument", "load_loops", "load_settings", "model_tracer", "run", "setup_telemetry", "start_span",
+    "unknown_loop",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from gyre_core.spec import LoopSpec, load_loop
 
-from gyre_runtime.errors import Invalid
+from gyre_runtime.errors import Invalid, NotFound
 from gyre_runtime.settings import ServiceSettings
 
 
@@ -20,3 +20,8 @@ def load_loops(settings: ServiceSettings) -> dict[str, LoopSpec]:
             raise Invalid("DUPLICATE_LOOP", f"{path}: the loop {spec.loop!r} is already served by this process")
         loops[spec.loop] = spec
     return loops
+
+
+def unknown_loop(loop: str) -> NotFound:
+    """The error for a loop that this process does not serve."""
+    return NotFound("UNKNOWN_LOOP", f"loop = {loop!r}: is not served here", metadata={"loop": loop})

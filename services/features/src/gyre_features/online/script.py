@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import Any
 
 from gyre_core.features import MOST_BATCHES, EntityId
 
 from gyre_features.online.keys import Names
 from gyre_features.online.layout_program import LETTER
-from gyre_features.stream.outbox import time_of
 
 Fences = dict[tuple[str, int], int]
 """The next offset to apply, by (topic, partition)."""
 
+OUTBOX_TIME = Struct("<d")
+"""What stands before a batch's description in the outbox: when the store had the batch, unix seconds."""
 _BEHIND, _APPLIED, _DUPLICATES, _STALE = range(4)
 
 
@@ -160,3 +162,8 @@ def outcome_of(answer: Sequence[Any], write: Write) -> Outcome:
     if done == _BEHIND:
         return Behind({place: int(value) for place, value in zip(write.expected, rest, strict=True)})
     return Applied(int(rest[0]), time_of(rest[1]), tuple(map(int, rest[2:])))
+
+
+def time_of(kept: bytes) -> float:
+    """The time with which the script writes a batch to the outbox, unix seconds."""
+    return float(OUTBOX_TIME.unpack_from(kept)[0])

@@ -2,11 +2,10 @@
 
 from gyre.features.v1 import parity_pb2 as pb
 from gyre.features.v1 import parity_pb2_grpc as rpc
-from gyre_runtime import NotFound
+from gyre_runtime import NotFound, unknown_loop
 
 from gyre_features.parity.checks import Checks
 from gyre_features.parity.loop import LoopReport
-from gyre_features.serving.servicer import unknown_loop
 
 
 class ParityServicer(rpc.ParityServiceServicer):

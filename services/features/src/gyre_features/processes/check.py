@@ -8,8 +8,8 @@ from gyre_runtime import Lifespan, Registration, Server, build_server, load_loop
 
 from gyre_features.parity.checks import Checks, run_check
 from gyre_features.parity.loop import LoopReport
+from gyre_features.parity.servicer import ParityServicer
 from gyre_features.settings import FeaturesSettings
-from gyre_features.transport import ParityServicer
 
 
 async def check(lifespan: Lifespan, settings: FeaturesSettings) -> Server:

@@ -15,14 +15,15 @@ from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View, ensure_topics
 from gyre_runtime.privacy import open_privacy
 
+from gyre_features.online.connection import open_redis, open_store
 from gyre_features.privacy.forgetting import Forgetting
 from gyre_features.privacy.redaction import redactor
-from gyre_features.processes.stream import open_redis, open_store
 from gyre_features.quality.findings import LIVE_QUALITY
 from gyre_features.quality.report import QualityWindows
+from gyre_features.quality.servicer import DataQualityServicer
 from gyre_features.quality.snapshots import SnapshotReports
+from gyre_features.serving.servicer import FeaturesServicer
 from gyre_features.settings import FeaturesSettings
-from gyre_features.transport import DataQualityServicer, FeaturesServicer
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,14 @@
 import gc
 
 from gyre.events.v1 import behavior_pb2 as behavior
-from gyre_core.features import Layout
-from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import Dependency, Lifespan, build_server, load_loops
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topics
 from gyre_runtime.privacy import open_privacy
-from redis.asyncio import Redis
 
+from gyre_features.online.connection import open_redis, open_store
 from gyre_features.online.leases import keep_leases
-from gyre_features.online.store import OnlineStore
 from gyre_features.privacy.redaction import redactor
 from gyre_features.privacy.tombstones import Tombstones
 from gyre_features.settings import FeaturesSettings
@@ -24,22 +21,6 @@ TOPICS = ("behavior.impressions", "behavior.interactions", CATALOGUE, "catalog.u
 TYPES = message_types(behavior.Impression, behavior.Interaction, behavior.ItemChanged, behavior.UserChanged)
 _BATCHES_AT_ONCE = 4
 _GARBAGE_AFTER = 100_000
-
-
-def open_redis(settings: FeaturesSettings) -> Redis:
-    """A client that answers bytes; it connects when it is first used."""
-    return Redis.from_url(settings.redis, socket_timeout=5, socket_connect_timeout=2, health_check_interval=30)
-
-
-def open_store(settings: FeaturesSettings, redis: Redis, spec: LoopSpec) -> OnlineStore:
-    """The online store of a loop's current layout."""
-    return OnlineStore(
-        redis,
-        spec,
-        Layout.compile(spec),
-        duplicates_s=settings.features_duplicates_s,
-        popular_kept=settings.features_popular_kept,
-    )
 
 
 async def stream(lifespan: Lifespan, settings: FeaturesSettings) -> None:

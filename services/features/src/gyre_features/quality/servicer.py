@@ -7,12 +7,11 @@ from gyre.events.v1 import features_pb2 as events
 from gyre.features.v1 import data_quality_pb2 as pb
 from gyre.features.v1 import data_quality_pb2_grpc as rpc
 from gyre_core.spec import LoopSpec
-from gyre_runtime import NotFound
+from gyre_runtime import NotFound, unknown_loop
 
 from gyre_features.quality.findings import live_report
 from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.snapshots import SnapshotReports
-from gyre_features.serving.servicer import unknown_loop
 
 _DEFAULT_WINDOWS = 10
 

@@ -10,21 +10,16 @@ from gyre.features.v1 import features_pb2_grpc as rpc
 from gyre_core.features import Reader, RequestContext
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import behavior_kept_s
-from gyre_runtime import Invalid, NotFound, Precondition, Violation, instrument
+from gyre_runtime import Invalid, Precondition, Violation, instrument, unknown_loop
 from gyre_runtime.privacy import Privacy
 
 from gyre_features.online.store import OnlineStore
-from gyre_features.privacy.forgetting import Forgetting
 from gyre_features.serving.popular import popular_for
+from gyre_features.serving.ports import Forgets
 
 _ASKED_TIME_S = 5.0
 """How far a caller's now may be from the server's on the wall clock to count: what clocks and a call take."""
 _KINDS = {pb.ENTITY_KIND_USER: "user", pb.ENTITY_KIND_ITEM: "item"}
-
-
-def unknown_loop(loop: str) -> NotFound:
-    """The error for a loop that this process does not serve."""
-    return NotFound("UNKNOWN_LOOP", f"loop = {loop!r}: is not served here", metadata={"loop": loop})
 
 
 def now_of(spec: LoopSpec, given: Timestamp | None) -> float:
@@ -46,7 +41,7 @@ def now_of(spec: LoopSpec, given: Timestamp | None) -> float:
 class FeaturesServicer(rpc.FeaturesServiceServicer):
     """Reads the online stores of all loops, and forgets."""
 
-    def __init__(self, stores: Mapping[str, OnlineStore], forgetting: Forgetting, privacy: Privacy) -> None:
+    def __init__(self, stores: Mapping[str, OnlineStore], forgetting: Forgets, privacy: Privacy) -> None:
         self._stores = dict(stores)
         self._forgetting = forgetting
         self._privacy = privacy

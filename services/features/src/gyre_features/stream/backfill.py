@@ -34,8 +34,8 @@ from gyre_runtime.warehouse import (
 )
 from pyiceberg.table import Table
 
+from gyre_features.online.connection import open_redis, open_store
 from gyre_features.online.keys import Place
-from gyre_features.processes.stream import open_redis, open_store
 from gyre_features.settings import FeaturesSettings
 from gyre_features.stream.loop_stream import LoopStream
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from struct import Struct
 
 from gyre.events.v1 import features_pb2 as events_pb2
 from gyre_runtime.events import Event
 
-_TIME = Struct("<d")
+from gyre_features.online.script import OUTBOX_TIME, time_of
 
 
 def described(
@@ -37,12 +36,7 @@ def completed(message: events_pb2.BatchApplied, number: int, applied_time: float
 
 def restored(number: int, kept: bytes) -> events_pb2.BatchApplied:
     """A batch from what the outbox holds of it."""
-    return completed(events_pb2.BatchApplied.FromString(kept[_TIME.size :]), number, time_of(kept))
-
-
-def time_of(kept: bytes) -> float:
-    """The time with which the script writes a batch to the outbox, unix seconds."""
-    return float(_TIME.unpack_from(kept)[0])
+    return completed(events_pb2.BatchApplied.FromString(kept[OUTBOX_TIME.size :]), number, time_of(kept))
 
 
 def identity_of(message: events_pb2.BatchApplied) -> str:

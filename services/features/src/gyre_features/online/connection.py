@@ -1,0 +1,24 @@
+"""Opens the connection to Redis and the online stores of a process."""
+
+from gyre_core.features import Layout
+from gyre_core.spec import LoopSpec
+from redis.asyncio import Redis
+
+from gyre_features.online.store import OnlineStore
+from gyre_features.settings import FeaturesSettings
+
+
+def open_redis(settings: FeaturesSettings) -> Redis:
+    """A client that answers bytes; it connects when it is first used."""
+    return Redis.from_url(settings.redis, socket_timeout=5, socket_connect_timeout=2, health_check_interval=30)
+
+
+def open_store(settings: FeaturesSettings, redis: Redis, spec: LoopSpec) -> OnlineStore:
+    """The online store of a loop's current layout."""
+    return OnlineStore(
+        redis,
+        spec,
+        Layout.compile(spec),
+        duplicates_s=settings.features_duplicates_s,
+        popular_kept=settings.features_popular_kept,
+    )
