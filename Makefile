@@ -20,7 +20,7 @@ endif
 
 RUN := $(UV) run --no-sync
 LOCAL := $(RUN) gyre-local
-SOURCES := libs/gyre-core/src libs/gyre-runtime/src libs/gyre-client/src libs/gyre-quality/src infra/local/src \
+SOURCES := libs/gyre-core/src libs/gyre-runtime/src libs/gyre-client/src libs/gyre-quality/src libs/gyre-warehouse/src libs/gyre-privacy/src infra/local/src \
 	$(patsubst %,services/%/src,gateway features inference trainer deployer monitor)
 
 .PHONY: help setup sync demo up down status logs test test-slow lint breaking types proto docs bench bench-path bench-stream bench-memory bench-features bench-quality bench-training-set ci clean

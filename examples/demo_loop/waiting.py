@@ -10,7 +10,7 @@ from gyre.deployer.v1 import deployer_pb2 as deployer
 from gyre.trainer.v1 import trainer_pb2 as trainer
 from gyre_client import ClientSettings, Mesh, Unavailable, call
 from gyre_core.topics import topic
-from gyre_runtime.warehouse import TRAINING_TABLE_OF, ensure_table, offsets_of, open_catalog
+from gyre_warehouse.tables import TRAINING_TABLE_OF, ensure_table, offsets_of, open_catalog
 
 T = TypeVar("T")
 STREAM_GROUP = "features-stream"

@@ -22,7 +22,7 @@ import pyarrow as pa
 from bench_report import Row, show, timed, write
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_runtime import ServiceSettings
-from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, append, arrow_schema, ensure_table, open_catalog
+from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, append, arrow_schema, ensure_table, open_catalog
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BEGIN_US, SECONDS = 1_700_000_000_000_000, 20 * 86_400

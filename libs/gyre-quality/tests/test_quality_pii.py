@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from gyre_quality.masking import redactor
+from gyre_privacy.redaction import redactor
 from gyre_quality.pii import Finding, Scanner, _recognisers, _widest, covering, scanner
 from gyre_quality.pii_gates import ANY, GATES, digits_in, may_hold_personal_data
 from gyre_quality.pii_numbers import luhn, mod_11_10

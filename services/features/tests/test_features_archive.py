@@ -21,7 +21,7 @@ from gyre_local.testing import eventually
 from gyre_runtime import Unavailable
 from gyre_runtime.events import Event
 from gyre_runtime.kafka import Producer, create_topics
-from gyre_runtime.warehouse import APPLIED, IMPRESSIONS, INTERACTIONS, ensure_table, open_catalog, read_columns
+from gyre_warehouse.tables import APPLIED, IMPRESSIONS, INTERACTIONS, ensure_table, open_catalog, read_columns
 
 Start = Callable[..., Any]
 BEGIN = 1_370_000_000.0

@@ -15,7 +15,7 @@ from gyre_features.stream.backfill import backfill
 from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_features.warehouse.archive import Archive
 from gyre_runtime.events import Event
-from gyre_runtime.warehouse import open_catalog
+from gyre_warehouse.tables import open_catalog
 from redis.asyncio import Redis
 
 pytestmark = pytest.mark.adapter

@@ -26,7 +26,7 @@ from gyre_local.process import running
 from gyre_local.recipe import Recipe
 from gyre_local.reserve import free_ports
 from gyre_runtime import ServiceSettings
-from gyre_runtime.warehouse import INTERACTIONS, append, arrow_schema, ensure_table, offsets_of, open_catalog
+from gyre_warehouse.tables import INTERACTIONS, append, arrow_schema, ensure_table, offsets_of, open_catalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
 

@@ -22,7 +22,7 @@ from gyre_features.warehouse.archive import Archive
 from gyre_local.testing import eventually
 from gyre_runtime import Lifespan, ServiceSettings, channel
 from gyre_runtime.kafka import create_topics
-from gyre_runtime.warehouse import (
+from gyre_warehouse.tables import (
     INTERACTIONS,
     append,
     ensure_table,

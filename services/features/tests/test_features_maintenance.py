@@ -17,7 +17,7 @@ from gyre_features.settings import FeaturesSettings
 from gyre_features.warehouse.maintenance import Expired, _groups, _replaced, compact, expire, snapshots_of_models
 from gyre_features.warehouse.table_files import Levels, files_of, orphans
 from gyre_runtime import ServiceSettings
-from gyre_runtime.warehouse import INTERACTIONS, append, arrow_schema, ensure_table, offsets_of, open_catalog
+from gyre_warehouse.tables import INTERACTIONS, append, arrow_schema, ensure_table, offsets_of, open_catalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
 

@@ -30,7 +30,7 @@ from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_runtime import Lifespan, NotFound, ServiceSettings, channel
 from gyre_runtime.events import Event
-from gyre_runtime.warehouse import APPLIED, INTERACTIONS, ensure_table, open_catalog
+from gyre_warehouse.tables import APPLIED, INTERACTIONS, ensure_table, open_catalog
 from redis.asyncio import Redis
 
 BEGIN = 1_370_000_000.0

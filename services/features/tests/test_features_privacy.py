@@ -22,7 +22,7 @@ from gyre_local.testing import eventually
 from gyre_runtime import Lifespan, ServiceSettings, channel
 from gyre_runtime.events import Event
 from gyre_runtime.kafka import create_topics
-from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, ITEMS, USERS, ensure_table, open_catalog
+from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, ITEMS, USERS, ensure_table, open_catalog
 from redis.asyncio import Redis
 
 Start = Callable[..., Any]

@@ -19,7 +19,7 @@ from gyre_local.testing import eventually
 from gyre_runtime import Lifespan, ServiceSettings, channel
 from gyre_runtime.events import Event
 from gyre_runtime.kafka import create_topics, read_records
-from gyre_runtime.warehouse import USERS, ensure_table, open_catalog, read_columns
+from gyre_warehouse.tables import USERS, ensure_table, open_catalog, read_columns
 from redis.asyncio import Redis
 
 pytestmark = pytest.mark.adapter

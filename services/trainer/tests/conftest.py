@@ -25,7 +25,10 @@ from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_runtime import Channel, Lifespan, ServiceSettings, channel, setup_telemetry
 from gyre_runtime.kafka import create_topics
-from gyre_runtime.warehouse import (
+from gyre_trainer.bootstrap import Running, bootstrap
+from gyre_trainer.settings import TrainerSettings
+from gyre_trainer.training_set import Tables
+from gyre_warehouse.tables import (
     IMPRESSIONS,
     INTERACTIONS,
     ITEMS,
@@ -35,9 +38,6 @@ from gyre_runtime.warehouse import (
     open_catalog,
     schema_of,
 )
-from gyre_trainer.bootstrap import Running, bootstrap
-from gyre_trainer.settings import TrainerSettings
-from gyre_trainer.training_set import Tables
 
 SPEC = """
 version: 1

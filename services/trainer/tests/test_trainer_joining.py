@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from gyre_core.features import Layout
 from gyre_runtime import ServiceSettings
-from gyre_runtime.warehouse import IMPRESSIONS, ensure_table, open_catalog
 from gyre_trainer.adapters.joining import Joined, attach, bounded
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.joined import join_to_file
 from gyre_trainer.settings import TrainerSettings
 from gyre_trainer.training_set import build
+from gyre_warehouse.tables import IMPRESSIONS, ensure_table, open_catalog
 from pyiceberg.table import Table
 
 BEGIN = 1_370_000_000

@@ -12,10 +12,10 @@ from gyre_core.features import Layout
 from gyre_core.topics import topic
 from gyre_runtime import ServiceSettings
 from gyre_runtime.kafka import Producer
-from gyre_runtime.warehouse import INTERACTIONS, append, ensure_table, open_catalog
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.adapters.warehouse import ArchivedWarehouse
 from gyre_trainer.training_set import build
+from gyre_warehouse.tables import INTERACTIONS, append, ensure_table, open_catalog
 
 BEGIN = 1_370_000_000
 HOUR_S = 3600

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from gyre.gateway.v1 import gateway_pb2_grpc as rpc
 from gyre_core.spec import LoopSpec
+from gyre_privacy.masking import open_privacy
+from gyre_privacy.redaction import redactor
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, channel, load_loops
 from gyre_runtime.kafka import Producer, ensure_topics
-from gyre_runtime.privacy import open_privacy
 
 from gyre_gateway.adapters.features import GrpcFeatures
 from gyre_gateway.adapters.impressions import KafkaImpressions, count_drop
 from gyre_gateway.adapters.inference import GrpcModels
 from gyre_gateway.adapters.intake import KafkaIntake
-from gyre_gateway.adapters.redaction import redactor
 from gyre_gateway.adapters.reports import Reporter
 from gyre_gateway.adapters.rollouts import rollout_view
 from gyre_gateway.domain.routing import Router

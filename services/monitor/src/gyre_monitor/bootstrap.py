@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import dataclass
 
 from gyre.monitor.v1.monitor_pb2_grpc import add_MonitorServiceServicer_to_server
+from gyre_privacy.masking import open_privacy
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, channel, load_loops
 from gyre_runtime.kafka import Producer, ensure_topics
-from gyre_runtime.privacy import open_privacy
 
 from gyre_monitor.adapters.database import Database
 from gyre_monitor.adapters.peers import KafkaTriggers, TrainerRuns

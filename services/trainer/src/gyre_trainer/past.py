@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from gyre_core.features import Event, FieldsChanged, Layout, Replay, RequestContext
 from gyre_core.features.frame import F32
-from gyre_runtime.archived import EVENT_COLUMNS, counts_impressions, events_of, seconds_of
-from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, ITEMS, USERS
+from gyre_warehouse.rows import EVENT_COLUMNS, counts_impressions, events_of, seconds_of
+from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, ITEMS, USERS
 
 _ALWAYS = float("-inf")
 

@@ -31,7 +31,7 @@ _ACTED = (*_KEYS, "request_id", "user_id", "item_id", "type")
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a loop as of a run's snapshots, with the columns of `gyre_runtime.warehouse`.
+    """The tables of a loop as of a run's snapshots, with the columns of `gyre_warehouse.tables`.
 
     Attributes:
         impressions: at least the newest; columns that are not used may be missing.

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Unavailable, instrument, load_loops
-from gyre_runtime.warehouse import open_catalog
+from gyre_warehouse.tables import open_catalog
 
 from gyre_features.parity.loop import LoopReport, check_loop
 from gyre_features.parity.served import Period

@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
-from gyre_runtime.archived import seconds_of
+from gyre_warehouse.rows import seconds_of
 from pyiceberg.conversions import from_bytes
 from pyiceberg.io.pyarrow import ArrowScan
 from pyiceberg.table import FileScanTask, Table

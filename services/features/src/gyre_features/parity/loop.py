@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
-from gyre_runtime.warehouse import APPLIED, IMPRESSIONS, INTERACTIONS, ITEMS, USERS, ensure_table
+from gyre_warehouse.tables import APPLIED, IMPRESSIONS, INTERACTIONS, ITEMS, USERS, ensure_table
 from pyiceberg.catalog import Catalog
 
 from gyre_features.parity.checking import ParityReport, Served, check

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from gyre_core.features import Layout, RequestContext
-from gyre_runtime.archived import seconds_of
-from gyre_runtime.warehouse import read_columns
+from gyre_warehouse.rows import seconds_of
+from gyre_warehouse.tables import read_columns
 from pyiceberg.table import Table
 
 from gyre_features.parity.checking import Served

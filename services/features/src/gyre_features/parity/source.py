@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from gyre_core.features import Event, Layout
 from gyre_core.topics import topic
-from gyre_runtime.archived import EVENT_COLUMNS, counts_impressions, events_of
-from gyre_runtime.warehouse import IMPRESSIONS, TRAINING_TABLE_OF, offsets_of, read_columns
+from gyre_warehouse.rows import EVENT_COLUMNS, counts_impressions, events_of
+from gyre_warehouse.tables import IMPRESSIONS, TRAINING_TABLE_OF, offsets_of, read_columns
 from pyiceberg.table import Table
 
 from gyre_features.online.keys import Place

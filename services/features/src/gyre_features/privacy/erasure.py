@@ -8,7 +8,7 @@ from gyre_core.topics import topic
 from gyre_runtime import Unavailable
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, read_compacted
-from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, USERS
+from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, USERS
 from pyiceberg.expressions import EqualTo
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Snapshot

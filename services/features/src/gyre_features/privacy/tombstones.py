@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
+from gyre_privacy.masking import OF_USERS
 from gyre_runtime import ServiceSettings
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View
-from gyre_runtime.privacy import OF_USERS
 
 TYPES = message_types(privacy.UserForgotten)
 OnTombstone = Callable[[str, privacy.UserForgotten], object]

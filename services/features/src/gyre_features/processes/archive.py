@@ -7,15 +7,15 @@ from gyre.events.v1 import features_pb2 as events_pb2
 from gyre.events.v1 import privacy_pb2
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
+from gyre_privacy.masking import Privacy, open_privacy
+from gyre_privacy.redaction import redactor
 from gyre_runtime import Dependency, Lifespan, build_server, load_loops
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topics
-from gyre_runtime.privacy import Privacy, open_privacy
-from gyre_runtime.warehouse import TABLE_OF, ensure_table, open_catalog
+from gyre_warehouse.tables import TABLE_OF, ensure_table, open_catalog
 
 from gyre_features.domain import Admission
 from gyre_features.privacy.erasure import Eraser
-from gyre_features.privacy.redaction import redactor
 from gyre_features.privacy.tombstones import Tombstones
 from gyre_features.processes.stream import TYPES
 from gyre_features.settings import FeaturesSettings

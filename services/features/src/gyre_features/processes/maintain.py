@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from gyre_runtime import Unavailable, load_loops
-from gyre_runtime.warehouse import TABLE_OF, ensure_table, open_catalog
+from gyre_warehouse.tables import TABLE_OF, ensure_table, open_catalog
 from pyiceberg.table import Table
 
 from gyre_features.settings import FeaturesSettings

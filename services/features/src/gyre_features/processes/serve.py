@@ -10,14 +10,14 @@ from gyre.features.v1 import data_quality_pb2_grpc as quality_rpc
 from gyre.features.v1 import features_pb2_grpc as rpc
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
+from gyre_privacy.masking import open_privacy
+from gyre_privacy.redaction import redactor
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, load_loops
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View, ensure_topics
-from gyre_runtime.privacy import open_privacy
 
 from gyre_features.online.connection import open_redis, open_store
 from gyre_features.privacy.forgetting import Forgetting
-from gyre_features.privacy.redaction import redactor
 from gyre_features.quality.findings import LIVE_QUALITY
 from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.servicer import DataQualityServicer

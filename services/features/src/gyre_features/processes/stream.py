@@ -4,14 +4,14 @@ import gc
 
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.topics import topic
+from gyre_privacy.masking import open_privacy
+from gyre_privacy.redaction import redactor
 from gyre_runtime import Dependency, Lifespan, build_server, load_loops
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topics
-from gyre_runtime.privacy import open_privacy
 
 from gyre_features.online.connection import open_redis, open_store
 from gyre_features.online.leases import keep_leases
-from gyre_features.privacy.redaction import redactor
 from gyre_features.privacy.tombstones import Tombstones
 from gyre_features.settings import FeaturesSettings
 from gyre_features.stream.worker import CATALOGUE, StreamWorker

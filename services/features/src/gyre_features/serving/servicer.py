@@ -10,8 +10,8 @@ from gyre.features.v1 import features_pb2_grpc as rpc
 from gyre_core.features import Reader, RequestContext
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import behavior_kept_s
+from gyre_privacy.masking import Privacy
 from gyre_runtime import Invalid, Precondition, Violation, instrument, unknown_loop
-from gyre_runtime.privacy import Privacy
 
 from gyre_features.online.store import OnlineStore
 from gyre_features.serving.popular import popular_for

@@ -19,9 +19,9 @@ from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable, load_loops
-from gyre_runtime.archived import EVENT_COLUMNS, counts_impressions, seconds_of
 from gyre_runtime.events import Event
-from gyre_runtime.warehouse import (
+from gyre_warehouse.rows import EVENT_COLUMNS, counts_impressions, seconds_of
+from gyre_warehouse.tables import (
     IMPRESSIONS,
     INTERACTIONS,
     ITEMS,

@@ -15,7 +15,7 @@ from google.protobuf import json_format
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_runtime import Unavailable, instrument
 from gyre_runtime.events import Event
-from gyre_runtime.warehouse import (
+from gyre_warehouse.tables import (
     APPLIED,
     IMPRESSIONS,
     INTERACTIONS,

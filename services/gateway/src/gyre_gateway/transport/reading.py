@@ -13,10 +13,10 @@ from gyre.gateway.v1 import gateway_pb2 as pb
 from gyre_core.admission import Refusal, refuse_fields, refuse_interaction, refuse_time
 from gyre_core.clock import LoopClock
 from gyre_core.spec import LoopSpec
+from gyre_privacy.masking import LoopPrivacy
 from gyre_runtime import Invalid, Violation
 from gyre_runtime.context import current_call
 from gyre_runtime.fields import field_value
-from gyre_runtime.privacy import LoopPrivacy
 
 from gyre_gateway.domain.events import Event
 from gyre_gateway.domain.requests import Method, Request

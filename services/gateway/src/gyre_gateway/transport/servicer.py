@@ -7,8 +7,8 @@ from typing import NoReturn
 
 from gyre.gateway.v1 import gateway_pb2 as pb
 from gyre.gateway.v1 import gateway_pb2_grpc as rpc
+from gyre_privacy.masking import Privacy
 from gyre_runtime import NotFound, Unsupported, instrument
-from gyre_runtime.privacy import Privacy
 from gyre_runtime.tracing import parse
 from opentelemetry import trace
 

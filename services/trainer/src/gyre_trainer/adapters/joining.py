@@ -12,7 +12,7 @@ from typing import Any
 
 import duckdb
 from gyre_core.spec import LoopSpec
-from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, arrow_schema
+from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, arrow_schema
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.table import Table

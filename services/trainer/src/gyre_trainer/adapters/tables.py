@@ -13,8 +13,8 @@ import pyarrow as pa
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Precondition, ServiceSettings, Unavailable
-from gyre_runtime.archived import counts_impressions
-from gyre_runtime.warehouse import (
+from gyre_warehouse.rows import counts_impressions
+from gyre_warehouse.tables import (
     IMPRESSIONS,
     INTERACTIONS,
     ITEMS,

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable
-from gyre_runtime.warehouse import TRAINING_TABLE_OF
+from gyre_warehouse.tables import TRAINING_TABLE_OF
 
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.domain import Pins

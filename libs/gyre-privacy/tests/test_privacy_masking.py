@@ -8,9 +8,9 @@ import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec, parse_loop
+from gyre_privacy.masking import LoopPrivacy, Privacy, open_privacy
 from gyre_runtime import Precondition, ServiceSettings
 from gyre_runtime.events import Event
-from gyre_runtime.privacy import LoopPrivacy, Privacy, open_privacy
 
 SPEC = """
 version: 1

@@ -1,10 +1,11 @@
-"""Takes personal data out of free text: what is found is replaced by the name of its kind."""
+"""Takes personal data out of free text: what is found is replaced by the name of its kind.
+
+What recognises personal data is imported only where a loop asks for it: it needs the extra `gyre-privacy[redaction]`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-from gyre_quality.pii import covering, scanner
 
 Redactor = Callable[[str], str]
 
@@ -12,12 +13,17 @@ Redactor = Callable[[str], str]
 def redactor(entities: Sequence[str] = ()) -> Redactor:
     """What replaces every finding in a text by its entity in angle brackets; once more changes nothing.
 
+    It takes seconds to make.
+
     Args:
         entities: what is looked for; every personal entity when empty.
 
     Raises:
         ValueError: an entity is unknown.
+        ImportError: the extra is not installed.
     """
+    from gyre_quality.pii import covering, scanner
+
     search = scanner(tuple(entities) or None)
 
     def redact(text: str) -> str:

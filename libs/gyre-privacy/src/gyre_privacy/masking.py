@@ -13,7 +13,6 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1.behavior_pb2 import FieldValue as FieldMessage
 from gyre_core.keyring import USER_DOMAIN, Keyring
 from gyre_core.spec import LoopSpec, MaskRule
-
 from gyre_runtime.errors import Precondition
 from gyre_runtime.events import Event
 from gyre_runtime.metrics import instrument
@@ -90,7 +89,7 @@ class LoopPrivacy:
         try:
             return redactor(rule.entities)
         except ImportError as error:
-            message = f"privacy.fields.{path}: redaction needs gyre-quality[pii], which is not installed"
+            message = f"privacy.fields.{path}: redaction needs gyre-privacy[redaction], which is not installed"
             raise Precondition("REDACTION_MISSING", message) from error
         except ValueError as error:
             raise Precondition("PRIVACY_RULE_INVALID", f"privacy.fields.{path}: {error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from gyre_runtime import Precondition, ServiceSettings
-from gyre_runtime.warehouse import (
+from gyre_warehouse.tables import (
     IMPRESSIONS,
     TABLE_OF,
     append,

@@ -1,7 +1,6 @@
 """The warehouse: Iceberg tables of every loop, their schemas, and the offsets that say what they hold.
 
-Needs the extra `gyre-runtime[warehouse]`; only the processes that read or write tables import this module. A table's
-Kafka offsets are table properties, set in the transaction of the append itself
+A table's Kafka offsets are table properties, set in the transaction of the append itself
 (https://iceberg.apache.org/spec/#table-metadata-fields), so a row and the position after it are written together.
 """
 
@@ -11,6 +10,8 @@ from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
+from gyre_runtime.errors import Precondition
+from gyre_runtime.settings import ServiceSettings
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import (
     CommitFailedException,
@@ -38,9 +39,6 @@ from pyiceberg.types import (
     StringType,
     TimestamptzType,
 )
-
-from gyre_runtime.errors import Precondition
-from gyre_runtime.settings import ServiceSettings
 
 INTERACTIONS, IMPRESSIONS, ITEMS = "behavior_interactions", "behavior_impressions", "catalog_items"
 USERS = "catalog_users"

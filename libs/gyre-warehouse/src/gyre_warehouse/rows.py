@@ -1,7 +1,4 @@
-"""Rows of the warehouse as the events that the feature algebra takes; for every replay, whoever does it.
-
-Needs the extra `gyre-runtime[warehouse]`.
-"""
+"""Rows of the warehouse as the events that the feature algebra takes; for every replay, whoever does it."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,9 +10,9 @@ from google.protobuf import json_format
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import Event, FieldsChanged, Impression, Interaction, Layout
 from gyre_core.spec import IMPRESSION
-
 from gyre_runtime.fields import field_values
-from gyre_runtime.warehouse import IMPRESSIONS, INTERACTIONS, ITEMS, USERS
+
+from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, ITEMS, USERS
 
 _US = 1_000_000
 EVENT_COLUMNS = {

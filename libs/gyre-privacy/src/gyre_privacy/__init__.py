@@ -1,0 +1,1 @@
+"""What may be kept of a person: masking of events and requests, and redaction of texts."""
