@@ -19,11 +19,11 @@ from gyre.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import declared, topic
 from gyre_local.reserve import free_ports
-from gyre_monitor.adapters import reports
-from gyre_monitor.adapters.database import Database
-from gyre_monitor.adapters.projection import Projection
 from gyre_monitor.bootstrap import Running, bootstrap
 from gyre_monitor.settings import MonitorSettings
+from gyre_monitor.store import reports
+from gyre_monitor.store.database import Database
+from gyre_monitor.store.projection import Projection
 from gyre_runtime import Channel, Lifespan, ServiceSettings, channel
 from gyre_runtime.events import Event, MessageTypes, decode, message_types
 from gyre_runtime.kafka import Producer, create_topics

@@ -14,7 +14,7 @@ from gyre.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
 from gyre_core.topics import topic
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
-from gyre_monitor.adapters import flow
+from gyre_monitor.store import flow
 from gyre_runtime import ServiceSettings, channel
 from gyre_runtime.kafka import Producer
 

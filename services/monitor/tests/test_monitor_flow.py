@@ -4,9 +4,9 @@ import json
 
 import pytest
 from gyre.events.v1 import models_pb2 as models
-from gyre_monitor.adapters import flow, reports
 from gyre_monitor.domain.triggers import Reason
 from gyre_monitor.ports import RunOfTrigger
+from gyre_monitor.store import flow, reports
 
 VOLUME = "{volume: {events: 10}}"
 

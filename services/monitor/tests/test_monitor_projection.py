@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 from gyre_core.topics import IMPORT_SOURCE
-from gyre_monitor.adapters import reports, schema
-from gyre_monitor.adapters.database import Database, insert_new, upsert
 from gyre_monitor.domain.outcomes import ArmTotals
+from gyre_monitor.store import reports, schema
+from gyre_monitor.store.database import Database, insert_new, upsert
 from gyre_runtime import Precondition
 from gyre_runtime.events import Event
 from hypothesis import HealthCheck, given, settings

@@ -4,10 +4,10 @@ import asyncio
 
 import grpc
 import pytest
-from gyre_monitor.adapters.retention import Retention
-from gyre_monitor.adapters.schema import IMPRESSIONS, INTERACTIONS, SPANS
-from gyre_monitor.adapters.spans import insert_spans, linked_spans, traces_of
 from gyre_monitor.domain.traces import StoredSpan
+from gyre_monitor.store.retention import Retention
+from gyre_monitor.store.schema import IMPRESSIONS, INTERACTIONS, SPANS
+from gyre_monitor.store.spans import insert_spans, linked_spans, traces_of
 from gyre_monitor.transport.otlp import OtlpServer, TraceReceiver
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb

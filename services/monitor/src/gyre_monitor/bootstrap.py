@@ -10,12 +10,12 @@ from gyre_privacy.masking import open_privacy
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, channel, load_loops
 from gyre_runtime.kafka import Producer, ensure_topics
 
-from gyre_monitor.adapters.database import Database
 from gyre_monitor.adapters.peers import KafkaTriggers, TrainerRuns
-from gyre_monitor.adapters.projection import Projection
-from gyre_monitor.adapters.retention import Retention
 from gyre_monitor.handlers import Figures, Monitor, Outbox, keep_small
 from gyre_monitor.settings import MonitorSettings
+from gyre_monitor.store.database import Database
+from gyre_monitor.store.projection import Projection
+from gyre_monitor.store.retention import Retention
 from gyre_monitor.transport.otlp import OtlpServer, TraceReceiver
 from gyre_monitor.transport.servicer import MonitorServicer
 from gyre_monitor.transport.stream import Stream

@@ -13,12 +13,12 @@ from typing import Any
 from gyre_runtime import GyreError, Unavailable, instrument
 from gyre_runtime.events import Event
 
-from gyre_monitor.adapters import flow, reports
-from gyre_monitor.adapters.database import Database
-from gyre_monitor.adapters.projection import Projection
-from gyre_monitor.adapters.retention import Retention
 from gyre_monitor.domain.outcomes import ArmTotals
 from gyre_monitor.ports import Runs, Triggers, TriggerToSend
+from gyre_monitor.store import flow, reports
+from gyre_monitor.store.database import Database
+from gyre_monitor.store.projection import Projection
+from gyre_monitor.store.retention import Retention
 
 _LOG = logging.getLogger(__name__)
 _SHOW_S = 1.0

@@ -21,9 +21,9 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as rpc
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from gyre_monitor.adapters.database import Database
-from gyre_monitor.adapters.spans import insert_spans
 from gyre_monitor.domain.traces import StoredSpan
+from gyre_monitor.store.database import Database
+from gyre_monitor.store.spans import insert_spans
 
 _MAX_CALLS = 32
 _MAX_MESSAGE_BYTES = 4 * 1024 * 1024

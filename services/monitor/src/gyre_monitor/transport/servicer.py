@@ -12,12 +12,12 @@ from gyre.monitor.v1 import monitor_pb2_grpc as rpc
 from gyre_core.spec import LoopSpec
 from gyre_runtime import NotFound
 
-from gyre_monitor.adapters import reports
-from gyre_monitor.adapters.database import Database
-from gyre_monitor.adapters.spans import linked_spans, traces_of
 from gyre_monitor.domain.incidents import AlertRecord, incidents
 from gyre_monitor.domain.outcomes import ArmTotals
 from gyre_monitor.domain.traces import StoredSpan, parents_first
+from gyre_monitor.store import reports
+from gyre_monitor.store.database import Database
+from gyre_monitor.store.spans import linked_spans, traces_of
 
 MAX_TRACES = 200
 MAX_SPANS = 5000

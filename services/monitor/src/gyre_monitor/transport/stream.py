@@ -19,8 +19,8 @@ from gyre_core.topics import topic
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions
 
-from gyre_monitor.adapters.projection import ALERT, APPLIED, BEHAVIOUR, CONTROL, Projection
 from gyre_monitor.handlers import Monitor
+from gyre_monitor.store.projection import ALERT, APPLIED, BEHAVIOUR, CONTROL, Projection
 
 GROUP, ALERT_GROUP = "monitor", "monitor-alerts"
 TYPES = message_types(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +15,7 @@ from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, View
 
 from gyre_trainer.domain import Candidate, QualityAlert, Run, Trigger
+from gyre_trainer.wire import measurements
 
 _LIVE = "live"
 
@@ -64,11 +65,6 @@ class KafkaAnnouncer:
         if alert.end_time is not None:
             message.end_time.FromNanoseconds(round(alert.end_time * 1e9))
         await self._producer.send(topic(alert.loop, "alerts"), message, key=alert.alert_id)
-
-
-def measurements(values: Mapping[str, float]) -> list[models.Measurement]:
-    """Measurements as messages carry them, by name."""
-    return [models.Measurement(name=name, value=value) for name, value in sorted(values.items())]
 
 
 class LiveModels:

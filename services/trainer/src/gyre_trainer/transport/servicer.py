@@ -9,10 +9,10 @@ from gyre.trainer.v1 import trainer_pb2 as pb
 from gyre.trainer.v1 import trainer_pb2_grpc as rpc
 from opentelemetry import trace
 
-from gyre_trainer.adapters.kafka import measurements
 from gyre_trainer.domain import Run, State
 from gyre_trainer.handlers import Runs, start_run
 from gyre_trainer.ports import Announcer
+from gyre_trainer.wire import measurements
 
 _DEFAULT_LIMIT = 100
 

@@ -10,9 +10,12 @@ from typing import Any
 from gyre.events.v1 import models_pb2 as models
 from sqlalchemy import ColumnElement, Connection, and_, case, func, select
 
-from gyre_monitor.adapters.behaviour import read_actions
-from gyre_monitor.adapters.flow import OVER
-from gyre_monitor.adapters.schema import (
+from gyre_monitor.domain.incidents import AlertRecord
+from gyre_monitor.domain.outcomes import Answer, ArmTotals, attributed
+from gyre_monitor.domain.stages import Stage, flowing, rollout, training
+from gyre_monitor.store.behaviour import read_actions
+from gyre_monitor.store.flow import OVER
+from gyre_monitor.store.schema import (
     ALERTS,
     ARMS,
     CANDIDATES,
@@ -24,9 +27,6 @@ from gyre_monitor.adapters.schema import (
     STAGES,
     TRIGGERS,
 )
-from gyre_monitor.domain.incidents import AlertRecord
-from gyre_monitor.domain.outcomes import Answer, ArmTotals, attributed
-from gyre_monitor.domain.stages import Stage, flowing, rollout, training
 
 _MAX_ALERTS = 1000
 _MAX_ACTIONS = 10_000

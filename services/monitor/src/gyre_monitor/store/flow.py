@@ -13,10 +13,10 @@ from gyre_core.spec import LoopSpec
 from gyre_runtime.events import Event
 from sqlalchemy import Connection, and_, exists, func, not_, or_, select, update
 
-from gyre_monitor.adapters.database import insert_new, upsert
-from gyre_monitor.adapters.schema import ALERTS, CANDIDATES, LOOPS, ROLLOUTS, TRIGGERS
 from gyre_monitor.domain.triggers import Standing, due
 from gyre_monitor.ports import RunOfTrigger
+from gyre_monitor.store.database import insert_new, upsert
+from gyre_monitor.store.schema import ALERTS, CANDIDATES, LOOPS, ROLLOUTS, TRIGGERS
 
 Row = dict[str, Any]
 OVER = frozenset(

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
 
-from gyre_monitor.adapters import schema
+from gyre_monitor.store import schema
 
 _READERS = 2
 _IN_CHUNK = 500

@@ -8,9 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from gyre_monitor.adapters.database import chunks, insert_new
-from gyre_monitor.adapters.schema import SPANS
 from gyre_monitor.domain.traces import StoredSpan
+from gyre_monitor.store.database import chunks, insert_new
+from gyre_monitor.store.schema import SPANS
 
 REQUEST_ATTRIBUTE = "gyre.request_id"
 ROLLOUT_ATTRIBUTE = "gyre.rollout_id"

@@ -16,9 +16,9 @@ from gyre_runtime.events import Event
 from gyre_runtime.tracing import is_sampled
 from sqlalchemy import ColumnElement, Connection, bindparam, select
 
-from gyre_monitor.adapters.database import chunks, insert_new, upsert
-from gyre_monitor.adapters.schema import ARMS, IMPRESSIONS, INTERACTIONS, LATENCIES
 from gyre_monitor.domain.outcomes import Action, Answer, ArmTotals, attributed, latency_bucket
+from gyre_monitor.store.database import chunks, insert_new, upsert
+from gyre_monitor.store.schema import ARMS, IMPRESSIONS, INTERACTIONS, LATENCIES
 
 KEY_BYTES = 16
 _MAX_TIPPING = 16

@@ -12,10 +12,10 @@ from gyre_core.spec import LoopSpec
 from gyre_runtime.events import Event
 from sqlalchemy import Connection, exists, func, select, update
 
-from gyre_monitor.adapters import flow
-from gyre_monitor.adapters.behaviour import Behaviour, BehaviourTables
-from gyre_monitor.adapters.database import Database, insert_new, upsert
-from gyre_monitor.adapters.schema import LOOPS, OFFSETS, STAGES, TRIGGERS
+from gyre_monitor.store import flow
+from gyre_monitor.store.behaviour import Behaviour, BehaviourTables
+from gyre_monitor.store.database import Database, insert_new, upsert
+from gyre_monitor.store.schema import LOOPS, OFFSETS, STAGES, TRIGGERS
 
 BEHAVIOUR = ("behavior.impressions", "behavior.interactions")
 APPLIED = "features.applied"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, select
 
-from gyre_monitor.adapters.schema import ALERTS, IMPRESSIONS, INTERACTIONS, SPANS
+from gyre_monitor.store.schema import ALERTS, IMPRESSIONS, INTERACTIONS, SPANS
 
 _SLICE = 5000
 
