@@ -343,7 +343,7 @@ def test_a_step_ends_when_it_was_held_and_passed(
     """Time, requests and guardrails together end a step; a failure ends it at once; a paused rollout only goes back."""
     state = at(begun(at(begun(LoopState("shop"), "v1"), State.PROMOTED), "v2"), State.CANARY)
     rollout = state.rollouts[state.current]
-    verdict, held = Verdict(outcome, "why"), decisions.Held(seconds, requests)
+    verdict, held = Verdict(outcome, "why"), decisions.StepProgress(seconds, requests)
     assert decisions.decide(rollout, verdict, held, STEPS)[0] == decision
     paused = replace(rollout, state=State.PAUSED)
     kept = decision if decision != decisions.Decision.ADVANCE else decisions.Decision.HOLD
@@ -363,7 +363,7 @@ def test_the_steps_lead_to_promotion_also_when_gyre_yaml_got_shorter() -> None:
     longer = at(begun(state, "v3"), State.CANARY)
     last = replace(longer.rollouts[longer.current], step=7)
     verdict = Verdict(Outcome.PASSED, "")
-    assert decisions.decide(last, verdict, decisions.Held(0, 0), STEPS)[0] == decisions.Decision.ADVANCE
+    assert decisions.decide(last, verdict, decisions.StepProgress(0, 0), STEPS)[0] == decisions.Decision.ADVANCE
     assert decisions.advance(last, STEPS, "on").kind == Kind.PROMOTED
 
 

@@ -11,11 +11,11 @@ from gyre_core.models import split_model
 from gyre_core.spec import LoopSpec
 from gyre_deployer.domain.observation import Counts, Report
 from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, State
-from gyre_deployer.handlers.book import Book, Moved
 from gyre_deployer.handlers.commands import Commands
+from gyre_deployer.handlers.ledger import ConcurrentChange, RolloutLedger
 from gyre_deployer.handlers.reconcile import Reconciler
 from gyre_deployer.handlers.serving import Serving, WarmUp
-from gyre_deployer.ports import Artifact, Refused, Replaced
+from gyre_deployer.ports import Artifact, FencedByPeer, Refused
 from gyre_local.testing import eventually
 from gyre_runtime import Precondition, Unavailable
 
@@ -202,26 +202,26 @@ class Process:
     """One life of the deployer in the world."""
 
     world: World
-    book: Book
+    ledger: RolloutLedger
     reconciler: Reconciler
     commands: Commands
 
     @classmethod
     def begin(cls, world: World) -> "Process":
         """A new process, which knows nothing yet."""
-        book = Book(world.spec.loop, FakeLog(world), now=lambda: world.now)
+        ledger = RolloutLedger(world.spec.loop, FakeLog(world), now=lambda: world.now)
         server, repository = FakeServer(world), FakeRepository(world)
         serving = Serving(world.layout, server, repository, FakeArtifacts(), WarmUp(2, 5))
         candidates = Registered(world)
-        reconciler = Reconciler(world.spec, book, serving, candidates, Reports(world), now=lambda: world.now)
-        return cls(world, book, reconciler, Commands(book, candidates))
+        reconciler = Reconciler(world.spec, ledger, serving, candidates, Reports(world), now=lambda: world.now)
+        return cls(world, ledger, reconciler, Commands(ledger, candidates))
 
     async def look(self) -> None:
         """One look, as `run` takes it: what is away is tried again."""
         try:
             await self.reconciler.reconcile()
         except Unavailable:
-            await self.book.reconnect()
+            await self.ledger.reconnect()
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ async def live_through(world: World, looks: int = 60) -> None:
             world.now += 0.2
             for served in {each.version for each in world.registered}:
                 world.serve(served, 30)
-            state = process.book.state
+            state = process.ledger.state
             if state.live == version and state.under_way is None and sorted(world.files) == sorted(state.named):
                 break
     assert world.served == {f"{world.spec.loop}--{version}" for version in ("v2", "v3")}
@@ -312,7 +312,7 @@ async def canary(world: World) -> Process:
 async def test_a_version_is_unloaded_only_after_the_last_deadline(world: World) -> None:
     """Acknowledged by all live gateways is not enough: calls under way get the longest deadline."""
     process = await canary(world)
-    await process.commands.roll_back(process.book.state.current, "")
+    await process.commands.roll_back(process.ledger.state.current, "")
     await process.look()
     assert told(world, "v2")[-1][0] == "ROLLED_BACK"
     world.serve("v1", 0, instance="g1")
@@ -336,7 +336,7 @@ async def test_a_version_is_unloaded_only_after_the_last_deadline(world: World) 
 async def test_a_paused_canary_goes_nowhere_but_back(world: World) -> None:
     """It is held however long it is well, and rolled back all the same when it breaks a guardrail."""
     process = await canary(world)
-    await process.commands.pause(process.book.state.current, "", resume=False)
+    await process.commands.pause(process.ledger.state.current, "", resume=False)
     for _ in range(5):
         world.now += 10
         world.serve("v2", 1000)
@@ -370,15 +370,15 @@ async def test_a_person_overtakes_a_step_under_way(world: World) -> None:
     world.register("v1")
     looking = asyncio.create_task(process.look())
     await eventually(lambda: world.files, message="the load is under way")
-    await process.commands.roll_back(process.book.state.current, "no")
+    await process.commands.roll_back(process.ledger.state.current, "no")
     world.holds.set()
-    with pytest.raises(Moved):
+    with pytest.raises(ConcurrentChange):
         await looking
     await process.look()
     assert told(world, "v1") == [("STARTED", 0.0), ("ROLLED_BACK", 0.0)]
     assert (world.served, world.files) == (set(), {})
     with pytest.raises(Precondition):
-        await process.commands.promote(process.book.state.current, "")
+        await process.commands.promote(process.ledger.state.current, "")
 
 
 async def test_a_version_that_cannot_be_restored_does_not_hold_up_the_others(world: World) -> None:
@@ -399,17 +399,17 @@ async def test_lost_files_of_a_loaded_version_are_installed_again(world: World) 
     assert sorted(world.files) == ["v1", "v2"]
     assert len(world.served) == 2
     assert told(world, "v2")[-1] == ("SHIFTED", 0.1)
-    assert process.book.state.under_way is not None
-    assert "anew" in process.book.state.under_way.reason
+    assert process.ledger.state.under_way is not None
+    assert "anew" in process.ledger.state.under_way.reason
 
 
 async def test_an_epoch_of_somebody_else_ends_the_process(world: World) -> None:
     """A deployer that sees a newer epoch than its own knows that it was replaced, and writes nothing more."""
     process = await canary(world)
-    process.book.note_epoch(process.book.state.epoch)
+    process.ledger.note_epoch(process.ledger.state.epoch)
     await process.look()
-    process.book.note_epoch(process.book.state.epoch + 1)
-    with pytest.raises(Replaced):
+    process.ledger.note_epoch(process.ledger.state.epoch + 1)
+    with pytest.raises(FencedByPeer):
         await process.look()
 
 
@@ -421,7 +421,7 @@ async def test_a_bad_candidate_does_not_reach_the_log_as_loaded(world: World) ->
     await process.look()
     assert told(world, "v1") == [("STARTED", 0.0), ("REFUSED", 0.0)]
     assert world.files == {}
-    rollout = process.book.state.of_version("v1")
+    rollout = process.ledger.state.of_version("v1")
     assert rollout is not None
     assert (rollout.state, rollout.reason) == (State.REFUSED, "cannot be loaded")
 
@@ -429,11 +429,11 @@ async def test_a_bad_candidate_does_not_reach_the_log_as_loaded(world: World) ->
 async def test_a_write_is_not_cut_in_two_by_a_cancelled_caller(world: World) -> None:
     """A caller that goes away in the middle of a write leaves log and state in agreement."""
     process = await canary(world)
-    pausing = asyncio.create_task(process.commands.pause(process.book.state.current, "", resume=False))
+    pausing = asyncio.create_task(process.commands.pause(process.ledger.state.current, "", resume=False))
     await asyncio.sleep(0)
     pausing.cancel()
     await asyncio.gather(pausing, return_exceptions=True)
-    async with process.book:
+    async with process.ledger:
         await process.look()
-    assert len(world.log) == process.book.state.epoch
+    assert len(world.log) == process.ledger.state.epoch
     assert [each.kind for each in world.log if each.kind == Kind.PAUSED] in ([], [Kind.PAUSED])

@@ -9,7 +9,7 @@ from gyre.events.v1.models_pb2 import RolloutEventKind, RolloutView
 from gyre_core.topics import topic
 from gyre_deployer.adapters.kafka_log import KafkaRolloutLog
 from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, apply
-from gyre_deployer.ports import Replaced
+from gyre_deployer.ports import FencedByPeer
 from gyre_local.testing import eventually
 from gyre_runtime import DeadlineExceeded, Unavailable
 from gyre_runtime.events import message_types
@@ -89,7 +89,7 @@ async def test_the_log_reads_what_it_wrote_and_fences_its_twin(kafka, loop, topi
         assert await first.read() == []
         await first.append([started], state)
         async with KafkaRolloutLog(kafka, loop) as second:
-            with pytest.raises(Replaced):
+            with pytest.raises(FencedByPeer):
                 await first.append([validated], apply(state, validated))
             assert await second.read() == [started]
             await second.append([validated], apply(state, validated))

@@ -16,8 +16,8 @@ from gyre_deployer.adapters.kafka_log import KafkaRolloutLog
 from gyre_deployer.adapters.repository import TritonRepository
 from gyre_deployer.adapters.triton import Triton
 from gyre_deployer.adapters.views import KafkaCandidates, KafkaGateways, own_projection
-from gyre_deployer.handlers.book import Book
 from gyre_deployer.handlers.commands import Commands
+from gyre_deployer.handlers.ledger import RolloutLedger
 from gyre_deployer.handlers.reconcile import Reconciler
 from gyre_deployer.handlers.serving import Serving, WarmUp
 from gyre_deployer.settings import DeployerSettings
@@ -29,7 +29,7 @@ class Running:
     """What tests and programs that embed the service may look at."""
 
     server: Server
-    books: dict[str, Book]
+    ledgers: dict[str, RolloutLedger]
 
 
 async def bootstrap(lifespan: Lifespan, settings: DeployerSettings) -> Running:
@@ -41,7 +41,7 @@ async def bootstrap(lifespan: Lifespan, settings: DeployerSettings) -> Running:
     commands = {name: await _serve_loop(lifespan, settings, spec, triton) for name, spec in loops.items()}
     registration = Registration(add_DeployerServiceServicer_to_server, DeployerServicer(commands))
     server = await lifespan.enter(build_server(settings, [registration], health=lifespan.health))
-    return Running(server, {name: each.book for name, each in commands.items()})
+    return Running(server, {name: each.ledger for name, each in commands.items()})
 
 
 async def _serve_loop(lifespan: Lifespan, settings: DeployerSettings, spec: LoopSpec, triton: Triton) -> Commands:
@@ -49,10 +49,10 @@ async def _serve_loop(lifespan: Lifespan, settings: DeployerSettings, spec: Loop
     loop = spec.loop
     arrived = asyncio.Event()
     log = await lifespan.enter(KafkaRolloutLog(settings.kafka, loop))
-    book = await lifespan.enter(Book(loop, log))
+    ledger = await lifespan.enter(RolloutLedger(loop, log))
     gateways = await lifespan.enter(KafkaGateways(settings.kafka, loop))
     candidates = await lifespan.enter(KafkaCandidates(settings.kafka, loop, on_arrival=arrived.set))
-    projection = await lifespan.enter(own_projection(settings.kafka, loop, book.note_epoch))
+    projection = await lifespan.enter(own_projection(settings.kafka, loop, ledger.note_epoch))
     serving = Serving(
         Layout.compile(spec),
         triton,
@@ -60,7 +60,7 @@ async def _serve_loop(lifespan: Lifespan, settings: DeployerSettings, spec: Loop
         ArtifactFolders(),
         WarmUp(settings.deployer_warmup_requests, settings.deployer_warmup_rows),
     )
-    reconciler = Reconciler(spec, book, serving, candidates, gateways)
+    reconciler = Reconciler(spec, ledger, serving, candidates, gateways)
     for name, check in (
         ("candidates", candidates.check),
         ("gateway reports", gateways.check),
@@ -71,4 +71,4 @@ async def _serve_loop(lifespan: Lifespan, settings: DeployerSettings, spec: Loop
     lifespan.background(
         f"rollouts of {loop}", reconciler.run(tick_s=settings.deployer_tick_s, arrived=arrived), stop=reconciler.stop
     )
-    return Commands(book, candidates)
+    return Commands(ledger, candidates)

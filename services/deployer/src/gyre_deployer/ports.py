@@ -19,7 +19,7 @@ class Refused(Exception):  # noqa: N818 - reads as what it says about the candid
     """A candidate is not fit to be served, and trying again does not help."""
 
 
-class Replaced(Exception):  # noqa: N818 - reads as what it says about this process
+class FencedByPeer(Exception):  # noqa: N818 - reads as what it says about this process
     """Another deployer took the loop over: stop at once."""
 
 
@@ -52,7 +52,7 @@ class RolloutLog(Protocol):
         """Write changes and the projection of the state after them, all or nothing.
 
         Raises:
-            Replaced: another deployer writes the log now; nothing was written.
+            FencedByPeer: another deployer writes the log now; nothing was written.
             Unavailable: it is not known whether they were written: `reopen`, then `read`.
         """
 

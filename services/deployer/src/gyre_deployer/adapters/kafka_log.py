@@ -15,7 +15,7 @@ from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Fenced, TransactionalProducer, read_log
 
 from gyre_deployer.domain.rollouts import Change, LoopState
-from gyre_deployer.ports import Replaced
+from gyre_deployer.ports import FencedByPeer
 from gyre_deployer.wire import change_message, change_of, view_message
 
 SOURCE = "gyre/deployer"
@@ -71,7 +71,7 @@ class KafkaRolloutLog:
                     await transaction.send(events, change_message(self._loop, change), key=self._loop, time=change.time)
                 await transaction.send(views, view_message(state), key=self._loop, time=state.change_time)
         except Fenced as error:
-            raise Replaced(f"another deployer took over the loop {self._loop}") from error
+            raise FencedByPeer(f"another deployer took over the loop {self._loop}") from error
 
     async def reopen(self) -> None:
         """See `RolloutLog`."""

@@ -34,7 +34,7 @@ class Decision(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class StepProgress:
     """How long a step has been watched, seconds, and how many of the candidate's requests were seen."""
 
     seconds: float
@@ -131,7 +131,9 @@ def _shift(rollout: Rollout, steps: Sequence[RolloutStep], step: int, reason: st
     return follow(rollout, Kind.SHIFTED, reason, share=steps[step].share, step=step)
 
 
-def decide(rollout: Rollout, verdict: Verdict, held: Held, steps: Sequence[RolloutStep]) -> tuple[Decision, str]:
+def decide(
+    rollout: Rollout, verdict: Verdict, held: StepProgress, steps: Sequence[RolloutStep]
+) -> tuple[Decision, str]:
     """What to do with a candidate that takes traffic, and why.
 
     A step ends when it was held long enough, for enough requests, with every guardrail passed. A paused rollout only

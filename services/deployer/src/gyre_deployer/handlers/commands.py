@@ -8,9 +8,9 @@ from gyre_runtime import NotFound, Precondition, Unavailable, model_tracer
 
 from gyre_deployer.domain.decisions import follow, pending, promote, roll_back
 from gyre_deployer.domain.rollouts import Change, Kind, LoopState, Rollout, State
-from gyre_deployer.handlers.beginning import begin_rollout
-from gyre_deployer.handlers.book import Book, Moved
-from gyre_deployer.ports import Candidates, Replaced
+from gyre_deployer.handlers.ledger import ConcurrentChange, RolloutLedger
+from gyre_deployer.handlers.starting import start_rollout
+from gyre_deployer.ports import Candidates, FencedByPeer
 
 _Decide = Callable[[LoopState, Rollout], Change | None]
 
@@ -18,8 +18,8 @@ _Decide = Callable[[LoopState, Rollout], Change | None]
 class Commands:
     """Verbs upon the rollouts; each is idempotent, and asks for a state in which it makes sense."""
 
-    def __init__(self, book: Book, candidates: Candidates) -> None:
-        self.book = book
+    def __init__(self, ledger: RolloutLedger, candidates: Candidates) -> None:
+        self.ledger = ledger
         self._candidates = candidates
 
     async def start(self, version: str) -> Rollout:
@@ -31,7 +31,7 @@ class Commands:
             Unavailable: the log cannot be written.
         """
         while True:
-            state = self.book.state
+            state = self.ledger.state
             known = state.of_version(version)
             if known is not None:
                 return known
@@ -46,10 +46,10 @@ class Commands:
                 message = f"{other.version} is being rolled out: {version} waits for its end"
                 raise Precondition("ROLLOUT_UNDER_WAY", message, metadata={"rollout_id": other.id})
             try:
-                begun = await begin_rollout(self.book, state, waiting, chosen)
-            except Moved:
+                begun = await start_rollout(self.ledger, state, waiting, chosen)
+            except ConcurrentChange:
                 continue
-            except Replaced as error:
+            except FencedByPeer as error:
                 raise _replaced(error) from error
             return begun.rollouts[begun.current]
 
@@ -114,12 +114,12 @@ class Commands:
 
     def get(self, rollout_id: str) -> Rollout:
         """One rollout; raises NotFound (UNKNOWN_ROLLOUT)."""
-        return _require(self.book.state, rollout_id)
+        return _require(self.ledger.state, rollout_id)
 
     async def watch(self, rollout_id: str) -> AsyncIterator[Rollout]:
         """A rollout now and at each of its changes, until it has ended; raises NotFound (UNKNOWN_ROLLOUT)."""
         seen: Rollout | None = None
-        async for state in self.book.states():
+        async for state in self.ledger.states():
             rollout = _require(state, rollout_id)
             if rollout is not seen:
                 yield rollout
@@ -129,7 +129,7 @@ class Commands:
 
     async def _change(self, rollout_id: str, what: str, decide: _Decide) -> Rollout:
         while True:
-            state = self.book.state
+            state = self.ledger.state
             rollout = _require(state, rollout_id)
             change = decide(state, rollout)
             if change is None:
@@ -137,10 +137,10 @@ class Commands:
             attributes = {"gyre.loop": state.loop, "gyre.version": rollout.version, "gyre.rollout_id": rollout.id}
             try:
                 with model_tracer().span(f"rollout {what}", parent=rollout.traceparent or None, attributes=attributes):
-                    return (await self.book.append(state, [change])).rollouts[rollout_id]
-            except Moved:
+                    return (await self.ledger.append(state, [change])).rollouts[rollout_id]
+            except ConcurrentChange:
                 continue
-            except Replaced as error:
+            except FencedByPeer as error:
                 raise _replaced(error) from error
 
 
@@ -167,5 +167,5 @@ def _require_way_back(state: LoopState, rollout: Rollout) -> None:
         raise Precondition("NO_LAST_GOOD", f"rollout {rollout.id}: no model is left to go back to")
 
 
-def _replaced(error: Replaced) -> Unavailable:
+def _replaced(error: FencedByPeer) -> Unavailable:
     return Unavailable("REPLACED", f"{error}: call again to reach it", retry_after_s=1)

@@ -17,8 +17,8 @@ from opentelemetry.trace import Span
 
 from gyre_deployer.domain.decisions import (
     Decision,
-    Held,
     Step,
+    StepProgress,
     advance,
     decide,
     follow,
@@ -32,9 +32,9 @@ from gyre_deployer.domain.decisions import (
 from gyre_deployer.domain.guardrails import judge
 from gyre_deployer.domain.observation import Observation, Report, lagging, tripped
 from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, State
-from gyre_deployer.handlers.beginning import begin_rollout
-from gyre_deployer.handlers.book import Book, Moved
+from gyre_deployer.handlers.ledger import ConcurrentChange, RolloutLedger
 from gyre_deployer.handlers.serving import Serving
+from gyre_deployer.handlers.starting import start_rollout
 from gyre_deployer.ports import Candidates, Gateways, Refused
 
 _LOG = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Reconciler:
     def __init__(
         self,
         spec: LoopSpec,
-        book: Book,
+        ledger: RolloutLedger,
         serving: Serving,
         candidates: Candidates,
         gateways: Gateways,
@@ -69,7 +69,7 @@ class Reconciler:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._spec = spec
-        self._book = book
+        self._ledger = ledger
         self._serving = serving
         self._candidates = candidates
         self._gateways = gateways
@@ -93,59 +93,59 @@ class Reconciler:
             arrived: set when a candidate arrives, to look at once.
 
         Raises:
-            Replaced: another deployer took over.
+            FencedByPeer: another deployer took over.
         """
         while not self._stopping:
             arrived.clear()
-            before = self._book.state
+            before = self._ledger.state
             try:
                 await self.reconcile()
-            except Moved:
+            except ConcurrentChange:
                 continue
             except Exception as error:
                 if not is_transient(error):
                     raise
                 await self._wait_out(error)
-            if self._book.state is before:
+            if self._ledger.state is before:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(arrived.wait(), tick_s)
 
     async def _wait_out(self, error: Exception) -> None:
         """Triton or Kafka is away, for which no rollout fails: say so, and try again."""
         problem = f"waiting: {error}"
-        if problem != self._book.waiting_for:
+        if problem != self._ledger.waiting_for:
             _LOG.warning("the rollout waits", extra={"loop": self._spec.loop, "problem": str(error)})
-        self._book.waiting_for = problem
-        await self._book.reconnect()
+        self._ledger.waiting_for = problem
+        await self._ledger.reconnect()
 
     async def reconcile(self) -> None:
         """One look at everything.
 
         Raises:
-            Moved: a person changed the state meanwhile: look again.
+            ConcurrentChange: a person changed the state meanwhile: look again.
             Unavailable: Triton or Kafka is away.
-            Replaced: another deployer took over.
+            FencedByPeer: another deployer took over.
         """
         self._held_for = ""
-        await self._book.sync()
+        await self._ledger.sync()
         await self._begin_next()
         await self._keep_loaded()
         await self._take_step()
         await self._retire()
         await self._sweep()
-        self._book.waiting_for = self._held_for
+        self._ledger.waiting_for = self._held_for
 
     async def _begin_next(self) -> None:
         """Start the newest candidate that waits, once nothing is under way."""
-        state = self._book.state
+        state = self._ledger.state
         waiting = pending(self._candidates.all(), state)
         if waiting and state.under_way is None:
-            await begin_rollout(self._book, state, waiting, waiting[-1])
+            await start_rollout(self._ledger, state, waiting, waiting[-1])
 
     async def _keep_loaded(self) -> None:
         """Have Triton hold what it should, also after its restart, whose failures are not the candidate's."""
         try:
-            self._was_away = bool(await self._serving.ensure_loaded(self._book.state)) or self._was_away
+            self._was_away = bool(await self._serving.ensure_loaded(self._ledger.state)) or self._was_away
         except Unavailable:
             self._was_away = True
             raise
@@ -156,13 +156,13 @@ class Reconciler:
     async def _forgive(self) -> None:
         """Watch the step anew, under an epoch for which gateways ask the candidate again."""
         self._watch = None
-        state = self._book.state
+        state = self._ledger.state
         rollout = state.under_way
         if rollout is not None and rollout.state == State.CANARY:
             await self._write(state, reopen(rollout, "Triton was away: the step is observed anew"), "observe anew")
 
     async def _take_step(self) -> None:
-        state = self._book.state
+        state = self._ledger.state
         rollout = state.under_way
         if rollout is None:
             return
@@ -198,7 +198,7 @@ class Reconciler:
             change = follow(rollout, kind, await work(rollout.candidate))
         except Refused as error:
             change = refuse(rollout, str(error))
-        await self._book.append(state, [change])
+        await self._ledger.append(state, [change])
 
     async def _open(self, state: LoopState, rollout: Rollout) -> None:
         change = open_traffic(rollout, self._spec.rollout.steps)
@@ -211,7 +211,7 @@ class Reconciler:
         candidate, live = (watch.observation.of(each) for each in (rollout.version, rollout.live_version))
         open_circuits = tripped(reports, rollout.version, rollout.observed_epoch, now)
         verdict = judge(candidate, live, open_circuits, self._spec.rollout.guardrails)
-        held = Held(now - watch.began, candidate.requests)
+        held = StepProgress(now - watch.began, candidate.requests)
         decision, reason = decide(rollout, verdict, held, self._spec.rollout.steps)
         await self._act(state, rollout, decision, reason)
 
@@ -237,12 +237,12 @@ class Reconciler:
 
     async def _write(self, state: LoopState, change: Change, what: str) -> None:
         with self._span(what, state.rollouts[change.rollout_id]):
-            await self._book.append(state, [change])
+            await self._ledger.append(state, [change])
 
     async def _retire(self) -> None:
         """Unload what no gateway uses any more: all that live have acknowledged it, and the last call is over."""
         now, reports = self._now(), self._gateways.reports()
-        unnamed = self._book.state.unnamed
+        unnamed = self._ledger.state.unnamed
         self._acknowledged = {version: at for version, at in self._acknowledged.items() if version in unnamed}
         for version, epoch in unnamed.items():
             if lagging(reports, epoch, now):
@@ -254,18 +254,18 @@ class Reconciler:
                 return
 
     async def _unload(self, version: str) -> None:
-        state = self._book.state
+        state = self._ledger.state
         rollout = state.of_version(version)
         if rollout is None:
             return
         with self._span("unload", rollout):
             await self._serving.unload(version)
             change = follow(rollout, Kind.UNLOADED, "no gateway asks it any more", share=0.0)
-            await self._book.append(state, [change])
+            await self._ledger.append(state, [change])
 
     async def _sweep(self) -> None:
         """Remove what a change, or a kill in the middle of one, left behind on Triton and in its repository."""
-        state = self._book.state
+        state = self._ledger.state
         if state.epoch != self._swept_epoch:
             await self._serving.sweep(state)
             self._swept_epoch = state.epoch

@@ -26,7 +26,7 @@ class DeployerServicer(rpc.DeployerServiceServicer):
         return loop
 
     def _message(self, loop: str, rollout: Rollout) -> pb.Rollout:
-        return rollout_message(loop, rollout, waiting_for=self._loops[loop].book.waiting_for)
+        return rollout_message(loop, rollout, waiting_for=self._loops[loop].ledger.waiting_for)
 
     async def StartRollout(self, request: pb.StartRolloutRequest, context: object) -> pb.StartRolloutResponse:
         """Start the one rollout that a version has; repeated calls find it, whatever their request id."""
@@ -40,7 +40,7 @@ class DeployerServicer(rpc.DeployerServiceServicer):
 
     async def ListRollouts(self, request: pb.ListRolloutsRequest, context: object) -> pb.ListRolloutsResponse:
         """List the rollouts of a loop, newest first, and who gets which model now."""
-        state = self._loop(request.loop).book.state
+        state = self._loop(request.loop).ledger.state
         rollouts = [self._message(request.loop, each) for each in reversed(list(state.rollouts.values()))]
         return pb.ListRolloutsResponse(rollouts=rollouts, view=view_message(state))
 

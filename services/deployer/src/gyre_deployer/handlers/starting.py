@@ -9,14 +9,16 @@ from gyre_runtime import inject, model_tracer
 
 from gyre_deployer.domain.decisions import begin, rollout_id
 from gyre_deployer.domain.rollouts import Candidate, Kind, LoopState
-from gyre_deployer.handlers.book import Book
+from gyre_deployer.handlers.ledger import RolloutLedger
 
 
-async def begin_rollout(book: Book, basis: LoopState, waiting: Sequence[Candidate], chosen: Candidate) -> LoopState:
+async def start_rollout(
+    ledger: RolloutLedger, basis: LoopState, waiting: Sequence[Candidate], chosen: Candidate
+) -> LoopState:
     """Start the rollout of one of the waiting candidates, and refuse those that waited longer.
 
     Raises:
-        Moved: the state is another by now.
+        ConcurrentChange: the state is another by now.
         Unavailable: the log cannot be written.
     """
     attributes = {
@@ -32,4 +34,4 @@ async def begin_rollout(book: Book, basis: LoopState, waiting: Sequence[Candidat
             replace(change, traceparent=traceparent) if change.kind == Kind.STARTED else change
             for change in begin(waiting, chosen, basis)
         ]
-        return await book.append(basis, changes)
+        return await ledger.append(basis, changes)

@@ -14,16 +14,16 @@ from gyre_runtime import Unavailable, instrument
 
 from gyre_deployer.domain.projection import arms
 from gyre_deployer.domain.rollouts import Change, Kind, LoopState, apply, fold
-from gyre_deployer.ports import Replaced, RolloutLog
+from gyre_deployer.ports import FencedByPeer, RolloutLog
 
 _LOG = logging.getLogger(__name__)
 
 
-class Moved(Exception):  # noqa: N818 - a signal, not an error
+class ConcurrentChange(Exception):  # noqa: N818 - a signal, not an error
     """The state changed since the caller decided: decide again."""
 
 
-class Book:
+class RolloutLedger:
     """Holds the state that the log says; an async context manager.
 
     Attributes:
@@ -38,7 +38,7 @@ class Book:
         self._now = now
         self._lock = asyncio.Lock()
         self._is_uncertain = True
-        self._replaced: Replaced | None = None
+        self._replaced: FencedByPeer | None = None
         self._changed = asyncio.Event()
         self._shares: dict[tuple[str, str], float] = {}
 
@@ -58,7 +58,7 @@ class Book:
         """Read the log where it is not known what it holds.
 
         Raises:
-            Replaced: another deployer took over.
+            FencedByPeer: another deployer took over.
             Unavailable: Kafka went away.
             ValueError: the log contradicts itself.
         """
@@ -82,8 +82,8 @@ class Book:
         A caller that is cancelled does not cut a write in two.
 
         Raises:
-            Moved: the state is another by now; nothing was written.
-            Replaced: another deployer took over; nothing was written.
+            ConcurrentChange: the state is another by now; nothing was written.
+            FencedByPeer: another deployer took over; nothing was written.
             Unavailable: Kafka did not answer.
         """
         return await asyncio.shield(asyncio.ensure_future(self._append(basis, changes)))
@@ -93,7 +93,7 @@ class Book:
         async with self._lock:
             self._require_certain()
             if self.state is not basis:
-                raise Moved
+                raise ConcurrentChange
             now = max(self._now(), basis.change_time)
             numbered = [replace(each, epoch=basis.epoch + 1 + n, time=now) for n, each in enumerate(changes)]
             state = basis
@@ -112,7 +112,7 @@ class Book:
     async def _write(self, changes: Sequence[Change], state: LoopState) -> None:
         try:
             await self._log.append(changes, state)
-        except Replaced as error:
+        except FencedByPeer as error:
             self._replaced = error
             self._wake()
             raise
@@ -123,7 +123,7 @@ class Book:
     def note_epoch(self, epoch: int) -> None:
         """Take note of an epoch in the projection: one that is neither written nor being written here is a twin's."""
         if epoch > self.state.epoch and not self._lock.locked() and not self._is_uncertain:
-            self._replaced = Replaced(f"another deployer wrote epoch {epoch} of the loop {self.state.loop}")
+            self._replaced = FencedByPeer(f"another deployer wrote epoch {epoch} of the loop {self.state.loop}")
             self._wake()
 
     def _adopt(self, state: LoopState) -> None:
