@@ -3,7 +3,7 @@
 import pytest
 from gyre_core import keys, reference
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import TOPICS, declared, topic
+from gyre_core.topics import TOPICS, declared, max_record_bytes, topic
 
 
 def test_names_carry_the_loop(full_loop: LoopSpec) -> None:
@@ -31,11 +31,34 @@ def test_dead_letters_stand_beside_their_topic(full_loop: LoopSpec) -> None:
 def test_retention_becomes_kafka_configuration(full_loop: LoopSpec) -> None:
     """The log is kept for ever, the projection and the catalogue compacted, behaviour as long as the loop says."""
     config = {each.name.removeprefix("movies."): each.config() for each in declared(full_loop)}
-    assert config["models.rollout-events"] == {"cleanup.policy": "delete", "retention.ms": "-1"}
-    assert config["models.rollouts"] == {"cleanup.policy": "compact"}
-    assert config["catalog.items"] == {"cleanup.policy": "compact"}
-    assert config["catalog.users"] == {"cleanup.policy": "compact", "max.compaction.lag.ms": str(86_400_000)}
+    assert config["models.rollout-events"].items() >= {"cleanup.policy": "delete", "retention.ms": "-1"}.items()
+    assert config["models.rollouts"]["cleanup.policy"] == "compact"
+    assert config["catalog.items"]["cleanup.policy"] == "compact"
+    assert config["catalog.users"]["max.compaction.lag.ms"] == str(86_400_000)
     assert config["behavior.impressions"]["retention.ms"] == str(30 * 86_400_000)
+
+
+def test_behaviour_and_catalogue_carry_the_append_time(full_loop: LoopSpec) -> None:
+    """Where lateness is judged the broker stamps the time; elsewhere the producer does."""
+    by_name = {each.name.removeprefix("movies."): each.config() for each in declared(full_loop)}
+    stamped = {name for name, config in by_name.items() if config["message.timestamp.type"] == "LogAppendTime"}
+    assert stamped == {"behavior.impressions", "behavior.interactions", "catalog.items", "catalog.users"}
+
+
+def test_a_topic_that_is_written_all_the_time_stays_small(full_loop: LoopSpec) -> None:
+    """Reports of gateways are compacted by small segments and forgotten a day after their gateway."""
+    reports = {each.name: each.config() for each in declared(full_loop)}["movies.models.gateway-reports"]
+    assert set(reports["cleanup.policy"].split(",")) == {"compact", "delete"}
+    assert (int(reports["retention.ms"]), int(reports["segment.ms"])) == (86_400_000, 600_000)
+
+
+def test_a_dead_letter_holds_a_record_of_the_greatest_size(full_loop: LoopSpec) -> None:
+    """The topic of dead letters takes more than the topic of its records, by at least the headers that are added."""
+    by_name = {each.name: int(each.config()["max.message.bytes"]) for each in declared(full_loop)}
+    letters = [name for name in by_name if name.endswith(".dlq")]
+    assert letters
+    assert all(by_name[name] >= by_name[name.removesuffix(".dlq")] + 16_384 for name in letters)
+    assert all(by_name[name] == max_record_bytes(name) for name in by_name)
 
 
 def test_model_topics_keep_their_order() -> None:

@@ -18,7 +18,18 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def topics_table() -> str:
     """The declared topics as a markdown table."""
-    head = ("topic", "key", "value", "partitions", "kept", "dead letters", "written by", "what it holds")
+    head = (
+        "topic",
+        "key",
+        "value",
+        "partitions",
+        "kept",
+        "most bytes",
+        "time",
+        "dead letters",
+        "written by",
+        "what it holds",
+    )
     return markdown_table(head, (_topic_row(decl) for decl in TOPICS))
 
 
@@ -35,6 +46,8 @@ def _topic_row(decl: TopicDecl) -> tuple[str, ...]:
         f"`{decl.payload}`",
         str(decl.partitions),
         _kept(decl),
+        f"{decl.max_bytes:,}",
+        "of the append" if decl.append_time else "of the producer",
         "yes" if decl.dead_letter else "no",
         decl.owner,
         decl.description,
@@ -42,6 +55,8 @@ def _topic_row(decl: TopicDecl) -> tuple[str, ...]:
 
 
 def _kept(decl: TopicDecl) -> str:
+    if decl.compacted and decl.retention_s is not None:
+        return f"the newest of each key, {decl.retention_s / _DAY_S:g} days"
     if decl.compacted:
         return "the newest of each key"
     if decl.suffix.startswith("behavior."):

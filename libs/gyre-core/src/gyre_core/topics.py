@@ -12,6 +12,15 @@ IMPORT_SOURCE = "gyre/import"
 """The CloudEvents source of imported history, which volume triggers do not count."""
 _DAY_S = 86_400.0
 _DEAD_LETTER_RETENTION_S = 30 * _DAY_S
+KAFKA_MAX_BYTES = 1_048_588
+"""Kafka's own `max.message.bytes`, and that of every topic that declares no other."""
+_IMPRESSION_MAX_BYTES = 2 * 1024 * 1024
+_SKETCH_MAX_BYTES = 4 * 1024 * 1024
+_DEAD_LETTER_EXTRA_BYTES = 64 * 1024
+"""By how much a dead letter may exceed its record: room for the headers that say what was wrong."""
+_SEGMENTS_IN_RETENTION, _MIN_SEGMENT_S, _MAX_SEGMENT_S = 10, 60.0, 7 * _DAY_S
+_STATUS_SEGMENT_S, _STATUS_SEGMENT_BYTES = 600.0, 16 * 1024 * 1024
+"""Of small compacted topics that are written all the time: only closed segments are compacted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +29,11 @@ class TopicDecl:
 
     `retention_s` None keeps records for ever (or, compacted, the newest of each key); `partitions` is a number, or
     `sharded` for the loop's `shards.kafka_partitions`; `retention_s` of `behavior` topics gives way to the loop's own.
-    After `compaction_lag_s` at the latest an older record of a key, or a deleted one, is compacted away; None leaves
-    that to Kafka.
+    A compacted topic with `retention_s` also forgets keys that were not written for so long. After `compaction_lag_s`
+    at the latest an older record of a key, or a deleted one, is compacted away; None leaves that to Kafka. No record
+    exceeds `max_bytes`, its headers included. `append_time` topics carry the time at which the broker took the record,
+    by which lateness is judged, instead of the producer's. `is_status` topics hold few keys that are written all the
+    time: small segments keep them small.
     """
 
     suffix: str
@@ -34,6 +46,9 @@ class TopicDecl:
     owner: str
     description: str
     compaction_lag_s: float | None = None
+    max_bytes: int = KAFKA_MAX_BYTES
+    append_time: bool = False
+    is_status: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +63,41 @@ class Topic:
     compacted: bool
     owner: str
     compaction_lag_s: float | None = None
+    max_bytes: int = KAFKA_MAX_BYTES
+    append_time: bool = False
+    is_status: bool = False
 
     def config(self) -> dict[str, str]:
-        """The Kafka topic configuration that this declaration means."""
+        """The Kafka topic configuration that this declaration means; each key is set on the topic itself."""
+        return {
+            **self._cleanup(),
+            "max.message.bytes": str(self.max_bytes),
+            "message.timestamp.type": "LogAppendTime" if self.append_time else "CreateTime",
+        }
+
+    def _cleanup(self) -> dict[str, str]:
+        """What Kafka deletes, and when: it does so by whole segments, hence their length."""
+        config: dict[str, str] = {"cleanup.policy": "delete"}
         if self.compacted:
-            lag = self.compaction_lag_s
-            within = {} if lag is None else {"max.compaction.lag.ms": str(round(lag * 1000))}
-            return {"cleanup.policy": "compact", **within}
-        kept_ms = -1 if self.retention_s is None else round(self.retention_s * 1000)
-        return {"cleanup.policy": "delete", "retention.ms": str(kept_ms)}
+            config["cleanup.policy"] = "compact" if self.retention_s is None else "compact,delete"
+        if not self.compacted or self.retention_s is not None:
+            config["retention.ms"] = str(-1 if self.retention_s is None else round(self.retention_s * 1000))
+        if self.is_status:
+            config |= {"segment.ms": _ms(_STATUS_SEGMENT_S), "segment.bytes": str(_STATUS_SEGMENT_BYTES)}
+        elif not self.compacted and self.retention_s is not None:
+            config["segment.ms"] = _ms(segment_s(self.retention_s))
+        if self.compaction_lag_s is not None:
+            config["max.compaction.lag.ms"] = _ms(self.compaction_lag_s)
+        return config
+
+
+def segment_s(retention_s: float) -> float:
+    """How long a segment of a topic is written: records outlive their retention by no more than that, seconds."""
+    return min(max(retention_s / _SEGMENTS_IN_RETENTION, _MIN_SEGMENT_S), _MAX_SEGMENT_S)
+
+
+def _ms(seconds: float) -> str:
+    return str(round(seconds * 1000))
 
 
 def _decl(  # noqa: PLR0913 (one row of the table below, whose columns these are)
@@ -71,19 +112,23 @@ def _decl(  # noqa: PLR0913 (one row of the table below, whose columns these are
     compacted: bool = False,
     dead_letter: bool = True,
     compaction_lag_s: float | None = None,
+    max_bytes: int = KAFKA_MAX_BYTES,
+    is_status: bool = False,
 ) -> TopicDecl:
-    name = f"gyre.events.v1.{payload}"
     return TopicDecl(
-        suffix,
-        key,
-        name,
-        partitions,
-        retention_s,
-        compacted,
-        dead_letter,
-        owner,
-        description,
-        compaction_lag_s,
+        suffix=suffix,
+        key=key,
+        payload=f"gyre.events.v1.{payload}",
+        partitions=partitions,
+        retention_s=retention_s,
+        compacted=compacted,
+        dead_letter=dead_letter,
+        owner=owner,
+        description=description,
+        compaction_lag_s=compaction_lag_s,
+        max_bytes=max_bytes,
+        append_time=suffix.startswith(("behavior.", "catalog.")),
+        is_status=is_status,
     )
 
 
@@ -94,6 +139,7 @@ TOPICS: tuple[TopicDecl, ...] = (
         key="user id",
         owner="gateway",
         partitions="sharded",
+        max_bytes=_IMPRESSION_MAX_BYTES,
         description="What was shown: one record a request, with the served features and the propensities.",
     ),
     _decl(
@@ -149,6 +195,8 @@ TOPICS: tuple[TopicDecl, ...] = (
         retention_s=None,
         compacted=True,
         dead_letter=False,
+        max_bytes=_SKETCH_MAX_BYTES,
+        is_status=True,
         description="Mergeable counts and samples of served features, by partition of the impressions.",
     ),
     _decl(
@@ -159,6 +207,7 @@ TOPICS: tuple[TopicDecl, ...] = (
         retention_s=None,
         compacted=True,
         dead_letter=False,
+        is_status=True,
         description="The findings about the live stream and the features that it was served.",
     ),
     _decl(
@@ -220,9 +269,10 @@ TOPICS: tuple[TopicDecl, ...] = (
         "GatewayReport",
         key="instance",
         owner="gateway",
-        retention_s=None,
+        retention_s=_DAY_S,
         compacted=True,
         dead_letter=False,
+        is_status=True,
         description="Each live gateway's newest epoch and what it saw of each version.",
     ),
     _decl(
@@ -268,6 +318,14 @@ def is_compacted(name: str) -> bool:
     return decl is not None and decl.compacted
 
 
+def max_record_bytes(name: str) -> int:
+    """The most bytes that a record of a topic, by its full name, may have with key and headers; dead letters, too."""
+    source, is_dead_letter = name.removesuffix(DEAD_LETTER_SUFFIX), name.endswith(DEAD_LETTER_SUFFIX)
+    decl = _BY_SUFFIX.get(source.partition(".")[2])
+    most = KAFKA_MAX_BYTES if decl is None else decl.max_bytes
+    return most + _DEAD_LETTER_EXTRA_BYTES if is_dead_letter else most
+
+
 def dead_letter_topic(name: str) -> str:
     """The topic that takes what could not be read from topic `name`."""
     return f"{name}{DEAD_LETTER_SUFFIX}"
@@ -300,6 +358,9 @@ def _resolve(loop: LoopSpec, decl: TopicDecl) -> Topic:
         compacted=decl.compacted,
         owner=decl.owner,
         compaction_lag_s=decl.compaction_lag_s,
+        max_bytes=decl.max_bytes,
+        append_time=decl.append_time,
+        is_status=decl.is_status,
     )
 
 
@@ -312,4 +373,5 @@ def _dead_letter(source: Topic) -> Topic:
         retention_s=_DEAD_LETTER_RETENTION_S,
         compacted=False,
         owner=source.owner,
+        max_bytes=max_record_bytes(dead_letter_topic(source.name)),
     )

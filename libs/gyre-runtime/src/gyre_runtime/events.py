@@ -20,6 +20,7 @@ PROTOBUF = b"application/protobuf"
 JSON = b"application/json"
 _SPEC_VERSION = b"1.0"
 _MAX_DETAIL_CHARS = 200
+_LOG_APPEND_TIME = 1
 
 Headers = list[tuple[str, bytes]]
 MessageTypes = Mapping[str, type[Message]]
@@ -57,6 +58,8 @@ class Event(NamedTuple):
         topic: where it came from, with `partition` and `offset`.
         key: the record's key, empty when it has none.
         arrival_time: when Kafka got it, unix seconds; 0 when not known.
+        has_append_time: whether `arrival_time` is the broker's own (the topic's `message.timestamp.type` is
+            LogAppendTime), and not what the producer says (CreateTime).
     """
 
     id: str
@@ -70,6 +73,7 @@ class Event(NamedTuple):
     offset: int
     key: str = ""
     arrival_time: float = 0.0
+    has_append_time: bool = False
 
 
 class Unreadable(Exception):  # noqa: N818 - reads as what it says about the record
@@ -168,6 +172,7 @@ def decode(record: ReceivedRecord, types: MessageTypes) -> Event:
         record.offset,
         (record.key or b"").decode("utf-8", "replace"),
         getattr(record, "timestamp", 0) / 1000,
+        getattr(record, "timestamp_type", 0) == _LOG_APPEND_TIME,
     )
 
 
