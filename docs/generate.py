@@ -17,8 +17,9 @@ from gyre_core.reference import keys_table, markdown_table, topics_table
 from gyre_core.spec import Feature, Field, FieldFeature, json_schema
 from gyre_core.topics import DEAD_LETTER_SUFFIX
 from gyre_local.ports import PORTS_FILE, load_ports
+from gyre_runtime.environment import TOLERATED
 from gyre_runtime.metrics import METRICS, Metric
-from gyre_runtime.settings import PREFIX, SERVICES, TOLERATED, ServiceSettings
+from gyre_runtime.settings import PARTS, SERVICES, ServiceSettings, Settings, variable_of
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 NOTE = "<!-- Written by docs/generate.py from the code: change it there and run `make docs`. -->"
@@ -101,14 +102,27 @@ def settings() -> str:
     """The page of environment variables."""
     lead = (
         "Processes are set by environment variables only. An unknown `GYRE_` variable or a wrong value stops the start"
-        " with a message that names it. The defaults run the local stack. Secrets are given as files."
+        " with a message that names it, as does a file of a secret that is blank; what Kubernetes injects for a Service"
+        " whose name begins with `gyre` is passed over. The defaults run the local stack. Secrets are given as files. A"
+        " process reads the parts that it uses, and tolerates the variables of others."
     )
-    parts = [f"## Every process\n\n{_settings_table(ServiceSettings, frozenset())}"]
-    shared = frozenset(ServiceSettings.model_fields)
-    parts += [f"## {service.capitalize()}\n\n{_settings_table(found, shared)}" for service, found in service_settings()]
+    processes = service_settings()
+    parts = [_part(part, processes) for part in PARTS]
+    shared = frozenset(name for part in PARTS for name in part.model_fields)
+    for name, cls in processes:
+        own = [field for field in cls.model_fields if field not in shared]
+        parts += [f"## {name.capitalize()}\n\n{_settings_table(cls, own)}"] if own else []
     rows = [(code(name), meaning) for name, meaning in TOLERATED.items()]
     parts.append(f"## Local stack, tests and command line\n\n{table(('variable', 'meaning'), rows)}")
     return page("Settings", lead, *parts)
+
+
+def _part(part: type[Settings], processes: Sequence[tuple[str, type[ServiceSettings]]]) -> str:
+    """One part: who is composed of it, and its variables."""
+    users = [name for name, cls in processes if issubclass(cls, part)]
+    who = "every process" if len(users) == len(processes) else ", ".join(users) or "the command line"
+    meaning = (part.__doc__ or "").partition("\n")[0].rstrip(".")
+    return f"## {meaning}\n\nUsed by {who}.\n\n{_settings_table(part, list(part.model_fields))}"
 
 
 def service_settings() -> list[tuple[str, type[ServiceSettings]]]:
@@ -123,12 +137,12 @@ def service_settings() -> list[tuple[str, type[ServiceSettings]]]:
     return found
 
 
-def _settings_table(cls: type[ServiceSettings], left_out: frozenset[str]) -> str:
+def _settings_table(cls: type[Settings], fields: Sequence[str]) -> str:
     schema = cls.model_json_schema()
     rows = [
-        (code(f"{PREFIX}{name.upper()}"), described(field, schema), _default(field), field.get("description", ""))
+        (code(variable_of(name)), described(field, schema), _default(field), field.get("description", ""))
         for name, field in schema["properties"].items()
-        if name not in left_out
+        if name in fields
     ]
     return table(("variable", "value", "default", "meaning"), rows)
 

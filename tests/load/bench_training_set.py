@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from bench_report import Row, show, timed, write
 from gyre_core.spec import LoopSpec, parse_loop
-from gyre_runtime import ServiceSettings
+from gyre_runtime.settings import WarehouseSettings
 from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, append, arrow_schema, ensure_table, open_catalog
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -106,7 +106,7 @@ def spec_of(credit: str) -> LoopSpec:
 
 def make(folder: Path, shape: Shape) -> None:
     """Impressions in the order of time, a fifth of them followed by a click, some of those by a cart and a purchase."""
-    catalog = open_catalog(ServiceSettings(warehouse=str(folder)))
+    catalog = open_catalog(WarehouseSettings(warehouse=str(folder)))
     shown, acted = (ensure_table(catalog, "bench", name) for name in (IMPRESSIONS, INTERACTIONS))
     offset = 0
     for start in range(0, shape.impressions, shape.chunk):
@@ -185,7 +185,7 @@ def gyre(folder: Path, credit: str) -> dict[str, float]:
     """The trainer's own join into a Parquet file."""
     from gyre_trainer.adapters.joining import bounded, join
 
-    catalog = open_catalog(ServiceSettings(warehouse=str(folder)))
+    catalog = open_catalog(WarehouseSettings(warehouse=str(folder)))
     tables = {}
     for name in (IMPRESSIONS, INTERACTIONS):
         table = catalog.load_table(("bench", name))
@@ -233,7 +233,7 @@ def feast_historical(folder: Path) -> dict[str, float]:
 
 def _exploded(folder: Path, most: int) -> tuple[int, Any, Any]:
     """How many impressions the newest are, their shown items by row, and what was done since, as data frames."""
-    catalog = open_catalog(ServiceSettings(warehouse=str(folder)))
+    catalog = open_catalog(WarehouseSettings(warehouse=str(folder)))
     impressions = catalog.load_table(("bench", IMPRESSIONS))
     count = int(impressions.current_snapshot().summary["total-records"])
     first = BEGIN_US + max(0, count - most) * (SECONDS * 1_000_000 // count)

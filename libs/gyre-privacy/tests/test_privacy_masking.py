@@ -9,8 +9,9 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_privacy.masking import LoopPrivacy, Privacy, open_privacy
-from gyre_runtime import Precondition, ServiceSettings
+from gyre_runtime import Precondition
 from gyre_runtime.events import Event
+from gyre_runtime.settings import PrivacySettings
 
 SPEC = """
 version: 1
@@ -116,22 +117,22 @@ def test_masking_twice_is_masking_once() -> None:
 def test_a_loop_without_rules_costs_nothing() -> None:
     """Where nothing is declared there is no masking step at all, and no key is asked for."""
     plain = parse_loop(SPEC)
-    assert open_privacy(ServiceSettings(), {"people": plain}).mask is None
+    assert open_privacy(PrivacySettings(), {"people": plain}).mask is None
     assert LoopPrivacy(plain).user("jane") == "jane"
 
 
-def _settings(tmp_path: Path, body: str | None) -> ServiceSettings:
+def _settings(tmp_path: Path, body: str | None) -> PrivacySettings:
     path = tmp_path / "keys.json"
     if body is not None:
         path.write_text(body)
-    return ServiceSettings(privacy_key_file=path)
+    return PrivacySettings(privacy_key_file=path)
 
 
 def test_a_process_does_not_start_without_its_key(tmp_path: Path) -> None:
     """No setting, no file, a bad file, no rotating key, no redactor: each is said by name, and never the key."""
     loops = {"people": LOOP}
     with pytest.raises(Precondition, match="GYRE_PRIVACY_KEY_FILE is not set: the loop people"):
-        open_privacy(ServiceSettings(), loops, redactor)
+        open_privacy(PrivacySettings(), loops, redactor)
     with pytest.raises(Precondition, match=r"GYRE_PRIVACY_KEY_FILE=.*keys.json: No such file"):
         open_privacy(_settings(tmp_path, None), loops, redactor)
     with pytest.raises(Precondition, match="must be JSON") as refused:

@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre_core.topics import declared
 from gyre_local.testing import eventually
-from gyre_runtime import Invalid, ServiceSettings, Unavailable, load_loops, start_span
+from gyre_runtime import Invalid, Unavailable, load_loops, start_span
 from gyre_runtime.events import Event, Record, Unreadable, encode, message_types
 from gyre_runtime.kafka import (
     Consumer,
@@ -29,6 +29,7 @@ from gyre_runtime.kafka import (
     read_log,
     read_records,
 )
+from gyre_runtime.settings import KafkaSettings, LoopSettings
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 pytestmark = [pytest.mark.adapter, pytest.mark.timeout(30)]
@@ -439,8 +440,8 @@ async def test_topics_are_created_once_and_grow(kafka: str, loop_name: str) -> N
 
 async def test_every_declared_topic_of_a_loop_is_created(kafka: str) -> None:
     """A service's start creates what its loops declare, dead-letter topics and compaction included."""
-    settings = ServiceSettings(kafka=kafka, loops=(Path(__file__).parent / "data" / "minimal.yaml",))
-    loops = load_loops(settings)
+    settings = KafkaSettings(kafka=kafka)
+    loops = load_loops(LoopSettings(loops=(Path(__file__).parent / "data" / "minimal.yaml",)))
     await ensure_topics(settings, loops.values())
     await ensure_topics(settings, loops.values())
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)

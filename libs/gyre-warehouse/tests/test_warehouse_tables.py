@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from gyre_runtime import Precondition, ServiceSettings
+from gyre_runtime import Precondition
+from gyre_runtime.settings import WarehouseSettings
 from gyre_warehouse.tables import (
     IMPRESSIONS,
     TABLE_OF,
@@ -35,7 +36,7 @@ FULL = {**ROW, "context": [("hour", 7.0)], "labels": [("device", "tv")], "positi
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
     """A warehouse of the test's own."""
-    return open_catalog(ServiceSettings(warehouse=str(tmp_path)))
+    return open_catalog(WarehouseSettings(warehouse=str(tmp_path)))
 
 
 def _old_schema() -> pa.Schema:
@@ -124,7 +125,7 @@ def test_processes_that_evolve_a_table_at_once_do_it_once(catalog: Catalog, tmp_
     together = threading.Barrier(4)
 
     def start(_number: int) -> Table:
-        own = open_catalog(ServiceSettings(warehouse=str(tmp_path)))
+        own = open_catalog(WarehouseSettings(warehouse=str(tmp_path)))
         together.wait()
         return ensure_table(own, "shop", IMPRESSIONS)
 
@@ -146,7 +147,7 @@ def test_a_column_of_another_type_is_refused(catalog: Catalog) -> None:
 
 def test_a_folder_is_a_sqlite_catalogue_beside_its_files(tmp_path: Path) -> None:
     """Without settings the catalogue and the files lie in one folder."""
-    found = catalog_properties(ServiceSettings(warehouse=str(tmp_path)))
+    found = catalog_properties(WarehouseSettings(warehouse=str(tmp_path)))
     assert found == {
         "type": "sql",
         "uri": f"sqlite:///{tmp_path / 'catalog.db'}",
@@ -158,7 +159,7 @@ def test_secrets_come_from_files(tmp_path: Path) -> None:
     """A REST catalogue and S3 are told their secrets, which only files hold."""
     for name, text in (("token", "t0\n"), ("client", "id:secret\n"), ("key", "AK:S/K=\n")):
         (tmp_path / name).write_text(text)
-    settings = ServiceSettings(
+    settings = WarehouseSettings(
         warehouse="s3://bucket/path",
         warehouse_catalog="https://catalogue:8181",
         warehouse_catalog_token_file=tmp_path / "token",
@@ -188,7 +189,7 @@ def test_a_secret_that_cannot_be_read_is_named(tmp_path: Path, text: str | None,
     key = tmp_path / "key"
     if text is not None:
         key.write_text(text)
-    settings = ServiceSettings(warehouse=str(tmp_path), warehouse_s3_credential_file=key)
+    settings = WarehouseSettings(warehouse=str(tmp_path), warehouse_s3_credential_file=key)
     with pytest.raises(Precondition, match=f"key: .*{rule}") as error:
         catalog_properties(settings)
     assert "only-an-id" not in str(error.value)
@@ -197,4 +198,4 @@ def test_a_secret_that_cannot_be_read_is_named(tmp_path: Path, text: str | None,
 def test_files_elsewhere_need_a_catalogue() -> None:
     """A SQLite catalogue cannot lie in a bucket, so it must be named."""
     with pytest.raises(Precondition, match=r"GYRE_WAREHOUSE='s3://bucket': .* GYRE_WAREHOUSE_CATALOG"):
-        catalog_properties(ServiceSettings(warehouse="s3://bucket"))
+        catalog_properties(WarehouseSettings(warehouse="s3://bucket"))

@@ -25,7 +25,7 @@ from gyre_local.places import cache_dir
 from gyre_local.process import running
 from gyre_local.recipe import Recipe
 from gyre_local.reserve import free_ports
-from gyre_runtime import ServiceSettings
+from gyre_runtime.settings import WarehouseSettings
 from gyre_warehouse.tables import INTERACTIONS, append, arrow_schema, ensure_table, offsets_of, open_catalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceSettings]:
+def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarehouseSettings]:
     """Settings of a warehouse behind the REST catalogue, with a token that a file holds."""
     folder, (port,) = tmp_path_factory.mktemp("rest"), free_ports(1)
     jars = [str(path) for path in Path(jgo.build(ENDPOINT).path).rglob("*.jar")]
@@ -76,11 +76,11 @@ def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceSettings]:
     token.write_text("not checked by this server\n")
     with running(server, log=folder / "server.log"):
         uri = f"http://127.0.0.1:{port}"
-        yield ServiceSettings(warehouse="shop", warehouse_catalog=uri, warehouse_catalog_token_file=token)
+        yield WarehouseSettings(warehouse="shop", warehouse_catalog=uri, warehouse_catalog_token_file=token)
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceSettings]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarehouseSettings]:
     """Settings of a warehouse whose files lie in a bucket, behind a SQLite catalogue."""
     folder, (port,) = tmp_path_factory.mktemp("s3"), free_ports(1)
     environment = cache_dir() / "moto"
@@ -100,7 +100,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceSettings]:
     with running(server, log=folder / "server.log"):
         endpoint = f"http://127.0.0.1:{port}"
         urllib.request.urlopen(urllib.request.Request(f"{endpoint}/gyre", method="PUT"), timeout=10).close()
-        yield ServiceSettings(
+        yield WarehouseSettings(
             warehouse="s3://gyre/warehouse",
             warehouse_catalog=f"sqlite:///{folder / 'catalog.db'}",
             warehouse_s3_endpoint=endpoint,
@@ -133,7 +133,7 @@ def held(table: Table) -> Counter[str]:
 @pytest.mark.parametrize("name", ["rest", "s3"])
 def test_the_warehouse_lives_there_as_it_does_here(request: pytest.FixtureRequest, name: str) -> None:
     """Appends with offsets, a refused zombie, compaction, erasure, expiry, orphans: as on SQLite and a folder."""
-    settings: ServiceSettings = request.getfixturevalue(name)
+    settings: WarehouseSettings = request.getfixturevalue(name)
     table = ensure_table(open_catalog(settings), "shop", INTERACTIONS)
     zombie = ensure_table(open_catalog(settings), "shop", INTERACTIONS)
     for number in range(8):

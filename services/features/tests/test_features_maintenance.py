@@ -16,7 +16,7 @@ from gyre_features.processes.maintain import compact_all, maintain_all
 from gyre_features.settings import FeaturesSettings
 from gyre_features.warehouse.maintenance import Expired, _groups, _replaced, compact, expire, snapshots_of_models
 from gyre_features.warehouse.table_files import Levels, files_of, orphans
-from gyre_runtime import ServiceSettings
+from gyre_runtime.settings import WarehouseSettings
 from gyre_warehouse.tables import INTERACTIONS, append, arrow_schema, ensure_table, offsets_of, open_catalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
@@ -47,7 +47,7 @@ def rows(first: int, *, day: int, count: int = 10) -> pa.Table:
 
 def load(folder: Path) -> Table:
     """The table, as a process of its own opens it."""
-    return ensure_table(open_catalog(ServiceSettings(warehouse=str(folder))), "shop", INTERACTIONS)
+    return ensure_table(open_catalog(WarehouseSettings(warehouse=str(folder))), "shop", INTERACTIONS)
 
 
 @pytest.fixture

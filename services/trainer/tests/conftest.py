@@ -25,6 +25,7 @@ from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_runtime import Channel, Lifespan, ServiceSettings, channel, setup_telemetry
 from gyre_runtime.kafka import create_topics
+from gyre_runtime.settings import WarehouseSettings
 from gyre_trainer.bootstrap import Running, bootstrap
 from gyre_trainer.settings import TrainerSettings
 from gyre_trainer.training_set import Tables
@@ -126,7 +127,7 @@ class History:
 
     def archive(self, warehouse: Path, loop: str) -> None:
         """Append the rows to the warehouse, with the offsets behind them."""
-        catalog = open_catalog(ServiceSettings(warehouse=str(warehouse)))
+        catalog = open_catalog(WarehouseSettings(warehouse=str(warehouse)))
         for name, rows in ((IMPRESSIONS, self.impressions), (INTERACTIONS, self.interactions), (ITEMS, self.items)):
             table = ensure_table(catalog, loop, name)
             append(table, pa.Table.from_pylist(rows, table.schema().as_arrow()), {0: len(rows)})

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from gyre_core.features import Layout
-from gyre_runtime import ServiceSettings
+from gyre_runtime.settings import WarehouseSettings
 from gyre_trainer.adapters.joining import Joined, attach, bounded
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.joined import join_to_file
@@ -36,7 +36,7 @@ def test_the_file_holds_what_the_trainer_would_train_on(warehouse, tmp_path, mak
     spec = make_spec(history=200)
     label = spec.training.label.model_copy(update={"credit": credit, "combine": "sum"})
     spec = spec.model_copy(update={"training": spec.training.model_copy(update={"label": label})})
-    layout, tables = Layout.compile(spec), LoopTables(ServiceSettings(warehouse=str(warehouse)), "shop")
+    layout, tables = Layout.compile(spec), LoopTables(WarehouseSettings(warehouse=str(warehouse)), "shop")
     pins = tables.pin(None)
     done = tables.join(spec, pins, path=tmp_path / "set.parquet", memory_bytes=MEMORY_BYTES)
     made = build(spec, layout, learnt.tables(), now=pins.now)
@@ -56,7 +56,7 @@ def test_packed_features_go_along(tmp_path, spec, layout, new_history) -> None:
     history.act("u0", "b", time=BEGIN + 1)
     history.act("u1", "b", time=BEGIN + 7200)
     history.archive(tmp_path, "shop")
-    tables = LoopTables(ServiceSettings(warehouse=str(tmp_path)), "shop")
+    tables = LoopTables(WarehouseSettings(warehouse=str(tmp_path)), "shop")
     tables.join(spec, tables.pin(None), path=tmp_path / "set.parquet", memory_bytes=MEMORY_BYTES)
     (row,) = pq.read_table(tmp_path / "set.parquet").to_pylist()
     assert (row["features"], row["layout"], row["relevance"]) == (served, layout.hash, [0.0, 1.0])
@@ -64,7 +64,7 @@ def test_packed_features_go_along(tmp_path, spec, layout, new_history) -> None:
 
 def test_empty_tables_make_an_empty_file(tmp_path, spec) -> None:
     """Nothing is written as a file without rows that has its columns."""
-    tables = LoopTables(ServiceSettings(warehouse=str(tmp_path)), "shop")
+    tables = LoopTables(WarehouseSettings(warehouse=str(tmp_path)), "shop")
     done = tables.join(spec, tables.pin(None), path=tmp_path / "set.parquet", memory_bytes=MEMORY_BYTES)
     assert done == Joined(0, 0, 0, 0)
     assert "relevance" in pq.read_table(tmp_path / "set.parquet").column_names
@@ -72,7 +72,7 @@ def test_empty_tables_make_an_empty_file(tmp_path, spec) -> None:
 
 def test_what_does_not_lie_here_is_streamed(warehouse, monkeypatch) -> None:
     """Files in an object store come through the table's own reader and are the same rows."""
-    table: Table = ensure_table(open_catalog(ServiceSettings(warehouse=str(warehouse))), "shop", IMPRESSIONS)
+    table: Table = ensure_table(open_catalog(WarehouseSettings(warehouse=str(warehouse))), "shop", IMPRESSIONS)
     columns = ("event_id", "item_ids", "labels")
     found = []
     for scheme in ("file", "s3"):

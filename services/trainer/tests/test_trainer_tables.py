@@ -10,8 +10,8 @@ import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import Layout
 from gyre_core.topics import topic
-from gyre_runtime import ServiceSettings
 from gyre_runtime.kafka import Producer
+from gyre_runtime.settings import WarehouseSettings
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.adapters.warehouse import ArchivedWarehouse
 from gyre_trainer.training_set import build
@@ -34,7 +34,7 @@ def history(new_history):
 
 def test_a_pin_holds_what_was_there(tmp_path: Path, spec, layout, history) -> None:
     """What is appended later is not read through older pins; the replay clock's now is the newest event's time."""
-    tables = LoopTables(ServiceSettings(warehouse=str(tmp_path)), spec.loop)
+    tables = LoopTables(WarehouseSettings(warehouse=str(tmp_path)), spec.loop)
     empty = tables.pin(None)
     assert (empty.snapshots, empty.now) == ({}, 0.0)
     history.archive(tmp_path, spec.loop)
@@ -54,7 +54,7 @@ def test_no_impression_more_is_read(tmp_path: Path, make_spec, history, most: in
     spec = make_spec(history=most)
     layout = Layout.compile(spec)
     history.archive(tmp_path, spec.loop)
-    tables = LoopTables(ServiceSettings(warehouse=str(tmp_path)), spec.loop)
+    tables = LoopTables(WarehouseSettings(warehouse=str(tmp_path)), spec.loop)
     pins = tables.pin(None)
     found = tables.read(spec, layout, pins)
     assert found.impressions.num_rows == read
@@ -80,7 +80,7 @@ def test_the_past_is_read_only_for_features_that_were_not_served(
         history.show(f"u{number}", ["a", "b"], time=BEGIN + number * HOUR_S, **own)
         history.act(f"u{number}", "a", time=BEGIN + number * HOUR_S + 60)
     history.archive(tmp_path, spec.loop)
-    tables = LoopTables(ServiceSettings(warehouse=str(tmp_path)), spec.loop)
+    tables = LoopTables(WarehouseSettings(warehouse=str(tmp_path)), spec.loop)
     pins = tables.pin(None)
     found = tables.read(spec, layout, pins)
     assert found.interactions.num_rows == (10 if foreign else 4)

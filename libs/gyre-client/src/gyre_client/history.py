@@ -15,8 +15,9 @@ from gyre_core.admission import refuse_fields, refuse_interaction
 from gyre_core.features import Event, FieldsChanged, Impression, Interaction
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import IMPORT_SOURCE, topic
-from gyre_runtime import Invalid, ServiceSettings, Unavailable
+from gyre_runtime import Invalid, Unavailable
 from gyre_runtime.kafka import Producer, ensure_topics, read_records
+from gyre_runtime.settings import KafkaSettings
 
 from gyre_client.gateway import item_changed, user_changed
 
@@ -45,7 +46,7 @@ OnProgress = Callable[[int], object]
 
 
 async def import_history(
-    settings: ServiceSettings,
+    settings: KafkaSettings,
     spec: LoopSpec,
     events: Sequence[Event],
     *,
@@ -82,7 +83,7 @@ class HistoryImport:
         suffixes: of the topics that the events go to.
     """
 
-    def __init__(self, settings: ServiceSettings, spec: LoopSpec, *, suffixes: Iterable[str] = _SUFFIXES) -> None:
+    def __init__(self, settings: KafkaSettings, spec: LoopSpec, *, suffixes: Iterable[str] = _SUFFIXES) -> None:
         self._settings, self._spec, self._suffixes = settings, spec, set(suffixes)
         self._known: set[str] = set()
         self._dropped: list[str] = []

@@ -16,7 +16,7 @@ from gyre_core.spec import LoopSpec, MaskRule
 from gyre_runtime.errors import Precondition
 from gyre_runtime.events import Event
 from gyre_runtime.metrics import instrument
-from gyre_runtime.settings import PREFIX, ServiceSettings
+from gyre_runtime.settings import PREFIX, PrivacySettings
 
 Redact = Callable[[str], str]
 RedactorOf = Callable[[Sequence[str]], Redact]
@@ -164,7 +164,7 @@ class Privacy:
 
 
 def open_privacy(
-    settings: ServiceSettings,
+    settings: PrivacySettings,
     loops: Mapping[str, LoopSpec],
     redactor: RedactorOf | None = None,
     *,

@@ -45,6 +45,7 @@ exits 0; when a background task dies it does the same and exits 1, for the super
 """
 
 from gyre_runtime.client import Channel, RetryBudget, call, channel
+from gyre_runtime.environment import load_settings
 from gyre_runtime.errors import (
     Conflict,
     DeadlineExceeded,
@@ -63,7 +64,7 @@ from gyre_runtime.lifecycle import Lifespan, run
 from gyre_runtime.loops import load_loops, unknown_loop
 from gyre_runtime.metrics import instrument
 from gyre_runtime.server import Registration, Server, build_server
-from gyre_runtime.settings import ServiceSettings, load_settings
+from gyre_runtime.settings import ServiceSettings
 from gyre_runtime.telemetry import setup_telemetry
 from gyre_runtime.tracing import inject, model_tracer, start_span
 

@@ -19,7 +19,7 @@ from gyre_runtime.context import CURRENT_CALL
 from gyre_runtime.errors import DeadlineExceeded, Unavailable, from_rpc_error
 from gyre_runtime.interceptor import REQUEST_ID
 from gyre_runtime.metrics import instrument
-from gyre_runtime.settings import ServiceSettings
+from gyre_runtime.settings import ChannelSettings
 from gyre_runtime.transport_security import channel_credentials, read_token
 
 _MARGIN_S = 0.002
@@ -93,7 +93,7 @@ async def call(
     raise ValueError("attempts must be at least 1")
 
 
-def channel(address: str, settings: ServiceSettings, *, name: str, token: str | None = None) -> "Channel":
+def channel(address: str, settings: ChannelSettings, *, name: str, token: str | None = None) -> "Channel":
     """Open a channel to a peer; it connects by itself, now or whenever the peer comes up.
 
     Args:
@@ -110,7 +110,7 @@ def channel(address: str, settings: ServiceSettings, *, name: str, token: str | 
     return Channel(inner, name=name, token=read_token(settings.token_file) if token is None else token)
 
 
-def _options(settings: ServiceSettings) -> list[tuple[str, Any]]:
+def _options(settings: ChannelSettings) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),

@@ -32,10 +32,15 @@ class Dependency:
 
 
 class Health:
-    """Polls dependencies and tells the health service; starts NOT_SERVING."""
+    """Polls dependencies and tells the health service; starts NOT_SERVING.
+
+    Attributes:
+        has_callers: whether a server of the process answers more than its health.
+    """
 
     def __init__(self) -> None:
         self.servicer = health.aio.HealthServicer()
+        self.has_callers = False
         self._dependencies: list[Dependency] = []
         self._services: list[str] = [""]
         self._up: dict[str, bool] = {}

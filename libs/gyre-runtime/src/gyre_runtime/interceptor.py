@@ -1,14 +1,14 @@
 """The one interceptor of every server: request id, token, deadline, constraints, errors, metrics and a span a call.
 
 It wraps each method once when the server is built, which keeps its cost below what a chain of `grpc.aio`
-interceptors costs on every call.
+interceptors costs on every call. Who calls is decided from the metadata alone, before the request is read.
 """
 
 import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -22,9 +22,9 @@ from opentelemetry.trace import SpanKind
 from gyre_runtime import tracing
 from gyre_runtime.constraints import Checker, checker_for, invalid
 from gyre_runtime.context import CURRENT_CALL, CallContext
-from gyre_runtime.errors import DETAILS_KEY, DeadlineExceeded, GyreError, Unavailable, to_status
+from gyre_runtime.errors import DETAILS_KEY, DeadlineExceeded, GyreError, Unauthenticated, Unavailable, to_status
 from gyre_runtime.metrics import instrument
-from gyre_runtime.settings import ServiceSettings
+from gyre_runtime.settings import ServerSettings
 from gyre_runtime.transport_security import check_token, read_token
 
 REQUEST_ID = "x-request-id"
@@ -52,6 +52,19 @@ class _Observed:
 
 
 @dataclass
+class Door:
+    """One method of a server.
+
+    Attributes:
+        handler: what answers a caller that may call.
+        refusal: what answers one that may not. It streams, so that gRPC neither reads nor decodes the request.
+    """
+
+    handler: Handler
+    refusal: Handler
+
+
+@dataclass
 class _Call:
     """One call under way; `code` is how it ended."""
 
@@ -63,15 +76,15 @@ class _Call:
 class Interceptor:
     """Wraps the method handlers of a server with everything that is the same for all of them."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self._token = read_token(settings.token_file)
         self._max_deadline_s = settings.max_deadline_s
         self._max_stream_s = settings.max_stream_s
         self._streams: set[asyncio.Task[Any]] = set()
         self._draining = False
 
-    def wrap(self, service: str, method: str, handler: Handler, request: Descriptor) -> Handler:
-        """Return the handler of one method, wrapped.
+    def wrap(self, service: str, method: str, handler: Handler, request: Descriptor) -> Door:
+        """Return a method whose handler is wrapped.
 
         Args:
             service: full proto name of the service.
@@ -85,14 +98,35 @@ class Interceptor:
         elif handler.unary_stream is not None:
             behaviour, make = self._stream(handler.unary_stream, observed, check), grpc.unary_stream_rpc_method_handler
         else:
-            return handler
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+            raise TypeError(f"{service}/{method}: a client that streams is not supported")
+        wrapped = make(behaviour, handler.request_deserializer, handler.response_serializer)
+        return Door(wrapped, grpc.stream_stream_rpc_method_handler(self._refusing(observed)))
+
+    def admits(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+        """Whether a call's metadata holds the token that the server asks for."""
+        if not self._token:
+            return True
+        try:
+            check_token(self._token, _value(metadata, "authorization"))
+        except Unauthenticated:
+            return False
+        return True
 
     def end_streams(self) -> None:
         """End every stream with UNAVAILABLE, reason DRAINING, so that watchers go elsewhere at once."""
         self._draining = True
         for stream in tuple(self._streams):
             stream.cancel()
+
+    def _refusing(self, observed: _Observed) -> Any:
+        async def refuse(_requests: object, context: Context) -> None:
+            with self._observe(observed, context, self._max_deadline_s) as under_way:
+                try:
+                    check_token(self._token, _value(context.invocation_metadata() or (), "authorization"))
+                except Unauthenticated as error:
+                    await self._fail(error, context, under_way)
+
+        return refuse
 
     def _unary(self, behaviour: Any, observed: _Observed, check: Checker) -> Any:
         async def call(request: Any, context: Context) -> Any:
@@ -153,8 +187,6 @@ class Interceptor:
             otel_context.detach(attached)
 
     def _admit(self, request: Any, context: Context, call: CallContext, check: Checker) -> None:
-        if self._token:
-            check_token(self._token, _metadata(context, "authorization"))
         if call.remaining_s() <= 0:
             raise DeadlineExceeded("DEADLINE_EXPIRED", "the deadline was over before the call began")
         broken = check(request)
@@ -209,8 +241,8 @@ def _code_name(code: Any) -> str:
     return next((status.name for status in grpc.StatusCode if status.value[0] == code), "UNKNOWN")
 
 
-def _metadata(context: Context, name: str) -> str:
-    for key, value in context.invocation_metadata() or ():
+def _value(metadata: Iterable[tuple[str, str | bytes]], name: str) -> str:
+    for key, value in metadata:
         if key == name:
             return value if isinstance(value, str) else value.decode("latin-1")
     return ""

@@ -1,6 +1,11 @@
-"""How a process lives: set up, serve, drain on SIGTERM in order, exit 0; or exit 1 when a background task dies."""
+"""How a process lives: set up, serve, drain on SIGTERM in order, exit 0; or exit 1 when a background task dies.
+
+The order of a drain: not ready; still taking calls for the drain delay, in which balancers notice; then no new work,
+and time for what is under way.
+"""
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -11,9 +16,11 @@ from typing import Any, Self, TypeVar
 
 import uvloop
 
+from gyre_runtime.errors import Precondition
 from gyre_runtime.health import Dependency, Health
 from gyre_runtime.settings import ServiceSettings
 from gyre_runtime.telemetry import setup_telemetry
+from gyre_runtime.transport_security import check_security
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,7 +43,7 @@ class Lifespan:
         self._stack = AsyncExitStack()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stops: list[Callable[[], object]] = []
-        self._over = asyncio.Event()
+        self._over, self._at_once = asyncio.Event(), asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
         self.failed = False
 
@@ -72,12 +79,24 @@ class Lifespan:
         self.health.add(dependency)
 
     def end(self) -> None:
-        """Begin to drain."""
+        """Begin to drain; asked for a second time, without the drain delay."""
+        if self._over.is_set():
+            self._at_once.set()
         self._over.set()
 
     async def until_over(self) -> None:
         """Wait for the signal to end, or for a background task to die."""
         await self._over.wait()
+
+    async def announce_end(self, delay_s: float) -> None:
+        """Say NOT_SERVING, and work on as before for `delay_s` where there are callers, who look for another process.
+
+        A second signal, or a background task that dies, ends the delay.
+        """
+        await self.health.drain()
+        if self.health.has_callers:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._at_once.wait(), delay_s)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -85,6 +104,7 @@ class Lifespan:
             self.failed = True
             _LOG.critical("a background task died", exc_info=error, extra={"task": task.get_name()})
             self._over.set()
+            self._at_once.set()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -110,11 +130,11 @@ async def serve_forever(main: Callable[[Lifespan], Awaitable[None]], settings: S
     lifespan = Lifespan(drain_s=settings.drain_s)
     with _signals(lifespan.end):
         async with lifespan:
-            await _live(main, lifespan)
+            await _live(main, lifespan, settings.drain_delay_s)
     return 1 if lifespan.failed else 0
 
 
-async def _live(main: Callable[[Lifespan], Awaitable[None]], lifespan: Lifespan) -> None:
+async def _live(main: Callable[[Lifespan], Awaitable[None]], lifespan: Lifespan, drain_delay_s: float) -> None:
     set_up = asyncio.ensure_future(main(lifespan))
     over = asyncio.ensure_future(lifespan.until_over())
     await asyncio.wait({set_up, over}, return_when=asyncio.FIRST_COMPLETED)
@@ -126,8 +146,9 @@ async def _live(main: Callable[[Lifespan], Awaitable[None]], lifespan: Lifespan)
         await lifespan.health.start()
         _LOG.info("ready")
         await over
+        _LOG.info("draining")
+        await lifespan.announce_end(drain_delay_s)
     over.cancel()
-    _LOG.info("draining")
 
 
 @contextmanager
@@ -152,8 +173,13 @@ def run(main: Callable[[Lifespan], Awaitable[None]], *, settings: ServiceSetting
         service: its name in logs, spans and metrics, such as `features-stream`.
 
     Raises:
-        SystemExit: 0 after a drain, 1 when the set-up or a background task failed.
+        SystemExit: 0 after a drain, 1 when the set-up or a background task failed, or a message that names the setting
+            of a token or certificate that cannot be used.
     """
+    try:
+        check_security(settings)
+    except Precondition as error:
+        sys.exit(error.message)
     telemetry = setup_telemetry(service, settings)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

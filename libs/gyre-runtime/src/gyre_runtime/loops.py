@@ -3,10 +3,10 @@
 from gyre_core.spec import LoopSpec, load_loop
 
 from gyre_runtime.errors import Invalid, NotFound
-from gyre_runtime.settings import ServiceSettings
+from gyre_runtime.settings import LoopSettings
 
 
-def load_loops(settings: ServiceSettings) -> dict[str, LoopSpec]:
+def load_loops(settings: LoopSettings) -> dict[str, LoopSpec]:
     """Read the gyre.yaml of each of `settings.loops`, by loop name.
 
     Raises:

@@ -11,8 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from gyre_runtime.health import Health
-from gyre_runtime.interceptor import Interceptor
-from gyre_runtime.settings import ServiceSettings
+from gyre_runtime.interceptor import Door, Interceptor
+from gyre_runtime.settings import ServerSettings
 from gyre_runtime.transport_security import server_credentials
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -33,7 +33,7 @@ class Server:
         address: host:port that it listens on, with the real port, once entered.
     """
 
-    def __init__(self, settings: ServiceSettings, services: Sequence[Registration], health: Health) -> None:
+    def __init__(self, settings: ServerSettings, services: Sequence[Registration], health: Health) -> None:
         self._settings = settings
         self._services = services
         self._health = health
@@ -51,6 +51,7 @@ class Server:
         names = [name for each in self._services for name in _register(server, each, self._interceptor)]
         for name in names:
             self._health.add_service(name)
+        self._health.has_callers = self._health.has_callers or bool(names)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection.enable_server_reflection((*names, health_name, reflection.SERVICE_NAME), server)
@@ -76,9 +77,7 @@ class Server:
             self._server = None
 
 
-def build_server(
-    settings: ServiceSettings, services: Sequence[Registration], *, health: Health | None = None
-) -> Server:
+def build_server(settings: ServerSettings, services: Sequence[Registration], *, health: Health | None = None) -> Server:
     """Build a server.
 
     Args:
@@ -89,7 +88,7 @@ def build_server(
     return Server(settings, services, health or Health())
 
 
-def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
+def _options(settings: ServerSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -97,6 +96,22 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 5000),
     ]
+
+
+class _Doors(grpc.GenericRpcHandler):
+    """The methods of one service: a caller without the token gets the refusal before its request is read."""
+
+    def __init__(self, interceptor: Interceptor, doors: dict[str, Door]) -> None:
+        self._interceptor = interceptor
+        self._doors = doors
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "Handler | None":
+        """Return what answers a call, None for a method of somebody else."""
+        door = self._doors.get(handler_call_details.method)
+        if door is None:
+            return None
+        admitted = self._interceptor.admits(handler_call_details.invocation_metadata or ())
+        return door.handler if admitted else door.refusal
 
 
 class _Recorder:
@@ -118,9 +133,9 @@ def _register(server: grpc.aio.Server, registration: Registration, interceptor: 
     registration.add(registration.servicer, recorder)
     for service, handlers in recorder.methods.items():
         methods = descriptor_pool.Default().FindServiceByName(service).methods_by_name
-        wrapped = {
-            name: interceptor.wrap(service, name, handler, methods[name].input_type)
+        doors = {
+            f"/{service}/{name}": interceptor.wrap(service, name, handler, methods[name].input_type)
             for name, handler in handlers.items()
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
+        server.add_generic_rpc_handlers((_Doors(interceptor, doors),))
     return list(recorder.methods)

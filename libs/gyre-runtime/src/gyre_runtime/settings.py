@@ -1,33 +1,32 @@
-"""Process settings: `GYRE_*` environment variables and nothing else, checked once at start.
+"""Process settings: `GYRE_*` environment variables and nothing else, in small parts that a process is composed of.
 
-A service subclasses `ServiceSettings` with its own few fields. Give a field of one service the service's name as
-prefix (`gateway_max_inflight`): the other processes of a stack then tolerate it in a shared environment.
+A service's settings class names the parts that it uses (`class GatewaySettings(ServiceSettings, KafkaSettings)`) and
+adds its own few fields, so that no process holds the address or the secret of something that it never speaks to. Give
+a field of one service the service's name as prefix (`gateway_max_inflight`): the other processes of a stack then
+tolerate it in a shared environment. `load_settings` reads the environment.
 """
 
 import os
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "GYRE_"
 SERVICES = ("gateway", "features", "inference", "trainer", "deployer", "monitor")
 
-TOLERATED: Mapping[str, str] = {
-    "GYRE_CACHE": "where downloads are kept, `~/.cache/gyre` by default",
-    "GYRE_DATA": "where the examples find their data",
-    "GYRE_OTLP_LISTEN": "where the monitor takes spans (OTLP over gRPC)",
-    "GYRE_PORTS_FILE": "a ports file in place of `infra/local/ports.toml`",
-    "GYRE_PORT_OFFSET": "added to every port of the local stack",
-    "GYRE_TOKEN": "the bearer token of the command line",
-    "GYRE_VAR": "the folder of the local stack's data and logs, `var/` by default",
-}
-"""Variables of the local stack, the tests and the client, which a service may find in its environment."""
+_CLASSES: list[type["Settings"]] = []
 
-_CLASSES: list[type["ServiceSettings"]] = []
+
+def variable_of(field: str) -> str:
+    """The environment variable of a field."""
+    return f"{PREFIX}{field.upper()}"
+
+
+def known_variables() -> set[str]:
+    """The variables of every settings class that is loaded: the parts of this module, and the process's own."""
+    return {variable_of(field) for each in _CLASSES for field in each.model_fields}
 
 
 def _address(value: str) -> str:
@@ -57,13 +56,13 @@ Addresses = Annotated[str, AfterValidator(_addresses)]
 Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_paths)]
 
 
-class ServiceSettings(BaseSettings):
-    """What every process knows; the defaults run the local stack."""
+class Settings(BaseSettings):
+    """The base of every part: frozen, validated, and filled by `load_settings` or by what a test gives."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         frozen=True,
-        extra="ignore",
+        extra="forbid",
         validate_default=True,
         env_file=None,
         use_attribute_docstrings=True,  # docs/reference/settings.md is written from them
@@ -72,27 +71,148 @@ class ServiceSettings(BaseSettings):
     service: ClassVar[str] = ""
     """The service whose prefixed variables are its own; empty accepts those of any service."""
 
-    loops: Paths = Field((Path("examples/movies/gyre.yaml"),), min_length=1)
-    """The `gyre.yaml` of each loop that is served, separated by colons."""
+    @classmethod
+    def settings_customise_sources(cls, *args: Any, **sources: Any) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read nothing by itself: `load_settings` reads the environment, tests give what they mean."""
+        return (args[1] if len(args) > 1 else sources["init_settings"],)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Register the class, so that its variables are known."""
+        super().__init_subclass__(**kwargs)
+        _CLASSES.append(cls)
+
+
+class ChannelSettings(Settings):
+    """What a call to a peer needs: TLS, the bearer token, the size of messages."""
+
+    tls_cert: Path | None = None
+    """File of the certificate chain (PEM); with `tls_key` the server speaks TLS only."""
+    tls_key: Path | None = None
+    """File of the certificate's key (PEM)."""
+    tls_ca: Path | None = None
+    """File of the authority (PEM) that peers are checked against."""
+    tls_require_client: bool = False
+    """Whether a client must show a certificate of the authority, and own calls do."""
+    token_file: Path | None = None
+    """File of the bearer token that callers must send, and own calls do."""
+    max_message_bytes: int = Field(16 * 1024 * 1024, ge=1024)
+    """The largest gRPC message, bytes."""
+
+    @model_validator(mode="after")
+    def _certificate_is_whole(self) -> Self:
+        """Refuse a certificate that is set by half, which would leave connections without TLS.
+
+        Raises:
+            ValueError: a certificate has no key, a key no certificate, or client certificates have neither.
+        """
+        if self.tls_cert is not None and self.tls_key is None:
+            raise ValueError("GYRE_TLS_KEY: is not set, and GYRE_TLS_CERT is: a certificate needs its key")
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ValueError("GYRE_TLS_CERT: is not set, and GYRE_TLS_KEY is: a key needs its certificate")
+        if self.tls_require_client and self.tls_cert is None:
+            raise ValueError("GYRE_TLS_CERT: is not set, and GYRE_TLS_REQUIRE_CLIENT is: it needs a certificate")
+        return self
+
+
+class ServerSettings(ChannelSettings):
+    """What a gRPC server needs."""
+
     listen: Address = "127.0.0.1:0"
     """host:port of the gRPC server; port 0 takes a free one."""
+    drain_delay_s: float = Field(5.0, ge=0, le=600)
+    """Seconds after SIGTERM in which the process is NOT_SERVING and still takes calls, until balancers have noticed."""
+    drain_s: float = Field(10.0, gt=0, le=600)
+    """Seconds that calls and events under way have to finish after that."""
+    max_deadline_s: float = Field(30.0, gt=0, le=3600)
+    """The deadline of a unary call that brings none, seconds."""
+    max_stream_s: float = Field(3600.0, gt=0)
+    """The deadline of a streaming call that brings none, seconds."""
+
+    @model_validator(mode="after")
+    def _authority_has_a_certificate(self) -> Self:
+        """Refuse an authority without a certificate: own calls would speak TLS, and the own server would not.
+
+        Raises:
+            ValueError: an authority is set without a certificate, or client certificates without an authority.
+        """
+        if self.tls_ca is not None and self.tls_cert is None:
+            raise ValueError("GYRE_TLS_CERT: is not set, and GYRE_TLS_CA is: the server would speak without TLS")
+        if self.tls_require_client and self.tls_ca is None:
+            raise ValueError("GYRE_TLS_CA: is not set, and GYRE_TLS_REQUIRE_CLIENT is: it says whom to believe")
+        return self
+
+
+class TelemetrySettings(Settings):
+    """Logs, spans and metrics."""
+
     metrics_listen: OptionalAddress = "127.0.0.1:0"
     """host:port of the Prometheus page `/metrics`; empty for none."""
+    otlp: OptionalAddress = ""
+    """host:port that spans are sent to (OTLP over gRPC); empty for nowhere."""
+    trace_ratio: float = Field(0.01, ge=0, le=1)
+    """Share of requests whose trace is kept; the flow of models is always kept."""
+    log_level: str = Field("INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
+    """The least severe log records that are written."""
+
+
+class LoopSettings(Settings):
+    """Which loops a process serves."""
+
+    loops: Paths = Field((Path("examples/movies/gyre.yaml"),), min_length=1)
+    """The `gyre.yaml` of each loop that is served, separated by colons."""
+
+
+class ServiceSettings(LoopSettings, TelemetrySettings, ServerSettings):
+    """What every process of the mesh has; the defaults run the local stack."""
+
+
+class KafkaSettings(Settings):
+    """Kafka."""
 
     kafka: Addresses = "127.0.0.1:17000"
     """Bootstrap servers, host:port separated by commas."""
     kafka_replication: int = Field(1, ge=1, le=32767)
     """Replication factor of the topics that are created at start."""
+
+
+class RedisSettings(Settings):
+    """The online store."""
+
     redis: str = Field("redis://127.0.0.1:17005/0", pattern=r"^(redis|rediss|unix)://")
     """URL of the online store."""
+
+
+class TritonSettings(Settings):
+    """Triton's server."""
+
     triton: Address = "127.0.0.1:17011"
     """host:port of Triton's gRPC server."""
+
+
+class ModelRepositorySettings(Settings):
+    """The folder that Triton loads models from."""
+
     triton_repository: Path = Path("var/triton/models")
     """Triton's model repository, which the deployer writes."""
+
+
+class MlflowSettings(Settings):
+    """MLflow."""
+
     mlflow: str = Field("http://127.0.0.1:17018", pattern=r"^https?://")
     """URL of MLflow's tracking server."""
+
+
+class PrometheusSettings(Settings):
+    """Prometheus, for what reads figures back."""
+
     prometheus: str = Field("http://127.0.0.1:17015", pattern=r"^https?://")
     """URL of Prometheus."""
+
+
+class WarehouseSettings(Settings):
+    """The Iceberg warehouse, its catalogue and their secrets."""
+
     warehouse: str = Field("var/warehouse", min_length=1)
     """Folder of the Iceberg warehouse, a URI such as s3://bucket/path, or what a REST catalogue calls it."""
     warehouse_catalog: str = Field("", pattern=r"^(|https?://.+|sqlite:///.+)$")
@@ -107,107 +227,82 @@ class ServiceSettings(BaseSettings):
     """Region of the S3 store."""
     warehouse_s3_credential_file: Path | None = None
     """File of the S3 key, `id:secret`; without it those of the process's surroundings, such as an IAM role."""
+
+
+class ArtifactSettings(Settings):
+    """The folder of trained models."""
+
     artifacts: Path = Path("var/artifacts")
     """Folder of trained models, written by the trainer and read by the deployer."""
+
+
+class StateSettings(Settings):
+    """A folder of the process's own."""
+
     state_dir: Path = Path("var/state")
     """Folder of the process's own state."""
 
-    gateway: Address = "127.0.0.1:17020"
-    """host:port of the gateway."""
-    features: Address = "127.0.0.1:17025"
-    """host:port of `features-serve`."""
-    features_check: Address = "127.0.0.1:17065"
-    """host:port of `features-check`."""
-    inference: Address = "127.0.0.1:17045"
-    """host:port of inference."""
-    trainer: Address = "127.0.0.1:17050"
-    """host:port of the trainer."""
-    deployer: Address = "127.0.0.1:17055"
-    """host:port of the deployer."""
-    monitor: Address = "127.0.0.1:17060"
-    """host:port of the monitor."""
 
-    otlp: OptionalAddress = ""
-    """host:port that spans are sent to (OTLP over gRPC); empty for nowhere."""
-    trace_ratio: float = Field(0.01, ge=0, le=1)
-    """Share of requests whose trace is kept; the flow of models is always kept."""
-    log_level: str = Field("INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
-    """The least severe log records that are written."""
+class PrivacySettings(Settings):
+    """The keys that personal data is hashed with."""
 
-    drain_s: float = Field(10.0, gt=0, le=600)
-    """Seconds that calls and events under way have to finish after SIGTERM."""
-    max_deadline_s: float = Field(30.0, gt=0, le=3600)
-    """The deadline of a unary call that brings none, seconds."""
-    max_stream_s: float = Field(3600.0, gt=0)
-    """The deadline of a streaming call that brings none, seconds."""
-    max_message_bytes: int = Field(16 * 1024 * 1024, ge=1024)
-    """The largest gRPC message, bytes."""
-
-    tls_cert: Path | None = None
-    """File of the certificate chain (PEM); with `tls_key` the server speaks TLS only."""
-    tls_key: Path | None = None
-    """File of the certificate's key (PEM)."""
-    tls_ca: Path | None = None
-    """File of the authority (PEM) that peers are checked against."""
-    tls_require_client: bool = False
-    """Whether a client must show a certificate of the authority, and own calls do."""
-    token_file: Path | None = None
-    """File of the bearer token that callers must send, and own calls do."""
     privacy_key_file: Path | None = None
     """File of the keys that ids are hashed with (JSON); needed where a loop's `privacy` hashes."""
 
-    @classmethod
-    def settings_customise_sources(cls, *args: Any, **sources: Any) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read nothing by itself: `load_settings` reads the environment, tests give what they mean."""
-        return (args[1] if len(args) > 1 else sources["init_settings"],)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Register the class, so that its variables are known."""
-        super().__init_subclass__(**kwargs)
-        _CLASSES.append(cls)
+class GatewayPeer(Settings):
+    """The gateway, for those that call it."""
+
+    gateway: Address = "127.0.0.1:17020"
+    """host:port of the gateway."""
 
 
-SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
+class FeaturesPeer(Settings):
+    """`features-serve`, for those that call it."""
+
+    features: Address = "127.0.0.1:17025"
+    """host:port of `features-serve`."""
 
 
-def load_settings(cls: type[SettingsT], environ: Mapping[str, str] | None = None) -> SettingsT:
-    """Read the settings of a process, or leave it with a message that names variable, value and rule.
+class FeaturesCheckPeer(Settings):
+    """`features-check`, for those that call it."""
 
-    Args:
-        cls: the settings class of the service.
-        environ: for tests, an environment in place of the process's own.
-
-    Raises:
-        SystemExit: a variable is unknown, or its value breaks its rule.
-    """
-    environ = os.environ if environ is None else environ
-    problems = [f"{name}={environ[name]!r}: is not a setting of this process" for name in _unknown(cls, environ)]
-    values = {field: environ[_variable(field)] for field in cls.model_fields if _variable(field) in environ}
-    try:
-        settings = cls.model_validate({field: _or_none(cls, field, value) for field, value in values.items()})
-    except ValidationError as error:
-        problems += [_problem(issue, values) for issue in error.errors()]
-    if problems:
-        sys.exit("\n".join(problems))
-    return settings
+    features_check: Address = "127.0.0.1:17065"
+    """host:port of `features-check`."""
 
 
-def _or_none(cls: type[ServiceSettings], field: str, value: str) -> str | None:
-    return None if value == "" and cls.model_fields[field].default is None else value
+class InferencePeer(Settings):
+    """Inference, for those that call it."""
+
+    inference: Address = "127.0.0.1:17045"
+    """host:port of inference."""
 
 
-def _variable(field: str) -> str:
-    return f"{PREFIX}{field.upper()}"
+class TrainerPeer(Settings):
+    """The trainer, for those that call it."""
+
+    trainer: Address = "127.0.0.1:17050"
+    """host:port of the trainer."""
 
 
-def _unknown(cls: type[ServiceSettings], environ: Mapping[str, str]) -> list[str]:
-    known = {_variable(field) for each in (cls, *_CLASSES) for field in each.model_fields}
-    others = tuple(f"{PREFIX}{name.upper()}_" for name in SERVICES if name != cls.service)
-    candidates = (name for name in environ if name.startswith(PREFIX) and name not in known | TOLERATED.keys())
-    return sorted(name for name in candidates if not name.startswith(others))
+class DeployerPeer(Settings):
+    """The deployer, for those that call it."""
+
+    deployer: Address = "127.0.0.1:17055"
+    """host:port of the deployer."""
 
 
-def _problem(issue: Any, values: Mapping[str, str]) -> str:
-    field = str(issue["loc"][0]) if issue["loc"] else "settings"
-    rule = issue["msg"].removeprefix("Value error, ")
-    return f"{_variable(field)}={values.get(field, issue['input'])!r}: {rule}"
+class MonitorPeer(Settings):
+    """The monitor, for those that call it."""
+
+    monitor: Address = "127.0.0.1:17060"
+    """host:port of the monitor."""
+
+
+PARTS: tuple[type[Settings], ...] = (
+    LoopSettings, ServerSettings, TelemetrySettings, KafkaSettings, RedisSettings, TritonSettings,
+    ModelRepositorySettings, MlflowSettings, PrometheusSettings, WarehouseSettings, ArtifactSettings, StateSettings,
+    PrivacySettings, GatewayPeer, FeaturesPeer, FeaturesCheckPeer, InferencePeer, TrainerPeer, DeployerPeer,
+    MonitorPeer,
+)  # fmt: skip
+"""The parts that processes are composed of, in the order of the reference."""

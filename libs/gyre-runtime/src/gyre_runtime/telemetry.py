@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
 from pythonjsonlogger.json import JsonFormatter
 
-from gyre_runtime.settings import ServiceSettings
+from gyre_runtime.settings import TelemetrySettings
 from gyre_runtime.tracing import FlowSampler
 
 _EXPORT_DELAY_MS = 500
@@ -56,7 +56,7 @@ class Telemetry:
 _INSTALLED: list[Telemetry] = []
 
 
-def setup_telemetry(service_name: str, settings: ServiceSettings) -> Telemetry:
+def setup_telemetry(service_name: str, settings: TelemetrySettings) -> Telemetry:
     """Start logs, traces and metrics; OpenTelemetry allows this once a process, so later calls return the first.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from gyre_runtime.errors import Precondition
-from gyre_runtime.settings import ServiceSettings
+from gyre_runtime.settings import WarehouseSettings
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import (
     CommitFailedException,
@@ -168,7 +168,7 @@ def arrow_schema(table: str) -> pa.Schema:
     return schema_to_pyarrow(schema_of(table), include_field_ids=False)
 
 
-def open_catalog(settings: ServiceSettings) -> Catalog:
+def open_catalog(settings: WarehouseSettings) -> Catalog:
     """Open the catalogue: SQLite beside the files by default, a REST catalogue and files in S3 by setting.
 
     Raises:
@@ -177,7 +177,7 @@ def open_catalog(settings: ServiceSettings) -> Catalog:
     return load_catalog("gyre", **catalog_properties(settings))
 
 
-def catalog_properties(settings: ServiceSettings) -> dict[str, str]:
+def catalog_properties(settings: WarehouseSettings) -> dict[str, str]:
     """What pyiceberg is told of the catalogue and the files (https://py.iceberg.apache.org/configuration/)."""
     given, uri = settings.warehouse, settings.warehouse_catalog
     if "://" in given or uri.startswith("http"):
@@ -199,7 +199,7 @@ def catalog_properties(settings: ServiceSettings) -> dict[str, str]:
     return properties | _secrets(settings)
 
 
-def _secrets(settings: ServiceSettings) -> dict[str, str]:
+def _secrets(settings: WarehouseSettings) -> dict[str, str]:
     properties = {}
     if settings.warehouse_catalog_token_file:
         properties["token"] = _read(settings.warehouse_catalog_token_file)

@@ -1,10 +1,11 @@
 """Settings of the deployer, beyond those that every process has."""
 
 from gyre_runtime import ServiceSettings
+from gyre_runtime.settings import KafkaSettings, ModelRepositorySettings, TritonSettings
 from pydantic import Field
 
 
-class DeployerSettings(ServiceSettings):
+class DeployerSettings(ServiceSettings, KafkaSettings, TritonSettings, ModelRepositorySettings):
     """What the deployer reads from the environment."""
 
     service = "deployer"

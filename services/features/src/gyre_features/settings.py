@@ -1,10 +1,26 @@
 """Settings of the features processes, beyond those that every process has."""
 
 from gyre_runtime import ServiceSettings
+from gyre_runtime.settings import (
+    ArtifactSettings,
+    KafkaSettings,
+    PrivacySettings,
+    RedisSettings,
+    StateSettings,
+    WarehouseSettings,
+)
 from pydantic import Field
 
 
-class FeaturesSettings(ServiceSettings):
+class FeaturesSettings(
+    ServiceSettings,
+    KafkaSettings,
+    RedisSettings,
+    WarehouseSettings,
+    ArtifactSettings,
+    StateSettings,
+    PrivacySettings,
+):
     """What the processes of the features service read from the environment."""
 
     service = "features"

@@ -1,10 +1,11 @@
 """Settings of the gateway."""
 
 from gyre_runtime import ServiceSettings
+from gyre_runtime.settings import FeaturesPeer, InferencePeer, KafkaSettings, PrivacySettings
 from pydantic import Field
 
 
-class GatewaySettings(ServiceSettings):
+class GatewaySettings(ServiceSettings, KafkaSettings, PrivacySettings, FeaturesPeer, InferencePeer):
     """What the gateway reads from the environment."""
 
     service = "gateway"

@@ -1,10 +1,11 @@
 """Settings of the inference service, beyond those that every process has."""
 
 from gyre_runtime import ServiceSettings
+from gyre_runtime.settings import KafkaSettings, TritonSettings
 from pydantic import Field
 
 
-class InferenceSettings(ServiceSettings):
+class InferenceSettings(ServiceSettings, KafkaSettings, TritonSettings):
     """What the inference service reads from the environment."""
 
     service = "inference"

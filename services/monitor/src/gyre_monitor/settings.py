@@ -1,11 +1,11 @@
 """Settings of the monitor, beyond those that every process has."""
 
 from gyre_runtime import ServiceSettings
-from gyre_runtime.settings import Address
+from gyre_runtime.settings import Address, KafkaSettings, PrivacySettings, StateSettings, TrainerPeer
 from pydantic import Field
 
 
-class MonitorSettings(ServiceSettings):
+class MonitorSettings(ServiceSettings, KafkaSettings, PrivacySettings, StateSettings, TrainerPeer):
     """What the monitor reads from the environment."""
 
     service = "monitor"

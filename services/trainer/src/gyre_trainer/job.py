@@ -67,10 +67,10 @@ def _do(given: str, say: Callable[..., None]) -> None:
     from gyre_runtime.telemetry import setup_logging
 
     from gyre_trainer.domain import Refused, Task
-    from gyre_trainer.settings import TrainerSettings
+    from gyre_trainer.settings import JobSettings
     from gyre_trainer.work import execute
 
-    settings = load_settings(TrainerSettings)
+    settings = load_settings(JobSettings)
     setup_logging("trainer-job", settings.log_level)
     os.nice(settings.trainer_niceness)
     pa.set_cpu_count(settings.trainer_threads)

@@ -1,11 +1,19 @@
 """Settings of the trainer, beyond those that every process has."""
 
 from gyre_runtime import ServiceSettings
+from gyre_runtime.settings import (
+    ArtifactSettings,
+    KafkaSettings,
+    MlflowSettings,
+    StateSettings,
+    TelemetrySettings,
+    WarehouseSettings,
+)
 from pydantic import Field
 
 
-class TrainerSettings(ServiceSettings):
-    """What the trainer reads from the environment."""
+class JobSettings(TelemetrySettings, WarehouseSettings, ArtifactSettings, MlflowSettings):
+    """What a training run reads, which has a process of its own."""
 
     service = "trainer"
 
@@ -13,9 +21,16 @@ class TrainerSettings(ServiceSettings):
     """Threads that a training run may use."""
     trainer_niceness: int = Field(10, ge=0, le=19)
     """How far a training run stands back for others on the processor, as `nice` counts it."""
+    trainer_mlflow_wait_s: float = Field(10.0, gt=0)
+    """Seconds to wait for MLflow before a run goes on without its record there."""
+
+
+class TrainerSettings(ServiceSettings, KafkaSettings, StateSettings, JobSettings):
+    """What the trainer reads from the environment."""
+
+    service = "trainer"
+
     trainer_join_bytes: int = Field(1024 * 1024 * 1024, ge=128 * 1024 * 1024)
     """Memory that `python -m gyre_trainer join` keeps the join within, bytes; Python takes some more."""
     trainer_archive_wait_s: float = Field(60.0, gt=0)
     """Seconds to wait until the warehouse holds what Kafka held at the trigger."""
-    trainer_mlflow_wait_s: float = Field(10.0, gt=0)
-    """Seconds to wait for MLflow before a run goes on without its record there."""

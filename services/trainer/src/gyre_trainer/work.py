@@ -21,7 +21,7 @@ from gyre_trainer.gate import check_against_incumbent
 from gyre_trainer.quality.examples import reference_files
 from gyre_trainer.quality.findings import Findings, quality_in
 from gyre_trainer.quality.gate import pass_gate
-from gyre_trainer.settings import TrainerSettings
+from gyre_trainer.settings import JobSettings
 from gyre_trainer.training_set import TrainingSet
 
 _LOG = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Work:
     tell: Tell
 
 
-def execute(task: Task, settings: TrainerSettings, tell: Tell) -> dict[str, Any]:
+def execute(task: Task, settings: JobSettings, tell: Tell) -> dict[str, Any]:
     """Do a task; answer the candidate.
 
     An artefact that an earlier start of the same run finished is taken as it is: somebody may use it already.
@@ -63,7 +63,7 @@ def execute(task: Task, settings: TrainerSettings, tell: Tell) -> dict[str, Any]
     }
 
 
-def _made(work: Work, settings: TrainerSettings, folder: Path) -> Manifest:
+def _made(work: Work, settings: JobSettings, folder: Path) -> Manifest:
     """Make the artefact; what was found in the data stays, and goes to MLflow, where it is refused too.
 
     Raises:
@@ -79,7 +79,7 @@ def _made(work: Work, settings: TrainerSettings, folder: Path) -> Manifest:
         raise Refused(str(refusal), quality) from refusal
 
 
-def _make(work: Work, settings: TrainerSettings, folder: Path, findings: Findings) -> Manifest:
+def _make(work: Work, settings: JobSettings, folder: Path, findings: Findings) -> Manifest:
     """Read, check, join, train, evaluate, write."""
     task, spec, layout = work.task, work.spec, work.layout
     work.tell(State.SNAPSHOT, 0.05)
@@ -165,7 +165,7 @@ def _manifest(work: Work, measured: dict[str, float]) -> Manifest:
     )
 
 
-def _record(work: Work, settings: TrainerSettings, folder: Path, measured: Mapping[str, float]) -> str:
+def _record(work: Work, settings: JobSettings, folder: Path, measured: Mapping[str, float]) -> str:
     from gyre_trainer.adapters.mlflow import Entry, record
 
     model, task = work.spec.model, work.task

@@ -15,7 +15,8 @@ from typing import BinaryIO
 
 from gyre_core.features import Event
 from gyre_core.spec import LoopSpec
-from gyre_runtime import Invalid, ServiceSettings
+from gyre_runtime import Invalid
+from gyre_runtime.settings import KafkaSettings
 
 from gyre_client.history import HistoryImport
 from gyre_client.importing.events import events_by
@@ -60,7 +61,7 @@ class FileImport:
     _count: int = field(default=0, init=False)
     _rejected: int = field(default=0, init=False)
 
-    async def run(self, settings: ServiceSettings) -> ImportedFile:
+    async def run(self, settings: KafkaSettings) -> ImportedFile:
         """Import the file.
 
         Raises:

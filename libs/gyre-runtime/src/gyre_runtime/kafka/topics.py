@@ -13,7 +13,7 @@ from gyre_core.topics import declared
 
 from gyre_runtime.errors import Precondition, Unavailable
 from gyre_runtime.kafka._names import start_when_up
-from gyre_runtime.settings import ServiceSettings
+from gyre_runtime.settings import KafkaSettings
 
 _LOG = logging.getLogger(__name__)
 _TIMEOUT_MS = 15_000
@@ -48,7 +48,7 @@ class DeadLetterTopic:
         return {"cleanup.policy": "delete", "retention.ms": str(30 * 86_400_000)}
 
 
-async def ensure_topics(settings: ServiceSettings, loops: Iterable[LoopSpec]) -> None:
+async def ensure_topics(settings: KafkaSettings, loops: Iterable[LoopSpec]) -> None:
     """Create every declared topic of the loops that is not there; waits for Kafka, however slowly it starts."""
     topics = [topic for spec in loops for topic in declared(spec)]
     while True:

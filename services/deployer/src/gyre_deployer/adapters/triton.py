@@ -13,14 +13,14 @@ from typing import Self
 
 import numpy as np
 from gyre_core.models import INPUT, OUTPUT
-from gyre_runtime import DeadlineExceeded, Exhausted, GyreError, ServiceSettings, Unavailable, channel
+from gyre_runtime import DeadlineExceeded, Exhausted, GyreError, Unavailable, channel
+from gyre_runtime.settings import ChannelSettings
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 
 from gyre_deployer.ports import F32, Refused
+from gyre_deployer.settings import DeployerSettings
 
-_PLAIN = {"token_file": None, "tls_cert": None, "tls_key": None, "tls_ca": None}
-"""Triton stands behind the mesh: it gets neither the mesh's token nor its certificates."""
 _POLL_S = 0.05
 _ASK_S = 2.0
 
@@ -54,9 +54,11 @@ class Triton:
         timeout_s: of loading, unloading and scoring.
     """
 
-    def __init__(self, settings: ServiceSettings, *, timeout_s: float) -> None:
+    def __init__(self, settings: DeployerSettings, *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._channel = channel(settings.triton, settings.model_copy(update=_PLAIN), name="triton")
+        # Triton stands behind the mesh: it gets neither the mesh's token nor its certificates.
+        plain = ChannelSettings(max_message_bytes=settings.max_message_bytes)
+        self._channel = channel(settings.triton, plain, name="triton")
         self._stub = rpc.GRPCInferenceServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
-from gyre_runtime import ServiceSettings, Unavailable
+from gyre_runtime import Unavailable
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, View, ensure_topics
+from gyre_runtime.settings import KafkaSettings
 
 from gyre_features.online.store import OnlineStore
 
@@ -54,7 +55,7 @@ class Forgetting:
     _connected: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _erasures: dict[str, View] = field(default_factory=dict, init=False)
 
-    async def follow(self, settings: ServiceSettings) -> None:
+    async def follow(self, settings: KafkaSettings) -> None:
         """Stay connected to Kafka for as long as the process lives; features are served without it."""
         await ensure_topics(settings, self.loops.values())
         async with AsyncExitStack() as stack:

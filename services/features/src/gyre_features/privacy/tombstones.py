@@ -8,9 +8,9 @@ from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_privacy.masking import OF_USERS
-from gyre_runtime import ServiceSettings
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View
+from gyre_runtime.settings import KafkaSettings
 
 TYPES = message_types(privacy.UserForgotten)
 OnTombstone = Callable[[str, privacy.UserForgotten], object]
@@ -59,7 +59,7 @@ class Tombstones:
         """The events that count."""
         return [event for event in events if not self.cover(event)] if self._times else list(events)
 
-    async def follow(self, settings: ServiceSettings) -> None:
+    async def follow(self, settings: KafkaSettings) -> None:
         """Follow the topics for as long as the process lives; raises what ends the following."""
         async with AsyncExitStack() as stack:
             views = [await stack.enter_async_context(self._view(settings, name)) for name in self._loops]
@@ -68,7 +68,7 @@ class Tombstones:
             self._ready.set()
             await asyncio.gather(*(view.wait_for(lambda _: False) for view in views))
 
-    def _view(self, settings: ServiceSettings, name: str) -> View:
+    def _view(self, settings: KafkaSettings, name: str) -> View:
         def changed(_key: str, event: Event | None) -> None:
             if event is not None:
                 self.note(name, event.message)

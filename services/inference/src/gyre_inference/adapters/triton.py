@@ -18,17 +18,15 @@ from gyre_runtime import (
     GyreError,
     NotFound,
     Precondition,
-    ServiceSettings,
     Unavailable,
     channel,
 )
+from gyre_runtime.settings import ChannelSettings
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 
 from gyre_inference.domain import Block, ServedModel
-
-_PLAIN = {"token_file": None, "tls_cert": None, "tls_key": None, "tls_ca": None}
-"""Triton stands behind the mesh: it gets neither the mesh's token nor its certificates."""
+from gyre_inference.settings import InferenceSettings
 
 
 @contextmanager
@@ -49,9 +47,11 @@ def _translated(name: str) -> Iterator[None]:
 class Triton:
     """Every replica behind one name; an async context manager."""
 
-    def __init__(self, settings: ServiceSettings, *, timeout_s: float) -> None:
+    def __init__(self, settings: InferenceSettings, *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._channel = channel(f"dns:///{settings.triton}", settings.model_copy(update=_PLAIN), name="triton")
+        # Triton stands behind the mesh: it gets neither the mesh's token nor its certificates.
+        plain = ChannelSettings(max_message_bytes=settings.max_message_bytes)
+        self._channel = channel(f"dns:///{settings.triton}", plain, name="triton")
         self._stub = rpc.GRPCInferenceServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
-from gyre_runtime import Precondition, ServiceSettings, Unavailable
+from gyre_runtime import Precondition, Unavailable
+from gyre_runtime.settings import WarehouseSettings
 from gyre_warehouse.rows import counts_impressions
 from gyre_warehouse.tables import (
     IMPRESSIONS,
@@ -65,7 +66,7 @@ def _translated() -> Iterator[None]:
 class LoopTables:
     """The tables of a loop that training sets are made from."""
 
-    def __init__(self, settings: ServiceSettings, loop: str) -> None:
+    def __init__(self, settings: WarehouseSettings, loop: str) -> None:
         self._settings = settings
         self._loop = loop
 
