@@ -10,10 +10,12 @@ from typing import Any, cast
 import pytest
 import typer
 import yaml
+from gyre_client import ClientSettings
 from gyre_client.cli import app
 from gyre_local.ports import PORTS_FILE, load_ports
 from gyre_runtime import ServiceSettings, load_settings
-from gyre_runtime.settings import TOLERATED
+from gyre_runtime.environment import TOLERATED
+from gyre_runtime.settings import PARTS, MlflowSettings, RedisSettings, TritonSettings
 from typer.core import TyperGroup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +41,10 @@ CLUSTER = dict(
     for line in (ROOT / "k8s" / "base" / "settings.env").read_text().splitlines()
     if not line.startswith("#")
 )
+
+
+ADDRESSES = {"kafka", "triton", "gateway", "features", "features_check", "inference", "trainer", "deployer", "monitor"}
+KEY_FILE = Path("/etc/gyre/privacy/keys.json")
 
 
 def _resolved(value: object) -> str:
@@ -68,10 +74,8 @@ def test_compose_gives_each_process_settings_that_it_accepts(name: str, service:
     """A process of the compose stack starts with its environment: each variable is known and each value allowed."""
     environ = IMAGE | {variable: _resolved(value) for variable, value in entry["environment"].items()}
     settings = load_settings(SETTINGS[service], environ)
-    hosts = {
-        address.rpartition(":")[0] for address in (settings.kafka, settings.triton, settings.gateway, settings.features)
-    }
-    assert hosts <= COMPOSE["services"].keys()
+    addresses = {getattr(settings, name) for name in ADDRESSES & type(settings).model_fields.keys()}
+    assert {address.rpartition(":")[0] for address in addresses} <= COMPOSE["services"].keys()
     assert settings.listen == "0.0.0.0:7000"
     assert name in COMPOSE["services"]
 
@@ -98,7 +102,7 @@ def test_kubernetes_gives_each_process_settings_that_it_accepts(name: str) -> No
     settings = load_settings(cls, environ | _literals("secured") | _literals("privacy"))
     assert settings.tls_require_client
     assert settings.token_file == Path("/etc/gyre/secrets/token")
-    assert settings.privacy_key_file == Path("/etc/gyre/privacy/keys.json")
+    assert getattr(settings, "privacy_key_file", KEY_FILE) == KEY_FILE
 
 
 def _literals(component: str) -> dict[str, str]:
@@ -118,7 +122,8 @@ def test_compose_and_kubernetes_agree_on_addresses() -> None:
 
 def test_every_variable_that_a_page_names_exists() -> None:
     """A `GYRE_` variable in a guide, the Makefile or a script is one that a process or the local stack reads."""
-    known = {f"GYRE_{field.upper()}" for cls in SETTINGS.values() for field in cls.model_fields} | TOLERATED.keys()
+    classes = [*SETTINGS.values(), *PARTS]
+    known = {f"GYRE_{field.upper()}" for cls in classes for field in cls.model_fields} | TOLERATED.keys()
     files = [*PAGES, ROOT / "Makefile", ROOT / "Dockerfile", ROOT / "docker-compose.yml"]
     files += [path for folder in ("infra", "k8s", "examples") for path in (ROOT / folder).rglob("*.y*ml")]
     files += [ROOT / "infra" / "local" / "README.md", *(ROOT / "infra" / "container").iterdir()]
@@ -170,14 +175,14 @@ def test_the_readme_names_the_ports() -> None:
 
 def test_defaults_run_the_local_stack() -> None:
     """Without any variable a process finds the others where ports.toml puts them."""
-    settings = ServiceSettings()
+    settings = ClientSettings()
     for name in ("gateway", "inference", "trainer", "deployer", "monitor"):
         assert getattr(settings, name) == PORTS.address(name, "grpc")
     assert settings.features == PORTS.address("features-serve", "grpc")
     assert settings.kafka == PORTS.address("kafka", "broker")
-    assert settings.redis == f"redis://{PORTS.address('redis', 'server')}/0"
-    assert settings.triton == PORTS.address("triton", "grpc")
-    assert settings.mlflow == f"http://{PORTS.address('mlflow', 'http')}"
+    assert RedisSettings().redis == f"redis://{PORTS.address('redis', 'server')}/0"
+    assert TritonSettings().triton == PORTS.address("triton", "grpc")
+    assert MlflowSettings().mlflow == f"http://{PORTS.address('mlflow', 'http')}"
     assert settings.prometheus == f"http://{PORTS.address('prometheus', 'http')}"
 
 

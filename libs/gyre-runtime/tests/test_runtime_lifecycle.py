@@ -72,7 +72,7 @@ async def example(program: Path, **variables: str) -> AsyncIterator[ExampleProce
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GYRE_")}
     command = [sys.executable, "-W", "error", str(program)]
     process = await asyncio.create_subprocess_exec(
-        *command, env={**environ, **variables}, stderr=asyncio.subprocess.PIPE
+        *command, env={**environ, "GYRE_DRAIN_DELAY_S": "0", **variables}, stderr=asyncio.subprocess.PIPE
     )
     running = ExampleProcess(process)
     try:
@@ -87,6 +87,11 @@ async def _serving(address: str) -> bool:
     async with grpc.aio.insecure_channel(address) as bare:
         answer = await health_pb2_grpc.HealthStub(bare).Check(health_pb2.HealthCheckRequest(), timeout=5)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _not_serving(address: str) -> bool:
+    """Whether a new connection is taken, and answers NOT_SERVING."""
+    return not await _serving(address)
 
 
 async def _handled(address: str) -> list[str]:
@@ -142,6 +147,39 @@ async def test_a_bad_setting_ends_the_process_with_its_message(program: Path) ->
     _, stderr = await process.communicate()
     assert process.returncode == 1
     assert stderr.decode() == "GYRE_LISTEN='nowhere': must be host:port with a port from 0 to 65535\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [("GYRE_TOKEN_FILE", " \n"), ("GYRE_TOKEN_FILE", None), ("GYRE_TLS_CA", "no certificate")],
+)
+async def test_security_that_cannot_be_used_ends_the_process(
+    variable: str, text: str | None, program: Path, tmp_path: Path
+) -> None:
+    """A process whose token or certificate says nothing ends at once, naming the setting, and never listens."""
+    path = tmp_path / "file"
+    if text is not None:
+        path.write_text(text)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(program), env={**os.environ, variable: str(path)}, stderr=asyncio.subprocess.PIPE
+    )
+    _, stderr = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert b"listening" not in stderr
+    assert variable in stderr.decode()
+
+
+@pytest.mark.adapter
+async def test_calls_are_taken_for_the_drain_delay(kafka: str, make_topic: MakeTopic, program: Path) -> None:
+    """After SIGTERM the process says NOT_SERVING and answers new connections; a second signal ends the delay."""
+    variables = {"GYRE_KAFKA": kafka, "GYRE_INFERENCE_TOPIC": await make_topic(), "GYRE_DRAIN_DELAY_S": "600"}
+    async with example(program, **variables) as process:
+        address = await process.address()
+        await eventually(lambda: _serving(address))
+        process.process.send_signal(signal.SIGTERM)
+        await eventually(lambda: _not_serving(address))
+        assert await _handled(address) == []
+        assert await process.stop() == 0
 
 
 class Recorded:

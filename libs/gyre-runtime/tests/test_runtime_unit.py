@@ -74,6 +74,72 @@ def test_settings_of_other_processes_are_tolerated() -> None:
     load_settings(ExampleSettings, {"GYRE_TRAINER_THREADS": "2", "GYRE_PORT_OFFSET": "100", "GYRE_DATA": "data"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GYRE_KAFKA_SERVICE_HOST", "10.96.12.7"),
+        ("GYRE_KAFKA_SERVICE_PORT", "9092"),
+        ("GYRE_KAFKA_SERVICE_PORT_TCP_CLIENTS", "9092"),
+        ("GYRE_KAFKA_PORT", "tcp://10.96.12.7:9092"),
+        ("GYRE_KAFKA_PORT_9092_TCP", "tcp://10.96.12.7:9092"),
+        ("GYRE_KAFKA_PORT_9092_TCP_PROTO", "tcp"),
+        ("GYRE_KAFKA_PORT_9092_TCP_PORT", "9092"),
+        ("GYRE_KAFKA_PORT_9092_TCP_ADDR", "10.96.12.7"),
+        ("GYRE_KAFKA_BOOTSTRAP_PORT", "tcp://10.96.12.8:9091"),
+        ("GYRE_SERVICE_HOST", "fd00::12"),
+        ("GYRE_PORT", "udp://10.96.12.9:53"),
+    ],
+)
+def test_what_kubernetes_injects_is_passed_over(name: str, value: str) -> None:
+    """The variables of a Service whose name begins with `gyre` do not stop a process of its namespace."""
+    assert load_settings(ExampleSettings, {name: value}) == ExampleSettings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GYRE_METRICS_PORT", "7001"),
+        ("GYRE_KAFKA_BOOTSTRAP", "127.0.0.1:9092"),
+        ("GYRE_KAFKA_SERVICE_HOST", "not an address"),
+        ("GYRE_KAFKA_PORT_9092_TCP_PROTO", "http"),
+    ],
+)
+def test_what_only_looks_like_it_stops_the_start(name: str, value: str) -> None:
+    """A misspelt setting is named even where it ends as Kubernetes' names do: the value tells them apart."""
+    with pytest.raises(SystemExit, match=f"{name}=.*is not a setting of this process"):
+        load_settings(ExampleSettings, {name: value})
+
+
+FILE = "/run/secrets/file"
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"GYRE_TOKEN_FILE": ""}, "GYRE_TOKEN_FILE"),
+        ({"GYRE_TOKEN_FILE": "  "}, "GYRE_TOKEN_FILE"),
+        ({"GYRE_TLS_CERT": "", "GYRE_TLS_KEY": ""}, "GYRE_TLS_CERT"),
+        ({"GYRE_TLS_CERT": FILE}, "GYRE_TLS_KEY"),
+        ({"GYRE_TLS_KEY": FILE}, "GYRE_TLS_CERT"),
+        ({"GYRE_TLS_CA": FILE}, "GYRE_TLS_CERT"),
+        ({"GYRE_TLS_REQUIRE_CLIENT": "true"}, "GYRE_TLS_CERT"),
+        ({"GYRE_TLS_REQUIRE_CLIENT": "true", "GYRE_TLS_CA": FILE}, "GYRE_TLS_CERT"),
+        ({"GYRE_TLS_REQUIRE_CLIENT": "true", "GYRE_TLS_CERT": FILE, "GYRE_TLS_KEY": FILE}, "GYRE_TLS_CA"),
+        ({"GYRE_TLS_REQUIRE_CLIENT": ""}, "GYRE_TLS_REQUIRE_CLIENT"),
+    ],
+)
+def test_security_that_is_blank_or_set_by_half_stops_the_start(environ: dict[str, str], named: str) -> None:
+    """No blank or half-set security setting opens the door: the start stops and names the setting that is missing."""
+    with pytest.raises(SystemExit, match=rf"(?m)^{named}\b"):
+        load_settings(ExampleSettings, environ)
+
+
+def test_a_process_holds_what_it_uses_alone() -> None:
+    """The settings of every process lack the addresses of others, and tolerate their variables."""
+    settings = load_settings(ExampleSettings, {"GYRE_REDIS": "redis://:secret@store:6379/0", "GYRE_KAFKA": "k:1"})
+    assert not {"redis", "kafka", "triton", "warehouse", "gateway"} & set(type(settings).model_fields)
+
+
 def test_settings_cannot_be_changed() -> None:
     """A settings object is frozen."""
     with pytest.raises(ValueError, match="frozen"):

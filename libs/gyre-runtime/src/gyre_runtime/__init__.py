@@ -7,8 +7,9 @@ A process in full, which tests/test_runtime_lifecycle.py runs as it stands here:
     from gyre_runtime import Dependency, Lifespan, Registration, ServiceSettings, build_server, load_settings, run
     from gyre_runtime.events import Event, message_types
     from gyre_runtime.kafka import Consumer, Producer
+    from gyre_runtime.settings import KafkaSettings
 
-    class ExampleSettings(ServiceSettings):
+    class ExampleSettings(ServiceSettings, KafkaSettings):
         service = "inference"
         inference_topic: str = "example.behavior.interactions"
 

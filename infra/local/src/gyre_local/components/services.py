@@ -73,6 +73,7 @@ def prepare(name: str, places: Places, ports: Ports, *, loops: Sequence[Path]) -
         "GYRE_STATE_DIR": str(state),
         "GYRE_LISTEN": ports.address(name, "grpc"),
         "GYRE_METRICS_LISTEN": ports.address(name, "metrics"),
+        "GYRE_DRAIN_DELAY_S": "0",  # nothing balances calls between processes here
         "PYTHONUNBUFFERED": "1",
     }
     if "otlp" in own:
