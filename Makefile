@@ -32,7 +32,7 @@ $(CURDIR)/var/uv/bin/uv:
 	@infra/local/bring-uv.sh "$(CURDIR)/var/uv"
 
 sync: $(UV)
-	@$(UV) sync --all-packages --frozen $(if $(wildcard .venv/bin/gyre-local),--quiet,--compile-bytecode)
+	@infra/local/heartbeat.sh "installing Python packages" $(UV) sync --all-packages --frozen $(if $(wildcard .venv/bin/gyre-local),--quiet,--compile-bytecode)
 
 setup: sync ## install everything the stack needs (uv, Python packages, Redis, Prometheus, Kafka, Triton)
 	@$(LOCAL) setup

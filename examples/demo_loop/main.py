@@ -6,6 +6,7 @@ import sys
 import time
 
 from gyre_client import ClientSettings, Mesh, load_settings
+from gyre_client.heartbeat import heartbeat_of
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -28,7 +29,7 @@ async def _run(scenario: Scenario, settings: ClientSettings) -> int:
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     async with Mesh(settings) as mesh:
-        with Progress(*columns, console=console) as progress:
+        with Progress(*columns, console=console) as progress, heartbeat_of(progress):
             turn = Turn(scenario, mesh, progress)
             await turn.go()
         happened = await report(turn, console)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from gyre_client.heartbeat import Heartbeat
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -38,16 +39,37 @@ def _stack(loops: list[Path] | None = None) -> Stack:
     return build_stack(places, load_ports(), chosen)
 
 
-def _report(name: str, step: str) -> None:
-    colour = {"healthy": "green", "stopped": "yellow"}.get(step, "dim")
-    console.print(f"  {name:<17} [{colour}]{step}[/]")
+class _Report:
+    """Prints the steps of processes, and knows which of them are between two steps."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[str, str] = {}
+
+    def __call__(self, name: str, step: str) -> None:
+        if step in {"healthy", "stopped"}:
+            self._under_way.pop(name, None)
+        else:
+            self._under_way[name] = step
+        colour = {"healthy": "green", "stopped": "yellow"}.get(step, "dim")
+        console.print(f"  {name:<17} [{colour}]{step}[/]")
+
+    def under_way(self) -> list[str]:
+        """What has begun and not ended, in one line."""
+        return [", ".join(f"{name} is {step}" for name, step in list(self._under_way.items())) or "preparing"]
 
 
 @app.command()
 def setup() -> None:
     """Install what the stack needs and is missing; quick when nothing is."""
     started = time.monotonic()
-    set_up(lambda step: console.print(f"  {step}", highlight=False))
+    current = ["starting"]
+
+    def report(step: str) -> None:
+        current[0] = step
+        console.print(f"  {step}", highlight=False)
+
+    with Heartbeat(lambda: current):
+        set_up(report)
     console.print(f"[green]the stack is set up[/] ({time.monotonic() - started:.1f} s)")
 
 
@@ -66,7 +88,9 @@ def up(
     if fresh:
         operations.forget(stack)
     started = time.monotonic()
-    operations.bring_up(stack, members, _report)
+    report = _Report()
+    with Heartbeat(report.under_way):
+        operations.bring_up(stack, members, report)
     console.print(f"[green]{len(members)} processes are healthy[/] ({time.monotonic() - started:.1f} s)")
 
 
@@ -74,7 +98,9 @@ def up(
 def down() -> None:
     """Stop the stack, what needs others first, and wait until all have ended."""
     started = time.monotonic()
-    operations.take_down(_stack(), _report)
+    report = _Report()
+    with Heartbeat(report.under_way):
+        operations.take_down(_stack(), report)
     console.print(f"[green]the stack is down[/] ({time.monotonic() - started:.1f} s)")
 
 
@@ -158,7 +184,7 @@ def restart(name: Annotated[str, typer.Argument(help="The process.")]) -> None:
     """Stop one process and start it again."""
     stack = _stack()
     for member in stack.select([name]):
-        operations.restart(stack, member, _report)
+        operations.restart(stack, member, _Report())
 
 
 @app.command()

@@ -8,6 +8,7 @@ own, so that topics, keys and models of two tests never collide on the shared se
 import asyncio
 import inspect
 import re
+import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
@@ -89,6 +90,39 @@ def eventually_sync(condition: Callable[[], T], *, timeout_s: float = 10.0, mess
         if time.monotonic() > deadline:
             raise AssertionError(f"{message} did not hold within {timeout_s:g} s, last: {last!r}")
         time.sleep(POLL_S)
+
+
+class RunningTest:
+    """Names the test that runs every ten seconds, so that a log shows where a long run is."""
+
+    INTERVAL_S = 10.0
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._writer = config.get_terminal_writer()
+        self._test, self._since = "", time.monotonic()
+        self._ended = threading.Event()
+        threading.Thread(target=self._print, name="running-test", daemon=True).start()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """A test starts."""
+        self._test, self._since = nodeid, time.monotonic()
+
+    def pytest_unconfigure(self) -> None:
+        """The session ends."""
+        self._ended.set()
+
+    def _print(self) -> None:
+        while not self._ended.wait(self.INTERVAL_S):
+            took_s = time.monotonic() - self._since
+            if self._test and took_s >= self.INTERVAL_S:
+                self._writer.write(f"\n  [{took_s:.0f} s] {self._test}\n", flush=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Print where a long run is, where no person watches a terminal."""
+    if not config.get_terminal_writer().hasmarkup and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(RunningTest(config), "gyre-running-test")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Commands about the feature store."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ from gyre_runtime import call
 from rich.console import Group, RenderableType
 
 from gyre_client.cli.session import TIMEOUT_S, JsonOption, LoopArgument, ask, show, table, when
+from gyre_client.heartbeat import Heartbeat
 
 app = typer.Typer(
     help="The feature store: check that what was served is what its definitions give.", no_args_is_help=True
@@ -36,10 +38,11 @@ def check(
         ).report
     else:
         request = pb.CheckParityRequest(loop=loop, impressions=impressions)
-        report = ask(
-            "features_check",
-            lambda mesh: call(mesh.parity.CheckParity, request, timeout_s=_CHECK_TIMEOUT_S, attempts=1),
-        ).report
+        with Heartbeat(lambda: [f"parity of {loop}: replaying the warehouse"], out=sys.stderr):
+            report = ask(
+                "features_check",
+                lambda mesh: call(mesh.parity.CheckParity, request, timeout_s=_CHECK_TIMEOUT_S, attempts=1),
+            ).report
     show(report, as_json=as_json, render=lambda: _render(report))
     if report.mismatches:
         raise typer.Exit(1)

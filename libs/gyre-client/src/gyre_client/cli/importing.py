@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from gyre_client.cli.session import explain, fail
+from gyre_client.heartbeat import heartbeat_of
 from gyre_client.importing import FileImport, Mapping, load_mapping
 from gyre_client.settings import ClientSettings
 
@@ -57,7 +58,7 @@ def _spec(loop: str, settings: ClientSettings) -> LoopSpec:
 
 def _run(spec: LoopSpec, mapping: Mapping, file: Path, rejects: Path, settings: ClientSettings) -> str:
     columns = (TextColumn("{task.description:<8}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress, heartbeat_of(progress):
         reading, sending = progress.add_task("reading"), progress.add_task("sending", total=None)
         work = FileImport(
             spec,

@@ -1,0 +1,50 @@
+"""Plain lines of long commands whose output is no terminal."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+from gyre_client.heartbeat import Heartbeat, heartbeat_of
+from gyre_local.testing import eventually_sync
+from rich.console import Console
+from rich.progress import Progress
+
+ROOT = Path(__file__).parents[3]
+
+
+class Terminal(io.StringIO):
+    """An output that is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+def test_a_pipe_gets_a_line_for_each_task_under_way():
+    """What a progress bar would show in a terminal stands in plain lines where there is none."""
+    out = io.StringIO()
+    with Progress(console=Console(file=out)) as progress, heartbeat_of(progress, interval_s=0.01):
+        progress.advance(progress.add_task("done", total=1))
+        progress.add_task("live: requests", total=7000, completed=1234)
+        eventually_sync(lambda: "live: requests: 1,234 of 7,000\n" in out.getvalue())
+        assert "] done" not in out.getvalue()
+
+
+def test_a_terminal_gets_none():
+    """A terminal has its bar, and no lines between."""
+    out = Terminal()
+    with Heartbeat(lambda: ["working"], out=out, interval_s=0.001) as heartbeat:
+        assert heartbeat._thread is None
+    assert not out.getvalue()
+
+
+def test_a_long_silent_command_of_the_makefile_prints_lines():
+    """A command that prints nothing for more than ten seconds is told about, and its exit code stays."""
+    script = "import time; time.sleep(10.5); raise SystemExit(3)"
+    done = subprocess.run(
+        [ROOT / "infra/local/heartbeat.sh", "installing", sys.executable, "-c", script],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "[10 s] installing" in done.stdout
