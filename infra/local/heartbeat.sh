@@ -8,7 +8,8 @@ command=$!
 trap 'kill "$command" 2>/dev/null || true' INT TERM
 (
     seconds=0
-    while sleep 10 && kill -0 "$command" 2>/dev/null; do
+    exec 9<> <(:) # never readable: a wait of the shell's own, which leaves no process that holds the output open
+    while ! read -rt 10 -u 9 && kill -0 "$command" 2>/dev/null; do
         seconds=$((seconds + 10))
         echo "  [$seconds s] $what"
     done
