@@ -16,6 +16,7 @@ KAFKA_MAX_BYTES = 1_048_588
 """Kafka's own `max.message.bytes`, and that of every topic that declares no other."""
 _IMPRESSION_MAX_BYTES = 2 * 1024 * 1024
 _SKETCH_MAX_BYTES = 4 * 1024 * 1024
+_LAYOUT_MAX_BYTES = 4 * 1024 * 1024
 _DEAD_LETTER_EXTRA_BYTES = 64 * 1024
 """By how much a dead letter may exceed its record: room for the headers that say what was wrong."""
 _SEGMENTS_IN_RETENTION, _MIN_SEGMENT_S, _MAX_SEGMENT_S = 10, 60.0, 7 * _DAY_S
@@ -178,6 +179,18 @@ TOPICS: tuple[TopicDecl, ...] = (
         owner="features",
         dead_letter=False,
         description="Which offsets each applied feature batch covered, so that a read can be replayed exactly.",
+    ),
+    _decl(
+        "features.layouts",
+        "FeatureLayout",
+        key="layout",
+        owner="features",
+        retention_s=None,
+        compacted=True,
+        dead_letter=False,
+        max_bytes=_LAYOUT_MAX_BYTES,
+        is_status=True,
+        description="Each feature layout's own definition, and whether it is being filled, served or retired.",
     ),
     _decl(
         "features.quality",

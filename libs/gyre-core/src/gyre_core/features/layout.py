@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -71,7 +71,7 @@ class Layout:
             entities=entities,
             hash=_hash_of(spec, described, entities),
             model_columns=spec.model_columns(),
-            events=(*spec.events.interactions, IMPRESSION),
+            events=_events_of(spec.features),
             max_lateness_s=spec.events.max_lateness_s,
             max_field_lateness_s=spec.events.max_field_lateness_s,
         )
@@ -154,6 +154,12 @@ class Layout:
         rings = unpack_rings(entity, user_value)
         longest = max(range(len(rings)), key=lambda index: entity.rings[index].length)
         return [(entry[0], entry[1]) for entry in rings[longest]]
+
+
+def _events_of(features: Iterable[Feature]) -> tuple[str, ...]:
+    """The event types that features count: an order that stays while the loop gets other types."""
+    named = {event for each in features for name in ("events", "per") for event in getattr(each, name, ())}
+    return (*sorted(named - {IMPRESSION}), IMPRESSION)
 
 
 def _ttl_of(feature: Feature) -> float:

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _LayoutState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LayoutStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LayoutState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LAYOUT_STATE_UNSPECIFIED: _LayoutState.ValueType  # 0
+    """Not known: refused."""
+    LAYOUT_STATE_FILLING: _LayoutState.ValueType  # 1
+    """Its values are being filled from the warehouse and from Kafka; nobody reads them yet."""
+    LAYOUT_STATE_READY: _LayoutState.ValueType  # 2
+    """Its values follow the stream, and are served."""
+    LAYOUT_STATE_RETIRED: _LayoutState.ValueType  # 3
+    """Nothing wants it any more: its values follow the stream no longer, and expire."""
+
+class LayoutState(_LayoutState, metaclass=_LayoutStateEnumTypeWrapper):
+    """Where a feature layout stands."""
+
+LAYOUT_STATE_UNSPECIFIED: LayoutState.ValueType  # 0
+"""Not known: refused."""
+LAYOUT_STATE_FILLING: LayoutState.ValueType  # 1
+"""Its values are being filled from the warehouse and from Kafka; nobody reads them yet."""
+LAYOUT_STATE_READY: LayoutState.ValueType  # 2
+"""Its values follow the stream, and are served."""
+LAYOUT_STATE_RETIRED: LayoutState.ValueType  # 3
+"""Nothing wants it any more: its values follow the stream no longer, and expire."""
+Global___LayoutState: _TypeAlias = LayoutState  # noqa: Y015
 
 @_typing.final
 class OffsetRange(_message.Message):
@@ -475,3 +504,65 @@ class LiveQuality(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LiveQuality: _TypeAlias = LiveQuality  # noqa: Y015
+
+@_typing.final
+class FeatureLayout(_message.Message):
+    """A feature layout of a loop: its own definition, since gyre.yaml holds only the newest one, and where it stands. Topic
+    features.layouts, key layout; a later message replaces the one before.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOOP_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    FILLED_EVENTS_FIELD_NUMBER: _builtins.int
+    TOTAL_EVENTS_FIELD_NUMBER: _builtins.int
+    DECLARED_TIME_FIELD_NUMBER: _builtins.int
+    CHANGE_TIME_FIELD_NUMBER: _builtins.int
+    WANTED_BY_FIELD_NUMBER: _builtins.int
+    loop: _builtins.str
+    """The loop. Required."""
+    layout: _builtins.str
+    """Hash of the layout. Required."""
+    definition: _builtins.str
+    """The part of gyre.yaml that the layout is compiled from, as gyre_core.layouts.LayoutDefinition writes it: JSON. Required."""
+    state: Global___LayoutState.ValueType
+    """Where it stands."""
+    filled_events: _builtins.int
+    """While it is filled, count of the events that it holds already."""
+    total_events: _builtins.int
+    """While it is filled, count of the events that it is to hold: offsets, so that records that were refused count, too."""
+    @_builtins.property
+    def declared_time(self) -> _timestamp_pb2.Timestamp:
+        """Wall time at which it last became the newest layout of gyre.yaml."""
+
+    @_builtins.property
+    def change_time(self) -> _timestamp_pb2.Timestamp:
+        """Wall time of its last change of state."""
+
+    @_builtins.property
+    def wanted_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What wants it, in words for a person, such as `gyre.yaml` or `live v3`. Empty once it is retired."""
+
+    def __init__(
+        self,
+        *,
+        loop: _builtins.str = ...,
+        layout: _builtins.str = ...,
+        definition: _builtins.str = ...,
+        state: Global___LayoutState.ValueType = ...,
+        filled_events: _builtins.int = ...,
+        total_events: _builtins.int = ...,
+        declared_time: _timestamp_pb2.Timestamp | None = ...,
+        change_time: _timestamp_pb2.Timestamp | None = ...,
+        wanted_by: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time", "declared_time", b"declared_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time", "declared_time", b"declared_time", "definition", b"definition", "filled_events", b"filled_events", "layout", b"layout", "loop", b"loop", "state", b"state", "total_events", b"total_events", "wanted_by", b"wanted_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureLayout: _TypeAlias = FeatureLayout  # noqa: Y015

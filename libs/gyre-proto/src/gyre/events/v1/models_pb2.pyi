@@ -116,6 +116,38 @@ ROLLOUT_EVENT_KIND_REFUSED: RolloutEventKind.ValueType  # 11
 """The candidate was refused before it took traffic."""
 Global___RolloutEventKind: _TypeAlias = RolloutEventKind  # noqa: Y015
 
+class _ModelRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_ROLE_UNSPECIFIED: _ModelRole.ValueType  # 0
+    """Not known: refused."""
+    MODEL_ROLE_LIVE: _ModelRole.ValueType  # 1
+    """It answers."""
+    MODEL_ROLE_LAST_GOOD: _ModelRole.ValueType  # 2
+    """It answers when the live one fails."""
+    MODEL_ROLE_CANDIDATE: _ModelRole.ValueType  # 3
+    """It is being rolled out."""
+    MODEL_ROLE_WAITING: _ModelRole.ValueType  # 4
+    """It is registered, and its rollout has not begun."""
+
+class ModelRole(_ModelRole, metaclass=_ModelRoleEnumTypeWrapper):
+    """Why a model is named: what it is for now."""
+
+MODEL_ROLE_UNSPECIFIED: ModelRole.ValueType  # 0
+"""Not known: refused."""
+MODEL_ROLE_LIVE: ModelRole.ValueType  # 1
+"""It answers."""
+MODEL_ROLE_LAST_GOOD: ModelRole.ValueType  # 2
+"""It answers when the live one fails."""
+MODEL_ROLE_CANDIDATE: ModelRole.ValueType  # 3
+"""It is being rolled out."""
+MODEL_ROLE_WAITING: ModelRole.ValueType  # 4
+"""It is registered, and its rollout has not begun."""
+Global___ModelRole: _TypeAlias = ModelRole  # noqa: Y015
+
 @_typing.final
 class TrainingTrigger(_message.Message):
     """A training run is wanted. Topic training.triggers, key loop."""
@@ -375,6 +407,36 @@ class RolloutArm(_message.Message):
 Global___RolloutArm: _TypeAlias = RolloutArm  # noqa: Y015
 
 @_typing.final
+class NamedModel(_message.Message):
+    """A model that requests are sent to, or may be sent to soon."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Its version."""
+    role: Global___ModelRole.ValueType
+    """What it is for. A model of two roles is named twice."""
+    layout: _builtins.str
+    """Hash of the feature layout that it reads."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        role: Global___ModelRole.ValueType = ...,
+        layout: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "role", b"role", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedModel: _TypeAlias = NamedModel  # noqa: Y015
+
+@_typing.final
 class RolloutView(_message.Message):
     """Who gets which model now: the projection of the rollout log. Topic models.rollouts, key loop, compacted."""
 
@@ -388,6 +450,7 @@ class RolloutView(_message.Message):
     LOADED_VERSIONS_FIELD_NUMBER: _builtins.int
     CHANGE_TIME_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     loop: _builtins.str
     """The loop. Required."""
     epoch: _builtins.int
@@ -410,6 +473,10 @@ class RolloutView(_message.Message):
     def change_time(self) -> _timestamp_pb2.Timestamp:
         """When the state changed, on the wall clock."""
 
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedModel]:
+        """Every model that requests are sent to, or may be sent to soon; what they read is maintained."""
+
     def __init__(
         self,
         *,
@@ -421,10 +488,11 @@ class RolloutView(_message.Message):
         loaded_versions: _abc.Iterable[_builtins.str] | None = ...,
         change_time: _timestamp_pb2.Timestamp | None = ...,
         traceparent: _builtins.str = ...,
+        models: _abc.Iterable[Global___NamedModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "change_time", b"change_time", "epoch", b"epoch", "last_good_version", b"last_good_version", "loaded_versions", b"loaded_versions", "loop", b"loop", "rollout_id", b"rollout_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "change_time", b"change_time", "epoch", b"epoch", "last_good_version", b"last_good_version", "loaded_versions", b"loaded_versions", "loop", b"loop", "models", b"models", "rollout_id", b"rollout_id", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

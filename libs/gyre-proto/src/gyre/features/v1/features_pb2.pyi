@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from gyre.events.v1 import behavior_pb2 as _behavior_pb2
+from gyre.events.v1 import features_pb2 as _features_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -103,7 +104,7 @@ class GetFeaturesRequest(_message.Message):
     user_id: _builtins.str
     """The user. Required."""
     layout: _builtins.str
-    """Hash of the layout. Default: the loop's current one."""
+    """Hash of the layout. Default: the newest one that is filled."""
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The candidates, in the caller's order: features of position and diversity depend on it. Required, 1 to 1,000."""
@@ -152,12 +153,17 @@ class GetFeaturesResponse(_message.Message):
     USER_BATCH_FIELD_NUMBER: _builtins.int
     FEATURE_AGE_S_FIELD_NUMBER: _builtins.int
     GLOBAL_BATCH_FIELD_NUMBER: _builtins.int
+    POPULARITY_COLUMN_FIELD_NUMBER: _builtins.int
     user_batch: _builtins.int
     """Number of the last batch in the user's packed value; -1 where the user is unknown."""
     feature_age_s: _builtins.float
     """Age of the user's newest update at request time, seconds; negative when unknown."""
     global_batch: _builtins.int
     """Number of the last batch in the packed value of the loop as a whole; -1 where there is none."""
+    popularity_column: _builtins.int
+    """The column that orders candidates by popularity, as serving.fallback_feature names it in this layout: its index. Absent
+    where the layout has none.
+    """
     @_builtins.property
     def features(self) -> _behavior_pb2.FeatureBlock:
         """One row for each candidate, in the order of the request."""
@@ -174,12 +180,15 @@ class GetFeaturesResponse(_message.Message):
         user_batch: _builtins.int = ...,
         feature_age_s: _builtins.float = ...,
         global_batch: _builtins.int = ...,
+        popularity_column: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_popularity_column", b"_popularity_column", "features", b"features", "popularity_column", b"popularity_column"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_age_s", b"feature_age_s", "features", b"features", "global_batch", b"global_batch", "item_batches", b"item_batches", "user_batch", b"user_batch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_popularity_column", b"_popularity_column", "feature_age_s", b"feature_age_s", "features", b"features", "global_batch", b"global_batch", "item_batches", b"item_batches", "popularity_column", b"popularity_column", "user_batch", b"user_batch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__popularity_column: _TypeAlias = _typing.Literal["popularity_column"]  # noqa: Y015
+    _WhichOneofArgType__popularity_column: _TypeAlias = _typing.Literal["_popularity_column", b"_popularity_column"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__popularity_column) -> _WhichOneofReturnType__popularity_column | None: ...
 
 Global___GetFeaturesResponse: _TypeAlias = GetFeaturesResponse  # noqa: Y015
 
@@ -268,16 +277,20 @@ class DescribeFeaturesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LOOP_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
     loop: _builtins.str
     """The loop. Required."""
+    layout: _builtins.str
+    """Hash of the layout. Default: the newest one that is filled."""
     def __init__(
         self,
         *,
         loop: _builtins.str = ...,
+        layout: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["loop", b"loop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "loop", b"loop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -325,21 +338,27 @@ class DescribeFeaturesResponse(_message.Message):
 
     LAYOUT_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
+    LAYOUTS_FIELD_NUMBER: _builtins.int
     layout: _builtins.str
     """Hash of the layout."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureColumn]:
         """The columns in order."""
 
+    @_builtins.property
+    def layouts(self) -> _containers.RepeatedCompositeFieldContainer[_features_pb2.FeatureLayout]:
+        """Every layout of the loop that is not retired, newest first, without its definition."""
+
     def __init__(
         self,
         *,
         layout: _builtins.str = ...,
         columns: _abc.Iterable[Global___FeatureColumn] | None = ...,
+        layouts: _abc.Iterable[_features_pb2.FeatureLayout] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "layout", b"layout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "layout", b"layout", "layouts", b"layouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

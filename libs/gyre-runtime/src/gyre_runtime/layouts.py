@@ -1,0 +1,156 @@
+"""Follows the feature layouts of loops, as the topic `features.layouts` says they stand."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from gyre.events.v1 import features_pb2 as pb
+from gyre_core.layouts import KnownLayout, LayoutDefinition, LayoutState, compiled, latest
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import topic
+from pydantic import ValidationError
+
+from gyre_runtime.events import Event, message_types
+from gyre_runtime.kafka import View, read_compacted
+
+TOPIC = "features.layouts"
+TYPES = message_types(pb.FeatureLayout)
+_STATE = "LAYOUT_STATE_"
+_LOG = logging.getLogger(__name__)
+
+
+def layout_message(loop: str, layout: KnownLayout) -> pb.FeatureLayout:
+    """A layout as its record says it."""
+    message = pb.FeatureLayout(
+        loop=loop,
+        layout=layout.hash,
+        definition=layout.definition.model_dump_json(),
+        state=pb.LayoutState.Value(_STATE + layout.state),
+        filled_events=layout.filled,
+        total_events=layout.total,
+        wanted_by=layout.wanted_by,
+    )
+    message.declared_time.FromNanoseconds(round(layout.declared_time * 1e9))
+    message.change_time.FromNanoseconds(round(layout.change_time * 1e9))
+    return message
+
+
+def layout_of(message: pb.FeatureLayout) -> KnownLayout:
+    """The opposite of `layout_message`.
+
+    Raises:
+        ValueError: the definition or the state is none that this release knows.
+    """
+    return KnownLayout(
+        hash=message.layout,
+        definition=LayoutDefinition.model_validate_json(message.definition),
+        state=LayoutState(pb.LayoutState.Name(message.state).removeprefix(_STATE)),
+        declared_time=message.declared_time.ToNanoseconds() / 1e9,
+        change_time=message.change_time.ToNanoseconds() / 1e9,
+        filled=message.filled_events,
+        total=message.total_events,
+        wanted_by=tuple(message.wanted_by),
+    )
+
+
+class LayoutCatalog:
+    """The layouts of some loops, followed for as long as the context is entered; Kafka may be away meanwhile.
+
+    Args:
+        bootstrap: Kafka's host:port list.
+        loops: the newest specs, by loop.
+        on_change: called after each change with the loop.
+    """
+
+    def __init__(
+        self, bootstrap: str, loops: Mapping[str, LoopSpec], *, on_change: Callable[[str], object] = lambda _loop: None
+    ) -> None:
+        self._bootstrap, self._loops, self._on_change = bootstrap, dict(loops), on_change
+        self._known: dict[str, dict[str, KnownLayout]] = {loop: {} for loop in loops}
+        self._specs: dict[tuple[str, str], tuple[LayoutDefinition, LoopSpec | None]] = {}
+        self._views: dict[str, View] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Start to follow; nothing is known until `ready`."""
+        for loop in self._loops:
+            view = View(self._bootstrap, topic(loop, TOPIC), TYPES, on_change=self._taker(loop))
+            self._views[loop] = await self._stack.enter_async_context(view)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Follow no more."""
+        await self._stack.aclose()
+
+    async def ready(self) -> None:
+        """Wait until everything that stood in the topics at the start is known."""
+        await asyncio.gather(*(view.ready() for view in self._views.values()))
+
+    async def follow(self) -> None:
+        """Return only with the error that ended the following; for a background task."""
+        await asyncio.gather(*(view.wait_for(lambda _: False) for view in self._views.values()))
+
+    def is_ready(self, loop: str) -> bool:
+        """Whether what stood in a loop's topic at the start is known."""
+        return self._views[loop].is_ready
+
+    def known(self, loop: str) -> Mapping[str, KnownLayout]:
+        """The layouts of a loop, by hash; those whose definition this release cannot read are left out."""
+        return self._known[loop]
+
+    def current(self, loop: str) -> KnownLayout | None:
+        """The layout that is read where none is asked for: the newest one that is filled, else the newest."""
+        known = self._known[loop]
+        ready = {layout.hash: layout for layout in known.values() if layout.state is LayoutState.READY}
+        hash_ = latest(ready) or latest({each.hash: each for each in known.values() if each.is_maintained})
+        return known.get(hash_)
+
+    def spec(self, loop: str, layout: str) -> LoopSpec | None:
+        """The spec of a loop as one of its layouts sees it; None where this release cannot compile that layout."""
+        known = self._known[loop].get(layout)
+        if known is None:
+            return None
+        held = self._specs.get((loop, layout))
+        if held is None or held[0] != known.definition:
+            held = self._specs[loop, layout] = known.definition, compiled(known, self._loops[loop])
+            if held[1] is None:
+                _LOG.error("a layout is not one of this release", extra={"loop": loop, "layout": layout})
+        return held[1]
+
+    def _taker(self, loop: str) -> Callable[[str, Event | None], None]:
+        def take(key: str, event: Event | None) -> None:
+            if event is None:
+                self._known[loop].pop(key, None)
+            elif (layout := _readable(event.message)) is not None:
+                self._known[loop][layout.hash] = layout
+            self._on_change(loop)
+
+        return take
+
+
+async def read_layouts(bootstrap: str, loop: str, *, timeout_s: float = 30.0) -> dict[str, KnownLayout]:
+    """The layouts of a loop as they stand now, by hash.
+
+    Raises:
+        TimeoutError: Kafka does not answer in time.
+    """
+    events = await read_compacted(bootstrap, topic(loop, TOPIC), TYPES, timeout_s=timeout_s)
+    found = (_readable(event.message) for event in events.values())
+    return {layout.hash: layout for layout in found if layout is not None}
+
+
+def _readable(message: pb.FeatureLayout) -> KnownLayout | None:
+    """A layout; None where this release cannot read its definition, which a newer one wrote."""
+    try:
+        return layout_of(message)
+    except (ValidationError, ValueError) as error:
+        facts = {"loop": message.loop, "layout": message.layout, "problem": str(error)[:200]}
+        _LOG.error("a layout's definition cannot be read", extra=facts)
+        return None
