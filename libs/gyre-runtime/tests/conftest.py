@@ -26,10 +26,12 @@ class TestTopic:
     name: str
     partitions: int = 1
     compacted: bool = False
+    max_bytes: int | None = None
 
     def config(self) -> dict[str, str]:
         """Return Kafka's configuration."""
-        return {"cleanup.policy": "compact" if self.compacted else "delete"}
+        limit = {} if self.max_bytes is None else {"max.message.bytes": str(self.max_bytes)}
+        return {"cleanup.policy": "compact" if self.compacted else "delete", **limit}
 
 
 @pytest.fixture(scope="session")

@@ -284,7 +284,9 @@ async def test_a_slow_hook_is_awaited_before_the_first_record(kafka: str, make_t
         for number in range(3):
             for partition in range(2):
                 record = encode(interaction(), source="test", id=f"{partition}:{number}")
-                await producer._client.send_and_wait(topic, record.value, headers=record.headers, partition=partition)
+                await producer._delivery.kafka.send_and_wait(
+                    topic, record.value, headers=record.headers, partition=partition
+                )
     async with consuming(kafka, topic, handle, on_assigned=slow) as consumer:
         await eventually(lambda: len(seen) >= 2)
         assert seen == ["0:1", "0:2"]

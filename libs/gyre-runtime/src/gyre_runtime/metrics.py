@@ -48,6 +48,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("gyre_dependency_up", "gauge", "1", ("dependency",), "1 when a dependency's last check passed, else 0."),
     Metric("gyre_producer_records_total", "counter", "1", ("loop", "topic"), "Records that Kafka acknowledged."),
     Metric("gyre_producer_dropped_total", "counter", "1", ("loop", "topic", "reason"), "Records that Kafka never got."),
+    Metric("gyre_producer_resent_total", "counter", "1", ("loop", "topic"), "Records sent again by a new producer."),
+    Metric("gyre_producer_replaced_total", "counter", "1", ("reason",), "Producers that could not go on, by error."),
     Metric("gyre_producer_queue_bytes", "gauge", "By", (), "Bytes enqueued and not yet acknowledged."),
     Metric("gyre_consumer_events_total", "counter", "1", ("loop", "topic"), "Events handled and committed."),
     Metric("gyre_consumer_retries_total", "counter", "1", ("loop", "topic", "reason"), "Batches tried again."),
@@ -55,6 +57,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("gyre_consumer_lag", "gauge", "1", ("loop", "topic"), "Records between the committed offset and the end."),
     Metric("gyre_dead_letters_total", "counter", "1", ("loop", "topic", "reason"), "Records dead-lettered."),
     Metric("gyre_view_unreadable_total", "counter", "1", ("loop", "topic", "reason"), "Records that a view kept out."),
+    Metric(
+        "gyre_task_restarts_total", "counter", "1", ("task",), "Background tasks that ended and were started again."
+    ),
+    Metric("gyre_topic_config_differs", "gauge", "1", ("loop", "topic"), "1 where a topic is not as it is declared."),
     Metric("gyre_privacy_masked_total", "counter", "1", ("loop", "field", "action"), "Values masked, by their rule."),
     # gateway
     Metric(

@@ -1,0 +1,224 @@
+"""Records on their way to Kafka: each is acknowledged, sent again by a new producer, or given up with its reason.
+
+A batch that the broker refuses leaves a hole in an idempotent producer's sequence: every later batch of the partition
+fails with OutOfOrderSequenceNumber, for ever (aiokafka 0.14 counts a sequence on before the answer). The producer is
+then replaced, and what it did not deliver goes again under the same id, in the same order. What a refused batch held
+goes again one by one, so that only the record that is refused alone is given up.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    InvalidProducerEpoch,
+    InvalidProducerIdMapping,
+    InvalidTopicError,
+    KafkaError,
+    OutOfOrderSequenceNumber,
+    PolicyViolationError,
+    ProducerClosed,
+    ProducerFenced,
+    TopicAuthorizationFailedError,
+    UnknownProducerId,
+)
+
+from gyre_runtime.errors import Precondition
+from gyre_runtime.events import Headers
+from gyre_runtime.kafka._connection import abandon, started_producer
+from gyre_runtime.kafka._names import topic_labels
+from gyre_runtime.metrics import instrument
+from gyre_runtime.retrying import restart_for_ever
+
+_LOG = logging.getLogger(__name__)
+_FLUSH_S = 5.0
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.1, 5.0
+_UNUSABLE = (
+    OutOfOrderSequenceNumber,
+    InvalidProducerEpoch,
+    InvalidProducerIdMapping,
+    ProducerClosed,
+    ProducerFenced,
+    UnknownProducerId,
+)
+"""The producer cannot go on; nothing is wrong with the record."""
+_OF_THE_TOPIC = (
+    ClusterAuthorizationFailedError,
+    InvalidTopicError,
+    PolicyViolationError,
+    TopicAuthorizationFailedError,
+)
+"""No record of the topic would be taken, alone or not."""
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """A record to be sent.
+
+    Attributes:
+        topic: full name.
+        key: of the record.
+        value: None deletes the key.
+        headers: as they are sent, again, too.
+        on_settled: called once, with None when Kafka has the record, else with why it never will; raises nothing.
+        partition: None for the one that the key gives.
+        number: its place in the order of sending.
+        is_suspect: it was in a batch that the broker refused, so that it is sent alone.
+    """
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    on_settled: Callable[[Exception | None], None]
+    partition: int | None = None
+    number: int = 0
+    is_suspect: bool = False
+
+
+class Delivery:
+    """Hands records to an aiokafka producer, and replaces that producer when it cannot go on.
+
+    Args:
+        bootstrap: Kafka's host:port list.
+        client: its name for the broker.
+    """
+
+    def __init__(self, bootstrap: str, client: str) -> None:
+        self._bootstrap, self._client = bootstrap, client
+        self._kafka: AIOKafkaProducer | None = None
+        self._numbers = itertools.count()
+        self._in_flight: dict[int, Outgoing] = {}
+        self._unsent: deque[Outgoing] = deque()
+        self._usable, self._broken = asyncio.Event(), asyncio.Event()
+        self._reason = ""
+        self._has_settled, self._backoff_s = True, 0.0
+        self._mender: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connect, waiting for the broker as long as it takes."""
+        self._kafka = await started_producer(self._bootstrap, self._client)
+        self._usable.set()
+        self._mender = asyncio.create_task(restart_for_ever("kafka-producer", self._mend), name="kafka-producer")
+
+    async def flush(self) -> None:
+        """Wait until all that was put is settled."""
+        while self._in_flight or self._unsent:
+            await self._usable.wait()
+            await self.kafka.flush()
+            await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        """Disconnect; what is not delivered is settled with ProducerClosed."""
+        if self._mender is not None:
+            self._mender.cancel()
+            await asyncio.gather(self._mender, return_exceptions=True)
+        self._usable.clear()
+        left = [*self._in_flight.values(), *self._unsent]
+        self._in_flight.clear()
+        self._unsent.clear()
+        for each in left:
+            each.on_settled(ProducerClosed())
+        if self._kafka is not None:
+            await abandon(self._kafka, flush_s=0)
+
+    @property
+    def kafka(self) -> AIOKafkaProducer:
+        """The aiokafka producer of the moment."""
+        if self._kafka is None:
+            raise Precondition("NOT_STARTED", "the producer is used outside of its context")
+        return self._kafka
+
+    async def put(self, outgoing: Outgoing) -> None:
+        """Send a record, in the order of the calls; returns when aiokafka has it, or it is settled."""
+        outgoing.number = next(self._numbers)
+        _ = self.kafka
+        while not self._usable.is_set():
+            await self._usable.wait()
+        await self._hand_over(outgoing)
+
+    async def _hand_over(self, outgoing: Outgoing) -> "asyncio.Future[Any] | None":
+        try:
+            sent: asyncio.Future[Any] = await self.kafka.send(
+                outgoing.topic,
+                outgoing.value,
+                key=outgoing.key,
+                headers=outgoing.headers,
+                partition=outgoing.partition,
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this record's alone
+            self._failed(outgoing, error, was_sent=False)
+            return None
+        self._in_flight[outgoing.number] = outgoing
+        sent.add_done_callback(lambda done: self._done(outgoing, done))
+        return sent
+
+    def _done(self, outgoing: Outgoing, sent: "asyncio.Future[Any]") -> None:
+        error = ProducerClosed() if sent.cancelled() else sent.exception()
+        if self._in_flight.pop(outgoing.number, None) is None:
+            return  # settled by `stop`
+        if error is None:
+            self._has_settled = True
+            outgoing.on_settled(None)
+        else:
+            self._failed(outgoing, error, was_sent=True)  # type: ignore[arg-type]  # no BaseException comes of a future
+
+    def _failed(self, outgoing: Outgoing, error: Exception, *, was_sent: bool) -> None:
+        if isinstance(error, _UNUSABLE) or type(error) is KafkaError:  # the bare class says that the sender died
+            self._send_again(outgoing, error)
+            return
+        may_be_a_neighbour = was_sent and not outgoing.is_suspect and not getattr(error, "retriable", False)
+        if may_be_a_neighbour and isinstance(error, KafkaError) and not isinstance(error, _OF_THE_TOPIC):
+            outgoing.is_suspect = True
+            self._send_again(outgoing, error)
+            return
+        self._has_settled = True
+        place = {"topic": outgoing.topic, "problem": f"{type(error).__name__}: {error}"[:200]}
+        _LOG.error("a record is given up", extra=place)
+        outgoing.on_settled(error)
+
+    def _send_again(self, outgoing: Outgoing, error: Exception) -> None:
+        self._unsent.append(outgoing)
+        self._reason = type(error).__name__
+        self._usable.clear()
+        self._broken.set()
+
+    async def _mend(self) -> None:
+        while True:
+            await self._broken.wait()
+            await self._replace()
+
+    async def _replace(self) -> None:
+        """Replace the producer and send again what the old one did not deliver."""
+        self._backoff_s = 0.0 if self._has_settled else min(max(2 * self._backoff_s, _FIRST_BACKOFF_S), _MAX_BACKOFF_S)
+        self._has_settled = False
+        await asyncio.sleep(self._backoff_s)
+        await abandon(self.kafka, flush_s=_FLUSH_S)
+        self._kafka = await started_producer(self._bootstrap, self._client)
+        instrument("gyre_producer_replaced_total").add(reason=self._reason)
+        facts = {"reason": self._reason, "records": len(self._unsent)}
+        _LOG.warning("the producer is replaced: what was not acknowledged is sent again", extra=facts)
+        self._broken.clear()
+        self._unsent = deque(sorted(self._unsent, key=lambda each: each.number))
+        while self._unsent and not self._broken.is_set():
+            await self._resend(self._unsent.popleft())
+        if not self._broken.is_set():
+            self._usable.set()
+
+    async def _resend(self, outgoing: Outgoing) -> None:
+        instrument("gyre_producer_resent_total").add(**topic_labels(outgoing.topic))
+        try:
+            if outgoing.is_suspect:
+                await self.kafka.flush()
+            sent = await self._hand_over(outgoing)
+        except asyncio.CancelledError:
+            self._unsent.appendleft(outgoing)
+            raise
+        if outgoing.is_suspect and sent is not None:
+            await asyncio.wait([sent])
