@@ -77,14 +77,17 @@ class ToldFeatures(features_rpc.FeaturesServiceServicer):
     layout: Layout
     error: GyreError | None = None
     hangs: bool = False
+    delay_s: float = 0.0
     refused_layouts: set[str] = field(default_factory=set)
     popular: list[str] = field(default_factory=list)
+    own_popular: dict[str, list[str]] = field(default_factory=dict)
     requests: list[features_pb.GetFeaturesRequest] = field(default_factory=list)
     popular_requests: list[features_pb.ListPopularRequest] = field(default_factory=list)
 
     async def _behave(self) -> None:
         if self.hangs:
             await asyncio.Event().wait()
+        await asyncio.sleep(self.delay_s)  # how long the peer works, not a wait for a condition
         if self.error is not None:
             raise self.error
 
@@ -109,10 +112,11 @@ class ToldFeatures(features_rpc.FeaturesServiceServicer):
     async def ListPopular(  # noqa: N802
         self, request: features_pb.ListPopularRequest, context: object
     ) -> features_pb.ListPopularResponse:
-        """Answer the popular items that the test gave."""
+        """Answer the popular items that the test gave, the user's own where it gave those."""
         self.popular_requests.append(request)
         await self._behave()
-        return features_pb.ListPopularResponse(item_ids=self.popular[: request.limit])
+        popular = self.own_popular.get(request.user_id, self.popular)
+        return features_pb.ListPopularResponse(item_ids=popular[: request.limit])
 
 
 @dataclass
@@ -121,6 +125,7 @@ class ToldInference(inference_rpc.InferenceServiceServicer):
 
     errors: dict[str, GyreError] = field(default_factory=dict)
     hanging: set[str] = field(default_factory=set)
+    delay_s: float = 0.0
     scores: dict[str, list[float]] = field(default_factory=dict)
     requests: list[inference_pb.PredictRequest] = field(default_factory=list)
 
@@ -131,6 +136,7 @@ class ToldInference(inference_rpc.InferenceServiceServicer):
         self.requests.append(request)
         if request.version in self.hanging:
             await asyncio.Event().wait()
+        await asyncio.sleep(self.delay_s)  # how long the model works, not a wait for a condition
         if request.version in self.errors:
             raise self.errors[request.version]
         block = request.features

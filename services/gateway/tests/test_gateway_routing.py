@@ -2,7 +2,8 @@
 
 import pytest
 from gyre_gateway.adapters.reports import report_of
-from gyre_gateway.domain.routing import LATENCY_BOUNDS_S, Rollout, RolloutArm, Router, Target
+from gyre_gateway.domain.circuit import BACKOFF_S, MAX_BACKOFF_S
+from gyre_gateway.domain.routing import LATENCY_BOUNDS_S, Attempt, Rollout, RolloutArm, Route, Router, Target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,17 +16,36 @@ def split(epoch: int, share: float, *, last_good: str = "v0") -> Rollout:
     return Rollout(epoch, arms, last_good_version=last_good)
 
 
-def following(rollout: Rollout) -> Router:
+class Moment:
+    """A monotonic clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+def following(rollout: Rollout, moment: Moment | None = None) -> Router:
     """A router that uses a rollout state."""
-    router = Router("shop", "salt")
+    router = Router("shop", "salt", monotonic=moment or Moment())
     router.adopt(rollout)
     return router
 
 
-def fail(router: Router, times: int, *, version: str = "v2", own_fault: bool = True, epoch: int | None = None) -> None:
+def attempt(
+    router: Router, *, version: str = "v2", epoch: int | None = None, had_time: bool = True, is_probe: bool = False
+) -> Attempt:
+    """A request that a version is asked."""
+    epoch = router.epoch if epoch is None else epoch
+    return Attempt(version, Route(epoch=epoch, is_probe=is_probe), had_time)
+
+
+def fail(router: Router, times: int, *, was_reached: bool = True, **traits: object) -> None:
     """Let a version fail."""
     for _ in range(times):
-        router.note_failed(version, epoch=router.epoch if epoch is None else epoch, own_fault=own_fault)
+        router.note_failed(attempt(router, **traits), was_reached=was_reached)  # type: ignore[arg-type]
 
 
 def user_of(router: Router, arm: str) -> str:
@@ -111,13 +131,48 @@ def test_a_failing_candidate_is_tripped_at_once_until_the_next_epoch() -> None:
     assert not router.route(user).tripped
 
 
+def test_an_open_circuit_lets_one_request_through_after_a_back_off() -> None:
+    """Half-open, one request in each back-off asks the candidate: a failure doubles the back-off, an answer closes."""
+    moment = Moment()
+    router = following(split(1, 0.5), moment)
+    user = user_of(router, "candidate")
+    fail(router, 5)
+    backoff_s = BACKOFF_S
+    for _ in range(6):
+        moment.now += 0.9 * backoff_s
+        assert router.route(user).tripped
+        moment.now += 0.2 * backoff_s
+        assert (router.route(user).is_probe, router.route(user).tripped) == (True, True)
+        fail(router, 3)  # asked before it opened: nothing is learnt from them
+        fail(router, 1, is_probe=True)
+        backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+    moment.now += 1.1 * backoff_s
+    assert router.route(user).targets[0].version == "v2"
+    router.note_scored(attempt(router), 0.001)  # asked before it opened, too
+    assert router.is_tripped("v2")
+    router.note_scored(attempt(router, is_probe=True), 0.001)
+    assert not router.is_tripped("v2")
+    assert not router.route(user).tripped
+
+
+def test_a_probe_without_outcome_does_not_hold_the_circuit_open() -> None:
+    """A probe whose caller goes away is followed by another after the back-off."""
+    moment = Moment()
+    router = following(split(1, 0.5), moment)
+    user = user_of(router, "candidate")
+    fail(router, 5)
+    for _ in range(3):
+        moment.now += 1.1 * BACKOFF_S
+        assert router.route(user).is_probe
+
+
 def test_rare_failures_do_not_trip() -> None:
     """A candidate that fails fewer than five of its last twenty requests stays."""
     router = following(split(1, 0.5))
     for _ in range(50):
         fail(router, 1)
         for _ in range(5):
-            router.note_scored("v2", 0.001)
+            router.note_scored(attempt(router), 0.001)
     assert not router.is_tripped("v2")
 
 
@@ -131,7 +186,7 @@ def test_what_does_not_trip(case: str) -> None:
         router,
         30,
         version="v1" if case == "live" else "v2",
-        own_fault=case != "out of reach",
+        was_reached=case != "out of reach",
         epoch=0 if case == "an old epoch" else None,
     )
     assert not any(router.route(user).tripped for user in USERS[:100])
@@ -141,8 +196,11 @@ def test_a_report_holds_the_epoch_and_all_counts() -> None:
     """Requests, failures and latency buckets of each version stand in the report, with what is tripped."""
     router = following(split(7, 0.5))
     for seconds in (0.0005, 0.001, 0.004, 3.0):
-        router.note_scored("v1", seconds)
+        router.note_scored(attempt(router, version="v1"), seconds)
+    router.note_scored(attempt(router, version="v1", had_time=False), 0.001)
     fail(router, 5)
+    fail(router, 2, had_time=False)
+    router.note_left_out("v2")
     report = report_of(router, "gateway-1", lease_s=5, leaving=False)
     live, candidate = report.versions
     assert (report.loop, report.instance, report.epoch, report.lease_s, report.leaving) == (
@@ -153,4 +211,5 @@ def test_a_report_holds_the_epoch_and_all_counts() -> None:
     assert tuple(live.latency_bounds_s) == LATENCY_BOUNDS_S
     assert [list(live.latency_counts)[at] for at in (0, 3, len(LATENCY_BOUNDS_S))] == [2, 1, 1]
     assert sum(live.latency_counts) == 4
+    assert (live.left_out, candidate.left_out) == (1, 3)
     assert report.report_time.seconds > 0

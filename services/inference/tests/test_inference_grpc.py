@@ -52,9 +52,14 @@ async def test_features_of_another_layout_are_refused(triton, models, start, ask
 
 
 async def test_malformed_features_are_invalid(triton, models, start, ask, loop, rows) -> None:
-    """Values of the wrong size, or more rows than the model takes at once, give INVALID_ARGUMENT with the field."""
+    """Values of the wrong size or not finite, or too many rows for the model, give INVALID_ARGUMENT with the field."""
     await models.load("v1")
     stub = (await start(triton.grpc)).stub
+    for number in (np.nan, np.inf):
+        with pytest.raises(Invalid) as caught:
+            await stub.Predict(ask(loop, "v1", np.full((2, 3), number, np.float32)), timeout=5)
+        broken = caught.value.violations[0]
+        assert (broken.field, broken.rule) == ("features.values", "must be finite")
     with pytest.raises(Invalid) as caught:
         await stub.Predict(ask(loop, "v1", rows, rows=21), timeout=5)
     assert caught.value.violations[0].field == "features.values"

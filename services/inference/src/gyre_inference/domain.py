@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 FLOAT_BYTES = 4
 
 
@@ -42,6 +44,8 @@ def malformed(block: Block) -> str | None:
     expected = block.rows * block.columns * FLOAT_BYTES
     if len(block.values) != expected:
         return f"must hold {block.rows} x {block.columns} float32, {expected} bytes, not {len(block.values)}"
+    if not np.isfinite(np.frombuffer(block.values, dtype="<f4")).all():
+        return "must be finite"
     return None
 
 

@@ -86,6 +86,7 @@ def report_of(router: Router, instance: str, *, lease_s: float, leaving: bool) -
             version=version,
             requests=counts.requests,
             failures=counts.failures,
+            left_out=counts.left_out,
             latency_bounds_s=LATENCY_BOUNDS_S,
             latency_counts=counts.latency_counts,
             tripped=router.is_tripped(version),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from gyre_core.experiments import Arm, assign, bucket
 
+from gyre_gateway.domain.circuit import Circuit, Passage
+
 LATENCY_BOUNDS_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0)
 LIVE, CANDIDATE = "live", "candidate"
-_WINDOW, _MOST_FAILURES = 20, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class Route:
         arm: `live`, `candidate`, or empty before the first model.
         propensity: of the arm.
         targets: the version to ask, then those to fall back to, in order; empty before the first model.
-        tripped: the user's own arm is the candidate, which this gateway does not ask any more.
+        tripped: the user's own arm is the candidate, which this gateway does not ask at the moment.
+        is_probe: the candidate is asked although the circuit is open, to learn whether it answers again.
         traceparent: of the rollout.
         rollout_id: of the rollout.
     """
@@ -61,33 +63,55 @@ class Route:
     propensity: float = 1.0
     targets: tuple[Target, ...] = ()
     tripped: bool = False
+    is_probe: bool = False
     traceparent: str = ""
     rollout_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One version that a request is to be scored by.
+
+    Attributes:
+        version: that is asked.
+        route: under which it is asked.
+        had_time: the version was given the time that the loop grants it. Only then is the outcome evidence, whatever
+            it is: to count what an impatient caller gets in time, and not what comes later, would favour the version.
+    """
+
+    version: str
+    route: Route
+    had_time: bool
+
+
 @dataclass
 class Counts:
-    """What this gateway saw of a version since it started: `latency_counts` has one bucket more than bounds."""
+    """What this gateway saw of a version since it started: `latency_counts` has one bucket more than bounds.
+
+    Attributes:
+        left_out: requests that are in no other count, since their outcome says nothing of the version.
+    """
 
     requests: int = 0
     failures: int = 0
+    left_out: int = 0
     latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
 
 
 class Router:
     """One loop's routes and counts."""
 
-    def __init__(self, loop: str, salt: str) -> None:
+    def __init__(self, loop: str, salt: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.loop = loop
         self._salt = salt
+        self._monotonic = monotonic
         self._epoch = 0
         self._arms: list[Arm] = []
         self._routes: dict[Arm, Route] = {}
         self._no_model = Route()
         self._counts: dict[str, Counts] = {}
-        self._recent: deque[bool] = deque(maxlen=_WINDOW)
         self._candidate = ""
-        self._tripped = False
+        self._circuit = Circuit()
 
     @property
     def epoch(self) -> int:
@@ -100,8 +124,8 @@ class Router:
         return self._counts
 
     def is_tripped(self, version: str) -> bool:
-        """Whether requests are kept from a version, under this epoch."""
-        return self._tripped and version == self._candidate
+        """Whether requests are kept from a version, under this epoch and at the moment."""
+        return self._circuit.is_open and version == self._candidate
 
     def adopt(self, rollout: Rollout) -> bool:
         """Use a rollout state from now on; a new epoch closes the circuit again.
@@ -123,8 +147,7 @@ class Router:
         self._no_model = Route(epoch=rollout.epoch, traceparent=rollout.traceparent, rollout_id=rollout.rollout_id)
         self._candidate = next((arm.target.version for arm in rollout.arms if arm.name == CANDIDATE), "")
         if newer:
-            self._recent.clear()
-            self._tripped = False
+            self._circuit.reset()
         return newer
 
     def route(self, user_id: str) -> Route:
@@ -133,32 +156,47 @@ class Router:
             return self._no_model
         arm, _ = assign(self._arms, bucket(user_id, self._salt))
         route = self._routes[arm]
-        if self._tripped and route.arm == CANDIDATE and len(route.targets) > 1:
+        if route.arm != CANDIDATE or len(route.targets) < 2:
+            return route
+        passage = self._circuit.passage(self._monotonic())
+        if passage == Passage.AVOID:
             return replace(route, targets=route.targets[1:], tripped=True)
-        return route
+        return replace(route, is_probe=True) if passage == Passage.PROBE else route
 
-    def note_scored(self, version: str, seconds: float) -> None:
+    def note_scored(self, attempt: Attempt, seconds: float) -> None:
         """Count a request that a version scored in time."""
-        counts = self._of(version)
-        counts.requests += 1
-        counts.latency_counts[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
-        if version == self._candidate:
-            self._recent.append(False)
+        counts = self._of(attempt.version)
+        if attempt.had_time:
+            counts.requests += 1
+            counts.latency_counts[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
+        else:
+            counts.left_out += 1
+        self._note_outcome(attempt, failed=False)
 
-    def note_failed(self, version: str, *, epoch: int, own_fault: bool) -> None:
-        """Count a request that a version failed to score in time.
+    def note_failed(self, attempt: Attempt, *, was_reached: bool) -> None:
+        """Count a request that a version failed to score.
 
         Args:
-            version: that was asked.
-            epoch: under which it was asked; what fails late does not trip a later epoch.
-            own_fault: False when nobody could have been asked, which is no reason to trip the candidate.
+            attempt: the request.
+            was_reached: the version itself failed; False when nobody could have been asked, which trips no candidate.
         """
-        counts = self._of(version)
-        counts.requests += 1
-        counts.failures += 1
-        if version == self._candidate and own_fault and epoch == self._epoch:
-            self._recent.append(True)
-            self._tripped = self._tripped or sum(self._recent) >= _MOST_FAILURES
+        counts = self._of(attempt.version)
+        if attempt.had_time:
+            counts.requests += 1
+            counts.failures += 1
+        else:
+            counts.left_out += 1
+        if was_reached:
+            self._note_outcome(attempt, failed=True)
+
+    def note_left_out(self, version: str) -> None:
+        """Count a request whose outcome says nothing of the version: no time, no features, or no sound ones."""
+        self._of(version).left_out += 1
+
+    def _note_outcome(self, attempt: Attempt, *, failed: bool) -> None:
+        """Let the circuit know; what was asked under an earlier epoch does not concern it."""
+        if attempt.version == self._candidate and attempt.route.epoch == self._epoch:
+            self._circuit.note(self._monotonic(), failed=failed, is_probe=attempt.route.is_probe)
 
     def _of(self, version: str) -> Counts:
         counts = self._counts.get(version)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gyre_core.spec import LoopSpec
@@ -12,6 +11,7 @@ from gyre_runtime import GyreError
 from gyre_gateway.domain.ranking import rank
 from gyre_gateway.domain.requests import Answer, Request, Scored, caller_order
 from gyre_gateway.domain.routing import Router
+from gyre_gateway.handlers.popular import LoopPopular
 from gyre_gateway.handlers.scoring import NO_FEATURES, Scorer
 from gyre_gateway.ports import FeatureStore, Impressions, ModelServer
 
@@ -35,7 +35,7 @@ class Answering:
         self._router = router
         self._peers = peers
         self._scorer = Scorer(spec, router, peers.features, peers.models)
-        self._last_popular: Sequence[str] = ()
+        self._popular = LoopPopular(peers.features, timeout_s=spec.serving.feature_timeout_s)
 
     async def rank(self, request: Request, limit: int) -> Answer:
         """Order the request's candidates and show the first `limit`, all of them for 0."""
@@ -44,7 +44,7 @@ class Answering:
     async def recommend(self, request: Request, limit: int) -> Answer:
         """Find candidates among what is popular, in all and with the user, and order them.
 
-        Without the features service it is the last list that it gave, whoever it was for, as it stands.
+        Without the features service it is the loop's own list, nobody's in particular, as this gateway last read it.
         """
         serving = self.spec.serving
         most = min(max(serving.recommend.popular, limit), serving.max_candidates)
@@ -54,12 +54,12 @@ class Answering:
             return self._from_memory(request, limit, NO_FEATURES)
         if not found:
             return self._from_memory(request, limit, NO_CANDIDATES)
-        self._last_popular = found
+        self._popular.refresh(request, limit=serving.max_candidates)
         request = replace(request, item_ids=found)
         return self._answer(request, await self._scorer.score(request), limit)
 
     def _from_memory(self, request: Request, limit: int, reason: str) -> Answer:
-        request = replace(request, item_ids=self._last_popular)
+        request = replace(request, item_ids=self._popular.item_ids)
         scores = caller_order(len(request.item_ids))
         scored = Scored(scores, self._router.route(request.user_id), degraded_reason=reason)
         return self._answer(request, scored, limit)

@@ -6,14 +6,16 @@ import time
 
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
-from gyre_runtime import DeadlineExceeded, GyreError
+from gyre_runtime import DeadlineExceeded, GyreError, Invalid
 
 from gyre_gateway.domain.ranking import F32
 from gyre_gateway.domain.requests import Features, Request, Scored, caller_order, usable
-from gyre_gateway.domain.routing import Route, Router, Target
+from gyre_gateway.domain.routing import Attempt, Route, Router, Target
 from gyre_gateway.ports import FeatureStore, ModelServer
 
 NO_FEATURES = "FEATURES_UNAVAILABLE"
+TOO_LITTLE_TIME = "DEADLINE_TOO_SHORT"
+BAD_FEATURES = "BAD_FEATURES"
 _MODEL_REASONS = frozenset({"VERSION_NOT_SERVED", "LAYOUT_MISMATCH", "MODEL_FAILED", "TRITON_UNAVAILABLE"})
 _OUT_OF_REACH = frozenset({"TRITON_UNAVAILABLE", "INFERENCE_UNAVAILABLE"})
 
@@ -37,6 +39,8 @@ class Scorer:
         self._layout = Layout.compile(spec)
         column = spec.serving.fallback_feature
         self._popularity = self._layout.index[column] if column else None
+        # A version that has taken so long is slow already by the loop's own limit.
+        self._granted_s = min(spec.serving.inference_timeout_s, spec.rollout.guardrails.max_latency_p99_s)
 
     async def score(self, request: Request) -> Scored:
         """Score with the user's arm; degrade to the live and the last good model, popularity, the caller's order."""
@@ -44,7 +48,7 @@ class Scorer:
         reason, features = "", None
         for target in route.targets:
             try:
-                features = await self._features_for(request, route, target, features)
+                features = await self._features_for(request, target, features)
                 scores = await self._predict(request, route, target, features)
             except _Unscored as failed:
                 reason = reason or failed.reason
@@ -55,7 +59,7 @@ class Scorer:
                 return Scored(scores, route, version=target.version, degraded_reason=reason, features=features)
         return await self._without_model(request, route, reason or "NO_MODEL", features)
 
-    async def _features_for(self, request: Request, route: Route, target: Target, known: Features | None) -> Features:
+    async def _features_for(self, request: Request, target: Target, known: Features | None) -> Features:
         """The features that a target reads: those at hand where they are of its layout."""
         if known is not None and known.layout == (target.layout or self._layout.hash):
             return known
@@ -64,7 +68,7 @@ class Scorer:
         except GyreError as error:
             if error.reason != "LAYOUT_NOT_SERVED":
                 raise _Unscored(NO_FEATURES) from error
-            self._router.note_failed(target.version, epoch=route.epoch, own_fault=True)
+            self._router.note_left_out(target.version)
             raise _Unscored(error.reason) from error
 
     async def _read(self, request: Request, layout: str) -> Features:
@@ -72,20 +76,34 @@ class Scorer:
         return await self._features.read(request, layout=layout, timeout_s=timeout_s)
 
     async def _predict(self, request: Request, route: Route, target: Target, features: Features) -> F32:
-        version, epoch = target.version, route.epoch
+        timeout_s = min(self._spec.serving.inference_timeout_s, request.deadline - time.monotonic())
+        if timeout_s <= 0:
+            self._router.note_left_out(target.version)
+            raise _Unscored(TOO_LITTLE_TIME)
+        attempt = Attempt(target.version, route, had_time=timeout_s >= self._granted_s)
         started = time.perf_counter()
         try:
-            timeout_s = _within(request, self._spec.serving.inference_timeout_s)
-            scores = await self._models.score(request, features, version=version, epoch=epoch, timeout_s=timeout_s)
+            scores = await self._models.score(
+                request, features, version=target.version, epoch=route.epoch, timeout_s=timeout_s
+            )
         except GyreError as error:
-            reason = _model_reason(error)
-            self._router.note_failed(version, epoch=epoch, own_fault=reason not in _OUT_OF_REACH)
-            raise _Unscored(reason) from error
+            raise self._unscored(attempt, error) from error
         if not usable(scores, len(request.item_ids)):
-            self._router.note_failed(version, epoch=epoch, own_fault=True)
+            self._router.note_failed(attempt, was_reached=True)
             raise _Unscored("BAD_SCORES")
-        self._router.note_scored(version, time.perf_counter() - started)
+        self._router.note_scored(attempt, time.perf_counter() - started)
         return scores
+
+    def _unscored(self, attempt: Attempt, error: GyreError) -> _Unscored:
+        """Count a prediction that failed, against the version only where it may be to blame."""
+        reason = _model_reason(error)
+        if isinstance(error, DeadlineExceeded) and not attempt.had_time:
+            reason = TOO_LITTLE_TIME
+        if reason in (TOO_LITTLE_TIME, BAD_FEATURES):
+            self._router.note_left_out(attempt.version)
+        else:
+            self._router.note_failed(attempt, was_reached=reason not in _OUT_OF_REACH)
+        return _Unscored(reason)
 
     async def _without_model(self, request: Request, route: Route, reason: str, features: Features | None) -> Scored:
         """Order by popularity, or as the caller did where the loop or the features do not tell it."""
@@ -113,4 +131,6 @@ def _model_reason(error: GyreError) -> str:
     """Why a prediction failed, as one of a few words: they are metric labels and part of the API."""
     if error.reason in _MODEL_REASONS:
         return error.reason
+    if isinstance(error, Invalid):
+        return BAD_FEATURES
     return "INFERENCE_TIMEOUT" if isinstance(error, DeadlineExceeded) else "INFERENCE_UNAVAILABLE"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
+import grpc
 import numpy as np
 from gyre_core.models import INPUT, LAYOUT_PARAMETER, OUTPUT
 from gyre_runtime import (
@@ -41,6 +42,8 @@ def _translated(name: str) -> Iterator[None]:
     except (DeadlineExceeded, Precondition):
         raise
     except GyreError as error:
+        if error.reason == grpc.StatusCode.CANCELLED.name:
+            raise Unavailable("TRITON_UNAVAILABLE", "Triton gave the call up") from error
         raise GyreError("MODEL_FAILED", f"{name} failed: {error.message[:200]}") from error
 
 

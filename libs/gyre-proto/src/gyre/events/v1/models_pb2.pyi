@@ -510,14 +510,21 @@ class VersionCounts(_message.Message):
     LATENCY_BOUNDS_S_FIELD_NUMBER: _builtins.int
     LATENCY_COUNTS_FIELD_NUMBER: _builtins.int
     TRIPPED_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version."""
     requests: _builtins.int
-    """Requests that were to be scored by it."""
+    """Requests that were to be scored by it and were given the time that the loop grants a version: the lesser of
+    serving.inference_timeout and rollout.guardrails.max_latency_p99.
+    """
     failures: _builtins.int
     """Of these, those it failed to score in time."""
     tripped: _builtins.bool
-    """The gateway stopped sending requests to it after failures."""
+    """The gateway keeps requests from it after failures, and asks again one by one after a back-off. It protects callers and is no verdict."""
+    left_out: _builtins.int
+    """Requests in none of the counts above, since their outcome says nothing of the version: the caller left too little time, features of
+    its layout are not served, or they were none that a model can score.
+    """
     @_builtins.property
     def latency_bounds_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Upper bounds of the latency buckets, seconds, increasing; the last bucket is open."""
@@ -535,10 +542,11 @@ class VersionCounts(_message.Message):
         latency_bounds_s: _abc.Iterable[_builtins.float] | None = ...,
         latency_counts: _abc.Iterable[_builtins.int] | None = ...,
         tripped: _builtins.bool = ...,
+        left_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "latency_bounds_s", b"latency_bounds_s", "latency_counts", b"latency_counts", "requests", b"requests", "tripped", b"tripped", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "latency_bounds_s", b"latency_bounds_s", "latency_counts", b"latency_counts", "left_out", b"left_out", "requests", b"requests", "tripped", b"tripped", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

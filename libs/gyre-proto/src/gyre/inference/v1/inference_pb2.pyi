@@ -37,7 +37,7 @@ class PredictRequest(_message.Message):
     """Epoch of the rollout state from which the caller resolved the version."""
     @_builtins.property
     def features(self) -> _behavior_pb2.FeatureBlock:
-        """The features; all columns of the layout. Required."""
+        """The features; all columns of the layout, finite: no model is blamed for what it makes of NaN. Required."""
 
     def __init__(
         self,
