@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from gyre_core.keys import STORE_FORMAT
 from gyre_core.reference import keys_table, markdown_table, topics_table
 from gyre_core.spec import Feature, Field, FieldFeature, json_schema
 from gyre_core.topics import DEAD_LETTER_SUFFIX
@@ -57,8 +58,9 @@ def topics() -> str:
 def keys() -> str:
     """The page of Redis keys."""
     lead = (
-        "What the online store holds. `<layout hash>` names the feature layout, so two layouts live side by side;"
-        " `{<shard>}` is the hash tag that keeps a virtual shard on one node of a Redis Cluster."
+        f"What the online store holds. `gyre{STORE_FORMAT}` names the format of the values: stores of two formats never"
+        " meet. `{<loop>:<shard>}` is the hash tag that keeps a loop's virtual shard on one node of a Redis Cluster;"
+        " `<layout hash>` names the feature layout, so two layouts live side by side."
     )
     return page("Redis keys", lead, keys_table().rstrip("\n"))
 

@@ -67,9 +67,9 @@ def test_model_topics_keep_their_order() -> None:
 
 
 def test_keys_carry_loop_layout_and_shard() -> None:
-    """An entity's key names loop, layout, shard, kind and id, in that order."""
+    """An entity's key names the store's format, loop, shard, layout, kind and id, in that order."""
     key = keys.entity_key("movies", "abc", shard=3, kind="item", id="tt1")
-    assert key == "gyre:movies:abc:{3}:item:tt1"
+    assert key == "gyre2:{movies:3}:abc:item:tt1"
     assert keys.fence_key("movies", "abc", shard=0, topic="movies.catalog.items", partition=2).startswith(
         keys.prefix("movies", "abc", shard=0)
     )

@@ -2,6 +2,7 @@
 
 import os
 import random
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from gyre_runtime.kafka import Producer
 from redis.asyncio import Redis
 
 BEGIN = 1_370_000_000.0
+_FORMER_TTL_S = 10_000
 
 SPEC = """
 version: 1
@@ -237,6 +239,26 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
     """A client of the session's Redis."""
     async with Redis.from_url(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+async def former_store(redis: Redis, spec: LoopSpec, layout: Layout) -> dict[str, bytes]:
+    """What a store of format 1 leaves of the test's loop: values with float32 sums, and fences behind all events."""
+    entities = {"item:i0": (1e9, 1e9, 1.0, 0.0, 0.0), "user:u1": (1e9, 1e9, 1e9)}
+    prefix = f"gyre:{spec.loop}:{layout.hash}:{{0}}:"
+    found = {f"{prefix}batch": b"7"}
+    for suffix in ("catalog.items", "behavior.interactions", "behavior.impressions", "catalog.users"):
+        for partition in range(spec.shards.kafka_partitions):
+            found[f"{prefix}fence:{topic(spec.loop, suffix)}:{partition}"] = b"1000"
+    for name, floats in entities.items():
+        times = (BEGIN,) if name.startswith("item") else ()
+        pad = "4x" if len(floats) % 2 else ""
+        history = struct.pack("<Q", 0) if name.startswith("user") else b""
+        fixed = struct.pack(f"<dQ{len(times)}d{len(floats)}f{pad}", BEGIN, 7, *times, *floats)
+        found[f"{prefix}{name}"] = fixed + history
+    for name, value in found.items():
+        await redis.set(name, value, ex=_FORMER_TTL_S)
+    return found
 
 
 @pytest.fixture

@@ -109,6 +109,19 @@ async def test_a_backfill_that_was_cut_short_is_started_again(
     await _assert_equal(store, archived)
 
 
+async def test_a_store_of_the_former_format_counts_as_empty(
+    archived: list[Event],
+    store: OnlineStore,
+    former_store: dict[str, bytes],
+    redis: Redis,
+    filling: Callable[[], Awaitable[int]],
+) -> None:
+    """After an upgrade every archived event is applied, whatever the former format's fences say, and that one stays."""
+    assert await filling() == len(archived)
+    await _assert_equal(store, archived)
+    assert dict(zip(former_store, await redis.mget(former_store), strict=True)) == former_store
+
+
 async def test_the_batches_of_a_backfill_are_told_later(
     archived: list[Event], store: OnlineStore, filling: Callable[[], Awaitable[int]]
 ) -> None:

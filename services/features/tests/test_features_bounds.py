@@ -8,6 +8,8 @@ import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import Layout, Reader, Replay, RequestContext
 from gyre_core.keys import KEYS
+from gyre_core.keys import pattern as store_keys
+from gyre_core.keys import prefix as key_prefix
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import declared, topic
 from gyre_features.online import OnlineStore
@@ -57,7 +59,7 @@ async def test_every_key_has_a_time_to_live(redis: Redis, spec: LoopSpec, histor
     await store.renew_leases()
     families = {each.name: _pattern(each.pattern) for each in KEYS}
     found: dict[str, list[float]] = {}
-    async for key in redis.scan_iter(f"gyre:{own.loop}:*", count=1000):
+    async for key in redis.scan_iter(store_keys(own.loop), count=1000):
         (name,) = [name for name, pattern in families.items() if pattern.fullmatch(key.decode())]
         found.setdefault(name, []).append(await redis.ttl(key))
     assert set(found) == set(families)
@@ -71,8 +73,8 @@ async def test_leases_are_renewed_while_their_layout_is_served(redis: Redis, spe
     stores = [OnlineStore(redis, each, Layout.compile(each)) for each in (spec, other)]
     for store in stores:
         await LoopStream(store, on_batch=_ignore).apply([*history.catalogue(), *history.ratings(20)])
-    served, old = (f"gyre:{spec.loop}:{store.layout.hash}:{{0}}:" for store in stores)
-    names = [key.decode() async for key in redis.scan_iter(f"gyre:{spec.loop}:*", count=1000)]
+    served, old = (key_prefix(spec.loop, store.layout.hash, shard=0) for store in stores)
+    names = [key.decode() async for key in redis.scan_iter(store_keys(spec.loop), count=1000)]
     for name in names:
         await redis.expire(name, 1000)
     assert await stores[0].renew_leases() > 12

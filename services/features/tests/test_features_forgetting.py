@@ -11,6 +11,7 @@ from gyre.events.v1 import privacy_pb2 as privacy
 from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre_core.features import Layout
+from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, topic
 from gyre_features.online.store import OnlineStore
@@ -178,7 +179,7 @@ async def test_a_forgotten_user_stays_forgotten(  # noqa: PLR0917 (fixtures)
 
     stream.kill()
     stream.wait()
-    async for key in redis.scan_iter(f"gyre:{spec.loop}:*"):
+    async for key in redis.scan_iter(store_keys(spec.loop)):
         await redis.delete(key)
     start_process("stream")
     await _until(lambda: _applied(store, 90))

@@ -15,6 +15,7 @@ from gyre.events.v1 import features_pb2 as events_pb2
 from gyre.features.v1 import parity_pb2 as pb
 from gyre.features.v1.parity_pb2_grpc import ParityServiceStub
 from gyre_core.features import Layout, Reader, RequestContext, state
+from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_features.online.store import OnlineStore
@@ -298,7 +299,7 @@ async def test_a_lost_store_that_was_rebuilt_is_no_mismatch(loop: Loop) -> None:
     add = loop.archive.add
     loop.archive.add = lambda events: (history.extend(events), add(events))[1]
     await turn(loop, range(4))
-    for each in [key async for key in loop.redis.scan_iter(f"gyre:{loop.spec.loop}:*")]:
+    for each in [key async for key in loop.redis.scan_iter(store_keys(loop.spec.loop))]:
         await loop.redis.delete(each)
     await loop.assign()
     await loop.stream.apply([each for each in history if not each.topic.endswith("applied")])

@@ -11,6 +11,7 @@ import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1.features_pb2 import BatchApplied
 from gyre_core.features import FieldsChanged, Layout, Reader, Replay, RequestContext, batch_of
+from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import topic
 from gyre_features.online import OnlineStore, Write
@@ -157,7 +158,7 @@ async def _case(url: str, shards: int, events: Sequence[Event], draw: Any) -> tu
         try:
             return await _features(await _deliver(redis, spec, LAYOUTS[shards], _log(spec.loop, events), draw))
         finally:
-            found = [key async for key in redis.scan_iter(f"gyre:{spec.loop}:*", count=10_000)]
+            found = [key async for key in redis.scan_iter(store_keys(spec.loop), count=10_000)]
             if found:
                 await redis.delete(*found)
 

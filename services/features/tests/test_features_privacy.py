@@ -14,6 +14,7 @@ from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre_core.features import Layout
 from gyre_core.keyring import Keyring
+from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared
 from gyre_features.processes.serve import serve
@@ -106,7 +107,7 @@ async def test_raw_values_reach_no_store_and_no_log(  # noqa: PLR0917 (fixtures)
     tokens = {Keyring.from_file(key_file).token(user, domain="user") for user in PEOPLE}
 
     async def online() -> bool:
-        keys = [key.decode() async for key in redis.scan_iter(f"gyre:{spec.loop}:*:user:*")]
+        keys = [key.decode() async for key in redis.scan_iter(store_keys(spec.loop)) if b":user:" in key]
         return {key.rpartition(":")[2] for key in keys} == tokens
 
     await eventually(online, timeout_s=60, message="the users are known by their tokens")

@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2
 from gyre_core.features import Layout, Reader, Replay, RequestContext
+from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import dead_letter_topic, declared, topic
 from gyre_features.online.store import OnlineStore
@@ -131,7 +132,7 @@ async def test_a_store_that_lost_events_says_so(redis: Redis, spec: LoopSpec, la
     store = OnlineStore(redis, spec, layout)
     stream, ratings = LoopStream(store, on_batch=_ignore), history.ratings(100)
     await stream.apply(ratings[:50])
-    await redis.delete(*[key async for key in redis.scan_iter(f"gyre:{spec.loop}:*")])
+    await redis.delete(*[key async for key in redis.scan_iter(store_keys(spec.loop))])
     with pytest.raises(Rewound):
         await stream.apply(ratings[50:])
     place = (topic(spec.loop, "behavior.interactions"), 0)

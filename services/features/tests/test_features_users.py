@@ -9,6 +9,7 @@ import pytest
 from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre_core.features import Layout, Reader, RequestContext
+from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import dead_letter_topic, declared, topic
 from gyre_features.online.store import OnlineStore
@@ -100,7 +101,7 @@ async def test_a_forgotten_users_fields_are_gone_everywhere(  # noqa: PLR0917 (f
 
     stream.kill()
     stream.wait()
-    for each in [key async for key in redis.scan_iter(f"gyre:{spec.loop}:*")]:
+    for each in [key async for key in redis.scan_iter(store_keys(spec.loop))]:
         await redis.delete(each)
     start_process("stream")
     await produce([change(history, "bob", 3, offset=0)])

@@ -1,9 +1,19 @@
-"""The one declaration of Gyre's Redis keys; `{shard}` is the hash tag that keeps a virtual shard on one node."""
+"""The one declaration of Gyre's Redis keys; `{<loop>:<shard>}` is the hash tag that keeps a virtual shard on one node.
+
+Loops have tags of their own, so that their shards spread over a Redis Cluster. Every key begins with `gyre` and the
+version of the format that its value is packed in.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
+
+STORE_FORMAT = 2
+"""The version of what the online store holds, in every key: a new one begins an empty store beside the old one.
+
+1 had float32 sums and the keys `gyre:<loop>:<layout hash>:{<shard>}:…`; 2 has float64 sums and window counts.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,66 +27,68 @@ class KeyDecl:
     ttl: str
 
 
+_PREFIX = f"gyre{STORE_FORMAT}:{{<loop>:<shard>}}:<layout hash>:"
+
 KEYS: tuple[KeyDecl, ...] = (
     KeyDecl(
         name="entity",
-        pattern="gyre:<loop>:<layout hash>:{<shard>}:<entity kind>:<id>",
+        pattern=f"{_PREFIX}<entity kind>:<id>",
         holds="the packed features of an item, a user, or the one `global` entity",
         owner="features",
         ttl="from the feature definitions; the lease where a stored field has none, since nobody sends it again",
     ),
     KeyDecl(
         name="fence",
-        pattern="gyre:<loop>:<layout hash>:{<shard>}:fence:<topic>:<partition>",
+        pattern=f"{_PREFIX}fence:<topic>:<partition>",
         holds="the next offset to apply",
         owner="features",
         ttl="the lease, which outlives every value that it keeps from counting twice",
     ),
     KeyDecl(
         name="batch",
-        pattern="gyre:<loop>:<layout hash>:{<shard>}:batch",
+        pattern=f"{_PREFIX}batch",
         holds="the number of the last applied batch",
         owner="features",
         ttl="the lease: numbers begin again only when nothing is left",
     ),
     KeyDecl(
         name="outbox",
-        pattern="gyre:<loop>:<layout hash>:{<shard>}:outbox",
+        pattern=f"{_PREFIX}outbox",
         holds="a hash of applied batches by number that Kafka has not acknowledged in `features.applied` yet",
         owner="features",
         ttl="the lease; Kafka's acknowledgement empties it",
     ),
     KeyDecl(
         name="lease",
-        pattern="gyre:<loop>:<layout hash>:{<shard>}:lease",
+        pattern=f"{_PREFIX}lease",
         holds="that the leases of the shard's keys were renewed, which the layout's stream does once this is gone",
         owner="features",
         ttl="a third of the lease: 90 days, or a day more than the longest time to live of a value",
     ),
     KeyDecl(
         name="folds",
-        pattern="gyre:<loop>:<layout hash>:{<shard>}:folds:<known or unknown>",
+        pattern=f"{_PREFIX}folds:<known or unknown>",
         holds="what recent events read of items' fields, by event time, to be made up for where fields come late",
         owner="features",
         ttl="`max_field_lateness` of the loop for known items, `max_lateness` for unknown ones, and a day",
     ),
     KeyDecl(
         name="versions",
-        pattern="gyre:<loop>:<layout hash>:{<shard>}:versions:<item id>",
+        pattern=f"{_PREFIX}versions:<item id>",
         holds="the fields that an item had before its newest ones, by time; only of items that changed",
         owner="features",
         ttl="`max_lateness` of the loop and a day",
     ),
     KeyDecl(
         name="duplicates",
-        pattern="gyre:<loop>:<layout hash>:{<shard>}:duplicates",
+        pattern=f"{_PREFIX}duplicates",
         holds="a window of (ce_source, ce_id) that were applied",
         owner="features",
         ttl="the window",
     ),
     KeyDecl(
         name="popular",
-        pattern="gyre:<loop>:<layout hash>:{<shard>}:popular",
+        pattern=f"{_PREFIX}popular",
         holds="a sorted set of item ids by decayed count, for candidates",
         owner="features",
         ttl="that of items; bounded by a count",
@@ -86,17 +98,22 @@ KEYS: tuple[KeyDecl, ...] = (
 
 def prefix(loop: str, layout_hash: str, *, shard: int) -> str:
     """What all keys of a loop's layout on one virtual shard begin with, the last colon included."""
-    return f"gyre:{loop}:{layout_hash}:{{{shard}}}:"
+    return f"gyre{STORE_FORMAT}:{{{loop}:{shard}}}:{layout_hash}:"
 
 
-def pattern(loop: str, layout_hash: str) -> str:
-    """What every key of a loop's layout matches, as Redis writes patterns."""
-    return f"gyre:{loop}:{layout_hash}:*"
+def pattern(loop: str, layout_hash: str = "*") -> str:
+    """What every key of a loop's layout matches, by default of all its layouts, as Redis writes patterns."""
+    return f"gyre{STORE_FORMAT}:{{{loop}:*}}:{layout_hash}:*"
 
 
 def entity_key(loop: str, layout_hash: str, *, shard: int, kind: str, id: str) -> str:  # noqa: A002 (the field's name)
     """The key of an entity's packed features; `kind` is `item`, `user` or `global`."""
     return f"{prefix(loop, layout_hash, shard=shard)}{kind}:{id}"
+
+
+def former_entity_key(loop: str, layout_hash: str, *, shard: int, kind: str, id: str) -> str:  # noqa: A002
+    """The key that an entity had in format 1, which is deleted with its own until the last one's lease has ended."""
+    return f"gyre:{loop}:{layout_hash}:{{{shard}}}:{kind}:{id}"
 
 
 def fence_prefix(loop: str, layout_hash: str, *, shard: int) -> str:

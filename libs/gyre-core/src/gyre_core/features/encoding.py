@@ -12,14 +12,15 @@ from gyre_core.features.events import FieldValue
 from gyre_core.features.identity import item_hash
 from gyre_core.features.slots import FieldSlot
 
-_F32_MAX = 3.4028234663852886e38
+F32_MAX = 3.4028234663852886e38
+"""The greatest finite float32."""
 _F32 = Struct("<f")
 UNKNOWN_TIME = (float("-inf"), 0.0)
 
 
 def round_f32(value: float) -> float:
     """The nearest float32, kept finite."""
-    return float(_F32.unpack(_F32.pack(min(max(value, -_F32_MAX), _F32_MAX)))[0])
+    return float(_F32.unpack(_F32.pack(min(max(value, -F32_MAX), F32_MAX)))[0])
 
 
 def time_pair(time: float) -> tuple[float, float]:

@@ -18,14 +18,14 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """n entities of one kind: reference times [n], batches [n] (-1 unknown), times [n, times], sums, lasts, buckets."""
+    """n entities of one kind: reference times [n], batches [n] (-1 unknown), times [n, times], sums, buckets, lasts."""
 
     reference: F64
     batches: npt.NDArray[np.int64]
     times: F64
     sums: F64
+    buckets: F64
     lasts: F32
-    buckets: F32
 
 
 @dataclass(slots=True)
@@ -62,9 +62,9 @@ class Blocks:
         self._layout = layout
         self._size = layout.fixed_bytes
         self._empty = layout.empty[: self._size]
-        self._sums_at = (HEADER_BYTES + 8 * layout.times) // 4
-        self._lasts_at = self._sums_at + len(layout.sums)
-        self._end = self._lasts_at + layout.lasts
+        self._sums_at = HEADER_BYTES // 8 + layout.times
+        self._buckets_at = self._sums_at + len(layout.sums)
+        self._doubles = self._buckets_at + layout.bucket_starts[-1]
         runs = layout.half_lives
         self._run_rates = np.array([-1.0 / half_life_s for half_life_s, _ in runs])
         self._run_of = np.repeat(np.arange(len(runs)), [count for _, count in runs])
@@ -87,13 +87,13 @@ class Blocks:
         return Block(
             reference=reference,
             batches=batches,
-            times=wide[:, 2 : 2 + layout.times],
-            sums=self._decay(narrow[:, self._sums_at : self._lasts_at], reference, now),
-            lasts=narrow[:, self._lasts_at : self._end],
-            buckets=narrow[:, self._end : self._end + layout.bucket_starts[-1]],
+            times=wide[:, HEADER_BYTES // 8 : self._sums_at],
+            sums=self._decay(wide[:, self._sums_at : self._buckets_at], reference, now),
+            buckets=wide[:, self._buckets_at : self._doubles],
+            lasts=narrow[:, 2 * self._doubles : 2 * self._doubles + layout.lasts],
         )
 
-    def _decay(self, sums: F32, reference: F64, now: float) -> F64:
+    def _decay(self, sums: F64, reference: F64, now: float) -> F64:
         """Times 2^-(age / half-life), the age never negative."""
         age = np.maximum(now - reference, 0.0)
         factors: F64 = np.exp2(age[:, None] * self._run_rates)

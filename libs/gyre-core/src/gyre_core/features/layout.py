@@ -12,15 +12,14 @@ from typing import Any
 from gyre_core.features.compiling import compile_kind, field_of, kinds_of
 from gyre_core.features.events import ENTITY_KINDS, EntityKind
 from gyre_core.features.plans import Plan, plan_for
-from gyre_core.features.slots import EntityLayout
+from gyre_core.features.slots import HEADER_BYTES, EntityLayout
 from gyre_core.features.state import unpack_rings
 from gyre_core.features.versions import ItemFields
 from gyre_core.spec import IMPRESSION, Feature, LoopSpec, feature_columns
 from gyre_core.spec.model import SpecModel
 
-FORMAT = 1
-"""The version of the packed format; a change of it changes every layout's hash."""
-
+_HASHED_FORMAT = 1
+"""Part of every hash. How values are packed is not, so models keep theirs: see `gyre_core.keys.STORE_FORMAT`."""
 _DAY_S = 86_400.0
 _DEFAULT_TTL_S = 365 * _DAY_S
 _HALF_LIVES_KEPT = 10.0
@@ -178,6 +177,14 @@ def _meaning_of(declared: SpecModel) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in added or value != added[key]}
 
 
+def _hashed_program(entity: EntityLayout) -> dict[str, Any]:
+    """The counts of each region, and the sizes that they had where sums were float32, as all hashes hold them."""
+    floats = len(entity.sums) + entity.lasts + entity.bucket_starts[-1]
+    pad_bytes = 4 * (floats % 2)
+    fixed_bytes = HEADER_BYTES + 8 * entity.times + 4 * floats + pad_bytes
+    return {**entity.program(), "pad_bytes": pad_bytes, "fixed_bytes": fixed_bytes}
+
+
 def _hash_of(spec: LoopSpec, described: tuple[Column, ...], entities: Mapping[EntityKind, EntityLayout]) -> str:
     """16 hex digits over everything that decides what a stored value or a column means; not over how long it lives."""
     stored = {
@@ -185,11 +192,11 @@ def _hash_of(spec: LoopSpec, described: tuple[Column, ...], entities: Mapping[En
         for scope in ("item", "user")
     }
     definition: dict[str, Any] = {
-        "format": FORMAT,
+        "format": _HASHED_FORMAT,
         "fields": stored,
         "features": [_meaning_of(feature) for feature in spec.features],
         "columns": [column.name for column in described],
-        "programs": {kind: entity.program() for kind, entity in entities.items()},
+        "programs": {kind: _hashed_program(entity) for kind, entity in entities.items()},
     }
     canonical = json.dumps(definition, sort_keys=True, separators=(",", ":"))
     return blake2b(canonical.encode(), digest_size=8).hexdigest()

@@ -9,11 +9,15 @@ A value is little-endian and has one form, online and as a delta:
     ...     f64 × maxs           last event times; -inf where there is none
     ...     f64 × windows        number of the newest bucket of each window; -inf before the first
     ...     f64 × (0 or 1)       time of the newest `FieldsChanged`; -inf before the first; only when fields are stored
-    ...     f32 × sums           decayed sums, as of the reference time, ordered by half-life
+    ...     f64 × sums           decayed sums, as of the reference time, ordered by half-life
+    ...     f64 × buckets        events of each window by bucket; bucket b stands at b mod `length`
     ...     f32 × lasts          encoded fields; defaults before the first
-    ...     f32 × buckets        events of each window by bucket; bucket b stands at b mod `length`
     ...     0 or 4 zero bytes    up to a multiple of 8: `fixed_bytes` end here
     then for each ring: u64 count, then count × (f64 time, u64 item hash[, u64 category mask]), newest first
+
+What is summed is float64, since each merge rounds it: float32 sums stop decaying where the decay between two merges is
+less than half a unit in the last place, and float32 counts stop at 2^24. What is written whole is float32. A change of
+this format needs another `gyre_core.keys.STORE_FORMAT`, so that no process reads what another one packed otherwise.
 
 A delta is the value that a batch alone would make of nothing, so there is one operation, and it is commutative and
 associative (forward decay: Cormode et al., ICDE 2009). `merge(a, b)`, with t the greater reference time:
@@ -124,17 +128,17 @@ class EntityLayout:
         return tuple(accumulate((window.length for window in self.windows), initial=0))
 
     @cached_property
-    def _floats(self) -> int:
-        return len(self.sums) + self.lasts + self.bucket_starts[-1]
+    def _doubles(self) -> int:
+        return self.times + len(self.sums) + self.bucket_starts[-1]
 
     @cached_property
     def fixed_bytes(self) -> int:
         """The bytes before the rings, a multiple of 8; the whole size where there are no rings."""
-        return HEADER_BYTES + 8 * self.times + 4 * self._floats + self._pad_bytes
+        return HEADER_BYTES + 8 * self._doubles + 4 * self.lasts + self._pad_bytes
 
     @cached_property
     def _pad_bytes(self) -> int:
-        return 4 * (self._floats % 2)
+        return 4 * (self.lasts % 2)
 
     @cached_property
     def half_lives(self) -> tuple[tuple[float, int], ...]:
@@ -144,7 +148,7 @@ class EntityLayout:
     @cached_property
     def struct(self) -> Struct:
         """Packs the fixed part."""
-        return Struct(f"<dQ{self.times}d{self._floats}f{self._pad_bytes}x")
+        return Struct(f"<dQ{self._doubles}d{self.lasts}f{self._pad_bytes}x")
 
     @cached_property
     def ring_structs(self) -> tuple[Struct, ...]:
@@ -158,7 +162,7 @@ class EntityLayout:
         negative = [float("-inf")] * (self.times - len(self.mins))
         sums = [0.0] * len(self.sums)
         buckets = [0.0] * self.bucket_starts[-1]
-        fixed = self.struct.pack(float("-inf"), 0, *mins, *negative, *sums, *self.default_lasts, *buckets)
+        fixed = self.struct.pack(float("-inf"), 0, *mins, *negative, *sums, *buckets, *self.default_lasts)
         return fixed + bytes(8 * len(self.rings))
 
     @cached_property
@@ -168,8 +172,8 @@ class EntityLayout:
 
     @cached_property
     def fields_struct(self) -> Struct:
-        """Unpacks from `fields_offset` the fields' time and, past the sums, the encoded fields."""
-        return Struct(f"<d{4 * len(self.sums)}x{self.lasts}f")
+        """Unpacks from `fields_offset` the fields' time and, past the sums and windows, the encoded fields."""
+        return Struct(f"<d{8 * (len(self.sums) + self.bucket_starts[-1])}x{self.lasts}f")
 
     @cached_property
     def fields_offset(self) -> int:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
+from math import copysign, isfinite
 from struct import Struct
 from typing import Any
 
+from gyre_core.features.encoding import F32_MAX
 from gyre_core.features.plans import Plan
 from gyre_core.features.slots import HEADER_BYTES, EntityLayout, bucket_of, mask_of
 
 _COUNT = Struct("<Q")
 _NEVER = float("-inf")
-_ROUNDING = 1e-6
-_F32_MAX = 3.4028234663852886e38
+_ROUNDING = 1e-10
 
 Entry = tuple[Any, ...]
 """One ring entry: (time, item hash) or (time, item hash, category mask)."""
@@ -26,7 +26,7 @@ Change = tuple[Categories, Categories]
 
 
 class State:
-    """The value of one entity, unpacked; sums are exact doubles until they are packed as float32."""
+    """The value of one entity, unpacked: sums and window counts in float64, as they are packed, and all else."""
 
     __slots__ = (
         "batch",
@@ -67,9 +67,9 @@ class State:
         state.maxs = numbers[first : first + len(layout.maxs)]
         state.newest = numbers[first + len(layout.maxs) : first + len(layout.maxs) + len(layout.windows)]
         state.fields_time = numbers[times - 1] if layout.fields else _NEVER
-        state.sums = numbers[times : times + len(layout.sums)]
-        lasts = times + len(layout.sums)
-        state.lasts, state.buckets = numbers[lasts : lasts + layout.lasts], numbers[lasts + layout.lasts :]
+        buckets = times + len(layout.sums)
+        lasts = buckets + layout.bucket_starts[-1]
+        state.sums, state.buckets, state.lasts = numbers[times:buckets], numbers[buckets:lasts], numbers[lasts:]
         state.rings = unpack_rings(layout, value)
         return state
 
@@ -79,12 +79,7 @@ class State:
         fields_time = (self.fields_time,) if layout.fields else ()
         number = self.batch if batch is None else batch
         times = (*self.mins, *self.maxs, *self.newest, *fields_time)
-        rest = (*self.lasts, *self.buckets) if self.buckets else self.lasts
-        try:
-            fixed = layout.struct.pack(self.reference_time, number, *times, *self.sums, *rest)
-        except OverflowError:
-            sums = [min(max(value, -_F32_MAX), _F32_MAX) for value in self.sums]
-            fixed = layout.struct.pack(self.reference_time, number, *times, *sums, *rest)
+        fixed = layout.struct.pack(self.reference_time, number, *times, *self.sums, *self.buckets, *self.lasts)
         if not self.rings:
             return fixed
         parts = [fixed]
@@ -97,8 +92,8 @@ class State:
         """Add one event that `plan` covers; a late one adds its already decayed weight."""
         if time > self.reference_time:
             self._decay_to(time)
-        if value is not None and not isfinite(value):
-            value = None
+        if value is not None and not -F32_MAX <= value <= F32_MAX:
+            value = _bounded(value)
         if time < self.reference_time:
             self._fold_late(plan, time, value, categories)
         else:
@@ -199,8 +194,8 @@ class State:
     def refold(self, plan: Plan, time: float, *, value: float | None, item: int, change: Change) -> None:
         """Take back what an event added for its item's categories, and add it for those that the item really held."""
         before, after = change
-        if value is not None and not isfinite(value):
-            value = None
+        if value is not None and not -F32_MAX <= value <= F32_MAX:
+            value = _bounded(value)
         lag = max(self.reference_time - time, 0.0)
         self._move_by_category(plan.affinities, 1.0, lag, change)
         if value is not None:
@@ -307,6 +302,11 @@ def merge(layout: EntityLayout, value: bytes | None, delta: bytes) -> bytes:
 def batch_of(value: bytes) -> int:
     """The number of the last batch in a packed value."""
     return int(_COUNT.unpack_from(value, HEADER_BYTES - 8)[0])
+
+
+def _bounded(value: float) -> float | None:
+    """None for a value that is not finite; else the nearest that float32 holds, so that means can be read as such."""
+    return copysign(F32_MAX, value) if isfinite(value) else None
 
 
 def _decayed(weight: float, lag: float, half_life_s: float) -> float:

@@ -77,13 +77,13 @@ local function prepare(program)
   program.windows = program.windows or {}
   local doubles, buckets = program.mins + program.maxs + #program.windows + program.fields, 0
   for _, length in ipairs(program.windows) do buckets = buckets + length end
-  program.format = '<dI8' .. string.rep('d', doubles) .. string.rep('f', decayed + program.lasts + buckets)
+  program.format = '<dI8' .. string.rep('d', doubles + decayed + buckets) .. string.rep('f', program.lasts)
     .. (program.pad_bytes == 4 and 'xxxx' or '')
-  program.numbers = 2 + doubles + decayed + program.lasts + buckets
+  program.numbers = 2 + doubles + decayed + buckets + program.lasts
   program.first_window = 3 + program.mins + program.maxs
   program.first_sum = 3 + doubles
-  program.first_last = 3 + doubles + decayed
-  program.first_bucket = program.first_last + program.lasts
+  program.first_bucket = program.first_sum + decayed
+  program.first_last = program.first_bucket + buckets
 end
 
 local function merge_sums(program, a, b, ta, tb)

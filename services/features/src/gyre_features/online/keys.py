@@ -42,6 +42,10 @@ class Names:
         """The packed value of an entity."""
         return self.prefixes[kind][0 if self.shards == 1 else self.shard_of(kind, id)] + id
 
+    def former_entity(self, kind: EntityKind, id: str) -> str:  # noqa: A002 - the field's name
+        """The packed value of an entity in the store's former format."""
+        return keys.former_entity_key(*self._own, shard=self.shard_of(kind, id), kind=kind, id=id)
+
     def fence(self, shard: int, place: Place) -> str:
         """The next offset to apply of a topic partition."""
         return keys.fence_key(*self._own, shard=shard, topic=place[0], partition=place[1])

@@ -214,7 +214,7 @@ class OnlineStore:
         guards = [name for shard in shards for name in (names.fences(shard), names.batch(shard), names.outbox(shard))]
         renewed, last = 0, list[bytes]()
         try:
-            if await self._redis.exists(*marks) == len(marks):
+            if None not in await self._mget(marks):
                 return 0
             async for found in self._scanned(names.pattern):
                 renewed += await self._expire(_beginning(found, leased))
@@ -257,15 +257,16 @@ class OnlineStore:
         return sorted(found, key=lambda each: -each[1])[:limit]
 
     async def delete(self, kind: EntityKind, id: str) -> int:  # noqa: A002 - the field's name
-        """Forget an entity; answer how many keys went."""
+        """Forget an entity, in the store's former format, too; answer how many keys went."""
         try:
             pipe = self._redis.pipeline(transaction=False)
             pipe.delete(self.names.entity(kind, id))
+            pipe.delete(self.names.former_entity(kind, id))
             if kind == "item":
                 pipe.delete(self.names.versions(id))
                 for name in self.names.popular(self.names.shard_of(kind, id)):
                     pipe.zrem(name, id)
-            deleted, *_ = await pipe.execute()
+            deleted, former, *_ = await pipe.execute()
         except RedisError as error:
             raise unavailable(error) from error
-        return int(deleted)
+        return int(deleted) + int(former)
