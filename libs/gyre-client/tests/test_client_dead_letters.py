@@ -3,9 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_client import ClientSettings, NotFound, Unavailable, list_dead_letters, replay_dead_letters
 from gyre_core.spec import LoopSpec
@@ -110,6 +113,36 @@ async def test_two_replays_at_once_do_not_repeat_each_other(kafka: str, spec: Lo
     if any(isinstance(each, BaseException) for each in outcomes):
         await replay_dead_letters(kafka, spec.loop)
     assert len([each async for each in read_records(kafka, name)]) == before + 2
+
+
+async def test_a_letter_that_cannot_hold_its_record_is_replayed_from_its_place(
+    kafka: str, spec: LoopSpec, gyre: Callable[..., Result]
+) -> None:
+    """A record too large for its letter is read again where it came from; once it is deleted, the replay says GONE."""
+    name = topic(spec.loop, SUFFIX)
+    await ensure_topics(ClientSettings(kafka=kafka), [spec])
+    large = Record(b"u", b"\xff" * 5_000_000, encode(behavior.Interaction(), source="shop", id="large").headers)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, compression_type="gzip", max_request_size=8_000_000)
+    await producer.start()
+    sent = await producer.send_and_wait(name, large.value, key=large.key, headers=large.headers)
+    await producer.stop()
+
+    async def letters(count: int) -> bool:
+        return len(await list_dead_letters(kafka, spec.loop)) == count
+
+    async with consuming(kafka, spec.loop):
+        await eventually(partial(letters, 1))
+        assert "\n1 replayed" in "\n" + (await asyncio.to_thread(gyre, "dlq", "replay", spec.loop, kafka=kafka)).output
+        await eventually(partial(letters, 2))
+    copies = [each for each in [each async for each in read_records(kafka, name)] if each.value == large.value]
+    assert [(each.key, list(each.headers)) for each in copies] == [(large.key, large.headers)] * 2
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.delete_records({TopicPartition(name, sent.partition): RecordsToDelete(copies[-1].offset + 1)})
+    await admin.close()
+    output = (await asyncio.to_thread(gyre, "dlq", "replay", spec.loop, kafka=kafka)).output
+    assert f"{name}/{sent.partition}/{copies[-1].offset}: GONE" in output
+    assert "0 replayed, 1 cannot be" in output
 
 
 async def test_an_unknown_topic_is_refused(kafka: str, loop: str) -> None:

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre_local.testing import eventually
 from gyre_runtime import Invalid
-from gyre_runtime.events import encode, message_types
-from gyre_runtime.kafka import Producer, read_log
+from gyre_runtime.events import Event, Record, encode, message_types
+from gyre_runtime.kafka import Consumer, Producer, read_log, read_records
 
 pytestmark = [pytest.mark.adapter, pytest.mark.timeout(60)]
 
@@ -90,3 +93,69 @@ async def test_a_failing_callback_stops_no_record(kafka: str, make_topic: MakeTo
         producer.enqueue(topic, interaction(), key="k", id="e1")
         await eventually(lambda: producer.queued == (0, 0), timeout_s=20, message="the queue is sent")
     assert await ids_in(kafka, topic) == ["e0", "e1"]
+
+
+@asynccontextmanager
+async def consuming(kafka: str, topic: str) -> AsyncIterator[list[str]]:
+    """The ids of the events that a consumer of a topic was handed, while it runs."""
+    seen: list[str] = []
+
+    async def handle(events: list[Event]) -> None:
+        seen.extend(event.id for event in events)
+
+    async with Consumer(kafka, group=topic, topics=[topic], types=TYPES) as consumer:
+        task = asyncio.create_task(consumer.run(handle))
+        try:
+            yield seen
+        finally:
+            consumer.stop()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def put(kafka: str, topic: str, *records: Record, **options: Any) -> None:
+    """Send records as any Kafka client may."""
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, max_request_size=16 * 1024 * 1024, **options)
+    await producer.start()
+    try:
+        for record in records:
+            await producer.send_and_wait(topic, record.value, key=record.key, headers=record.headers)
+    finally:
+        await producer.stop()
+
+
+async def letters(kafka: str, topic: str) -> list[tuple[Any, dict[str, str]]]:
+    """The dead letters of a topic, with their headers as text."""
+    found = [each async for each in read_records(kafka, f"{topic}.dlq")]
+    return [(each, {name: (value or b"").decode() for name, value in each.headers}) for each in found]
+
+
+def unreadable(size: int) -> Record:
+    """A record that is no event, of about `size` bytes."""
+    return Record(b"u", b"\xff" * size, encode(interaction(), source="shop", id="bad").headers)
+
+
+@pytest.mark.parametrize(("size", "options"), [(1_048_000, {}), (6_000_000, {"compression_type": "gzip"})])
+async def test_no_size_of_an_unreadable_record_stops_its_consumer(
+    kafka: str, make_topic: MakeTopic, size: int, options: dict[str, Any]
+) -> None:
+    """An unreadable record of the greatest size, compressed or not, is dead-lettered, and the next is handled."""
+    topic, good = await make_topic(), encode(interaction(), source="shop", id="good")
+    await put(kafka, topic, unreadable(size), good, **options)
+    async with consuming(kafka, topic) as seen:
+        await eventually(lambda: seen == ["good"], timeout_s=20, message="the next event is handled")
+    ((letter, headers),) = await letters(kafka, topic)
+    assert (headers["gyre_reason"], headers["gyre_offset"]) == ("BAD_PAYLOAD", "0")
+    whole = size < 2_000_000
+    assert len(letter.value) == (size if whole else 65_536)
+    assert ("gyre_record_sha256" in headers) is not whole
+
+
+async def test_a_record_of_huge_headers_and_key_stops_nobody(kafka: str, make_topic: MakeTopic) -> None:
+    """Headers and keys count, too: a record that is nothing but them is dead-lettered by its place and hash."""
+    topic, good = await make_topic(), encode(interaction(), source="shop", id="good")
+    headers = [("big", b"\x00" * 3_000_000), ("none", None)]
+    await put(kafka, topic, Record(b"k" * 2_000_000, b"", headers), good, compression_type="gzip")  # type: ignore[arg-type]
+    async with consuming(kafka, topic) as seen:
+        await eventually(lambda: seen == ["good"], timeout_s=20, message="the next event is handled")
+    ((letter, told),) = await letters(kafka, topic)
+    assert (letter.key, told["gyre_offset"], told["gyre_record_bytes"]) == (None, "0", "5000000")

@@ -1,7 +1,8 @@
 """Dead letters of a loop: what could not be read and why, and the way back to the topic they came from.
 
 A replay moves each letter exactly once: the original record and the position behind it are written in one Kafka
-transaction, under the consumer group `GROUP`, whose offsets say what was replayed.
+transaction, under the consumer group `GROUP`, whose offsets say what was replayed. A letter that holds an excerpt only
+stands for the record at its place; where that is gone, the replay says so and passes it over.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -12,12 +13,13 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from gyre_core.topics import TOPICS, dead_letter_topic, topic
-from gyre_runtime import NotFound, Unavailable
+from gyre_runtime import Invalid, NotFound, Unavailable
 from gyre_runtime.events import Record
-from gyre_runtime.kafka import TransactionalProducer, read_records
-from gyre_runtime.kafka.dead_letters import ADDED_HEADERS
+from gyre_runtime.kafka import RecordReader, TransactionalProducer, read_records
+from gyre_runtime.kafka.dead_letters import ADDED_HEADERS, RECORD_HASH, record_hash
 
 GROUP = "gyre-dlq-replay"
+_PLACE = ("gyre_topic", "gyre_partition", "gyre_offset")
 _BATCH = 200
 
 
@@ -35,6 +37,7 @@ class DeadLetter:
         origin: `topic/partition/offset` where it came from.
         group: the consumer group that could not handle it.
         replayed: whether it was put back already.
+        excerpt: whether it holds the beginning of its record only, which did not fit.
         key: of the original record.
         value: of the original record.
         headers: of the original record.
@@ -49,6 +52,7 @@ class DeadLetter:
     origin: str
     group: str
     replayed: bool
+    excerpt: bool
     key: bytes | None = field(repr=False)
     value: bytes | None = field(repr=False)
     headers: list[tuple[str, bytes]] = field(repr=False)
@@ -83,7 +87,12 @@ async def list_dead_letters(kafka: str, loop: str, suffix: str | None = None) ->
 
 
 async def replay_dead_letters(
-    kafka: str, loop: str, suffix: str | None = None, *, on_replay: Callable[[str, int], object] = lambda *_: None
+    kafka: str,
+    loop: str,
+    suffix: str | None = None,
+    *,
+    on_replay: Callable[[str, int], object] = lambda *_: None,
+    on_gone: Callable[[str, str], object] = lambda *_: None,
 ) -> int:
     """Put every letter that was not replayed yet back into its topic, with the headers removed that were added.
 
@@ -94,6 +103,8 @@ async def replay_dead_letters(
         loop: the loop's name.
         suffix: of one topic only.
         on_replay: called with the topic and a count of letters put back.
+        on_gone: called with the place (`topic/partition/offset`) of a record that its letter does not hold, and why it
+            cannot be put back: GONE, it is not there any more; RECORD_TOO_LARGE, it does not fit, compressed either.
 
     Returns:
         How many were put back.
@@ -107,26 +118,57 @@ async def replay_dead_letters(
     async with (
         _translated(kafka),
         _offsets(kafka) as consumer,  # first: it fails at once without Kafka, the producer would wait
-        TransactionalProducer(kafka, f"{GROUP}-{loop}", source="gyre/dlq") as producer,
+        RecordReader(kafka) as reader,
+        TransactionalProducer(kafka, f"{GROUP}-{loop}", source="gyre/dlq", compressed=True) as producer,
     ):
         for name in await _existing(consumer, topics):
             replayed = _Replayed(consumer, name)
             fresh = [each async for each in read_records(kafka, name) if not await replayed.holds(each)]
             for start in range(0, len(fresh), _BATCH):
                 batch = fresh[start : start + _BATCH]
-                await _move(producer, topics[name], batch)
-                on_replay(topics[name], len(batch))
-            count += len(fresh)
+                moved = await _move(producer, topics[name], batch, reader, on_gone)
+                on_replay(topics[name], moved)
+                count += moved
     return count
 
 
-async def _move(producer: TransactionalProducer, to: str, letters: list[Any]) -> None:
-    """Put letters back and remember how far, both or neither."""
+async def _move(
+    producer: TransactionalProducer,
+    to: str,
+    letters: list[Any],
+    reader: RecordReader,
+    on_gone: Callable[[str, str], object],
+) -> int:
+    """Put letters back and remember how far, both or neither; return how many were put back."""
+    moved = 0
     async with producer.transaction() as transaction:
         for letter in letters:
-            await transaction.send_record(to, original(letter))
+            record = await _whole(letter, reader)
+            reason = "GONE"
+            if record is not None:
+                try:
+                    await transaction.send_record(to, record)
+                except Invalid as error:
+                    reason = error.reason
+                else:
+                    moved += 1
+                    continue
+            on_gone("/".join(_added(letter).get(name, "") for name in _PLACE), reason)
         following = {(each.topic, each.partition): each.offset + 1 for each in letters}
         await transaction.commit_offsets(following, group=GROUP)
+    return moved
+
+
+async def _whole(letter: Any, reader: RecordReader) -> Record | None:
+    """The record of a letter: where the letter holds an excerpt, as it is read again; None where it is gone."""
+    added = _added(letter)
+    if RECORD_HASH not in added:
+        return original(letter)
+    name, partition, offset = (added.get(each, "") for each in _PLACE)
+    record = await reader.read(name, int(partition), int(offset))
+    if record is None or record_hash(record) != added[RECORD_HASH]:
+        return None
+    return Record(record.key, record.value, list(record.headers))
 
 
 def original(record: Any) -> Record:
@@ -134,8 +176,12 @@ def original(record: Any) -> Record:
     return Record(record.key, record.value, [each for each in record.headers if each[0] not in ADDED_HEADERS])
 
 
+def _added(record: Any) -> dict[str, str]:
+    return {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers if name in ADDED_HEADERS}
+
+
 def _letter(record: Any, *, replayed: bool) -> DeadLetter:
-    added = {name: value.decode("utf-8", "replace") for name, value in record.headers if name in ADDED_HEADERS}
+    added = _added(record)
     return DeadLetter(
         topic=record.topic,
         partition=record.partition,
@@ -143,9 +189,10 @@ def _letter(record: Any, *, replayed: bool) -> DeadLetter:
         time=record.timestamp / 1000,
         reason=added.get("gyre_reason", ""),
         error=added.get("gyre_error", ""),
-        origin="/".join(added.get(name, "") for name in ("gyre_topic", "gyre_partition", "gyre_offset")),
+        origin="/".join(added.get(name, "") for name in _PLACE),
         group=added.get("gyre_group", ""),
         replayed=replayed,
+        excerpt=RECORD_HASH in added,
         key=record.key,
         value=record.value,
         headers=original(record).headers,

@@ -62,6 +62,8 @@ def show(
 
     letter = ask("kafka", work)
     typer.echo(f"{letter.reason}: {letter.error}\nfrom {letter.origin}, refused by {letter.group}")
+    if letter.excerpt:
+        typer.echo("the beginning of its record, which was too large: a replay reads all of it where it came from")
     for name, value in letter.headers:
         typer.echo(f"{name}: {value.decode('utf-8', 'replace')}")
     typer.echo(f"key: {(letter.key or b'').decode('utf-8', 'replace')}")
@@ -77,13 +79,25 @@ def _payload(letter: DeadLetter) -> str:
 
 @app.command()
 def replay(loop: LoopArgument, topic: TopicOption = None) -> None:
-    """Put every letter that was not replayed yet back into its topic, as it was."""
+    """Put every letter that was not replayed yet back into its topic, as it was.
+
+    A record that was too large for its letter is read again where it came from; where it is gone, that is said.
+    """
     counts: Counter[str] = Counter()
+    gone: list[str] = []
 
     def note(name: str, count: int) -> None:
         counts[name] += count
 
-    total = ask("kafka", lambda mesh: replay_dead_letters(mesh.settings.kafka, loop, topic, on_replay=note))
+    def note_gone(origin: str, reason: str) -> None:
+        gone.append(f"{origin}: {reason}")
+
+    total = ask(
+        "kafka",
+        lambda mesh: replay_dead_letters(mesh.settings.kafka, loop, topic, on_replay=note, on_gone=note_gone),
+    )
     for name, count in sorted(counts.items()):
         typer.echo(f"{name}: {count}")
-    typer.echo(f"{total} replayed")
+    for each in gone:
+        typer.echo(each)
+    typer.echo(f"{total} replayed" + (f", {len(gone)} cannot be" if gone else ""))

@@ -5,7 +5,7 @@ from gyre_runtime.kafka.consumer import Admit, Consumer, ConsumerOptions, bounde
 from gyre_runtime.kafka.producer import Producer
 from gyre_runtime.kafka.topics import DeclaredTopic, create_topics, ensure_topics
 from gyre_runtime.kafka.transactions import Transaction, TransactionalProducer
-from gyre_runtime.kafka.view import View, read_compacted, read_log, read_records
+from gyre_runtime.kafka.view import RecordReader, View, read_compacted, read_log, read_records
 
 __all__ = [
     "Admit",
@@ -14,6 +14,7 @@ __all__ = [
     "DeclaredTopic",
     "Fenced",
     "Producer",
+    "RecordReader",
     "Transaction",
     "TransactionalProducer",
     "View",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import logging
 
 from aiokafka import AIOKafkaProducer
@@ -49,19 +50,25 @@ def record_bytes(key: bytes | None, value: bytes | None, headers: Headers) -> in
     return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers))
 
 
-def require_fits(topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
-    """Check a record's size against what its topic is declared to take.
+def require_fits(
+    topic: str, key: bytes | None, value: bytes | None, headers: Headers, *, compressed: bool = False
+) -> None:
+    """Check a record's size, or what gzip makes of it, against what its topic is declared to take.
 
     Raises:
         Invalid: it is larger (RECORD_TOO_LARGE).
     """
     size, most = record_bytes(key, value, headers), max_record_bytes(topic)
+    if compressed and most < size <= _MAX_REQUEST_BYTES:
+        size = record_bytes(key, gzip.compress(value or b"", compresslevel=6), headers)
     if size > most:
         name = topic.partition(".")[2]
         raise Invalid("RECORD_TOO_LARGE", f"the record has {size:,} bytes: {name} takes at most {most:,}")
 
 
-async def started_producer(bootstrap: str, client: str, transactional_id: str | None = None) -> AIOKafkaProducer:
+async def started_producer(
+    bootstrap: str, client: str, transactional_id: str | None = None, *, compressed: bool = False
+) -> AIOKafkaProducer:
     """Return a started idempotent producer, waiting for the broker."""
     made: list[AIOKafkaProducer] = []
 
@@ -76,6 +83,7 @@ async def started_producer(bootstrap: str, client: str, transactional_id: str | 
             max_request_size=_MAX_REQUEST_BYTES,
             request_timeout_ms=_REQUEST_TIMEOUT_MS,
             transactional_id=transactional_id,
+            compression_type="gzip" if compressed else None,
         )
         try:
             await producer.start()

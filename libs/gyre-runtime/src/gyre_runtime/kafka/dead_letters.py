@@ -1,21 +1,34 @@
-"""Sends what cannot be handled to `<topic>.dlq`, as it came, with the reason in its headers."""
+"""Sends what cannot be handled to `<topic>.dlq`, with the reason in its headers: whole, or as an excerpt that fits.
 
-import asyncio
+`max.message.bytes` bounds the compressed batch, so a record may be larger than its dead-letter topic takes. Its letter
+then holds the record's place, its hash and the first 64 KB; the record itself is read again where it came from.
+"""
+
+import hashlib
 import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gyre_core.topics import dead_letter_topic
 
-from gyre_runtime.errors import Unavailable
+from gyre_runtime.errors import Invalid, Unavailable
 from gyre_runtime.events import Headers, Record
 from gyre_runtime.kafka._names import topic_labels
 from gyre_runtime.kafka.producer import Producer
 from gyre_runtime.metrics import instrument
+from gyre_runtime.retrying import retry_transient
 
 _LOG = logging.getLogger(__name__)
 _MAX_ERROR_CHARS = 500
-_RETRY_S = 0.5
-ADDED_HEADERS = ("gyre_reason", "gyre_error", "gyre_topic", "gyre_partition", "gyre_offset", "gyre_group")
+_MAX_BACKOFF_S = 1.0
+_EXCERPT_BYTES = 64 * 1024
+_EXCERPT_HEADER_BYTES = 4 * 1024
+RECORD_HASH = "gyre_record_sha256"
+"""Header of a letter that holds an excerpt: SHA-256 of its record, hexadecimal, as `record_hash` computes it."""
+ADDED_HEADERS = (
+    "gyre_reason", "gyre_error", "gyre_topic", "gyre_partition", "gyre_offset", "gyre_group", RECORD_HASH,
+    "gyre_record_bytes",
+)  # fmt: skip
 
 
 async def dead_letter(producer: Producer, record: Any, *, reason: str, error: str, group: str) -> None:
@@ -23,28 +36,68 @@ async def dead_letter(producer: Producer, record: Any, *, reason: str, error: st
 
     Args:
         producer: with which to send.
-        record: as it was consumed; key, value and headers are kept.
+        record: as it was consumed; key, value and headers are kept as far as they fit.
         reason: UPPER_SNAKE.
         error: a sentence; cut at 500 characters.
         group: the consumer group that could not handle it.
     """
     added: Headers = [
         ("gyre_reason", reason.encode()),
-        ("gyre_error", error[:_MAX_ERROR_CHARS].encode()),
+        ("gyre_error", error[:_MAX_ERROR_CHARS].encode("utf-8", "replace")),
         ("gyre_topic", record.topic.encode()),
         ("gyre_partition", str(record.partition).encode()),
         ("gyre_offset", str(record.offset).encode()),
         ("gyre_group", group.encode()),
     ]
-    kept = [(name, value) for name, value in record.headers if name not in ADDED_HEADERS]
-    letter = Record(record.key, record.value, kept + added)
-    while True:
-        try:
-            await producer.send_record(dead_letter_topic(record.topic), letter)
-            break
-        except Unavailable as problem:
-            _LOG.warning("dead letter not sent yet", extra={"topic": record.topic, "problem": str(problem)})
-            await asyncio.sleep(_RETRY_S)
-    instrument("gyre_dead_letters_total").add(**topic_labels(record.topic), reason=reason)
     place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+    if not await _send_first_that_fits(producer, dead_letter_topic(record.topic), _letters(record, added)):
+        _LOG.critical("a dead letter is larger than its topic takes, even empty", extra={**place, "reason": reason})
+        return
+    instrument("gyre_dead_letters_total").add(**topic_labels(record.topic), reason=reason)
     _LOG.warning("dead-lettered", extra={**place, "reason": reason})
+
+
+def record_hash(record: Any) -> str:
+    """SHA-256 of a record's key, value and headers, hexadecimal."""
+    digest = hashlib.sha256()
+    names = [part for name, value in record.headers for part in (name.encode(), value)]
+    for part in (record.key, record.value, *names):
+        digest.update(b"-" if part is None else b"%d:" % len(part) + part)
+    return digest.hexdigest()
+
+
+def _letters(record: Any, added: Headers) -> Iterator[Record]:
+    """The letters of a record, the largest first: all of it, an excerpt, its place and hash alone."""
+    own = [(name, value) for name, value in record.headers if name not in ADDED_HEADERS]
+    yield Record(record.key, record.value, own + added)
+    size = sum(len(part or b"") for part in (record.key, record.value, *(value for _, value in own)))
+    added = [*added, (RECORD_HASH, record_hash(record).encode()), ("gyre_record_bytes", str(size).encode())]
+    key = record.key if record.key is not None and len(record.key) <= _EXCERPT_HEADER_BYTES else None
+    yield Record(key, (record.value or b"")[:_EXCERPT_BYTES], [*_within(own, _EXCERPT_HEADER_BYTES), *added])
+    yield Record(None, b"", added)
+
+
+def _within(headers: Iterable[tuple[str, bytes]], most: int) -> Headers:
+    """The first headers that have together at most so many bytes."""
+    kept: Headers = []
+    for name, value in headers:
+        most -= len(name) + len(value or b"")
+        if most < 0:
+            break
+        kept.append((name, value))
+    return kept
+
+
+async def _send_first_that_fits(producer: Producer, topic: str, letters: Iterable[Record]) -> bool:
+    for letter in letters:
+        try:
+            await retry_transient(
+                lambda letter=letter: producer.send_record(topic, letter),  # type: ignore[misc]
+                what=f"dead letter to {topic}",
+                transient=lambda error: isinstance(error, Unavailable),
+                max_backoff_s=_MAX_BACKOFF_S,
+            )
+        except Invalid:
+            continue
+        return True
+    return False

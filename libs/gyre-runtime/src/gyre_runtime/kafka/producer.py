@@ -14,8 +14,8 @@ from gyre_runtime import tracing
 from gyre_runtime.errors import Invalid
 from gyre_runtime.events import Headers, Record, encode
 from gyre_runtime.kafka._connection import require_fits, translate
-from gyre_runtime.kafka._sending import Delivery, Outgoing
 from gyre_runtime.kafka._names import topic_labels
+from gyre_runtime.kafka._sending import Delivery, Outgoing
 from gyre_runtime.metrics import instrument
 from gyre_runtime.retrying import restart_for_ever
 

@@ -21,9 +21,10 @@ from gyre_runtime.metrics import instrument
 class Transaction:
     """An open transaction: what is sent in it becomes visible together, or not at all."""
 
-    def __init__(self, kafka: AIOKafkaProducer, source: str) -> None:
+    def __init__(self, kafka: AIOKafkaProducer, source: str, *, compressed: bool) -> None:
         self._kafka = kafka
         self._source = source
+        self._compressed = compressed
 
     async def send(
         self,
@@ -44,7 +45,7 @@ class Transaction:
         Raises:
             Invalid: it is larger than its topic takes (RECORD_TOO_LARGE); nothing was sent.
         """
-        require_fits(topic, record.key, record.value, record.headers)
+        require_fits(topic, *record, compressed=self._compressed)
         await self._kafka.send_and_wait(topic, record.value, key=record.key, headers=record.headers)
         instrument("gyre_producer_records_total").add(**topic_labels(topic))
 
@@ -61,18 +62,20 @@ class TransactionalProducer:
         bootstrap: Kafka's host:port list.
         transactional_id: such as `deployer-movies`; one live producer each.
         source: CloudEvents source of its events.
+        compressed: send with gzip, so that what other producers compressed fits again.
     """
 
-    def __init__(self, bootstrap: str, transactional_id: str, *, source: str) -> None:
+    def __init__(self, bootstrap: str, transactional_id: str, *, source: str, compressed: bool = False) -> None:
         self._bootstrap = bootstrap
         self._id = transactional_id
         self._source = source
+        self._compressed = compressed
         self._kafka: AIOKafkaProducer | None = None
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         """Connect and fence every older producer of the id."""
-        self._kafka = await started_producer(self._bootstrap, self._id, self._id)
+        self._kafka = await started_producer(self._bootstrap, self._id, self._id, compressed=self._compressed)
         return self
 
     async def __aexit__(
@@ -97,6 +100,6 @@ class TransactionalProducer:
         async with self._lock:
             try:
                 async with self._kafka.transaction():
-                    yield Transaction(self._kafka, self._source)
+                    yield Transaction(self._kafka, self._source, compressed=self._compressed)
             except KafkaError as error:
                 raise translate(error) from error

@@ -190,6 +190,50 @@ async def read_records(bootstrap: str, topic: str) -> AsyncIterator[Any]:
             ) from error
 
 
+class RecordReader:
+    """Reads single records by their place; an async context manager."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._kafka = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+        )
+        self._bootstrap = bootstrap
+
+    async def __aenter__(self) -> Self:
+        """Connect, waiting for the broker as long as it takes."""
+        await start_when_up(self._kafka.start, self._bootstrap, "records")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Disconnect."""
+        await self._kafka.stop()
+
+    async def read(self, topic: str, partition: int, offset: int) -> Any | None:
+        """The committed record at a place (aiokafka's `ConsumerRecord`), None where there is none, or no more.
+
+        Raises:
+            KafkaError: Kafka does not answer.
+        """
+        if partition not in ((await self._kafka._client.fetch_all_metadata()).partitions_for_topic(topic) or ()):  # noqa: SLF001 - aiokafka's own `_wait_topics` does so
+            return None
+        place = TopicPartition(topic, partition)
+        self._kafka.assign([place])
+        first = (await self._kafka.beginning_offsets([place]))[place]
+        end = (await self._kafka.end_offsets([place]))[place]
+        if not first <= offset < end:
+            return None
+        self._kafka.seek(place, offset)
+        while await self._kafka.position(place) <= offset:
+            for record in (await self._kafka.getmany(place, timeout_ms=_WAIT_MS, max_records=1)).get(place, ()):
+                return record if record.offset == offset else None
+        return None
+
+
 @asynccontextmanager
 async def _reader(bootstrap: str, topic: str) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
     """Yield a consumer at the beginning of every partition, and their present ends as committed readers see them."""
