@@ -68,6 +68,7 @@ def moves(state: LoopState) -> list[Change]:
         for version in state.unnamed
         if (of_version := state.of_version(version)) is not None
     ]
+    found += [change for version in state.loaded for change in decisions.give_up(state, version, "lost")[:1]]
     live = state.of_version(state.live)
     if rollout is None:
         waiting = [model(f"v{len(state.rollouts) + n}") for n in range(2)]
@@ -122,7 +123,7 @@ def test_a_change_that_cannot_follow_is_refused() -> None:
         State.WARMED: {Kind.SHIFTED, Kind.PROMOTED},
         State.CANARY: {Kind.SHIFTED, Kind.PROMOTED},
         State.PAUSED: {Kind.RESUMED, Kind.PROMOTED, Kind.ROLLED_BACK},
-        State.PROMOTED: {Kind.ROLLED_BACK, Kind.UNLOADED},
+        State.PROMOTED: {Kind.ROLLED_BACK, Kind.UNLOADED, Kind.FELL_BACK},
         State.ROLLED_BACK: {Kind.UNLOADED},
         State.REFUSED: {Kind.UNLOADED},
     }

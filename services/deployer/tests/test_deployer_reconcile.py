@@ -9,11 +9,15 @@ import pytest
 from gyre_core.features import Layout
 from gyre_core.models import split_model
 from gyre_core.spec import LoopSpec
+from gyre_deployer.domain.alerts import Alert
+from gyre_deployer.domain.loading import LoadRecord
 from gyre_deployer.domain.observation import Counts, Report
 from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, State
 from gyre_deployer.handlers.commands import Commands
 from gyre_deployer.handlers.ledger import ConcurrentChange, RolloutLedger
+from gyre_deployer.handlers.loading import LoadAttempts
 from gyre_deployer.handlers.reconcile import Reconciler
+from gyre_deployer.handlers.recovery import Recovery
 from gyre_deployer.handlers.serving import Serving, WarmUp
 from gyre_deployer.ports import Artifact, FencedByPeer, Refused
 from gyre_local.testing import eventually
@@ -35,6 +39,11 @@ class World:
     reports: dict[str, Report] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     served: set[str] = field(default_factory=set)
+    load_records: dict[str, LoadRecord] = field(default_factory=dict)
+    alerts: list[Alert] = field(default_factory=list)
+    ending: set[str] = field(default_factory=set)
+    lost_artifacts: set[str] = field(default_factory=set)
+    loads: list[str] = field(default_factory=list)
     now: float = 1000.0
     calls: int = 0
     failing_call: int = -1
@@ -116,12 +125,21 @@ class FakeServer:
         self.world.fail()
         return name in self.world.served
 
+    async def ready_models(self) -> frozenset[str]:
+        """See `ModelServer`."""
+        self.world.fail()
+        return frozenset(self.world.served)
+
     async def load(self, name: str) -> None:
         """See `ModelServer`."""
         self.world.fail()
         if self.world.holds is not None:
             await self.world.holds.wait()
         _, version = split_model(name) or ("", "")
+        self.world.loads.append(version)
+        if version in self.world.ending:
+            self.world.served.clear()
+            raise Unavailable("AWAY", "the connection broke")
         if self.world.files.get(version) == b"broken":
             raise Refused("cannot be loaded")
         assert version in self.world.files
@@ -146,9 +164,24 @@ class FakeRepository:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    async def install(self, candidate: Candidate, graph: bytes, columns: int) -> None:
+    async def install(self, candidate: Candidate, graph: bytes, columns: int) -> bool:
         """See `ModelRepository`."""
+        changed = self.world.files.get(candidate.version) != graph
         self.world.files[candidate.version] = graph
+        self.world.fail()
+        return changed
+
+    async def load_records(self, loop: str) -> dict[str, LoadRecord]:
+        """See `ModelRepository`."""
+        self.world.fail()
+        return dict(self.world.load_records)
+
+    async def write_load_record(self, loop: str, version: str, record: LoadRecord | None) -> None:
+        """See `ModelRepository`."""
+        self.world.fail()
+        self.world.load_records.pop(version, None)
+        if record is not None:
+            self.world.load_records[version] = record
         self.world.fail()
 
     async def holds(self, loop: str, version: str) -> bool:
@@ -168,11 +201,27 @@ class FakeRepository:
 class FakeArtifacts:
     """See `Artifacts`: the candidate's URI is its graph."""
 
+    def __init__(self, world: World) -> None:
+        self.world = world
+
     async def read(self, candidate: Candidate) -> Artifact:
         """See `Artifacts`."""
+        if candidate.version in self.world.lost_artifacts:
+            raise Refused("the artefact cannot be read")
         graph = b"broken" if "broken" in candidate.artifact_uri else candidate.artifact_uri.encode()
         features = np.ones((4, 3), np.float32)
         return Artifact(graph, features, features.sum(axis=1))
+
+
+class FakeAlerts:
+    """See `Alerts`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def publish(self, alert: Alert) -> None:
+        """See `Alerts`."""
+        self.world.alerts.append(alert)
 
 
 class Registered:
@@ -211,9 +260,12 @@ class Process:
         """A new process, which knows nothing yet."""
         ledger = RolloutLedger(world.spec.loop, FakeLog(world), now=lambda: world.now)
         server, repository = FakeServer(world), FakeRepository(world)
-        serving = Serving(world.layout, server, repository, FakeArtifacts(), WarmUp(2, 5))
+        clock = lambda: world.now  # noqa: E731 - the world's time, wherever it is then
+        attempts = LoadAttempts(world.spec.loop, server, repository, first_backoff_s=0.1, now=clock)
+        serving = Serving(world.layout, server, repository, FakeArtifacts(world), WarmUp(2, 5), attempts)
         candidates = Registered(world)
-        reconciler = Reconciler(world.spec, ledger, serving, candidates, Reports(world), now=lambda: world.now)
+        recovery = Recovery(ledger, serving, FakeAlerts(world), now=clock)
+        reconciler = Reconciler(world.spec, ledger, recovery, candidates, Reports(world), now=clock)
         return cls(world, ledger, reconciler, Commands(ledger, candidates))
 
     async def look(self) -> None:
@@ -381,13 +433,162 @@ async def test_a_person_overtakes_a_step_under_way(world: World) -> None:
         await process.commands.promote(process.ledger.state.current, "")
 
 
-async def test_a_version_that_cannot_be_restored_does_not_hold_up_the_others(world: World) -> None:
-    """After a restart of Triton the live model comes first, and a broken one keeps nobody else away."""
+async def looks(process: Process, count: int, *, pause_s: float = 0.5) -> None:
+    """Look so many times while time goes by and v1 and v2 are served, as far as Triton holds them."""
+    for _ in range(count):
+        await process.look()
+        process.world.now += pause_s
+        process.world.serve("v1", 0)
+
+
+async def test_a_candidate_that_cannot_be_restored_is_rolled_back(world: World) -> None:
+    """Live is back at the first look; the candidate is tried three times with pauses, and two changes say the end."""
     process = await canary(world)
+    before = len(world.log)
     world.files["v2"] = b"broken"
+    world.lost_artifacts.add("v2")
     world.served.clear()
+    world.loads.clear()
     await process.look()
     assert world.served == {f"{world.spec.loop}--v1"}
+    await looks(process, 200, pause_s=0.05)
+    assert world.loads == ["v1", "v2", "v2", "v2"]
+    assert told(world, "v2")[-2:] == [("ROLLED_BACK", 0.0), ("UNLOADED", 0.0)]
+    assert len(world.log) - before <= 3
+    world.register("v3")
+    await looks(process, 6)
+    assert told(world, "v3")[-1] == ("SHIFTED", 0.1)
+
+
+async def test_a_candidate_that_ends_triton_at_load_is_loaded_once(world: World) -> None:
+    """It is rolled back as soon as Triton is back, before anything else is loaded, also by a restarted deployer."""
+    process = await canary(world)
+    world.register("v3")
+    await process.commands.roll_back(process.ledger.state.current, "")
+    world.ending.add("v3")
+    await looks(process, 3)
+    world.loads.clear()
+    process = Process.begin(world)
+    await looks(process, 50)
+    assert told(world, "v3") == [("STARTED", 0.0), ("ROLLED_BACK", 0.0)]
+    assert "the model server ended while it was loading" in str([change.reason for change in world.log])
+    assert "v3" not in world.loads
+    assert world.served == {f"{world.spec.loop}--v1"}
+    assert world.load_records == {}
+
+
+async def promoted_twice(world: World) -> Process:
+    """A process with v2 live and v1 last good."""
+    process = await canary(world)
+    await process.commands.promote(process.ledger.state.current, "")
+    await process.look()
+    assert (process.ledger.state.live, process.ledger.state.last_good) == ("v2", "v1")
+    return process
+
+
+async def test_an_unloadable_live_model_falls_back_to_the_last_good_one(world: World) -> None:
+    """Traffic goes to what loads, an alert fires until the next promotion, and the log grows by two changes."""
+    process = await promoted_twice(world)
+    before = len(world.log)
+    world.files["v2"] = b"broken"
+    world.lost_artifacts.add("v2")
+    world.served.clear()
+    world.loads.clear()
+    await looks(process, 100, pause_s=0.05)
+    assert world.loads[:2] == ["v2", "v1"]
+    assert world.loads.count("v2") == 3
+    assert [change.kind for change in world.log[before:]] == [Kind.FELL_BACK, Kind.UNLOADED]
+    state = process.ledger.state
+    assert (state.live, state.last_good, state.loaded) == ("v1", "", ("v1",))
+    assert [each.end_time for each in world.alerts] == [None]
+    world.register("v3")
+    await looks(process, 6)
+    await process.commands.promote(process.ledger.state.current, "")
+    await looks(process, 3)
+    assert [each.end_time is None for each in world.alerts] == [True, False]
+    assert len({each.alert_id for each in world.alerts}) == 1
+
+
+async def test_a_candidate_beside_a_live_model_that_falls_back_goes_on(world: World) -> None:
+    """A rollout under way is then compared with, and rolled back to, what is live by now."""
+    process = await promoted_twice(world)
+    world.register("v3")
+    await looks(process, 6)
+    assert told(world, "v3")[-1] == ("SHIFTED", 0.1)
+    world.files["v2"] = b"broken"
+    world.lost_artifacts.add("v2")
+    world.served.clear()
+    await looks(process, 20)
+    rollout = process.ledger.state.under_way
+    assert rollout is not None
+    assert (rollout.version, rollout.live_version) == ("v3", "v1")
+    await process.commands.promote(rollout.id, "")
+    await process.commands.roll_back(rollout.id, "")
+    assert process.ledger.state.live == "v1"
+
+
+async def test_an_unloadable_last_good_model_is_dropped(world: World) -> None:
+    """The log says so once, live is untouched, and nothing is fallen back to any more."""
+    process = await promoted_twice(world)
+    before = len(world.log)
+    world.files["v1"] = b"broken"
+    world.lost_artifacts.add("v1")
+    world.served.clear()
+    await looks(process, 100)
+    assert [(each.kind, each.version) for each in world.log[before:]] == [(Kind.DROPPED, "v1"), (Kind.UNLOADED, "v1")]
+    assert (process.ledger.state.live, process.ledger.state.last_good) == ("v2", "")
+    assert world.alerts == []
+    with pytest.raises(Precondition):
+        await process.commands.roll_back(process.ledger.state.rollouts[process.ledger.state.current].id, "")
+
+
+async def test_a_live_model_without_a_successor_is_tried_for_ever_and_holds_nobody_back(world: World) -> None:
+    """Pauses grow to a minute, an alert fires, the log stands still, a fix is rolled out; once it loads, that ends."""
+    process = await canary(world)
+    await process.commands.roll_back(process.ledger.state.current, "")
+    await looks(process, 5)
+    before = len(world.log)
+    world.files["v1"] = b"broken"
+    world.lost_artifacts.add("v1")
+    world.served.clear()
+    world.loads.clear()
+    await looks(process, 600)
+    assert len(world.log) == before
+    assert 5 < len(world.loads) < 20
+    assert [each.end_time for each in world.alerts] == [None]
+    world.register("v3")
+    await looks(process, 6)
+    assert told(world, "v3")[-1] == ("SHIFTED", 0.1)
+    world.lost_artifacts.clear()
+    await looks(process, 200)
+    assert f"{world.spec.loop}--v1" in world.served
+    assert [each.end_time is None for each in world.alerts] == [True, False]
+
+
+async def test_a_triton_that_is_away_again_and_again_ends_the_rollout(world: World) -> None:
+    """A canary is observed anew a few times, then rolled back: the log does not grow with every restart of Triton."""
+    process = await canary(world)
+    before = len(world.log)
+    for _ in range(30):
+        world.served.clear()
+        await looks(process, 2)
+    assert told(world, "v2")[-2:] == [("ROLLED_BACK", 0.0), ("UNLOADED", 0.0)]
+    assert len(world.log) - before == 5 + 2
+
+
+async def test_a_triton_that_is_away_again_and_again_before_traffic_ends_the_rollout_too(world: World) -> None:
+    """A candidate that loads and is lost each time soon after is given up before it has users."""
+    process = Process.begin(world)
+    world.register("v1")
+    await looks(process, 6)
+    world.register("v2")
+    while told(world, "v2")[-1:] != [("LOADED", 0.0)]:
+        await process.look()
+    await process.commands.pause(process.ledger.state.current, "", resume=False)
+    for _ in range(30):
+        world.served.clear()
+        await looks(process, 2)
+    assert [kind for kind, _ in told(world, "v2")[3:]] == ["PAUSED", "ROLLED_BACK", "UNLOADED"]
 
 
 async def test_lost_files_of_a_loaded_version_are_installed_again(world: World) -> None:

@@ -122,7 +122,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("gyre_deployer_rollouts_total", "counter", "1", ("loop", "state"), "Rollouts that reached a state."),
     Metric("gyre_deployer_share", "gauge", "1", ("loop", "version", "arm"), "Share of traffic of a version."),
     Metric("gyre_deployer_warmup_seconds", "histogram", "s", ("loop", "version"), "Time of a warm-up request."),
-    Metric("gyre_deployer_reloads_total", "counter", "1", ("loop", "version"), "Versions that Triton had lost."),
+    Metric("gyre_deployer_reloads_total", "counter", "1", ("loop",), "Versions that Triton had lost and holds again."),
     # monitor
     Metric("gyre_monitor_ctr", "gauge", "1", ("loop", "version", "arm"), "Share of answers that were clicked."),
     Metric("gyre_monitor_conversion", "gauge", "1", ("loop", "version", "arm"), "Share of answers that converted."),

@@ -9,16 +9,19 @@ from gyre.deployer.v1.deployer_pb2_grpc import add_DeployerServiceServicer_to_se
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, load_loops
-from gyre_runtime.kafka import ensure_topics
+from gyre_runtime.kafka import Producer, ensure_topics
 
+from gyre_deployer.adapters.alerts import KafkaAlerts
 from gyre_deployer.adapters.artifacts import ArtifactFolders
-from gyre_deployer.adapters.kafka_log import KafkaRolloutLog
+from gyre_deployer.adapters.kafka_log import SOURCE, KafkaRolloutLog
 from gyre_deployer.adapters.repository import TritonRepository
 from gyre_deployer.adapters.triton import Triton
 from gyre_deployer.adapters.views import KafkaCandidates, KafkaGateways, own_projection
 from gyre_deployer.handlers.commands import Commands
 from gyre_deployer.handlers.ledger import RolloutLedger
+from gyre_deployer.handlers.loading import LoadAttempts
 from gyre_deployer.handlers.reconcile import Reconciler
+from gyre_deployer.handlers.recovery import Recovery
 from gyre_deployer.handlers.serving import Serving, WarmUp
 from gyre_deployer.settings import DeployerSettings
 from gyre_deployer.transport.servicer import DeployerServicer
@@ -38,13 +41,16 @@ async def bootstrap(lifespan: Lifespan, settings: DeployerSettings) -> Running:
     await ensure_topics(settings, loops.values())
     triton = await lifespan.enter(Triton(settings, timeout_s=settings.deployer_triton_timeout_s))
     lifespan.depends_on(Dependency("triton", triton.is_live, required=False))
-    commands = {name: await _serve_loop(lifespan, settings, spec, triton) for name, spec in loops.items()}
+    alerts = KafkaAlerts(await lifespan.enter(Producer(settings.kafka, source=SOURCE)))
+    commands = {name: await _serve_loop(lifespan, settings, spec, triton, alerts) for name, spec in loops.items()}
     registration = Registration(add_DeployerServiceServicer_to_server, DeployerServicer(commands))
     server = await lifespan.enter(build_server(settings, [registration], health=lifespan.health))
     return Running(server, {name: each.ledger for name, each in commands.items()})
 
 
-async def _serve_loop(lifespan: Lifespan, settings: DeployerSettings, spec: LoopSpec, triton: Triton) -> Commands:
+async def _serve_loop(
+    lifespan: Lifespan, settings: DeployerSettings, spec: LoopSpec, triton: Triton, alerts: KafkaAlerts
+) -> Commands:
     """One loop: fence a twin first, then fold the log, and only then write."""
     loop = spec.loop
     arrived = asyncio.Event()
@@ -53,14 +59,16 @@ async def _serve_loop(lifespan: Lifespan, settings: DeployerSettings, spec: Loop
     gateways = await lifespan.enter(KafkaGateways(settings.kafka, loop))
     candidates = await lifespan.enter(KafkaCandidates(settings.kafka, loop, on_arrival=arrived.set))
     projection = await lifespan.enter(own_projection(settings.kafka, loop, ledger.note_epoch))
+    repository = TritonRepository(settings.triton_repository)
     serving = Serving(
         Layout.compile(spec),
         triton,
-        TritonRepository(settings.triton_repository),
+        repository,
         ArtifactFolders(),
         WarmUp(settings.deployer_warmup_requests, settings.deployer_warmup_rows),
+        LoadAttempts(loop, triton, repository, first_backoff_s=settings.deployer_load_backoff_s),
     )
-    reconciler = Reconciler(spec, ledger, serving, candidates, gateways)
+    reconciler = Reconciler(spec, ledger, Recovery(ledger, serving, alerts), candidates, gateways)
     for name, check in (
         ("candidates", candidates.check),
         ("gateway reports", gateways.check),

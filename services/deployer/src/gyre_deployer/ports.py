@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gyre_deployer.domain.alerts import Alert
+from gyre_deployer.domain.loading import LoadRecord
 from gyre_deployer.domain.observation import Report
 from gyre_deployer.domain.rollouts import Candidate, Change, LoopState
 
@@ -83,11 +85,15 @@ class ModelServer(Protocol):
     async def is_ready(self, name: str) -> bool:
         """Whether a model is loaded and can answer."""
 
+    async def ready_models(self) -> frozenset[str]:
+        """The names of all models, of any loop, that are loaded and can answer."""
+
     async def load(self, name: str) -> None:
         """Load a model from the repository, again where its files changed.
 
         Raises:
             Refused: the server cannot load it.
+            Unavailable: the call broke off or took too long; whether the model is loaded is not known.
         """
 
     async def unload(self, name: str) -> None:
@@ -104,8 +110,8 @@ class ModelServer(Protocol):
 class ModelRepository(Protocol):
     """The folder from which the model server loads."""
 
-    async def install(self, candidate: Candidate, graph: bytes, columns: int) -> None:
-        """Put a version there as a whole, unless the very same is there already."""
+    async def install(self, candidate: Candidate, graph: bytes, columns: int) -> bool:
+        """Put a version there as a whole, unless the very same is there already; whether anything changed."""
 
     async def holds(self, loop: str, version: str) -> bool:
         """Whether a version is there."""
@@ -116,6 +122,12 @@ class ModelRepository(Protocol):
     async def remove(self, loop: str, version: str) -> None:
         """Remove a version, if it is there."""
 
+    async def load_records(self, loop: str) -> dict[str, LoadRecord]:
+        """The records of failed or unfinished attempts to load, by version."""
+
+    async def write_load_record(self, loop: str, version: str, record: LoadRecord | None) -> None:
+        """Write such a record in place of what is there; None removes it."""
+
 
 class Artifacts(Protocol):
     """Where the trainer put its models."""
@@ -125,4 +137,15 @@ class Artifacts(Protocol):
 
         Raises:
             Refused: a file is missing, broken, or not what was announced.
+        """
+
+
+class Alerts(Protocol):
+    """Where people are told that something is wrong."""
+
+    async def publish(self, alert: Alert) -> None:
+        """Publish an alert as it stands now; the same may be published more than once.
+
+        Raises:
+            Unavailable: Kafka does not take it.
         """

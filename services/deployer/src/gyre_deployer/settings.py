@@ -18,3 +18,5 @@ class DeployerSettings(ServiceSettings, KafkaSettings, TritonSettings, ModelRepo
     """Requests that warm a candidate up before it takes traffic."""
     deployer_warmup_rows: int = Field(100, ge=1, le=4096)
     """Candidates to score in each of them."""
+    deployer_load_backoff_s: float = Field(1.0, gt=0, le=60)
+    """Pause after a version could not be loaded, seconds; it doubles with each further failure, up to a minute."""

@@ -94,6 +94,7 @@ def _command(server: Path, *, backends: Path, repository: Path, address: Address
         str(server / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         "--model-control-mode=explicit",
+        "--strict-readiness=false",  # one model that cannot be loaded must not take the others out of service
         "--exit-on-error=false",
         f"--backend-directory={backends}",
         f"--backend-config=python,{prefix}",

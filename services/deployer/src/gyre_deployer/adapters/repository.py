@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
 import shutil
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 
 from gyre_core.models import INPUT, LAYOUT_PARAMETER, MODEL_FILE, OUTPUT, SEPARATOR, triton_model
 
+from gyre_deployer.domain.loading import LoadRecord
 from gyre_deployer.domain.rollouts import Candidate
 
 MAX_BATCH_ROWS = 4096
 CONFIG_FILE = "config.pbtxt"
+LOAD_RECORDS = ".load-records"
+"""Folder beside the models that holds the records of attempts to load, a file for each version."""
 _HALF_WRITTEN = "."
+_LOG = logging.getLogger(__name__)
 
 
 def config(candidate: Candidate, columns: int) -> str:
@@ -38,9 +45,9 @@ class TritonRepository:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    async def install(self, candidate: Candidate, graph: bytes, columns: int) -> None:
+    async def install(self, candidate: Candidate, graph: bytes, columns: int) -> bool:
         """See `ModelRepository`."""
-        await asyncio.to_thread(self._install, candidate, graph, columns)
+        return await asyncio.to_thread(self._install, candidate, graph, columns)
 
     async def holds(self, loop: str, version: str) -> bool:
         """See `ModelRepository`."""
@@ -54,17 +61,27 @@ class TritonRepository:
         """See `ModelRepository`."""
         await asyncio.to_thread(self._remove, self._root / triton_model(loop, version))
 
-    def _install(self, candidate: Candidate, graph: bytes, columns: int) -> None:
+    async def load_records(self, loop: str) -> dict[str, LoadRecord]:
+        """See `ModelRepository`."""
+        return await asyncio.to_thread(_load_records, self._root / LOAD_RECORDS, f"{loop}{SEPARATOR}")
+
+    async def write_load_record(self, loop: str, version: str, record: LoadRecord | None) -> None:
+        """See `ModelRepository`."""
+        path = self._root / LOAD_RECORDS / f"{triton_model(loop, version)}.json"
+        await asyncio.to_thread(_write_load_record, path, record)
+
+    def _install(self, candidate: Candidate, graph: bytes, columns: int) -> bool:
         name = triton_model(candidate.loop, candidate.version)
         wanted = {Path(CONFIG_FILE): config(candidate, columns).encode(), Path("1", MODEL_FILE): graph}
         final = self._root / name
         if _holds(final, wanted):
-            return
+            return False
         draft = self._root / f"{_HALF_WRITTEN}{name}{SEPARATOR}{uuid.uuid4().hex}"
         for path, content in wanted.items():
             _write(draft / path, content)
         self._remove(final)
         draft.rename(final)
+        return True
 
     def _versions(self, loop: str) -> list[str]:
         prefix = f"{loop}{SEPARATOR}"
@@ -90,3 +107,27 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _load_records(folder: Path, prefix: str) -> dict[str, LoadRecord]:
+    records = {}
+    for path in sorted(folder.glob(f"{prefix}*.json")):
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+            record = LoadRecord(**{**body, "ready_before": tuple(body["ready_before"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            _LOG.warning(
+                "a load record cannot be read: it is left out", extra={"path": str(path), "problem": str(error)}
+            )
+            continue
+        records[path.stem.removeprefix(prefix)] = record
+    return records
+
+
+def _write_load_record(path: Path, record: LoadRecord | None) -> None:
+    if record is None:
+        path.unlink(missing_ok=True)
+        return
+    draft = path.with_name(f".{path.name}")
+    _write(draft, json.dumps(asdict(record)).encode())
+    draft.rename(path)

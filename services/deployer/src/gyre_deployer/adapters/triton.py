@@ -83,6 +83,13 @@ class Triton:
             answer = await self._stub.ModelReady(pb.ModelReadyRequest(name=name), timeout=_ASK_S)
         return bool(answer.ready)
 
+    async def ready_models(self) -> frozenset[str]:
+        """See `ModelServer`."""
+        request = pb.RepositoryIndexRequest(ready=True)
+        with _asking():
+            answer = await self._stub.RepositoryIndex(request, timeout=_ASK_S)
+        return frozenset(each.name for each in answer.models if each.state == "READY")
+
     async def load(self, name: str) -> None:
         """See `ModelServer`."""
         request = pb.RepositoryModelLoadRequest(model_name=name)

@@ -41,6 +41,8 @@ class StepProgress:
     requests: int
 
 
+MAX_REOPENINGS = 5
+"""How often a rollout's steps are observed anew because the model server was away, before it is rolled back."""
 _STEPS = {State.STARTED: Step.VALIDATE, State.VALIDATED: Step.LOAD, State.LOADED: Step.WARM, State.WARMED: Step.OPEN}
 
 
@@ -106,6 +108,35 @@ def roll_back(rollout: Rollout, reason: str) -> Change:
 def promote(rollout: Rollout, reason: str) -> Change:
     """Make the candidate the live model."""
     return follow(rollout, Kind.PROMOTED, reason, share=1.0)
+
+
+def give_up(state: LoopState, version: str, problem: str) -> list[Change]:
+    """The changes that follow where the model server cannot load a version; none where nothing could take its place.
+
+    A candidate is rolled back, a last good version is fallen back to no more, and of a live version all traffic goes
+    to the last good one. What was loaded before is not any more, so that nobody needs to be waited for.
+    """
+    rollout = state.of_version(version)
+    if rollout is None:
+        return []
+    changes = []
+    if rollout.is_under_way:
+        changes.append(roll_back(rollout, problem))
+    elif version == state.live:
+        if not state.last_good:
+            return []
+        changes.append(follow(rollout, Kind.FELL_BACK, f"{problem}: {state.last_good} is live again", share=0.0))
+    elif version == state.last_good:
+        changes.append(follow(rollout, Kind.DROPPED, problem))
+    if version in state.loaded:
+        changes.append(follow(rollout, Kind.UNLOADED, "the model server does not hold it", share=0.0))
+    return changes
+
+
+def reopenings(rollout: Rollout) -> int:
+    """How often a step of a rollout was observed anew under an epoch of its own."""
+    shifts = [(change.step, change.share) for change in rollout.changes if change.kind == Kind.SHIFTED]
+    return len(shifts) - len(set(shifts))
 
 
 def open_traffic(rollout: Rollout, steps: Sequence[RolloutStep]) -> Change:

@@ -21,6 +21,8 @@ class Kind(StrEnum):
     RESUMED = "RESUMED"
     UNLOADED = "UNLOADED"
     REFUSED = "REFUSED"
+    DROPPED = "DROPPED"
+    FELL_BACK = "FELL_BACK"
 
 
 class State(StrEnum):
@@ -53,6 +55,8 @@ _FROM: Mapping[Kind, frozenset[State]] = {
     Kind.PAUSED: RUNNING,
     Kind.RESUMED: frozenset({State.PAUSED}),
     Kind.UNLOADED: ENDED,
+    Kind.DROPPED: frozenset({State.PROMOTED}),
+    Kind.FELL_BACK: frozenset({State.PROMOTED}),
 }
 """The states from which each change may come; STARTED, and REFUSED without a start, begin a rollout."""
 
@@ -66,7 +70,10 @@ _TO: Mapping[Kind, State] = {
     Kind.ROLLED_BACK: State.ROLLED_BACK,
     Kind.REFUSED: State.REFUSED,
     Kind.PAUSED: State.PAUSED,
+    Kind.FELL_BACK: State.ROLLED_BACK,
 }
+WITHOUT_STEP = frozenset({Kind.UNLOADED, Kind.DROPPED})
+"""Changes that leave a rollout in the state that it is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +255,7 @@ def apply(state: LoopState, change: Change) -> LoopState:
         raise ValueError(f"epoch {change.epoch} of {change.kind}: must be above {state.epoch}")
     before = state.rollouts.get(change.rollout_id)
     after = _begun(state, change) if before is None else _moved(before, change)
+    _require_role(state, change)
     changed = replace(
         state,
         epoch=change.epoch,
@@ -256,6 +264,14 @@ def apply(state: LoopState, change: Change) -> LoopState:
         current=after.id if change.kind == Kind.STARTED else state.current,
     )
     return _with_unnamed(_with_versions(changed, before, change))
+
+
+def _require_role(state: LoopState, change: Change) -> None:
+    """Only the live model can fall back, and only to a model that is left; only the last good one can be dropped."""
+    if change.kind == Kind.DROPPED and change.version != state.last_good:
+        raise ValueError(f"{change.kind} of {change.version}: cannot follow while {state.last_good!r} is last good")
+    if change.kind == Kind.FELL_BACK and (change.version != state.live or not state.last_good):
+        raise ValueError(f"{change.kind} of {change.version}: cannot follow while {state.live!r} is live")
 
 
 def _begun(state: LoopState, change: Change) -> Rollout:
@@ -277,7 +293,7 @@ def _moved(rollout: Rollout, change: Change) -> Rollout:
     if rollout.state not in _FROM.get(change.kind, frozenset()):
         raise ValueError(f"{change.kind} of rollout {rollout.id}: cannot follow {rollout.state}")
     moved = replace(rollout, changes=(*rollout.changes, change))
-    if change.kind == Kind.UNLOADED:
+    if change.kind in WITHOUT_STEP:
         return moved
     state = rollout.resumes_to if change.kind == Kind.RESUMED else _TO[change.kind]
     moved = replace(moved, state=state, share=change.share, step=change.step, resumes_to=rollout.state)
@@ -289,15 +305,30 @@ def _moved(rollout: Rollout, change: Change) -> Rollout:
 def _with_versions(state: LoopState, before: Rollout | None, change: Change) -> LoopState:
     """Who is live, what to fall back to, and what is loaded."""
     version = change.version
-    if change.kind == Kind.LOADED:
-        return replace(state, loaded=(*(each for each in state.loaded if each != version), version))
-    if change.kind == Kind.UNLOADED:
-        return replace(state, loaded=tuple(each for each in state.loaded if each != version))
-    if change.kind == Kind.PROMOTED:
-        return replace(state, live=version, last_good=state.live)
-    if change.kind == Kind.ROLLED_BACK and before is not None and before.state == State.PROMOTED:
-        return replace(state, live=change.live_version, last_good="")
+    others = tuple(each for each in state.loaded if each != version)
+    match change.kind:
+        case Kind.LOADED:
+            state = replace(state, loaded=(*others, version))
+        case Kind.UNLOADED:
+            state = replace(state, loaded=others)
+        case Kind.PROMOTED:
+            state = replace(state, live=version, last_good=state.live)
+        case Kind.ROLLED_BACK if before is not None and before.state == State.PROMOTED:
+            state = replace(state, live=change.live_version, last_good="")
+        case Kind.DROPPED:
+            state = replace(state, last_good="")
+        case Kind.FELL_BACK:
+            state = replace(_compared_with(state, state.last_good, change), live=state.last_good, last_good="")
     return state
+
+
+def _compared_with(state: LoopState, live: str, change: Change) -> LoopState:
+    """Let the rollout under way, if there is one, be observed from now on beside another live version."""
+    rollout = state.under_way
+    if rollout is None:
+        return state
+    rebased = replace(rollout, live_version=live, observed_since=change.time, observed_epoch=change.epoch)
+    return replace(state, rollouts={**state.rollouts, rollout.id: rebased})
 
 
 def _with_unnamed(state: LoopState) -> LoopState:

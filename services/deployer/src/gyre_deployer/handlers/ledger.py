@@ -13,7 +13,7 @@ from typing import Self
 from gyre_runtime import Unavailable, instrument
 
 from gyre_deployer.domain.projection import arms
-from gyre_deployer.domain.rollouts import Change, Kind, LoopState, apply, fold
+from gyre_deployer.domain.rollouts import WITHOUT_STEP, Change, Kind, LoopState, apply, fold
 from gyre_deployer.ports import FencedByPeer, RolloutLog
 
 _LOG = logging.getLogger(__name__)
@@ -159,6 +159,6 @@ class RolloutLedger:
             "share": change.share,
         }
         _LOG.info("rollout %s: %s", change.kind.lower(), change.reason, extra=facts)
-        if change.kind not in (Kind.UNLOADED, Kind.RESUMED):
+        if change.kind not in WITHOUT_STEP | {Kind.RESUMED}:
             reached = state.rollouts[change.rollout_id].state
             instrument("gyre_deployer_rollouts_total").add(loop=state.loop, state=reached.lower())

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from gyre_core.spec import LoopSpec
-from gyre_runtime import Unavailable, model_tracer
+from gyre_runtime import Unavailable
 from gyre_runtime.errors import is_transient
 from opentelemetry.trace import Span
 
@@ -26,14 +26,14 @@ from gyre_deployer.domain.decisions import (
     open_traffic,
     pending,
     refuse,
-    reopen,
     roll_back,
 )
 from gyre_deployer.domain.guardrails import judge
 from gyre_deployer.domain.observation import Observation, Report, lagging, tripped
 from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, State
 from gyre_deployer.handlers.ledger import ConcurrentChange, RolloutLedger
-from gyre_deployer.handlers.serving import Serving
+from gyre_deployer.handlers.loading import Postponed
+from gyre_deployer.handlers.recovery import Recovery, span_of
 from gyre_deployer.handlers.starting import start_rollout
 from gyre_deployer.ports import Candidates, Gateways, Refused
 
@@ -62,21 +62,23 @@ class Reconciler:
         self,
         spec: LoopSpec,
         ledger: RolloutLedger,
-        serving: Serving,
+        recovery: Recovery,
         candidates: Candidates,
         gateways: Gateways,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._spec = spec
+        self._recovery = recovery
         self._ledger = ledger
-        self._serving = serving
+        self._serving = recovery.serving
         self._candidates = candidates
         self._gateways = gateways
         self._now = now
         self._stopping = False
         self._watch: Watch | None = None
         self._was_away = False
+        self._missing: Mapping[str, str] = {}
         self._held_for = ""
         self._acknowledged: dict[str, float] = {}
         self._swept_epoch = -1
@@ -143,23 +145,22 @@ class Reconciler:
             await start_rollout(self._ledger, state, waiting, waiting[-1])
 
     async def _keep_loaded(self) -> None:
-        """Have Triton hold what it should, also after its restart, whose failures are not the candidate's."""
+        """Have Triton hold what it should, also after its restart, and give up what it cannot load.
+
+        A restart is not the fault of a candidate that takes traffic; a load that Triton does not survive is.
+        """
         try:
-            self._was_away = bool(await self._serving.ensure_loaded(self._ledger.state)) or self._was_away
+            await self._recovery.give_up()
+            restoration = await self._serving.restore(self._ledger.state)
         except Unavailable:
             self._was_away = True
             raise
-        if self._was_away:
-            await self._forgive()
+        self._missing = restoration.missing
+        await self._recovery.publish_alert(self._missing)
+        if self._was_away or restoration.restored:
+            self._watch = None
+            await self._recovery.observe_anew()
             self._was_away = False
-
-    async def _forgive(self) -> None:
-        """Watch the step anew, under an epoch for which gateways ask the candidate again."""
-        self._watch = None
-        state = self._ledger.state
-        rollout = state.under_way
-        if rollout is not None and rollout.state == State.CANARY:
-            await self._write(state, reopen(rollout, "Triton was away: the step is observed anew"), "observe anew")
 
     async def _take_step(self) -> None:
         state = self._ledger.state
@@ -174,7 +175,9 @@ class Reconciler:
             Step.OBSERVE: self._observe,
         }
         take = steps.get(next_step(rollout))
-        if take is not None:
+        if rollout.version in self._missing:
+            self._held_for = self._missing[rollout.version]
+        elif take is not None:
             await take(state, rollout)
 
     async def _validate(self, state: LoopState, rollout: Rollout) -> None:
@@ -196,6 +199,9 @@ class Reconciler:
         """Do one step before traffic; whatever it finds wrong with the candidate refuses it."""
         try:
             change = follow(rollout, kind, await work(rollout.candidate))
+        except Postponed as pause:
+            self._held_for = str(pause)
+            return
         except Refused as error:
             change = refuse(rollout, str(error))
         await self._ledger.append(state, [change])
@@ -271,5 +277,4 @@ class Reconciler:
             self._swept_epoch = state.epoch
 
     def _span(self, name: str, rollout: Rollout) -> AbstractContextManager[Span]:
-        attributes = {"gyre.loop": self._spec.loop, "gyre.version": rollout.version, "gyre.rollout_id": rollout.id}
-        return model_tracer().span(f"rollout {name}", parent=rollout.traceparent or None, attributes=attributes)
+        return span_of(self._spec.loop, name, rollout)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from gyre_core.features import Layout
 from gyre_core.models import triton_model
 from gyre_runtime import instrument
 
+from gyre_deployer.domain.loading import LoadRecord
 from gyre_deployer.domain.rollouts import Candidate, LoopState
+from gyre_deployer.handlers.loading import LoadAttempts, Postponed
 from gyre_deployer.ports import F32, Artifact, Artifacts, ModelRepository, ModelServer, Refused
 
 TOLERANCE = 1e-4
@@ -27,11 +30,30 @@ class WarmUp:
     rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class Restoration:
+    """What a look at the server found of the versions that it should hold.
+
+    Attributes:
+        restored: versions that it had lost and holds again.
+        missing: versions that it does not hold, with the reason in words for a person.
+    """
+
+    restored: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
 class Serving:
     """The loop's versions on the model server."""
 
     def __init__(
-        self, layout: Layout, server: ModelServer, repository: ModelRepository, artifacts: Artifacts, warm_up: WarmUp
+        self,
+        layout: Layout,
+        server: ModelServer,
+        repository: ModelRepository,
+        artifacts: Artifacts,
+        warm_up: WarmUp,
+        attempts: LoadAttempts,
     ) -> None:
         self._layout = layout
         self._loop = layout.loop
@@ -39,23 +61,28 @@ class Serving:
         self._repository = repository
         self._artifacts = artifacts
         self._warm_up = warm_up
+        self._attempts = attempts
 
     async def validate(self, candidate: Candidate) -> str:
         """Check a candidate, load it, and compare its answers to the golden requests; say what was found.
 
         Raises:
             Refused: it is not fit to be served; nothing of it is left on the server.
+            Postponed: an attempt to load it failed, and the next one is not due yet.
             Unavailable: the server is away; nothing is decided.
         """
         artifact = await self._checked(candidate)
-        await self._install(candidate, artifact)
         try:
-            await self._load(candidate.version)
-            worst = await self._worst_difference(candidate.version, artifact)
+            worst = await self._attempts.run(candidate.version, lambda: self._first_load(candidate, artifact))
         except Refused:
             await self.forget(candidate.version)
             raise
         return f"{len(artifact.scores)} golden requests answered within {worst:.1e}"
+
+    async def _first_load(self, candidate: Candidate, artifact: Artifact) -> float:
+        await self._install(candidate, artifact)
+        await self._load(candidate.version)
+        return await self._worst_difference(candidate.version, artifact)
 
     async def _checked(self, candidate: Candidate) -> Artifact:
         columns = self._layout.columns
@@ -75,15 +102,26 @@ class Serving:
 
         Raises:
             Refused: it cannot be loaded.
+            Postponed: an attempt to load it failed, and the next one is not due yet.
             Unavailable: the server is away.
         """
         if not await self._server.is_ready(triton_model(self._loop, candidate.version)):
-            await self._install(candidate, await self._artifacts.read(candidate))
-            await self._load(candidate.version)
+            await self._attempts.run(candidate.version, lambda: self._reload(candidate))
         return "loaded beside the live model"
 
-    async def _install(self, candidate: Candidate, artifact: Artifact) -> None:
-        await self._repository.install(candidate, artifact.graph, len(self._layout.columns))
+    async def _reload(self, candidate: Candidate) -> None:
+        """Load a version from the repository; what is lost or broken there is made again from the artefact."""
+        if not await self._repository.holds(self._loop, candidate.version):
+            await self._install(candidate, await self._artifacts.read(candidate))
+        try:
+            await self._load(candidate.version)
+        except Refused:
+            if not await self._install(candidate, await self._artifacts.read(candidate)):
+                raise
+            await self._load(candidate.version)
+
+    async def _install(self, candidate: Candidate, artifact: Artifact) -> bool:
+        return await self._repository.install(candidate, artifact.graph, len(self._layout.columns))
 
     async def _load(self, version: str) -> None:
         await self._server.load(triton_model(self._loop, version))
@@ -101,45 +139,67 @@ class Serving:
 
         Raises:
             Refused: it fails.
+            Postponed: it was asked before, the server went away, and the next attempt is not due yet.
             Unavailable: the server is away.
         """
         artifact = await self._artifacts.read(candidate)
         rows = _tiled(artifact.features, self._warm_up.rows)
-        observe = instrument("gyre_deployer_warmup_seconds").bind(loop=self._loop, version=candidate.version)
-        times = []
-        for _ in range(self._warm_up.requests):
-            started = time.perf_counter()
-            await self._server.score(triton_model(self._loop, candidate.version), rows)
-            times.append(time.perf_counter() - started)
-            observe(times[-1])
+        times = await self._attempts.run(candidate.version, lambda: self._timed(candidate.version, rows))
         median, slowest = np.median(times) * 1000, max(times) * 1000
         return f"{len(times)} requests of {len(rows)} rows: median {median:.1f} ms, slowest {slowest:.1f} ms"
 
-    async def ensure_loaded(self, state: LoopState) -> list[str]:
-        """Load again what the server should hold and does not, because it was restarted; return those versions.
+    async def _timed(self, version: str, rows: F32) -> list[float]:
+        observe = instrument("gyre_deployer_warmup_seconds").bind(loop=self._loop, version=version)
+        times = []
+        for _ in range(self._warm_up.requests):
+            started = time.perf_counter()
+            await self._server.score(triton_model(self._loop, version), rows)
+            times.append(time.perf_counter() - started)
+            observe(times[-1])
+        return times
+
+    async def unloadable(self) -> dict[str, LoadRecord]:
+        """Versions that cannot be loaded, with their attempts; first finds out how attempts that broke off ended.
 
         Raises:
             Unavailable: the server is away.
         """
-        missing = [
-            version for version in state.loaded if not await self._server.is_ready(triton_model(self._loop, version))
-        ]
-        for version in sorted(missing, key=lambda each: each != state.live):
-            await self._restore(state, version)
-        return missing
+        await self._attempts.close()
+        return await self._attempts.hopeless()
 
-    async def _restore(self, state: LoopState, version: str) -> None:
-        """One version that cannot be restored must not keep the others, which serve requests, from coming back."""
+    async def restore(self, state: LoopState) -> Restoration:
+        """Load again what the server should hold and does not, because it was restarted: live and last good first.
+
+        Raises:
+            Unavailable: the server is away.
+        """
+        under_way = state.under_way
+        order = (state.live, state.last_good, under_way.version if under_way else "")
+        lost = [each for each in state.loaded if not await self._server.is_ready(triton_model(self._loop, each))]
+        restored, missing = [], {}
+        for version in sorted(lost, key=lambda each: order.index(each) if each in order else len(order)):
+            problem = await self._restored(state, version)
+            if problem:
+                missing[version] = problem
+            else:
+                restored.append(version)
+        return Restoration(tuple(restored), missing)
+
+    async def _restored(self, state: LoopState, version: str) -> str:
+        """Load a version again; why it is not loaded, which must not keep the others, which serve, from coming back."""
         rollout = state.of_version(version)
+        if rollout is None:
+            return f"{version} has no rollout"
         try:
-            if rollout is not None and not await self._repository.holds(self._loop, version):
-                await self._install(rollout.candidate, await self._artifacts.read(rollout.candidate))
-            await self._load(version)
+            await self._attempts.run(version, lambda: self._reload(rollout.candidate))
+        except Postponed as pause:
+            return str(pause)
         except Refused as error:
             _LOG.error("a version cannot be loaded again", extra={"version": version, "problem": str(error)})
-        else:
-            instrument("gyre_deployer_reloads_total").add(loop=self._loop, version=version)
-            _LOG.warning("loaded again: the model server had lost it", extra={"loop": self._loop, "version": version})
+            return str(error)
+        instrument("gyre_deployer_reloads_total").add(loop=self._loop)
+        _LOG.warning("loaded again: the model server had lost it", extra={"loop": self._loop, "version": version})
+        return ""
 
     async def unload(self, version: str) -> None:
         """Take a version off the server; its files stay until `sweep`.
@@ -157,6 +217,7 @@ class Serving:
         """
         await self._server.unload(triton_model(self._loop, version))
         await self._repository.remove(self._loop, version)
+        await self._attempts.forget(version)
 
     async def sweep(self, state: LoopState) -> None:
         """Forget every version in the repository that the log does not know as loaded or under way.

@@ -25,9 +25,12 @@ OVER = frozenset(
         models.ROLLOUT_EVENT_KIND_ROLLED_BACK,
         models.ROLLOUT_EVENT_KIND_REFUSED,
         models.ROLLOUT_EVENT_KIND_UNLOADED,
+        models.ROLLOUT_EVENT_KIND_DROPPED,
+        models.ROLLOUT_EVENT_KIND_FELL_BACK,
     }
 )
 """What a rollout that is no longer under way last said."""
+_WITHOUT_STEP = frozenset({models.ROLLOUT_EVENT_KIND_UNLOADED, models.ROLLOUT_EVENT_KIND_DROPPED})
 
 
 def note_trigger(connection: Connection, spec: LoopSpec, event: Event) -> None:
@@ -90,8 +93,8 @@ def _started(loop: str, message: models.RolloutEvent, at: float) -> Row:
 
 def _folded(row: Row, message: models.RolloutEvent, at: float) -> Row:
     folded = {**row, "events": row["events"] + 1}
-    # Unloading an old version is no step of the rollout that made it old.
-    if message.kind == models.ROLLOUT_EVENT_KIND_UNLOADED or message.epoch < row["last_epoch"]:
+    # Unloading or dropping an old version is no step of the rollout that made it old.
+    if message.kind in _WITHOUT_STEP or message.epoch < row["last_epoch"]:
         return folded
     folded |= {"kind": message.kind, "share": message.share, "last_epoch": message.epoch, "change_time": at}
     if row["full_time"] is None and (message.share >= 1 or message.kind == models.ROLLOUT_EVENT_KIND_PROMOTED):

@@ -86,6 +86,10 @@ class _RolloutEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Roll
     """A version that nobody uses any more was unloaded."""
     ROLLOUT_EVENT_KIND_REFUSED: _RolloutEventKind.ValueType  # 11
     """The candidate was refused before it took traffic."""
+    ROLLOUT_EVENT_KIND_DROPPED: _RolloutEventKind.ValueType  # 12
+    """The last good version cannot be loaded any more: nothing falls back to it."""
+    ROLLOUT_EVENT_KIND_FELL_BACK: _RolloutEventKind.ValueType  # 13
+    """The live version cannot be loaded any more: the last good version is live again."""
 
 class RolloutEventKind(_RolloutEventKind, metaclass=_RolloutEventKindEnumTypeWrapper):
     """What happened to a rollout."""
@@ -114,6 +118,10 @@ ROLLOUT_EVENT_KIND_UNLOADED: RolloutEventKind.ValueType  # 10
 """A version that nobody uses any more was unloaded."""
 ROLLOUT_EVENT_KIND_REFUSED: RolloutEventKind.ValueType  # 11
 """The candidate was refused before it took traffic."""
+ROLLOUT_EVENT_KIND_DROPPED: RolloutEventKind.ValueType  # 12
+"""The last good version cannot be loaded any more: nothing falls back to it."""
+ROLLOUT_EVENT_KIND_FELL_BACK: RolloutEventKind.ValueType  # 13
+"""The live version cannot be loaded any more: the last good version is live again."""
 Global___RolloutEventKind: _TypeAlias = RolloutEventKind  # noqa: Y015
 
 class _ModelRole:
