@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from gyre.events.v1.behavior_pb2 import Interaction
+from gyre.events.v1.behavior_pb2 import Interaction, UserChanged
 from gyre_core.topics import declared
 from gyre_local.testing import eventually
 from gyre_runtime import Invalid, Unavailable, load_loops, start_span
@@ -22,7 +22,6 @@ from gyre_runtime.kafka import (
     Producer,
     TransactionalProducer,
     View,
-    bounded_time,
     create_topics,
     ensure_topics,
     read_compacted,
@@ -35,7 +34,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 pytestmark = [pytest.mark.adapter, pytest.mark.timeout(30)]
 
 MakeTopic = Callable[..., Awaitable[str]]
-TYPES = message_types(Interaction)
+TYPES = message_types(Interaction, UserChanged)
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ async def test_a_deletion_is_in_every_partition_and_no_dead_letter(kafka: str, m
     async with Producer(kafka, source="test") as producer, consuming(kafka, topic, handle):
         await producer.delete(topic, "u7")
         for number in range(12):
-            await producer.send(topic, interaction(), key=f"u{number}")
+            await producer.send(topic, UserChanged(user_id=f"u{number}"), key=f"u{number}")
         await eventually(lambda: len(seen) == 12)
     deleted = [record.partition async for record in read_records(kafka, topic) if record.value is None]
     assert sorted(deleted) == [0, 1, 2]
@@ -195,23 +194,6 @@ async def test_offsets_are_committed_after_success_only(kafka: str, make_topic: 
         async with consuming(kafka, topic, handle):
             await eventually(lambda: second)
     assert second == ["e2"]
-
-
-async def test_events_outside_the_time_bounds_are_refused(kafka: str, make_topic: MakeTopic) -> None:
-    """Too old and future events by the loop's clock are dead-lettered with these reasons."""
-    topic, seen = await make_topic(), []
-    admit = bounded_time(lambda: 1000.0, max_lateness_s=100, max_future_s=10)
-
-    async def handle(events: list[Event]) -> None:
-        seen.extend(event.time for event in events)
-
-    async with Producer(kafka, source="test") as producer, consuming(kafka, topic, handle, admit=admit):
-        for moment in (899.0, 1011.0, 950.0):
-            await producer.send(topic, interaction(), key=None, time=moment)
-        await eventually(lambda: seen)
-        found = await letters(kafka, topic, 2)
-    assert seen == [950.0]
-    assert [headers["gyre_reason"] for _, headers in found] == ["TOO_OLD", "IN_FUTURE"]
 
 
 async def test_a_second_member_takes_partitions_over_without_loss_or_repetition(
@@ -349,7 +331,7 @@ async def test_the_queue_is_bounded_and_counts_what_it_drops(kafka: str, make_to
 
 async def test_a_second_producer_of_a_transactional_id_fences_the_first(kafka: str, make_topic: MakeTopic) -> None:
     """After a twin started, the older producer's transaction raises Fenced and leaves nothing to read."""
-    topic = await make_topic("models.rollout-events")
+    topic = await make_topic("tests.log")
     async with TransactionalProducer(kafka, f"id-{topic}", source="test") as first:
         async with first.transaction() as transaction:
             await transaction.send(topic, interaction(1), key=None, id="first")
@@ -364,7 +346,7 @@ async def test_a_second_producer_of_a_transactional_id_fences_the_first(kafka: s
 
 async def test_an_aborted_transaction_is_not_seen(kafka: str, make_topic: MakeTopic) -> None:
     """What was sent in a block that raised stays invisible in every topic of the transaction."""
-    log, view = await make_topic("models.rollout-events"), await make_topic("models.rollouts", compacted=True)
+    log, view = await make_topic("tests.log"), await make_topic("tests.view", compacted=True)
     async with TransactionalProducer(kafka, f"id-{log}", source="test") as producer:
         with pytest.raises(KeyError):  # noqa: PT012 - the block is what is tested
             async with producer.transaction() as transaction:
@@ -380,7 +362,7 @@ async def test_an_aborted_transaction_is_not_seen(kafka: str, make_topic: MakeTo
 
 async def test_a_view_catches_up_then_follows(kafka: str, make_topic: MakeTopic) -> None:
     """A view is ready with the newest of every key, follows changes and removals, keeps out the unreadable."""
-    topic, changes = await make_topic("models.rollouts", compacted=True, partitions=2), []
+    topic, changes = await make_topic("tests.view", compacted=True, partitions=2), []
     async with Producer(kafka, source="test") as producer:
         for number in range(6):
             await producer.send(topic, interaction(number), key=f"k{number % 2}", id=f"e{number}")
@@ -413,12 +395,12 @@ async def test_a_view_catches_up_with_what_came_since(kafka: str, make_topic: Ma
 
 async def test_an_empty_view_is_ready(kafka: str, make_topic: MakeTopic) -> None:
     """A topic without records makes an empty view that is ready."""
-    assert await read_compacted(kafka, await make_topic("models.rollouts", compacted=True), TYPES) == {}
+    assert await read_compacted(kafka, await make_topic("tests.view", compacted=True), TYPES) == {}
 
 
 async def test_a_log_does_not_skip_what_it_cannot_read(kafka: str, make_topic: MakeTopic) -> None:
     """Reading a log with an unreadable record raises."""
-    topic = await make_topic("models.rollout-events")
+    topic = await make_topic("tests.log")
     async with Producer(kafka, source="test") as producer:
         await producer.send_record(topic, Record(None, b"x", []))
     with pytest.raises(Unreadable):

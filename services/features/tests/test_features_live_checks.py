@@ -90,7 +90,9 @@ def _act(number: int = 0, *, item: str = "i0", request: str = "", user: str = ""
 
 def _impression(spec: LoopSpec, request: str, items: list[str], *, prices: list[float]) -> behavior.Impression:
     layout = Layout.compile(spec)
-    message = behavior.Impression(request_id=request, user_id="u", item_ids=items, shown=2)
+    message = behavior.Impression(
+        request_id=request, user_id="u", item_ids=items, shown=2, method=behavior.IMPRESSION_METHOD_RANK
+    )
     matrix = np.zeros((len(items), len(layout.columns)), dtype="<f4")
     matrix[:, layout.columns.index("price")] = prices
     block = message.features
@@ -198,6 +200,7 @@ def test_windows_that_ended_a_while_ago_rest(checked: LoopSpec) -> None:
 
     def count(time: float, event_id: str) -> None:
         message = _act(value=11.0)
+        windows.observe(time)
         windows.count(next(offset), Event(event_id, "test", "", time, message, None, name, 0, 0))
 
     for event_id in ("a", "b", "a"):

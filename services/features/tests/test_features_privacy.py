@@ -55,7 +55,12 @@ def _events(history: Any) -> list[Event]:
         user, item = PEOPLE[number % 5], f"i{number % 12}"
         rating = behavior.Interaction(user_id=user, item_id=item, type="rating", value=7)
         shown = behavior.Impression(
-            request_id=f"r{number}", user_id=user, item_ids=[item], shown=1, labels={"note": f"from {MAIL}"}
+            request_id=f"r{number}",
+            user_id=user,
+            item_ids=[item],
+            shown=1,
+            labels={"note": f"from {MAIL}"},
+            method=behavior.IMPRESSION_METHOD_RANK,
         )
         acts.append(history.event("behavior.interactions", rating, number))
         shows.append(history.event("behavior.impressions", shown, number))

@@ -12,11 +12,9 @@ from typing import Any
 import pytest
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import IMPORT_SOURCE, dead_letter_topic, declared, topic
-from gyre_features.domain import Admission
+from gyre_core.topics import dead_letter_topic, declared, topic
 from gyre_features.online.store import OnlineStore
 from gyre_local.testing import eventually
-from gyre_runtime.events import Event
 from gyre_runtime.kafka import create_topics, read_records
 from redis.asyncio import Redis
 
@@ -71,13 +69,3 @@ async def test_what_the_page_says_feeds_the_store_once(  # noqa: PLR0917 (fixtur
     for user in USERS[language]:
         assert len(list(layout.history((await store.read(user, [])).user))) == 1, user
     assert [each async for each in read_records(kafka, dead_letter_topic(name))] == []
-
-
-def test_history_may_be_old_on_the_wall_clock_and_nothing_else(spec: LoopSpec, history: Any) -> None:
-    """What `gyre import` sends enters a loop that lives now, however old; another producer's old event does not."""
-    loop = spec.model_copy(update={"clock": "wall"})
-    event: Event = history.event("behavior.interactions", history.rating(1, 1), 0)
-    assert Admission({spec.loop: loop})(event._replace(source=IMPORT_SOURCE)) is None
-    refusal = Admission({spec.loop: loop})(event)
-    assert refusal is not None
-    assert refusal.reason == "TOO_OLD"

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +44,13 @@ def _tallies(spec: LoopSpec) -> Callable[[], Tallies]:
     return lambda: Tallies(checks, shown)
 
 
+def _count(windows: PartitionWindows, offset: int, event: Event | None) -> str | None:
+    """Count a record as the watch does in a replay, whose time is that of the events."""
+    if event is not None:
+        windows.observe(event.time)
+    return windows.count(offset, event)
+
+
 def _tell(windows: PartitionWindows, *, idle: bool = False) -> list[pb.QualityWindow]:
     told = []
     for window, message in list(windows.due(idle=idle)):
@@ -55,9 +63,9 @@ def test_a_window_counts_types_and_ranges(spec: LoopSpec) -> None:
     """Events, types, and count, missing, least, greatest and sum of the values are exact."""
     windows = _windows(spec)
     for offset, value in enumerate([3.0, 9.0, None, 6.0, float("nan")]):
-        windows.count(offset, _event(spec, _rating(value), time=BEGIN + offset))
-    windows.count(5, _event(spec, _rating(None, kind="click"), time=BEGIN + 5))
-    windows.count(6, None)
+        _count(windows, offset, _event(spec, _rating(value), time=BEGIN + offset))
+    _count(windows, 5, _event(spec, _rating(None, kind="click"), time=BEGIN + 5))
+    _count(windows, 6, None)
     (told,) = _tell(windows, idle=True)
     assert (told.events, told.unreadable, dict(told.types)) == (6, 1, {"rating": 5, "click": 1})
     (found,) = told.ranges
@@ -77,7 +85,7 @@ def test_number_fields_of_items_have_ranges(spec: LoopSpec) -> None:
         ]
     ):
         message = behavior.ItemChanged(item_id=f"i{offset}", fields=fields)
-        windows.count(offset, _event(spec, message, time=BEGIN, suffix="catalog.items"))
+        _count(windows, offset, _event(spec, message, time=BEGIN, suffix="catalog.items"))
     (told,) = _tell(windows, idle=True)
     assert [(each.field, each.count, each.missing, each.sum) for each in told.ranges] == [("price", 1, 2, 4.5)]
 
@@ -85,19 +93,19 @@ def test_number_fields_of_items_have_ranges(spec: LoopSpec) -> None:
 def test_a_window_is_told_after_its_end_and_finally_after_the_lateness(spec: LoopSpec) -> None:
     """The loop's clock decides: so far at the end, finally after max_lateness, and in between only with changes."""
     windows = _windows(spec)
-    windows.count(0, _event(spec, _rating(1.0), time=BEGIN))
+    _count(windows, 0, _event(spec, _rating(1.0), time=BEGIN))
     assert _tell(windows) == []
-    windows.count(1, _event(spec, _rating(1.0), time=BEGIN + 60))
+    _count(windows, 1, _event(spec, _rating(1.0), time=BEGIN + 60))
     (so_far,) = _tell(windows)
     assert (so_far.window_start_time.ToSeconds(), so_far.events, so_far.final) == (BEGIN, 1, False)
     assert _tell(windows) == []
-    windows.count(2, _event(spec, _rating(1.0), time=BEGIN + 59))
+    _count(windows, 2, _event(spec, _rating(1.0), time=BEGIN + 59))
     (late,) = _tell(windows)
     assert (late.events, late.final) == (2, False)
-    windows.count(3, _event(spec, _rating(1.0), time=BEGIN + 60 + 3600))
+    _count(windows, 3, _event(spec, _rating(1.0), time=BEGIN + 60 + 3600))
     final = [each for each in _tell(windows) if each.final]
     assert [(each.window_start_time.ToSeconds(), each.events) for each in final] == [(BEGIN, 2)]
-    assert windows.count(4, _event(spec, _rating(1.0), time=BEGIN + 59)) == "TOO_OLD"
+    assert _count(windows, 4, _event(spec, _rating(1.0), time=BEGIN + 59)) == "WINDOW_CLOSED"
 
 
 def test_late_events_are_gathered_before_a_window_is_told_again(
@@ -108,27 +116,27 @@ def test_late_events_are_gathered_before_a_window_is_told_again(
     monkeypatch.setattr("gyre_features.quality.windows.monotonic", lambda: moment)
     source = topic(spec.loop, "behavior.interactions")
     windows = PartitionWindows(spec, source, 0, tallies=_tallies(spec), closed_until=0.0, again_s=1.0)
-    windows.count(0, _event(spec, _rating(1.0), time=BEGIN))
-    windows.count(1, _event(spec, _rating(1.0), time=BEGIN + 60))
+    _count(windows, 0, _event(spec, _rating(1.0), time=BEGIN))
+    _count(windows, 1, _event(spec, _rating(1.0), time=BEGIN + 60))
     assert [each.events for each in _tell(windows)] == [1]
-    windows.count(2, _event(spec, _rating(1.0), time=BEGIN + 58))
-    windows.count(3, _event(spec, _rating(1.0), time=BEGIN + 59))
+    _count(windows, 2, _event(spec, _rating(1.0), time=BEGIN + 58))
+    _count(windows, 3, _event(spec, _rating(1.0), time=BEGIN + 59))
     assert _tell(windows) == []
     moment = 101.0
     assert [each.events for each in _tell(windows)] == [3]
-    windows.count(4, _event(spec, _rating(1.0), time=BEGIN + 57))
-    windows.count(5, _event(spec, _rating(1.0), time=BEGIN + 60 + 3600))
+    _count(windows, 4, _event(spec, _rating(1.0), time=BEGIN + 57))
+    _count(windows, 5, _event(spec, _rating(1.0), time=BEGIN + 60 + 3600))
     assert [each.events for each in _tell(windows) if each.final] == [4]
 
 
 def test_a_successor_begins_at_the_oldest_open_window(spec: LoopSpec) -> None:
     """The offset to resume at is the first that feeds a window which is not final."""
     windows = _windows(spec)
-    windows.count(10, _event(spec, _rating(1.0), time=BEGIN))
-    windows.count(11, _event(spec, _rating(1.0), time=BEGIN + 70))
-    windows.count(12, _event(spec, _rating(1.0), time=BEGIN + 10))
+    _count(windows, 10, _event(spec, _rating(1.0), time=BEGIN))
+    _count(windows, 11, _event(spec, _rating(1.0), time=BEGIN + 70))
+    _count(windows, 12, _event(spec, _rating(1.0), time=BEGIN + 10))
     assert windows.resume_offset == 10
-    windows.count(13, _event(spec, _rating(1.0), time=BEGIN + 3665))
+    _count(windows, 13, _event(spec, _rating(1.0), time=BEGIN + 3665))
     _tell(windows)
     assert windows.resume_offset == 11
 
@@ -136,9 +144,9 @@ def test_a_successor_begins_at_the_oldest_open_window(spec: LoopSpec) -> None:
 def test_a_window_that_was_told_finally_is_not_told_again(spec: LoopSpec) -> None:
     """A successor that reads records of a final window once more leaves them out."""
     windows = _windows(spec, closed_until=BEGIN + 60)
-    assert windows.count(0, _event(spec, _rating(1.0), time=BEGIN + 59)) == "WINDOW_CLOSED"
-    assert windows.count(1, _event(spec, _rating(1.0), time=BEGIN + 60)) is None
-    assert windows.count(1, _event(spec, _rating(1.0), time=BEGIN + 60)) == "COUNTED"
+    assert _count(windows, 0, _event(spec, _rating(1.0), time=BEGIN + 59)) == "WINDOW_CLOSED"
+    assert _count(windows, 1, _event(spec, _rating(1.0), time=BEGIN + 60)) is None
+    assert _count(windows, 1, _event(spec, _rating(1.0), time=BEGIN + 60)) == "COUNTED"
     assert [each.events for each in _tell(windows, idle=True)] == [1]
 
 
@@ -146,7 +154,7 @@ def test_made_up_types_do_not_grow_without_bound(spec: LoopSpec) -> None:
     """Beyond the bound, types are counted together."""
     windows = _windows(spec)
     for offset in range(200):
-        windows.count(offset, _event(spec, _rating(None, kind=f"t{offset}"), time=BEGIN))
+        _count(windows, offset, _event(spec, _rating(None, kind=f"t{offset}"), time=BEGIN))
     (told,) = _tell(windows, idle=True)
     assert len(told.types) == 65
     assert told.types[OTHER_TYPES] == 136
@@ -191,8 +199,8 @@ async def test_offsets_move_only_after_the_window_was_told(spec: LoopSpec) -> No
 
     watch = QualityWatch({spec.loop: spec}, TYPES, closed_until=closed_until, tell=tell, commit=commit, idle_s=60)
     name = topic(spec.loop, "behavior.interactions")
-    for offset, time in enumerate([BEGIN, BEGIN + 30, BEGIN + 4000]):
-        record = encode(_rating(1.0), source="test", time=time)
+    for offset, at in enumerate([BEGIN, BEGIN + 30, BEGIN + 4000]):
+        record = encode(_rating(1.0), source="test", time=at)
         await watch.observe([_Received(name, 0, offset, *record)])
     assert log == [("told", BEGIN, True), ("committed", 2)]
 
@@ -226,6 +234,7 @@ class _Received:
     def __init__(self, topic: str, partition: int, offset: int, key: Any, value: bytes | None, headers: Any) -> None:
         self.topic, self.partition, self.offset = topic, partition, offset
         self.key, self.value, self.headers = key, value, headers
+        self.timestamp = time.time() * 1000
 
 
 async def _produce(kafka: str, spec: LoopSpec, first: int, end: int, *, step_s: float = 1.0) -> None:

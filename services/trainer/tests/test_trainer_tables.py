@@ -117,7 +117,9 @@ async def test_the_wait_for_the_archive_is_bounded(stack, spec, history, caplog)
     """Without an archive a run goes on after its time, and the log says how far behind the tables are."""
     history.archive(stack.folder / "warehouse", stack.loop)
     async with Producer(stack.kafka, source="test") as producer:
-        message = behavior.Impression(request_id="r", user_id="u", item_ids=["a", "b"])
+        message = behavior.Impression(
+            request_id="r", user_id="u", item_ids=["a", "b"], method=behavior.IMPRESSION_METHOD_RANK
+        )
         for _ in range(13):
             await producer.send(topic(stack.loop, "behavior.impressions"), message, key="u9", time=BEGIN)
     warehouse = ArchivedWarehouse(stack.settings(trainer_archive_wait_s=0.5), {stack.loop: spec})

@@ -339,6 +339,12 @@ def max_record_bytes(name: str) -> int:
     return most + _DEAD_LETTER_EXTRA_BYTES if is_dead_letter else most
 
 
+def carries(name: str, payload: str) -> bool:
+    """Whether a topic, by its full name, may carry a payload of some full proto name; one not declared carries any."""
+    decl = _BY_SUFFIX.get(name.partition(".")[2])
+    return decl is None or decl.payload == payload
+
+
 def dead_letter_topic(name: str) -> str:
     """The topic that takes what could not be read from topic `name`."""
     return f"{name}{DEAD_LETTER_SUFFIX}"

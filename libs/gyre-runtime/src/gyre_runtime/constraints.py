@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from gyre.options.v1 import constraints_pb2
+from gyre_core.admission import FLOAT32_MAX
 
 from gyre_runtime.errors import Invalid, Violation
 
@@ -147,12 +148,15 @@ def _number_rule(field: FieldDescriptor, rules: constraints_pb2.FieldRules) -> R
     least = rules.min if rules.HasField("min") else -math.inf
     most = rules.max if rules.HasField("max") else math.inf
     finite = rules.finite and field.cpp_type in _FLOATS
-    if least == -math.inf and most == math.inf and not finite:
+    fits = FLOAT32_MAX if rules.float32 and field.cpp_type in _FLOATS else math.inf
+    if least == -math.inf and most == math.inf and not finite and fits == math.inf:
         return None
 
     def rule(value: Any) -> str | None:
         if finite and not math.isfinite(value):
             return "must be finite"
+        if not -fits <= value <= fits:
+            return "must fit into float32"
         if not value >= least:
             return f"must be at least {least:g}"
         if not value <= most:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
-from gyre_core.topics import is_compacted
+from gyre_core.event_time import parse_time
+from gyre_core.topics import carries, is_compacted
 
 from gyre_runtime.tracing import TRACEPARENT
 
@@ -21,6 +22,9 @@ JSON = b"application/json"
 _SPEC_VERSION = b"1.0"
 _MAX_DETAIL_CHARS = 200
 _LOG_APPEND_TIME = 1
+_MAX_MILLISECONDS_CHARS = 15
+FIRST_APPEND_TIME = "gyre_append_time"
+"""Header of a dead letter that was replayed: when Kafka first took the record in, unix milliseconds."""
 
 Headers = list[tuple[str, bytes]]
 MessageTypes = Mapping[str, type[Message]]
@@ -60,6 +64,7 @@ class Event(NamedTuple):
         arrival_time: when Kafka got it, unix seconds; 0 when not known.
         has_append_time: whether `arrival_time` is the broker's own (the topic's `message.timestamp.type` is
             LogAppendTime), and not what the producer says (CreateTime).
+        first_arrival_time: of a dead letter that was replayed, when Kafka got it before, as the record says; else 0.
     """
 
     id: str
@@ -74,6 +79,7 @@ class Event(NamedTuple):
     key: str = ""
     arrival_time: float = 0.0
     has_append_time: bool = False
+    first_arrival_time: float = 0.0
 
 
 class Unreadable(Exception):  # noqa: N818 - reads as what it says about the record
@@ -158,7 +164,7 @@ def decode(record: ReceivedRecord, types: MessageTypes) -> Event:
         if not headers.get(name):
             raise Unreadable(f"NO_{name[3:].upper()}", f"the header {name} is missing")
     kind = types.get(headers["ce_type"])
-    if kind is None:
+    if kind is None or not carries(record.topic, headers["ce_type"]):
         raise Unreadable("UNKNOWN_TYPE", f"ce_type {headers['ce_type']} is not carried by {record.topic}")
     return Event(
         headers["ce_id"],
@@ -173,17 +179,21 @@ def decode(record: ReceivedRecord, types: MessageTypes) -> Event:
         (record.key or b"").decode("utf-8", "replace"),
         getattr(record, "timestamp", 0) / 1000,
         getattr(record, "timestamp_type", 0) == _LOG_APPEND_TIME,
+        _milliseconds(headers[FIRST_APPEND_TIME]) if FIRST_APPEND_TIME in headers else 0.0,
     )
 
 
 def _time(text: str) -> float:
     try:
-        moment = datetime.fromisoformat(text)
+        return parse_time(text)
     except ValueError as error:
-        raise Unreadable("BAD_TIME", "ce_time is not an RFC 3339 time") from error
-    if moment.tzinfo is None:
-        raise Unreadable("BAD_TIME", "ce_time has no time zone")
-    return moment.timestamp()
+        raise Unreadable("BAD_TIME", f"ce_time is no RFC 3339 time that can be stored: {error}") from error
+
+
+def _milliseconds(text: str) -> float:
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_MILLISECONDS_CHARS):
+        raise Unreadable("BAD_HEADER", f"{FIRST_APPEND_TIME} is no count of milliseconds")
+    return int(text) / 1000
 
 
 def _payload(value: bytes, kind: type[Message], content_type: str) -> Message:

@@ -25,6 +25,8 @@ from gyre_core.spec.operations import (
 from gyre_core.spec.privacy import PrivacySpec
 from gyre_core.spec.quality import QualitySpec
 
+_REPLAY_MAX_FUTURE = Duration.parse("1d")
+
 
 class ValueRange(SpecModel):
     """The inclusive range of an interaction's value."""
@@ -46,16 +48,24 @@ class InteractionSpec(SpecModel):
 
 
 class EventsSpec(SpecModel):
-    """The interaction types and the bounds on event times."""
+    """The interaction types and the bounds on event times.
+
+    `max_future` is 5m by default, and 1d on the replay clock, where only a partition's own events move its time, so
+    that a quiet night looks like a leap. Events of the CloudEvents sources in `history_sources` may be of any age. A
+    dead letter that is replayed says when Kafka first took it in, by which it is judged where
+    `trust_replayed_append_time` is true.
+    """
 
     max_lateness: Duration = Duration.parse("1h")
     max_field_lateness: Duration = Duration.parse("1m")
     max_future: Duration = Duration.parse("5m")
+    history_sources: tuple[str, ...] = ("gyre/import",)
+    trust_replayed_append_time: bool = True
     interactions: dict[EventName, InteractionSpec] = PydanticField(min_length=1)
 
     @property
     def max_lateness_s(self) -> float:
-        """How far behind the loop's clock an event may be, seconds."""
+        """How late behaviour may come, seconds: by Kafka's time of it, or on the replay clock by its partition's."""
         return self.max_lateness.seconds
 
     @property
@@ -65,7 +75,7 @@ class EventsSpec(SpecModel):
 
     @property
     def max_future_s(self) -> float:
-        """How far ahead of the loop's clock an event may be, seconds."""
+        """How far ahead an event may be, seconds: of Kafka's time of it, and on the replay clock of its partition's."""
         return self.max_future.seconds
 
 
@@ -98,8 +108,10 @@ class LoopSpec(SpecModel):
 
     @model_validator(mode="after")
     def _fill_dependent_defaults(self) -> LoopSpec:
-        """Give label events, the salt, clicks and conversions, whose defaults depend on other parts."""
+        """Give `max_future`, label events, salt, clicks and conversions, whose defaults depend on other parts."""
         changes: dict[str, Any] = {}
+        if self.clock == "replay" and "max_future" not in self.events.model_fields_set:
+            changes["events"] = self.events.model_copy(update={"max_future": _REPLAY_MAX_FUTURE})
         label, experiment = self.training.label, self.experiment
         if not label.events:
             label = label.model_copy(update={"events": tuple(self.events.interactions)})

@@ -15,13 +15,12 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
-from gyre_core.admission import Refusal
 from gyre_core.topics import dead_letter_topic
 
 from gyre_runtime import tracing
-from gyre_runtime.constraints import checker_for
+from gyre_runtime.admission import Admission
 from gyre_runtime.errors import is_transient
-from gyre_runtime.events import Event, MessageTypes, decode_many, is_deletion
+from gyre_runtime.events import Event, MessageTypes
 from gyre_runtime.kafka._names import start_when_up, topic_labels
 from gyre_runtime.kafka.dead_letters import dead_letter
 from gyre_runtime.kafka.producer import Producer
@@ -36,22 +35,7 @@ _HEARTBEAT_MS = 1000
 _MAX_LINKS = 16
 
 Handler = Callable[[list[Event]], Awaitable[object]]
-Admit = Callable[[Event], Refusal | None]
 OnPartitions = Callable[["Consumer", tuple[TopicPartition, ...]], Awaitable[None]]
-
-
-def bounded_time(now: Callable[[], float], *, max_lateness_s: float, max_future_s: float) -> Admit:
-    """Return an `admit` that refuses what is too old (TOO_OLD) or in the future (IN_FUTURE) by the loop's clock."""
-
-    def admit(event: Event) -> Refusal | None:
-        ahead_s = event.time - now()
-        if ahead_s < -max_lateness_s:
-            return Refusal("TOO_OLD", f"{-ahead_s:.0f} s late: at most {max_lateness_s:g} s is allowed")
-        if ahead_s > max_future_s:
-            return Refusal("IN_FUTURE", f"{ahead_s:.0f} s ahead: at most {max_future_s:g} s is allowed")
-        return None
-
-    return admit
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +47,10 @@ class ConsumerOptions:
         max_wait_ms: how long a poll waits for the first record, and so how long a stop may take.
         from_beginning: where a group without offsets begins; False is the end.
         flow: `model` gives every batch an always sampled span; `request` one only when a producer's trace is sampled.
-        check: refuse payloads that break their proto's constraints.
         dead_letters: send what cannot be handled to the dead-letter topic. False where another group of the same topic
             does that already: it is then counted and left out.
-        mask: takes what the loop does not keep out of an event's message, in place, before `admit` and the handler see
-            it. An event that cannot be masked is dead-lettered.
-        admit: returns why an event is refused, or None.
+        admission: decides every record, and is told by `on_assigned` where a partition's clock stands. Without it
+            only the topic's types and the proto's constraints do.
         on_assigned: awaited with new partitions before their first record; may `seek`, and `Consumer.hold` some.
         on_revoked: awaited when partitions go, after the batch under way.
     """
@@ -77,10 +59,8 @@ class ConsumerOptions:
     max_wait_ms: int = 200
     from_beginning: bool = True
     flow: tracing.Flow = "request"
-    check: bool = True
     dead_letters: bool = True
-    mask: Callable[[Event], None] | None = None
-    admit: Admit | None = None
+    admission: Admission | None = None
     on_assigned: OnPartitions | None = None
     on_revoked: OnPartitions | None = None
 
@@ -110,7 +90,8 @@ class Consumer:
         options: ConsumerOptions = ConsumerOptions(),
     ) -> None:
         self._bootstrap, self._group, self._topics = bootstrap, group, tuple(topics)
-        self._types, self._options = types, options
+        self._options = options
+        self._admission = options.admission or Admission({}, types)
         self._kafka: AIOKafkaConsumer | None = None
         self._letters = Producer(bootstrap, source=f"gyre/{group}")
         self._stopping, self._revoking, self._running = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -280,35 +261,12 @@ class Consumer:
         return rebalances == self._rebalances and not self._stopping.is_set()
 
     async def _process(self, records: list[Any], handler: Handler, *, one_by_one: bool) -> None:
-        events, refused = decode_many(records, self._types)
+        events, refused = self._admission.decide_all(records)
+        for record, refusal in refused:
+            await self._dead_letter(record, refusal.reason, refusal.detail)
         by_place = {(record.topic, record.partition, record.offset): record for record in records}
-        for record, error in refused:
-            if not is_deletion(record):
-                await self._dead_letter(record, error.reason, str(error))
-        accepted = []
-        for event in events:
-            reason, detail = self._refusal(event)
-            if reason is None:
-                accepted.append(event)
-            else:
-                await self._dead_letter(by_place[event.topic, event.partition, event.offset], reason, detail)
-        for batch in [[event] for event in accepted] if one_by_one else [accepted] if accepted else []:
+        for batch in [[event] for event in events] if one_by_one else [events] if events else []:
             await self._deliver(batch, handler, by_place)
-
-    def _refusal(self, event: Event) -> tuple[str | None, str]:
-        if self._options.check:
-            broken = checker_for(event.message.DESCRIPTOR)(event.message)
-            if broken:
-                return "INVALID_FIELD", "; ".join(f"{each.field}: {each.rule}" for each in broken)
-        if self._options.mask is not None:
-            try:
-                self._options.mask(event)
-            except Exception as error:  # noqa: BLE001 - whatever failed, the event goes no further unmasked
-                # The text of the error could hold what was to be masked.
-                _LOG.error("an event cannot be masked", extra={"event_id": event.id, "problem": type(error).__name__})
-                return "MASKING_FAILED", type(error).__name__
-        refusal = self._options.admit(event) if self._options.admit else None
-        return (refusal.reason, refusal.detail) if refusal else (None, "")
 
     async def _deliver(self, batch: list[Event], handler: Handler, by_place: dict[tuple[str, int, int], Any]) -> None:
         error = await self._attempt(batch, handler)

@@ -10,11 +10,11 @@ from gyre_core.topics import topic
 from gyre_privacy.masking import Privacy, open_privacy
 from gyre_privacy.redaction import redactor
 from gyre_runtime import Dependency, Lifespan, build_server, load_loops
+from gyre_runtime.admission import Admission
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topics
 from gyre_warehouse.tables import TABLE_OF, ensure_table, open_catalog
 
-from gyre_features.domain import Admission
 from gyre_features.privacy.erasure import Eraser
 from gyre_features.privacy.tombstones import Tombstones
 from gyre_features.processes.stream import TYPES
@@ -61,14 +61,14 @@ async def archive(lifespan: Lifespan, settings: FeaturesSettings) -> None:
 
 def _consumer(settings: FeaturesSettings, loops: dict[str, LoopSpec], writer: Archive, privacy: Privacy) -> Consumer:
     """What reads the topics of all tables, from where each table stands."""
-    admission = Admission(loops)
+    admission = Admission(loops, ARCHIVED, privacy.mask)
 
     async def assigned(consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
         for name in {each.topic for each in partitions}:
             stand = await asyncio.to_thread(writer.offsets, name)
             for each in partitions:
                 if each.topic == name:
-                    admission.forget(each.topic, each.partition)
+                    admission.start(each.topic, each.partition)
                     consumer.kafka.seek(each, stand.get(each.partition, 0))
 
     async def revoked(_consumer: Consumer, _partitions: tuple[TopicPartition, ...]) -> None:
@@ -82,8 +82,7 @@ def _consumer(settings: FeaturesSettings, loops: dict[str, LoopSpec], writer: Ar
         options=ConsumerOptions(
             max_records=5000,
             dead_letters=False,
-            mask=privacy.mask,
-            admit=admission,
+            admission=admission,
             on_assigned=assigned,
             on_revoked=revoked,
         ),

@@ -7,6 +7,7 @@ from gyre_core.topics import topic
 from gyre_privacy.masking import open_privacy
 from gyre_privacy.redaction import redactor
 from gyre_runtime import Dependency, Lifespan, build_server, load_loops
+from gyre_runtime.admission import Admission
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topics
 
@@ -32,7 +33,14 @@ async def stream(lifespan: Lifespan, settings: FeaturesSettings) -> None:
     stores = [open_store(settings, redis, spec) for spec in loops.values()]
     producer = await lifespan.enter(Producer(settings.kafka, source="gyre/features-stream"))
     tombstones = Tombstones(loops)
-    worker = StreamWorker(stores, producer, most_events=settings.features_batch_events, forgotten=tombstones.cover)
+    admission = Admission(loops, TYPES, privacy.mask)
+    worker = StreamWorker(
+        stores,
+        producer,
+        admission=admission,
+        most_events=settings.features_batch_events,
+        forgotten=tombstones.cover,
+    )
     consumer = Consumer(
         settings.kafka,
         group=GROUP,
@@ -41,8 +49,7 @@ async def stream(lifespan: Lifespan, settings: FeaturesSettings) -> None:
         options=ConsumerOptions(
             max_records=_BATCHES_AT_ONCE * settings.features_batch_events,
             max_wait_ms=20,
-            mask=privacy.mask,
-            admit=worker.admission,
+            admission=admission,
             on_assigned=worker.assigned,
         ),
     )

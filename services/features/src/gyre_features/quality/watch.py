@@ -1,22 +1,21 @@
 """Counts the raw stream, tells its windows, and only then moves the offsets that a successor begins at."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from gyre.events.v1 import features_pb2 as pb
+from gyre_core.admission import refuse_times
 from gyre_core.spec import LoopSpec
 from gyre_runtime import instrument
-from gyre_runtime.events import Event, MessageTypes, ReceivedRecord, Unreadable, decode, is_deletion
+from gyre_runtime.admission import Admission, Refusal, times_of
+from gyre_runtime.events import Event, MessageTypes, ReceivedRecord
 
 from gyre_features.online.keys import Place
 from gyre_features.quality.sketching import LiveSketches
 from gyre_features.quality.tallies import FindsPersonalData, LoopChecks, ShownRequests, Tallies
 from gyre_features.quality.windows import PartitionWindows
-
-_LOG = logging.getLogger(__name__)
 
 _AGAIN_S = 1.0
 
@@ -53,7 +52,8 @@ class QualityWatch:
         finds_personal_data: FindsPersonalData | None = None,
         live: LiveSketches | None = None,
     ) -> None:
-        self._loops, self._types, self._idle_s, self._mask = loops, types, idle_s, mask
+        self._loops, self._idle_s = loops, idle_s
+        self._admission = Admission(loops, types, mask)
         self._live = live
         self._checks = {name: LoopChecks(spec, finds_personal_data) for name, spec in loops.items()}
         self._shown: dict[Place, ShownRequests] = {}
@@ -101,24 +101,40 @@ class QualityWatch:
             self._partitions[place] = PartitionWindows(
                 self._loops[loop], topic, partition, tallies=tallies, closed_until=until, again_s=_AGAIN_S
             )
+            self._admission.start(topic, partition)
 
     def _count(self, record: ReceivedRecord) -> None:
-        if is_deletion(record):
-            self._partitions[record.topic, record.partition].skip(record.offset)
+        """Count a record: also an event that the loop's spec refuses for what it says, which the checks look at."""
+        place = record.topic, record.partition
+        windows, examined = self._partitions[place], self._admission.examine(record)
+        event = examined[0] if examined and isinstance(examined[0], Event) else None
+        refusal = examined[-1] if examined and isinstance(examined[-1], Refusal) else None
+        windows.observe(self._now(record, event if refusal is None else None))
+        if not examined:
+            windows.skip(record.offset)
             return
-        event: Event | None = None
-        try:
-            event = decode(record, self._types)
-            if self._mask is not None:
-                self._mask(event)
-        except Unreadable as problem:
-            _LOG.debug("unreadable", extra={"topic": record.topic, "reason": problem.reason})
         if self._live is not None:
-            self._live.count((record.topic, record.partition), record.offset, event)
-        left_out = self._partitions[record.topic, record.partition].count(record.offset, event)
-        if left_out:
+            self._live.count(place, record.offset, event if refusal is None else None)
+        untimely = refusal is not None and event is not None and self._untimely(event)
+        left_out = windows.skip(record.offset) if untimely else windows.count(record.offset, event)
+        reason = left_out if refusal is None else refusal.reason
+        if reason:
             loop = record.topic.partition(".")[0]
-            instrument("gyre_consumer_skipped_total").add(loop=loop, topic=record.topic, reason=left_out)
+            instrument("gyre_consumer_skipped_total").add(loop=loop, topic=record.topic, reason=reason)
+
+    def _now(self, record: ReceivedRecord, admitted: Event | None) -> float:
+        """A partition's time after a record: Kafka's time of it; in a replay that of its events, -inf before any."""
+        if self._loops[record.topic.partition(".")[0]].clock == "wall":
+            return float(getattr(record, "timestamp", 0) / 1000)
+        clock = self._admission.clock(record.topic, record.partition)
+        return clock.newest if clock.is_set or admitted is None else admitted.time
+
+    def _untimely(self, event: Event) -> bool:
+        """Whether an event is too old or in the future, whatever else is wrong with it."""
+        spec = self._loops[event.topic.partition(".")[0]]
+        return (
+            refuse_times(spec, self._admission.clock(event.topic, event.partition), times_of(spec, event)) is not None
+        )
 
     def _idle(self, place: Place) -> bool:
         now = time.monotonic()

@@ -1,8 +1,11 @@
 """The windows of one partition of the raw stream: what is counted, when a window is told, and where to begin again.
 
-A window is told as soon as the loop's clock has passed its end, or the partition has been idle for a while of wall
-time, so that the last window of a replay is seen too; and once more, finally, when the clock has passed its end by the
+A window is told as soon as the partition's time has passed its end, or the partition has been idle for a while of wall
+time, so that the last window of a replay is seen too; and once more, finally, when that time has passed its end by the
 loop's `max_lateness`, after which the loop takes nothing in for it. Only then is it forgotten.
+
+The partition's time is when Kafka took its newest record in (the wall's time, once it is idle), and on the replay clock
+the newest event's. So windows of a backlog stay open until it is read, and no producer's clock closes them.
 """
 
 from __future__ import annotations
@@ -12,11 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import floor, inf, isfinite
 from time import monotonic
+from time import time as wall_time
 
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2 as pb
-from gyre_core.admission import refuse_time
-from gyre_core.clock import LoopClock
 from gyre_core.spec import LoopSpec, NumberField
 from gyre_runtime.events import Event
 
@@ -27,7 +29,7 @@ VALUE = "value"
 OTHER_TYPES = "(other)"
 _MOST_TYPES = 64
 _COMPARED = 2
-"""In so many windows before the newest, events that come late are compared with the others still."""
+"""In so many windows before the present one, events that come late are compared with the others still."""
 
 
 @dataclass(slots=True)
@@ -85,7 +87,8 @@ class Window:
         message = event.message
         self.events += 1
         self.changed = True
-        self.newest = max(self.newest, event.time)
+        # A producer whose clock is fast makes no data fresh.
+        self.newest = max(self.newest, min(event.time, event.arrival_time or event.time))
         self.tallies.count(event)
         if isinstance(message, behavior.Interaction):
             known = message.type in self.types or len(self.types) < _MOST_TYPES
@@ -151,18 +154,22 @@ class PartitionWindows:
     ) -> None:
         self.source, self.partition, self._tallies, self._again_s = source, partition, tallies, again_s
         self._spec, self._seconds = spec, spec.quality.window_s
-        self._clock = LoopClock(spec.clock, start=closed_until)
+        self._now = closed_until
         self._closed_until = closed_until
         self._windows: dict[float, Window] = {}
         self._unplaced = 0
         self._unplaced_from = 0
         self.next_offset = 0
 
+    def observe(self, now: float) -> None:
+        """Move the partition's time on, unix seconds; it never runs backwards."""
+        self._now = max(self._now, now)
+
     def count(self, offset: int, event: Event | None) -> str | None:
         """Count a record, None for one that cannot be read; answer why it was left out, or None.
 
-        A record without an event has no time of its own and falls into the window of the clock's now. A record at an
-        offset that was counted already is left out.
+        A record without an event has no time of its own and falls into the window of the partition's time. A record at
+        an offset that was counted already is left out.
         """
         if offset < self.next_offset:
             return "COUNTED"
@@ -170,23 +177,20 @@ class PartitionWindows:
         if event is None:
             self._count_unreadable(offset)
             return None
-        refusal = refuse_time(self._spec, self._clock, event.time)
-        if refusal is not None:
-            return refusal.reason
-        self._clock.observe(event.time)
         start = self._start_of(event.time)
         if start < self._closed_until:
             return "WINDOW_CLOSED"
         self._window(start, offset).count(self._spec, event)
         return None
 
-    def skip(self, offset: int) -> None:
-        """Pass over a record that is no event."""
+    def skip(self, offset: int) -> str | None:
+        """Pass over a record that no window takes; answer why it was left out, or None."""
+        was_counted = offset < self.next_offset
         self.next_offset = max(self.next_offset, offset + 1)
+        return "COUNTED" if was_counted else None
 
     def _count_unreadable(self, offset: int) -> None:
-        now = self._clock.now()
-        start = max(self._start_of(now), self._closed_until) if isfinite(now) and now > 0 else None
+        start = max(self._start_of(self._now), self._closed_until) if isfinite(self._now) and self._now > 0 else None
         if start is None:
             # The replay clock has not begun: the first event's window takes it.
             self._unplaced_from = self._unplaced_from if self._unplaced else offset
@@ -202,7 +206,7 @@ class PartitionWindows:
             first = self._unplaced_from if self._unplaced else offset
             window = self._windows[start] = Window(start, first, self._tallies())
             window.unreadable, self._unplaced = self._unplaced, 0
-            self._rest_before(max(self._windows) - _COMPARED * self._seconds)
+            self._rest_before(self._start_of(self._now) - _COMPARED * self._seconds)
         return window
 
     def _rest_before(self, start: float) -> None:
@@ -225,7 +229,9 @@ class PartitionWindows:
         Args:
             idle: no record came for so long that open windows are told as they stand.
         """
-        now, final_before = self._clock.now(), self._clock.now() - self._spec.events.max_lateness_s
+        if idle and self._spec.clock == "wall":
+            self._now = max(self._now, wall_time())
+        now, final_before = self._now, self._now - self._spec.events.max_lateness_s
         for start in sorted(self._windows):
             window, end = self._windows[start], start + self._seconds
             final = end <= final_before

@@ -12,10 +12,10 @@ from aiokafka.errors import KafkaError
 from gyre.events.v1.features_pb2 import BatchApplied
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable, instrument
+from gyre_runtime.admission import Admission
 from gyre_runtime.events import Event
 from gyre_runtime.kafka import Consumer, Producer
 
-from gyre_features.domain import Admission
 from gyre_features.online.store import OnlineStore
 from gyre_features.stream.loop_stream import LoopStream, Rewound
 from gyre_features.stream.outbox import identity_of
@@ -36,6 +36,7 @@ class StreamWorker:
         stores: Iterable[OnlineStore],
         producer: Producer,
         *,
+        admission: Admission,
         most_events: int,
         forgotten: Callable[[Event], bool] = lambda _event: False,
     ) -> None:
@@ -44,7 +45,7 @@ class StreamWorker:
             store.spec.loop: LoopStream(store, on_batch=self._note, most_events=most_events, forgotten=forgotten)
             for store in stores
         }
-        self.admission = Admission({name: stream.store.spec for name, stream in self._streams.items()})
+        self._admission = admission
         self._consumer: Consumer | None = None
         self._waits: dict[str, asyncio.Task[None]] = {}
         self._refused: list[BatchApplied] = []
@@ -67,7 +68,7 @@ class StreamWorker:
         for batch in untold:
             self._tell(batch)
         for each in own:
-            self.admission.forget(each.topic, each.partition)
+            self._admission.start(each.topic, each.partition)
             consumer.kafka.seek(each, begin[each.topic, each.partition])
         if name in self._waits:
             self._waits.pop(name).cancel()

@@ -8,30 +8,37 @@ from collections import Counter
 from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.gateway.v1 import gateway_pb2 as pb
-from gyre_core.admission import Refusal, refuse_fields, refuse_interaction, refuse_time
-from gyre_core.clock import LoopClock
+from gyre_core.admission import EventTimes, PartitionClock, Refusal, refuse_times
+from gyre_core.event_time import END_TIME_S, FIRST_TIME_S
 from gyre_core.spec import LoopSpec
 from gyre_privacy.masking import LoopPrivacy
 from gyre_runtime import Invalid, Violation
+from gyre_runtime.admission import Rules, refuse
 from gyre_runtime.context import current_call
+from gyre_runtime.events import Event as RawEvent
 from gyre_runtime.fields import field_value
 
 from gyre_gateway.domain.events import Event
 from gyre_gateway.domain.requests import Method, Request
 
 _SHOWN_CHARS = 64
-_FIRST_S, _END_S = -62_135_596_800, 253_402_300_800
 _RESERVE_S, _RESERVE_SHARE = 0.01, 0.2
 _UNSET = "unset"
+_OF_FIELDS = frozenset({"UNKNOWN_FIELD", "FIELD_INVALID"})
+_PLACES = {
+    "interaction": ("behavior.interactions", "user_id"),
+    "item_changed": ("catalog.items", "item_id"),
+    "user_changed": ("catalog.users", "user_id"),
+}
+"""Topic and key field of each payload."""
 
 
-def invalid(field: str, value: object, rule: str) -> Invalid:
+def invalid(field: str, value: object, rule: str, *, reason: str = "INVALID_FIELD") -> Invalid:
     """The error for one broken rule: `item_ids[3] = 'a': is given twice`."""
     shown = value if value is _UNSET else repr(value)[:_SHOWN_CHARS]
     violation = Violation(field, str(shown), rule)
-    return Invalid("INVALID_FIELD", str(violation), violations=[violation])
+    return Invalid(reason, str(violation), violations=[violation])
 
 
 def rank_request(spec: LoopSpec, privacy: LoopPrivacy, message: pb.RankRequest) -> Request:
@@ -86,14 +93,21 @@ def _request_time(spec: LoopSpec, context: pb.RequestContext) -> float:
         return time.time_ns() // 1000 / 1e6
     if not context.HasField("request_time"):
         raise invalid("context.request_time", _UNSET, "is required on the replay clock")
-    return _seconds("context.request_time", context.request_time)
+    at = _seconds("context.request_time", context.request_time)
+    # The impression goes by the partition's clock, which only the log knows: here the present bounds it.
+    refusal = refuse_times(spec, PartitionClock(), EventTimes(at, time.time(), "", is_behavior=True))
+    if refusal is not None:
+        rule = _rule(refusal)
+        raise invalid("context.request_time", context.request_time.ToJsonString(), rule, reason=refusal.reason)
+    return at
 
 
 def _seconds(field: str, moment: Timestamp) -> float:
-    """Unix seconds of a time that the year has four digits of; raises Invalid."""
-    if not _FIRST_S <= moment.seconds < _END_S or not 0 <= moment.nanos < 1_000_000_000:
+    """Unix seconds of a time, to the whole microsecond that Kafka's events have; raises Invalid."""
+    seconds = moment.seconds + moment.nanos // 1000 / 1e6
+    if not 0 <= moment.nanos < 1_000_000_000 or not FIRST_TIME_S <= seconds < END_TIME_S:
         raise invalid(field, moment.seconds, "must be a time from year 1 to 9999")
-    return moment.seconds + moment.nanos / 1e9
+    return seconds
 
 
 def tracked_event(spec: LoopSpec, privacy: LoopPrivacy, field: str, message: pb.TrackedEvent) -> Event:
@@ -101,56 +115,39 @@ def tracked_event(spec: LoopSpec, privacy: LoopPrivacy, field: str, message: pb.
     kind = message.WhichOneof("payload")
     if kind is None:
         raise invalid(f"{field}.payload", _UNSET, "is required")
-    at = _event_time(spec, f"{field}.event_time", message, timely=kind == "interaction")
+    suffix, key = _PLACES[kind]
+    payload, name = getattr(message, kind), f"{spec.loop}.{suffix}"
+    at, now = _event_time(spec, f"{field}.event_time", message), time.time()
     event_id = message.event_id or uuid.uuid4().hex
-    if kind == "interaction":
-        interaction = message.interaction
-        privacy.message(interaction)
-        _require_interaction(spec, f"{field}.interaction", interaction)
-        return Event("behavior.interactions", interaction.user_id, event_id, at, interaction)
-    if kind == "user_changed":
-        user = message.user_changed
-        privacy.message(user)
-        _require_fields(spec, "user", f"{field}.user_changed.fields", user)
-        return Event("catalog.users", user.user_id, event_id, at, user)
-    item = message.item_changed
-    privacy.message(item)
-    _require_fields(spec, "item", f"{field}.item_changed.fields", item)
-    return Event("catalog.items", item.item_id, event_id, at, item)
-
-
-def _event_time(spec: LoopSpec, field: str, message: pb.TrackedEvent, *, timely: bool) -> float:
-    """When an event happened; what users do, unlike the catalogue, must be neither too old nor in the future."""
-    if not message.HasField("event_time"):
-        if spec.clock == "replay":
-            raise invalid(field, _UNSET, "is required on the replay clock")
-        return time.time()
-    at = _seconds(field, message.event_time)
-    # A replay is only late within its own stream, which its consumers judge: here its clock stands at the beginning.
-    refusal = refuse_time(spec, LoopClock(spec.clock, start=at), at) if timely else None
+    raw = RawEvent(event_id, "", payload.DESCRIPTOR.full_name, at, payload, None, name, 0, 0, arrival_time=now)
+    rules = Rules({}, spec, lambda event: privacy.message(event.message))
+    # A replay is only late within its own partition, whose clock the log alone knows: its consumers judge that.
+    refusal = refuse(raw, rules, PartitionClock())
     if refusal is not None:
-        raise invalid(field, message.event_time.ToJsonString(), _rule(refusal))
-    return at
+        raise _invalid_event(field, kind, message, refusal)
+    return Event(suffix, getattr(payload, key), event_id, at, payload)
 
 
-def _require_interaction(spec: LoopSpec, field: str, interaction: behavior.Interaction) -> None:
-    value = interaction.value if interaction.HasField("value") else None
-    refusal = refuse_interaction(spec, interaction.type, value)
-    if refusal is None:
-        return
-    if refusal.reason == "UNKNOWN_TYPE":
-        raise invalid(f"{field}.type", interaction.type, _rule(refusal))
-    raise invalid(f"{field}.value", _UNSET if value is None else value, _rule(refusal))
+def _event_time(spec: LoopSpec, field: str, message: pb.TrackedEvent) -> float:
+    """When an event happened, unix seconds; raises Invalid."""
+    if message.HasField("event_time"):
+        return _seconds(field, message.event_time)
+    if spec.clock == "replay":
+        raise invalid(field, _UNSET, "is required on the replay clock")
+    return time.time()
 
 
-def _require_fields(
-    spec: LoopSpec, scope: str, field: str, changed: behavior.ItemChanged | behavior.UserChanged
-) -> None:
-    for name, message in changed.fields.items():
-        value = field_value(message)
-        refusal = refuse_fields(spec, scope, {name: value})
-        if refusal is not None:
-            raise invalid(f"{field}[{name}]", value, _rule(refusal))
+def _invalid_event(field: str, kind: str, message: pb.TrackedEvent, refusal: Refusal) -> Invalid:
+    """The error for a refused event: the reason that its dead letter would have, and its field."""
+    path, payload = f"{field}.{kind}.{refusal.field}".removesuffix("."), getattr(message, kind)
+    value: object = _UNSET
+    if refusal.field == "time":
+        path, value = f"{field}.event_time", message.event_time.ToJsonString()
+    elif refusal.reason in _OF_FIELDS:
+        value = field_value(payload.fields[refusal.field[len("fields[") : -1]])
+    elif refusal.field == "type" or (refusal.field == "value" and payload.HasField("value")):
+        value = getattr(payload, refusal.field)
+    return invalid(path, value, _rule(refusal), reason=refusal.reason)
 
 
 def _rule(refusal: Refusal) -> str:

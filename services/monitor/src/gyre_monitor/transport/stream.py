@@ -12,10 +12,9 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2 as features
 from gyre.events.v1 import models_pb2 as models
 from gyre.events.v1 import monitor_pb2 as monitor
-from gyre_core.admission import Refusal, refuse_interaction, refuse_time
-from gyre_core.clock import LoopClock
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
+from gyre_runtime.admission import Admission
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions
 
@@ -36,39 +35,6 @@ _POLL_S = 0.02
 _RETRY_S = 0.5
 _MAX_WAIT_MS = 100
 _LOG = logging.getLogger(__name__)
-
-
-class Admission:
-    """Refuses behaviour that `gyre.yaml` does not allow, as the features service does, which dead-letters it."""
-
-    def __init__(self, loops: Mapping[str, LoopSpec]) -> None:
-        self._loops = dict(loops)
-        self._clocks: dict[tuple[str, int], LoopClock] = {}
-
-    def forget(self, partitions: Sequence[TopicPartition]) -> None:
-        """Begin partitions anew."""
-        for each in partitions:
-            self._clocks.pop((each.topic, each.partition), None)
-
-    def __call__(self, event: Event) -> Refusal | None:
-        """Why an event is refused, or None."""
-        loop, _, suffix = event.topic.partition(".")
-        if suffix not in BEHAVIOUR:
-            return None
-        spec, message = self._loops[loop], event.message
-        if isinstance(message, behavior.Interaction):
-            value = message.value if message.HasField("value") else None
-            refusal = refuse_interaction(spec, message.type, value)
-            if refusal is not None:
-                return refusal
-        place = (event.topic, event.partition)
-        clock = self._clocks.get(place)
-        if clock is None:
-            clock = self._clocks[place] = LoopClock(spec.clock)
-        refusal = refuse_time(spec, clock, event.time)
-        if refusal is None:
-            clock.observe(event.time)
-        return refusal
 
 
 class Stream:
@@ -93,8 +59,8 @@ class Stream:
         batch_events: int,
         mask: Callable[[Event], None] | None = None,
     ) -> None:
-        self._projection, self._monitor, self._mask = projection, monitor, mask
-        self._admission = Admission(loops)
+        self._projection, self._monitor = projection, monitor
+        self._admission = Admission(loops, TYPES, mask)
         self._stopping = False
         self._tasks: asyncio.TaskGroup | None = None
         self._wait: asyncio.Task[None] | None = None
@@ -120,8 +86,7 @@ class Stream:
             max_records=batch_events,
             max_wait_ms=_MAX_WAIT_MS,
             dead_letters=dead_letters,
-            mask=self._mask,
-            admit=self._admission,
+            admission=self._admission,
             on_assigned=self._assigned,
         )
 
@@ -148,9 +113,9 @@ class Stream:
 
     async def _assigned(self, consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
         """Begin every partition where the database stands; behaviour waits for the flow of models."""
-        self._admission.forget(partitions)
         stored = await self._projection.offsets()
         for each in partitions:
+            self._admission.start(each.topic, each.partition)
             consumer.kafka.seek(each, stored.get((each.topic, each.partition), 0))
         if consumer is not self._consumer or self._tasks is None or self._stopping:
             return

@@ -28,7 +28,7 @@ class _ImpressionMethod:
 class _ImpressionMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImpressionMethod.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     IMPRESSION_METHOD_UNSPECIFIED: _ImpressionMethod.ValueType  # 0
-    """Not known: refused."""
+    """Not known: an impression without a method is refused. One of a number that is not listed here is kept as that number."""
     IMPRESSION_METHOD_RANK: _ImpressionMethod.ValueType  # 1
     """The caller brought the candidates."""
     IMPRESSION_METHOD_RECOMMEND: _ImpressionMethod.ValueType  # 2
@@ -40,7 +40,7 @@ class ImpressionMethod(_ImpressionMethod, metaclass=_ImpressionMethodEnumTypeWra
     """The door through which an impression came."""
 
 IMPRESSION_METHOD_UNSPECIFIED: ImpressionMethod.ValueType  # 0
-"""Not known: refused."""
+"""Not known: an impression without a method is refused. One of a number that is not listed here is kept as that number."""
 IMPRESSION_METHOD_RANK: ImpressionMethod.ValueType  # 1
 """The caller brought the candidates."""
 IMPRESSION_METHOD_RECOMMEND: ImpressionMethod.ValueType  # 2
@@ -106,11 +106,11 @@ class FeatureBlock(_message.Message):
     layout: _builtins.str
     """Hash of the feature layout that names the columns. Required when values are present."""
     rows: _builtins.int
-    """Count of rows (items)."""
+    """Count of rows (items). At most 1,000."""
     columns: _builtins.int
-    """Count of columns (features)."""
+    """Count of columns (features). At most 65,536."""
     values: _builtins.bytes
-    """rows × columns float32, little-endian, row by row."""
+    """rows × columns float32, little-endian, row by row. Finite in an impression."""
     def __init__(
         self,
         *,
@@ -202,15 +202,15 @@ class Impression(_message.Message):
     user_id: _builtins.str
     """The user. Required."""
     shown: _builtins.int
-    """How many of item_ids, from the front, were shown."""
+    """How many of item_ids, from the front, were shown: at most all of them."""
     rest: _builtins.int
-    """How many candidates were not shown; the logged rest is a uniform sample of them."""
+    """How many candidates were not shown; the logged rest is a uniform sample of them. At most 2^31 - 1."""
     explored: _builtins.bool
     """The order was randomised for exploration."""
     model_version: _builtins.str
     """Version of the model that scored. Empty when none did (popularity)."""
     epoch: _builtins.int
-    """Epoch of the rollout state under which the version was chosen."""
+    """Epoch of the rollout state under which the version was chosen. At most 2^53 - 1."""
     arm: _builtins.str
     """The arm: `live` or `candidate`. Empty before the first model."""
     arm_propensity: _builtins.float
@@ -218,13 +218,13 @@ class Impression(_message.Message):
     user_batch: _builtins.int
     """Number of the last stream batch in the user's packed value; -1 where the user was unknown."""
     feature_age_s: _builtins.float
-    """Age of the user's newest feature update at request time, seconds; negative when unknown."""
+    """Age of the user's newest feature update at request time, seconds; negative when unknown. Finite."""
     degraded_reason: _builtins.str
     """Why the answer was not what the arm's model should have given; empty when it was."""
     latency_s: _builtins.float
-    """Time from the request's arrival to the answer, seconds."""
+    """Time from the request's arrival to the answer, seconds. Finite."""
     method: Global___ImpressionMethod.ValueType
-    """Which door."""
+    """Which door. Required."""
     simulated: _builtins.bool
     """The impression was made up by an importer or a simulator. Default false."""
     global_batch: _builtins.int
@@ -235,11 +235,11 @@ class Impression(_message.Message):
 
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The score of each of item_ids. Empty when the answer did not come from a model."""
+        """The score of each of item_ids, finite. Empty when the answer did not come from a model."""
 
     @_builtins.property
     def item_propensities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """For each shown item, the probability that it stood at its position. Empty where the order was not randomised."""
+        """For each shown item, the probability that it stood at its position, 0 to 1. Empty where the order was not randomised."""
 
     @_builtins.property
     def features(self) -> Global___FeatureBlock:
@@ -251,7 +251,7 @@ class Impression(_message.Message):
 
     @_builtins.property
     def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Numbers of the request's context (device, hour), by name."""
+        """Numbers of the request's context (device, hour), by name. Finite float32."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -359,11 +359,11 @@ class FieldValue(_message.Message):
     CATEGORIES_FIELD_NUMBER: _builtins.int
     VECTOR_FIELD_NUMBER: _builtins.int
     number: _builtins.float
-    """A number."""
+    """A number, for a field of the kind number or time. Finite float32."""
     boolean: _builtins.bool
-    """A truth value."""
+    """A truth value, for a field of the kind boolean alone."""
     text: _builtins.str
-    """Text, or a single category."""
+    """Text, or a single category: one of those that gyre.yaml declares, or empty for none."""
     @_builtins.property
     def categories(self) -> Global___Categories:
         """Several categories."""

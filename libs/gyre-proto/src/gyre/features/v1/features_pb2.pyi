@@ -117,7 +117,7 @@ class GetFeaturesRequest(_message.Message):
 
     @_builtins.property
     def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Numbers of the request context."""
+        """Numbers of the request context. Finite float32."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

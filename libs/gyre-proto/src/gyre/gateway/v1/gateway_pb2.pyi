@@ -72,11 +72,13 @@ class RequestContext(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def request_time(self) -> _timestamp_pb2.Timestamp:
-        """The request's own time. On the replay clock it is the loop's now; on the wall clock it is ignored. Default: arrival."""
+        """The request's own time. On the replay clock it is the loop's now, required, and at most gyre.yaml's max_future after the arrival; on
+        the wall clock it is ignored. Digits past the microsecond are cut off. Default: arrival.
+        """
 
     @_builtins.property
     def numbers(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Numbers that gyre.yaml's context features name (device index, hour). Finite."""
+        """Numbers that gyre.yaml's context features name (device index, hour). Finite float32."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -352,7 +354,9 @@ class TrackedEvent(_message.Message):
     """
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
-        """When it happened. Default: arrival."""
+        """When it happened, within gyre.yaml's max_lateness and max_future of the arrival. Digits past the microsecond are cut off.
+        Default: arrival.
+        """
 
     @_builtins.property
     def interaction(self) -> _behavior_pb2.Interaction:

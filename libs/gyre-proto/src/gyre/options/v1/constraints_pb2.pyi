@@ -35,6 +35,7 @@ class FieldRules(_message.Message):
     MIN_ITEMS_FIELD_NUMBER: _builtins.int
     MAX_ITEMS_FIELD_NUMBER: _builtins.int
     FINITE_FIELD_NUMBER: _builtins.int
+    FLOAT32_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """The field must be set and not empty."""
     min_len: _builtins.int
@@ -53,6 +54,8 @@ class FieldRules(_message.Message):
     """Greatest count of elements of a repeated field. 0 means no bound."""
     finite: _builtins.bool
     """A float or double must be neither infinite nor NaN."""
+    float32: _builtins.bool
+    """A double must fit into float32, in which features are stored and models read: at most about 3.4e38 from zero."""
     def __init__(
         self,
         *,
@@ -65,10 +68,11 @@ class FieldRules(_message.Message):
         min_items: _builtins.int = ...,
         max_items: _builtins.int = ...,
         finite: _builtins.bool = ...,
+        float32: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "min", b"min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "finite", b"finite", "max", b"max", "max_items", b"max_items", "max_len", b"max_len", "min", b"min", "min_items", b"min_items", "min_len", b"min_len", "pattern", b"pattern", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "finite", b"finite", "float32", b"float32", "max", b"max", "max_items", b"max_items", "max_len", b"max_len", "min", b"min", "min_items", b"min_items", "min_len", b"min_len", "pattern", b"pattern", "required", b"required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max: _TypeAlias = _typing.Literal["max"]  # noqa: Y015
     _WhichOneofArgType__max: _TypeAlias = _typing.Literal["_max", b"_max"]  # noqa: Y015

@@ -1,0 +1,33 @@
+"""Times as texts to unix seconds (RFC 3339, https://www.rfc-editor.org/rfc/rfc3339), within what every store holds."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+FIRST_TIME_S = -62_135_596_800.0
+"""0001-01-01T00:00:00Z, the first time that can be stored, unix seconds."""
+END_TIME_S = 253_402_300_800.0
+"""10000-01-01T00:00:00Z: every time that can be stored is before it, unix seconds."""
+_RULE = "must be a time from year 1 to 9999 in UTC"
+
+
+def in_range(unix_s: float) -> bool:
+    """Whether a time is one that can be stored: from year 1 to 9999 in UTC, and a number."""
+    return FIRST_TIME_S <= unix_s < END_TIME_S
+
+
+def parse_time(text: str) -> float:
+    """Unix seconds of an ISO 8601 or RFC 3339 time with a UTC offset; digits past the microsecond are cut off.
+
+    RFC 3339 allows `t` and `z` in lower case.
+
+    Raises:
+        ValueError: the text is no time, has no UTC offset, or means a time that is not from year 1 to 9999 in UTC.
+    """
+    moment = datetime.fromisoformat(text if text[-1:] != "z" else f"{text[:-1]}Z")
+    if moment.tzinfo is None:
+        raise ValueError("must carry its UTC offset")
+    unix_s = moment.timestamp()
+    if not in_range(unix_s):
+        raise ValueError(_RULE)
+    return unix_s

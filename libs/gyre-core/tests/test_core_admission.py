@@ -1,0 +1,129 @@
+"""The admission of events, and the clock of a partition."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gyre_core.admission import (
+    EventTimes,
+    PartitionClock,
+    Refusal,
+    refuse_fields,
+    refuse_interaction,
+    refuse_times,
+)
+from gyre_core.event_time import parse_time
+from gyre_core.spec import LoopSpec, parse_loop
+
+WALL = 1_700_000_000.0
+
+
+def reason(refusal: Refusal | None) -> str:
+    """The reason, or nothing for what is admitted."""
+    return refusal.reason if refusal else ""
+
+
+def times(
+    event_time: float, *, append_time: float = WALL, source: str = "shop", is_behavior: bool = True
+) -> EventTimes:
+    """What the bounds look at."""
+    return EventTimes(event_time, append_time, source, is_behavior)
+
+
+def test_a_partitions_clock_is_its_newest_event() -> None:
+    """It is unset before the first event, and late ones do not turn it back."""
+    clock = PartitionClock()
+    assert not clock.is_set
+    for time in (100.0, 300.0, 200.0):
+        clock = clock.after(time)
+    assert (clock.is_set, clock.newest) == (True, 300.0)
+
+
+def test_on_the_wall_clock_kafkas_time_bounds_events(full_loop: LoopSpec) -> None:
+    """Lateness and future are counted from the append time; the bounds themselves are admitted; history may be old."""
+    loop = full_loop.model_copy(update={"clock": "wall"})
+    limits = loop.events.max_lateness_s, loop.events.max_future_s
+    assert limits[0] == 3600
+    for ahead_s, expected in ((-3600, ""), (-3601, "TOO_OLD"), (limits[1], ""), (limits[1] + 1, "IN_THE_FUTURE")):
+        assert reason(refuse_times(loop, PartitionClock(9e9), times(WALL + ahead_s))) == expected, ahead_s
+    assert refuse_times(loop, PartitionClock(), times(WALL - 1e8, source="gyre/import")) is None
+    assert refuse_times(loop, PartitionClock(), times(WALL - 1e8, is_behavior=False)) is None
+    ahead = times(WALL + limits[1] + 1, source="gyre/import", is_behavior=False)
+    assert reason(refuse_times(loop, PartitionClock(), ahead)) == "IN_THE_FUTURE"
+    for impossible in (float("nan"), float("inf"), -62_135_596_801.0, 253_402_300_800.0):
+        assert reason(refuse_times(loop, PartitionClock(), times(impossible))) == "TIME_INVALID"
+
+
+def test_on_the_replay_clock_the_partitions_newest_event_does() -> None:
+    """A leap is in the future, too, as is what Kafka's time says so of; the catalogue goes by Kafka's time alone."""
+    begin, day = 1_365_000_000.0, 86_400.0
+    text = (Path(__file__).parent / "data" / "full.yaml").read_text()
+    loop = parse_loop("\n".join(line for line in text.splitlines() if "max_future" not in line))
+    clock = PartitionClock(begin)
+    assert loop.events.max_future_s == day
+    assert refuse_times(loop, PartitionClock(), times(begin)) is None
+    assert refuse_times(loop, clock, times(begin + day)) is None
+    assert reason(refuse_times(loop, clock, times(begin + day + 1))) == "IN_THE_FUTURE"
+    assert reason(refuse_times(loop, clock, times(begin - 3601))) == "TOO_OLD"
+    assert reason(refuse_times(loop, PartitionClock(), times(WALL + day + 1))) == "IN_THE_FUTURE"
+    assert refuse_times(loop, clock, times(begin + 9 * day, is_behavior=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "expected"),
+    [
+        ("rating", 10.0, ""),
+        ("click", None, ""),
+        ("rate", 1.0, "UNKNOWN_TYPE"),
+        ("rating", None, "VALUE_MISSING"),
+        ("rating", 10.5, "VALUE_OUT_OF_RANGE"),
+        ("rating", float("nan"), "VALUE_OUT_OF_RANGE"),
+    ],
+)
+def test_interactions_obey_their_declaration(
+    full_loop: LoopSpec, type_: str, value: float | None, expected: str
+) -> None:
+    """Type and value range of gyre.yaml decide."""
+    assert reason(refuse_interaction(full_loop, type_, value)) == expected
+
+
+def test_fields_obey_their_declaration(full_loop: LoopSpec) -> None:
+    """Unknown fields and values of another kind are refused by name."""
+    assert (
+        refuse_fields(full_loop, "item", {"year": 1999.0, "genres": ["Drama"], "released": "2013-04-03T00:00Z"}) is None
+    )
+    assert reason(refuse_fields(full_loop, "item", {"color": True})) == "UNKNOWN_FIELD"
+    refusal = refuse_fields(full_loop, "item", {"year": "soon"})
+    assert refusal is not None
+    assert (refusal.reason, "year" in refusal.detail) == ("FIELD_INVALID", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("year", True),
+        ("year", 1e39),
+        ("year", float("nan")),
+        ("genres", ["Opera"]),
+        ("genres", ["Drama", ""]),
+        ("released", "yesterday"),
+        ("released", 1e12),
+        ("released", False),
+    ],
+)
+def test_a_value_is_of_its_fields_kind_and_fits(full_loop: LoopSpec, name: str, value: Any) -> None:
+    """A truth value is no number, a number fits into float32, a time into the tables, a category is a listed one."""
+    refusal = refuse_fields(full_loop, "item", {name: value})
+    assert (reason(refusal), refusal and refusal.field) == ("FIELD_INVALID", f"fields[{name}]")
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-23:59", "2020-01-01T00:00:00"])
+def test_a_time_that_cannot_be_stored_is_none(text: str) -> None:
+    """What is before year 1 or after 9999 in UTC, or has no offset, is refused."""
+    with pytest.raises(ValueError, match="must"):
+        parse_time(text)
+
+
+def test_times_may_be_written_in_lower_case() -> None:
+    """RFC 3339 allows `t` and `z`; digits past the microsecond are cut off."""
+    assert parse_time("2020-01-01t00:00:00.1234569z") == parse_time("2020-01-01T00:00:00.123456Z")

@@ -1,0 +1,207 @@
+"""One decision for every record of a loop: an event, or why it is refused. Pure: it does no I/O and asks no clock.
+
+The order is: the types that the topic declares, decoding, the proto's constraints and shapes, masking, the loop's spec,
+time. What it says follows from the log alone (the record and when Kafka took it in), the spec and the partition's
+clock, which is stored with the applied offset, so that stream, archive, quality and monitor say the same, also after a
+restart at any offset. The gateway asks `refuse` before it sends; the stream alone writes dead letters.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_core.admission import (
+    EventTimes,
+    PartitionClock,
+    Refusal,
+    refuse_fields,
+    refuse_interaction,
+    refuse_times,
+)
+from gyre_core.spec import LoopSpec
+
+from gyre_runtime.constraints import checker_for
+from gyre_runtime.events import Event, MessageTypes, ReceivedRecord, Unreadable, decode, is_deletion
+from gyre_runtime.fields import field_values
+
+__all__ = ["Admission", "PartitionClock", "Refusal", "Rules", "decide", "refuse"]
+
+_LOG = logging.getLogger(__name__)
+_BEHAVIOR = (behavior.Interaction, behavior.Impression)
+_CATALOGUE = (behavior.ItemChanged, behavior.UserChanged)
+_FLOAT32_BYTES = 4
+Mask = Callable[[Event], None]
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What records of one loop are decided by.
+
+    Attributes:
+        types: the payload classes by full proto name; those that the record's topic does not declare are refused.
+        spec: the loop; None for what no loop's spec says anything about.
+        mask: takes what the loop does not keep out of an event's message, in place; None where it keeps everything.
+    """
+
+    types: MessageTypes
+    spec: LoopSpec | None = None
+    mask: Mask | None = None
+
+
+def decide(record: ReceivedRecord, rules: Rules, clock: PartitionClock) -> Event | Refusal:
+    """Decide one record.
+
+    Args:
+        record: as Kafka gave it, with the time at which Kafka took it in.
+        rules: of its loop.
+        clock: of its partition, before the record.
+
+    Returns:
+        The event, masked, or the refusal with the reason that its dead letter gives.
+    """
+    return examine(record, rules, clock)[-1]
+
+
+def examine(record: ReceivedRecord, rules: Rules, clock: PartitionClock) -> tuple[Event | Refusal, ...]:
+    """What `decide` returns, after the masked event where the loop's spec refuses one that is well formed."""
+    try:
+        event = decode(record, rules.types)
+    except Unreadable as error:
+        return (Refusal(error.reason, str(error)),)
+    refusal = _refuse_form(event, rules)
+    if refusal is not None:
+        return (refusal,)
+    refusal = None if rules.spec is None else _refuse_by_spec(rules.spec, event, clock)
+    return (event,) if refusal is None else (event, refusal)
+
+
+def refuse(event: Event, rules: Rules, clock: PartitionClock) -> Refusal | None:
+    """Why a decoded event is refused, or None; its message is masked in place on the way."""
+    refusal = _refuse_form(event, rules)
+    if refusal is not None or rules.spec is None:
+        return refusal
+    return _refuse_by_spec(rules.spec, event, clock)
+
+
+def _refuse_form(event: Event, rules: Rules) -> Refusal | None:
+    """What breaks the proto's constraints, or cannot be masked; the message is masked in place."""
+    message = event.message
+    broken = checker_for(message.DESCRIPTOR)(message)
+    if broken:
+        return Refusal("INVALID_FIELD", "; ".join(f"{each.field}: {each.rule}" for each in broken), broken[0].field)
+    if isinstance(message, behavior.Impression):
+        shape = refuse_shape(message)
+        if shape is not None:
+            return shape
+    if rules.mask is not None:
+        try:
+            rules.mask(event)
+        except Exception as error:  # noqa: BLE001 - whatever failed, the event goes no further unmasked
+            # The text of the error could hold what was to be masked.
+            _LOG.error("an event cannot be masked", extra={"event_id": event.id, "problem": type(error).__name__})
+            return Refusal("MASKING_FAILED", type(error).__name__)
+    return None
+
+
+def _refuse_by_spec(spec: LoopSpec, event: Event, clock: PartitionClock) -> Refusal | None:
+    message, refusal = event.message, None
+    if isinstance(message, behavior.Interaction):
+        refusal = refuse_interaction(spec, message.type, message.value if message.HasField("value") else None)
+    elif isinstance(message, behavior.ItemChanged):
+        refusal = refuse_fields(spec, "item", field_values(message.fields))
+    elif isinstance(message, behavior.UserChanged):
+        refusal = refuse_fields(spec, "user", field_values(message.fields))
+    elif not isinstance(message, behavior.Impression):
+        return None  # the mesh's own, which may come late: what was not acknowledged is sent again
+    return refusal or refuse_times(spec, clock, times_of(spec, event))
+
+
+def times_of(spec: LoopSpec, event: Event) -> EventTimes:
+    """What the bounds of time look at; a dead letter that was replayed is as late as it was at first."""
+    arrival = event.arrival_time
+    if event.first_arrival_time and spec.events.trust_replayed_append_time:
+        arrival = min(arrival, event.first_arrival_time)
+    return EventTimes(event.time, arrival, event.source, isinstance(event.message, _BEHAVIOR))
+
+
+def refuse_shape(message: behavior.Impression) -> Refusal | None:
+    """What does not fit together in an impression's lists and features, or None."""
+    items, shown = len(message.item_ids), message.shown
+    if shown > items:
+        return Refusal("INVALID_FIELD", f"shown = {shown}: must be at most the {items} item_ids", "shown")
+    wanted = {"scores": items, "item_batches": items, "positions": items, "item_propensities": shown}
+    for name, count in wanted.items():
+        given = len(getattr(message, name))
+        if given not in (0, count):
+            of = "items are shown" if name == "item_propensities" else "item_ids are given"
+            return Refusal("INVALID_FIELD", f"{name} = {given} values: must be none, or {count}, as {of}", name)
+    problem = _features_problem(message.features, items) if message.features.values else None
+    return Refusal("INVALID_FIELD", f"features: {problem}", "features") if problem else None
+
+
+def _features_problem(block: behavior.FeatureBlock, items: int) -> str | None:
+    """The rule that the features of so many items break, or None."""
+    if not block.layout:
+        return "must name their layout"
+    if block.rows != items or len(block.values) != block.rows * block.columns * _FLOAT32_BYTES:
+        return f"must be {items} rows, as item_ids are given, and 4 bytes for each of rows × columns"
+    return None if np.isfinite(np.frombuffer(block.values, "<f4")).all() else "must be finite"
+
+
+class Admission:
+    """Decides the records of several loops' topics in their order, and holds the clock of each partition.
+
+    Args:
+        loops: specs by name.
+        types: payload classes of all topics, by full proto name.
+        mask: as in `Rules`.
+    """
+
+    def __init__(self, loops: Mapping[str, LoopSpec], types: MessageTypes, mask: Mask | None = None) -> None:
+        self._rules = {name: Rules(types, spec, mask) for name, spec in loops.items()}
+        self._others = Rules(types, None, mask)
+        self._clocks: dict[Place, PartitionClock] = {}
+
+    def start(self, topic: str, partition: int, clock: PartitionClock = PartitionClock()) -> None:  # noqa: B008 (frozen)
+        """Read a partition on from an offset at which its clock stood so."""
+        self._clocks[topic, partition] = clock
+
+    def clock(self, topic: str, partition: int) -> PartitionClock:
+        """A partition's clock after the last record that was decided."""
+        return self._clocks.get((topic, partition), PartitionClock())
+
+    def decide(self, record: ReceivedRecord) -> Event | Refusal | None:
+        """Decide the next record of its partition; None for one that says nothing but that its key is deleted."""
+        examined = self.examine(record)
+        return examined[-1] if examined else None
+
+    def examine(self, record: ReceivedRecord) -> tuple[Event | Refusal, ...]:
+        """Decide the next record of its partition; see the function `examine`. Nothing where a key is deleted."""
+        if is_deletion(record):
+            return ()
+        place = (record.topic, record.partition)
+        clock = self._clocks.get(place, PartitionClock())
+        rules = self._rules.get(record.topic.partition(".")[0], self._others)
+        examined = examine(record, rules, clock)
+        decision = examined[-1]
+        if isinstance(decision, Event) and isinstance(decision.message, _BEHAVIOR):
+            self._clocks[place] = clock.after(decision.time)
+        return examined
+
+    def decide_all(self, records: Iterable[Any]) -> tuple[list[Event], list[tuple[Any, Refusal]]]:
+        """Decide records; return the events, and the refused records with their refusal, both in the records' order."""
+        events: list[Event] = []
+        refused: list[tuple[Any, Refusal]] = []
+        for record in records:
+            decision = self.decide(record)
+            if isinstance(decision, Event):
+                events.append(decision)
+            elif decision is not None:
+                refused.append((record, decision))
+        return events, refused

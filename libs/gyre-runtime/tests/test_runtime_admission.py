@@ -1,0 +1,151 @@
+"""One decision for every record of a loop."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_core.spec import LoopSpec, parse_loop
+from gyre_runtime.admission import Admission, PartitionClock, Refusal
+from gyre_runtime.events import FIRST_APPEND_TIME, PROTOBUF, Event, encode, message_types
+
+NOW = 1_700_000_000.0
+TYPES = message_types(behavior.Impression, behavior.Interaction, behavior.ItemChanged, behavior.UserChanged)
+SPEC = parse_loop(
+    """
+version: 1
+loop: shop
+events: {interactions: {click: {}, rating: {value: {min: 0, max: 10}}}}
+items: {fields: {price: {kind: number}, genre: {kind: category, values: [drama, action]}, new: {kind: boolean}}}
+features: [{name: popular, kind: decayed_count, scope: item, events: [click], half_lives: [1d]}]
+"""
+)
+REPLAY = SPEC.model_copy(update={"clock": "replay"})
+
+
+def record(
+    message: Message, suffix: str = "behavior.interactions", *, time: float = NOW, at: float = NOW, **headers: str
+) -> Any:
+    """A record as Kafka hands it over, taken in at `at`."""
+    made = encode(message, source="shop", time=time, key="k")
+    more = [(name, value.encode()) for name, value in headers.items()]
+    kept = [each for each in made.headers if each[0] not in headers]
+    return SimpleNamespace(
+        topic=f"shop.{suffix}",
+        partition=0,
+        offset=0,
+        key=made.key,
+        value=made.value,
+        headers=kept + more,
+        timestamp=round(at * 1000),
+    )
+
+
+def click(**fields: Any) -> behavior.Interaction:
+    """A valid interaction."""
+    return behavior.Interaction(**{"user_id": "u", "item_id": "i", "type": "click"} | fields)
+
+
+def impression(**fields: Any) -> behavior.Impression:
+    """A valid impression of two items, of which one was shown."""
+    given = {"request_id": "r", "user_id": "u", "item_ids": ["a", "b"], "shown": 1, "method": 1}
+    return behavior.Impression(**given | fields)
+
+
+def item(**fields: Any) -> behavior.ItemChanged:
+    """An item with one field."""
+    (name, value), *_ = fields.items()
+    return behavior.ItemChanged(item_id="i", fields={name: behavior.FieldValue(**value)})
+
+
+def reason(decision: object, spec: LoopSpec = SPEC) -> str:
+    """The reason why a record is refused; nothing where it is not."""
+    found = Admission({spec.loop: spec}, TYPES).decide(decision)  # type: ignore[arg-type]
+    return found.reason if isinstance(found, Refusal) else ""
+
+
+BLOCK = behavior.FeatureBlock(layout="l", rows=2, columns=1, values=b"\0" * 8)
+NAN = behavior.FeatureBlock(layout="l", rows=2, columns=1, values=b"\0\0\0\0\0\0\xc0\x7f")
+
+
+@pytest.mark.parametrize(
+    ("message", "suffix", "expected"),
+    [
+        (click(), "behavior.interactions", ""),
+        (click(), "catalog.items", "UNKNOWN_TYPE"),
+        (item(price={"number": 1}), "behavior.interactions", "UNKNOWN_TYPE"),
+        (click(type="stare"), "behavior.interactions", "UNKNOWN_TYPE"),
+        (click(value=1e39), "behavior.interactions", "INVALID_FIELD"),
+        (item(price={"number": 1}), "catalog.items", ""),
+        (item(price={"number": -1e39}), "catalog.items", "INVALID_FIELD"),
+        (item(price={"boolean": True}), "catalog.items", "FIELD_INVALID"),
+        (item(new={"number": 1}), "catalog.items", "FIELD_INVALID"),
+        (item(genre={"text": "opera"}), "catalog.items", "FIELD_INVALID"),
+        (item(genre={"text": ""}), "catalog.items", ""),
+        (impression(), "behavior.impressions", ""),
+        (impression(method=99), "behavior.impressions", ""),
+        (impression(method=0), "behavior.impressions", "INVALID_FIELD"),
+        (impression(epoch=2**63), "behavior.impressions", "INVALID_FIELD"),
+        (impression(shown=2**32 - 1), "behavior.impressions", "INVALID_FIELD"),
+        (impression(shown=3), "behavior.impressions", "INVALID_FIELD"),
+        (impression(rest=2**32 - 1), "behavior.impressions", "INVALID_FIELD"),
+        (impression(positions=[2**32 - 1, 0]), "behavior.impressions", "INVALID_FIELD"),
+        (impression(scores=[1.0]), "behavior.impressions", "INVALID_FIELD"),
+        (impression(scores=[1.0, float("nan")]), "behavior.impressions", "INVALID_FIELD"),
+        (impression(item_propensities=[0.5, 0.5]), "behavior.impressions", "INVALID_FIELD"),
+        (impression(context={"hour": 1e39}), "behavior.impressions", "INVALID_FIELD"),
+        (impression(features=BLOCK), "behavior.impressions", ""),
+        (impression(features=NAN), "behavior.impressions", "INVALID_FIELD"),
+        (impression(item_ids=["a"], features=BLOCK), "behavior.impressions", "INVALID_FIELD"),
+    ],
+)
+def test_what_a_record_says_is_decided_once(message: Message, suffix: str, expected: str) -> None:
+    """Types by topic, bounds of the tables' columns, shapes, kinds of fields; enums stay open."""
+    assert reason(record(message, suffix)) == expected
+
+
+def test_lateness_is_between_the_event_and_kafka() -> None:
+    """It does not matter when a record is read; a replayed dead letter has its first time, where the loop trusts it."""
+    assert reason(record(click(), time=NOW - 1e7, at=NOW - 1e7 + 3599)) == ""
+    late = record(click(), time=NOW - 7200, at=NOW)
+    assert reason(late) == "TOO_OLD"
+    first = str(round((NOW - 7100) * 1000))
+    replayed = record(click(), time=NOW - 7200, at=NOW, **{FIRST_APPEND_TIME: first})
+    assert reason(replayed) == ""
+    events = SPEC.events.model_copy(update={"trust_replayed_append_time": False})
+    assert reason(replayed, SPEC.model_copy(update={"events": events})) == "TOO_OLD"
+    assert reason(record(click(), **{FIRST_APPEND_TIME: "soon"})) == "BAD_HEADER"
+    assert reason(record(click(), time=NOW - 1e8, ce_source="gyre/import")) == ""
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-23:59", "soon"])
+def test_a_time_that_no_table_holds_is_none(text: str) -> None:
+    """What is before year 1 or after 9999 in UTC is refused, in the catalogue, too."""
+    assert reason(record(item(price={"number": 1}), "catalog.items", ce_time=text)) == "BAD_TIME"
+
+
+def test_a_leap_does_not_move_the_replay_clock() -> None:
+    """Among events of 2013 one of 2020 is in the future, and those after it are decided as if it were not there."""
+    admission, begin = Admission({REPLAY.loop: REPLAY}, TYPES), 1_365_000_000.0
+    assert isinstance(admission.decide(record(click(), time=begin)), Event)
+    leap = admission.decide(record(click(), time=begin + 7 * 365 * 86_400))
+    assert isinstance(leap, Refusal)
+    assert leap.reason == "IN_THE_FUTURE"
+    assert isinstance(admission.decide(record(click(), time=begin + 60)), Event)
+    assert admission.clock("shop.behavior.interactions", 0) == PartitionClock(begin + 60)
+
+
+def test_a_deletion_is_neither_event_nor_refusal() -> None:
+    """A record of a compacted topic without a value says nothing more."""
+    gone = record(item(price={"number": 1}), "catalog.items")
+    gone.value, gone.headers = None, []
+    assert Admission({SPEC.loop: SPEC}, TYPES).decide(gone) is None
+
+
+def test_content_types_do_not_matter() -> None:
+    """The same payload in protobuf's JSON mapping has the same verdict."""
+    sent = record(click())
+    sent.value = b'{"userId": "u", "itemId": "i", "type": "click", "value": 1e39}'
+    sent.headers = [each for each in sent.headers if each[1] != PROTOBUF] + [("content-type", b"application/json")]
+    assert reason(sent) == "INVALID_FIELD"
