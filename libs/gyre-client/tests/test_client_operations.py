@@ -76,6 +76,11 @@ class ToldMesh(
         answer.view.arms.add(name="candidate", version="v2", share=0.1)
         return answer
 
+    async def StartRollout(self, request: Any, context: Any) -> deployer.StartRolloutResponse:  # noqa: N802
+        """Start a rollout."""
+        self.asked.append(request)
+        return deployer.StartRolloutResponse(rollout=deployer.Rollout(rollout_id="again", version=request.version))
+
     async def Promote(self, request: Any, context: Any) -> deployer.PromoteResponse:  # noqa: N802
         """Promote what is under way."""
         self.asked.append(request)
@@ -174,6 +179,14 @@ async def test_a_change_is_for_the_newest_rollout_unless_one_is_named(
     assert (await run(command, "shop", "--reason", "because")).exit_code == 0
     await run(command, "shop", "old")
     assert [(each.rollout_id, each.reason) for each in told.asked] == [("new", "because"), ("old", "")]
+
+
+async def test_a_candidate_can_be_offered_again(run: Callable[..., Any], told: ToldMesh) -> None:
+    """`gyre offer` starts the rollout of the version that is named, by a request of its own each time."""
+    for _ in range(2):
+        assert "again" in (await run("offer", "shop", "v2")).output
+    assert [(each.loop, each.version) for each in told.asked] == [("shop", "v2")] * 2
+    assert len({each.request_id for each in told.asked}) == 2
 
 
 async def test_pause_can_resume(run: Callable[..., Any], told: ToldMesh) -> None:

@@ -6,8 +6,8 @@ from itertools import product
 import pytest
 from gyre_core.spec import Duration, GuardrailSpec, RolloutStep
 from gyre_deployer.domain import decisions
-from gyre_deployer.domain.guardrails import Outcome, Verdict, judge
-from gyre_deployer.domain.observation import Counts, Observation, Report, lagging, tripped
+from gyre_deployer.domain.guardrails import Outcome, Verdict, is_breach, judge
+from gyre_deployer.domain.observation import SETTLING_S, Counts, Observation, Report, lagging, tripped
 from gyre_deployer.domain.projection import arms
 from gyre_deployer.domain.rollouts import ENDED, RUNNING, Candidate, Change, Kind, LoopState, State, apply, fold
 from gyre_deployer.wire import change_message, change_of, view_message
@@ -261,13 +261,24 @@ def test_guardrails_hold_only_what_is_significant_against_a_candidate(
     candidate: Counts, live: Counts, outcome: Outcome
 ) -> None:
     """Errors, p99 and its ratio fail a candidate when chance does not explain them, and live does not share them."""
-    verdict = judge(candidate, live, [], GUARDRAILS)
+    verdict = judge(candidate, live, GUARDRAILS)
     assert verdict.outcome == outcome, verdict.reason
 
 
-def test_an_open_circuit_fails_at_once() -> None:
-    """A gateway that stopped asking the candidate is reason enough, whatever the counts say."""
-    assert judge(seen(0), seen(0), ["gateway-1"], GUARDRAILS).outcome == Outcome.FAILED
+@pytest.mark.parametrize(
+    ("live", "breaches"),
+    [
+        (seen(0), False),
+        (seen(100, 1), False),
+        (seen(100, 5), True),
+        (seen(4, 1), True),  # of few, one in a second is a sign
+        (seen(20, slow=1), False),
+        (seen(20, slow=2), True),
+    ],
+)
+def test_a_second_is_breached_when_live_shows_more_than_chance(live: Counts, breaches: bool) -> None:
+    """One interval of the live model is past a limit where the exact tail is below 5 %."""
+    assert is_breach(live, GUARDRAILS) == breaches
 
 
 @given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 50))
@@ -275,7 +286,7 @@ def test_more_failures_never_help(requests: int, failures: int, more: int) -> No
     """Of two candidates with as many requests, the one with more failures is never judged better."""
     failures = min(failures, requests)
     worse = min(failures + more, requests)
-    outcomes = [judge(seen(requests, each), seen(0), [], GUARDRAILS).outcome for each in (failures, worse)]
+    outcomes = [judge(seen(requests, each), seen(0), GUARDRAILS).outcome for each in (failures, worse)]
     assert outcomes == sorted(outcomes)
 
 
@@ -285,23 +296,81 @@ def report(instance: str, version: str, counts: Counts, **traits: object) -> Rep
     return Report(instance, counts={version: counts}, **given_traits)  # type: ignore[arg-type]
 
 
+def watching(*reports: Report) -> Observation:
+    """An observation of v2 beside v1 that begins with these reports."""
+    return Observation.begin(reports, ("v2", "v1"), lambda counts: is_breach(counts, GUARDRAILS))
+
+
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9), st.booleans(), st.booleans()), max_size=40))
 def test_what_was_seen_is_the_sum_of_all_growth(rounds: list[tuple[str, int, bool, bool]]) -> None:
     """However often reports are read, the totals are all requests since the start, over restarts of gateways too."""
     counters = {"a": seen(50, 5), "b": Counts()}
-    observation = Observation.begin([report("a", "v1", counters["a"])])
+    observation = watching(report("a", "v2", counters["a"]))
     total = failed = 0
-    for instance, growth, restarts, is_read_twice in rounds:
+    for number, (instance, growth, restarts, is_read_twice) in enumerate(rounds):
         before = Counts() if restarts and counters[instance].requests > growth else counters[instance]
         counters[instance] = before.plus(seen(growth, growth // 2))
         total, failed = total + growth, failed + growth // 2
-        reports = [report(each, "v1", counts) for each, counts in counters.items()]
-        observation = observation.advanced(reports)
+        reports = [report(each, "v2", counts) for each, counts in counters.items()]
+        observation = observation.advanced(reports, number)
         if is_read_twice:
-            observation = observation.advanced(reports)
-    totals = observation.of("v1")
+            observation = observation.advanced(reports, number)
+    observation = observation.advanced([], len(rounds) + SETTLING_S)
+    totals = observation.candidate
     assert (totals.requests, totals.failures, totals.scored) == (total, failed, total - failed)
-    assert observation.of("v2") == Counts()
+    assert (observation.live, observation.spoiled) == (Counts(), 0)
+
+
+SECOND = st.tuples(st.integers(0, 20), st.booleans(), st.sampled_from(["idle", "well", "stalled"]))
+
+
+@given(st.lists(SECOND, max_size=30))
+def test_intervals_are_spoiled_by_live_beside_them(seconds: list[tuple[int, bool, str]]) -> None:
+    """What counts is each interval without a breach in it, in the one before, or in the next that asked live."""
+    candidate, live, observation = Counts(), Counts(), watching()
+    for number, (requests, fails, state) in enumerate(seconds):
+        candidate = candidate.plus(seen(requests, requests if fails else 0))
+        live = live.plus({"idle": seen(0), "well": seen(10), "stalled": seen(10, 10)}[state])
+        both = {"v2": candidate, "v1": live}
+        observation = observation.advanced([Report("a", 1, 100.0, 5.0, counts=both)], float(number))
+    observation = observation.advanced([], len(seconds) + SETTLING_S)
+    told = [(number, *each) for number, each in enumerate(seconds) if each[0] or each[2] != "idle"]
+    expected = spoiled = failures = 0
+    for place, (number, requests, fails, state) in enumerate(told):
+        before = [told[place - 1][3]] if place else []
+        later = [(at, each) for at, _, _, each in told[place + 1 :] if each != "idle"][:1]
+        near = [each for at, each in later if at - number <= SETTLING_S]
+        if "stalled" in (*before, state, *near):
+            spoiled += 1
+        else:
+            expected, failures = expected + requests, failures + (requests if fails else 0)
+    assert observation.spoiled == spoiled
+    assert (observation.candidate.requests, observation.candidate.failures) == (expected, failures)
+
+
+def test_a_stall_of_everything_is_not_held_against_the_candidate() -> None:
+    """Twenty seconds in which both time out, begun within a second by the candidate alone, spoil no verdict."""
+    candidate, live, observation = Counts(), Counts(), watching()
+    for second in range(60):
+        stalled = 20 <= second < 40
+        candidate = candidate.plus(seen(10, 10 if stalled else 4 if second == 19 else 0))
+        live = live.plus(seen(90, 90 if stalled else 0))
+        both = {"v2": candidate, "v1": live}
+        observation = observation.advanced([Report("a", 1, 100.0, 5.0, counts=both)], float(second))
+        verdict = judge(observation.candidate, observation.live, GUARDRAILS)
+        assert verdict.outcome == Outcome.PASSED, (second, verdict.reason)
+    assert observation.spoiled == 22
+    assert observation.candidate.requests == 370
+
+
+def test_a_candidate_that_fails_alone_is_failed_within_seconds() -> None:
+    """Beside a live model that is well, a fifth of 10 requests a second failing is enough after three seconds."""
+    candidate, live, observation = Counts(), Counts(), watching()
+    for second in range(3):
+        candidate, live = candidate.plus(seen(10, 2)), live.plus(seen(90, second % 2))
+        both = {"v2": candidate, "v1": live}
+        observation = observation.advanced([Report("a", 1, 100.0, 5.0, counts=both)], float(second))
+    assert judge(observation.candidate, observation.live, GUARDRAILS).outcome == Outcome.FAILED
 
 
 def test_latencies_in_other_buckets_are_left_out() -> None:
@@ -349,6 +418,10 @@ def test_a_step_ends_when_it_was_held_and_passed(
     paused = replace(rollout, state=State.PAUSED)
     kept = decision if decision != decisions.Decision.ADVANCE else decisions.Decision.HOLD
     assert decisions.decide(paused, verdict, held, STEPS)[0] == kept
+    avoided = replace(held, tripped=1, spoiled=7)
+    decided, reason = decisions.decide(rollout, verdict, avoided, STEPS)
+    assert decided == kept  # an open circuit rolls nothing back, and lets nothing go on
+    assert reason.endswith("; 7 intervals spoiled: live suffered alike; 1 gateway(s) keep requests from the candidate")
 
 
 def test_the_steps_lead_to_promotion_also_when_gyre_yaml_got_shorter() -> None:

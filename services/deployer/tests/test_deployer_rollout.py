@@ -5,6 +5,8 @@ import asyncio
 import pytest
 from aiokafka import AIOKafkaConsumer
 from gyre.deployer.v1.deployer_pb2 import ROLLOUT_STATE_PROMOTED as PROMOTED
+from gyre.deployer.v1.deployer_pb2 import ROLLOUT_STATE_ROLLED_BACK as ROLLED_BACK
+from gyre.deployer.v1.deployer_pb2 import StartRolloutRequest
 from gyre.events.v1.models_pb2 import CandidateRegistered, RolloutEventKind
 from gyre_core.topics import dead_letter_topic, topic
 from gyre_local.testing import eventually
@@ -97,11 +99,11 @@ async def test_bad_candidates_are_refused_and_live_untouched(start, models, plac
 
 
 async def test_a_candidate_that_breaks_a_guardrail_is_rolled_back(start, models, place, gateway) -> None:
-    """Errors, latency or an opened circuit give all users back to v1, and v2 leaves Triton once gateways let go."""
+    """Errors or latency give all users back to v1, and v2 leaves Triton once gateways let go."""
     deployer = await start()
     await models.register("v1")
     await deployer.reaches("v1", "PROMOTED")
-    for spoil, reason in (("failing", "failed"), ("slow", "took more than 100 ms"), ("tripped", "stopped asking")):
+    for spoil, reason in (("failing", "failed"), ("slow", "took more than 100 ms")):
         getattr(gateway, spoil).add(spoil)
         await models.register(spoil)
         rollout = await deployer.reaches(spoil, "ROLLED_BACK")
@@ -115,19 +117,60 @@ async def test_a_candidate_that_breaks_a_guardrail_is_rolled_back(start, models,
     assert await place.is_served("v1")
 
 
+async def says(deployer, version: str, words: str) -> bool:
+    """Whether the rollout of a version gives these words as its reason."""
+    rollout = await deployer.rollout(version)
+    return rollout is not None and words in rollout.reason
+
+
 async def test_both_models_failing_is_not_the_candidates_fault(start, models, gateway) -> None:
-    """Where live fails as the candidate does, the step is observed anew, and goes on once both are well."""
+    """While live fails as the candidate does nothing counts, which is told, and the step goes on once both are well."""
     gateway.failing.update({"v1", "v2"})
     deployer = await live_with_candidate(start, models)
-
-    async def is_observed_anew() -> bool:
-        rollout = await deployer.rollout("v2")
-        return rollout is not None and "observed anew" in rollout.reason
-
-    await eventually(is_observed_anew, message="the step is observed anew")
+    await eventually(lambda: says(deployer, "v2", "intervals spoiled"), message="the rollout says what does not count")
     assert (await deployer.rollout("v2")).share == 0.1
     gateway.failing.clear()
+    rollout = await deployer.reaches("v2", "PROMOTED")
+    assert "intervals spoiled" in next(each.reason for each in rollout.events if each.share == 0.5)
+
+
+async def test_a_stall_of_everything_does_not_take_a_candidate_back(start, models, gateway) -> None:
+    """A stall in the middle of a canary, in which the gateway opens its circuit, leaves the candidate where it is."""
+    deployer = await live_with_candidate(start, models)
+    await deployer.reaches("v2", "CANARY")
+    gateway.failing.update({"v1", "v2"})
+    gateway.tripped.add("v2")
+
+    async def is_seen() -> bool:
+        rollout = await deployer.rollout("v2")
+        return rollout.state == ROLLED_BACK or ("spoiled" in rollout.reason and "keep requests" in rollout.reason)
+
+    await eventually(is_seen, message="the stall and the circuit are seen")
+    rollout = await deployer.rollout("v2")
+    assert rollout.share == 0.1, rollout.reason
+    gateway.failing.clear()
+    gateway.tripped.clear()
     await deployer.reaches("v2", "PROMOTED")
+
+
+async def test_a_candidate_that_was_rolled_back_may_be_offered_again(start, models, loop, gateway) -> None:
+    """StartRollout begins another rollout of it, once for each request id, until one has promoted it."""
+    gateway.failing.add("v2")
+    deployer = await live_with_candidate(start, models)
+    first = await deployer.reaches("v2", "ROLLED_BACK")
+    gateway.failing.clear()
+
+    async def offer(request_id: str) -> str:
+        request = StartRolloutRequest(loop=loop, version="v2", request_id=request_id)
+        return (await deployer.stub.StartRollout(request, timeout=5)).rollout.rollout_id
+
+    again = await offer("once-more")
+    assert again != first.rollout_id
+    rollout = await deployer.reaches("v2", "PROMOTED")
+    assert rollout.rollout_id == again
+    assert (await offer("once-more"), await offer("and-again")) == (again, again)
+    assert [each.version for each in await deployer.rollouts()] == ["v2", "v2", "v1"]
+    assert (await deployer.listed()).view.arms[0].version == "v2"
 
 
 async def test_unloading_waits_for_a_lagging_gateway(start, models, place, gateway, new_gateway) -> None:

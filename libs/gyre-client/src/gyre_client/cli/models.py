@@ -14,6 +14,7 @@ from gyre_client.cli.session import TIMEOUT_S, JsonOption, LoopArgument, ask, co
 from gyre_client.mesh import Mesh
 
 RolloutArgument = Annotated[str, typer.Argument(help="The rollout; the newest by default.", show_default=False)]
+VersionArgument = Annotated[str, typer.Argument(help="A version that `gyre runs` lists.", show_default=False)]
 ReasonOption = Annotated[str, typer.Option(help="Why; kept in the log.", show_default=False)]
 _WATCH_S = 3600.0
 _BAD = (trainer.RUN_STATE_REFUSED, trainer.RUN_STATE_FAILED)
@@ -21,7 +22,7 @@ _BAD = (trainer.RUN_STATE_REFUSED, trainer.RUN_STATE_FAILED)
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (runs, train, rollouts, promote, rollback, pause):
+    for command in (runs, train, rollouts, offer, promote, rollback, pause):
         app.command()(command)
 
 
@@ -108,9 +109,23 @@ def _change(loop: str, rollout: str, change: Callable[[Mesh, str], Awaitable[Any
         changed: deployer.Rollout = (await change(mesh, rollout_id)).rollout
         return changed
 
+    _print_rollout(ask("deployer", work))
+
+
+def _print_rollout(changed: deployer.Rollout) -> None:
     made = table("rollout", "version", "state", "share", "since (UTC)", "why")
-    made.add_row(*_rollout_row(ask("deployer", work)))
+    made.add_row(*_rollout_row(changed))
     console().print(made)
+
+
+def offer(loop: LoopArgument, version: VersionArgument) -> None:
+    """Start the rollout of a candidate, again where an earlier one was rolled back or refused."""
+
+    async def work(mesh: Mesh) -> deployer.Rollout:
+        request = deployer.StartRolloutRequest(loop=loop, version=version, request_id=uuid.uuid4().hex)
+        return (await call(mesh.deployer.StartRollout, request, timeout_s=TIMEOUT_S)).rollout
+
+    _print_rollout(ask("deployer", work))
 
 
 def promote(loop: LoopArgument, rollout: RolloutArgument = "", reason: ReasonOption = "") -> None:

@@ -35,10 +35,25 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepProgress:
-    """How long a step has been watched, seconds, and how many of the candidate's requests were seen."""
+    """How a step has been watched so far.
+
+    Attributes:
+        seconds: how long.
+        requests: of the candidate that count.
+        spoiled: intervals that do not count, since the live model suffered alike.
+        tripped: gateways that keep requests from the candidate at the moment.
+    """
 
     seconds: float
     requests: int
+    spoiled: int = 0
+    tripped: int = 0
+
+    def remarks(self) -> str:
+        """What a person has to know beside a verdict; empty for nothing."""
+        spoiled = f"; {self.spoiled} intervals spoiled: live suffered alike" if self.spoiled else ""
+        tripped = f"; {self.tripped} gateway(s) keep requests from the candidate" if self.tripped else ""
+        return spoiled + tripped
 
 
 MAX_REOPENINGS = 5
@@ -46,9 +61,10 @@ MAX_REOPENINGS = 5
 _STEPS = {State.STARTED: Step.VALIDATE, State.VALIDATED: Step.LOAD, State.LOADED: Step.WARM, State.WARMED: Step.OPEN}
 
 
-def rollout_id(loop: str, version: str) -> str:
-    """The id of the one rollout that a version has."""
-    return f"rollout-{blake2b(f'{loop}/{version}'.encode(), digest_size=8).hexdigest()}"
+def rollout_id(loop: str, version: str, offer: str = "") -> str:
+    """The id of a version's rollout: its first, or the one that a request of this id began after that had ended."""
+    name = f"{loop}/{version}/{offer}" if offer else f"{loop}/{version}"
+    return f"rollout-{blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
 def next_step(rollout: Rollout) -> Step:
@@ -64,16 +80,21 @@ def pending(candidates: Iterable[Candidate], state: LoopState) -> list[Candidate
     return [each for each in candidates if each.version not in known]
 
 
-def begin(waiting: Sequence[Candidate], chosen: Candidate, state: LoopState) -> list[Change]:
-    """The changes that start the rollout of `chosen` and refuse those that waited longer."""
+def begin(waiting: Sequence[Candidate], chosen: Candidate, state: LoopState, offer: str = "") -> list[Change]:
+    """The changes that start the rollout of `chosen` and refuse those that waited longer.
+
+    A candidate whose rollout has ended is offered again by the id of the request that asks for it; nobody waits longer.
+    """
+    if offer:
+        return [_first(chosen, Kind.STARTED, state, "offered again", offer)]
     older = waiting[: waiting.index(chosen)]
     refusals = [_first(each, Kind.REFUSED, state, f"superseded by {chosen.version}") for each in older]
     return [*refusals, _first(chosen, Kind.STARTED, state, "a candidate was registered")]
 
 
-def _first(candidate: Candidate, kind: Kind, state: LoopState, reason: str) -> Change:
+def _first(candidate: Candidate, kind: Kind, state: LoopState, reason: str, offer: str = "") -> Change:
     return Change(
-        rollout_id=rollout_id(state.loop, candidate.version),
+        rollout_id=rollout_id(state.loop, candidate.version, offer),
         kind=kind,
         version=candidate.version,
         live_version=state.live,
@@ -170,14 +191,17 @@ def decide(
     A step ends when it was held long enough, for enough requests, with every guardrail passed. A paused rollout only
     ever goes back.
     """
+    reason = verdict.reason + held.remarks()
     if verdict.outcome == Outcome.FAILED:
-        return Decision.ROLL_BACK, verdict.reason
+        return Decision.ROLL_BACK, reason
     if verdict.outcome == Outcome.SPOILED:
-        return Decision.OBSERVE_ANEW, verdict.reason
+        return Decision.OBSERVE_ANEW, reason
     # gyre.yaml may have been changed to fewer steps meanwhile: the last one then stands for what is missing.
     wanted = steps[min(rollout.step, len(steps) - 1)]
     if rollout.state == State.PAUSED or verdict.outcome == Outcome.INCONCLUSIVE:
-        return Decision.HOLD, verdict.reason
-    if held.seconds < wanted.hold_s or held.requests < wanted.min_requests:
-        return Decision.HOLD, f"{held.requests} of {wanted.min_requests} requests, {held.seconds:.1f} s"
-    return Decision.ADVANCE, f"guardrails passed over {held.requests} requests in {held.seconds:.1f} s"
+        return Decision.HOLD, reason
+    if held.tripped or held.seconds < wanted.hold_s or held.requests < wanted.min_requests:
+        progress = f"{held.requests} of {wanted.min_requests} requests, {held.seconds:.1f} s"
+        return Decision.HOLD, progress + held.remarks()
+    passed = f"guardrails passed over {held.requests} requests in {held.seconds:.1f} s"
+    return Decision.ADVANCE, passed + held.remarks()

@@ -5,11 +5,13 @@ may pass. A share counts as too large only when the exact binomial tail says tha
 ever show it. That matters for small counts: one failure among ten requests happens to a candidate with a true rate of
 1 % in one rollout of ten (Wilson's interval, too narrow there, would roll it back), three failures in one of ten
 thousand. Since the judgement is repeated many times during a step, the level is strict.
+
+A gateway that keeps requests from the candidate is no reason by itself: it reacts at once and can be wrong, while a
+rollback cannot be undone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -20,6 +22,8 @@ from gyre_deployer.domain.observation import Counts
 
 LEVEL = 0.001
 """Probability below which an observation is held against the candidate."""
+BREACH_LEVEL = 0.05
+"""The same for the live model in one interval, whose few requests are to show in a second what stalls both."""
 SLOW_SHARE = 0.01
 """What a 99th percentile leaves: the share of requests that may be slower."""
 ENOUGH = 200
@@ -56,22 +60,26 @@ class _Share:
     def rate(self) -> float:
         return self.bad / self.n if self.n else 0.0
 
-    def exceeds(self, allowed: float) -> bool:
+    def exceeds(self, allowed: float, level: float = LEVEL) -> bool:
         """Whether more are bad than chance explains."""
-        return binomial_tail(self.bad, self.n, allowed) < LEVEL
+        return binomial_tail(self.bad, self.n, allowed) < level
 
 
-def judge(candidate: Counts, live: Counts, tripped: Sequence[str], guardrails: GuardrailSpec) -> Verdict:
+def is_breach(counts: Counts, guardrails: GuardrailSpec) -> bool:
+    """Whether the live model was past the limit of errors or of latency in one interval."""
+    failed = _Share(counts.failures, counts.requests)
+    slow = _Share(counts.slower_than(guardrails.max_latency_p99_s), counts.scored)
+    return failed.exceeds(guardrails.max_error_rate, BREACH_LEVEL) or slow.exceeds(SLOW_SHARE, BREACH_LEVEL)
+
+
+def judge(candidate: Counts, live: Counts, guardrails: GuardrailSpec) -> Verdict:
     """Judge a candidate against the guardrails and beside the live model.
 
     Args:
         candidate: what was seen of it since the step began.
         live: what was seen of the live model meanwhile.
-        tripped: gateways that keep requests from the candidate.
         guardrails: the limits.
     """
-    if tripped:
-        return Verdict(Outcome.FAILED, f"{len(tripped)} gateway(s) stopped asking the candidate after failures")
     verdicts = [
         _errors(candidate, live, guardrails.max_error_rate),
         _latency(candidate, live, guardrails.max_latency_p99_s),

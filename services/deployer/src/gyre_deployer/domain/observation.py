@@ -1,11 +1,18 @@
-"""What the gateways see of the versions: counts from their reports, summed from a moment on."""
+"""What the gateways see of the versions: counts from their reports, summed from a moment on.
+
+The sums leave out *spoiled* intervals, those in which the live model suffered as a candidate at its limits would, since
+what stalls both, such as the server that they share, says nothing of the candidate.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from gyre_core.statistics import percentile
+
+SETTLING_S = 5.0
+"""The longest that an interval waits for one after it in which the live model was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,35 +94,104 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """Counts by version since a moment, over all gateways.
+class Interval:
+    """What one gateway saw between two of its reports: one second, or more where the deployer was busy meanwhile.
 
     Attributes:
-        last: the newest counters by (instance, version).
-        totals: what was added to them, by version.
+        time: when the deployer learnt of it, unix seconds.
+        candidate: requests that the candidate was to score.
+        live: requests that the live model was to score.
+        is_breached: the live model was past a limit of the guardrails.
     """
 
+    time: float
+    candidate: Counts
+    live: Counts
+    is_breached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The newest intervals of one gateway, oldest first, which are not judged yet; and what the one before was."""
+
+    waiting: tuple[Interval, ...] = ()
+    follows_breach: bool = False
+
+    def judged(self, now: float) -> tuple[list[tuple[Interval, bool]], Series]:
+        """Take out the intervals of which it is known whether they are spoiled, each with the answer.
+
+        A stall begins and ends within intervals, and the first to time out in it may be the candidate's requests alone.
+        So an interval is spoiled, too, by a breach in the one before it, or in the next one that asked the live model.
+        """
+        judged, series = [], self
+        while series.waiting:
+            interval, later = series.waiting[0], series.waiting[1:]
+            following = next((each for each in later if each.live.requests), None)
+            if following is None and now - interval.time < SETTLING_S:
+                break
+            breaches = (series.follows_breach, interval.is_breached, following is not None and following.is_breached)
+            judged.append((interval, any(breaches)))
+            series = Series(later, interval.is_breached)
+        return judged, series
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A candidate beside the live model since a moment, over all gateways.
+
+    Attributes:
+        versions: the candidate's and the live model's.
+        is_breach: whether counts of one interval are past a limit of the guardrails.
+        last: the newest counters by (instance, version).
+        series: by gateway, what is not judged yet.
+        candidate: what was seen of the candidate in intervals that are not spoiled.
+        live: the same of the live model.
+        spoiled: intervals left out since the live model suffered in them, or beside them.
+    """
+
+    versions: tuple[str, str]
+    is_breach: Callable[[Counts], bool]
     last: Mapping[tuple[str, str], Counts]
-    totals: Mapping[str, Counts] = field(default_factory=dict)
+    series: Mapping[str, Series] = field(default_factory=dict)
+    candidate: Counts = Counts()
+    live: Counts = Counts()
+    spoiled: int = 0
 
     @classmethod
-    def begin(cls, reports: Iterable[Report]) -> Observation:
+    def begin(
+        cls, reports: Iterable[Report], versions: tuple[str, str], is_breach: Callable[[Counts], bool]
+    ) -> Observation:
         """Count from these reports on."""
-        return cls({(each.instance, version): counts for each in reports for version, counts in each.counts.items()})
+        last = {(each.instance, version): counts for each in reports for version, counts in each.counts.items()}
+        return cls(versions, is_breach, last)
 
-    def advanced(self, reports: Iterable[Report]) -> Observation:
+    def advanced(self, reports: Iterable[Report], now: float) -> Observation:
         """Take in newer reports; the same report again adds nothing."""
-        last, totals = dict(self.last), dict(self.totals)
+        last, series = dict(self.last), dict(self.series)
         for report in reports:
-            for version, counts in report.counts.items():
-                added = counts.since(last.get((report.instance, version), Counts()))
+            grown = {}
+            for version in self.versions:
+                counts = report.counts.get(version, Counts())
+                grown[version] = counts.since(last.get((report.instance, version), Counts()))
                 last[report.instance, version] = counts
-                totals[version] = totals.get(version, Counts()).plus(added)
-        return Observation(last, totals)
+            candidate, live = (grown[version] for version in self.versions)
+            if candidate.requests or live.requests:
+                interval = Interval(now, candidate, live, self.is_breach(live))
+                known = series.get(report.instance, Series())
+                series[report.instance] = replace(known, waiting=(*known.waiting, interval))
+        return replace(self, last=last, series=series).settled(now)
 
-    def of(self, version: str) -> Counts:
-        """What was seen of a version."""
-        return self.totals.get(version, Counts())
+    def settled(self, now: float) -> Observation:
+        """Sum up what can be judged by now, or leave it out."""
+        series, candidate, live, spoiled = dict(self.series), self.candidate, self.live, self.spoiled
+        for instance, each in self.series.items():
+            judged, series[instance] = each.judged(now)
+            for interval, is_spoiled in judged:
+                if is_spoiled:
+                    spoiled += 1
+                else:
+                    candidate, live = candidate.plus(interval.candidate), live.plus(interval.live)
+        return replace(self, series=series, candidate=candidate, live=live, spoiled=spoiled)
 
 
 def lagging(reports: Iterable[Report], epoch: int, now: float) -> list[str]:

@@ -222,8 +222,8 @@ class LoopState:
         return rollout if rollout is not None and rollout.is_under_way else None
 
     def of_version(self, version: str) -> Rollout | None:
-        """The rollout of a version; there is one at most."""
-        return next((each for each in self.rollouts.values() if each.version == version), None)
+        """The newest rollout of a version, which may have been offered again after an earlier one had ended."""
+        return next((each for each in reversed(tuple(self.rollouts.values())) if each.version == version), None)
 
     @property
     def named(self) -> frozenset[str]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 from gyre_runtime import NotFound, Precondition, Unavailable, model_tracer
 
-from gyre_deployer.domain.decisions import follow, pending, promote, roll_back
+from gyre_deployer.domain.decisions import follow, pending, promote, roll_back, rollout_id
 from gyre_deployer.domain.rollouts import Change, Kind, LoopState, Rollout, State
 from gyre_deployer.handlers.ledger import ConcurrentChange, RolloutLedger
 from gyre_deployer.handlers.starting import start_rollout
@@ -22,8 +22,10 @@ class Commands:
         self.ledger = ledger
         self._candidates = candidates
 
-    async def start(self, version: str) -> Rollout:
-        """Start the rollout of a registered candidate; the one that it has already is returned.
+    async def start(self, version: str, request_id: str) -> Rollout:
+        """Start the rollout of a registered candidate, again where an earlier one was rolled back or refused.
+
+        The rollout that the request started before, or that has not ended or been promoted, is returned.
 
         Raises:
             NotFound: no such candidate was registered (UNKNOWN_VERSION).
@@ -32,11 +34,11 @@ class Commands:
         """
         while True:
             state = self.ledger.state
-            known = state.of_version(version)
-            if known is not None:
+            own = state.rollouts.get(rollout_id(state.loop, version, request_id))
+            known = own or state.of_version(version)
+            if known is not None and (own or known.is_under_way or known.state == State.PROMOTED):
                 return known
-            waiting = pending(self._candidates.all(), state)
-            chosen = next((each for each in waiting if each.version == version), None)
+            chosen = next((each for each in self._candidates.all() if each.version == version), None)
             if chosen is None:
                 raise NotFound(
                     "UNKNOWN_VERSION", f"version = {version!r}: no such candidate of {state.loop} is registered"
@@ -45,13 +47,15 @@ class Commands:
                 other = state.under_way
                 message = f"{other.version} is being rolled out: {version} waits for its end"
                 raise Precondition("ROLLOUT_UNDER_WAY", message, metadata={"rollout_id": other.id})
+            offer = "" if known is None else request_id
             try:
-                begun = await start_rollout(self.ledger, state, waiting, chosen)
+                waiting = pending(self._candidates.all(), state)
+                started = await start_rollout(self.ledger, state, waiting, chosen, offer=offer)
             except ConcurrentChange:
                 continue
             except FencedByPeer as error:
                 raise _replaced(error) from error
-            return begun.rollouts[begun.current]
+            return started.rollouts[started.current]
 
     async def promote(self, rollout_id: str, reason: str) -> Rollout:
         """Give a warm candidate all traffic now.

@@ -28,7 +28,7 @@ from gyre_deployer.domain.decisions import (
     refuse,
     roll_back,
 )
-from gyre_deployer.domain.guardrails import judge
+from gyre_deployer.domain.guardrails import is_breach, judge
 from gyre_deployer.domain.observation import Observation, Report, lagging, tripped
 from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, State
 from gyre_deployer.handlers.ledger import ConcurrentChange, RolloutLedger
@@ -214,18 +214,19 @@ class Reconciler:
         """Judge the candidate by what the gateways saw of it in this step."""
         now, reports = self._now(), self._gateways.reports()
         watch = self._watched(rollout, reports, now)
-        candidate, live = (watch.observation.of(each) for each in (rollout.version, rollout.live_version))
-        open_circuits = tripped(reports, rollout.version, rollout.observed_epoch, now)
-        verdict = judge(candidate, live, open_circuits, self._spec.rollout.guardrails)
-        held = StepProgress(now - watch.began, candidate.requests)
+        seen, open_circuits = watch.observation, tripped(reports, rollout.version, rollout.observed_epoch, now)
+        verdict = judge(seen.candidate, seen.live, self._spec.rollout.guardrails)
+        held = StepProgress(now - watch.began, seen.candidate.requests, seen.spoiled, len(open_circuits))
         decision, reason = decide(rollout, verdict, held, self._spec.rollout.steps)
         await self._act(state, rollout, decision, reason)
 
     def _watched(self, rollout: Rollout, reports: Sequence[Report], now: float) -> Watch:
         watch = self._watch
         if watch is None or watch.epoch != rollout.observed_epoch:
-            watch = Watch(rollout.observed_epoch, now, Observation.begin(reports))
-        self._watch = replace(watch, observation=watch.observation.advanced(reports))
+            versions, guardrails = (rollout.version, rollout.live_version), self._spec.rollout.guardrails
+            begun = Observation.begin(reports, versions, lambda live: is_breach(live, guardrails))
+            watch = Watch(rollout.observed_epoch, now, begun)
+        self._watch = replace(watch, observation=watch.observation.advanced(reports, now))
         return self._watch
 
     async def _act(self, state: LoopState, rollout: Rollout, decision: Decision, reason: str) -> None:

@@ -29,8 +29,8 @@ class DeployerServicer(rpc.DeployerServiceServicer):
         return rollout_message(loop, rollout, waiting_for=self._loops[loop].ledger.waiting_for)
 
     async def StartRollout(self, request: pb.StartRolloutRequest, context: object) -> pb.StartRolloutResponse:
-        """Start the one rollout that a version has; repeated calls find it, whatever their request id."""
-        rollout = await self._loop(request.loop).start(request.version)
+        """Start the rollout of a version, again where an earlier one failed; a repeated call finds what it started."""
+        rollout = await self._loop(request.loop).start(request.version, request.request_id)
         return pb.StartRolloutResponse(rollout=self._message(request.loop, rollout))
 
     async def GetRollout(self, request: pb.GetRolloutRequest, context: object) -> pb.GetRolloutResponse:

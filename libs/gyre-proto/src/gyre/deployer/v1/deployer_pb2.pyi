@@ -155,7 +155,7 @@ class StartRolloutRequest(_message.Message):
     version: _builtins.str
     """The registered candidate's version. Required."""
     request_id: _builtins.str
-    """Makes the call idempotent. Required."""
+    """Makes the call idempotent: the rollout that the same id started is answered as it is. Required."""
     def __init__(
         self,
         *,

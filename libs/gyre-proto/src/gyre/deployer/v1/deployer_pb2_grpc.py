@@ -77,7 +77,8 @@ class DeployerServiceServicer:
     """
 
     def StartRollout(self, request, context):
-        """Starts the rollout of a registered candidate.
+        """Starts the rollout of a registered candidate, again where an earlier one was rolled back or refused. One that has not ended, or was
+        promoted, is answered as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

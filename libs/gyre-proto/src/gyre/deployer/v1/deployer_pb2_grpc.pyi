@@ -34,7 +34,9 @@ class DeployerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DeployerServiceAsyncStub: ...
     StartRollout: _grpc.UnaryUnaryMultiCallable[_deployer_pb2.StartRolloutRequest, _deployer_pb2.StartRolloutResponse]
-    """Starts the rollout of a registered candidate."""
+    """Starts the rollout of a registered candidate, again where an earlier one was rolled back or refused. One that has not ended, or was
+    promoted, is answered as it is.
+    """
     GetRollout: _grpc.UnaryUnaryMultiCallable[_deployer_pb2.GetRolloutRequest, _deployer_pb2.GetRolloutResponse]
     """One rollout."""
     ListRollouts: _grpc.UnaryUnaryMultiCallable[_deployer_pb2.ListRolloutsRequest, _deployer_pb2.ListRolloutsResponse]
@@ -54,7 +56,9 @@ class DeployerServiceAsyncStub(DeployerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartRollout: _aio.UnaryUnaryMultiCallable[_deployer_pb2.StartRolloutRequest, _deployer_pb2.StartRolloutResponse]  # type: ignore[assignment]
-    """Starts the rollout of a registered candidate."""
+    """Starts the rollout of a registered candidate, again where an earlier one was rolled back or refused. One that has not ended, or was
+    promoted, is answered as it is.
+    """
     GetRollout: _aio.UnaryUnaryMultiCallable[_deployer_pb2.GetRolloutRequest, _deployer_pb2.GetRolloutResponse]  # type: ignore[assignment]
     """One rollout."""
     ListRollouts: _aio.UnaryUnaryMultiCallable[_deployer_pb2.ListRolloutsRequest, _deployer_pb2.ListRolloutsResponse]  # type: ignore[assignment]
@@ -77,7 +81,9 @@ class DeployerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _deployer_pb2.StartRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployer_pb2.StartRolloutResponse, _abc.Awaitable[_deployer_pb2.StartRolloutResponse]]:
-        """Starts the rollout of a registered candidate."""
+        """Starts the rollout of a registered candidate, again where an earlier one was rolled back or refused. One that has not ended, or was
+        promoted, is answered as it is.
+        """
 
     @_abc_1.abstractmethod
     def GetRollout(
