@@ -108,32 +108,52 @@ def settings() -> str:
         " whose name begins with `gyre` is passed over. The defaults run the local stack. Secrets are given as files. A"
         " process reads the parts that it uses, and tolerates the variables of others."
     )
-    processes = service_settings()
+    processes = process_settings()
     parts = [_part(part, processes) for part in PARTS]
     shared = frozenset(name for part in PARTS for name in part.model_fields)
-    for name, cls in processes:
-        own = [field for field in cls.model_fields if field not in shared]
-        parts += [f"## {name.capitalize()}\n\n{_settings_table(cls, own)}"] if own else []
+    for service in SERVICES:
+        own = [(name, cls) for name, cls in processes if name.startswith(service)]
+        fields = dict.fromkeys(field for _, cls in own for field in cls.model_fields if field not in shared)
+        if fields:
+            parts.append(f"## {service.capitalize()}\n\n{_own_table(own, list(fields))}")
     rows = [(code(name), meaning) for name, meaning in TOLERATED.items()]
     parts.append(f"## Local stack, tests and command line\n\n{table(('variable', 'meaning'), rows)}")
     return page("Settings", lead, *parts)
 
 
-def _part(part: type[Settings], processes: Sequence[tuple[str, type[ServiceSettings]]]) -> str:
+def _own_table(processes: Sequence[tuple[str, type[Settings]]], fields: Sequence[str]) -> str:
+    """The variables of one service alone, and which of its processes read each, where it has several."""
+    rows = []
+    for field in fields:
+        users = [(name, cls) for name, cls in processes if field in cls.model_fields]
+        schema = users[0][1].model_json_schema()
+        found = schema["properties"][field]
+        row = [code(variable_of(field)), described(found, schema), _default(found), found.get("description", "")]
+        rows.append([*row, ", ".join(name for name, _ in users)] if len(processes) > 1 else row)
+    head = ("variable", "value", "default", "meaning")
+    return table((*head, "read by") if len(processes) > 1 else head, rows)
+
+
+def _part(part: type[Settings], processes: Sequence[tuple[str, type[Settings]]]) -> str:
     """One part: who is composed of it, and its variables."""
     users = [name for name, cls in processes if issubclass(cls, part)]
-    who = "every process" if len(users) == len(processes) else ", ".join(users) or "the command line"
+    jobs = {name for name, cls in processes if not issubclass(cls, ServiceSettings)}
+    who = "every process" if {name for name, _ in processes} - jobs <= set(users) else ", ".join(users)
+    who = who or "the command line"
     meaning = (part.__doc__ or "").partition("\n")[0].rstrip(".")
     return f"## {meaning}\n\nUsed by {who}.\n\n{_settings_table(part, list(part.model_fields))}"
 
 
-def service_settings() -> list[tuple[str, type[ServiceSettings]]]:
-    """Each service with its settings class."""
-    found: list[tuple[str, type[ServiceSettings]]] = []
+def process_settings() -> list[tuple[str, type[Settings]]]:
+    """Each process and job of the mesh with its settings class; what a service has several of, it lists itself."""
+    found: list[tuple[str, type[Settings]]] = []
     for service in SERVICES:
         if importlib.util.find_spec(f"gyre_{service}.settings") is None:
             continue
         module = importlib.import_module(f"gyre_{service}.settings")
+        if listed := getattr(module, "SETTINGS_OF", None):
+            found += [(f"{service}-{name}", cls) for name, cls in listed.items()]
+            continue
         classes = [each for each in vars(module).values() if isinstance(each, type)]
         found += [(service, each) for each in classes if issubclass(each, ServiceSettings) and each.service == service]
     return found

@@ -12,10 +12,19 @@ import typer
 import yaml
 from gyre_client import ClientSettings
 from gyre_client.cli import app
+from gyre_features.__main__ import JOBS
+from gyre_local.components import services
+from gyre_local.places import Places
 from gyre_local.ports import PORTS_FILE, load_ports
-from gyre_runtime import ServiceSettings, load_settings
+from gyre_runtime import load_settings
 from gyre_runtime.environment import TOLERATED
-from gyre_runtime.settings import PARTS, MlflowSettings, RedisSettings, TritonSettings
+from gyre_runtime.settings import (
+    PARTS,
+    MlflowSettings,
+    RedisSettings,
+    Settings,
+    TritonSettings,
+)
 from typer.core import TyperGroup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,16 +44,13 @@ def _generator() -> ModuleType:
 
 
 GENERATOR = _generator()
-SETTINGS: dict[str, type[ServiceSettings]] = dict(GENERATOR.service_settings())
-CLUSTER = dict(
-    line.split("=", 1)
-    for line in (ROOT / "k8s" / "base" / "settings.env").read_text().splitlines()
-    if not line.startswith("#")
-)
-
-
+SETTINGS: dict[str, type[Settings]] = dict(GENERATOR.process_settings())
 ADDRESSES = {"kafka", "triton", "gateway", "features", "features_check", "inference", "trainer", "deployer", "monitor"}
-KEY_FILE = Path("/etc/gyre/privacy/keys.json")
+PLACES = ADDRESSES | {"redis", "mlflow", "prometheus", "warehouse", "artifacts", "state_dir", "triton_repository"}
+"""Settings that say where something is: a process is given those that it has, and no others."""
+
+
+KEY_FILE, TOKEN_FILE = Path("/etc/gyre/privacy/keys.json"), Path("/etc/gyre/secrets/token")
 
 
 def _resolved(value: object) -> str:
@@ -52,56 +58,96 @@ def _resolved(value: object) -> str:
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(value))
 
 
-def _processes() -> list[tuple[str, str, dict[str, Any]]]:
-    """Each process of the mesh in the compose file: its name, its service, and its entry."""
+def _compose() -> dict[str, dict[str, str]]:
+    """The environment of each process and job of the mesh in the compose file."""
     entries = COMPOSE["services"].items()
-    return [
-        (name, entry["image"].removeprefix("gyre/"), entry)
+    return {
+        name: {variable: _resolved(value) for variable, value in entry["environment"].items()}
         for name, entry in entries
-        if "GYRE_KAFKA" in entry.get("environment", {})
-    ]
+        if "GYRE_LOOPS" in entry.get("environment", {})
+    }
 
 
-def test_every_service_has_settings() -> None:
-    """Each service is known to the reference by a settings class of its own."""
-    assert SETTINGS.keys() == {"gateway", "features", "inference", "trainer", "deployer", "monitor"}
+def _cluster() -> dict[str, dict[str, str]]:
+    """The environment that the base gives to each process and job of the mesh on Kubernetes."""
+    maps = {
+        each["name"]: _environment(ROOT / "k8s" / "base" / file)
+        for each in yaml.safe_load((ROOT / "k8s" / "base" / "kustomization.yaml").read_text())["configMapGenerator"]
+        for file in each["envs"]
+    }
+    found = {}
+    for name, container in _containers().items():
+        names = [each["configMapRef"]["name"] for each in container["envFrom"]]
+        own = {each["name"]: each["value"] for each in container.get("env", [])}
+        found[name] = {variable: value for each in names for variable, value in maps[each].items()} | own
+    return found
 
 
-@pytest.mark.parametrize(
-    ("name", "service", "entry"), _processes(), ids=lambda value: value if isinstance(value, str) else ""
-)
-def test_compose_gives_each_process_settings_that_it_accepts(name: str, service: str, entry: dict[str, Any]) -> None:
-    """A process of the compose stack starts with its environment: each variable is known and each value allowed."""
-    environ = IMAGE | {variable: _resolved(value) for variable, value in entry["environment"].items()}
-    settings = load_settings(SETTINGS[service], environ)
-    addresses = {getattr(settings, name) for name in ADDRESSES & type(settings).model_fields.keys()}
-    assert {address.rpartition(":")[0] for address in addresses} <= COMPOSE["services"].keys()
-    assert settings.listen == "0.0.0.0:7000"
-    assert name in COMPOSE["services"]
+def _environment(path: Path) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in path.read_text().splitlines() if not line.startswith("#"))
 
 
-def _deployments() -> dict[str, dict[str, Any]]:
-    """The container of each process of the mesh on Kubernetes, by name."""
+def _containers() -> dict[str, dict[str, Any]]:
+    """The container of each process and job of the mesh on Kubernetes, by name."""
     files = sorted((ROOT / "k8s" / "base").glob("*.yaml"))
     documents = [each for path in files for each in yaml.safe_load_all(path.read_text()) if each]
-    pods = [each["spec"]["template"]["spec"] for each in documents if each["kind"] == "Deployment"]
-    containers = [container for pod in pods for container in pod["containers"]]
+    specs = [each["spec"] for each in documents if each["kind"] == "Deployment"]
+    specs += [each["spec"]["jobTemplate"]["spec"] for each in documents if each["kind"] == "CronJob"]
+    containers = [container for spec in specs for container in spec["template"]["spec"]["containers"]]
     return {each["name"]: each for each in containers if each["image"].startswith("gyre/")}
 
 
-@pytest.mark.parametrize("name", _deployments())
+def _local(tmp: Path) -> dict[str, dict[str, str]]:
+    """The environment that the local stack gives to each process."""
+    places = Places(tmp)
+    recipes = [services.prepare(name, places, PORTS, loops=[Path("gyre.yaml")]) for name in services.MODULES]
+    return {
+        each.name: {name: text for name, text in each.env.items() if name != "PYTHONUNBUFFERED"} for each in recipes
+    }
+
+
+def test_every_process_has_settings() -> None:
+    """Each process and each job is known to the reference by a settings class of its own."""
+    assert services.MODULES.keys() <= SETTINGS.keys()
+    assert {f"features-{name}" for name in JOBS} <= SETTINGS.keys()
+
+
+@pytest.mark.parametrize("kind", ["compose", "kubernetes", "local"])
+def test_a_process_is_given_what_it_uses_alone(kind: str, tmp_path: Path) -> None:
+    """Wherever a process runs it starts, is told of every place that it uses, and of nothing that it does not."""
+    given = {"compose": _compose, "kubernetes": _cluster, "local": lambda: _local(tmp_path)}[kind]()
+    assert services.MODULES.keys() <= given.keys()
+    for name, environ in given.items():
+        cls = SETTINGS[name]
+        load_settings(cls, environ if kind == "local" else IMAGE | environ)
+        own = {f"GYRE_{field.upper()}" for field in cls.model_fields}
+        assert {f"GYRE_{place.upper()}" for place in PLACES & cls.model_fields.keys()} <= environ.keys(), name
+        shared = {"GYRE_LOOPS", "GYRE_OTLP", "GYRE_TRACE_RATIO", "GYRE_LOG_LEVEL"}  # what a job passes over
+        assert environ.keys() <= own | shared, name
+
+
+@pytest.mark.parametrize("name", _compose())
+def test_compose_names_hosts_that_exist(name: str) -> None:
+    """Each address that a process of the compose file is given is one of its services; it listens for all."""
+    settings = load_settings(SETTINGS[name], IMAGE | _compose()[name])
+    addresses = {getattr(settings, field) for field in ADDRESSES & type(settings).model_fields.keys()}
+    assert {address.rpartition(":")[0] for address in addresses} <= COMPOSE["services"].keys()
+    assert getattr(settings, "listen", "0.0.0.0:7000") == "0.0.0.0:7000"
+
+
+@pytest.mark.parametrize("name", _containers())
 def test_kubernetes_gives_each_process_settings_that_it_accepts(name: str) -> None:
-    """A process on Kubernetes starts with the settings of the base, and those of the components on top."""
-    container = _deployments()[name]
-    cls = SETTINGS[container["image"].removeprefix("gyre/").removesuffix(":latest")]
-    environ = IMAGE | CLUSTER | {each["name"]: each["value"] for each in container.get("env", [])}
-    settings = load_settings(cls, environ)
-    listening = {settings.listen, settings.metrics_listen, getattr(settings, "otlp_listen", settings.listen)}
-    ports = {port["containerPort"] for port in container["ports"]}
+    """A process on Kubernetes listens on its container's ports, and accepts the settings of the components, too."""
+    cls, environ = SETTINGS[name], IMAGE | _cluster()[name]
+    settings: Any = load_settings(cls, environ)
+    listening = {
+        getattr(settings, field) for field in {"listen", "metrics_listen", "otlp_listen"} & cls.model_fields.keys()
+    }
+    ports = {port["containerPort"] for port in _containers()[name].get("ports", [])}
     assert ports <= {int(address.rpartition(":")[2]) for address in listening}
     settings = load_settings(cls, environ | _literals("secured") | _literals("privacy"))
-    assert settings.tls_require_client
-    assert settings.token_file == Path("/etc/gyre/secrets/token")
+    assert getattr(settings, "tls_require_client", True)
+    assert getattr(settings, "token_file", TOKEN_FILE) == TOKEN_FILE
     assert getattr(settings, "privacy_key_file", KEY_FILE) == KEY_FILE
 
 
@@ -112,12 +158,14 @@ def _literals(component: str) -> dict[str, str]:
 
 
 def test_compose_and_kubernetes_agree_on_addresses() -> None:
-    """Services find each other under the same names in both."""
-    compose = {name: _resolved(value) for name, value in COMPOSE["x-gyre"]["environment"].items()}
-    own = {"GYRE_KAFKA_REPLICATION", "GYRE_LOOPS", "GYRE_TRACE_RATIO", "GYRE_LOG_LEVEL"}
-    assert {name: value for name, value in compose.items() if name not in own} == {
-        name: value for name, value in CLUSTER.items() if name not in own
-    }
+    """Processes find each other under the same names in both."""
+    own = {"GYRE_KAFKA_REPLICATION", "GYRE_LOOPS", "GYRE_TRACE_RATIO", "GYRE_LOG_LEVEL", "GYRE_OTLP"}
+    cluster = _cluster()
+    for name, environ in _compose().items():
+        assert environ.keys() - own == cluster[name].keys() - own, name
+        assert {each: environ[each] for each in environ.keys() - own} == {
+            each: cluster[name][each] for each in environ.keys() - own
+        }, name
 
 
 def test_every_variable_that_a_page_names_exists() -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from gyre_features.__main__ import JOBS
 from gyre_local.components import kafka
+from gyre_runtime.health import LIVENESS
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "k8s" / "base"
@@ -93,7 +94,7 @@ def test_overlays_render(overlay: str) -> None:
         kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
         assert document["kind"] in {"Namespace", "StorageClass"} or document["metadata"]["namespace"] == "gyre"
     generated = {each["metadata"]["name"] for each in documents if each["kind"] == "ConfigMap"}
-    used = set(re.findall(r"name: (gyre-(?:settings|loops)\S*)", done.stdout))
+    used = set(re.findall(r"name: (gyre-[a-z]+-[a-z0-9]{10})\b", done.stdout))
     assert used == generated
 
 
@@ -122,12 +123,75 @@ def test_every_container_is_confined_and_probed(name: str, pod: dict[str, Any], 
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert container["securityContext"].get("readOnlyRootFilesystem", False) is container["image"].startswith("gyre/")
     assert container["resources"]["requests"].keys() == {"cpu", "memory"}
     assert "memory" in container["resources"]["limits"]
     assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
+
+
+def test_every_object_carries_the_label_of_the_mesh() -> None:
+    """Whatever the base, a component or an overlay makes is found by its label, generated ConfigMaps included."""
+    label = ("app.kubernetes.io/part-of", "gyre")
+    for name, document in _documents():
+        assert label in document["metadata"].get("labels", {}).items(), f"{name}: {document['metadata']['name']}"
+        for template in _templates(document):
+            assert label in template["metadata"]["labels"].items(), name
+    folders = [ROOT / "k8s", ROOT / "examples"]
+    for path in (path for folder in folders for path in folder.rglob("kustomization.yaml")):
+        content = yaml.safe_load(path.read_text())
+        for generator in content.get("configMapGenerator", []):
+            labels = content.get("generatorOptions", {}) | generator.get("options", {})
+            assert generator.get("behavior") == "merge" or label in labels["labels"].items(), path
+    (storage,) = yaml.safe_load_all((ROOT / "k8s" / "components" / "object-store" / "storage-class.yaml").read_text())
+    assert label in storage["metadata"]["labels"].items()
+
+
+def _templates(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pod templates of a document."""
+    spec = document.get("spec", {})
+    found = [spec.get("template"), spec.get("jobTemplate", {}).get("spec", {}).get("template")]
+    return [each for each in found if each]
+
+
+def test_every_pod_is_free_of_service_links() -> None:
+    """No pod, a job's included, gets the variables that Kubernetes makes of the Services of its namespace."""
+    pods = [template["spec"] for _, document in _documents() for template in _templates(document)]
+    assert pods
+    assert all(pod["enableServiceLinks"] is False for pod in pods)
+
+
+def test_every_port_says_its_protocol() -> None:
+    """A port without protocol is defaulted on the server, where a later server-side apply finds a conflict."""
+    ports = [port for _, document in _documents() for port in _ports(document)]
+    assert len(ports) > 30
+    assert all(port.get("protocol") == "TCP" for port in ports), ports
+
+
+def _ports(node: Any) -> list[dict[str, Any]]:
+    """Every entry of every list `ports` below a node."""
+    if isinstance(node, list):
+        return [port for each in node for port in _ports(each)]
+    if not isinstance(node, dict):
+        return []
+    own = node["ports"] if isinstance(node.get("ports"), list) else []
+    return [*own, *(port for each in node.values() for port in _ports(each))]
+
+
+def test_a_pod_lives_while_what_it_needs_is_away() -> None:
+    """Startup and liveness ask whether the process lives, readiness alone whether it can answer."""
+    for name, _, container in _containers():
+        if not container["image"].startswith("gyre/") or name == "features-quality.yaml":
+            continue
+        for probe in ("startupProbe", "livenessProbe"):
+            assert container[probe]["grpc"] == {"port": 7000, "service": LIVENESS}, f"{name}: {probe}"
+        assert container["readinessProbe"]["grpc"] == {"port": 7000}, name
+    patches = yaml.safe_load((ROOT / "k8s" / "components" / "secured" / "probe.yaml").read_text())
+    replaced = {patch["path"].rpartition("/")[2]: patch["value"] for patch in patches}
+    assert replaced["startupProbe"]["tcpSocket"] == replaced["livenessProbe"]["tcpSocket"] == {"port": "grpc"}
+    assert "exec" in replaced["readinessProbe"]
 
 
 def test_probes_and_services_name_ports_of_the_container() -> None:
@@ -157,10 +221,18 @@ def test_every_deployment_survives_a_drain() -> None:
     assert {"gateway", "features-serve", "inference"} <= scalers.keys()
     for name, spec in by_kind["Deployment"].items():
         assert budgets[name]["selector"] == spec["selector"]
+        # A pod that is not ready blocks every drain otherwise.
+        assert budgets[name]["unhealthyPodEvictionPolicy"] == "AlwaysAllow", name
         assert ("replicas" in spec) is (name not in scalers), name
     for name, spec in scalers.items():
         assert spec["scaleTargetRef"]["name"] == name
         assert by_kind["Deployment"][name].get("strategy", {}).get("type") != "Recreate", name
+    for name, spec in by_kind["Deployment"].items():
+        spread = spec["template"]["spec"].get("topologySpreadConstraints", [])
+        several = name in scalers or spec.get("replicas", 1) > 1
+        wanted = ["topology.kubernetes.io/zone", "kubernetes.io/hostname"] if several else []
+        assert [each["topologyKey"] for each in spread] == wanted, name
+        assert all(each["labelSelector"] == spec["selector"] for each in spread), name
 
 
 def test_compose_orders_every_start_by_health() -> None:

@@ -1,7 +1,6 @@
 """The whole mesh under its real supervisor, on free ports and in a directory of its own, and users that click."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,10 @@ from gyre.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from gyre_core.spec import LoopSpec, load_loop
 from gyre_local import operations
 from gyre_local.places import Places
-from gyre_local.ports import PORTS_FILE, Ports, load_ports
-from gyre_local.reserve import free_ports
+from gyre_local.ports import Ports
 from gyre_local.stack import Stack, build_stack
 from gyre_local.supervisor import Supervisor
+from gyre_local.testing import free_stack_ports
 from gyre_runtime import Channel, ServiceSettings, channel
 
 LOOP_FILE = Path(__file__).parent / "gyre.yaml"
@@ -151,25 +150,11 @@ class Mesh:
         return list(await asyncio.gather(*(one() for _ in range(count))))
 
 
-def _write_ports(path: Path) -> Path:
-    """A ports file like the repository's with free ports."""
-    ports = load_ports(PORTS_FILE, offset=0)
-    count = sum(len(meanings) for meanings in ports.processes.values())
-    fresh = iter(free_ports(count))
-    lines = [f'host = "{ports.host}"']
-    for name, meanings in ports.processes.items():
-        lines.append(f"[{json.dumps(name)}]")
-        lines.extend(f"{meaning} = {next(fresh)}" for meaning in meanings)
-    path.write_text("\n".join(lines))
-    return path
-
-
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Every process of the local stack, healthy."""
     directory = tmp_path_factory.mktemp("mesh")
-    ports = load_ports(_write_ports(directory / "ports.toml"), offset=0)
-    made = build_stack(Places(directory / "var"), ports, [LOOP_FILE])
+    made = build_stack(Places(directory / "var"), free_stack_ports(directory / "ports.toml"), [LOOP_FILE])
     try:
         operations.bring_up(made, list(made.members.values()), lambda _name, _step: None)
         yield made

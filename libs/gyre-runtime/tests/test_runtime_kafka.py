@@ -12,6 +12,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from gyre.events.v1.behavior_pb2 import Interaction, UserChanged
 from gyre_core.topics import declared
+from gyre_local.components import kafka as kafka_component
+from gyre_local.process import running
+from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_runtime import Invalid, Unavailable, load_loops, start_span
 from gyre_runtime.events import Event, Record, Unreadable, encode, message_types
@@ -28,6 +31,7 @@ from gyre_runtime.kafka import (
     read_log,
     read_records,
 )
+from gyre_runtime.kafka.topics import DeadLetterTopic
 from gyre_runtime.settings import KafkaSettings, LoopSettings
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -266,7 +270,7 @@ async def test_a_slow_hook_is_awaited_before_the_first_record(kafka: str, make_t
         for number in range(3):
             for partition in range(2):
                 record = encode(interaction(), source="test", id=f"{partition}:{number}")
-                await producer._delivery.kafka.send_and_wait(
+                await (await producer._delivery.connected()).send_and_wait(
                     topic, record.value, headers=record.headers, partition=partition
                 )
     async with consuming(kafka, topic, handle, on_assigned=slow) as consumer:
@@ -420,6 +424,32 @@ async def test_topics_are_created_once_and_grow(kafka: str, loop_name: str) -> N
     finally:
         await admin.close()
     assert len(described["partitions"]) == 3
+
+
+async def test_a_producer_starts_before_its_broker(tmp_path: Path) -> None:
+    """Without a broker it starts, refuses what is sent, keeps what is enqueued within its bound, and delivers that."""
+    broker, controller = free_ports(2)
+    address = kafka_component.Address("127.0.0.1", broker=broker, controller=controller)
+    recipe = kafka_component.prepare(tmp_path / "kafka", address, quick_start=True)
+    topic, dropped = "early.behavior.interactions", []
+    bootstrap = f"127.0.0.1:{broker}"
+
+    def on_drop(_topic: str, reason: str) -> None:
+        dropped.append(reason)
+
+    async with Producer(bootstrap, source="test", max_queue_records=2, on_drop=on_drop) as producer:
+        with pytest.raises(Unavailable, match=f"Kafka at {bootstrap} has not answered yet"):
+            await producer.send(topic, interaction(), key="u")
+        with pytest.raises(Unavailable):
+            await producer.ping()
+        queued = [producer.enqueue(topic, interaction(), key="u", id=f"e{number}") for number in range(3)]
+        assert (queued, dropped) == ([True, True, False], ["QUEUE_FULL"])
+        with running(recipe, log=tmp_path / "kafka.log"):
+            await create_topics(bootstrap, [DeadLetterTopic(topic)])
+            await eventually(lambda: producer.queued == (0, 0), timeout_s=60)
+            await producer.send(topic, interaction(), key="u", id="e3")
+            ids = [event.id async for event in read_log(bootstrap, topic, TYPES)]
+    assert ids == ["e0", "e1", "e3"]
 
 
 async def test_every_declared_topic_of_a_loop_is_created(kafka: str) -> None:

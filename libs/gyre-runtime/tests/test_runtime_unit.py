@@ -314,7 +314,14 @@ def test_metric_names_follow_prometheus() -> None:
 
 def test_metrics_of_loops_carry_the_loop() -> None:
     """Every metric beyond the process's own has the label loop."""
-    own = ("gyre_rpc_", "gyre_dependency_", "gyre_producer_queue_", "gyre_monitor_spans_")
+    own = (
+        "gyre_rpc_",
+        "gyre_dependency_",
+        "gyre_producer_queue_",
+        "gyre_producer_replaced_",
+        "gyre_task_",
+        "gyre_monitor_spans_",
+    )
     assert [m.name for m in METRICS if not m.name.startswith(own) and "loop" not in m.labels] == []
 
 

@@ -367,6 +367,7 @@ async def start(place: Place) -> AsyncIterator[Start]:
             lifespan = await stack.enter_async_context(Lifespan(drain_s=2))
             running = await bootstrap(lifespan, place.settings(**changes))
             await lifespan.health.start()
+            await lifespan.health.wait_serving(30)
             connected = await stack.enter_async_context(_connected(running.server.address))
             return Deployer(place.loop, DeployerServiceStub(connected), lifespan, running)
 

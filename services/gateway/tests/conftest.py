@@ -258,6 +258,7 @@ async def start(kafka: str, loop_name: str, tmp_path: Path) -> AsyncIterator[Sta
         every = GatewaySettings(loops=(file,), kafka=kafka, **{"drain_s": 1, **addresses, **settings})
         running = await bootstrap(lifespan, every)
         await lifespan.health.start()
+        await lifespan.health.wait_serving(30)
         connected = await lifespan.enter(channel(running.server.address, ServiceSettings(), name="gateway"))
         producer = await lifespan.enter(Producer(kafka, source="tests"))
         return Mesh(spec, running, lifespan, GatewayServiceStub(connected), *told, *own, producer)

@@ -42,9 +42,14 @@ class Process:
     @property
     def pid(self) -> int:
         """The process id."""
+        return self.launched.pid
+
+    @property
+    def launched(self) -> "subprocess.Popen[bytes]":
+        """The process as the operating system knows it."""
         if self._popen is None:
             raise RuntimeError(f"{self.recipe.name} is not started")
-        return self._popen.pid
+        return self._popen
 
     def start(self) -> None:
         """Start the process and return once its probe passes.
@@ -52,9 +57,18 @@ class Process:
         Raises:
             LocalStackError: it ended, or was not ready in time; with the end of its log.
         """
+        child = self.launch()
+        try:
+            self._await_ready(child)
+        except BaseException:
+            self.stop()
+            raise
+
+    def launch(self) -> "subprocess.Popen[bytes]":
+        """Start the process and return at once."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
-            self._popen = subprocess.Popen(
+            self._popen = child = subprocess.Popen(
                 guarded(self.recipe.command),
                 cwd=self.recipe.directory,
                 env={**os.environ, **self.recipe.env},
@@ -63,11 +77,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        try:
-            self._await_ready(self._popen)
-        except BaseException:
-            self.stop()
-            raise
+        return child
 
     def _await_ready(self, child: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self.recipe.start_timeout_s

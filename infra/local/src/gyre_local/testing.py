@@ -7,6 +7,7 @@ own, so that topics, keys and models of two tests never collide on the shared se
 
 import asyncio
 import inspect
+import json
 import re
 import threading
 import time
@@ -21,6 +22,7 @@ import pytest
 from gyre_local.components import kafka as kafka_component
 from gyre_local.components import redis as redis_component
 from gyre_local.components import triton as triton_component
+from gyre_local.ports import PORTS_FILE, Ports, load_ports
 from gyre_local.process import Process, running
 from gyre_local.reserve import free_ports
 
@@ -123,6 +125,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """Print where a long run is, where no person watches a terminal."""
     if not config.get_terminal_writer().hasmarkup and not hasattr(config, "workerinput"):
         config.pluginmanager.register(RunningTest(config), "gyre-running-test")
+
+
+def free_stack_ports(path: Path) -> Ports:
+    """Write a ports file like the repository's with free ports, and read it."""
+    ports = load_ports(PORTS_FILE, offset=0)
+    fresh = iter(free_ports(sum(len(meanings) for meanings in ports.processes.values())))
+    lines = [f'host = "{ports.host}"']
+    for name, meanings in ports.processes.items():
+        lines.append(f"[{json.dumps(name)}]")
+        lines.extend(f"{meaning} = {next(fresh)}" for meaning in meanings)
+    path.write_text("\n".join(lines))
+    return load_ports(path, offset=0)
 
 
 @pytest.fixture

@@ -1,7 +1,13 @@
-"""Health as `grpc.health.v1` tells it: SERVING only while every required dependency's last check passed."""
+"""Health as `grpc.health.v1` tells it: ready (SERVING) only while every required dependency's last check passed.
+
+That is readiness, under the empty name and those of the services. Liveness has the name `liveness`: SERVING from the
+first moment until the process ends, so that nobody restarts a process because something that it needs is away.
+"""
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -9,6 +15,7 @@ from grpc_health.v1 import health, health_pb2
 
 from gyre_runtime.metrics import instrument
 
+LIVENESS = "liveness"
 _LOG = logging.getLogger(__name__)
 _POLL_S = 2.0
 _POLL_UNTIL_SERVING_S = 0.2
@@ -22,12 +29,14 @@ class Dependency:
         name: such as `kafka`.
         check: raises, or returns False, when the dependency cannot be used.
         required: False for what the process can do without in a degraded way.
+        required_s: a start waits for it at most so many seconds, and goes on without; None for as long as it takes.
         timeout_s: after which the check has failed.
     """
 
     name: str
     check: Callable[[], Awaitable[object]]
     required: bool = True
+    required_s: float | None = None
     timeout_s: float = 2.0
 
 
@@ -44,15 +53,22 @@ class Health:
         self._dependencies: list[Dependency] = []
         self._services: list[str] = [""]
         self._up: dict[str, bool] = {}
-        self._started = False
+        self._started_at: float | None = None
         self._draining = False
+        self._looking = asyncio.Event()
         self._changed = asyncio.Event()
 
     @property
     def serving(self) -> bool:
         """Whether the process would answer SERVING now."""
-        required = (self._up.get(each.name, False) for each in self._dependencies if each.required)
-        return self._started and not self._draining and all(required)
+        if self._started_at is None or self._draining:
+            return False
+        since_s = time.monotonic() - self._started_at
+        return all(self._up.get(each.name, False) for each in self._dependencies if _is_required(each, since_s))
+
+    def look(self) -> None:
+        """Check the dependencies now rather than at the next turn."""
+        self._looking.set()
 
     def add(self, dependency: Dependency) -> None:
         """Watch a dependency."""
@@ -64,8 +80,12 @@ class Health:
 
     async def start(self) -> None:
         """Say that the process is set up; from now on the dependencies decide."""
-        self._started = True
+        self._started_at = time.monotonic()
         await self._tell()
+
+    async def listen(self) -> None:
+        """Say that the process lives, as soon as a server listens."""
+        await self.servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self) -> None:
         """Answer NOT_SERVING from now on."""
@@ -77,7 +97,9 @@ class Health:
         while True:
             await asyncio.gather(*(self._check(each) for each in tuple(self._dependencies)))
             await self._tell()
-            await asyncio.sleep(_POLL_S if self.serving else _POLL_UNTIL_SERVING_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._looking.wait(), _POLL_S if self.serving else _POLL_UNTIL_SERVING_S)
+            self._looking.clear()
 
     async def wait_serving(self, timeout_s: float) -> None:
         """Wait until the process serves.
@@ -111,3 +133,8 @@ class Health:
         for service in self._services:
             await self.servicer.set(service, status)
         self._changed.set()
+
+
+def _is_required(dependency: Dependency, since_s: float) -> bool:
+    """Whether a process is not ready without a dependency, so many seconds after its start."""
+    return dependency.required and (dependency.required_s is None or since_s < dependency.required_s)

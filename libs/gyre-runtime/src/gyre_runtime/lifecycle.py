@@ -31,7 +31,8 @@ __all__ = ["Dependency", "Health", "Lifespan", "run"]
 class Lifespan:
     """What a process has opened and started; closes it in the right order.
 
-    Enter what serves requests last: it is closed first, so that calls under way still find everything they need.
+    A process listens before what it needs is there: a `set_up` waits for that in the background, and `health` says
+    meanwhile what cannot be answered yet. Servers are closed first, so that calls under way find everything they need.
 
     Attributes:
         health: what the health service tells.
@@ -40,8 +41,9 @@ class Lifespan:
     def __init__(self, *, drain_s: float = 10.0) -> None:
         self.health = Health()
         self._drain_s = drain_s
-        self._stack = AsyncExitStack()
+        self._stack, self._servers = AsyncExitStack(), AsyncExitStack()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._set_ups: set[asyncio.Task[Any]] = set()
         self._stops: list[Callable[[], object]] = []
         self._over, self._at_once = asyncio.Event(), asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
@@ -50,6 +52,7 @@ class Lifespan:
     async def __aenter__(self) -> Self:
         """Begin; `health.start` says when set-up is over."""
         await self._stack.__aenter__()
+        await self._servers.__aenter__()
         self._watch = asyncio.create_task(self.health.watch(), name="health")
         self._watch.add_done_callback(self._ended)
         return self
@@ -57,6 +60,29 @@ class Lifespan:
     async def enter(self, resource: AbstractAsyncContextManager[T]) -> T:
         """Enter a resource, to be closed in reverse order at the end."""
         return await self._stack.enter_async_context(resource)
+
+    async def serve(self, server: AbstractAsyncContextManager[T]) -> T:
+        """Enter a server, to be closed before all resources, whenever those were entered."""
+        return await self._servers.enter_async_context(server)
+
+    def set_up(self, name: str, work: Coroutine[Any, Any, object], *, required: bool = True) -> None:
+        """Go on with the set-up in the background, for what waits until a peer is there; the server listens meanwhile.
+
+        Args:
+            name: in logs, and of the `Dependency` that says whether it is done.
+            work: the coroutine, which may enter resources and start background tasks. The process ends with exit code 1
+                when it raises.
+            required: whether the process is NOT_SERVING until it is done.
+        """
+        task = asyncio.create_task(work, name=name)
+        self._set_ups.add(task)
+        task.add_done_callback(self._ended)
+
+        async def done() -> bool:
+            return task.done() and not task.cancelled() and task.exception() is None
+
+        self.health.add(Dependency(name, done, required=required))
+        task.add_done_callback(lambda _: self.health.look())
 
     def background(
         self, name: str, work: Coroutine[Any, Any, Any], *, stop: Callable[[], object] | None = None
@@ -111,6 +137,9 @@ class Lifespan:
     ) -> None:
         """Drain: not ready, stop consuming, finish what is under way, close in reverse order."""
         await self.health.drain()
+        for task in self._set_ups:
+            task.cancel()
+        await asyncio.gather(*self._set_ups, return_exceptions=True)
         for stop in self._stops:
             stop()
         if self._tasks:
@@ -119,6 +148,7 @@ class Lifespan:
                 _LOG.warning("a background task did not end in time", extra={"task": task.get_name()})
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._servers.aclose()
         await self._stack.aclose()
         if self._watch is not None:
             self._watch.cancel()

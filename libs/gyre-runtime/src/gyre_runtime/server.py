@@ -56,6 +56,7 @@ class Server:
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection.enable_server_reflection((*names, health_name, reflection.SERVICE_NAME), server)
         self.address = self._bind(server)
+        await self._health.listen()
         await server.start()
         _LOG.info("listening", extra={"address": self.address, "services": names})
         return self

@@ -36,16 +36,27 @@ class Running:
 
 
 async def bootstrap(lifespan: Lifespan, settings: DeployerSettings) -> Running:
-    """Wire the service; it serves once every loop's log is folded, and waits for Triton where it needs it."""
+    """Wire the service; it serves once every loop's log is folded, and waits for Triton where it needs it.
+
+    It listens meanwhile, and answers for the loops whose logs are folded already.
+    """
     loops = load_loops(settings)
-    await ensure_topics(settings, loops.values())
     triton = await lifespan.enter(Triton(settings, timeout_s=settings.deployer_triton_timeout_s))
     lifespan.depends_on(Dependency("triton", triton.is_live, required=False))
     alerts = KafkaAlerts(await lifespan.enter(Producer(settings.kafka, source=SOURCE)))
-    commands = {name: await _serve_loop(lifespan, settings, spec, triton, alerts) for name, spec in loops.items()}
-    registration = Registration(add_DeployerServiceServicer_to_server, DeployerServicer(commands))
-    server = await lifespan.enter(build_server(settings, [registration], health=lifespan.health))
-    return Running(server, {name: each.ledger for name, each in commands.items()})
+    commands: dict[str, Commands] = {}
+    ledgers: dict[str, RolloutLedger] = {}
+    registration = Registration(add_DeployerServiceServicer_to_server, DeployerServicer(loops, commands))
+    server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))
+
+    async def fold(spec: LoopSpec) -> None:
+        await ensure_topics(settings, [spec])
+        folded = await _serve_loop(lifespan, settings, spec, triton, alerts)
+        ledgers[spec.loop], commands[spec.loop] = folded.ledger, folded
+
+    for name, spec in loops.items():
+        lifespan.set_up(f"log of {name}", fold(spec))
+    return Running(server, ledgers)
 
 
 async def _serve_loop(

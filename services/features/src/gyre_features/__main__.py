@@ -4,9 +4,9 @@ import sys
 from functools import partial
 from importlib import import_module
 
-from gyre_runtime import load_settings, run
+from gyre_runtime import ServiceSettings, load_settings, run
 
-from gyre_features.settings import FeaturesSettings
+from gyre_features.settings import SETTINGS_OF
 
 PROCESSES = ("serve", "stream", "archive", "quality", "check")
 JOBS = {
@@ -24,11 +24,13 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) == 2 else ""
     if name not in PROCESSES and name not in JOBS:
         sys.exit(f"usage: python -m gyre_features {'|'.join((*PROCESSES, *JOBS))}, not {name!r}")
-    settings = load_settings(FeaturesSettings)
+    settings = load_settings(SETTINGS_OF[name])
     if name in JOBS:
         module, job = JOBS[name]
         sys.exit(getattr(import_module(f"gyre_features.processes.{module}"), job)(settings))
     wire = getattr(import_module(f"gyre_features.processes.{name}"), name)
+    if not isinstance(settings, ServiceSettings):
+        raise TypeError(f"{name}: a process has the settings of a service")
     run(partial(wire, settings=settings), settings=settings, service=f"features-{name}")
 
 

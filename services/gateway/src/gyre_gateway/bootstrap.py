@@ -34,13 +34,13 @@ class Running:
 
 
 async def bootstrap(lifespan: Lifespan, settings: GatewaySettings) -> Running:
-    """Wire the service; it serves once every loop's rollout state has been read.
+    """Wire the service; it serves once every loop's rollout state has been read, or has been waited for long enough.
 
-    Features and inference may be down: requests are then answered without them.
+    Kafka, features and inference may be away: requests are then answered without them. What Kafka does not take waits
+    within the queue's bounds, and is counted beyond them.
     """
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, redactor)
-    await ensure_topics(settings, loops.values())
     producer = await lifespan.enter(
         Producer(
             settings.kafka,
@@ -51,6 +51,8 @@ async def bootstrap(lifespan: Lifespan, settings: GatewaySettings) -> Running:
             gather_s=settings.gateway_gather_s,
         )
     )
+    lifespan.depends_on(Dependency("kafka", producer.ping, required=False))
+    lifespan.set_up("topics", ensure_topics(settings, loops.values()), required=False)
     routers = await _routers(lifespan, settings, loops, producer)
     peers = Peers(
         GrpcFeatures(await lifespan.enter(channel(settings.features, settings, name="features"))),
@@ -60,7 +62,7 @@ async def bootstrap(lifespan: Lifespan, settings: GatewaySettings) -> Running:
     answering = {name: Answering(spec, routers[name], peers) for name, spec in loops.items()}
     servicer = GatewayServicer(answering, KafkaIntake(producer), privacy)
     registration = Registration(rpc.add_GatewayServiceServicer_to_server, servicer)
-    server = await lifespan.enter(build_server(settings, [registration], health=lifespan.health))
+    server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))
     return Running(server, routers)
 
 
@@ -73,8 +75,8 @@ async def _routers(
     reporter = await lifespan.enter(Reporter(routers, producer, instance=instance, every_s=settings.gateway_report_s))
     for name, router in routers.items():
         view = await lifespan.enter(rollout_view(settings.kafka, router, reporter.changed))
-        await view.ready()
-        lifespan.depends_on(Dependency(f"rollouts of {name}", view.check))
+        waits_s = settings.gateway_rollouts_wait_s
+        lifespan.depends_on(Dependency(f"rollouts of {name}", view.check, required_s=waits_s))
         # Never met, it ends only with the view: then the process ends, too, rather than route by a state grown old.
         lifespan.background(f"rollouts of {name}", view.wait_for(lambda _: False))
     lifespan.background("reports", reporter.run())

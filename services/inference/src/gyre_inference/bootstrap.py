@@ -40,5 +40,5 @@ async def bootstrap(lifespan: Lifespan, settings: InferenceSettings) -> Running:
     lifespan.background("rollout views", follow())
     servicer = InferenceServicer(Inference(catalogue, triton))
     registration = Registration(add_InferenceServiceServicer_to_server, servicer)
-    server = await lifespan.enter(build_server(settings, [registration], health=lifespan.health))
+    server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))
     return Running(server, views)

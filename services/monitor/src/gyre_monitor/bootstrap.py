@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from gyre.monitor.v1.monitor_pb2_grpc import add_MonitorServiceServicer_to_server
@@ -41,7 +40,7 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
     projection = Projection(database, loops, timeout_s=timeout_s)
     await projection.prepare()
     otlp = await lifespan.enter(OtlpServer(settings.otlp_listen, TraceReceiver(database)))
-    producer = Producer(settings.kafka, source=SOURCE)
+    producer = await lifespan.enter(Producer(settings.kafka, source=SOURCE))
     outbox, figures = Outbox(database, KafkaTriggers(producer)), Figures(database, tuple(loops))
     runs = TrainerRuns(await lifespan.enter(channel(settings.trainer, settings, name="trainer")))
     monitor = Monitor(database, projection, outbox=outbox, figures=figures, runs=runs, timeout_s=timeout_s)
@@ -54,29 +53,20 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
         mask=privacy.mask,
     )
     lifespan.depends_on(Dependency("database", database.ping))
-    lifespan.depends_on(Dependency("kafka", producer.ping))
-
-    kafka_is_up = asyncio.Event()
+    lifespan.depends_on(Dependency("kafka", producer.ping, required=False))
 
     async def follow() -> None:
         await ensure_topics(settings, loops.values())
-        await lifespan.enter(producer)
-        kafka_is_up.set()
         lifespan.background("triggers", outbox.run())
         lifespan.background("watch", monitor.watch())
-        await stream.run()
-
-    def stop() -> None:
-        stream.stop()
-        if not kafka_is_up.is_set():
-            following.cancel()
+        lifespan.background("stream", stream.run(), stop=stream.stop)
 
     lifespan.background("figures", figures.run())
     lifespan.background("retention", keep_small(database, _retention(settings)))
-    following = lifespan.background("stream", follow(), stop=stop)
+    lifespan.set_up("stream", follow(), required=False)
     servicer = MonitorServicer(database, loops, incident_gap_s=settings.monitor_incident_gap_s)
     registration = Registration(add_MonitorServiceServicer_to_server, servicer)
-    server = await lifespan.enter(build_server(settings, [registration], health=lifespan.health))
+    server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))
     return Running(server, otlp, database)
 
 

@@ -29,12 +29,11 @@ class Running:
 
 
 async def bootstrap(lifespan: Lifespan, settings: TrainerSettings) -> Running:
-    """Wire the service; it waits for Kafka and goes on with the runs that are due."""
+    """Wire the service; it tells of its runs at once, and goes on with those that are due once Kafka is there."""
     loops = load_loops(settings)
-    await ensure_topics(settings, loops.values())
     runs = Runs(await lifespan.enter(SqliteRuns(settings.state_dir)), loops)
     producer = await lifespan.enter(Producer(settings.kafka, source="gyre/trainer"))
-    lifespan.depends_on(Dependency("kafka", producer.ping))
+    lifespan.depends_on(Dependency("kafka", producer.ping, required=False))
     announcer = KafkaAnnouncer(producer)
     runner = Runner(
         runs,
@@ -44,13 +43,18 @@ async def bootstrap(lifespan: Lifespan, settings: TrainerSettings) -> Running:
         await lifespan.enter(LiveModels(settings.kafka, loops, settings.artifacts.absolute())),
         announcer,
     )
-    consumer = await lifespan.enter(trigger_consumer(settings.kafka, loops))
-    lifespan.background("runner", runner.run_forever())
     erasures = Erasures(runs, _tagging(settings))
     lifespan.background("erasures", erasures.follow(settings.kafka, loops))
-    lifespan.background("triggers", consumer.run_each(Triggers(runs).handle), stop=consumer.stop)
     registration = Registration(add_TrainerServiceServicer_to_server, TrainerServicer(runs, announcer))
-    server = await lifespan.enter(build_server(settings, [registration], health=lifespan.health))
+    server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))
+
+    async def follow() -> None:
+        await ensure_topics(settings, loops.values())
+        lifespan.background("runner", runner.run_forever())
+        consumer = await lifespan.enter(trigger_consumer(settings.kafka, loops))
+        lifespan.background("triggers", consumer.run_each(Triggers(runs).handle), stop=consumer.stop)
+
+    lifespan.set_up("training", follow(), required=False)
     return Running(server, runs)
 
 

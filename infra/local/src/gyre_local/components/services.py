@@ -40,12 +40,27 @@ PEERS = {
 """The process behind each address of a service."""
 
 
+_ALWAYS = ("GYRE_LOOPS", "GYRE_OTLP")
+USES = {
+    "gateway": ("GYRE_KAFKA", "GYRE_FEATURES", "GYRE_INFERENCE"),
+    "features-serve": ("GYRE_KAFKA", "GYRE_REDIS", "GYRE_ARTIFACTS"),
+    "features-stream": ("GYRE_KAFKA", "GYRE_REDIS"),
+    "features-archive": ("GYRE_KAFKA", "GYRE_WAREHOUSE"),
+    "features-quality": ("GYRE_KAFKA", "GYRE_ARTIFACTS", "GYRE_STATE_DIR"),
+    "features-check": ("GYRE_WAREHOUSE",),
+    "inference": ("GYRE_KAFKA", "GYRE_TRITON"),
+    "trainer": ("GYRE_KAFKA", "GYRE_WAREHOUSE", "GYRE_ARTIFACTS", "GYRE_MLFLOW", "GYRE_STATE_DIR"),
+    "deployer": ("GYRE_KAFKA", "GYRE_TRITON", "GYRE_TRITON_REPOSITORY"),
+    "monitor": ("GYRE_KAFKA", "GYRE_TRAINER", "GYRE_STATE_DIR"),
+}
+"""What each process is told of beside itself: what its settings class has, and nothing else."""
+
 SHARED_STATE = ("warehouse", "artifacts")
 """Directories of `var/` that belong to several processes."""
 
 
 def shared_env(ports: Ports, places: Places, loops: Sequence[Path]) -> dict[str, str]:
-    """The settings that every process of the stack has in common, clients included."""
+    """Where everything in the stack is: what clients read, and of which each process is given what it uses."""
     return {
         "GYRE_LOOPS": os.pathsep.join(str(loop) for loop in loops),
         "GYRE_KAFKA": ports.address("kafka", "broker"),
@@ -68,9 +83,9 @@ def prepare(name: str, places: Places, ports: Ports, *, loops: Sequence[Path]) -
     shared = [places.state(part) for part in SHARED_STATE]
     for directory in (state, *shared, places.state("triton") / "models"):
         directory.mkdir(parents=True, exist_ok=True)
+    where = {**shared_env(ports, places, loops), "GYRE_STATE_DIR": str(state)}
     env = {
-        **shared_env(ports, places, loops),
-        "GYRE_STATE_DIR": str(state),
+        **{variable: where[variable] for variable in (*_ALWAYS, *USES[name])},
         "GYRE_LISTEN": ports.address(name, "grpc"),
         "GYRE_METRICS_LISTEN": ports.address(name, "metrics"),
         "GYRE_DRAIN_DELAY_S": "0",  # nothing balances calls between processes here

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import logging
+from collections.abc import Callable
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
@@ -67,9 +68,14 @@ def require_fits(
 
 
 async def started_producer(
-    bootstrap: str, client: str, transactional_id: str | None = None, *, compressed: bool = False
+    bootstrap: str,
+    client: str,
+    transactional_id: str | None = None,
+    *,
+    compressed: bool = False,
+    on_attempt: Callable[[], object] = lambda: None,
 ) -> AIOKafkaProducer:
-    """Return a started idempotent producer, waiting for the broker."""
+    """Return a started idempotent producer, waiting for the broker; `on_attempt` is called after each attempt."""
     made: list[AIOKafkaProducer] = []
 
     async def start() -> None:
@@ -92,7 +98,13 @@ async def started_producer(
             raise
         made.append(producer)
 
-    await start_when_up(start, bootstrap, client)
+    async def attempt() -> None:
+        try:
+            await start()
+        finally:
+            on_attempt()
+
+    await start_when_up(attempt, bootstrap, client)
     return made[0]
 
 

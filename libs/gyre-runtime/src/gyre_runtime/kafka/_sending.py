@@ -29,7 +29,7 @@ from aiokafka.errors import (
     UnknownProducerId,
 )
 
-from gyre_runtime.errors import Precondition
+from gyre_runtime.errors import Precondition, Unavailable
 from gyre_runtime.events import Headers
 from gyre_runtime.kafka._connection import abandon, started_producer
 from gyre_runtime.kafka._names import topic_labels
@@ -96,15 +96,13 @@ class Delivery:
         self._numbers = itertools.count()
         self._in_flight: dict[int, Outgoing] = {}
         self._unsent: deque[Outgoing] = deque()
-        self._usable, self._broken = asyncio.Event(), asyncio.Event()
+        self._tried, self._usable, self._broken = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._reason = ""
         self._has_settled, self._backoff_s = True, 0.0
         self._mender: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Connect, waiting for the broker as long as it takes."""
-        self._kafka = await started_producer(self._bootstrap, self._client)
-        self._usable.set()
+    def start(self) -> None:
+        """Begin to connect, however long the broker takes."""
         self._mender = asyncio.create_task(restart_for_ever("kafka-producer", self._mend), name="kafka-producer")
 
     async def flush(self) -> None:
@@ -135,10 +133,23 @@ class Delivery:
             raise Precondition("NOT_STARTED", "the producer is used outside of its context")
         return self._kafka
 
+    async def connected(self) -> AIOKafkaProducer:
+        """Return the aiokafka producer, waiting for the first attempt to connect.
+
+        Raises:
+            Unavailable: the broker has not been there since the start.
+        """
+        if self._mender is not None and self._kafka is None:
+            await self._tried.wait()
+            if self._kafka is None:
+                raise Unavailable("KAFKA_UNAVAILABLE", f"Kafka at {self._bootstrap} has not answered yet")
+        return self.kafka
+
     async def put(self, outgoing: Outgoing) -> None:
         """Send a record, in the order of the calls; returns when aiokafka has it, or it is settled."""
         outgoing.number = next(self._numbers)
-        _ = self.kafka
+        if self._mender is None:
+            _ = self.kafka
         while not self._usable.is_set():
             await self._usable.wait()
         await self._hand_over(outgoing)
@@ -190,6 +201,9 @@ class Delivery:
         self._broken.set()
 
     async def _mend(self) -> None:
+        if self._kafka is None:
+            self._kafka = await started_producer(self._bootstrap, self._client, on_attempt=self._tried.set)
+            self._usable.set()
         while True:
             await self._broken.wait()
             await self._replace()

@@ -33,7 +33,9 @@ class _Queued(NamedTuple):
 
 
 class Producer:
-    """Sends events; an async context manager that waits for the broker on enter and flushes on exit.
+    """Sends events; an async context manager that connects by itself, whenever the broker is up, and flushes on exit.
+
+    Until then what is enqueued waits within its bounds, and what is sent fails once an attempt to connect has failed.
 
     Args:
         bootstrap: Kafka's host:port list.
@@ -67,8 +69,8 @@ class Producer:
         self._pump: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Connect, waiting for the broker as long as it takes."""
-        await self._delivery.start()
+        """Begin to connect."""
+        self._delivery.start()
         pump = restart_for_ever("kafka-producer-queue", self._drain_queue)
         self._pump = asyncio.create_task(pump, name="kafka-producer-queue")
         return self
@@ -118,13 +120,14 @@ class Producer:
 
         Every partition gets one, since producers choose the partition of a key by different hashes.
         """
-        for partition in sorted(await self._delivery.kafka.partitions_for(topic)):
+        for partition in sorted(await (await self._delivery.connected()).partitions_for(topic)):
             await self._send(topic, key.encode(), None, [], partition=partition)
 
     async def _send(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, *, partition: int | None = None
     ) -> None:
         require_fits(topic, key, value, headers)
+        await self._delivery.connected()
         arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def settled(error: Exception | None) -> None:
@@ -179,7 +182,7 @@ class Producer:
 
     async def ping(self) -> None:
         """Check that the broker answers; for a `Dependency`."""
-        await self._delivery.kafka.client.fetch_all_metadata()
+        await (await self._delivery.connected()).client.fetch_all_metadata()
 
     @property
     def queued(self) -> tuple[int, int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 
 from gyre.deployer.v1 import deployer_pb2 as pb
 from gyre.deployer.v1 import deployer_pb2_grpc as rpc
-from gyre_runtime import NotFound
+from gyre_runtime import NotFound, Unavailable
 
 from gyre_deployer.domain.rollouts import Rollout
 from gyre_deployer.handlers.commands import Commands
@@ -14,13 +14,20 @@ from gyre_deployer.wire import rollout_message, view_message
 
 
 class DeployerServicer(rpc.DeployerServiceServicer):
-    """The rollouts of every loop that this process serves."""
+    """The rollouts of every loop that this process serves.
 
-    def __init__(self, loops: Mapping[str, Commands]) -> None:
-        self._loops = dict(loops)
+    Args:
+        served: the names of its loops.
+        loops: what does the work, for each loop whose log is folded; it grows during the start.
+    """
+
+    def __init__(self, served: Collection[str], loops: Mapping[str, Commands]) -> None:
+        self._served, self._loops = frozenset(served), loops
 
     def _loop(self, name: str) -> Commands:
         loop = self._loops.get(name)
+        if loop is None and name in self._served:
+            raise Unavailable("LOG_NOT_READ", f"loop = {name!r}: its log is still being read from Kafka")
         if loop is None:
             raise NotFound("UNKNOWN_LOOP", f"loop = {name!r}: is not served here", metadata={"loop": name})
         return loop

@@ -2,18 +2,19 @@
 
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
+from gyre_runtime.settings import RedisSettings
 from redis.asyncio import Redis
 
 from gyre_features.online.store import OnlineStore
-from gyre_features.settings import FeaturesSettings
+from gyre_features.settings import OnlineStoreSettings
 
 
-def open_redis(settings: FeaturesSettings) -> Redis:
+def open_redis(settings: RedisSettings) -> Redis:
     """A client that answers bytes; it connects when it is first used."""
     return Redis.from_url(settings.redis, socket_timeout=5, socket_connect_timeout=2, health_check_interval=30)
 
 
-def open_store(settings: FeaturesSettings, redis: Redis, spec: LoopSpec) -> OnlineStore:
+def open_store(settings: OnlineStoreSettings, redis: Redis, spec: LoopSpec) -> OnlineStore:
     """The online store of a loop's current layout."""
     return OnlineStore(
         redis,

@@ -16,13 +16,13 @@ from gyre_warehouse.tables import open_catalog
 
 from gyre_features.parity.loop import LoopReport, check_loop
 from gyre_features.parity.served import Period
-from gyre_features.settings import FeaturesSettings
+from gyre_features.settings import CheckSettings
 
 _NICENESS = 10
 _LOG = logging.getLogger(__name__)
 
 
-def run_check(settings: FeaturesSettings, loop: str, most: int) -> LoopReport:
+def run_check(settings: CheckSettings, loop: str, most: int) -> LoopReport:
     """Check one loop, in this process."""
     period = Period(most, begin=time.time() - settings.features_check_period_s)
     return check_loop(
@@ -33,7 +33,7 @@ def run_check(settings: FeaturesSettings, loop: str, most: int) -> LoopReport:
     )
 
 
-def _run_nicely(settings: FeaturesSettings, loop: str, most: int) -> LoopReport | str:
+def _run_nicely(settings: CheckSettings, loop: str, most: int) -> LoopReport | str:
     """What `run_check` gives, or what went wrong in words, since not every error survives the way between processes."""
     os.nice(_NICENESS)
     try:
@@ -50,7 +50,7 @@ class Checks:
         last: the last report, by loop.
     """
 
-    def __init__(self, settings: FeaturesSettings, loops: Mapping[str, LoopSpec]) -> None:
+    def __init__(self, settings: CheckSettings, loops: Mapping[str, LoopSpec]) -> None:
         self._settings = settings
         self._turn = asyncio.Lock()
         self.loops = loops

@@ -5,11 +5,11 @@ import time
 
 from gyre_runtime import Unavailable, load_loops
 
-from gyre_features.settings import FeaturesSettings
+from gyre_features.settings import BackfillSettings
 from gyre_features.stream.backfill import backfill
 
 
-def backfill_all(settings: FeaturesSettings) -> int:
+def backfill_all(settings: BackfillSettings) -> int:
     """Backfill every loop, print how much was read, and answer the exit code: 1 where the store does not answer."""
     for name, spec in load_loops(settings).items():
         started = time.perf_counter()

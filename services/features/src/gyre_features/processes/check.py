@@ -9,18 +9,18 @@ from gyre_runtime import Lifespan, Registration, Server, build_server, load_loop
 from gyre_features.parity.checks import Checks, run_check
 from gyre_features.parity.loop import LoopReport
 from gyre_features.parity.servicer import ParityServicer
-from gyre_features.settings import FeaturesSettings
+from gyre_features.settings import CheckSettings
 
 
-async def check(lifespan: Lifespan, settings: FeaturesSettings) -> Server:
+async def check(lifespan: Lifespan, settings: CheckSettings) -> Server:
     """Wire the process."""
     checks = Checks(settings, load_loops(settings))
     services = [Registration(rpc.add_ParityServiceServicer_to_server, ParityServicer(checks))]
     lifespan.background("scheduled checks", checks.run())
-    return await lifespan.enter(build_server(settings, services, health=lifespan.health))
+    return await lifespan.serve(build_server(settings, services, health=lifespan.health))
 
 
-def check_once(settings: FeaturesSettings) -> int:
+def check_once(settings: CheckSettings) -> int:
     """Check every loop, print what was found, and answer the exit code: 0 where nothing mismatches."""
     mismatches = 0
     for loop in load_loops(settings):

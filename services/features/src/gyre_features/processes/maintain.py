@@ -8,28 +8,28 @@ from gyre_runtime import Unavailable, load_loops
 from gyre_warehouse.tables import TABLE_OF, ensure_table, open_catalog
 from pyiceberg.table import Table
 
-from gyre_features.settings import FeaturesSettings
+from gyre_features.settings import MaintenanceSettings
 from gyre_features.warehouse.maintenance import compact, expire, snapshots_of_models
 
 Work = Callable[[Table, frozenset[int]], str]
 
 
-def compact_all(settings: FeaturesSettings) -> int:
+def compact_all(settings: MaintenanceSettings) -> int:
     """Rewrite the small files of old days, print what was done, and answer the exit code: 1 where something waits."""
     return _each(settings, lambda table, _named: _compacted(settings, table))
 
 
-def expire_all(settings: FeaturesSettings) -> int:
+def expire_all(settings: MaintenanceSettings) -> int:
     """Expire old snapshots and delete orphans, print what was done, and answer the exit code."""
     return _each(settings, lambda table, named: _expired(settings, table, named))
 
 
-def maintain_all(settings: FeaturesSettings) -> int:
+def maintain_all(settings: MaintenanceSettings) -> int:
     """Compact, then expire."""
     return max(compact_all(settings), expire_all(settings))
 
 
-def _each(settings: FeaturesSettings, work: Work) -> int:
+def _each(settings: MaintenanceSettings, work: Work) -> int:
     catalog, code = open_catalog(settings), 0
     for loop in load_loops(settings):
         named = snapshots_of_models(settings.artifacts, loop)
@@ -43,7 +43,7 @@ def _each(settings: FeaturesSettings, work: Work) -> int:
     return code
 
 
-def _compacted(settings: FeaturesSettings, table: Table) -> str:
+def _compacted(settings: MaintenanceSettings, table: Table) -> str:
     done = compact(
         table,
         target_bytes=settings.features_compact_bytes,
@@ -52,7 +52,7 @@ def _compacted(settings: FeaturesSettings, table: Table) -> str:
     return f"{done.files:,} small files into {done.into:,}, {done.rows:,} rows"
 
 
-def _expired(settings: FeaturesSettings, table: Table, named: frozenset[int]) -> str:
+def _expired(settings: MaintenanceSettings, table: Table, named: frozenset[int]) -> str:
     done = expire(
         table,
         keep=timedelta(seconds=settings.features_snapshots_kept_s),

@@ -27,7 +27,7 @@ from gyre_features.quality.sketching import LiveSketches
 from gyre_features.quality.tallies import FindsPersonalData
 from gyre_features.quality.watch import QualityWatch
 from gyre_features.quality.windowed import windows_needed
-from gyre_features.settings import FeaturesSettings
+from gyre_features.settings import QualitySettings
 
 GROUP = "features-quality"
 _TICK_S = 0.5
@@ -35,7 +35,7 @@ _STOP_S = 5.0
 _LOG = logging.getLogger(__name__)
 
 
-async def quality(lifespan: Lifespan, settings: FeaturesSettings) -> None:
+async def quality(lifespan: Lifespan, settings: QualitySettings) -> None:
     """Wire the process; what waits for Kafka does so in the background, and the metrics page answers meanwhile."""
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, redactor)
@@ -58,9 +58,7 @@ async def _until_stopped(coroutine: Coroutine[Any, Any, None], stopping: asyncio
         work.result()
 
 
-async def _work(
-    lifespan: Lifespan, settings: FeaturesSettings, loops: Mapping[str, LoopSpec], privacy: Privacy
-) -> None:
+async def _work(lifespan: Lifespan, settings: QualitySettings, loops: Mapping[str, LoopSpec], privacy: Privacy) -> None:
     await ensure_topics(settings, loops.values())
     async with (
         Producer(settings.kafka, source="gyre/features-quality") as producer,
@@ -99,7 +97,7 @@ async def _work(
             tasks.create_task(_until(app, failed), name="faust")
 
 
-def make_app(settings: FeaturesSettings) -> faust.App:
+def make_app(settings: QualitySettings) -> faust.App:
     """The faust app: no tables, no web server, no topics of its own; offsets are committed by `QualityWatch`."""
     logging.getLogger("faust").setLevel(logging.WARNING)
     return faust.App(
@@ -146,7 +144,7 @@ def _leave(code: int) -> None:
 
 
 def _observe(
-    app: faust.App, watch: QualityWatch, loops: Iterable[str], settings: FeaturesSettings
+    app: faust.App, watch: QualityWatch, loops: Iterable[str], settings: QualitySettings
 ) -> "asyncio.Future[None]":
     """Let the app hand over raw records; answer what fails when the watch does, which faust would only log."""
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -230,7 +228,7 @@ class Told:
         windows: the newest of each topic.
     """
 
-    def __init__(self, settings: FeaturesSettings, loops: Mapping[str, LoopSpec]) -> None:
+    def __init__(self, settings: QualitySettings, loops: Mapping[str, LoopSpec]) -> None:
         types = message_types(pb.QualityWindow)
         self._views = [
             View(settings.kafka, topic(name, "features.quality"), types, on_change=self._note) for name in loops

@@ -23,7 +23,7 @@ from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.servicer import DataQualityServicer
 from gyre_features.quality.snapshots import SnapshotReports
 from gyre_features.serving.servicer import FeaturesServicer
-from gyre_features.settings import FeaturesSettings
+from gyre_features.settings import ServeSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Serving:
     caught_up: asyncio.Event
 
 
-async def serve(lifespan: Lifespan, settings: FeaturesSettings) -> Serving:
+async def serve(lifespan: Lifespan, settings: ServeSettings) -> Serving:
     """Wire the process; features are served while Kafka is away, reports are then empty."""
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, redactor)
@@ -52,12 +52,12 @@ async def serve(lifespan: Lifespan, settings: FeaturesSettings) -> Serving:
         Registration(rpc.add_FeaturesServiceServicer_to_server, FeaturesServicer(stores, forgetting, privacy)),
         Registration(quality_rpc.add_DataQualityServiceServicer_to_server, quality),
     ]
-    server = await lifespan.enter(build_server(settings, services, health=lifespan.health))
+    server = await lifespan.serve(build_server(settings, services, health=lifespan.health))
     return Serving(server, caught_up)
 
 
 async def _follow(
-    settings: FeaturesSettings,
+    settings: ServeSettings,
     loops: Mapping[str, LoopSpec],
     reports: tuple[QualityWindows, dict[str, events_pb2.LiveQuality]],
     caught_up: asyncio.Event,

@@ -14,7 +14,7 @@ from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topic
 from gyre_features.online.connection import open_redis, open_store
 from gyre_features.online.leases import keep_leases
 from gyre_features.privacy.tombstones import Tombstones
-from gyre_features.settings import FeaturesSettings
+from gyre_features.settings import StreamSettings
 from gyre_features.stream.worker import CATALOGUE, StreamWorker
 
 GROUP = "features-stream"
@@ -24,11 +24,10 @@ _BATCHES_AT_ONCE = 4
 _GARBAGE_AFTER = 100_000
 
 
-async def stream(lifespan: Lifespan, settings: FeaturesSettings) -> None:
-    """Wire the process."""
+async def stream(lifespan: Lifespan, settings: StreamSettings) -> None:
+    """Wire the process; it listens, and is not ready, while Kafka or Redis is away."""
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, redactor)
-    await ensure_topics(settings, loops.values())
     redis = await lifespan.enter(open_redis(settings))
     stores = [open_store(settings, redis, spec) for spec in loops.values()]
     producer = await lifespan.enter(Producer(settings.kafka, source="gyre/features-stream"))
@@ -55,14 +54,19 @@ async def stream(lifespan: Lifespan, settings: FeaturesSettings) -> None:
     )
     lifespan.depends_on(Dependency("redis", stores[0].ping))
     lifespan.depends_on(Dependency("kafka", producer.ping))
-    await lifespan.enter(build_server(settings, [], health=lifespan.health))
+    await lifespan.serve(build_server(settings, [], health=lifespan.health))
     lifespan.background("leases", keep_leases(stores))
     lifespan.background("tombstones", tombstones.follow(settings))
-    lifespan.background("stream", _consume(consumer, worker, tombstones), stop=consumer.stop)
+
+    async def follow() -> None:
+        await ensure_topics(settings, loops.values())
+        lifespan.background("stream", _consume(consumer, worker, tombstones), stop=consumer.stop)
+
+    lifespan.set_up("topics", follow())
 
 
 async def _consume(consumer: Consumer, worker: StreamWorker, tombstones: Tombstones) -> None:
-    """Join the group as a background task, so that health answers while Kafka or Redis are still away."""
+    """Join the group and apply what comes."""
     # A batch makes and drops tens of thousands of objects, none of them in cycles: looking for cycles among them is
     # a fifth of the time.
     gc.freeze()

@@ -36,7 +36,7 @@ from pyiceberg.table import Table
 
 from gyre_features.online.connection import open_redis, open_store
 from gyre_features.online.keys import Place
-from gyre_features.settings import FeaturesSettings
+from gyre_features.settings import BackfillSettings
 from gyre_features.stream.loop_stream import LoopStream
 
 _EVENTS_AT_ONCE = 20_000
@@ -44,7 +44,7 @@ _ATTEMPTS, _RETRY_S = 20, 1.0
 _CATALOGUE = "catalog.items"
 
 
-def backfill(settings: FeaturesSettings, spec: LoopSpec, *, processes: int) -> int:
+def backfill(settings: BackfillSettings, spec: LoopSpec, *, processes: int) -> int:
     """Apply all archived events of a loop that its present layout does not hold; answer how many were read.
 
     The catalogue comes first, since behaviour is counted by the fields of its items.
@@ -74,12 +74,12 @@ def backfill(settings: FeaturesSettings, spec: LoopSpec, *, processes: int) -> i
         return read + sum(each.result() for each in running)
 
 
-def apply_archived(settings: FeaturesSettings, loop: str, places: Sequence[Place]) -> int:
+def apply_archived(settings: BackfillSettings, loop: str, places: Sequence[Place]) -> int:
     """Apply what the warehouse holds of some topic partitions, from the store's fences on; answer how many events."""
     return asyncio.run(_apply(settings, load_loops(settings)[loop], places))
 
 
-async def _apply(settings: FeaturesSettings, spec: LoopSpec, places: Sequence[Place]) -> int:
+async def _apply(settings: BackfillSettings, spec: LoopSpec, places: Sequence[Place]) -> int:
     catalog, count = open_catalog(settings), 0
     tables = {name: ensure_table(catalog, spec.loop, table) for name, table in _tables_of(spec.loop, places).items()}
     async with open_redis(settings) as redis:
