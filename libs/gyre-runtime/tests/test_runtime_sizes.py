@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre_local.testing import eventually
 from gyre_runtime import Invalid
@@ -134,7 +135,11 @@ def unreadable(size: int) -> Record:
     return Record(b"u", b"\xff" * size, encode(interaction(), source="shop", id="bad").headers)
 
 
-@pytest.mark.parametrize(("size", "options"), [(1_048_000, {}), (6_000_000, {"compression_type": "gzip"})])
+_AT_THE_LIMIT = 1_048_588 - DefaultRecordBatchBuilder.estimate_size_in_bytes(b"u", b"", unreadable(0).headers) - 3
+"""Bytes of a value with which `unreadable` is a batch of the most bytes that Kafka takes by default."""
+
+
+@pytest.mark.parametrize(("size", "options"), [(_AT_THE_LIMIT, {}), (6_000_000, {"compression_type": "gzip"})])
 async def test_no_size_of_an_unreadable_record_stops_its_consumer(
     kafka: str, make_topic: MakeTopic, size: int, options: dict[str, Any]
 ) -> None:

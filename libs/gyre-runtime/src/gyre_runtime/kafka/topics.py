@@ -9,7 +9,7 @@ from typing import Protocol
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import KafkaError, for_code
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import declared
+from gyre_core.topics import declared, max_record_bytes
 
 from gyre_runtime.errors import Precondition, Unavailable
 from gyre_runtime.kafka._names import start_when_up
@@ -44,8 +44,12 @@ class DeadLetterTopic:
     partitions: int = 1
 
     def config(self) -> dict[str, str]:
-        """Keep dead letters for 30 days."""
-        return {"cleanup.policy": "delete", "retention.ms": str(30 * 86_400_000)}
+        """Keep dead letters for 30 days, each larger than its record by the headers that are added."""
+        return {
+            "cleanup.policy": "delete",
+            "retention.ms": str(30 * 86_400_000),
+            "max.message.bytes": str(max_record_bytes(self.name)),
+        }
 
 
 async def ensure_topics(settings: KafkaSettings, loops: Iterable[LoopSpec]) -> None:
