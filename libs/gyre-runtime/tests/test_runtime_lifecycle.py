@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import gyre_runtime
@@ -230,6 +230,45 @@ async def test_a_dead_background_task_ends_the_process_with_1() -> None:
 
     assert await serve_forever(main, ServiceSettings()) == 1
     assert order == ["server"]
+
+
+async def _return() -> None:
+    pass
+
+
+async def _cancel_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("work", [_return, _cancel_itself])
+async def test_a_background_task_that_ends_early_ends_the_process_with_1(
+    work: Callable[[], Coroutine[Any, Any, None]],
+) -> None:
+    """A background task that returns or is cancelled while the process serves is as dead as one that raises."""
+    order: list[str] = []
+
+    async def main(lifespan: Lifespan) -> None:
+        await lifespan.enter(Recorded("server", order))
+        lifespan.background("ends early", work())
+
+    async with asyncio.timeout(20):
+        serving = asyncio.create_task(serve_forever(main, ServiceSettings()))
+        await asyncio.wait([serving], timeout=10)
+        if not serving.done():
+            serving.cancel()
+            pytest.fail("the process serves on without its background task")
+    assert (serving.result(), order) == (1, ["server"])
+
+
+async def test_a_background_task_with_an_end_may_reach_it() -> None:
+    """Work that is declared to have an end leaves the process alive when it is done."""
+    async with Lifespan() as lifespan:
+        task = lifespan.background("once", _return(), may_return=True)
+        await eventually(task.done)
+        assert not lifespan.failed
 
 
 async def test_a_background_task_that_does_not_stop_is_cancelled() -> None:

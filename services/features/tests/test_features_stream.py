@@ -21,7 +21,7 @@ from gyre_local.testing import eventually
 from gyre_runtime import Unavailable
 from gyre_runtime.events import Event, Record, message_types
 from gyre_runtime.kafka import Producer, create_topics
-from gyre_runtime.kafka.view import read_log
+from gyre_runtime.kafka.view import read_log, read_records
 from redis.asyncio import Redis
 
 pytestmark = pytest.mark.adapter
@@ -287,3 +287,26 @@ async def _reasons(kafka: str, name: str, count: int) -> list[tuple[str, str]]:
         return found
     finally:
         await consumer.stop()
+
+
+async def test_what_redis_refuses_for_good_is_set_aside(  # noqa: PLR0917 - fixtures
+    kafka: str, redis: Redis, spec: LoopSpec, layout: Layout, history: Any, produce: Any, start_process: Any
+) -> None:
+    """A write that Redis can never take is dead-lettered with its reason instead of being tried for ever."""
+    await create_topics(kafka, declared(spec))
+    store, ratings = OnlineStore(redis, spec, layout), history.ratings(6)
+    current, before = store.names.duplicates(0)
+    for name in (current, before):
+        await redis.set(name, "not a set of identities")
+    await produce(ratings[:3])
+    start_process("stream", **SMALL)
+
+    async def set_aside() -> bool:
+        name = f"{topic(spec.loop, 'behavior.interactions')}.dlq"
+        reasons = [dict(each.headers)["gyre_reason"] async for each in read_records(kafka, name)]
+        return reasons == [b"STORE_REFUSED"] * 3
+
+    await eventually(set_aside, timeout_s=40, message="what cannot be stored is set aside")
+    await redis.delete(current, before)
+    await produce(ratings[3:])
+    await _until_applied(store, 6)

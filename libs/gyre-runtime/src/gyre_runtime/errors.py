@@ -137,13 +137,17 @@ _CLASS_BY_CODE: dict[grpc.StatusCode, type[GyreError]] = {
 
 _TRANSIENT = (Unavailable, DeadlineExceeded, Exhausted, ConnectionError, TimeoutError)
 _TRANSIENT_CODES = {kind.code for kind in (Unavailable, DeadlineExceeded, Exhausted)}
-_TRANSIENT_NAMES = {
-    "redis.exceptions.ConnectionError",
-    "redis.exceptions.TimeoutError",
-    "redis.exceptions.TryAgainError",
-    "redis.exceptions.ClusterDownError",
-}
+_TRANSIENT_NAMES = frozenset(
+    f"redis.exceptions.{name}Error"
+    for name in (
+        "Connection", "Timeout", "BusyLoading", "MasterDown", "ClusterDown", "ReadOnly", "OutOfMemory", "TryAgain",
+        "Moved", "Ask", "NoPermission",
+    )
+)  # fmt: skip
 """Classes of libraries that this package does not depend on, and that derive from no class above."""
+_REDIS_RESPONSE = "redis.exceptions.ResponseError"
+_TRANSIENT_REPLIES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
+"""Replies that redis-py has no class for: Redis takes no command, whichever, until its state changes."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -152,7 +156,10 @@ def is_transient(error: BaseException) -> bool:
         return True
     if isinstance(error, grpc.aio.AioRpcError):
         return error.code() in _TRANSIENT_CODES
-    return any(f"{kind.__module__}.{kind.__qualname__}" in _TRANSIENT_NAMES for kind in type(error).__mro__)
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    if _REDIS_RESPONSE in names and str(error).startswith(_TRANSIENT_REPLIES):
+        return True
+    return not names.isdisjoint(_TRANSIENT_NAMES)
 
 
 def _pack(details: Iterable[Any]) -> Iterable[AnyMessage]:

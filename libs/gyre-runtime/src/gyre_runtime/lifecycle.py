@@ -47,6 +47,8 @@ class Lifespan:
         self._stops: list[Callable[[], object]] = []
         self._over, self._at_once = asyncio.Event(), asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
+        self._may_return: set[asyncio.Task[Any]] = set()
+        self._draining = False
         self.failed = False
 
     async def __aenter__(self) -> Self:
@@ -85,17 +87,28 @@ class Lifespan:
         task.add_done_callback(lambda _: self.health.look())
 
     def background(
-        self, name: str, work: Coroutine[Any, Any, Any], *, stop: Callable[[], object] | None = None
+        self,
+        name: str,
+        work: Coroutine[Any, Any, Any],
+        *,
+        stop: Callable[[], object] | None = None,
+        may_return: bool = False,
     ) -> asyncio.Task[Any]:
-        """Run a task for the life of the process; when it dies, the process ends with exit code 1.
+        """Run a task for the life of the process.
+
+        When it ends before the process drains, by an error, cancelled, or because it returns, the process ends with
+        exit code 1 and the reason in its log.
 
         Args:
             name: in logs.
             work: the coroutine.
             stop: called when draining begins; the task then has `drain_s` to return. Without it, it is cancelled.
+            may_return: the work has an end, so that returning is success.
         """
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
+        if may_return:
+            self._may_return.add(task)
         task.add_done_callback(self._ended)
         self._stops.append(stop or task.cancel)
         return task
@@ -126,17 +139,21 @@ class Lifespan:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         error = None if task.cancelled() else task.exception()
-        if error is not None:
-            self.failed = True
-            _LOG.critical("a background task died", exc_info=error, extra={"task": task.get_name()})
-            self._over.set()
-            self._at_once.set()
+        reason = "it failed" if error else "it was cancelled" if task.cancelled() else "it returned"
+        is_over = self._draining or (task in self._may_return | self._set_ups and reason == "it returned")
+        if error is None and is_over:
+            return
+        self.failed = True
+        _LOG.critical("a background task died", exc_info=error, extra={"task": task.get_name(), "reason": reason})
+        self._over.set()
+        self._at_once.set()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Drain: not ready, stop consuming, finish what is under way, close in reverse order."""
         await self.health.drain()
+        self._draining = True
         for task in self._set_ups:
             task.cancel()
         await asyncio.gather(*self._set_ups, return_exceptions=True)

@@ -14,6 +14,7 @@ from gyre_runtime.errors import Unavailable
 from gyre_runtime.events import Event, MessageTypes, Unreadable, decode
 from gyre_runtime.kafka._names import start_when_up, topic_labels
 from gyre_runtime.metrics import instrument
+from gyre_runtime.retrying import restart_for_ever
 
 _LOG = logging.getLogger(__name__)
 _WAIT_MS = 100
@@ -26,7 +27,8 @@ class View:
     """Tails a compacted topic into a dictionary by record key; an async context manager.
 
     A record without a value removes its key. What cannot be read is counted and logged, and the key keeps its last
-    good event.
+    good event. When the tailing ends by an error it begins anew, counted in `gyre_task_restarts_total`; until it has
+    caught up again the view is not ready.
 
     Args:
         bootstrap: Kafka's host:port list.
@@ -45,7 +47,8 @@ class View:
 
     async def __aenter__(self) -> Self:
         """Start tailing."""
-        self._task = asyncio.create_task(self._tail(), name=f"view {self._topic}")
+        name = f"view {self._topic}"
+        self._task = asyncio.create_task(restart_for_ever(name, self._tail), name=name)
         return self
 
     async def __aexit__(
@@ -57,15 +60,11 @@ class View:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def ready(self) -> None:
-        """Wait until the view holds all that was in the topic when it started.
-
-        Raises:
-            Exception: what ended the tailing, if something did.
-        """
-        await self._or_failed(self._ready.wait())
+        """Wait until the view holds all that was in the topic when it started."""
+        await self._ready.wait()
 
     async def catch_up(self) -> None:
-        """Wait until the view holds all that is in the topic now; raises what `ready` raises."""
+        """Wait until the view holds all that is in the topic now."""
         await self.ready()
         self._ready.clear()
         self._ends_passed = True
@@ -78,8 +77,6 @@ class View:
 
     async def check(self) -> bool:
         """Say whether the view has caught up and still tails; for a `Dependency`."""
-        if self._task is not None and self._task.done():
-            self._task.result()
         return self.is_ready
 
     def get(self, key: str) -> Event | None:
@@ -92,25 +89,12 @@ class View:
 
     async def wait_for(self, condition: Callable[["View"], bool]) -> None:
         """Wait until a condition on the view holds."""
-
-        async def holds() -> None:
-            async with self._changed:
-                await self._changed.wait_for(lambda: condition(self))
-
-        await self._or_failed(holds())
-
-    async def _or_failed(self, wait: Any) -> None:
-        waiting = asyncio.ensure_future(wait)
-        tasks = {waiting} if self._task is None else {waiting, self._task}
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if self._task is not None and self._task.done():
-                self._task.result()
-        finally:
-            if not waiting.done():
-                waiting.cancel()
+        async with self._changed:
+            await self._changed.wait_for(lambda: condition(self))
 
     async def _tail(self) -> None:
+        self._ready.clear()
+        self._events.clear()
         async with _reader(self._bootstrap, self._topic) as (kafka, first_ends):
             ends = first_ends
             while True:

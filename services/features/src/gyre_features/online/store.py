@@ -9,7 +9,8 @@ from typing import Any
 
 from gyre_core.features import GLOBAL_ID, EntityId, EntityKind, Fold, Layout, Versions
 from gyre_core.spec import LoopSpec
-from gyre_runtime import Unavailable
+from gyre_runtime import GyreError, Unavailable
+from gyre_runtime.errors import is_transient
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -19,6 +20,7 @@ from gyre_features.online.script import Fences, Outcome, Write, outcome_of, pack
 
 _SCRIPT = (Path(__file__).parent / "apply.lua").read_text()
 _IDENTITY_BYTES = 8
+_SHOWN_CHARS = 200
 _SCANNED = 1000
 """Keys that one step of a search looks at, so that no other command waits long."""
 MEMBER_PREFIX_BYTES = 12
@@ -39,9 +41,11 @@ def identity(source: str, event_id: str) -> bytes:
     return blake2b(f"{source}\0{event_id}".encode(), digest_size=_IDENTITY_BYTES).digest()
 
 
-def unavailable(error: RedisError) -> Unavailable:
-    """Our error for one of Redis."""
-    return Unavailable("STORE_UNAVAILABLE", f"the online store does not answer: {type(error).__name__}")
+def unavailable(error: RedisError) -> GyreError:
+    """Our error for one of Redis: Unavailable where another attempt can help, else STORE_REFUSED."""
+    if is_transient(error):
+        return Unavailable("STORE_UNAVAILABLE", f"the online store does not answer: {type(error).__name__}")
+    return GyreError("STORE_REFUSED", f"the online store refuses: {type(error).__name__}: {str(error)[:_SHOWN_CHARS]}")
 
 
 def _beginning(names: Iterable[bytes], prefixes: Iterable[str]) -> list[bytes]:
