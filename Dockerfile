@@ -1,5 +1,5 @@
 # One image for each service: `docker build --build-arg SERVICE=gateway -t gyre/gateway .`
-# `--build-arg EXTRAS="--extra redaction"` adds Presidio to gateway or features, for loops that redact texts.
+# `--build-arg EXTRAS="--extra presidio"` adds Presidio to gateway or features, for loops that redact what it alone knows.
 # Each holds what its own package depends on, at the versions of uv.lock, so only the trainer's image holds torch.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 

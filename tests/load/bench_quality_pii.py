@@ -9,14 +9,15 @@ from typing import Any
 
 import pyarrow.csv as arrow_csv
 from bench_report import Row, timed
-from gyre_quality.pii import Scanner, scanner
+from gyre_privacy.detection import PERSONAL, Scanner, scanner
+from gyre_privacy.presidio import presidio_searches
 
 
 def personal_data(data: Path) -> Iterator[Row]:
     """Presidio's own expectations, and documents a second on its texts, on headlines and on titles."""
     lines = (data / "pii" / "expected_findings.jsonl").read_text(encoding="utf-8").splitlines()
     cases = [case for case in map(json.loads, lines) if case["recognizer"] not in ("spacy", "stanza", "transformers")]
-    engine = _plain_engine()
+    engine = plain_engine()
     known = set(engine.get_supported_entities(language="en"))
     systems: dict[str, Callable[[str, str], set[tuple[int, int]]]] = {
         "gyre": lambda entity, text: {(each.start, each.end) for each in scanner((entity,), 0.0).scan(text)},
@@ -49,7 +50,7 @@ def personal_data(data: Path) -> Iterator[Row]:
 
 def _spans(cases: Sequence[Mapping[str, Any]], known: set[str], *, both: bool) -> Iterator[tuple[str, str, set]]:
     """Entity, text and expected spans of the cases that tell spans of one entity."""
-    ours = set(scanner().entities) | {"DATE_TIME", "URL"}
+    ours = {*PERSONAL, *presidio_searches()}
     for case in cases:
         spans = case.get("expected_positions", case.get("expected_res"))
         entities = set(case["entities"])
@@ -86,7 +87,7 @@ def _pii_rows(
                 yield Row(system, entity, "precision", hit / (hit + extra), f"of {hit + extra}")
 
 
-def _plain_engine() -> Any:
+def plain_engine() -> Any:
     """Presidio's engine as it comes, with all its pattern recognisers and a language pipeline that does nothing."""
     import tldextract.tldextract as suffixes
     from presidio_analyzer import AnalyzerEngine, PatternRecognizer, RecognizerRegistry, predefined_recognizers

@@ -48,7 +48,7 @@ KEYS = Keyring(stable=b"s" * 32, rotating={"k1": b"r" * 32})
 LOOP = parse_loop(SPEC + RULES)
 
 
-def redactor(entities: Sequence[str]) -> Callable[[str], str]:
+def redactor(entities: Sequence[str], regions: Sequence[str]) -> Callable[[str], str]:
     """Redacts one address."""
     return lambda text: text.replace("jane@example.com", "<EMAIL_ADDRESS>")
 

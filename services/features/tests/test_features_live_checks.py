@@ -50,15 +50,11 @@ def checked(loop_file: Path) -> LoopSpec:
     return parse_loop(loop_file.read_text())
 
 
-def _at(text: str) -> bool:
-    return "@" in text
-
-
 class Counting:
     """One window of a partition's impressions, interactions and items, which share what was shown."""
 
     def __init__(self, spec: LoopSpec) -> None:
-        self.spec, self._shown, self._checks = spec, ShownRequests(), LoopChecks(spec, _at)
+        self.spec, self._shown, self._checks = spec, ShownRequests(), LoopChecks(spec)
         self._of: dict[str, Tallies] = {}
         self._number = 0
 

@@ -8,6 +8,7 @@ own, so that topics, keys and models of two tests never collide on the shared se
 import asyncio
 import inspect
 import json
+import os
 import re
 import threading
 import time
@@ -28,6 +29,8 @@ from gyre_local.reserve import free_ports
 
 HOST = "127.0.0.1"
 POLL_S = 0.02
+DATA = Path(os.environ.get("GYRE_DATA", Path(__file__).parents[5] / "shared" / "data"))
+"""Where the public data sets lie."""
 T = TypeVar("T")
 
 
@@ -137,6 +140,14 @@ def free_stack_ports(path: Path) -> Ports:
         lines.extend(f"{meaning} = {next(fresh)}" for meaning in meanings)
     path.write_text("\n".join(lines))
     return load_ports(path, offset=0)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of the public data sets; skips where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"no data sets at {DATA}: set GYRE_DATA")
+    return DATA
 
 
 @pytest.fixture

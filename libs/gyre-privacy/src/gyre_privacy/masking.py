@@ -19,8 +19,8 @@ from gyre_runtime.metrics import instrument
 from gyre_runtime.settings import PREFIX, PrivacySettings
 
 Redact = Callable[[str], str]
-RedactorOf = Callable[[Sequence[str]], Redact]
-"""Makes what redacts texts by the entities looked for; a service that needs it brings it, since it is large."""
+RedactorOf = Callable[[Sequence[str], Sequence[str]], Redact]
+"""Makes what redacts texts, by the entities and the regions looked for."""
 _Change = Callable[[str], str | None]
 _ITEMS, _USERS, _LABELS = "items.", "users.", "labels."
 OF_USERS = behavior.Interaction | behavior.Impression | behavior.UserChanged
@@ -49,7 +49,7 @@ class LoopPrivacy:
         *,
         users_only: bool = False,
     ) -> None:
-        self._loop, self._keys = spec.loop, keys
+        self._loop, self._keys, self._regions = spec.loop, keys, spec.privacy.regions
         self._hashes_users = spec.privacy.user_id == "hmac"
         rules = {} if users_only else spec.privacy.fields
         if keys is None and (self._hashes_users or any(rule.action == "hash" for rule in rules.values())):
@@ -59,6 +59,7 @@ class LoopPrivacy:
         self._users = {path.removeprefix(_USERS): each for path, each in made.items() if path.startswith(_USERS)}
         self._labels = {path.removeprefix(_LABELS): each for path, each in made.items() if path.startswith(_LABELS)}
         self.masks = self._hashes_users or bool(rules)
+        self.redacts = any(rule.action == "redact" for rule in rules.values())
 
     def _change(self, path: str, rule: MaskRule, redactor: RedactorOf | None) -> _Change:
         """What becomes of a value of a field."""
@@ -87,9 +88,9 @@ class LoopPrivacy:
         if redactor is None:
             raise Precondition("REDACTION_MISSING", f"privacy.fields.{path}: this process cannot redact")
         try:
-            return redactor(rule.entities)
+            return redactor(rule.entities, self._regions)
         except ImportError as error:
-            message = f"privacy.fields.{path}: redaction needs gyre-privacy[redaction], which is not installed"
+            message = f"privacy.fields.{path}: its entities need gyre-privacy[presidio], which is not installed"
             raise Precondition("REDACTION_MISSING", message) from error
         except ValueError as error:
             raise Precondition("PRIVACY_RULE_INVALID", f"privacy.fields.{path}: {error}") from error

@@ -1,7 +1,4 @@
-"""Takes personal data out of free text: what is found is replaced by the name of its kind.
-
-What recognises personal data is imported only where a loop asks for it: it needs the extra `gyre-privacy[redaction]`.
-"""
+"""Takes personal data out of free text: what is found is replaced by the name of its kind."""
 
 from __future__ import annotations
 
@@ -10,27 +7,31 @@ from collections.abc import Callable, Sequence
 Redactor = Callable[[str], str]
 
 
-def redactor(entities: Sequence[str] = ()) -> Redactor:
+def redactor(entities: Sequence[str] = (), regions: Sequence[str] = ()) -> Redactor:
     """What replaces every finding in a text by its entity in angle brackets; once more changes nothing.
 
-    It takes seconds to make.
-
     Args:
-        entities: what is looked for; every personal entity when empty.
+        entities: what is looked for; those of `gyre_privacy.detection.PERSONAL` when empty. Others need
+            `gyre-privacy[presidio]` and take seconds to make.
+        regions: the states whose national formats are looked for, ISO 3166-1; all when empty.
 
     Raises:
-        ValueError: an entity is unknown.
-        ImportError: the extra is not installed.
+        ValueError: an entity or a region is unknown.
+        ImportError: it needs the extra, which is not installed.
     """
-    from gyre_quality.pii import covering, scanner
+    from gyre_privacy.detection import covering, scanner
 
-    search = scanner(tuple(entities) or None)
+    search = scanner(tuple(entities) or None, regions=tuple(regions) or None)
 
     def redact(text: str) -> str:
-        parts, end = [], 0
-        for finding in covering(search.scan(text)):
-            parts += [text[end : finding.start], f"<{finding.entity}>"]
-            end = finding.end
-        return "".join([*parts, text[end:]])
+        # What is left beside a replaced value can look like another one, so the text is searched until nothing is
+        # found: each round takes signs away and adds none that a finding is made of.
+        while findings := covering(search.scan(text)):
+            parts, end = [], 0
+            for finding in findings:
+                parts += [text[end : finding.start], f"<{finding.entity}>"]
+                end = finding.end
+            text = "".join([*parts, text[end:]])
+        return text
 
     return redact

@@ -1,5 +1,4 @@
-"""Data-quality checks for snapshots and streams: drift, label noise, personal data, completeness.
+"""Data-quality checks for snapshots and streams: drift, label noise, completeness, sequences.
 
-Pure: arrays in, `Check`s out, no network. cleanlab and presidio are imported only where they are used (extras `labels`,
-`pii`).
+Pure: arrays in, `Check`s out, no network. cleanlab is imported only where it is used (the extra `labels`).
 """

@@ -13,6 +13,7 @@ MaskAction = Literal["drop", "redact", "hash"]
 KeyKind = Literal["stable", "rotating"]
 MaskedField = Annotated[str, StringConstraints(pattern=r"^(items|users|labels)\..{1,128}$")]
 EntityName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{1,63}$")]
+Region = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
 Domain = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
 
@@ -43,11 +44,14 @@ class PrivacySpec(SpecModel):
     """Rules for ids and free text, applied wherever events are taken in.
 
     `user_id: hmac` replaces user ids by their keyed hash with the stable key. `fields` has rules for `items.<field>`,
-    `users.<field>` and for labels of a request's context, `labels.<name>`.
+    `users.<field>` and for labels of a request's context, `labels.<name>`. `regions` are the states (ISO 3166-1, such
+    as DE) whose national telephone formats and numbers of people `redact` and the checks of personal data look for;
+    all documented ones when empty. What is international is found in any case.
     """
 
     user_id: Literal["plain", "hmac"] = "plain"
     fields: dict[MaskedField, MaskRule] = Field(default_factory=dict)
+    regions: tuple[Region, ...] = Field(default=(), max_length=64)
 
     @property
     def declared(self) -> bool:

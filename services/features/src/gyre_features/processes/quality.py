@@ -24,7 +24,6 @@ from gyre_features.processes.stream import TOPICS, TYPES
 from gyre_features.quality.flow import LiveFlow, send_however_long
 from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.sketching import LiveSketches
-from gyre_features.quality.tallies import FindsPersonalData
 from gyre_features.quality.watch import QualityWatch
 from gyre_features.quality.windowed import windows_needed
 from gyre_features.settings import QualitySettings
@@ -80,7 +79,6 @@ async def _work(lifespan: Lifespan, settings: QualitySettings, loops: Mapping[st
             commit=lambda offsets: _commit(app, offsets),
             idle_s=settings.features_quality_idle_s,
             mask=privacy.mask,
-            finds_personal_data=await asyncio.to_thread(_search, loops.values()),
             live=LiveSketches(
                 loops,
                 reference=flow.reference,
@@ -204,21 +202,6 @@ async def _commit(app: faust.App, offsets: Mapping[Place, int]) -> None:
     # faust commits what was acknowledged without a gap; windows close in another order than records come.
     consumer: Any = app.consumer
     await consumer._commit_offsets({TP(*place): offset for place, offset in offsets.items()})  # noqa: SLF001
-
-
-def _search(loops: Iterable[LoopSpec]) -> FindsPersonalData | None:
-    """What finds personal data in a text, made in seconds; None where no loop asks, or Presidio is not here."""
-    asking = [each.loop for each in loops if each.quality.checks.personal_data.fields]
-    if not asking:
-        return None
-    try:
-        from gyre_quality.pii import scanner
-
-        search = scanner()
-    except ModuleNotFoundError as error:
-        _LOG.warning("personal data is searched at snapshots only", extra={"loops": asking, "problem": repr(error)})
-        return None
-    return lambda text: bool(search.scan(text))
 
 
 class Told:

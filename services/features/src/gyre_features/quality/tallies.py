@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isfinite
 
@@ -18,13 +18,13 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2 as pb
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
+from gyre_privacy.detection import scanner
 from gyre_quality.sampling import HashSample
 from gyre_quality.sequences import BotRule, behaviour, bot_like
 from gyre_runtime.events import Event
 
 from gyre_features.quality.served import features_served
 
-FindsPersonalData = Callable[[str], bool]
 _MOST_IDS = 2048
 _MOST_USERS = 2048
 _MOST_REQUESTS = 4096
@@ -37,10 +37,9 @@ class LoopChecks:
 
     Args:
         spec: the loop.
-        finds_personal_data: whether a text holds some; None where nothing can search.
     """
 
-    def __init__(self, spec: LoopSpec, finds_personal_data: FindsPersonalData | None = None) -> None:
+    def __init__(self, spec: LoopSpec) -> None:
         checks, layout = spec.quality.checks, Layout.compile(spec)
         ranges = {name: (each.min, each.max) for name, each in checks.ranges.columns.items()}
         declared = {kind: each.value for kind, each in spec.events.interactions.items()}
@@ -53,10 +52,14 @@ class LoopChecks:
         self.personal_items = checks.personal_data.of("items")
         self.personal_users = checks.personal_data.of("users")
         self.personal_ids = checks.personal_data.of("interactions")
-        self.finds_personal_data = finds_personal_data
+        self._personal = scanner(regions=spec.privacy.regions or None)
         self.most_texts = checks.personal_data.sample
         self.tolerance_s = checks.sequences.tolerance.seconds
         self.bots = BotRule(min_rate_per_minute=checks.bots.min_per_minute)
+
+    def has_personal_data(self, text: str) -> bool:
+        """Whether a text holds personal data of a kind that is searched for by default."""
+        return bool(self._personal.scan(text))
 
 
 class ShownRequests:
@@ -220,9 +223,9 @@ class Tallies:
             self._personal_data(f"items.{name}", _text(message, name))
 
     def _personal_data(self, column: str, text: str) -> None:
-        if self._checks.finds_personal_data is not None and self._texts < self._checks.most_texts:
+        if self._texts < self._checks.most_texts:
             self._texts += 1
-            self._note("personal_data", column, at_fault=self._checks.finds_personal_data(text))
+            self._note("personal_data", column, at_fault=self._checks.has_personal_data(text))
 
     def _sequences(self) -> None:
         """Judge the interactions whose impression has come; the others wait for theirs."""

@@ -14,7 +14,7 @@ from gyre_runtime.events import Event, MessageTypes, ReceivedRecord
 
 from gyre_features.online.keys import Place
 from gyre_features.quality.sketching import LiveSketches
-from gyre_features.quality.tallies import FindsPersonalData, LoopChecks, ShownRequests, Tallies
+from gyre_features.quality.tallies import LoopChecks, ShownRequests, Tallies
 from gyre_features.quality.windows import PartitionWindows
 
 _AGAIN_S = 1.0
@@ -34,7 +34,6 @@ class QualityWatch:
         tell: sends windows and returns when Kafka has them.
         commit: commits, for partitions, the offset to begin again at.
         mask: takes what the loops do not keep out of an event; None where they keep everything.
-        finds_personal_data: whether a text holds some; None where nothing can search.
         live: sketches of served features, which are counted beside the windows.
         idle_s: wall seconds without a record after which open windows are told as they stand.
     """
@@ -49,13 +48,12 @@ class QualityWatch:
         commit: Commit,
         idle_s: float,
         mask: Callable[[Event], None] | None = None,
-        finds_personal_data: FindsPersonalData | None = None,
         live: LiveSketches | None = None,
     ) -> None:
         self._loops, self._idle_s = loops, idle_s
         self._admission = Admission(loops, types, mask)
         self._live = live
-        self._checks = {name: LoopChecks(spec, finds_personal_data) for name, spec in loops.items()}
+        self._checks = {name: LoopChecks(spec) for name, spec in loops.items()}
         self._shown: dict[Place, ShownRequests] = {}
         self._closed_until, self._tell, self._commit = closed_until, tell, commit
         self._partitions: dict[Place, PartitionWindows] = {}

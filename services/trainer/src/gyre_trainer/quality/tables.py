@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from gyre_core.spec import LoopSpec
+from gyre_privacy.detection import scanner
 from gyre_quality.columns import as_codes, as_numbers
 from gyre_quality.completeness import check_duplicates, check_freshness, check_missing, check_ranges, check_volume
 from gyre_quality.report import Check
@@ -214,10 +215,7 @@ def _newest_fields(table: pa.Table) -> list[dict[str, Any]]:
 def _personal_data(spec: LoopSpec, column: str, texts: Sequence[Any]) -> Check:
     """How many of the first texts hold personal data."""
     rule = spec.quality.checks.personal_data
-    # The recognisers take seconds to build, which only loops that ask for them pay.
-    from gyre_quality.pii import scanner
-
-    search, some = scanner(), texts[: rule.sample]
+    search, some = scanner(regions=spec.privacy.regions or None), texts[: rule.sample]
     rows = np.array([row for row, text in enumerate(some) if search.scan(str(text or ""))], dtype=np.int64)
     share, detail = rows.size / max(len(some), 1), f"{rows.size} of {len(some)} hold personal data"
     return Check("personal_data", column, share, rule.max_share, share <= rule.max_share, detail, rows)

@@ -81,12 +81,14 @@ def _letter(letter: str) -> list[int]:
     return list(divmod(ord(letter.upper()) - ord("A") + 1, 10))
 
 
-def _canadian_sin(found: str) -> float:
+def canadian_sin(found: str) -> float:
+    """A Canadian social insurance number: a region's first digit and Luhn's check."""
     digits = _plain(found)
     return float(digits[0] not in "08" and _varied(digits) and luhn(digits))
 
 
-def _german_tax(found: str) -> float:
+def german_tax(found: str) -> float:
+    """A German tax number: ISO/IEC 7064, MOD 11,10."""
     return float(found[0] != "0" and _varied(found) and mod_11_10(found))
 
 
@@ -94,7 +96,8 @@ def _german_vat(found: str) -> float:
     return 1.0 if mod_11_10(_plain(found)[2:]) else 0.5
 
 
-def _german_health(found: str) -> float:
+def german_health(found: str) -> float:
+    """A German health insurance number: a letter, nine digits, weighted cross sums."""
     digits = _letter(found[0]) + [int(digit) for digit in found[1:9]]
     return float(_weighted(digits, [1, 2] * 5, cross_sum=True) % 10 == int(found[9]))
 
@@ -105,7 +108,8 @@ def _german_physician(found: str) -> float:
     return 0.1 if -total % 10 == int(found[6]) else 0.0
 
 
-def _german_pension(found: str) -> float:
+def german_pension(found: str) -> float:
+    """A German pension number: a day of birth, a letter, weighted cross sums."""
     digits = [int(digit) for digit in found[:8]] + _letter(found[8]) + [int(digit) for digit in found[9:11]]
     # Some birthdays carry 50 more, to keep numbers of one day apart.
     born = int(found[2:4]) % 50, int(found[4:6])
@@ -120,7 +124,8 @@ def _german_passport(found: str) -> float:
     return 0.4 if _weighted(values, [7, 3, 1, 7, 3, 1, 7, 3]) % 10 == int(found[8]) else 0.0
 
 
-def _swedish_person(found: str) -> float:
+def swedish_person(found: str) -> float:
+    """A Swedish personal number: a date and Luhn's check."""
     digits = _plain(found)
     year = int(digits[:4]) if len(digits) == 12 else 2000 + int(digits[:2])
     # Coordination numbers add 60 to the day.
@@ -128,13 +133,15 @@ def _swedish_person(found: str) -> float:
     return float(_is_date(year, int(digits[-8:-6]), day - 60 * (day > 60)) and luhn(digits[-10:]))
 
 
-def _turkish_person(found: str) -> float:
+def turkish_person(found: str) -> float:
+    """A Turkish identity number: two check digits."""
     digits = [int(digit) for digit in found]
     tenth = (sum(digits[0:9:2]) * 7 - sum(digits[1:8:2])) % 10
     return float(digits[9] == tenth and digits[10] == sum(digits[:10]) % 10)
 
 
-def _south_african_person(found: str) -> float:
+def south_african_person(found: str) -> float:
+    """A South African identity number: a date and Luhn's check."""
     month, day = int(found[2:4]), int(found[4:6])
     # The century is not part of the number.
     dated = any(_is_date(century + int(found[:2]), month, day) for century in (1900, 2000))
@@ -182,20 +189,20 @@ NUMBERS: tuple[CheckedNumber, ...] = (
         re.compile(r"(?<![A-Z0-9])[A-Z]{2}\d{2}(?:[ -][A-Z0-9]{4}){2,7}(?:[ -][A-Z0-9]{1,3})?(?![A-Za-z0-9])"),
         _account,
     ),
-    CheckedNumber("CA_SIN", re.compile(r"(?<!\d)\d{3}([ -]?)\d{3}\1\d{3}(?!\d)"), _canadian_sin),
-    CheckedNumber("DE_TAX_ID", re.compile(r"(?<!\w)[1-9]\d{10}(?!\w)"), _german_tax),
+    CheckedNumber("CA_SIN", re.compile(r"(?<!\d)\d{3}([ -]?)\d{3}\1\d{3}(?!\d)"), canadian_sin),
+    CheckedNumber("DE_TAX_ID", re.compile(r"(?<!\w)[1-9]\d{10}(?!\w)"), german_tax),
     CheckedNumber("DE_VAT_ID", re.compile(r"(?i)(?<!\w)DE(?:[ .-]?\d{3}){3}(?!\w)"), _german_vat),
-    CheckedNumber("DE_HEALTH_INSURANCE", re.compile(r"(?<!\w)[A-Z]\d{9}(?!\w)"), _german_health),
+    CheckedNumber("DE_HEALTH_INSURANCE", re.compile(r"(?<!\w)[A-Z]\d{9}(?!\w)"), german_health),
     CheckedNumber("DE_LANR", re.compile(r"(?<!\w)\d{9}(?!\w)"), _german_physician, ("lanr", "arztnummer", "arzt")),
-    CheckedNumber("DE_SOCIAL_SECURITY", re.compile(r"(?<!\w)\d{8}[A-Z]\d{3}(?!\w)"), _german_pension),
+    CheckedNumber("DE_SOCIAL_SECURITY", re.compile(r"(?<!\w)\d{8}[A-Z]\d{3}(?!\w)"), german_pension),
     CheckedNumber(
         "DE_PASSPORT", re.compile(r"(?i)(?<!\w)[CFGHJK][CFGHJKLMNPRTVWXYZ\d]{7}\d(?!\w)"), _german_passport, ("pass",)
     ),
     CheckedNumber(
         "SE_PERSONNUMMER",
         re.compile(r"(?<!\d)(?:(?:18|19|20)\d{6}[-+]?|\d{6}[-+])\d{4}(?!\d)"),
-        _swedish_person,
+        swedish_person,
     ),
-    CheckedNumber("TR_NATIONAL_ID", re.compile(r"(?<!\w)[1-9]\d{10}(?!\w)"), _turkish_person),
-    CheckedNumber("ZA_ID_NUMBER", re.compile(r"(?<!\w)\d{10}[0-2][89]\d(?!\w)"), _south_african_person),
+    CheckedNumber("TR_NATIONAL_ID", re.compile(r"(?<!\w)[1-9]\d{10}(?!\w)"), turkish_person),
+    CheckedNumber("ZA_ID_NUMBER", re.compile(r"(?<!\w)\d{10}[0-2][89]\d(?!\w)"), south_african_person),
 )

@@ -1,0 +1,63 @@
+"""Words before a match that speak for it: a bare number is personal data only where the text says what it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_WINDOW, _BEHIND = 60, 16
+"""How many characters before and behind a match are searched."""
+
+
+def context_pattern(words: Iterable[str]) -> re.Pattern[str]:
+    """A pattern of any of the words, in lower case: whole words, or with any ending where one ends with `*`.
+
+    Chinese, Japanese and Korean write words together, so theirs match anywhere.
+    """
+    chosen = sorted(set(words), key=len, reverse=True)
+    unspaced = [re.escape(word) for word in chosen if _is_unspaced(word)]
+    stems = [re.escape(word[:-1]) for word in chosen if word.endswith("*")]
+    whole = [re.escape(word) for word in chosen if not word.endswith("*") and not _is_unspaced(word)]
+    parts = [rf"(?<![^\W\d_])(?:(?:{'|'.join(whole)})(?![^\W\d_])|{'|'.join(stems) or '(?!)'})"] if whole else []
+    return re.compile("|".join([*parts, *unspaced]))
+
+
+def has_context(text: str, start: int, pattern: re.Pattern[str], *, end: int | None = None) -> bool:
+    """Whether one of the pattern's words stands shortly before `start`, or right behind `end` where it is given."""
+    if pattern.search(text[max(start - _WINDOW, 0) : start].lower()):
+        return True
+    return end is not None and pattern.search(text[end : end + _BEHIND].lower()) is not None
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.replace("\n", " ").split(",")]
+
+
+def _is_unspaced(word: str) -> bool:
+    return any("\u3040" <= sign <= "\u9fff" or "\uac00" <= sign <= "\ud7a3" for sign in word)
+
+
+PHONE = context_pattern(
+    _words("""
+    phone*, tel, telephone*, telefon*, teléfono*, telefono*, téléphone*, telefoon*, telefone*, mobile*, mobil*, mobiel*,
+    móvil*, movil*, cell, cellphone, celular*, cellulare*, portable, handy, handynummer, komórk*, kom, gsm, puhelin*,
+    matkapuhelin*, cep, телефон*, тел, моб, мобильн*, call, calling,
+    dial, ring, fax, sms, whatsapp, viber, signal, text
+    me, text us, reach, contact, hotline, helpline, anruf*, ruf, ruft, rufen, erreichbar, erreichen, appeler, appelez,
+    appelle*, joindre, joignable, llama, llame, llám*, chiama*, ligue, ligar, liga, bel, bellen, zadzwoń*, dzwoń*,
+    soita*, ara, arayın, звон*, позвон*, my number,
+    his number, her number, our number, your number, their number, meine
+    nummer, rufnummer*, mon numéro, mi número, mio numero, meu número, mijn nummer, mój numer, mitt nummer, numaram,
+    numaradan, мой номер, 手机, 手機, 电话, 電話, 联系, 聯繫, 致电, 拨打,
+    携帯, 番号, 전화, 휴대, 연락, 번호, फोन*, फ़ोन*, मोबाइल*, संपर्क*, هاتف,
+    جوال, טלפון, נייד, τηλ, τηλέφωνο, โทร*, điện thoại
+    """)
+)
+"""Words for telephones and for calling, in the languages of the documented regions."""
+
+IP = context_pattern(
+    _words("""
+    ip, ips, ipv4, ipv6, addr, address, adresse, host, client, server, from, peer, remote, 地址
+    """)
+)
+"""Words for the addresses of machines."""

@@ -1,0 +1,221 @@
+"""Finds payment cards, bank accounts and wallets, each by its issuer's ranges and its check digits."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+
+from gyre_privacy.contact import SURE, WEAK, Span
+from gyre_privacy.numbers import luhn
+
+_CARD = re.compile(
+    r"(?<![0-9A-Za-z_.])(?<!\d[-/])(?:"
+    r"\d{12,19}+"
+    r"|\d{4}([ \u00a0.-])\d{4}\1\d{4}(?:\1\d{4})?\1\d{1,7}"
+    r"|\d{4}([ \u00a0.-])\d{4,6}\2\d{4,5}"
+    r")(?![0-9A-Za-z_])"
+)
+_SIGNS = re.compile(r"\D")
+_Range = tuple[str, str, tuple[int, ...]]
+_ISSUERS: tuple[_Range, ...] = (
+    ("4", "4", (13, 16, 19)),  # Visa
+    ("51", "55", (16,)),
+    ("2221", "2720", (16,)),  # Mastercard
+    ("34", "34", (15,)),
+    ("37", "37", (15,)),  # American Express
+    ("6011", "6011", (16, 17, 18, 19)),
+    ("644", "659", (16, 17, 18, 19)),  # Discover
+    ("622126", "622925", (16, 17, 18, 19)),
+    ("62", "62", (16, 17, 18, 19)),  # UnionPay
+    ("35", "35", (16, 17, 18, 19)),
+    ("2131", "2131", (15,)),
+    ("1800", "1800", (15,)),  # JCB
+    ("300", "305", (14,)),
+    ("36", "36", (14,)),
+    ("38", "39", (14,)),  # Diners Club
+    ("2200", "2204", (16, 17, 18, 19)),  # Mir
+    ("50", "50", (12, 13, 14, 15, 16, 17, 18, 19)),
+    ("56", "58", (12, 13, 14, 15, 16, 17, 18, 19)),
+    ("60", "60", (16, 17, 18, 19)),
+    ("63", "63", (12, 13, 14, 15, 16, 17, 18, 19)),
+    ("67", "67", (12, 13, 14, 15, 16, 17, 18, 19)),  # Maestro, RuPay, Elo
+    ("9792", "9792", (16,)),  # Troy
+)
+"""First digits from, to (inclusive), and lengths, of the ranges of ISO/IEC 7812 in use."""
+
+
+def cards(text: str) -> Iterator[Span]:
+    """Card numbers of known issuers, written whole or in groups, whose last digit checks (ISO/IEC 7812-1)."""
+    for match in _CARD.finditer(text):
+        digits = _SIGNS.sub("", match.group())
+        if len(set(digits)) > 1 and _is_issued(digits) and luhn(digits):
+            yield match.start(), match.end(), SURE
+
+
+def _is_issued(digits: str) -> bool:
+    return any(len(digits) in lengths and first <= digits[: len(first)] <= last for first, last, lengths in _ISSUERS)
+
+
+_ACCOUNT = re.compile(
+    r"(?<![0-9A-Za-z_])[A-Za-z]{2}\d{2}(?:"
+    r"[0-9A-Za-z]{11,30}"
+    r"|(?:[ \u00a0-][0-9A-Za-z]{4}){2,7}(?:[ \u00a0-][0-9A-Za-z]{1,3})?"
+    r")(?![0-9A-Za-z_])"
+)
+_GROUPED = re.compile(r"[ \u00a0-]")
+_COUNTRIES = frozenset(
+    [
+        "AD",
+        "AE",
+        "AL",
+        "AT",
+        "AZ",
+        "BA",
+        "BE",
+        "BG",
+        "BH",
+        "BI",
+        "BR",
+        "BY",
+        "CH",
+        "CR",
+        "CY",
+        "CZ",
+        "DE",
+        "DJ",
+        "DK",
+        "DO",
+        "EE",
+        "EG",
+        "ES",
+        "FI",
+        "FK",
+        "FO",
+        "FR",
+        "GB",
+        "GE",
+        "GI",
+        "GL",
+        "GR",
+        "GT",
+        "HN",
+        "HR",
+        "HU",
+        "IE",
+        "IL",
+        "IQ",
+        "IS",
+        "IT",
+        "JO",
+        "KW",
+        "KZ",
+        "LB",
+        "LC",
+        "LI",
+        "LT",
+        "LU",
+        "LV",
+        "LY",
+        "MC",
+        "MD",
+        "ME",
+        "MK",
+        "MN",
+        "MR",
+        "MT",
+        "MU",
+        "NI",
+        "NL",
+        "NO",
+        "OM",
+        "PK",
+        "PL",
+        "PS",
+        "PT",
+        "QA",
+        "RO",
+        "RS",
+        "RU",
+        "SA",
+        "SC",
+        "SD",
+        "SE",
+        "SI",
+        "SK",
+        "SM",
+        "SO",
+        "ST",
+        "SV",
+        "TL",
+        "TN",
+        "TR",
+        "UA",
+        "VA",
+        "VG",
+        "XK",
+        "YE",
+    ]
+)
+"""Of the registry of ISO 13616. Its lengths are not asked for: what checks is redacted, whatever its length."""
+
+
+def accounts(text: str) -> Iterator[Span]:
+    """IBANs of either case, written whole or in groups of four, that check (MOD 97-10).
+
+    A word that follows a grouped number looks like a group of it, so shorter readings are tried, too.
+    """
+    for match in _ACCOUNT.finditer(text):
+        start, end = match.span()
+        while end - start >= 15:
+            plain = _GROUPED.sub("", text[start:end]).upper()
+            if _is_account(plain):
+                yield start, end, SURE
+                break
+            cut = max(text.rfind(sign, start, end) for sign in " \u00a0-")
+            if cut <= start or not text[cut + 1 : end].isalpha():
+                break
+            end = cut
+
+
+def _is_account(plain: str) -> bool:
+    if plain[:2] not in _COUNTRIES:
+        return False
+    turned = plain[4:] + plain[:4]
+    return int("".join(str(int(sign, 36)) for sign in turned)) % 97 == 1
+
+
+_WALLET = re.compile(r"(?<![0-9A-Za-z_])(?:bc1[02-9ac-hj-np-z]{11,71}|[13][1-9A-HJ-NP-Za-km-z]{25,34})(?![0-9A-Za-z_])")
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+_BECH32_CHECKS = (1, 0x2BC830A3)  # BIP 173 and BIP 350
+
+
+def wallets(text: str) -> Iterator[Span]:
+    """Bitcoin addresses whose checksum holds (base58check; BIP 173 and 350)."""
+    for match in _WALLET.finditer(text):
+        found = match.group()
+        valid = _bech32(found) if found.startswith("bc1") else _base58(found)
+        yield match.start(), match.end(), SURE if valid else WEAK
+
+
+def _base58(found: str) -> bool:
+    number = 0
+    for sign in found:
+        number = number * 58 + _BASE58.index(sign)
+    try:
+        raw = number.to_bytes(25, "big")
+    except OverflowError:
+        return False
+    return hashlib.sha256(hashlib.sha256(raw[:21]).digest()).digest()[:4] == raw[21:]
+
+
+def _bech32(found: str) -> bool:
+    values = [3, 3, 0, 2, 3, *(_BECH32.index(sign) for sign in found[3:])]
+    check = 1
+    for value in values:
+        top = check >> 25
+        check = (check & 0x1FFFFFF) << 5 ^ value
+        for place, generator in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+            check ^= generator if top >> place & 1 else 0
+    return check in _BECH32_CHECKS

@@ -1,0 +1,189 @@
+"""Texts with personal data of known places, and texts with none, made by Faker from a seed given at run time."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from faker import Faker
+
+LOCALES = (
+    "en_US",
+    "en_GB",
+    "de_DE",
+    "fr_FR",
+    "es_ES",
+    "it_IT",
+    "nl_NL",
+    "pl_PL",
+    "pt_BR",
+    "ru_RU",
+    "zh_CN",
+    "ja_JP",
+    "ko_KR",
+    "tr_TR",
+    "sv_SE",
+    "en_IN",
+)
+_FRAMES = {
+    "en": (
+        "please call {phone} after six",
+        "my number is {phone}",
+        "Reach me by phone: {phone}.",
+        "fax {phone}, thanks",
+        "{phone} is my mobile",
+    ),
+    "de": ("Bitte ruf mich an: {phone}", "Telefon {phone}", "erreichbar unter {phone}", "Handy: {phone}, abends"),
+    "fr": ("appelez-moi au {phone}", "Téléphone : {phone}", "mon portable {phone} est toujours ouvert"),
+    "es": ("llámame al {phone}", "mi teléfono es {phone}", "Móvil: {phone}"),
+    "it": ("chiamami al {phone}", "il mio cellulare: {phone}", "Telefono {phone}"),
+    "nl": ("bel mij op {phone}", "Telefoon: {phone}", "mijn nummer is {phone}"),
+    "pl": ("zadzwoń: {phone}", "mój numer to {phone}", "tel. {phone}"),
+    "pt": ("me liga no celular {phone}", "Telefone: {phone}"),
+    "ru": ("позвоните {phone}", "мой телефон {phone}", "тел.: {phone}"),
+    "zh": ("手机号{phone}请联系", "我的电话是{phone}。", "电话：{phone}"),
+    "ja": ("電話番号は{phone}です", "携帯 {phone}"),
+    "ko": ("전화번호는 {phone} 입니다", "연락처: {phone}"),
+    "tr": ("beni {phone} numaradan ara", "telefonum {phone}", "Cep: {phone}"),
+    "sv": ("ring mig på {phone}", "Telefon: {phone}"),
+}
+_ANY = (
+    "contact: {value}",
+    "{value}",
+    "I wrote to {value} yesterday",
+    "(see {value})",
+    "value={value}; ok",
+    "von {value}, bitte",
+    "注册信息：{value}。",
+    "использую {value} сейчас",
+)
+_IDS = {
+    "en_US": "US_SSN",
+    "en_GB": "UK_NINO",
+    "es_ES": "ES_NIF",
+    "it_IT": "IT_FISCAL_CODE",
+    "pl_PL": "PL_PESEL",
+    "pt_BR": "BR_CPF",
+    "zh_CN": "CN_RESIDENT_ID",
+    "ko_KR": "KR_RRN",
+    "sv_SE": "SE_PERSONNUMMER",
+    "tr_TR": "TR_NATIONAL_ID",
+    "fr_FR": "FR_NIR",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text, and what of it is personal: the kind and the value; empty where nothing is."""
+
+    text: str
+    entity: str = ""
+    value: str = ""
+
+
+def personal_texts(seed: int, count: int) -> Iterator[Labelled]:
+    """`count` texts, each with one value of a documented kind."""
+    draw = random.Random(seed)
+    faker = {locale: Faker(locale) for locale in LOCALES}
+    for each in faker.values():
+        each.seed_instance(draw.getrandbits(32))
+    general = faker["en_US"]
+    kinds: list[tuple[str, Callable[[Faker], str]]] = [
+        ("EMAIL_ADDRESS", lambda local: local.ascii_email()),
+        ("IBAN_CODE", lambda local: draw.choice((str, str.lower, _in_fours))(local.iban())),
+        ("CREDIT_CARD", lambda _: draw.choice((str, _in_fours))(general.credit_card_number())),
+        ("IP_ADDRESS", lambda _: general.ipv4_public() + draw.choice(("", "", ":8080", "/24"))),
+        ("IP_ADDRESS", lambda _: general.ipv6()),
+        ("MAC_ADDRESS", lambda _: general.mac_address()),
+    ]
+    while count > 0:
+        locale = draw.choice(LOCALES)
+        local = faker[locale]
+        choice = draw.randrange(len(kinds) + 5)
+        if choice < len(kinds):
+            entity, make = kinds[choice]
+            value = make(local)
+            text = draw.choice(_ANY).format(value=value)
+        elif choice < len(kinds) + 4:
+            entity, value = "PHONE_NUMBER", local.phone_number()
+            text = draw.choice(_FRAMES[locale.partition("_")[0]]).format(phone=value)
+        elif locale in _IDS:
+            entity, value = _IDS[locale], local.ssn()
+            text = draw.choice(_ANY).format(value=value)
+        else:
+            continue
+        count -= 1
+        yield Labelled(f"{local.sentence()} {text} {local.sentence()}", entity, value)
+
+
+def impersonal_texts(seed: int, count: int) -> Iterator[Labelled]:
+    """`count` texts of products and events, with prices, dates, sizes, versions and order numbers."""
+    draw = random.Random(seed)
+    faker = [Faker(locale) for locale in LOCALES]
+    for each in faker:
+        each.seed_instance(draw.getrandbits(32))
+    for _ in range(count):
+        local = draw.choice(faker)
+        fact = draw.choice(_facts(local, draw))
+        yield Labelled(f"{local.sentence()} {fact} {local.sentence()}")
+
+
+def _facts(local: Faker, draw: random.Random) -> list[str]:
+    """One of each kind of number and name that says nothing about a person."""
+    return [
+        f"order {draw.randrange(10**6, 10**9)}",
+        f"{draw.randrange(1, 9999):,}.{draw.randrange(100):02d} EUR",
+        f"{draw.randrange(1, 999)} {draw.randrange(1000):03d} {draw.randrange(1000):03d} views",
+        local.date(pattern="%Y-%m-%d %H:%M"),
+        local.date(pattern="%d.%m.%Y"),
+        f"{draw.randrange(1900, 2020)}-{draw.randrange(1900, 2020)}",
+        f"{draw.randrange(1, 300)}x{draw.randrange(1, 300)}x{draw.randrange(1, 99)} cm",
+        f"version {draw.randrange(30)}.{draw.randrange(30)}.{draw.randrange(30)}.{draw.randrange(300)}",
+        local.isbn13(),
+        local.ean(),
+        f"{draw.uniform(-90, 90):.6f}, {draw.uniform(-180, 180):.6f}",
+        f"SKU-{draw.randrange(1000, 9999)}-{''.join(draw.choices(string.ascii_uppercase, k=3))}",
+        local.uuid4(),
+        f"{draw.randrange(24):02d}:{draw.randrange(60):02d}:{draw.randrange(60):02d}",
+        f"{draw.random():.8f}",
+        f"@{local.user_name()} said",
+        local.url(),
+        local.color(),
+    ]
+
+
+def bare_numbers(seed: int, count: int) -> Iterator[tuple[str, str]]:
+    """Kind and text of numbers without any context: random digits, unix seconds, versions of four parts."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        for size in range(7, 17):
+            yield f"{size} digits", str(draw.randrange(10 ** (size - 1), 10**size))
+        yield "unix seconds", str(draw.randrange(1_000_000_000, 2_000_000_000))
+        yield "unix milliseconds", str(draw.randrange(1_000_000_000_000, 2_000_000_000_000))
+        yield "versions a.b.c.d", ".".join(str(draw.randrange(30)) for _ in range(4))
+
+
+def fuzzed_texts(seed: int, count: int, length: int) -> Iterator[str]:
+    """`count` texts of `length` characters, pieced together from what patterns are made of."""
+    draw = random.Random(seed)
+    signs = string.digits + string.ascii_letters + "@@..--::++(( //_%#\u624b\u0430\u00e9"
+    for _ in range(count):
+        kind = draw.randrange(4)
+        if kind == 0:
+            pool = draw.sample(signs, draw.randrange(1, 6))
+            made = "".join(draw.choices(pool, k=length))
+        elif kind == 1:
+            piece = "".join(draw.choices(signs, k=draw.randrange(1, 24)))
+            made = piece * (length // len(piece) + 1)
+        elif kind == 2:
+            head, tail = "".join(draw.choices(signs, k=draw.randrange(1, 4))), draw.choice(signs)
+            made = head * (length // len(head)) + tail
+        else:
+            made = "".join(draw.choices(signs, k=length))
+        yield made[:length]
+
+
+def _in_fours(value: str) -> str:
+    return " ".join(value[place : place + 4] for place in range(0, len(value), 4))
