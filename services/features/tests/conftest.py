@@ -71,19 +71,19 @@ def text_of(loop: str, *, shards: int = 1, users: bool = False) -> str:
 @pytest.fixture
 def sharded(loop_name: str) -> Callable[[int], LoopSpec]:
     """The test's loop with a number of virtual shards."""
-    return lambda shards: spec_of(loop_name[:31].strip("-"), shards=shards)
+    return lambda shards: spec_of(loop_name, shards=shards)
 
 
 @pytest.fixture
 def with_users(loop_name: str) -> Callable[[int], LoopSpec]:
     """The test's loop with fields of users, and a number of virtual shards."""
-    return lambda shards: spec_of(loop_name[:31].strip("-"), shards=shards, users=True)
+    return lambda shards: spec_of(loop_name, shards=shards, users=True)
 
 
 @pytest.fixture
 def spec(loop_name: str, request: pytest.FixtureRequest) -> LoopSpec:
     """A loop that no other test uses; with the parameter `users`, it has fields of users."""
-    return spec_of(loop_name[:31].strip("-"), users=getattr(request, "param", "") == "users")
+    return spec_of(loop_name, users=getattr(request, "param", "") == "users")
 
 
 @pytest.fixture

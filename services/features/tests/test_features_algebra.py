@@ -57,7 +57,7 @@ async def _ignore(batch: object, events: Sequence[Event]) -> None:
 
 
 def _spec(loop: str, *, shards: int = 1) -> LoopSpec:
-    return parse_loop(SPEC.format(loop=loop[:31].strip("-"), shards=shards), source="test")
+    return parse_loop(SPEC.format(loop=loop, shards=shards), source="test")
 
 
 def _catalogue(spec: LoopSpec) -> list[Event]:

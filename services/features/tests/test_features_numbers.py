@@ -48,7 +48,7 @@ _SCRIPTS_AT_ONCE = 500
 @pytest.fixture
 def spec(loop_name: str) -> LoopSpec:
     """A loop of sums with half-lives from an hour to a year."""
-    return parse_loop(SPEC.format(loop=loop_name[:31].strip("-")), source="test")
+    return parse_loop(SPEC.format(loop=loop_name), source="test")
 
 
 @lru_cache(maxsize=4096)

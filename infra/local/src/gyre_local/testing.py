@@ -152,9 +152,12 @@ def data() -> Path:
 
 @pytest.fixture
 def loop_name(request: pytest.FixtureRequest) -> str:
-    """A loop name that no other test uses: lower-case letters, digits and hyphens, at most 40 characters."""
+    """A loop name that no other test uses: lower-case letters, digits and hyphens, at most the 31 that a loop may have.
+
+    Nobody may shorten it: its end is what makes it the test's own.
+    """
     words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
-    return f"{words.removeprefix('test-')[:28].strip('-')}-{uuid.uuid4().hex[:8]}"
+    return f"{words.removeprefix('test-')[:22].strip('-')}-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(scope="session")

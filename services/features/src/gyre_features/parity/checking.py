@@ -14,7 +14,7 @@ from gyre_core.spec import COMPARING_KINDS, ORDERED_KINDS
 from gyre_features.parity.replaying import AppliedBatch, BatchReplay, Touch
 
 RELATIVE_TOLERANCE = 1e-5
-"""What "equal" means for features: float32 sums in any order (see `gyre_core.features.slots`)."""
+"""What "equal" means for features, which are read as float32 and made of sums in any order."""
 _ABSOLUTE_TOLERANCE = 1e-6
 _MOST_EXAMPLES = 20
 BATCH_COLUMN = "(batch)"
