@@ -149,3 +149,26 @@ def test_content_types_do_not_matter() -> None:
     sent.value = b'{"userId": "u", "itemId": "i", "type": "click", "value": 1e39}'
     sent.headers = [each for each in sent.headers if each[1] != PROTOBUF] + [("content-type", b"application/json")]
     assert reason(sent) == "INVALID_FIELD"
+
+
+def test_a_mark_sets_the_replay_clock_and_no_event_is_made_of_it() -> None:
+    """It crosses a gap; a mark in the past does nothing unless it says so; on the wall clock none does anything."""
+    begin, later = 1_365_000_000.0, 1_565_000_000.0
+    admission = Admission({REPLAY.loop: REPLAY}, TYPES)
+
+    def mark(to: float, *, back: bool = False) -> Any:
+        made = behavior.ClockMark(back=back)
+        made.clock_time.FromSeconds(int(to))
+        return record(made, time=to)
+
+    assert isinstance(admission.decide(record(click(), time=begin)), Event)
+    assert admission.decide(mark(later)) is None
+    assert isinstance(admission.decide(record(click(), time=later + 1)), Event)
+    assert admission.decide(mark(begin)) is None
+    assert admission.clock("shop.behavior.interactions", 0).newest == later + 1
+    assert admission.decide(mark(begin, back=True)) is None
+    assert isinstance(admission.decide(record(click(), time=begin + 1)), Event)
+    ahead = admission.decide(mark(NOW + 2 * 86_400))
+    assert isinstance(ahead, Refusal)
+    assert ahead.reason == "IN_THE_FUTURE"
+    assert Admission({SPEC.loop: SPEC}, TYPES).decide(mark(NOW)) is None

@@ -5,31 +5,42 @@ hold already is left out, so an import that was cut short is simply started agai
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
+from math import inf
+from time import time as now
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from google.protobuf.message import Message
 from gyre.events.v1 import behavior_pb2 as behavior
-from gyre_core.admission import refuse_fields, refuse_interaction
+from gyre_core.admission import PartitionClock, Refusal
+from gyre_core.event_time import parse_time
 from gyre_core.features import Event, FieldsChanged, Impression, Interaction
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import IMPORT_SOURCE, topic
+from gyre_core.topics import BEHAVIOR, IMPORT_SOURCE, topic
 from gyre_runtime import Invalid, Unavailable
+from gyre_runtime.admission import Admission, Rules, refuse
+from gyre_runtime.events import Event as RawEvent
+from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, ensure_topics, read_records
 from gyre_runtime.settings import KafkaSettings
 
+from gyre_client.clock import clock_mark
 from gyre_client.gateway import item_changed, user_changed
 
 _CHUNK = 1000
+_UNKNOWN_PARTITION = -1
+_BEHAVIOR_TYPES = message_types(behavior.Interaction, behavior.Impression)
 _SUFFIXES = ("catalog.items", "catalog.users", "behavior.interactions", "behavior.impressions")
 
 
 class Imported(NamedTuple):
-    """What an import did: events sent, and events that were there already."""
+    """What an import did: events sent, those that were there already, and sent ones that a later change supersedes."""
 
     sent: int
     known: int
+    superseded: int = 0
 
 
 class Prepared(NamedTuple):
@@ -85,7 +96,7 @@ class HistoryImport:
 
     def __init__(self, settings: KafkaSettings, spec: LoopSpec, *, suffixes: Iterable[str] = _SUFFIXES) -> None:
         self._settings, self._spec, self._suffixes = settings, spec, set(suffixes)
-        self._known: set[str] = set()
+        self._held = _Held()
         self._dropped: list[str] = []
         self._producer = Producer(
             settings.kafka,
@@ -98,7 +109,8 @@ class HistoryImport:
     async def __aenter__(self) -> Self:
         """Find out what is there already, and connect."""
         await ensure_topics(self._settings, [self._spec])
-        self._known = await imported_ids(self._settings.kafka, self._spec.loop, self._suffixes)
+        replayed = self._spec if self._spec.clock == "replay" else None
+        self._held = await _held(self._settings.kafka, self._spec.loop, self._suffixes, replayed=replayed)
         await self._producer.__aenter__()
         return self
 
@@ -123,13 +135,15 @@ class HistoryImport:
         """Send prepared events as `send` does; `on_progress` is told the count of events done since its last call."""
         fresh: list[Prepared] = []
         for each in prepared:
-            if each.id not in self._known:
-                self._known.add(each.id)
+            if each.id not in self._held.ids:
+                self._held.ids.add(each.id)
                 fresh.append(each)
         on_progress(len(prepared) - len(fresh))
         for start in range(0, len(fresh), _CHUNK):
             chunk = fresh[start : start + _CHUNK]
             for suffix, id_, key, time, message in chunk:
+                if self._spec.clock == "replay" and suffix in BEHAVIOR:
+                    await self._cross_gap(suffix, time)
                 self._producer.enqueue(topic(self._spec.loop, suffix), message, key=key, time=time, id=id_)
             await self._producer.flush()
             if self._dropped:
@@ -137,38 +151,107 @@ class HistoryImport:
                     "IMPORT_CUT_SHORT", f"Kafka gave up {len(self._dropped)} events ({self._dropped[0]}): import again"
                 )
             on_progress(len(chunk))
-        return Imported(len(fresh), len(prepared) - len(fresh))
+        return Imported(len(fresh), len(prepared) - len(fresh), sum(map(self._held.supersedes, fresh)))
+
+    async def _cross_gap(self, suffix: str, time: float) -> None:
+        """Set every partition's clock where an event would be too far ahead of one: what is sent before goes first."""
+        clocks = self._held.clocks.setdefault(suffix, {})
+        if not clocks or time - min(clocks.values()) <= self._spec.events.max_future_s:
+            clocks.setdefault(_UNKNOWN_PARTITION, time)
+            return
+        await self._producer.flush()
+        name = topic(self._spec.loop, suffix)
+        await self._producer.send_to_partitions(name, clock_mark(time), time=time, id=f"clock-{time!r}")
+        self._held.clocks[suffix] = dict.fromkeys(clocks, time)
+
+
+@dataclass(slots=True)
+class _Held:
+    """What the topics of a loop hold.
+
+    Attributes:
+        ids: of imported events.
+        clocks: of each topic of behaviour the newest event time of each partition, unix seconds, as far as is known.
+        changed: when each key of a catalogue topic was last changed, by topic and key.
+    """
+
+    ids: set[str] = field(default_factory=set)
+    clocks: dict[str, dict[int, float]] = field(default_factory=dict)
+    changed: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def supersedes(self, sent: Prepared) -> bool:
+        """Whether a change of the catalogue comes after a later one of the same key; note it otherwise."""
+        if sent.suffix in BEHAVIOR:
+            return False
+        place = sent.suffix, sent.key
+        if self.changed.get(place, -inf) > sent.time:
+            return True
+        self.changed[place] = sent.time
+        return False
+
+    def note(self, suffix: str, record: Any) -> None:
+        """Take in a record of a topic."""
+        headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
+        if headers.get("ce_source") == IMPORT_SOURCE:
+            self.ids.add(headers.get("ce_id", ""))
+        try:
+            time = parse_time(headers.get("ce_time", ""))
+        except ValueError:
+            return
+        if suffix not in BEHAVIOR and record.value is not None:
+            place = suffix, (record.key or b"").decode("utf-8", "replace")
+            self.changed[place] = max(self.changed.get(place, time), time)
+
+
+async def _held(kafka: str, loop: str, suffixes: Iterable[str], *, replayed: LoopSpec | None = None) -> _Held:
+    """What some topics of a loop hold; the clocks only of a loop that is replayed, whose spec is given."""
+    found = _Held()
+    admission = Admission({loop: replayed} if replayed is not None else {}, _BEHAVIOR_TYPES)
+    for suffix in suffixes:
+        name = topic(loop, suffix)
+        async for record in read_records(kafka, name):
+            found.note(suffix, record)
+            if replayed is not None and suffix in BEHAVIOR:
+                admission.decide(record)
+                clock = admission.clock(name, record.partition)
+                if clock.is_set:
+                    found.clocks.setdefault(suffix, {})[record.partition] = clock.newest
+    return found
 
 
 async def imported_ids(kafka: str, loop: str, suffixes: Iterable[str] = _SUFFIXES) -> set[str]:
     """The ids of all imported events that the topics hold."""
-    found: set[str] = set()
-    source = IMPORT_SOURCE.encode()
-    for suffix in suffixes:
-        async for record in read_records(kafka, topic(loop, suffix)):
-            headers = dict(record.headers)
-            if headers.get("ce_source") == source:
-                found.add(headers.get("ce_id", b"").decode("utf-8", "replace"))
-    return found
+    return (await _held(kafka, loop, suffixes)).ids
+
+
+def refusal_of(spec: LoopSpec, event: Event) -> Refusal | None:
+    """Why the loop would refuse an event that is imported now, or None."""
+    made = _made(event)
+    name, kind = topic(spec.loop, made.suffix), made.message.DESCRIPTOR.full_name
+    raw = RawEvent(made.id, IMPORT_SOURCE, kind, event.time, made.message, None, name, 0, 0, arrival_time=now())
+    return refuse(raw, Rules({}, spec), PartitionClock())
 
 
 def prepare(spec: LoopSpec, event: Event) -> Prepared:
     """One event with its topic, key and the id that its content decides.
 
     Raises:
-        Invalid: it breaks a rule of the loop.
+        Invalid: the loop would refuse it.
     """
-    if isinstance(event, Interaction):
-        return _interaction(spec, event)
-    if isinstance(event, Impression):
-        return _impression(event)
-    return _fields(spec, event)
-
-
-def _interaction(spec: LoopSpec, event: Interaction) -> Prepared:
-    refusal = refuse_interaction(spec, event.type, event.value)
+    refusal = refusal_of(spec, event)
     if refusal is not None:
-        raise Invalid(refusal.reason, f"interaction of {event.time:.0f}: {refusal.detail}")
+        what = event.kind if isinstance(event, FieldsChanged) else type(event).__name__.lower()
+        raise Invalid(refusal.reason, f"{what} of {event.time:.0f}: {refusal.detail}")
+    return _made(event)
+
+
+def _made(event: Event) -> Prepared:
+    if isinstance(event, Interaction):
+        return _interaction(event)
+    return _impression(event) if isinstance(event, Impression) else _fields(event)
+
+
+def _interaction(event: Interaction) -> Prepared:
     message = behavior.Interaction(user_id=event.user_id, item_id=event.item_id, type=event.type)
     if event.value is not None:
         message.value = event.value
@@ -191,15 +274,12 @@ def _impression(event: Impression) -> Prepared:
     return unnamed
 
 
-def _fields(spec: LoopSpec, event: FieldsChanged) -> Prepared:
-    if event.kind not in ("item", "user"):
-        raise Invalid("KIND_UNKNOWN", f"fields of kind {event.kind!r}: only those of items and users can be imported")
-    refusal = refuse_fields(spec, event.kind, event.fields)
-    if refusal is not None:
-        raise Invalid(refusal.reason, f"{event.kind} {event.id!r}: {refusal.detail}")
+def _fields(event: FieldsChanged) -> Prepared:
     if event.kind == "user":
         return _prepared("catalog.users", event.id, event.time, user_changed(event.id, event.fields))
-    return _prepared("catalog.items", event.id, event.time, item_changed(event.id, event.fields))
+    if event.kind == "item":
+        return _prepared("catalog.items", event.id, event.time, item_changed(event.id, event.fields))
+    raise Invalid("KIND_UNKNOWN", f"fields of kind {event.kind!r}: only those of items and users can be imported")
 
 
 def _prepared(suffix: str, key: str, time: float, message: Message) -> Prepared:

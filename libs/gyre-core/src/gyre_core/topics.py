@@ -10,6 +10,10 @@ from gyre_core.spec import LoopSpec
 DEAD_LETTER_SUFFIX = ".dlq"
 IMPORT_SOURCE = "gyre/import"
 """The CloudEvents source of imported history, which volume triggers do not count."""
+BEHAVIOR = ("behavior.interactions", "behavior.impressions")
+"""The topics of what users do and were shown, whose partitions have a replay clock."""
+CLOCK_MARK = "gyre.events.v1.ClockMark"
+"""Full name of the payload that sets the replay clock of a partition of `BEHAVIOR`, beside the topic's own payload."""
 _DAY_S = 86_400.0
 _DEAD_LETTER_RETENTION_S = 30 * _DAY_S
 KAFKA_MAX_BYTES = 1_048_588
@@ -341,8 +345,9 @@ def max_record_bytes(name: str) -> int:
 
 def carries(name: str, payload: str) -> bool:
     """Whether a topic, by its full name, may carry a payload of some full proto name; one not declared carries any."""
-    decl = _BY_SUFFIX.get(name.partition(".")[2])
-    return decl is None or decl.payload == payload
+    suffix = name.partition(".")[2]
+    decl = _BY_SUFFIX.get(suffix)
+    return decl is None or decl.payload == payload or (payload == CLOCK_MARK and suffix in BEHAVIOR)
 
 
 def dead_letter_topic(name: str) -> str:

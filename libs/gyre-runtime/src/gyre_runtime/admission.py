@@ -26,7 +26,7 @@ from gyre_core.admission import (
 from gyre_core.spec import LoopSpec
 
 from gyre_runtime.constraints import checker_for
-from gyre_runtime.events import Event, MessageTypes, ReceivedRecord, Unreadable, decode, is_deletion
+from gyre_runtime.events import Event, MessageTypes, ReceivedRecord, Unreadable, decode, is_deletion, message_types
 from gyre_runtime.fields import field_values
 
 __all__ = ["Admission", "PartitionClock", "Refusal", "Rules", "decide", "refuse"]
@@ -34,6 +34,7 @@ __all__ = ["Admission", "PartitionClock", "Refusal", "Rules", "decide", "refuse"
 _LOG = logging.getLogger(__name__)
 _BEHAVIOR = (behavior.Interaction, behavior.Impression)
 _CATALOGUE = (behavior.ItemChanged, behavior.UserChanged)
+_MARKS = message_types(behavior.ClockMark)
 _FLOAT32_BYTES = 4
 Mask = Callable[[Event], None]
 Place = tuple[str, int]
@@ -117,9 +118,18 @@ def _refuse_by_spec(spec: LoopSpec, event: Event, clock: PartitionClock) -> Refu
         refusal = refuse_fields(spec, "item", field_values(message.fields))
     elif isinstance(message, behavior.UserChanged):
         refusal = refuse_fields(spec, "user", field_values(message.fields))
-    elif not isinstance(message, behavior.Impression):
+    elif not isinstance(message, behavior.Impression | behavior.ClockMark):
         return None  # the mesh's own, which may come late: what was not acknowledged is sent again
     return refusal or refuse_times(spec, clock, times_of(spec, event))
+
+
+def clock_after(spec: LoopSpec, event: Event, clock: PartitionClock) -> PartitionClock:
+    """A partition's clock once an event, or a mark, was admitted."""
+    message = event.message
+    if isinstance(message, behavior.ClockMark):
+        at = message.clock_time.ToNanoseconds() / 1e9
+        return PartitionClock(at) if message.back and spec.clock == "replay" else clock.after(at)
+    return clock.after(event.time) if isinstance(message, _BEHAVIOR) else clock
 
 
 def times_of(spec: LoopSpec, event: Event) -> EventTimes:
@@ -127,7 +137,9 @@ def times_of(spec: LoopSpec, event: Event) -> EventTimes:
     arrival = event.arrival_time
     if event.first_arrival_time and spec.events.trust_replayed_append_time:
         arrival = min(arrival, event.first_arrival_time)
-    return EventTimes(event.time, arrival, event.source, isinstance(event.message, _BEHAVIOR))
+    message = event.message
+    at = message.clock_time.ToNanoseconds() / 1e9 if isinstance(message, behavior.ClockMark) else event.time
+    return EventTimes(at, arrival, event.source, isinstance(message, _BEHAVIOR))
 
 
 def refuse_shape(message: behavior.Impression) -> Refusal | None:
@@ -164,6 +176,7 @@ class Admission:
     """
 
     def __init__(self, loops: Mapping[str, LoopSpec], types: MessageTypes, mask: Mask | None = None) -> None:
+        types = {**types, **_MARKS}
         self._rules = {name: Rules(types, spec, mask) for name, spec in loops.items()}
         self._others = Rules(types, None, mask)
         self._clocks: dict[Place, PartitionClock] = {}
@@ -177,12 +190,15 @@ class Admission:
         return self._clocks.get((topic, partition), PartitionClock())
 
     def decide(self, record: ReceivedRecord) -> Event | Refusal | None:
-        """Decide the next record of its partition; None for one that says nothing but that its key is deleted."""
+        """Decide the next record of its partition; None for one that only deletes its key, or sets the clock."""
         examined = self.examine(record)
         return examined[-1] if examined else None
 
     def examine(self, record: ReceivedRecord) -> tuple[Event | Refusal, ...]:
-        """Decide the next record of its partition; see the function `examine`. Nothing where a key is deleted."""
+        """Decide the next record of its partition; see the function `examine`.
+
+        Nothing for what is neither event nor refusal: the deletion of a key, and a mark that set the clock.
+        """
         if is_deletion(record):
             return ()
         place = (record.topic, record.partition)
@@ -190,8 +206,10 @@ class Admission:
         rules = self._rules.get(record.topic.partition(".")[0], self._others)
         examined = examine(record, rules, clock)
         decision = examined[-1]
-        if isinstance(decision, Event) and isinstance(decision.message, _BEHAVIOR):
-            self._clocks[place] = clock.after(decision.time)
+        if rules.spec is not None and isinstance(decision, Event):
+            self._clocks[place] = clock_after(rules.spec, decision, clock)
+            if isinstance(decision.message, behavior.ClockMark):
+                return ()
         return examined
 
     def decide_all(self, records: Iterable[Any]) -> tuple[list[Event], list[tuple[Any, Refusal]]]:

@@ -8,12 +8,25 @@ import typer
 from gyre.monitor.v1 import monitor_pb2 as pb
 from gyre_core.features import Layout
 from gyre_core.spec import SpecError, json_schema, load_loop
-from gyre_core.topics import Topic, declared
+from gyre_core.topics import BEHAVIOR, Topic, declared
 from gyre_runtime import call
 from rich.console import Group, RenderableType
 
-from gyre_client.cli.session import TIMEOUT_S, JsonOption, LoopArgument, ask, console, fail, show, table, when
+from gyre_client.cli.session import (
+    TIMEOUT_S,
+    JsonOption,
+    LoopArgument,
+    ask,
+    console,
+    fail,
+    show,
+    table,
+    unix_time,
+    when,
+)
+from gyre_client.clock import set_clock
 from gyre_client.lineage import lineage_tree
+from gyre_client.mesh import Mesh
 
 FileArgument = Annotated[Path, typer.Argument(help="A gyre.yaml.", show_default=False)]
 _DAY_S = 86_400
@@ -21,7 +34,7 @@ _DAY_S = 86_400
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (validate, schema, topics, status, experiment, trace):
+    for command in (validate, schema, topics, clock, status, experiment, trace):
         app.command()(command)
 
 
@@ -55,6 +68,21 @@ def topics(file: FileArgument) -> None:
     for each in declared(spec):
         made.add_row(each.name, each.key, each.payload, str(each.partitions), _kept(each), each.owner)
     console().print(made)
+
+
+def clock(
+    loop: LoopArgument,
+    to: Annotated[str, typer.Option(help="ISO 8601 with its UTC offset, or unix seconds.", show_default=False)],
+    back: Annotated[bool, typer.Option("--back", help="Also where that turns a partition's clock back.")] = False,
+) -> None:
+    """Set the replay clock of a loop: across a gap in time, or back after an event of a wrong time."""
+    at = unix_time(to)
+
+    async def work(mesh: Mesh) -> None:
+        await set_clock(mesh.settings, loop, at or 0.0, back=back)
+
+    ask("kafka", work)
+    typer.echo(f"{loop}: a mark to {to} is in every partition of {' and '.join(BEHAVIOR)}")
 
 
 def _kept(each: Topic) -> str:

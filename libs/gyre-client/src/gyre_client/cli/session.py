@@ -10,6 +10,7 @@ import typer
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from gyre_core.event_time import parse_time
 from gyre_runtime import DeadlineExceeded, GyreError, Unauthenticated, Unavailable, load_settings
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -95,12 +96,10 @@ def unix_time(text: str | None) -> float | None:
     except ValueError:
         pass
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        fail(f"time = {text!r}: must be ISO 8601 like 2013-07-10T12:00:00Z, or unix seconds")
-    if moment.tzinfo is None:
-        fail(f"time = {text!r}: must carry its UTC offset, like 2013-07-10T12:00:00Z")
-    return moment.timestamp()
+        return parse_time(text)
+    except ValueError as error:
+        rule = str(error) if str(error).startswith("must") else "must be ISO 8601, or unix seconds"
+        fail(f"time = {text!r}: {rule}, like 2013-07-10T12:00:00Z")
 
 
 def when(time: Timestamp) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from math import isfinite
@@ -12,6 +13,7 @@ from gyre_core.admission import refuse_fields, refuse_interaction
 from gyre_core.features import EntityKind, Event, FieldsChanged, FieldValue, Interaction
 from gyre_core.spec import LoopSpec
 
+from gyre_client.history import refusal_of
 from gyre_client.importing.mapping import FieldSource, InteractionMapping, ItemMapping, TimeSource, UserMapping
 from gyre_client.importing.mapping import Mapping as FileMapping
 from gyre_client.importing.rows import Rejected, Row, shown
@@ -19,6 +21,9 @@ from gyre_client.importing.rows import Rejected, Row, shown
 _LONGEST_ID = 128
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 _LATEST = 253402300799.0
+AMBIGUOUS, SKIPPED = "ambiguous", "skipped"
+"""Local times that the end of summer time has twice, of which the first is taken, and those that its beginning skips,
+which are taken as if it had not begun."""
 ToEvent = Callable[[Row], Event | Rejected]
 
 
@@ -30,21 +35,36 @@ class _DoesNotFit(Exception):  # noqa: N818 (reads as what it says)
         self.field, self.value, self.rule = field, value, rule
 
 
-def events_by(mapping: FileMapping, spec: LoopSpec) -> ToEvent:
-    """What turns a row into an event, or says why it is none."""
-    make = _interactions(mapping, spec) if isinstance(mapping, InteractionMapping) else _fields(mapping, spec)
+def events_by(mapping: FileMapping, spec: LoopSpec, odd_times: Counter[str] | None = None) -> ToEvent:
+    """What turns a row into an event, or says why it is none.
+
+    Args:
+        mapping: which column is what.
+        spec: the loop.
+        odd_times: counts the local times that are `AMBIGUOUS` or `SKIPPED`.
+    """
+    reads = _interactions if isinstance(mapping, InteractionMapping) else _fields
+    make = reads(mapping, spec, Counter() if odd_times is None else odd_times)  # type: ignore[arg-type]
+    at = mapping.time.column if mapping.time else "at"
 
     def turn(row: Row) -> Event | Rejected:
         try:
-            return make(row.values)
+            event = make(row.values)
         except _DoesNotFit as error:
             return Rejected(row.line, error.field, shown(error.value), error.rule)
+        refusal = refusal_of(spec, event)
+        if refusal is None:
+            return event
+        column = at if refusal.field == "time" else refusal.field
+        return Rejected(row.line, column, shown(row.values.get(column, "")), f"{refusal.reason}: {refusal.detail}")
 
     return turn
 
 
-def _interactions(mapping: InteractionMapping, spec: LoopSpec) -> Callable[[Mapping[str, Any]], Event]:
-    time, kind = _time(mapping.time), mapping.type
+def _interactions(
+    mapping: InteractionMapping, spec: LoopSpec, odd_times: Counter[str]
+) -> Callable[[Mapping[str, Any]], Event]:
+    time, kind = _time(mapping.time, odd_times), mapping.type
 
     def make(values: Mapping[str, Any]) -> Interaction:
         type_ = kind.value or ""
@@ -62,12 +82,14 @@ def _interactions(mapping: InteractionMapping, spec: LoopSpec) -> Callable[[Mapp
     return make
 
 
-def _fields(mapping: ItemMapping | UserMapping, spec: LoopSpec) -> Callable[[Mapping[str, Any]], Event]:
+def _fields(
+    mapping: ItemMapping | UserMapping, spec: LoopSpec, odd_times: Counter[str]
+) -> Callable[[Mapping[str, Any]], Event]:
     entity: EntityKind = "item" if isinstance(mapping, ItemMapping) else "user"
     column = mapping.item if isinstance(mapping, ItemMapping) else mapping.user
     declared = spec.fields(entity)
     sources = [(name, source, declared[name].kind) for name, source in mapping.sources().items()]
-    time = _time(mapping.time) if mapping.time else None
+    time = _time(mapping.time, odd_times) if mapping.time else None
     at = mapping.at.timestamp() if mapping.at else 0.0
 
     def make(values: Mapping[str, Any]) -> FieldsChanged:
@@ -110,7 +132,7 @@ def _vector(source: FieldSource, given: Any) -> FieldValue:
 
 def _point(source: FieldSource, given: Any) -> FieldValue:
     if isinstance(given, datetime | date):
-        return _moment(TimeSource(column=source.column), given)
+        return _moment(TimeSource(column=source.column), given, Counter())
     return given if isinstance(given, str) else _number(source.column, given)
 
 
@@ -152,17 +174,17 @@ def _number(column: str, given: Any) -> float:
     return number
 
 
-def _time(source: TimeSource) -> Callable[[Mapping[str, Any]], float]:
+def _time(source: TimeSource, odd_times: Counter[str]) -> Callable[[Mapping[str, Any]], float]:
     def read(values: Mapping[str, Any]) -> float:
         given = values.get(source.column)
         if given is None or given == "":
             raise _DoesNotFit(source.column, "", "is required")
-        return _moment(source, given)
+        return _moment(source, given, odd_times)
 
     return read
 
 
-def _moment(source: TimeSource, given: Any) -> float:
+def _moment(source: TimeSource, given: Any, odd_times: Counter[str]) -> float:
     """Unix seconds of a value.
 
     Raises:
@@ -171,20 +193,21 @@ def _moment(source: TimeSource, given: Any) -> float:
     if source.format in ("unix", "unix_ms") and not isinstance(given, datetime | date):
         seconds = _number(source.column, given) / (1000.0 if source.format == "unix_ms" else 1.0)
     else:
-        seconds = _parsed(source, given).timestamp()
+        seconds = _parsed(source, given, odd_times).timestamp()
     if not 0.0 <= seconds <= _LATEST:
         raise _DoesNotFit(source.column, given, "must be a time from 1970 to 9999")
     return seconds
 
 
-def _parsed(source: TimeSource, given: Any) -> datetime:
+def _parsed(source: TimeSource, given: Any, odd_times: Counter[str]) -> datetime:
     try:
         if isinstance(given, datetime):
             moment = given
         elif isinstance(given, date):
             moment = datetime(given.year, given.month, given.day)  # noqa: DTZ001 (its zone follows below)
         elif source.format in ("iso", "unix", "unix_ms"):
-            moment = datetime.fromisoformat(str(given))
+            text = str(given)
+            moment = datetime.fromisoformat(f"{text[:-1]}Z" if text[-1:] == "z" else text)
         else:
             moment = datetime.strptime(str(given), source.format)  # noqa: DTZ007 (its zone follows below)
     except ValueError as error:
@@ -194,4 +217,10 @@ def _parsed(source: TimeSource, given: Any) -> datetime:
         return moment
     if source.zone is None:
         raise _DoesNotFit(source.column, given, "must carry its UTC offset, or the mapping a zone")
-    return moment.replace(tzinfo=UTC if source.zone == "UTC" else ZoneInfo(source.zone))
+    if source.zone == "UTC":
+        return moment.replace(tzinfo=UTC)
+    local = moment.replace(tzinfo=ZoneInfo(source.zone))
+    first, second = local.utcoffset(), local.replace(fold=1).utcoffset()
+    if first != second and first is not None and second is not None:
+        odd_times[AMBIGUOUS if first > second else SKIPPED] += 1
+    return local

@@ -5,7 +5,9 @@ from __future__ import annotations
 import heapq
 import json
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Mapping as MappingOf
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
@@ -29,11 +31,21 @@ _CHUNK = 5_000
 
 @dataclass(frozen=True, slots=True)
 class ImportedFile:
-    """What an import of a file did: events sent, events that were there already, rows that did not fit."""
+    """What an import of a file did.
+
+    Attributes:
+        sent: events sent.
+        known: events that were there already.
+        rejected: rows that did not fit.
+        superseded: of the sent ones, those of the catalogue that change nothing, since a later change was there.
+        odd_times: local times that came twice or were skipped, by `AMBIGUOUS` and `SKIPPED`.
+    """
 
     sent: int
     known: int
     rejected: int
+    superseded: int = 0
+    odd_times: MappingOf[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,6 +72,16 @@ class FileImport:
     on_sent: Callable[[int, int], object] = lambda *_: None
     _count: int = field(default=0, init=False)
     _rejected: int = field(default=0, init=False)
+    _odd_times: Counter[str] = field(default_factory=Counter, init=False)
+
+    def check(self) -> ImportedFile:
+        """Read and check the file as `run` does, and send nothing: `sent` are the events that would be.
+
+        Raises:
+            Invalid: it cannot be read as its suffix and mapping say.
+        """
+        count = sum(1 for _ in self._events())
+        return ImportedFile(count, 0, self._rejected, odd_times=self._odd_times)
 
     async def run(self, settings: KafkaSettings) -> ImportedFile:
         """Import the file.
@@ -70,13 +92,14 @@ class FileImport:
         """
         with TemporaryDirectory(prefix="gyre-import-") as folder, ExitStack() as stack:
             runs = [stack.enter_context(each.open("rb")) for each in self._sorted_runs(Path(folder))]
-            sent = known = 0
+            sent = known = superseded = 0
             async with HistoryImport(settings, self.spec) as history:
                 for chunk in _chunks(_merged(runs)):
                     imported = await history.send(chunk)
                     sent, known = sent + imported.sent, known + imported.known
+                    superseded += imported.superseded
                     self.on_sent(len(chunk), self._count)
-        return ImportedFile(sent, known, self._rejected)
+        return ImportedFile(sent, known, self._rejected, superseded, self._odd_times)
 
     def _sorted_runs(self, folder: Path) -> list[Path]:
         """Write the events into files, each sorted by time."""
@@ -92,7 +115,7 @@ class FileImport:
         return runs
 
     def _events(self) -> Iterator[Event]:
-        turn = events_by(self.mapping, self.spec)
+        turn = events_by(self.mapping, self.spec, self._odd_times)
         self.rejects.unlink(missing_ok=True)
         with ExitStack() as stack:
             output = None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from math import isfinite
 from struct import Struct
 from typing import Any
 
+from gyre_core.event_time import parse_time
 from gyre_core.features.events import FieldValue
 from gyre_core.features.identity import item_hash
 from gyre_core.features.slots import FieldSlot
@@ -97,12 +97,10 @@ def _time(slot: FieldSlot, value: FieldValue) -> float:
     if not isinstance(value, str):
         return _number(slot, value)
     try:
-        moment = datetime.fromisoformat(value)
+        return parse_time(value)
     except ValueError as error:
-        raise ValueError(f"{slot.name} = {value!r}: must be unix seconds or an ISO 8601 time") from error
-    if moment.tzinfo is None:
-        raise ValueError(f"{slot.name} = {value!r}: must carry its UTC offset")
-    return moment.timestamp()
+        rule = str(error) if str(error).startswith("must") else "must be unix seconds or an ISO 8601 time"
+        raise ValueError(f"{slot.name} = {value!r}: {rule}") from error
 
 
 def _text(slot: FieldSlot, value: FieldValue) -> str:

@@ -115,6 +115,19 @@ class Producer:
         """Send a record as it is and wait for Kafka's acknowledgement; raises what `send` raises."""
         await self._send(topic, record.key, record.value, record.headers)
 
+    async def send_to_partitions(self, topic: str, message: Message, *, time: float | None = None, id: str) -> None:  # noqa: A002
+        """Send an event to every partition of a topic, without a key; raises what `send` raises.
+
+        Args:
+            topic: full name.
+            message: the payload.
+            time: event time, unix seconds; now by default.
+            id: unique within the source; the partition's number is put behind it.
+        """
+        for partition in sorted(await (await self._delivery.connected()).partitions_for(topic)):
+            record = encode(message, source=self._source, id=f"{id}-{partition}", time=time)
+            await self._send(topic, None, record.value, record.headers, partition=partition)
+
     async def delete(self, topic: str, key: str) -> None:
         """Delete a key from a compacted topic, by records without a value; raises what `send` raises.
 

@@ -94,7 +94,7 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
         value = (await store.read(self._privacy[request.loop].user(request.user_id), [])).user
         response = pb.GetHistoryResponse()
         for event_time, item in store.layout.history(value):
-            response.entries.add(item_hash=item).event_time.FromNanoseconds(int(event_time * 1e9))
+            response.entries.add(item_hash=item).event_time.FromMicroseconds(round(event_time * 1e6))
         return response
 
     async def DescribeFeatures(

@@ -23,7 +23,7 @@ def described(
     message = events_pb2.BatchApplied(loop=loop, layout=layout_hash, shard=shard, events=count)
     for (topic, partition), (first, end) in spans.items():
         message.ranges.add(topic=topic, partition=partition, first=first, end=end)
-    message.newest_event_time.FromNanoseconds(int(newest * 1e9))
+    message.newest_event_time.FromMicroseconds(round(newest * 1e6))
     return message
 
 

@@ -29,7 +29,7 @@ class GrpcFeatures:
             context=request.numbers,
             labels=request.labels,
         )
-        call.request_time.FromNanoseconds(int(request.now * 1e9))
+        call.request_time.FromMicroseconds(round(request.now * 1e6))
         answer = await self._stub.GetFeatures(call, timeout=timeout_s)
         block = answer.features
         features = Features(
@@ -48,7 +48,7 @@ class GrpcFeatures:
     async def popular(self, request: Request, *, limit: int, timeout_s: float) -> Sequence[str]:
         """See `FeatureStore`."""
         call = pb.ListPopularRequest(loop=request.loop, user_id=request.user_id, limit=limit)
-        call.request_time.FromNanoseconds(int(request.now * 1e9))
+        call.request_time.FromMicroseconds(round(request.now * 1e6))
         return list((await self._stub.ListPopular(call, timeout=timeout_s)).item_ids)
 
 

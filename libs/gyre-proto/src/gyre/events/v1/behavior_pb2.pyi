@@ -8,6 +8,7 @@ Time and id of an event stand in its CloudEvents headers (ce_time, ce_id), not i
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -488,3 +489,35 @@ class UserChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UserChanged: _TypeAlias = UserChanged  # noqa: Y015
+
+@_typing.final
+class ClockMark(_message.Message):
+    """Sets the replay clock of a partition, across a gap in time that no event may cross: those further ahead of the newest than gyre.yaml's
+    max_future are refused. On the wall clock it does nothing. Topics behavior.interactions and behavior.impressions, in every partition.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOCK_TIME_FIELD_NUMBER: _builtins.int
+    BACK_FIELD_NUMBER: _builtins.int
+    back: _builtins.bool
+    """The clock may go back, so that events are taken again after one of a wrong time has moved it. Default false: a mark that is before
+    the clock does nothing.
+    """
+    @_builtins.property
+    def clock_time(self) -> _timestamp_pb2.Timestamp:
+        """What the clock is set to; at most max_future after Kafka takes the mark in. Required."""
+
+    def __init__(
+        self,
+        *,
+        clock_time: _timestamp_pb2.Timestamp | None = ...,
+        back: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_time", b"clock_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["back", b"back", "clock_time", b"clock_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClockMark: _TypeAlias = ClockMark  # noqa: Y015
