@@ -56,7 +56,7 @@ class Backlog:
         """Records behind the position that the stream has committed."""
         ends = await self._ends()
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.kafka, group_id=STREAM_GROUP, enable_auto_commit=False
+            bootstrap_servers=self._settings.kafka, group_id=f"{STREAM_GROUP}-{self._loop}", enable_auto_commit=False
         )
         await consumer.start()
         try:

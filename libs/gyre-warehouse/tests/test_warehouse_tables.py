@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from gyre_runtime import Precondition
+from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.settings import WarehouseSettings
 from gyre_warehouse.tables import (
     IMPRESSIONS,
@@ -80,10 +81,10 @@ def test_a_new_table_is_as_declared(catalog: Catalog, table: str) -> None:
 def test_a_new_writer_appends_to_an_old_table(catalog: Catalog) -> None:
     """A table of the version before gets its new columns at the end; its rows stay, its new rows hold all columns."""
     old = _old_table(catalog)
-    append(old, pa.Table.from_pylist([ROW], _old_schema()), {0: 1})
+    append(old, pa.Table.from_pylist([ROW], _old_schema()), {0: Checkpoint(1)})
     table = ensure_table(catalog, "shop", IMPRESSIONS)
     assert _last_columns(table) == LATER
-    append(table, pa.Table.from_pylist([FULL], arrow_schema(IMPRESSIONS)), {0: 2})
+    append(table, pa.Table.from_pylist([FULL], arrow_schema(IMPRESSIONS)), {0: Checkpoint(2)})
     rows = read_columns(table, [*ROW, *LATER]).to_pylist()
     newer, older = rows if rows[0]["positions"] else reversed(rows)
     assert older == {**ROW, **dict.fromkeys(LATER)}
@@ -96,24 +97,24 @@ def test_an_old_writer_appends_to_a_new_table(catalog: Catalog) -> None:
     _old_table(catalog)
     ensure_table(catalog, "shop", IMPRESSIONS)
     found = catalog.load_table(("shop", IMPRESSIONS))
-    append(found, pa.Table.from_pylist([ROW], _old_schema()), {0: 1})
+    append(found, pa.Table.from_pylist([ROW], _old_schema()), {0: Checkpoint(1)})
     assert read_columns(found, [*ROW, *LATER]).to_pylist() == [{**ROW, **dict.fromkeys(LATER)}]
 
 
 def test_an_old_reader_reads_a_new_table(catalog: Catalog) -> None:
     """Who selects the columns of before by name gets them, and no others."""
     table = ensure_table(catalog, "shop", IMPRESSIONS)
-    append(table, pa.Table.from_pylist([FULL], arrow_schema(IMPRESSIONS)), {0: 1})
+    append(table, pa.Table.from_pylist([FULL], arrow_schema(IMPRESSIONS)), {0: Checkpoint(1)})
     assert table.scan(selected_fields=tuple(ROW)).to_arrow().select(list(ROW)).to_pylist() == [ROW]
 
 
 def test_a_snapshot_older_than_a_column_reads_as_null(catalog: Catalog) -> None:
     """A training run that pinned a snapshot before the evolution can be repeated after it."""
     old = _old_table(catalog)
-    append(old, pa.Table.from_pylist([ROW], _old_schema()), {0: 1})
+    append(old, pa.Table.from_pylist([ROW], _old_schema()), {0: Checkpoint(1)})
     pinned = old.current_snapshot().snapshot_id
     table = ensure_table(catalog, "shop", IMPRESSIONS)
-    append(table, pa.Table.from_pylist([FULL], arrow_schema(IMPRESSIONS)), {0: 2})
+    append(table, pa.Table.from_pylist([FULL], arrow_schema(IMPRESSIONS)), {0: Checkpoint(2)})
     found = read_columns(table, ["event_id", "labels"], snapshot_id=pinned)
     assert found.to_pylist() == [{"event_id": "e1", "labels": None}]
     assert found.schema.field("labels").type == pa.map_(pa.large_string(), pa.large_string())

@@ -61,7 +61,7 @@ async def test_a_warehouse_that_takes_nothing_keeps_the_rows(tmp_path: Path, spe
     """While the catalogue is locked rows wait, the batch is refused as transient, and comes again without doubling."""
     catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path)))
     archive = Archive(catalog, rows=40, seconds=60, payload_bytes=10**9)
-    archive.offsets(topic(spec.loop, "behavior.interactions"))
+    archive.checkpoints(topic(spec.loop, "behavior.interactions"))
     await archive.add(_events(spec, 0, 40))
     with contextlib.closing(sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -144,7 +144,7 @@ async def _handed_over(kafka: str, name: str) -> int:
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
     try:
-        offsets = await admin.list_consumer_group_offsets("features-archive")
+        offsets = await admin.list_consumer_group_offsets(f"features-archive-{name.partition('.')[0]}")
     except GroupCoordinatorNotAvailableError:
         return 0
     finally:

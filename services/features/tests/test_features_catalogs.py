@@ -25,6 +25,7 @@ from gyre_local.places import cache_dir
 from gyre_local.process import running
 from gyre_local.recipe import Recipe
 from gyre_local.reserve import free_ports
+from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.settings import WarehouseSettings
 from gyre_warehouse.tables import INTERACTIONS, append, arrow_schema, ensure_table, offsets_of, open_catalog
 from pyiceberg.exceptions import CommitFailedException
@@ -137,7 +138,7 @@ def test_the_warehouse_lives_there_as_it_does_here(request: pytest.FixtureReques
     table = ensure_table(open_catalog(settings), "shop", INTERACTIONS)
     zombie = ensure_table(open_catalog(settings), "shop", INTERACTIONS)
     for number in range(8):
-        append(table, rows(10 * number, day=number // 4), {0: 10 * number + 10})
+        append(table, rows(10 * number, day=number // 4), {0: Checkpoint(10 * number + 10)})
     with pytest.raises(CommitFailedException):
         append(zombie, rows(0, day=0), {0: 10})
     table = ensure_table(open_catalog(settings), "shop", INTERACTIONS)
@@ -146,7 +147,7 @@ def test_the_warehouse_lives_there_as_it_does_here(request: pytest.FixtureReques
     done = compact(table, target_bytes=1024 * 1024, least_files=2)
     assert (done.files, done.into, done.rows) == (4, 1, 40)
     assert erase_user(table, "u3", since_ms=0)[0] == 16
-    append(table, rows(80, day=2), {0: 90})
+    append(table, rows(80, day=2), {0: Checkpoint(90)})
     now = datetime.now(UTC)
     gone = expire(table, keep=DAY, keep_count=1, named=frozenset(), orphan_age=DAY, now=now + 2 * DAY)
     assert gone.snapshots == 1

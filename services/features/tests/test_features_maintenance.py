@@ -16,6 +16,7 @@ from gyre_features.processes.maintain import compact_all, maintain_all
 from gyre_features.settings import FeaturesSettings
 from gyre_features.warehouse.maintenance import Expired, _groups, _replaced, compact, expire, snapshots_of_models
 from gyre_features.warehouse.table_files import Levels, files_of, orphans
+from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.settings import WarehouseSettings
 from gyre_warehouse.tables import INTERACTIONS, append, arrow_schema, ensure_table, offsets_of, open_catalog
 from pyiceberg.exceptions import CommitFailedException
@@ -96,7 +97,7 @@ def archive(folder: Path, first: int, stop: threading.Event, written: list[int])
         own.refresh()
         stand = offsets_of(own)[0]
         try:
-            append(own, rows(stand, day=stand // 10 % 3), {0: stand + 10})
+            append(own, rows(stand, day=stand // 10 % 3), {0: Checkpoint(stand + 10)})
         except CommitFailedException:
             continue
         written.append(stand)

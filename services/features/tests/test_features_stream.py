@@ -237,7 +237,7 @@ async def test_redis_away_and_back(  # noqa: PLR0917 - fixtures
         stream.send_signal(signal.SIGTERM)
         assert stream.wait(15) == 0
         late = start_process("stream", GYRE_REDIS=url)
-        await eventually(lambda: "waiting for the online store" in late.log.read_text(), timeout_s=20)
+        await eventually(lambda: "nothing is read" in late.log.read_text(), timeout_s=20)
         late.send_signal(signal.SIGTERM)
         assert late.wait(15) == 0
 

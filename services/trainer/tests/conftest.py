@@ -24,6 +24,7 @@ from gyre_local.process import running
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_runtime import Channel, Lifespan, ServiceSettings, channel, setup_telemetry
+from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.kafka import create_topics
 from gyre_runtime.settings import WarehouseSettings
 from gyre_trainer.bootstrap import Running, bootstrap
@@ -130,7 +131,7 @@ class History:
         catalog = open_catalog(WarehouseSettings(warehouse=str(warehouse)))
         for name, rows in ((IMPRESSIONS, self.impressions), (INTERACTIONS, self.interactions), (ITEMS, self.items)):
             table = ensure_table(catalog, loop, name)
-            append(table, pa.Table.from_pylist(rows, table.schema().as_arrow()), {0: len(rows)})
+            append(table, pa.Table.from_pylist(rows, table.schema().as_arrow()), {0: Checkpoint(len(rows))})
 
 
 def _origin(number: int, time: float) -> Row:

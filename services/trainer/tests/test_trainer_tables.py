@@ -10,6 +10,7 @@ import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import Layout
 from gyre_core.topics import topic
+from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.kafka import Producer
 from gyre_runtime.settings import WarehouseSettings
 from gyre_trainer.adapters.tables import LoopTables
@@ -106,7 +107,7 @@ async def test_the_archive_is_waited_for(stack, spec, history) -> None:
     assert not done
     table = ensure_table(open_catalog(settings), loop, INTERACTIONS)
     before = table.current_snapshot().snapshot_id
-    append(table, table.scan().to_arrow(), {0: 20, 1: 20})
+    append(table, table.scan().to_arrow(), {0: Checkpoint(20), 1: Checkpoint(20)})
     async with asyncio.timeout(60):
         pins = await pinning
     assert pins.snapshots[INTERACTIONS] != before

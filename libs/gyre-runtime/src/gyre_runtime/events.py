@@ -8,6 +8,7 @@ import time as clock
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 from google.protobuf import json_format
@@ -65,6 +66,7 @@ class Event(NamedTuple):
         has_append_time: whether `arrival_time` is the broker's own (the topic's `message.timestamp.type` is
             LogAppendTime), and not what the producer says (CreateTime).
         first_arrival_time: of a dead letter that was replayed, when Kafka got it before, as the record says; else 0.
+        clock: the newest time of its partition's clock once it was decided, unix seconds; -inf where it has none.
     """
 
     id: str
@@ -80,6 +82,7 @@ class Event(NamedTuple):
     arrival_time: float = 0.0
     has_append_time: bool = False
     first_arrival_time: float = 0.0
+    clock: float = -inf
 
 
 class Unreadable(Exception):  # noqa: N818 - reads as what it says about the record

@@ -2,6 +2,8 @@
 
 That is readiness, under the empty name and those of the services. Liveness has the name `liveness`: SERVING from the
 first moment until the process ends, so that nobody restarts a process because something that it needs is away.
+
+A process that works for several loops is ready while any of them gets on; the name `<service>/<loop>` is of one.
 """
 
 import asyncio
@@ -31,6 +33,7 @@ class Dependency:
         required: False for what the process can do without in a degraded way.
         required_s: a start waits for it at most so many seconds, and goes on without; None for as long as it takes.
         timeout_s: after which the check has failed.
+        loop: the one loop that needs it; empty for what the whole process needs.
     """
 
     name: str
@@ -38,16 +41,21 @@ class Dependency:
     required: bool = True
     required_s: float | None = None
     timeout_s: float = 2.0
+    loop: str = ""
 
 
 class Health:
     """Polls dependencies and tells the health service; starts NOT_SERVING.
 
+    Args:
+        service: the process's name, such as `features-stream`, which the health of its loops is told under.
+
     Attributes:
         has_callers: whether a server of the process answers more than its health.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, service: str = "") -> None:
+        self._service = service
         self.servicer = health.aio.HealthServicer()
         self.has_callers = False
         self._dependencies: list[Dependency] = []
@@ -61,10 +69,20 @@ class Health:
     @property
     def serving(self) -> bool:
         """Whether the process would answer SERVING now."""
+        loops = {each.loop for each in self._dependencies if each.loop}
+        return self._has("") and (not loops or any(map(self.serves, loops)))
+
+    def serves(self, loop: str) -> bool:
+        """Whether the process would answer SERVING for one of its loops now."""
+        return self._has("") and self._has(loop)
+
+    def _has(self, loop: str) -> bool:
+        """Whether all that a loop needs is there, or for an empty name, all that every loop does."""
         if self._started_at is None or self._draining:
             return False
         since_s = time.monotonic() - self._started_at
-        return all(self._up.get(each.name, False) for each in self._dependencies if _is_required(each, since_s))
+        needed = (each.name for each in self._dependencies if each.loop == loop and _is_required(each, since_s))
+        return all(self._up.get(name, False) for name in needed)
 
     def look(self) -> None:
         """Check the dependencies now rather than at the next turn."""
@@ -98,8 +116,12 @@ class Health:
             await asyncio.gather(*(self._check(each) for each in tuple(self._dependencies)))
             await self._tell()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._looking.wait(), _POLL_S if self.serving else _POLL_UNTIL_SERVING_S)
+                await asyncio.wait_for(self._looking.wait(), _POLL_S if self._all_up else _POLL_UNTIL_SERVING_S)
             self._looking.clear()
+
+    @property
+    def _all_up(self) -> bool:
+        return self.serving and all(self._up.get(each.name, False) for each in self._dependencies if each.loop)
 
     async def wait_serving(self, timeout_s: float) -> None:
         """Wait until the process serves.
@@ -129,12 +151,17 @@ class Health:
         instrument("gyre_dependency_up").set(float(up), dependency=dependency.name)
 
     async def _tell(self) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING if self.serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in self._services:
-            await self.servicer.set(service, status)
+            await self.servicer.set(service, _status(self.serving))
+        for loop in {each.loop for each in self._dependencies if each.loop}:
+            await self.servicer.set(f"{self._service}/{loop}", _status(self.serves(loop)))
         self._changed.set()
 
 
 def _is_required(dependency: Dependency, since_s: float) -> bool:
     """Whether a process is not ready without a dependency, so many seconds after its start."""
     return dependency.required and (dependency.required_s is None or since_s < dependency.required_s)
+
+
+def _status(serving: bool) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:
+    return health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING

@@ -18,6 +18,7 @@ import uvloop
 
 from gyre_runtime.errors import Precondition
 from gyre_runtime.health import Dependency, Health
+from gyre_runtime.loop_work import LoopRunner, LoopWork
 from gyre_runtime.settings import ServiceSettings
 from gyre_runtime.telemetry import setup_telemetry
 from gyre_runtime.transport_security import check_security
@@ -25,7 +26,7 @@ from gyre_runtime.transport_security import check_security
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
-__all__ = ["Dependency", "Health", "Lifespan", "run"]
+__all__ = ["Dependency", "Health", "Lifespan", "LoopWork", "run"]
 
 
 class Lifespan:
@@ -38,8 +39,8 @@ class Lifespan:
         health: what the health service tells.
     """
 
-    def __init__(self, *, drain_s: float = 10.0) -> None:
-        self.health = Health()
+    def __init__(self, *, drain_s: float = 10.0, service: str = "") -> None:
+        self.health = Health(service)
         self._drain_s = drain_s
         self._stack, self._servers = AsyncExitStack(), AsyncExitStack()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -113,6 +114,17 @@ class Lifespan:
         self._stops.append(stop or task.cancel)
         return task
 
+    def for_loop(self, loop: str, make: Callable[[], LoopWork]) -> None:
+        """Work for one loop for the life of the process: when it fails, it alone is started again.
+
+        Args:
+            loop: its name.
+            make: makes the work, each time that it starts.
+        """
+        runner = LoopRunner(loop, make)
+        self.depends_on(Dependency(f"loop {loop}", runner.check, loop=loop))
+        self.background(f"loop {loop}", runner.run(), stop=runner.stop)
+
     def depends_on(self, dependency: Dependency) -> None:
         """Let health follow a dependency."""
         self.health.add(dependency)
@@ -172,9 +184,11 @@ class Lifespan:
             await asyncio.gather(self._watch, return_exceptions=True)
 
 
-async def serve_forever(main: Callable[[Lifespan], Awaitable[None]], settings: ServiceSettings) -> int:
+async def serve_forever(
+    main: Callable[[Lifespan], Awaitable[None]], settings: ServiceSettings, service: str = ""
+) -> int:
     """Set up with `main`, serve until SIGTERM or SIGINT, drain; return the exit code."""
-    lifespan = Lifespan(drain_s=settings.drain_s)
+    lifespan = Lifespan(drain_s=settings.drain_s, service=service)
     with _signals(lifespan.end):
         async with lifespan:
             await _live(main, lifespan, settings.drain_delay_s)
@@ -230,7 +244,7 @@ def run(main: Callable[[Lifespan], Awaitable[None]], *, settings: ServiceSetting
     telemetry = setup_telemetry(service, settings)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            code = runner.run(serve_forever(main, settings))
+            code = runner.run(serve_forever(main, settings, service))
     except Exception:  # noqa: BLE001 - the outermost boundary: logged, exit code 1
         _LOG.critical("the process cannot go on", exc_info=True)
         code = 1

@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
+from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.errors import Precondition
 from gyre_runtime.settings import WarehouseSettings
 from pyiceberg.catalog import Catalog, load_catalog
@@ -54,6 +55,7 @@ TABLE_OF = {**TRAINING_TABLE_OF, "features.applied": APPLIED}
 """The table behind each archived topic."""
 
 _OFFSET = "gyre.offset."
+_CHECKPOINT = "gyre.checkpoint."
 _PROPERTIES = {
     "commit.retry.num-retries": "0",
     "write.parquet.compression-codec": "zstd",
@@ -303,7 +305,7 @@ def read_columns(
 
 
 def offsets_of(table: Table) -> dict[int, int]:
-    """The next Kafka offset of each partition that a table holds everything before."""
+    """The next offset of each partition that a table holds everything before; see `Checkpoint.offset`."""
     return {
         int(name.removeprefix(_OFFSET)): int(value)
         for name, value in table.properties.items()
@@ -311,12 +313,25 @@ def offsets_of(table: Table) -> dict[int, int]:
     }
 
 
-def append(table: Table, rows: pa.Table, offsets: Mapping[int, int]) -> None:
-    """Append rows and move the offsets in one transaction.
+def checkpoints_of(table: Table) -> dict[int, Checkpoint]:
+    """Up to where a table holds each partition of its topic."""
+    found = {}
+    for partition, offset in offsets_of(table).items():
+        known = Checkpoint.decoded(table.properties.get(f"{_CHECKPOINT}{partition}", str(offset)))
+        # A version that knows no checkpoints may have moved the offset on.
+        found[partition] = known if known.offset == offset else Checkpoint(offset, known.base)
+    return found
+
+
+def append(table: Table, rows: pa.Table | None, checkpoints: Mapping[int, Checkpoint]) -> None:
+    """Append rows, if any, and move the checkpoints of partitions in one transaction.
 
     Raises:
-        pyiceberg.exceptions.CommitFailedException: somebody else committed meanwhile; read the offsets again.
+        pyiceberg.exceptions.CommitFailedException: somebody else committed meanwhile; read the checkpoints again.
     """
     with table.transaction() as transaction:
-        transaction.append(rows)
-        transaction.set_properties({f"{_OFFSET}{partition}": str(offset) for partition, offset in offsets.items()})
+        if rows is not None and rows.num_rows:
+            transaction.append(rows)
+        moved = {f"{_OFFSET}{partition}": str(each.offset) for partition, each in checkpoints.items()}
+        known = {f"{_CHECKPOINT}{partition}": each.encoded() for partition, each in checkpoints.items()}
+        transaction.set_properties(moved | known)

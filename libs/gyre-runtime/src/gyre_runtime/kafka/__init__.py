@@ -1,22 +1,30 @@
 """Kafka as the mesh uses it: producers, the consumer, views of topics, and their creation."""
 
 from gyre_runtime.kafka._connection import Fenced
-from gyre_runtime.kafka.consumer import Consumer, ConsumerOptions
+from gyre_runtime.kafka._delivery import Rewound
+from gyre_runtime.kafka._options import ConsumerOptions
+from gyre_runtime.kafka.consumer import Consumer
+from gyre_runtime.kafka.logs import LogReplaced, accept_log
 from gyre_runtime.kafka.producer import Producer
 from gyre_runtime.kafka.topics import DeclaredTopic, create_topics, ensure_topics
 from gyre_runtime.kafka.transactions import Transaction, TransactionalProducer
 from gyre_runtime.kafka.view import RecordReader, View, read_compacted, read_log, read_records
+from gyre_runtime.kafka.work import ConsumerWork
 
 __all__ = [
     "Consumer",
     "ConsumerOptions",
+    "ConsumerWork",
     "DeclaredTopic",
     "Fenced",
+    "LogReplaced",
     "Producer",
     "RecordReader",
+    "Rewound",
     "Transaction",
     "TransactionalProducer",
     "View",
+    "accept_log",
     "create_topics",
     "ensure_topics",
     "read_compacted",

@@ -5,68 +5,42 @@ finished and committed first, or left uncommitted as a whole.
 """
 
 import asyncio
-import contextlib
 import logging
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
 from gyre_core.topics import dead_letter_topic
 
-from gyre_runtime import tracing
 from gyre_runtime.admission import Admission
-from gyre_runtime.errors import is_transient
+from gyre_runtime.checkpoints import Batch, Checkpoint, Place
 from gyre_runtime.events import Event, MessageTypes
+from gyre_runtime.kafka._delivery import Abandoned, Delivery, OnBatch, Rewound, batch_span
 from gyre_runtime.kafka._names import start_when_up, topic_labels
-from gyre_runtime.kafka.dead_letters import dead_letter
+from gyre_runtime.kafka._options import ConsumerOptions, OnPartitions
+from gyre_runtime.kafka._positions import Positions, Resumption, report_gap
+from gyre_runtime.kafka.logs import Gap
 from gyre_runtime.kafka.producer import Producer
 from gyre_runtime.kafka.topics import DeadLetterTopic, create_topics
 from gyre_runtime.metrics import instrument
 
 _LOG = logging.getLogger(__name__)
-_FIRST_BACKOFF_S, _MOST_BACKOFF_S = 0.1, 10.0
 _LONGEST_HANDLING_MS = 30 * 60 * 1000
 _REBALANCE_MS = 60_000
 _HEARTBEAT_MS = 1000
-_MAX_LINKS = 16
+_METADATA_MAX_AGE_MS = 5000
+"""How soon partitions that were added to a topic are seen."""
 
+_DEFAULTS = ConsumerOptions()
 Handler = Callable[[list[Event]], Awaitable[object]]
-OnPartitions = Callable[["Consumer", tuple[TopicPartition, ...]], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerOptions:
-    """How a consumer works; the defaults suit most.
-
-    Attributes:
-        max_records: most events in one batch.
-        max_wait_ms: how long a poll waits for the first record, and so how long a stop may take.
-        from_beginning: where a group without offsets begins; False is the end.
-        flow: `model` gives every batch an always sampled span; `request` one only when a producer's trace is sampled.
-        dead_letters: send what cannot be handled to the dead-letter topic. False where another group of the same topic
-            does that already: it is then counted and left out.
-        admission: decides every record, and is told by `on_assigned` where a partition's clock stands. Without it
-            only the topic's types and the proto's constraints do.
-        on_assigned: awaited with new partitions before their first record; may `seek`, and `Consumer.hold` some.
-        on_revoked: awaited when partitions go, after the batch under way.
-    """
-
-    max_records: int = 500
-    max_wait_ms: int = 200
-    from_beginning: bool = True
-    flow: tracing.Flow = "request"
-    dead_letters: bool = True
-    admission: Admission | None = None
-    on_assigned: OnPartitions | None = None
-    on_revoked: OnPartitions | None = None
-
-
-class _Abandoned(Exception):  # noqa: N818 - a signal, not an error
-    """The batch is given up uncommitted: the consumer stops, or its partitions go."""
 
 
 class Consumer:
@@ -87,20 +61,24 @@ class Consumer:
         group: str,
         topics: Sequence[str],
         types: MessageTypes,
-        options: ConsumerOptions = ConsumerOptions(),
+        options: ConsumerOptions = _DEFAULTS,
     ) -> None:
         self._bootstrap, self._group, self._topics = bootstrap, group, tuple(topics)
         self._options = options
         self._admission = options.admission or Admission({}, types)
         self._kafka: AIOKafkaConsumer | None = None
         self._letters = Producer(bootstrap, source=f"gyre/{group}")
-        self._stopping, self._revoking, self._running = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._delivery = Delivery(group, self._admission, self._letters if options.dead_letters else None)
+        self._stopping, self._revoking = self._delivery.stopping, self._delivery.revoking
+        self._running = asyncio.Event()
         self._running.set()
         self._failure: Exception | None = None
         self._rebalances = 0
         self._held: set[TopicPartition] = set()
         self._busy = asyncio.Lock()
-        self._events = {topic: instrument("gyre_consumer_events_total").bind(**topic_labels(topic)) for topic in topics}
+        self._resumption = None if options.stored is None else Resumption(bootstrap, options.stored)
+        self._positions = Positions(self._resumption)
+        self._starting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Connect and join the group, waiting for the broker as long as it takes."""
@@ -129,6 +107,7 @@ class Consumer:
     ) -> None:
         """Leave the group at once, so that another member takes the partitions over."""
         self.stop()
+        await self._end_starting()
         if self._kafka is not None:
             await self._kafka.stop()
         await self._letters.__aexit__(None, None, None)
@@ -139,11 +118,12 @@ class Consumer:
             client_id=self._group,
             group_id=self._group,
             enable_auto_commit=False,
-            auto_offset_reset="earliest" if self._options.from_beginning else "latest",
+            auto_offset_reset="none",
             isolation_level="read_committed",
             max_poll_interval_ms=_LONGEST_HANDLING_MS,
             rebalance_timeout_ms=_REBALANCE_MS,
             heartbeat_interval_ms=_HEARTBEAT_MS,
+            metadata_max_age_ms=_METADATA_MAX_AGE_MS,
             fetch_max_wait_ms=100,
             max_partition_fetch_bytes=8 * 1024 * 1024,
         )
@@ -182,24 +162,63 @@ class Consumer:
         """Wait for the batch under way, or end its retries; aiokafka calls this before partitions move."""
         self._revoking.set()
         self._rebalances += 1
+        await self._end_starting()
         async with self._busy:
             self._revoking.clear()
             await self._notify(self._options.on_revoked, partitions)
+            self._positions.ends.clear()
 
     async def after_assigned(self, partitions: tuple[TopicPartition, ...]) -> None:
-        """Let the service seek before the first record of new partitions.
+        """Let new partitions begin where the store stands, or where the service seeks to, before their first record.
 
         aiokafka fetches from the committed offsets and hands over what it got while its listener is still awaited, so
-        the partitions are paused from the first moment until the hook is done.
+        the partitions are paused from the first moment on.
         """
         self._held.clear()
         hook = self._options.on_assigned
-        if hook is None or not partitions:
+        if not partitions or (hook is None and self._resumption is None):
             return
         self.kafka.pause(*partitions)
+        if self._resumption is not None:
+            self._starting = asyncio.create_task(self._start(partitions, {}), name=f"begin {self._group}")
+            return
         await self._notify(hook, partitions)
         if self._failure is None:
             self.kafka.resume(*set(partitions) - self._held)
+
+    async def _start(self, partitions: Sequence[TopicPartition], reached: Mapping[Place, Checkpoint]) -> None:
+        """Begin partitions at the store's checkpoints; aiokafka knows nothing of this task, so `run` raises for it."""
+        if self._resumption is None:
+            return
+        try:
+            starts = await self._resumption.starts(partitions, reached)
+            for partition in partitions:
+                self._positions.begin(partition, starts[partition])
+                self._admission.start(partition.topic, partition.partition, starts[partition].clock)
+                self.kafka.seek(partition, starts[partition].kafka_offset)
+            if self._options.on_assigned is not None:
+                await self._options.on_assigned(self, tuple(partitions))
+            self.kafka.resume(*set(partitions) - self._held)
+        except IllegalStateError as error:
+            _LOG.info("partitions moved meanwhile: the next assignment begins again", extra={"problem": str(error)})
+        except Exception as error:  # noqa: BLE001 - raised by `run`
+            self._failure = error
+
+    async def _end_starting(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+            self._starting = None
+
+    async def _restart(self, reached: Mapping[Place, Checkpoint]) -> None:
+        """Begin all partitions again at the store's checkpoints, as after an assignment; see `Resumption.starts`."""
+        await self._end_starting()
+        partitions = tuple(sorted(self.kafka.assignment()))
+        self._rebalances += 1
+        self._held.clear()
+        self._positions.ends.clear()
+        self.kafka.pause(*partitions)
+        self._starting = asyncio.create_task(self._start(partitions, reached), name=f"begin {self._group} again")
 
     async def _notify(self, hook: OnPartitions | None, partitions: tuple[TopicPartition, ...]) -> None:
         """Call a hook; aiokafka would only log its failure, so `run` raises it."""
@@ -210,6 +229,20 @@ class Consumer:
         except Exception as error:  # noqa: BLE001 - raised by `run`
             self._failure = error
 
+    async def check(self) -> bool:
+        """Check that what waits in Kafka is taken; for a `Dependency`.
+
+        Raises:
+            LogReplaced: another log stands in Kafka than the one that was applied.
+            Unavailable: the store does not answer, or a position stands though records wait (NO_PROGRESS).
+        """
+        self._positions.check(self.kafka, self.kafka.assignment() - self._held)
+        return True
+
+    def partitions_of(self, topic: str) -> int:
+        """How many partitions Kafka says that one of the topics has, 0 while that is not known."""
+        return len(self.kafka.partitions_for_topic(topic) or ())
+
     async def ping(self) -> None:
         """Check that the broker answers; for a `Dependency`."""
         await self._letters.ping()
@@ -217,9 +250,9 @@ class Consumer:
     async def run_each(self, handler: Callable[[Event], Awaitable[object]]) -> None:
         """Hand over one event at a time, in order, within a span that is the child of its producer's."""
 
-        async def handle(events: list[Event]) -> None:
-            for event in events:
-                with self._span(f"{event.topic} process", [event]):
+        async def handle(batch: Batch) -> None:
+            for event in batch.events:
+                with batch_span(f"{event.topic} process", [event], self._options.flow):
                     await handler(event)
 
         await self._loop(handle, one_by_one=True)
@@ -228,31 +261,95 @@ class Consumer:
         """Hand over batches until `stop`; within a partition in order, never an empty batch.
 
         A handler that raises what `is_transient` is called again with the same batch. When it raises anything else the
-        batch is handed over event by event, and the ones it still refuses are dead-lettered.
+        batch is halved until the events stand alone that it refuses, which are dead-lettered.
         """
 
-        async def handle(events: list[Event]) -> None:
-            with self._span(f"{events[0].topic} process", events):
-                await handler(events)
+        async def handle(batch: Batch) -> None:
+            if batch.events:
+                with batch_span(f"{batch.events[0].topic} process", batch.events, self._options.flow):
+                    await handler(list(batch.events))
 
         await self._loop(handle, one_by_one=False)
 
-    async def _loop(self, handler: Handler, *, one_by_one: bool) -> None:
-        options = self._options
+    async def run_batches(self, handler: Callable[[Batch], Awaitable[object]]) -> None:
+        """Hand over batches as `run` does, with what was refused and the checkpoints after them, until `stop`.
+
+        A batch may hold no event, where only refused records or none were passed. What the handler raises for such a
+        batch and is not transient ends the run. `Rewound` lets every partition begin again at the store's checkpoints.
+        """
+
+        async def handle(batch: Batch) -> None:
+            with batch_span(f"{self._group} process", batch.events, self._options.flow):
+                await handler(batch)
+
+        await self._loop(handle, one_by_one=False)
+
+    async def _loop(self, handler: OnBatch, *, one_by_one: bool) -> None:
         while not self._stopping.is_set():
             await self._running.wait()
             if self._stopping.is_set():
                 break
-            fetched = await self.kafka.getmany(timeout_ms=options.max_wait_ms, max_records=options.max_records)
+            fetched = await self._fetch()
             if self._failure is not None:
                 raise self._failure
-            records = [record for partition in fetched.values() for record in partition]
-            if not records or not await self._still_ours():
+            try:
+                ends = await self._positions.after(self.kafka, fetched)
+                same = await self._positions.is_same_log(fetched)
+            except IllegalStateError:
+                continue  # partitions moved meanwhile
+            if not ends or not await self._still_ours():
+                continue
+            if not same:
+                await self._restart(dict(self._positions.ends))
                 continue
             async with self._busy:
-                with contextlib.suppress(_Abandoned):
-                    await self._process(records, handler, one_by_one=one_by_one)
-                    await self._commit(records)
+                try:
+                    records = [record for partition in fetched.values() for record in partition]
+                    await self._delivery.process(records, ends, handler, one_by_one=one_by_one)
+                except Abandoned:
+                    continue
+                except Rewound as error:
+                    _LOG.warning("reading on from the store's checkpoints", extra={"problem": str(error)})
+                    await self._restart({})
+                    continue
+                self._positions.ends.update(ends)
+                await self._commit(ends)
+
+    async def _fetch(self) -> dict[TopicPartition, list[Any]]:
+        options = self._options
+        try:
+            fetched: dict[TopicPartition, list[Any]] = await self.kafka.getmany(
+                timeout_ms=options.max_wait_ms, max_records=options.max_records
+            )
+        except NoOffsetForPartitionError as error:
+            if self._resumption is None:
+                seek = self.kafka.seek_to_beginning if options.from_beginning else self.kafka.seek_to_end
+                await seek(error.args[0])
+        except OffsetOutOfRangeError as error:
+            await self._out_of_range(error.args[0])
+        else:
+            return fetched
+        return {}
+
+    async def _out_of_range(self, positions: Mapping[TopicPartition, int]) -> None:
+        """The log does not reach to where we read: its beginning was deleted, its tail is lost, or it is another one.
+
+        Where a store's checkpoints say what was applied, that is found out before anything is read; others handle
+        events at least once, so they begin at the log's start.
+        """
+        if self._resumption is not None:
+            await self._restart(dict(self._positions.ends))
+            return
+        starts = await self.kafka.beginning_offsets(list(positions))
+        for partition, position in positions.items():
+            if position < starts[partition]:
+                report_gap(Gap(partition.topic, partition.partition, position, starts[partition]))
+            else:
+                _LOG.error(
+                    "the log ends before the position: reading it from its start",
+                    extra={"topic": partition.topic, "partition": partition.partition, "position": position},
+                )
+            self.kafka.seek(partition, starts[partition])
 
     async def _still_ours(self) -> bool:
         """Wait while paused; say whether the partitions, and so the records in hand, are still this member's."""
@@ -260,69 +357,9 @@ class Consumer:
         await self._running.wait()
         return rebalances == self._rebalances and not self._stopping.is_set()
 
-    async def _process(self, records: list[Any], handler: Handler, *, one_by_one: bool) -> None:
-        events, refused = self._admission.decide_all(records)
-        for record, refusal in refused:
-            await self._dead_letter(record, refusal.reason, refusal.detail)
-        by_place = {(record.topic, record.partition, record.offset): record for record in records}
-        for batch in [[event] for event in events] if one_by_one else [events] if events else []:
-            await self._deliver(batch, handler, by_place)
-
-    async def _deliver(self, batch: list[Event], handler: Handler, by_place: dict[tuple[str, int, int], Any]) -> None:
-        error = await self._attempt(batch, handler)
-        if error is None:
-            for topic, count in Counter(event.topic for event in batch).items():
-                self._events[topic](count)
-            return
-        if len(batch) > 1:
-            for event in batch:
-                await self._deliver([event], handler, by_place)
-            return
-        _LOG.error("an event cannot be handled", exc_info=error, extra={"event_id": batch[0].id})
-        reason = getattr(error, "reason", "HANDLER_FAILED")
-        record = by_place[batch[0].topic, batch[0].partition, batch[0].offset]
-        await self._dead_letter(record, reason, f"{type(error).__name__}: {error}")
-
-    async def _attempt(self, batch: list[Event], handler: Handler) -> Exception | None:
-        """Call the handler until it succeeds or fails for good; return the permanent error."""
-        backoff_s = _FIRST_BACKOFF_S
-        while True:
-            try:
-                await handler(batch)
-            except Exception as error:  # noqa: BLE001 - the boundary: sorted into transient and permanent
-                if not is_transient(error):
-                    return error
-                reason = getattr(error, "reason", type(error).__name__)
-                instrument("gyre_consumer_retries_total").add(**topic_labels(batch[0].topic), reason=reason)
-                _LOG.warning("trying again", extra={"topic": batch[0].topic, "problem": str(error), "in_s": backoff_s})
-            else:
-                return None
-            await self._back_off(backoff_s)
-            backoff_s = min(backoff_s * 2, _MOST_BACKOFF_S)
-
-    async def _back_off(self, seconds: float) -> None:
-        """Wait, unless the consumer stops or its partitions go.
-
-        Raises:
-            _Abandoned: they do.
-        """
-        waits = [asyncio.create_task(each.wait()) for each in (self._stopping, self._revoking)]
-        done, _ = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for each in waits:
-            each.cancel()
-        if done:
-            raise _Abandoned
-
-    async def _dead_letter(self, record: Any, reason: str, error: str) -> None:
-        if self._options.dead_letters:
-            await dead_letter(self._letters, record, reason=reason, error=error, group=self._group)
-        else:
-            instrument("gyre_consumer_skipped_total").add(**topic_labels(record.topic), reason=reason)
-
-    async def _commit(self, records: Iterable[Any]) -> None:
+    async def _commit(self, ends: Mapping[TopicPartition, Checkpoint]) -> None:
         own = self.kafka.assignment()
-        offsets = {TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
-        offsets = {partition: offset for partition, offset in offsets.items() if partition in own}
+        offsets = {partition: end.kafka_offset for partition, end in ends.items() if partition in own}
         try:
             if offsets:
                 await self.kafka.commit(offsets)
@@ -341,25 +378,6 @@ class Consumer:
             lag[partition.topic] = lag.get(partition.topic, 0) + max(0, (high or offset) - offset)
         for topic, count in lag.items():
             instrument("gyre_consumer_lag").set(count, **topic_labels(topic))
-
-    @contextlib.contextmanager
-    def _span(self, name: str, events: list[Event]) -> Any:
-        flow = self._options.flow
-        parents = dict.fromkeys(event.traceparent for event in events if tracing.is_sampled(event.traceparent))
-        if flow == "request" and not parents:
-            yield
-            return
-        sampled = [parent for parent in parents if parent]
-        # Of a batch with one sampled event, the span belongs into that event's trace, whatever came with it.
-        parent = sampled[0] if len(sampled) == 1 else None
-        with tracing.start_span(
-            name,
-            parent=parent,
-            links=() if parent else sampled[:_MAX_LINKS],
-            flow=flow,
-            attributes={"messaging.system": "kafka", "messaging.batch.message_count": len(events)},
-        ):
-            yield
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types

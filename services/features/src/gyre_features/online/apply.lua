@@ -1,6 +1,7 @@
 -- Applies one batch to one virtual shard of one layout: all of it or nothing.
 --
--- KEYS  1..f          fences, one for each topic partition of the batch
+-- KEYS  1..f          checkpoints, one for each topic partition of the batch: the fence (the next offset to apply), and
+--                     behind a space what else is known of it, which this script only stores
 --       f+1           counter of batches
 --       f+2           outbox: descriptions of batches by number
 --       f+3, f+4      duplicate windows: the one to write, the one before
@@ -16,7 +17,8 @@
 --                     batch that the caller saw, catalogue what it saw in the watched fences, and each of the shelves
 --                     {drop, scores, cut, ttl}: how many members go, the scores of new ones, the least score to stay
 --       3             identities of the events, 8 bytes each, to remember
---       4             description of the batch for the outbox, behind the time (f64, unix seconds) that is put before it
+--       4             description of the batch for the outbox, behind the time (f64, unix seconds) that is put before it;
+--                     empty where only checkpoints move, which makes no batch
 --       5..           members to drop and then to add, shelf by shelf; values to put, empty to delete
 --       then          deltas, packed as gyre_core.features.slots says; whole values where the kind is a capital letter
 --
@@ -26,10 +28,17 @@
 local plan, call = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
 local fences = #call.expected
 
-local stand = redis.call('MGET', unpack(KEYS, 1, fences))
+-- The fences of some checkpoints.
+local function fences_of(first, last)
+  if last < first then return {} end
+  local found = redis.call('MGET', unpack(KEYS, first, last))
+  for i = 1, last - first + 1 do found[i] = found[i] and string.match(found[i], '^%d+') or '0' end
+  return found
+end
+
+local stand = fences_of(1, fences)
 local as_expected = true
 for i = 1, fences do
-  stand[i] = stand[i] or '0'
   if stand[i] ~= call.expected[i] then as_expected = false end
 end
 if not as_expected then return {0, unpack(stand)} end
@@ -41,9 +50,9 @@ local first = puts + #call.puts
 
 if call.base and (redis.call('GET', KEYS[fences + 1]) or '0') ~= call.base then return {3} end
 if call.catalogue then
-  local now = redis.call('MGET', unpack(KEYS, watched, puts - 1))
+  local now = fences_of(watched, puts - 1)
   for i, seen in ipairs(call.catalogue) do
-    if (now[i] or '0') ~= seen then return {3} end
+    if now[i] ~= seen then return {3} end
   end
 end
 
@@ -282,14 +291,16 @@ end
 for _, chunk in ipairs(identities) do redis.call('SADD', KEYS[fences + 3], unpack(chunk)) end
 if #ARGV[3] > 0 then redis.call('EXPIRE', KEYS[fences + 3], call.window_s) end
 for i = 1, fences do redis.call('SET', KEYS[i], call.next[i], 'EX', plan.lease) end
-redis.call('SET', KEYS[fences + 1], batch, 'EX', plan.lease)
 local clock = redis.call('TIME')
 local time = struct.pack('<d', tonumber(clock[1]) + tonumber(clock[2]) / 1e6)
 for from = 1, #call.told, 1000 do
   redis.call('HDEL', KEYS[fences + 2], unpack(call.told, from, math.min(from + 999, #call.told)))
 end
-redis.call('HSET', KEYS[fences + 2], batch, time .. ARGV[4])
+if ARGV[4] == '' then
+  batch = batch - 1
+else
+  redis.call('SET', KEYS[fences + 1], batch, 'EX', plan.lease)
+  redis.call('HSET', KEYS[fences + 2], batch, time .. ARGV[4])
+end
 redis.call('EXPIRE', KEYS[fences + 2], plan.lease)
-local answer = {1, batch, time}
-for at = watched, puts - 1 do answer[#answer + 1] = redis.call('GET', KEYS[at]) or '0' end
-return answer
+return {1, batch, time, unpack(fences_of(watched, puts - 1))}

@@ -9,12 +9,13 @@ from struct import Struct
 from typing import Any
 
 from gyre_core.features import MOST_BATCHES, EntityId
+from gyre_runtime.checkpoints import Checkpoint, Place
 
 from gyre_features.online.keys import Names
 from gyre_features.online.layout_program import LETTER
 
-Fences = dict[tuple[str, int], int]
-"""The next offset to apply, by (topic, partition)."""
+Fences = dict[Place, int]
+"""The next offset to apply, by (topic, partition); see `Checkpoint.offset`."""
 
 OUTBOX_TIME = Struct("<d")
 """What stands before a batch's description in the outbox: when the store had the batch, unix seconds."""
@@ -44,11 +45,11 @@ class Write:
 
     Attributes:
         expected: the fences as the worker knows them.
-        following: the fences after the batch, of the same partitions.
+        following: the checkpoints after the batch, of the same partitions.
         deltas: what the batch changes on the virtual shard, packed as number 0.
         identities: of its events, to be remembered; each once.
         watched: topic partitions whose fences the answer tells.
-        description: of the batch, kept in the outbox.
+        description: of the batch, kept in the outbox; empty where no event came, which makes no batch.
         told: numbers of batches that leave the outbox.
         base: the last batch that the worker saw what it wrote of; None where it does not matter.
         catalogue: the watched fences as they were when items were looked up; None where that does not matter.
@@ -58,10 +59,10 @@ class Write:
     """
 
     expected: Fences
-    following: Fences
+    following: Mapping[Place, Checkpoint]
     deltas: Mapping[EntityId, bytes]
     identities: Sequence[bytes]
-    watched: Sequence[tuple[str, int]] = ()
+    watched: Sequence[Place] = ()
     description: bytes = b""
     told: Sequence[int] = ()
     base: int | None = None
@@ -110,7 +111,7 @@ def packed(write: Write, shard: int, names: Names, *, plan: str, window_s: int) 
     kinds = [LETTER[kind] for kind, _ in write.deltas] + [LETTER[kind].upper() for kind, _ in write.whole]
     call: dict[str, Any] = {
         "expected": [str(fence) for fence in write.expected.values()],
-        "next": [str(write.following[place]) for place in write.expected],
+        "next": [write.following[place].encoded() for place in write.expected],
         "kinds": "".join(kinds),
         "window_s": window_s,
         "watched": len(write.watched),

@@ -10,6 +10,7 @@ from typing import Any
 from gyre_core.features import GLOBAL_ID, EntityId, EntityKind, Fold, Layout, Versions
 from gyre_core.spec import LoopSpec
 from gyre_runtime import GyreError, Unavailable
+from gyre_runtime.checkpoints import Checkpoint, Place
 from gyre_runtime.errors import is_transient
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -94,17 +95,31 @@ class OnlineStore:
         """Check that Redis answers; for a `Dependency`."""
         await self._redis.ping()
 
-    async def fences(self, places: Iterable[tuple[str, int]]) -> list[Fences]:
-        """The fences of topic partitions, for each virtual shard; 0 where nothing was applied yet."""
+    async def checkpoints(self, places: Iterable[Place]) -> list[dict[Place, Checkpoint]]:
+        """Up to where each virtual shard holds topic partitions.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
         wanted = list(places)
-        found: list[Fences] = []
+        found: list[dict[Place, Checkpoint]] = []
         try:
             for shard in range(self.shards):
                 stand = await self._redis.mget([self.names.fence(shard, place) for place in wanted]) if wanted else []
-                found.append({place: int(value or 0) for place, value in zip(wanted, stand, strict=True)})
+                found.append(
+                    {place: Checkpoint.decoded(value or "0") for place, value in zip(wanted, stand, strict=True)}
+                )
         except RedisError as error:
             raise unavailable(error) from error
         return found
+
+    async def fences(self, places: Iterable[Place]) -> list[Fences]:
+        """The next offset to apply of topic partitions, for each virtual shard; 0 where nothing was applied yet.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        return [{place: each.offset for place, each in own.items()} for own in await self.checkpoints(places)]
 
     async def versions(self, ids: Sequence[str]) -> dict[str, Versions]:
         """The versions of items' fields; none for items that the store does not know."""

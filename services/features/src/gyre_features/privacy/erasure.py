@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.topics import topic
@@ -28,13 +29,13 @@ class Eraser:
     """Takes tombstones, erases one after the other, and tells each; what was told before the start is not done again.
 
     Args:
-        archive: the one writer of the tables; it must leave out what the tombstones cover.
+        archives: the one writer of each loop's tables; it must leave out what the tombstones cover.
         producer: for what was erased.
         kafka: host:port list.
     """
 
-    def __init__(self, archive: Archive, producer: Producer, kafka: str) -> None:
-        self._archive, self._producer, self._kafka = archive, producer, kafka
+    def __init__(self, archives: Mapping[str, Archive], producer: Producer, kafka: str) -> None:
+        self._archives, self._producer, self._kafka = archives, producer, kafka
         self._waiting: asyncio.Queue[tuple[str, privacy.UserForgotten]] = asyncio.Queue()
         self._done: dict[str, dict[str, int]] = {}
 
@@ -72,7 +73,7 @@ class Eraser:
         def work(table: Table) -> tuple[int, list[int], int]:
             return erase_user(table, message.user_id, since_ms=since_ms)
 
-        for name, (rows, expired, found) in (await self._archive.alone(loop, OF_USERS, work)).items():
+        for name, (rows, expired, found) in (await self._archives[loop].alone(loop, OF_USERS, work)).items():
             answer.rows[name] = rows
             answer.expired[name].ids.extend(expired)
             answer.found_rows += found

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
+from functools import partial
 
 from aiokafka import TopicPartition
 from gyre.events.v1 import features_pb2 as events_pb2
@@ -11,11 +12,12 @@ from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_privacy.masking import Privacy, open_privacy
 from gyre_privacy.redaction import redactor
-from gyre_runtime import Dependency, Lifespan, build_server, load_loops
+from gyre_runtime import Dependency, Lifespan, Unavailable, build_server, load_loops
 from gyre_runtime.admission import Admission
+from gyre_runtime.checkpoints import Batch, Checkpoint, Place
 from gyre_runtime.events import message_types
-from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, ensure_topics
-from gyre_warehouse.tables import TABLE_OF, ensure_table, open_catalog
+from gyre_runtime.kafka import Consumer, ConsumerOptions, ConsumerWork, Producer, ensure_topics
+from gyre_warehouse.tables import TABLE_OF, open_catalog
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import RESTError
 
@@ -41,7 +43,7 @@ async def archive(lifespan: Lifespan, settings: ArchiveSettings) -> None:
 
     async def follow() -> None:
         await ensure_topics(settings, loops.values())
-        _write(lifespan, settings, loops, await _tables(settings, loops), privacy=privacy, probe=probe)
+        _write(lifespan, settings, loops, await _opened(settings), privacy=privacy, probe=probe)
 
     lifespan.set_up("warehouse", follow())
 
@@ -63,72 +65,67 @@ def _write(
             eraser.note(loop, message)
 
     tombstones = Tombstones(loops, on_tombstone=erase)
-    writer = Archive(
+    writers = {name: _archive(settings, catalog, tombstones) for name in loops}
+    eraser = Eraser(writers, probe, settings.kafka)
+    lifespan.background("tombstones", tombstones.follow(settings))
+    for name, writer in writers.items():
+        lifespan.background(f"append in time for {name}", writer.run())
+        lifespan.for_loop(name, partial(_loop_work, settings, loops[name], writer, tombstones, privacy))
+    lifespan.background("erase", eraser.run())
+
+
+def _archive(settings: ArchiveSettings, catalog: Catalog, tombstones: Tombstones) -> Archive:
+    return Archive(
         catalog,
         counted=tombstones.without,
         rows=settings.features_archive_rows,
         seconds=settings.features_archive_s,
         payload_bytes=settings.features_archive_bytes,
     )
-    consumer = _consumer(settings, loops, writer, privacy)
-    eraser = Eraser(writer, probe, settings.kafka)
-    lifespan.background("append in time", writer.run())
-    lifespan.background("tombstones", tombstones.follow(settings))
-    lifespan.background("archive", _consume(consumer, writer, tombstones), stop=consumer.stop)
-    lifespan.background("erase", eraser.run())
 
 
-async def _tables(settings: ArchiveSettings, loops: Iterable[str]) -> Catalog:
-    """Open the catalogue and create the tables that are missing, however long the catalogue or its store is away."""
+async def _opened(settings: ArchiveSettings) -> Catalog:
+    """The catalogue, however long it is away."""
     while True:
         try:
-            return await asyncio.to_thread(_ensured, settings, loops)
+            return await asyncio.to_thread(open_catalog, settings)
         except (OSError, RESTError) as error:
             facts = {"warehouse": settings.warehouse, "problem": f"{type(error).__name__}: {error}"[:200]}
             _LOG.warning("waiting for the warehouse", extra=facts)
             await asyncio.sleep(_RETRY_S)
 
 
-def _ensured(settings: ArchiveSettings, loops: Iterable[str]) -> Catalog:
-    catalog = open_catalog(settings)
-    for name in loops:
-        for table in TABLE_OF.values():
-            ensure_table(catalog, name, table)
-    return catalog
+def _loop_work(
+    settings: ArchiveSettings, spec: LoopSpec, writer: Archive, tombstones: Tombstones, privacy: Privacy
+) -> ConsumerWork:
+    """What reads the topics of a loop's tables, from where each table stands, and appends their rows."""
 
-
-def _consumer(settings: ArchiveSettings, loops: dict[str, LoopSpec], writer: Archive, privacy: Privacy) -> Consumer:
-    """What reads the topics of all tables, from where each table stands."""
-    admission = Admission(loops, ARCHIVED, privacy.mask)
-
-    async def assigned(consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
-        for name in {each.topic for each in partitions}:
-            stand = await asyncio.to_thread(writer.offsets, name)
-            for each in partitions:
-                if each.topic == name:
-                    admission.start(each.topic, each.partition)
-                    consumer.kafka.seek(each, stand.get(each.partition, 0))
+    async def stored(places: Sequence[Place]) -> dict[Place, list[Checkpoint]]:
+        names = {name for name, _ in places}
+        try:
+            stand = {name: await asyncio.to_thread(writer.checkpoints, name) for name in names}
+        except (OSError, RESTError) as error:
+            raise Unavailable("WAREHOUSE_UNAVAILABLE", f"the warehouse does not answer: {error!r:.200}") from error
+        return {(name, number): [stand[name].get(number, Checkpoint())] for name, number in places}
 
     async def revoked(_consumer: Consumer, _partitions: tuple[TopicPartition, ...]) -> None:
         await writer.release()
 
-    return Consumer(
+    consumer = Consumer(
         settings.kafka,
-        group=GROUP,
-        topics=[topic(name, suffix) for name in loops for suffix in TABLE_OF],
+        group=f"{GROUP}-{spec.loop}",
+        topics=[topic(spec.loop, suffix) for suffix in TABLE_OF],
         types=ARCHIVED,
         options=ConsumerOptions(
             max_records=5000,
             dead_letters=False,
-            admission=admission,
-            on_assigned=assigned,
+            admission=Admission({spec.loop: spec}, ARCHIVED, privacy.mask),
+            stored=stored,
             on_revoked=revoked,
         ),
     )
 
+    async def add(batch: Batch) -> None:
+        await writer.add(batch.events, batch.ends)
 
-async def _consume(consumer: Consumer, writer: Archive, tombstones: Tombstones) -> None:
-    await tombstones.ready()
-    async with consumer:
-        await consumer.run(writer.add)
-        await writer.flush()
+    return ConsumerWork(consumer, add, ready=tombstones.ready, close=writer.release, check=writer.check)

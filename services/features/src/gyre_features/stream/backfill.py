@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import numpy as np
 from google.protobuf import json_format
 from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_core.admission import PartitionClock
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable, load_loops
+from gyre_runtime.checkpoints import Checkpoint, Place
 from gyre_runtime.events import Event
 from gyre_warehouse.rows import EVENT_COLUMNS, counts_impressions, seconds_of
 from gyre_warehouse.tables import (
@@ -27,6 +30,7 @@ from gyre_warehouse.tables import (
     ITEMS,
     TRAINING_TABLE_OF,
     USERS,
+    checkpoints_of,
     ensure_table,
     offsets_of,
     open_catalog,
@@ -35,13 +39,13 @@ from gyre_warehouse.tables import (
 from pyiceberg.table import Table
 
 from gyre_features.online.connection import open_redis, open_store
-from gyre_features.online.keys import Place
 from gyre_features.settings import BackfillSettings
 from gyre_features.stream.loop_stream import LoopStream
 
-_EVENTS_AT_ONCE = 20_000
+_OFFSETS_AT_ONCE = 20_000
 _ATTEMPTS, _RETRY_S = 20, 1.0
 _CATALOGUE = "catalog.items"
+_BEHAVIOR = (behavior.Interaction, behavior.Impression)
 
 
 def backfill(settings: BackfillSettings, spec: LoopSpec, *, processes: int) -> int:
@@ -58,20 +62,31 @@ def backfill(settings: BackfillSettings, spec: LoopSpec, *, processes: int) -> i
         Unavailable: the store does not answer; start again.
     """
     layout = Layout.compile(spec)
-    partitions = range(spec.shards.kafka_partitions)
-    read = apply_archived(settings, spec.loop, [(topic(spec.loop, _CATALOGUE), each) for each in partitions])
-    suffixes = [each for each in TRAINING_TABLE_OF if each != _CATALOGUE]
-    if not counts_impressions(layout):
-        suffixes.remove("behavior.impressions")
+    places = _archived(settings, spec.loop)
+    catalogue = topic(spec.loop, _CATALOGUE)
+    read = apply_archived(settings, spec.loop, [place for place in places if place[0] == catalogue])
+    left_out = {catalogue} if counts_impressions(layout) else {catalogue, topic(spec.loop, "behavior.impressions")}
+    behaviour = [place for place in places if place[0] not in left_out]
     groups = [
-        [(topic(spec.loop, suffix), each) for suffix in suffixes for each in partitions if each % processes == own]
-        for own in range(min(processes, len(partitions)))
+        own for number in range(processes) if (own := [place for place in behaviour if place[1] % processes == number])
     ]
+    if not groups:
+        return read
     if len(groups) == 1:
         return read + apply_archived(settings, spec.loop, groups[0])
     with ProcessPoolExecutor(len(groups), mp_context=multiprocessing.get_context("spawn")) as pool:
         running = [pool.submit(apply_archived, settings, spec.loop, places) for places in groups]
         return read + sum(each.result() for each in running)
+
+
+def _archived(settings: BackfillSettings, loop: str) -> list[Place]:
+    """The topic partitions that the tables know, which are all that Kafka had, whatever `gyre.yaml` says."""
+    catalog = open_catalog(settings)
+    return [
+        (topic(loop, suffix), partition)
+        for suffix, name in TRAINING_TABLE_OF.items()
+        for partition in sorted(offsets_of(ensure_table(catalog, loop, name)))
+    ]
 
 
 def apply_archived(settings: BackfillSettings, loop: str, places: Sequence[Place]) -> int:
@@ -88,21 +103,52 @@ async def _apply(settings: BackfillSettings, spec: LoopSpec, places: Sequence[Pl
             open_store(settings, redis, spec), on_batch=_ignore, most_events=settings.features_batch_events
         )
         begin = await stream.assigned(places)
-        for name, partition in places:
-            end = offsets_of(tables[name]).get(partition, 0)
-            for first in range(begin[name, partition], end, _EVENTS_AT_ONCE):
-                last = min(first + _EVENTS_AT_ONCE, end)
-                events = _read(tables[name], (name, partition), first=first, end=last)
-                await _apply_patiently(stream, events)
-                count += len(events)
+        catalogue = [partition for name, partition in _archived(settings, spec.loop) if name.endswith(_CATALOGUE)]
+        stream.follow_catalogue(max([spec.shards.kafka_partitions, *(each + 1 for each in catalogue)]))
+        for place in places:
+            count += await _apply_place(stream, tables[place[0]], place, begin[place])
     return count
 
 
-async def _apply_patiently(stream: LoopStream, events: Sequence[Event]) -> None:
+async def _apply_place(stream: LoopStream, table: Table, place: Place, begin: int) -> int:
+    """Apply what a table holds of a topic partition from an offset on; answer how many events.
+
+    The last batch ends where the table does, so that the stream goes on behind what was refused, too.
+    """
+    end, count, clock = checkpoints_of(table).get(place[1], Checkpoint()), 0, PartitionClock()
+    for first, last in _ranges(table, place[1], begin, end.offset):
+        events = []
+        for event in _read(table, place, first=first, end=last):
+            clock = clock.after(event.time) if isinstance(event.message, _BEHAVIOR) else clock
+            events.append(event._replace(clock=clock.newest))
+        reached = end if last == end.offset else Checkpoint(last, end.base, clock=clock)
+        await _apply_patiently(stream, events, {place: reached})
+        count += len(events)
+    return count
+
+
+def _ranges(table: Table, partition: int, begin: int, end: int) -> list[tuple[int, int]]:
+    """Ranges of offsets that together hold all rows of a partition between two offsets; the last reaches to the end.
+
+    Where another log was accepted offsets jump far, so ranges without rows are left out.
+    """
+    wanted = f"kafka_partition = {partition} and kafka_offset >= {begin} and kafka_offset < {end}"
+    scan = table.scan(row_filter=wanted, selected_fields=("kafka_partition", "kafka_offset"))
+    held = set[int]()
+    for rows in scan.to_arrow_batch_reader():
+        held.update(np.unique(rows["kafka_offset"].to_numpy() // _OFFSETS_AT_ONCE).tolist())
+    firsts = [each * _OFFSETS_AT_ONCE for each in sorted(held)]
+    found = [(max(begin, first), min(end, first + _OFFSETS_AT_ONCE)) for first in firsts]
+    if begin < end and (not found or found[-1][1] < end):
+        found.append((found[-1][1] if found else begin, end))
+    return found
+
+
+async def _apply_patiently(stream: LoopStream, events: Sequence[Event], ends: Mapping[Place, Checkpoint]) -> None:
     """Apply events; a store that is busy with those of the other processes is asked again, which changes nothing."""
     for left in reversed(range(_ATTEMPTS)):
         try:
-            await stream.apply(events)
+            await stream.apply(events, ends)
         except Unavailable:
             if not left:
                 raise

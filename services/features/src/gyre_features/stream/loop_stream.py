@@ -23,10 +23,11 @@ from gyre_core.features import Event as FeatureEvent
 from gyre_core.spec import IMPRESSION
 from gyre_core.topics import topic
 from gyre_runtime import instrument
+from gyre_runtime.checkpoints import Batch, Checkpoint, Place, checkpoints_after
 from gyre_runtime.events import Event
 from gyre_runtime.fields import field_values
+from gyre_runtime.kafka import Rewound
 
-from gyre_features.online.keys import Place
 from gyre_features.online.script import Applied, Fences, Known, ShelfChange, Stale, Write
 from gyre_features.online.store import OnlineStore, identity
 from gyre_features.stream.item_lookup import KnownItems
@@ -37,10 +38,6 @@ _LOG = logging.getLogger(__name__)
 _SENDING_S = 0.001
 
 OnBatch = Callable[[BatchApplied, Sequence[Event]], Awaitable[None]]
-
-
-class Rewound(Exception):  # noqa: N818 - says what happened to the store
-    """The store holds less than it held before, as after a crash of Redis: read on from its fences."""
 
 
 def feature_event(event: Event) -> FeatureEvent:
@@ -121,12 +118,32 @@ class LoopStream:
         self._told: list[list[int]] = [[] for _ in range(store.shards)]
         self._items = KnownItems(store)
         self._late = LateFields(store, forgotten=self._is_forgotten)
-        catalogue, partitions = topic(store.spec.loop, "catalog.items"), range(store.spec.shards.kafka_partitions)
-        self.catalogue: tuple[Place, ...] = tuple((catalogue, partition) for partition in partitions)
+        self.catalogue: tuple[Place, ...] = ()
+        self.follow_catalogue(store.spec.shards.kafka_partitions)
         self._catalogue_fences: list[tuple[int, ...]] = [()] * store.shards
         layout = store.layout
         self._reads_fields = bool(layout.item_fields.fields)
         self._counts_impressions = any(layout.plan(kind, IMPRESSION) for kind in ("item", "user", "global"))
+
+    def follow_catalogue(self, partitions: int) -> None:
+        """Take changes of items from so many partitions, which Kafka may have more of than `gyre.yaml` says."""
+        name = topic(self.store.spec.loop, "catalog.items")
+        self.catalogue = tuple((name, partition) for partition in range(partitions))
+
+    async def checkpoints(self, places: Iterable[Place]) -> dict[Place, list[Checkpoint]]:
+        """Up to where the virtual shards hold topic partitions, one checkpoint for each shard that differs.
+
+        What this stream knows of the store follows; it applies events from there on.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        wanted = list(places)
+        stored = await self.store.checkpoints(wanted)
+        for fences, found in zip(self._fences, stored, strict=True):
+            fences.update({place: each.offset for place, each in found.items()})
+        self._forget_catalogue()
+        return {place: list(dict.fromkeys(found[place] for found in stored)) for place in wanted}
 
     async def assigned(self, places: Iterable[Place]) -> Fences:
         """Take over topic partitions; answer for each the offset to begin at: the lowest fence of all shards.
@@ -134,11 +151,8 @@ class LoopStream:
         Raises:
             Unavailable: the store does not answer.
         """
-        wanted = list(places)
-        for own, found in zip(self._fences, await self.store.fences(wanted), strict=True):
-            own.update(found)
-        self._forget_catalogue()
-        return {place: min(fences[place] for fences in self._fences) for place in wanted}
+        found = await self.checkpoints(places)
+        return {place: min(each.offset for each in stored) for place, stored in found.items()}
 
     async def untold(self) -> list[BatchApplied]:
         """The applied batches that nobody is known to have told, so after a crash those that it kept from being told.
@@ -164,17 +178,22 @@ class LoopStream:
                 await self.store.clear_outbox(shard, told)
                 told.clear()
 
-    async def apply(self, events: Sequence[Event]) -> None:
+    async def apply(self, events: Sequence[Event], ends: Mapping[Place, Checkpoint] | None = None) -> None:
         """Apply decoded events; within a topic partition they are in the order of their offsets.
+
+        Args:
+            events: what counts.
+            ends: the checkpoints after them and after what counts for nothing; by default those after the events.
 
         Raises:
             Unavailable: the store does not answer; nothing is known to be lost, call again with the same events.
-            Rewound: the store lost what it held; call `assigned` and read on from there.
+            Rewound: the store lost what it held; call `checkpoints` and read on from there.
         """
+        batch = Batch(events, (), checkpoints_after(events) if ends is None else ends)
         if self.store.shards > 1 and self._changes_fields(events):
             await self._announce(events)
         for shard in range(self.store.shards):
-            await self._apply_to(shard, events)
+            await self._apply_to(shard, batch)
 
     async def _announce(self, events: Sequence[Event]) -> None:
         changes = (feature_event(event) for event in events if isinstance(event.message, behavior.ItemChanged))
@@ -182,18 +201,17 @@ class LoopStream:
         items = await self.store.versions(list({change.id for change in changed}))
         self._items.changed(await self._late.announce(changed, items))
 
-    async def _apply_to(self, shard: int, events: Sequence[Event]) -> None:
+    async def _apply_to(self, shard: int, whole: Batch) -> None:
         """Apply batch after batch; while the store takes one in, the next is prepared."""
         running: asyncio.Task[None] | None = None
         try:
-            for first in range(0, len(events), self._most_events):
-                batch = events[first : first + self._most_events]
+            for batch in whole.parts(self._most_events):
                 if running is not None:
                     # So that the batch before is on its way to the store when this one takes the processor.
                     await asyncio.wait([running], timeout=_SENDING_S)
-                if running is not None and self._changes_fields(batch):
+                if running is not None and self._changes_fields(batch.events):
                     await running
-                prepared = await self._prepare(shard, batch, frozenset())
+                prepared = await self._prepare(shard, batch.events, frozenset())
                 if running is not None:
                     await running
                 running = asyncio.create_task(self._apply_batch(shard, batch, prepared), name="apply a batch")
@@ -203,15 +221,15 @@ class LoopStream:
             if running is not None:
                 await asyncio.gather(running, return_exceptions=True)
 
-    async def _apply_batch(self, shard: int, events: Sequence[Event], prepared: _Prepared) -> None:
-        fences, known = self._fences[shard], frozenset[bytes]()
+    async def _apply_batch(self, shard: int, own: Batch, prepared: _Prepared) -> None:
+        fences, known, events = self._fences[shard], frozenset[bytes](), own.events
         while True:
-            fresh = self._fresh(shard, events)
-            if not fresh:
+            following = {place: end for place, end in own.ends.items() if end.offset > fences.get(place, 0)}
+            if not following:
                 return
+            fresh = self._fresh(shard, events)
             if not self._still_good(prepared, fresh):
                 prepared = await self._prepare(shard, events, known)
-            following = {(event.topic, event.partition): event.offset + 1 for event in fresh}
             batch, told = self._described(shard, fresh, prepared), tuple(self._told[shard])
             write = Write(
                 expected={place: fences.get(place, 0) for place in following},
@@ -229,10 +247,11 @@ class LoopStream:
             )
             outcome = await self.store.apply(shard, write)
             if isinstance(outcome, Applied):
-                fences.update(following)
+                fences.update({place: end.offset for place, end in following.items()})
                 del self._told[shard][: len(told)]
                 self._note_applied(shard, outcome, prepared)
-                await self._on_batch(completed(batch, outcome.batch, outcome.time), prepared.kept)
+                if fresh:
+                    await self._on_batch(completed(batch, outcome.batch, outcome.time), prepared.kept)
                 return
             if isinstance(outcome, Known):
                 known |= outcome.identities
@@ -329,6 +348,8 @@ class LoopStream:
 
     def _described(self, shard: int, fresh: Sequence[Event], prepared: _Prepared) -> BatchApplied:
         store = self.store
+        if not fresh:
+            return BatchApplied()
         return described(store.spec.loop, store.layout.hash, shard, fresh=fresh, count=len(prepared.kept))
 
     def _without_duplicates(self, events: Sequence[Event], known: frozenset[bytes]) -> tuple[list[Event], list[bytes]]:

@@ -1,23 +1,23 @@
-"""One worker of the stream: every loop's events to its store, from the store's fences on, the catalogue first."""
+"""One loop's stream from Kafka to its store, from the store's checkpoints on, the catalogue first."""
 
 import asyncio
 import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from gyre.events.v1.features_pb2 import BatchApplied
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable, instrument
-from gyre_runtime.admission import Admission
+from gyre_runtime.checkpoints import Batch, Checkpoint, Place
 from gyre_runtime.events import Event
 from gyre_runtime.kafka import Consumer, Producer
 
 from gyre_features.online.store import OnlineStore
-from gyre_features.stream.loop_stream import LoopStream, Rewound
+from gyre_features.stream.loop_stream import LoopStream
 from gyre_features.stream.outbox import identity_of
 
 CATALOGUE = "catalog.items"
@@ -29,90 +29,72 @@ _LOG = logging.getLogger(__name__)
 
 
 class StreamWorker:
-    """Hands each loop its events, seeks on assignment, and holds behaviour back until the catalogue is known."""
+    """Takes a consumer's batches to the store of one loop's layout, and holds behaviour back until items are known."""
 
     def __init__(
         self,
-        stores: Iterable[OnlineStore],
+        store: OnlineStore,
         producer: Producer,
         *,
-        admission: Admission,
         most_events: int,
         forgotten: Callable[[Event], bool] = lambda _event: False,
     ) -> None:
-        self._producer = producer
-        self._streams = {
-            store.spec.loop: LoopStream(store, on_batch=self._note, most_events=most_events, forgotten=forgotten)
-            for store in stores
-        }
-        self._admission = admission
-        self._consumer: Consumer | None = None
-        self._waits: dict[str, asyncio.Task[None]] = {}
+        self._producer, self._loop = producer, store.spec.loop
+        self._stream = LoopStream(store, on_batch=self._note, most_events=most_events, forgotten=forgotten)
+        self._wait: asyncio.Task[None] | None = None
         self._refused: list[BatchApplied] = []
 
-    async def assigned(self, consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
-        """Begin every partition where the store stands, whatever the group has committed; wait while it is away."""
-        self._consumer = consumer
-        for name in self._streams:
-            await self._begin(name, consumer, [each for each in partitions if each.topic.startswith(f"{name}.")])
+    async def stored(self, places: Sequence[Place]) -> Mapping[Place, Sequence[Checkpoint]]:
+        """Up to where the store holds topic partitions; what it was told of batches goes to Kafka first.
 
-    async def _begin(self, name: str, consumer: Consumer, own: Sequence[TopicPartition]) -> None:
-        stream, begin, untold = self._streams[name], None, list[BatchApplied]()
-        while begin is None:
-            try:
-                untold = await stream.untold()
-                begin = await stream.assigned((each.topic, each.partition) for each in own)
-            except Unavailable as error:
-                _LOG.warning("waiting for the online store", extra={"loop": name, "problem": str(error)})
-                await asyncio.sleep(_RETRY_S)
-        for batch in untold:
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        for batch in await self._stream.untold():
             self._tell(batch)
-        for each in own:
-            self._admission.start(each.topic, each.partition)
-            consumer.kafka.seek(each, begin[each.topic, each.partition])
-        if name in self._waits:
-            self._waits.pop(name).cancel()
-        behaviour = [each for each in own if not each.topic.endswith(f".{CATALOGUE}")]
+        return await self._stream.checkpoints(places)
+
+    async def assigned(self, consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
+        """Hold behaviour back until the catalogue, as long as it is now, stands in the store."""
+        declared, found = self._stream.store.spec.shards.kafka_partitions, consumer.partitions_of(self._catalogue)
+        if found > declared:
+            problem = f"{self._catalogue} has {found} partitions, gyre.yaml says shards.kafka_partitions: {declared}"
+            _LOG.warning("more partitions than declared: all are read", extra={"loop": self._loop, "problem": problem})
+        self._stream.follow_catalogue(max(found, declared))
+        if self._wait is not None:
+            self._wait.cancel()
+        behaviour = [each for each in partitions if each.topic != self._catalogue]
         if behaviour:
             consumer.hold(*behaviour)
-            wait = _release_after_catalogue(consumer, stream, behaviour)
-            self._waits[name] = asyncio.create_task(wait, name=f"catalogue of {name} first")
+            wait = _release_after_catalogue(consumer, self._stream, behaviour)
+            self._wait = asyncio.create_task(wait, name=f"catalogue of {self._loop} first")
+
+    @property
+    def _catalogue(self) -> str:
+        return topic(self._loop, CATALOGUE)
 
     async def close(self) -> None:
         """End what waits, and let Kafka take what is still to be told; what it does not take, the next start tells."""
-        for each in self._waits.values():
-            each.cancel()
-        await asyncio.gather(*self._waits.values(), return_exceptions=True)
+        if self._wait is not None:
+            self._wait.cancel()
+            await asyncio.gather(self._wait, return_exceptions=True)
         with contextlib.suppress(TimeoutError, Unavailable):
             async with asyncio.timeout(_TELLING_S):
                 await self._producer.flush()
-                for stream in self._streams.values():
-                    await stream.clear_outbox()
+                await self._stream.clear_outbox()
 
-    async def apply(self, events: list[Event]) -> None:
-        """Apply a batch of any loops' events.
+    async def apply(self, batch: Batch) -> None:
+        """Apply a batch.
 
         Raises:
-            Unavailable: a store does not answer; call again with the same events.
+            Unavailable: the store does not answer; call again with the same batch.
+            Rewound: the store holds less than it did.
         """
-        by_loop: dict[str, list[Event]] = {}
-        for event in events:
-            by_loop.setdefault(event.topic.partition(".")[0], []).append(event)
-        for name, own in by_loop.items():
-            try:
-                await self._streams[name].apply(own)
-            except Rewound as error:
-                _LOG.warning("reading on from the store's fences", extra={"loop": name, "problem": str(error)})
-                await self._rewind(name)
-
-    async def _rewind(self, name: str) -> None:
-        consumer = self._consumer
-        if consumer is not None:
-            own = [each for each in consumer.kafka.assignment() if each.topic.startswith(f"{name}.")]
-            await self._begin(name, consumer, own)
+        await self._stream.apply(batch.events, batch.ends)
 
     async def _note(self, batch: BatchApplied, events: Sequence[Event]) -> None:
-        arrivals = [event.arrival_time for event in events if event.arrival_time]
+        # What was replayed came long ago.
+        arrivals = [event.arrival_time for event in events if event.arrival_time and not event.first_arrival_time]
         if arrivals:
             applied_time = batch.applied_time.ToNanoseconds() / 1e9
             freshness = instrument("gyre_features_freshness_seconds")
@@ -129,7 +111,7 @@ class StreamWorker:
 
         def settled(arrived: bool) -> None:
             if arrived:
-                self._streams[batch.loop].told(batch)
+                self._stream.told(batch)
             else:
                 self._refused.append(batch)
 
@@ -157,7 +139,7 @@ async def _release_after_catalogue(consumer: Consumer, stream: LoopStream, behav
         if progress != stand:
             stand, since = progress, time.monotonic()
         elif time.monotonic() - since > _PATIENCE_S:
-            # The last records may be ones that nobody can apply, so that no fence ever passes them.
+            # Another worker of the group may read those partitions, and get nowhere.
             _LOG.warning("the catalogue does not get on", extra={"loop": stream.store.spec.loop})
             break
         await asyncio.sleep(_POLL_S)
@@ -168,10 +150,10 @@ async def _release_after_catalogue(consumer: Consumer, stream: LoopStream, behav
 async def _progress(
     consumer: Consumer, stream: LoopStream, ends: Iterable[TopicPartition]
 ) -> dict[TopicPartition, int]:
-    """How far each partition of the catalogue is: by the fences, or where it is our own, by what was read."""
+    """How far each partition of the catalogue is in Kafka: by the store, or where it is our own, by what was read."""
     own = consumer.kafka.assignment()
-    shards = await stream.store.fences(stream.catalogue)
-    progress = {each: min(fences[each.topic, each.partition] for fences in shards) for each in ends}
+    shards = await stream.store.checkpoints(stream.catalogue)
+    progress = {each: min(found[each].kafka_offset for found in shards) for each in ends}
     for each in own.intersection(progress):
         # What was handed over is applied before the next batch is taken, so reading is as good.
         progress[each] = max(progress[each], await consumer.kafka.position(each))

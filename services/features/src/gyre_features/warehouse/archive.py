@@ -14,6 +14,7 @@ import pyarrow as pa
 from google.protobuf import json_format
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_runtime import Unavailable, instrument
+from gyre_runtime.checkpoints import Checkpoint, Place, checkpoints_after
 from gyre_runtime.events import Event
 from gyre_warehouse.tables import (
     APPLIED,
@@ -24,6 +25,7 @@ from gyre_warehouse.tables import (
     USERS,
     append,
     arrow_schema,
+    checkpoints_of,
     ensure_table,
     offsets_of,
 )
@@ -34,6 +36,7 @@ from pyiceberg.table import Table
 _LOG = logging.getLogger(__name__)
 _COMMITS_FOR_A_SECOND = 500
 _LONGEST_S = 60.0
+_STALLED_S = 30.0
 _METHOD = "IMPRESSION_METHOD_"
 Result = TypeVar("Result")
 Columns = Mapping[str, Callable[[Any], Any]]
@@ -126,11 +129,15 @@ class _Waiting:
 
     Attributes:
         tables: the rows, in the order of their offsets within each partition.
-        following: for each partition, the offset after the last row.
+        ends: for each partition, the checkpoint after all records that were taken in, whether they made a row or not.
     """
 
     tables: list[pa.Table] = field(default_factory=list)
-    following: dict[int, int] = field(default_factory=dict)
+    ends: dict[int, Checkpoint] = field(default_factory=dict)
+
+    def end(self, partition: int) -> int:
+        """The offset after what was taken in of a partition, 0 for nothing."""
+        return self.ends[partition].offset if partition in self.ends else 0
 
 
 class Archive:
@@ -165,17 +172,22 @@ class Archive:
         self._since = time.monotonic()
         self._commits = 0
         self._lock = asyncio.Lock()
+        self._failing: tuple[float, Unavailable] | None = None
 
-    def offsets(self, topic: str) -> dict[int, int]:
-        """The next offset of each partition of a topic that its table does not hold yet."""
-        return offsets_of(self._table(topic))
+    def checkpoints(self, topic: str) -> dict[int, Checkpoint]:
+        """Up to where the table of a topic holds each of its partitions."""
+        return checkpoints_of(self._table(topic))
 
     def _table(self, topic: str) -> Table:
         loop, _, suffix = topic.partition(".")
         return ensure_table(self._catalog, loop, TABLE_OF[suffix])
 
-    async def add(self, events: Sequence[Event]) -> None:
+    async def add(self, events: Sequence[Event], ends: Mapping[Place, Checkpoint] | None = None) -> None:
         """Take events in; what is at an offset that was taken in already is left out.
+
+        Args:
+            events: each partition's in the order of its offsets.
+            ends: the checkpoints after them and after what makes no row; by default those after the events.
 
         Raises:
             Unavailable: too much waits and the warehouse takes nothing; nothing was taken in, call again.
@@ -186,23 +198,25 @@ class Archive:
             by_topic: dict[str, list[Event]] = {}
             for event in events:
                 waiting = self._waiting.get(event.topic)
-                if waiting is None or event.offset >= waiting.following.get(event.partition, 0):
+                if waiting is None or event.offset >= waiting.end(event.partition):
                     by_topic.setdefault(event.topic, []).append(event)
             rows = {topic: rows_of(topic, self._counted(own)) for topic, own in by_topic.items()}
-            if not self._count:
+            if not self._waiting:
                 self._since = time.monotonic()
             for topic, table in rows.items():
-                waiting = self._waiting.setdefault(topic, _Waiting())
-                waiting.tables.append(table)
-                waiting.following.update({event.partition: event.offset + 1 for event in by_topic[topic]})
+                self._waiting.setdefault(topic, _Waiting()).tables.append(table)
                 self._count += table.num_rows
                 self._bytes += table.nbytes
+            for (topic, partition), end in (checkpoints_after(events) if ends is None else ends).items():
+                waiting = self._waiting.setdefault(topic, _Waiting())
+                if end.offset > waiting.end(partition):
+                    waiting.ends[partition] = end
 
     async def run(self) -> None:
         """Append what waits too long, until cancelled; while the warehouse takes nothing, try again."""
         while True:
             await asyncio.sleep(self._most_s / 4)
-            if self._count and time.monotonic() - self._since >= self._patience_s:
+            if self._waiting and time.monotonic() - self._since >= self._patience_s:
                 try:
                     await self.flush()
                 except Unavailable as error:
@@ -236,11 +250,21 @@ class Archive:
                     del self._waiting[topic]
             except Exception as error:
                 # Whatever the file system or the catalogue raise: rows are well formed here, so it can only be theirs.
-                raise Unavailable("WAREHOUSE_UNAVAILABLE", f"the warehouse takes no rows: {error!r:.200}") from error
+                problem = Unavailable("WAREHOUSE_UNAVAILABLE", f"the warehouse takes no rows: {error!r:.200}")
+                since = self._failing[0] if self._failing else time.monotonic()
+                self._failing = since, problem
+                raise problem from error
+            else:
+                self._failing = None
             finally:
                 tables = [table for waiting in self._waiting.values() for table in waiting.tables]
                 self._count = sum(table.num_rows for table in tables)
                 self._bytes = sum(table.nbytes for table in tables)
+
+    def check(self) -> None:
+        """Raise why the warehouse has taken nothing for 30 s, if it has not."""
+        if self._failing is not None and time.monotonic() - self._failing[0] > _STALLED_S:
+            raise self._failing[1]
 
     async def alone(self, loop: str, tables: Sequence[str], work: Callable[[Table], Result]) -> dict[str, Result]:
         """Do something with tables of a loop, in a thread, while nothing is appended and nothing waits.
@@ -264,21 +288,22 @@ class Archive:
 
     def _append(self, topic: str, waiting: _Waiting) -> None:
         loop, _, suffix = topic.partition(".")
-        rows = pa.concat_tables(waiting.tables)
+        rows = pa.concat_tables(waiting.tables) if waiting.tables else None
         while True:
             table = self._table(topic)
             self._commits = max(self._commits, len(table.metadata.snapshots))
             stored = offsets_of(table)
-            fresh = _from(rows, stored)
-            if not fresh.num_rows:
+            ends = {each: end for each, end in waiting.ends.items() if end.offset > stored.get(each, 0)}
+            if not ends:
                 return
-            following = {each: end for each, end in waiting.following.items() if end > stored.get(each, 0)}
+            fresh = None if rows is None else _from(rows, stored)
             try:
-                append(table, fresh, following)
+                append(table, fresh, ends)
             except CommitFailedException:
-                _LOG.warning("another archiver committed: reading the offsets again", extra={"topic": topic})
+                _LOG.warning("another archiver committed: reading the checkpoints again", extra={"topic": topic})
                 continue
-            instrument("gyre_archive_rows_total").add(fresh.num_rows, loop=loop, table=TABLE_OF[suffix])
+            if fresh is not None:
+                instrument("gyre_archive_rows_total").add(fresh.num_rows, loop=loop, table=TABLE_OF[suffix])
             return
 
 

@@ -22,8 +22,8 @@ from gyre_warehouse.tables import (
     TRAINING_TABLE_OF,
     USERS,
     arrow_schema,
+    checkpoints_of,
     ensure_table,
-    offsets_of,
     open_catalog,
     read_columns,
 )
@@ -79,12 +79,15 @@ class LoopTables:
             return {name: ensure_table(self._catalog, self._loop, name) for name in TRAINING_TABLE_OF.values()}
 
     def offsets(self) -> dict[str, dict[int, int]]:
-        """For each table, the next Kafka offset of each partition that it does not hold yet.
+        """For each table, the next offset in Kafka of each partition that it does not hold yet.
 
         Raises:
             Unavailable: the catalogue does not answer.
         """
-        return {name: offsets_of(table) for name, table in self._open().items()}
+        return {
+            name: {partition: each.kafka_offset for partition, each in checkpoints_of(table).items()}
+            for name, table in self._open().items()
+        }
 
     def pin(self, now: float | None) -> Pins:
         """Fix the present snapshots; `now` None takes the newest event's time, as on the replay clock.

@@ -1,0 +1,161 @@
+"""Checkpoints: how far a store has applied a topic partition, and by which record it recognises the partition's log.
+
+Kafka numbers the records of a topic that was deleted and created again from 0, and this client gets no topic id. So a
+store keeps a *witness* beside the next offset: place, timestamp and a digest of the last record that it applied. A log
+that holds another record there is another log.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from math import inf
+from typing import Any, NamedTuple
+
+from gyre_core.admission import PartitionClock
+
+from gyre_runtime.events import Event
+
+_DIGEST_BYTES = 8
+_EPOCH_S = 1_577_836_800  # 2020-01-01T00:00:00Z
+_LOG_BITS = 24
+
+Place = tuple[str, int]
+"""(topic, partition); aiokafka's `TopicPartition` is one."""
+
+
+class Witness(NamedTuple):
+    """The last record that was applied.
+
+    Attributes:
+        offset: its offset in Kafka.
+        timestamp_ms: its timestamp in Kafka, unix milliseconds.
+        digest: of its `ce_id`, or of its value where it has none; hexadecimal.
+    """
+
+    offset: int
+    timestamp_ms: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Up to where a store has applied a topic partition.
+
+    Attributes:
+        offset: the next offset to apply, `base` included.
+        base: what is added to Kafka's offsets, so that the offsets of a log which was accepted in place of another are
+            greater than all of the one before (see `base_at`); 0 for the first log.
+        witness: the last applied record; None before the first, and where an older version wrote the checkpoint.
+        clock: the partition's clock after the last applied record.
+    """
+
+    offset: int = 0
+    base: int = 0
+    witness: Witness | None = None
+    clock: PartitionClock = PartitionClock()  # noqa: RUF009 - frozen
+
+    @property
+    def kafka_offset(self) -> int:
+        """The next offset to read from Kafka."""
+        return self.offset - self.base
+
+    def at(self, kafka_offset: int) -> Checkpoint:
+        """This checkpoint moved over offsets that hold no record, to an offset of Kafka."""
+        return replace(self, offset=self.base + kafka_offset)
+
+    def encoded(self) -> str:
+        """As text: the offset, then what else is known as JSON."""
+        rest: dict[str, Any] = {}
+        if self.base:
+            rest["base"] = self.base
+        if self.witness is not None:
+            rest["witness"] = list(self.witness)
+        if self.clock.is_set:
+            rest["clock"] = self.clock.newest
+        return f"{self.offset} {json.dumps(rest, separators=(',', ':'))}" if rest else str(self.offset)
+
+    @classmethod
+    def decoded(cls, text: str | bytes) -> Checkpoint:
+        """What `encoded` wrote, or the bare offset of an older version.
+
+        Raises:
+            ValueError: the text is neither.
+        """
+        number, _, rest = (text.decode() if isinstance(text, bytes) else text).partition(" ")
+        known = json.loads(rest) if rest else {}
+        witness = Witness(*known["witness"]) if "witness" in known else None
+        return cls(int(number), known.get("base", 0), witness, PartitionClock(known.get("clock", -inf)))
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRecord:
+    """A record that counts for nothing: where it stands, and why (UPPER_SNAKE)."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive records of some topic partitions, decided one by one.
+
+    Attributes:
+        events: those that count, each partition's in the order of its offsets.
+        refusals: those that do not; where dead letters are written, Kafka has acknowledged them.
+        ends: each partition's checkpoint after the last of its records, refused or not, and after what holds no record
+            (transaction markers, deletions, what was compacted away).
+    """
+
+    events: Sequence[Event] = ()
+    refusals: Sequence[RefusedRecord] = ()
+    ends: Mapping[Place, Checkpoint] = field(default_factory=dict)
+
+    def parts(self, max_events: int) -> list[Batch]:
+        """Batches of at most so many events that together are this one; the last has the refusals and its ends."""
+        if len(self.events) <= max_events:
+            return [self]
+        starts = range(0, len(self.events), max_events)
+        made = [self._part(self.events[first : first + max_events]) for first in starts]
+        made[-1] = Batch(made[-1].events, self.refusals, self.ends)
+        return made
+
+    def _part(self, events: Sequence[Event]) -> Batch:
+        return Batch(events, (), checkpoints_after(events, self.ends))
+
+
+def checkpoints_after(
+    events: Iterable[Event], ends: Mapping[Place, Checkpoint] | None = None
+) -> dict[Place, Checkpoint]:
+    """The checkpoints after the last event of each partition; `ends` say which log it is from."""
+    last = {(event.topic, event.partition): event for event in events}
+    return {place: _after(event, (ends or {}).get(place, Checkpoint()).base) for place, event in last.items()}
+
+
+def _after(event: Event, base: int) -> Checkpoint:
+    witness = Witness(event.offset - base, round(event.arrival_time * 1000), digest_of(event.id.encode()))
+    return Checkpoint(event.offset + 1, base, witness, PartitionClock(event.clock))
+
+
+def witness_of(record: Any) -> Witness:
+    """The witness that a record of Kafka is."""
+    event_id = next((value for name, value in record.headers if name == "ce_id" and value), None)
+    return Witness(record.offset, record.timestamp, digest_of(event_id or b"\0" + (record.value or b"")))
+
+
+def digest_of(content: bytes) -> str:
+    """Sixteen hexadecimal digits that stand for some bytes."""
+    return blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def base_at(unix_s: float) -> int:
+    """The base of a log that is accepted at some time: greater than any offset of the logs before it.
+
+    It is 2^24 for each minute since 2020, so a partition may get 280,000 records a second all that time; it stays below
+    2^48 until 2051, as readers of the tables need that put partition and offset into one number.
+    """
+    return max(int(unix_s - _EPOCH_S) // 60, 1) << _LOG_BITS

@@ -1,0 +1,180 @@
+"""What becomes of fetched records: decided one by one, refused ones dead-lettered, the rest handed over until it is in.
+
+A handler is called again while it fails transiently; what it refuses for good is found by halving the batch.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gyre_runtime import tracing
+from gyre_runtime.admission import Admission, Refusal
+from gyre_runtime.checkpoints import Batch, Checkpoint, Place, RefusedRecord
+from gyre_runtime.errors import is_transient
+from gyre_runtime.events import Event
+from gyre_runtime.kafka._names import topic_labels
+from gyre_runtime.kafka.dead_letters import dead_letter
+from gyre_runtime.kafka.producer import Producer
+from gyre_runtime.metrics import instrument
+
+_LOG = logging.getLogger(__name__)
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.1, 10.0
+_MAX_LINKS = 16
+
+OnBatch = Callable[[Batch], Awaitable[object]]
+
+
+class Rewound(Exception):  # noqa: N818 - says what happened to the store
+    """A store holds less than it did, as after a crash of Redis: read on from its checkpoints."""
+
+
+class Abandoned(Exception):  # noqa: N818 - a signal, not an error
+    """The batch is given up uncommitted: the consumer stops, or its partitions go."""
+
+
+@dataclass(slots=True)
+class Delivery:
+    """Hands records of one consumer over.
+
+    Attributes:
+        group: the consumer group.
+        admission: decides records.
+        letters: sends dead letters; None where another group of the same topics does.
+        stopping: set when the consumer stops.
+        revoking: set when its partitions go.
+    """
+
+    group: str
+    admission: Admission
+    letters: Producer | None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    revoking: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def process(
+        self, records: Sequence[Any], ends: dict[Place, Checkpoint], handler: OnBatch, *, one_by_one: bool
+    ) -> None:
+        """Decide records, have the dead letters acknowledged, and deliver the rest with the checkpoints after all.
+
+        Args:
+            records: as Kafka gave them.
+            ends: the checkpoints after them, but for the partitions' clocks, which are put in.
+            handler: takes batches.
+            one_by_one: each with one event at most.
+
+        Raises:
+            Abandoned: the consumer stops or its partitions go while the handler fails transiently.
+            Rewound: the handler's store holds less than it did.
+        """
+        events, refused = self._decide(records, ends)
+        ends.update({place: replace(end, clock=self.admission.clock(*place)) for place, end in ends.items()})
+        await asyncio.gather(*(self._refuse(record, refusal.reason, refusal.detail) for record, refusal in refused))
+        by_place = {(each.topic, each.partition, each.offset + _base(each, ends)): each for each in records}
+        refusals = [
+            RefusedRecord(each.topic, each.partition, each.offset + _base(each, ends), refusal.reason)
+            for each, refusal in refused
+        ]
+        batch = Batch(events, refusals, ends)
+        for part in batch.parts(1) if one_by_one else [batch]:
+            await self._deliver(part, handler, by_place)
+
+    def _decide(
+        self, records: Sequence[Any], ends: Mapping[Place, Checkpoint]
+    ) -> tuple[list[Event], list[tuple[Any, Refusal]]]:
+        events: list[Event] = []
+        refused: list[tuple[Any, Refusal]] = []
+        for record in records:
+            decision = self.admission.decide(record)
+            if isinstance(decision, Event):
+                clock = self.admission.clock(record.topic, record.partition).newest
+                events.append(decision._replace(offset=record.offset + _base(record, ends), clock=clock))
+            elif decision is not None:
+                refused.append((record, decision))
+        return events, refused
+
+    async def _deliver(self, batch: Batch, handler: OnBatch, by_place: dict[tuple[str, int, int], Any]) -> None:
+        error = await self._attempt(batch, handler)
+        if error is None:
+            for topic, count in Counter(event.topic for event in batch.events).items():
+                instrument("gyre_consumer_events_total").add(count, **topic_labels(topic))
+            return
+        if len(batch.events) > 1:
+            for part in batch.parts((len(batch.events) + 1) // 2):
+                await self._deliver(part, handler, by_place)
+            return
+        if not batch.events:
+            raise error
+        event = batch.events[0]
+        _LOG.error("an event cannot be handled", exc_info=error, extra={"event_id": event.id})
+        reason = getattr(error, "reason", "HANDLER_FAILED")
+        record = by_place[event.topic, event.partition, event.offset]
+        await self._refuse(record, reason, f"{type(error).__name__}: {error}")
+        refusal = RefusedRecord(event.topic, event.partition, event.offset, reason)
+        await self._deliver(Batch((), (*batch.refusals, refusal), batch.ends), handler, by_place)
+
+    async def _attempt(self, batch: Batch, handler: OnBatch) -> Exception | None:
+        """Call the handler until it succeeds or fails for good; return the permanent error."""
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            try:
+                await handler(batch)
+            except Rewound:
+                raise
+            except Exception as error:  # noqa: BLE001 - the boundary: sorted into transient and permanent
+                if not is_transient(error):
+                    return error
+                reason = getattr(error, "reason", type(error).__name__)
+                name = next(iter(batch.ends))[0]
+                instrument("gyre_consumer_retries_total").add(**topic_labels(name), reason=reason)
+                _LOG.warning("trying again", extra={"topic": name, "problem": str(error), "in_s": backoff_s})
+            else:
+                return None
+            await self._back_off(backoff_s)
+            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+
+    async def _back_off(self, seconds: float) -> None:
+        """Wait, unless the consumer stops or its partitions go.
+
+        Raises:
+            Abandoned: they do.
+        """
+        waits = [asyncio.create_task(each.wait()) for each in (self.stopping, self.revoking)]
+        done, _ = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
+        if done:
+            raise Abandoned
+
+    async def _refuse(self, record: Any, reason: str, error: str) -> None:
+        if self.letters is not None:
+            await dead_letter(self.letters, record, reason=reason, error=error, group=self.group)
+        else:
+            instrument("gyre_consumer_skipped_total").add(**topic_labels(record.topic), reason=reason)
+
+
+def _base(record: Any, ends: Mapping[Place, Checkpoint]) -> int:
+    end = ends.get((record.topic, record.partition))
+    return end.base if end is not None else 0
+
+
+@contextlib.contextmanager
+def batch_span(name: str, events: Sequence[Event], flow: tracing.Flow) -> Iterator[None]:
+    """A span of some events: within their producer's trace where one is sampled, else linked to those that are."""
+    parents = dict.fromkeys(event.traceparent for event in events if tracing.is_sampled(event.traceparent))
+    if flow == "request" and not parents:
+        yield
+        return
+    sampled = [parent for parent in parents if parent]
+    # Of a batch with one sampled event, the span belongs into that event's trace, whatever came with it.
+    parent = sampled[0] if len(sampled) == 1 else None
+    with tracing.start_span(
+        name,
+        parent=parent,
+        links=() if parent else sampled[:_MAX_LINKS],
+        flow=flow,
+        attributes={"messaging.system": "kafka", "messaging.batch.message_count": len(events)},
+    ):
+        yield

@@ -1,0 +1,70 @@
+"""Work that a process does for one loop, started again by itself when it fails, so that no loop stops another."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from gyre_runtime.metrics import instrument
+
+_LOG = logging.getLogger(__name__)
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 1.0, 30.0
+
+
+class LoopWork(Protocol):
+    """Something that is done for one loop until it is stopped."""
+
+    async def run(self) -> None:
+        """Work until `stop`; raises what it cannot go on from."""
+
+    def stop(self) -> None:
+        """End `run` in order."""
+
+    async def check(self) -> bool:
+        """Raise why the work does not get on, if it does not; for a `Dependency`."""
+
+
+class LoopRunner:
+    """Runs one loop's work, and again after a while when it fails.
+
+    Args:
+        loop: its name.
+        make: makes the work, each time that it starts.
+    """
+
+    def __init__(self, loop: str, make: Callable[[], LoopWork]) -> None:
+        self._loop, self._make = loop, make
+        self._work: LoopWork | None = None
+        self._problem: Exception | None = None
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Work until `stop`."""
+        backoff_s = _FIRST_BACKOFF_S
+        while not self._stopping.is_set():
+            self._work = self._make()
+            try:
+                await self._work.run()
+            except Exception as error:  # noqa: BLE001 - the boundary between loops: told, counted and tried again
+                self._problem = error
+                _LOG.critical("a loop's work failed", exc_info=error, extra={"loop": self._loop, "in_s": backoff_s})
+                instrument("gyre_loop_restarts_total").add(loop=self._loop)
+            else:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), backoff_s)
+            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+            self._problem = None
+
+    def stop(self) -> None:
+        """End `run` in order."""
+        self._stopping.set()
+        if self._work is not None:
+            self._work.stop()
+
+    async def check(self) -> bool:
+        """Whether the work gets on; raises why not."""
+        if self._problem is not None:
+            raise self._problem
+        return self._work is not None and await self._work.check()
