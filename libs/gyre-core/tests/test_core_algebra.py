@@ -1,5 +1,6 @@
 """Aggregates by category and windows: what they compute, that order and batching do not matter, and what is refused."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -332,3 +333,22 @@ def test_what_cannot_be_computed_is_refused(old: str, new: str, field: str, rule
     assert rule in found[0].rule
     key = field.rpartition(".")[2].partition("[")[0]
     assert key in text.splitlines()[found[0].line - 1] or key in ("features", "language")
+
+
+def test_what_is_taken_back_takes_nothing_else_along(layout: Layout) -> None:
+    """Where a genre comes late, an event of 1e9 leaves its first genre, and one of 1 beside it stays there."""
+    replay, at = Replay(layout), START + 60
+    replay.apply([*CATALOGUE, rating("ann", "i0", time=at, value=1e9), rating("ann", "i2", time=at, value=1.0)])
+    replay.apply([FieldsChanged("item", "i0", START + 1, {"genres": ["Drama"]})])
+    matrix, _ = replay.matrix("ann", ITEMS, RequestContext(at))
+    sci_fi, drama = 36 / 6, (35 + 1e9) / 6
+    np.testing.assert_allclose(matrix[:, layout.index["genre_score_30d"]], [drama, drama, sci_fi, 7], rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [1e39, -1e300])
+def test_a_value_beyond_float32_counts_as_its_greatest(layout: Layout, value: float) -> None:
+    """No sum of such values is too great to be read: their mean is the greatest float32, and no column is infinite."""
+    row = read(layout, [rating("ann", "i0", value=value)] * 1000)
+    greatest = math.copysign(float(np.finfo(np.float32).max), value)
+    assert float(row["genre_score_30d"][0]) == pytest.approx(greatest, rel=0.01)
+    assert all(np.isfinite(column).all() for column in row.values())
