@@ -29,9 +29,11 @@ def test_dead_letters_stand_beside_their_topic(full_loop: LoopSpec) -> None:
 
 
 def test_retention_becomes_kafka_configuration(full_loop: LoopSpec) -> None:
-    """The log is kept for ever, the projection and the catalogue compacted, behaviour as long as the loop says."""
+    """The log is kept for a year, the projection and the catalogue compacted, behaviour as long as the loop says."""
     config = {each.name.removeprefix("movies."): each.config() for each in declared(full_loop)}
-    assert config["models.rollout-events"].items() >= {"cleanup.policy": "delete", "retention.ms": "-1"}.items()
+    assert (
+        config["models.rollout-events"].items() >= {"cleanup.policy": "delete", "retention.ms": "31536000000"}.items()
+    )
     assert config["models.rollouts"]["cleanup.policy"] == "compact"
     assert config["catalog.items"]["cleanup.policy"] == "compact"
     assert config["catalog.users"]["max.compaction.lag.ms"] == str(86_400_000)

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+from gyre.events.v1.models_pb2 import RolloutView
 from gyre_core.features import Layout
 from gyre_core.models import split_model
 from gyre_core.spec import LoopSpec
 from gyre_deployer.domain.alerts import Alert
 from gyre_deployer.domain.loading import LoadRecord
 from gyre_deployer.domain.observation import Counts, Report
-from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, State
+from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, State, apply
 from gyre_deployer.handlers.commands import Commands
 from gyre_deployer.handlers.ledger import ConcurrentChange, RolloutLedger
 from gyre_deployer.handlers.loading import LoadAttempts
@@ -20,6 +21,7 @@ from gyre_deployer.handlers.reconcile import Reconciler
 from gyre_deployer.handlers.recovery import Recovery
 from gyre_deployer.handlers.serving import Serving, WarmUp
 from gyre_deployer.ports import Artifact, FencedByPeer, Refused
+from gyre_deployer.wire import snapshot_message, state_of, view_message
 from gyre_local.testing import eventually
 from gyre_runtime import Precondition, Unavailable
 
@@ -34,7 +36,8 @@ class World:
 
     spec: LoopSpec
     log: list[Change] = field(default_factory=list)
-    views: list[LoopState] = field(default_factory=list)
+    views: list[RolloutView] = field(default_factory=list)
+    snapshots: list[LoopState] = field(default_factory=list)
     registered: list[Candidate] = field(default_factory=list)
     reports: dict[str, Report] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
@@ -94,16 +97,24 @@ class FakeLog:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    async def read(self) -> list[Change]:
+    async def read(self) -> tuple[LoopState, int]:
         """See `RolloutLog`."""
         self.world.fail()
-        return [replace(each, candidate=each.candidate) for each in self.world.log]
+        state = self.world.snapshots[-1] if self.world.snapshots else LoopState(self.world.spec.loop)
+        snapshot_epoch = state.epoch
+        for change in self.world.log[snapshot_epoch:]:
+            state = apply(state, change)
+        return state, snapshot_epoch
 
-    async def append(self, changes: Sequence[Change], state: LoopState) -> None:
+    async def append(
+        self, changes: Sequence[Change], state: LoopState, *, waiting: Sequence[Candidate], is_snapshot: bool
+    ) -> None:
         """See `RolloutLog`."""
         self.world.fail()
         self.world.log.extend(changes)
-        self.world.views.append(state)
+        self.world.views.append(view_message(state, waiting))
+        if is_snapshot:
+            self.world.snapshots.append(state_of(snapshot_message(state, len(self.world.log))))
         self.world.fail()
 
     async def reopen(self) -> None:
@@ -234,6 +245,10 @@ class Registered:
         """See `Candidates`."""
         return self.world.registered
 
+    def settle(self, state: LoopState) -> int:
+        """See `Candidates`."""
+        return 0
+
 
 class Reports:
     """See `Gateways`."""
@@ -265,6 +280,7 @@ class Process:
         serving = Serving(world.layout, server, repository, FakeArtifacts(world), WarmUp(2, 5), attempts)
         candidates = Registered(world)
         recovery = Recovery(ledger, serving, FakeAlerts(world), now=clock)
+        ledger.candidates = candidates
         reconciler = Reconciler(world.spec, ledger, recovery, candidates, Reports(world), now=clock)
         return cls(world, ledger, reconciler, Commands(ledger, candidates))
 

@@ -80,21 +80,27 @@ def candidate(loop: str, version: str) -> Candidate:
 
 
 async def test_the_log_reads_what_it_wrote_and_fences_its_twin(kafka, loop, topics) -> None:
-    """Changes come back field by field; a fenced log writes nothing, and one that is opened anew can write again."""
+    """Changes come back field by field, with and without a snapshot; a fenced log writes nothing, a reopened one does."""
     started = Change("r1", Kind.STARTED, "v1", reason="why", epoch=1, time=12.5, candidate=candidate(loop, "v1"))
     validated = Change("r1", Kind.VALIDATED, "v1", live_version="v0", share=0.25, step=2, epoch=2, time=13.25)
-    before = LoopState(loop)
-    state = apply(before, started)
+    loaded = Change("r1", Kind.LOADED, "v1", epoch=3, time=13.5)
+    first_state = apply(LoopState(loop), started)
+    second_state = apply(first_state, validated)
+    third_state = apply(second_state, loaded)
     async with KafkaRolloutLog(kafka, loop) as first:
-        assert await first.read() == []
-        await first.append([started], state)
+        assert await first.read() == (LoopState(loop), 0)
+        await first.append([started], first_state, waiting=[], is_snapshot=False)
         async with KafkaRolloutLog(kafka, loop) as second:
             with pytest.raises(FencedByPeer):
-                await first.append([validated], apply(state, validated))
-            assert await second.read() == [started]
-            await second.append([validated], apply(state, validated))
+                await first.append([validated], second_state, waiting=[], is_snapshot=True)
+            assert await second.read() == (first_state, 0)
+            await second.append([validated], second_state, waiting=[], is_snapshot=True)
             await second.reopen()
-            assert await second.read() == [started, validated]
+            assert await second.read() == (second_state, 2)
+            await second.append([loaded], third_state, waiting=[], is_snapshot=False)
+            assert await second.read() == (third_state, 2)
+            await second.append([], third_state, waiting=[], is_snapshot=True)
+            assert await second.read() == (third_state, 3)
 
 
 async def test_a_restarted_triton_gets_its_models_back(start, models, place, gateway, triton) -> None:

@@ -46,10 +46,10 @@ async def canary_beside_live(start, models, gateway):
     """A deployer with v1 live and v2 at its first step, which nobody's requests let pass."""
     deployer = await start(deployer_load_backoff_s=0.2)
     await models.register("v1")
-    await deployer.reaches("v1", "PROMOTED")
+    await deployer.reaches("v1", "PROMOTED", timeout_s=60)
     gateway.requests = 0
     await models.register("v2")
-    await deployer.reaches("v2", "CANARY")
+    await deployer.reaches("v2", "CANARY", timeout_s=60)
     return deployer
 
 
@@ -86,7 +86,7 @@ async def test_a_candidate_that_ends_triton_is_never_loaded_again(start, models,
     """Killed each time that it loads one model, Triton is killed once: that model is rolled back, and live serves."""
     deployer = await start(deployer_load_backoff_s=0.2)
     await models.register("v1")
-    await deployer.reaches("v1", "PROMOTED")
+    await deployer.reaches("v1", "PROMOTED", timeout_s=60)
     kills = 0
 
     async def kill_at_each_load() -> None:
@@ -128,7 +128,7 @@ async def test_an_unloadable_live_model_falls_back_and_alerts(start, models, pla
     deployer = await start(deployer_load_backoff_s=0.2)
     for version in ("v1", "v2"):
         await models.register(version)
-        await deployer.reaches(version, "PROMOTED")
+        await deployer.reaches(version, "PROMOTED", timeout_s=60)
     lose(place, models, "v2", artefact=True)
     await restart(triton)
     await deployer.reaches("v2", "ROLLED_BACK", timeout_s=60)
@@ -157,7 +157,7 @@ async def test_an_unloadable_last_good_model_is_dropped(start, models, place, ga
     deployer = await start(deployer_load_backoff_s=0.2)
     for version in ("v1", "v2"):
         await models.register(version)
-        await deployer.reaches(version, "PROMOTED")
+        await deployer.reaches(version, "PROMOTED", timeout_s=60)
     lose(place, models, "v1", artefact=True)
     await restart(triton)
     await eventually(lambda: place.is_logged("DROPPED", "v1"), timeout_s=60, message="v1 is dropped")

@@ -21,6 +21,7 @@ KAFKA_MAX_BYTES = 1_048_588
 _IMPRESSION_MAX_BYTES = 2 * 1024 * 1024
 _SKETCH_MAX_BYTES = 4 * 1024 * 1024
 _LAYOUT_MAX_BYTES = 4 * 1024 * 1024
+_SNAPSHOT_MAX_BYTES = 8 * 1024 * 1024
 _DEAD_LETTER_EXTRA_BYTES = 64 * 1024
 """By how much a dead letter may exceed its record: room for the headers that say what was wrong."""
 _SEGMENTS_IN_RETENTION, _MIN_SEGMENT_S, _MAX_SEGMENT_S = 10, 60.0, 7 * _DAY_S
@@ -33,7 +34,8 @@ class TopicDecl:
     """A topic that every loop has.
 
     `retention_s` None keeps records for ever (or, compacted, the newest of each key); `partitions` is a number, or
-    `sharded` for the loop's `shards.kafka_partitions`; `retention_s` of `behavior` topics gives way to the loop's own.
+    `sharded` for the loop's `shards.kafka_partitions`; `retention_s` of `behavior` topics, and of those that hold the
+    flow of models, gives way to the loop's own.
     A compacted topic with `retention_s` also forgets keys that were not written for so long. After `compaction_lag_s`
     at the latest an older record of a key, or a deleted one, is compacted away; None leaves that to Kafka. No record
     exceeds `max_bytes`, its headers included. `append_time` topics carry the time at which the broker took the record,
@@ -260,7 +262,7 @@ TOPICS: tuple[TopicDecl, ...] = (
         key="loop",
         owner="trainer",
         retention_s=None,
-        description="Each trained model that passed its gate.",
+        description="Each trained model that passed its gate; kept for `retention.model_log`.",
     ),
     _decl(
         "models.rollout-events",
@@ -269,7 +271,19 @@ TOPICS: tuple[TopicDecl, ...] = (
         owner="deployer",
         retention_s=None,
         dead_letter=False,
-        description="The deployer's log, kept for ever: the truth that every rollout state is folded from.",
+        description="The deployer's log, kept for `retention.model_log`: every change of every rollout.",
+    ),
+    _decl(
+        "models.rollout-snapshots",
+        "RolloutSnapshot",
+        key="loop",
+        owner="deployer",
+        retention_s=None,
+        compacted=True,
+        dead_letter=False,
+        max_bytes=_SNAPSHOT_MAX_BYTES,
+        is_status=True,
+        description="What the deployer has to know of the log so far, so that a start need not read it.",
     ),
     _decl(
         "models.rollouts",
@@ -321,6 +335,7 @@ TOPICS: tuple[TopicDecl, ...] = (
     ),
 )
 
+_MODEL_LOG = frozenset({"models.candidates", "models.rollout-events", "experiments.verdicts"})
 _BY_SUFFIX = {decl.suffix: decl for decl in TOPICS}
 
 
@@ -371,14 +386,19 @@ def declared(loop: LoopSpec) -> list[Topic]:
     return topics
 
 
+def _retention_s(loop: LoopSpec, decl: TopicDecl) -> float | None:
+    if decl.suffix.startswith("behavior."):
+        return loop.retention.behavior_s
+    return loop.retention.model_log_s if decl.suffix in _MODEL_LOG else decl.retention_s
+
+
 def _resolve(loop: LoopSpec, decl: TopicDecl) -> Topic:
-    behavior = decl.suffix.startswith("behavior.")
     return Topic(
         name=topic(loop.loop, decl.suffix),
         key=decl.key,
         payload=decl.payload,
         partitions=loop.shards.kafka_partitions if decl.partitions == "sharded" else decl.partitions,
-        retention_s=loop.retention.behavior_s if behavior else decl.retention_s,
+        retention_s=_retention_s(loop, decl),
         compacted=decl.compacted,
         owner=decl.owner,
         compaction_lag_s=decl.compaction_lag_s,

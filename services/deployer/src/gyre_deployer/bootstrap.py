@@ -66,9 +66,12 @@ async def _serve_loop(
     loop = spec.loop
     arrived = asyncio.Event()
     log = await lifespan.enter(KafkaRolloutLog(settings.kafka, loop))
-    ledger = await lifespan.enter(RolloutLedger(loop, log))
+    ledger = await lifespan.enter(RolloutLedger(loop, log, max_ended=spec.retention.rollouts))
     gateways = await lifespan.enter(KafkaGateways(settings.kafka, loop))
-    candidates = await lifespan.enter(KafkaCandidates(settings.kafka, loop, on_arrival=arrived.set))
+    candidates = await lifespan.enter(
+        KafkaCandidates(settings.kafka, loop, start=ledger.state.candidates_offset, on_arrival=arrived.set)
+    )
+    ledger.candidates = candidates
     projection = await lifespan.enter(own_projection(settings.kafka, loop, ledger.note_epoch))
     repository = TritonRepository(settings.triton_repository)
     serving = Serving(

@@ -41,17 +41,26 @@ class Artifact:
 
 
 class RolloutLog(Protocol):
-    """The log of one loop and its projection, written together."""
+    """The log of one loop, its snapshots and its projection, written together."""
 
-    async def read(self) -> list[Change]:
-        """The whole log, oldest first.
+    async def read(self) -> tuple[LoopState, int]:
+        """The state that was written last, and the epoch of the snapshot that it was read from, 0 for none.
 
         Raises:
+            Precondition: changes since the last snapshot are gone from the log.
             Unavailable: Kafka went away.
         """
 
-    async def append(self, changes: Sequence[Change], state: LoopState) -> None:
-        """Write changes and the projection of the state after them, all or nothing.
+    async def append(
+        self, changes: Sequence[Change], state: LoopState, *, waiting: Sequence[Candidate], is_snapshot: bool
+    ) -> None:
+        """Write changes, the projection of the state after them and, if asked, a snapshot of it, all or nothing.
+
+        Args:
+            changes: what happened.
+            state: after them.
+            waiting: candidates whose rollout has not begun, which the projection names, too.
+            is_snapshot: whether to write a snapshot.
 
         Raises:
             FencedByPeer: another deployer writes the log now; nothing was written.
@@ -63,10 +72,13 @@ class RolloutLog(Protocol):
 
 
 class Candidates(Protocol):
-    """The candidates that were ever registered."""
+    """The candidates that were registered and are not decided yet, and perhaps some that are."""
 
     def all(self) -> list[Candidate]:
         """Every candidate, oldest first, each version once."""
+
+    def settle(self, state: LoopState) -> int:
+        """Leave out those that have a rollout; the offset in their topic before which every one has."""
 
 
 class Gateways(Protocol):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
 from google.protobuf.timestamp_pb2 import Timestamp
 from gyre.deployer.v1 import deployer_pb2 as pb
 from gyre.events.v1 import models_pb2 as events
 
 from gyre_deployer.domain.observation import Counts, Report
-from gyre_deployer.domain.projection import arms
-from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout
+from gyre_deployer.domain.projection import arms, named_models
+from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, rollout_of
 
 _KIND = "ROLLOUT_EVENT_KIND_"
 _STATE = "ROLLOUT_STATE_"
@@ -94,8 +97,8 @@ def change_of(message: events.RolloutEvent, traceparent: str | None) -> Change:
     )
 
 
-def view_message(state: LoopState) -> events.RolloutView:
-    """Who gets which model."""
+def view_message(state: LoopState, waiting: Iterable[Candidate] = ()) -> events.RolloutView:
+    """Who gets which model, and which are named; `waiting` are candidates whose rollout has not begun."""
     current = state.rollouts.get(state.current)
     split = [
         events.RolloutArm(
@@ -117,6 +120,73 @@ def view_message(state: LoopState) -> events.RolloutView:
         loaded_versions=state.loaded,
         change_time=timestamp(state.change_time),
         traceparent=current.traceparent if current else "",
+        models=[
+            events.NamedModel(version=each.version, role=int(each.role), layout=each.layout)
+            for each in named_models(state, waiting)
+        ],
+        candidates_offset=state.candidates_offset,
+    )
+
+
+def snapshot_message(state: LoopState, log_offset: int) -> events.RolloutSnapshot:
+    """A state as a snapshot, beside the offset in the log from which on changes are newer."""
+    columns = list(dict.fromkeys(rollout.candidate.columns for rollout in state.rollouts.values()))
+    return events.RolloutSnapshot(
+        loop=state.loop,
+        epoch=state.epoch,
+        log_offset=log_offset,
+        candidates_offset=state.candidates_offset,
+        rollout_id=state.current,
+        live_version=state.live,
+        last_good_version=state.last_good,
+        loaded_versions=state.loaded,
+        unnamed_versions=state.unnamed,
+        change_time=timestamp(state.change_time),
+        rollouts=[_history(state.loop, each, columns) for each in state.rollouts.values()],
+        columns=[events.ColumnNames(names=each) for each in columns],
+    )
+
+
+def _history(loop: str, rollout: Rollout, columns: Sequence[tuple[str, ...]]) -> events.RolloutHistory:
+    changes = [change_message(loop, change) for change in rollout.changes]
+    del changes[0].candidate.columns[:]
+    return events.RolloutHistory(
+        events=changes,
+        columns=columns.index(rollout.candidate.columns),
+        live_version=rollout.live_version,
+        observed_time=timestamp(rollout.observed_since) if rollout.observed_since else None,
+        observed_epoch=rollout.observed_epoch,
+        traceparent=rollout.traceparent,
+    )
+
+
+def state_of(message: events.RolloutSnapshot) -> LoopState:
+    """The opposite of `snapshot_message`."""
+    columns = [tuple(each.names) for each in message.columns]
+    rollouts = [_rollout_of(history, columns) for history in message.rollouts]
+    return LoopState(
+        loop=message.loop,
+        epoch=message.epoch,
+        rollouts={rollout.id: rollout for rollout in rollouts},
+        current=message.rollout_id,
+        live=message.live_version,
+        last_good=message.last_good_version,
+        loaded=tuple(message.loaded_versions),
+        unnamed=dict(message.unnamed_versions),
+        change_time=seconds(message.change_time),
+        candidates_offset=message.candidates_offset,
+    )
+
+
+def _rollout_of(history: events.RolloutHistory, columns: Sequence[tuple[str, ...]]) -> Rollout:
+    first, *others = (change_of(each, history.traceparent) for each in history.events)
+    if first.candidate is not None:
+        first = replace(first, candidate=replace(first.candidate, columns=columns[history.columns]))
+    return replace(
+        rollout_of([first, *others]),
+        live_version=history.live_version,
+        observed_since=seconds(history.observed_time) if history.HasField("observed_time") else 0.0,
+        observed_epoch=history.observed_epoch,
     )
 
 

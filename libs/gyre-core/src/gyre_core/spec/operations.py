@@ -207,14 +207,34 @@ class ServingSpec(SpecModel):
 
 
 class RetentionSpec(SpecModel):
-    """How long Kafka keeps a loop's behaviour topics."""
+    """How long what a loop writes is retained; what a live, last good, candidate or running model names, always.
+
+    `behavior` bounds the behaviour topics in Kafka, `model_log` those of the flow of models: rollout events, candidates
+    and verdicts. `rollouts` is how many ended rollouts the deployer and the monitor remember. Of the models that
+    nothing names the newest `min_models` stay, and all that are younger than `models`: artefacts, copies in MLflow and
+    training runs.
+    """
 
     behavior: Duration = Duration.parse("30d")
+    model_log: Duration = Duration.parse("365d")
+    rollouts: int = Field(default=100, ge=10, le=1000)
+    models: Duration = Duration.parse("30d")
+    min_models: int = Field(default=10, ge=0, le=10_000)
 
     @property
     def behavior_s(self) -> float:
         """How long behaviour events stay in Kafka, seconds."""
         return self.behavior.seconds
+
+    @property
+    def model_log_s(self) -> float:
+        """How long events of the flow of models stay in Kafka, seconds."""
+        return self.model_log.seconds
+
+    @property
+    def models_s(self) -> float:
+        """How long a model that nothing names stays, seconds."""
+        return self.models.seconds
 
 
 class ShardSpec(SpecModel):

@@ -8,7 +8,7 @@ from gyre_runtime.kafka.logs import LogReplaced, accept_log
 from gyre_runtime.kafka.producer import Producer
 from gyre_runtime.kafka.topics import DeclaredTopic, create_topics, ensure_topics
 from gyre_runtime.kafka.transactions import Transaction, TransactionalProducer
-from gyre_runtime.kafka.view import RecordReader, View, read_compacted, read_log, read_records
+from gyre_runtime.kafka.view import RecordReader, View, read_compacted, read_log, read_newest, read_records
 from gyre_runtime.kafka.work import ConsumerWork
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "ensure_topics",
     "read_compacted",
     "read_log",
+    "read_newest",
     "read_records",
 ]

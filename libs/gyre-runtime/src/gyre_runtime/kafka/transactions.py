@@ -34,20 +34,22 @@ class Transaction:
         key: str | None,
         time: float | None = None,
         id: str | None = None,  # noqa: A002 - CloudEvents' name
-    ) -> None:
-        """Send one event within the transaction and wait until the broker holds it; raises what `send_record` does."""
+    ) -> int:
+        """Send one event within the transaction and return its offset; raises what `send_record` does."""
         record = encode(message, source=self._source, id=id, time=time, key=key, traceparent=tracing.inject())
-        await self.send_record(topic, record)
+        return await self.send_record(topic, record)
 
-    async def send_record(self, topic: str, record: Record) -> None:
-        """Send a record as it is within the transaction and wait until the broker holds it.
+    async def send_record(self, topic: str, record: Record) -> int:
+        """Send a record as it is within the transaction, wait until the broker holds it, and return its offset.
 
         Raises:
             Invalid: it is larger than its topic takes (RECORD_TOO_LARGE); nothing was sent.
         """
         require_fits(topic, *record, compressed=self._compressed)
-        await self._kafka.send_and_wait(topic, record.value, key=record.key, headers=record.headers)
+        place = await self._kafka.send_and_wait(topic, record.value, key=record.key, headers=record.headers)
         instrument("gyre_producer_records_total").add(**topic_labels(topic))
+        offset: int = place.offset
+        return offset
 
     async def commit_offsets(self, offsets: Mapping[tuple[str, int], int], *, group: str) -> None:
         """Commit a consumer's next offsets, by (topic, partition), in the same transaction."""

@@ -19,6 +19,8 @@ from gyre_runtime.retrying import restart_for_ever
 _LOG = logging.getLogger(__name__)
 _WAIT_MS = 100
 _RETRY_S = 0.5
+_NEAR_END = 50
+"""Offsets before the end among which `read_newest` looks first."""
 
 OnChange = Callable[[str, Event | None], None]
 
@@ -35,9 +37,13 @@ class View:
         topic: full name.
         types: payload classes by full proto name.
         on_change: called with key and event, or None for a removed key, in the topic's order.
+        start: the offset to begin at in each partition; what is older is not seen.
     """
 
-    def __init__(self, bootstrap: str, topic: str, types: MessageTypes, *, on_change: OnChange | None = None) -> None:
+    def __init__(
+        self, bootstrap: str, topic: str, types: MessageTypes, *, on_change: OnChange | None = None, start: int = 0
+    ) -> None:
+        self._start = start
         self._bootstrap, self._topic, self._types, self._on_change = bootstrap, topic, types, on_change
         self._events: dict[str, Event] = {}
         self._ready = asyncio.Event()
@@ -95,7 +101,7 @@ class View:
     async def _tail(self) -> None:
         self._ready.clear()
         self._events.clear()
-        async with _reader(self._bootstrap, self._topic) as (kafka, first_ends):
+        async with _reader(self._bootstrap, self._topic, self._start) as (kafka, first_ends):
             ends = first_ends
             while True:
                 try:
@@ -145,24 +151,55 @@ async def read_compacted(bootstrap: str, topic: str, types: MessageTypes, *, tim
         return view.events()
 
 
-async def read_log(bootstrap: str, topic: str, types: MessageTypes) -> AsyncIterator[Event]:
-    """Iterate over all committed events of a topic, from its beginning to its present end.
+async def read_log(bootstrap: str, topic: str, types: MessageTypes, *, start: int = 0) -> AsyncIterator[Event]:
+    """Iterate over all committed events of a topic, from an offset on to its present end.
+
+    Args:
+        bootstrap: Kafka's host:port list.
+        topic: full name.
+        types: payload classes by full proto name.
+        start: the offset to begin at in each partition.
 
     Raises:
         Unreadable: a record is no such event; a log does not skip.
         Unavailable: Kafka went away.
     """
-    async for record in read_records(bootstrap, topic):
+    async for record in read_records(bootstrap, topic, start=start):
         yield decode(record, types)
 
 
-async def read_records(bootstrap: str, topic: str) -> AsyncIterator[Any]:
+async def read_newest(bootstrap: str, topic: str, types: MessageTypes) -> Event | None:
+    """The newest committed event of a topic of one partition, from near its end; None for an empty topic.
+
+    Raises:
+        Unreadable: it is no such event.
+        Unavailable: Kafka went away.
+    """
+    for last in (_NEAR_END, None):
+        newest = None
+        async for record in read_records(bootstrap, topic, last=last):
+            newest = record
+        if newest is not None:
+            return decode(newest, types)
+    return None
+
+
+async def read_records(bootstrap: str, topic: str, *, start: int = 0, last: int | None = None) -> AsyncIterator[Any]:
     """Iterate over the records of a topic as they are (aiokafka's `ConsumerRecord`), to its present end.
+
+    Args:
+        bootstrap: Kafka's host:port list.
+        topic: full name.
+        start: the offset to begin at in each partition.
+        last: only the records within the last so many offsets, some of which transactions need for themselves.
 
     Raises:
         Unavailable: Kafka went away.
     """
-    async with _reader(bootstrap, topic) as (kafka, ends):
+    async with _reader(bootstrap, topic, start) as (kafka, ends):
+        if last is not None:
+            for partition, end in ends.items():
+                kafka.seek(partition, max(end - last, await kafka.position(partition)))
         try:
             while not await _reached(kafka, ends):
                 for records in (await kafka.getmany(timeout_ms=_WAIT_MS)).values():
@@ -219,8 +256,10 @@ class RecordReader:
 
 
 @asynccontextmanager
-async def _reader(bootstrap: str, topic: str) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
-    """Yield a consumer at the beginning of every partition, and their present ends as committed readers see them."""
+async def _reader(
+    bootstrap: str, topic: str, start: int = 0
+) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
+    """Yield a consumer at an offset of every partition, and their present ends as committed readers see them."""
     kafka = AIOKafkaConsumer(
         bootstrap_servers=bootstrap,
         enable_auto_commit=False,
@@ -232,7 +271,8 @@ async def _reader(bootstrap: str, topic: str) -> AsyncIterator[tuple[AIOKafkaCon
         await start_when_up(kafka.start, bootstrap, topic)
         partitions = [TopicPartition(topic, number) for number in await _partitions(kafka, topic)]
         kafka.assign(partitions)
-        await kafka.seek_to_beginning(*partitions)
+        for partition, first in (await kafka.beginning_offsets(partitions)).items():
+            kafka.seek(partition, max(first, start))
         yield kafka, await kafka.end_offsets(partitions)
     finally:
         await kafka.stop()

@@ -1,4 +1,4 @@
-"""The log of one loop on Kafka: changes and projection in one transaction, whose id fences a twin."""
+"""The log of one loop on Kafka: changes, projection and snapshot in one transaction, whose id fences a twin."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from gyre.events.v1.models_pb2 import RolloutEvent
+from google.protobuf.message import Message
+from gyre.events.v1.models_pb2 import RolloutEvent, RolloutSnapshot
 from gyre_core.topics import topic
-from gyre_runtime import Unavailable
+from gyre_runtime import Precondition, Unavailable
 from gyre_runtime.events import message_types
-from gyre_runtime.kafka import Fenced, TransactionalProducer, read_log
+from gyre_runtime.kafka import Fenced, Transaction, TransactionalProducer, read_log, read_newest
 
-from gyre_deployer.domain.rollouts import Change, LoopState
+from gyre_deployer.domain.rollouts import Candidate, Change, LoopState, apply
 from gyre_deployer.ports import FencedByPeer
-from gyre_deployer.wire import change_message, change_of, view_message
+from gyre_deployer.wire import change_message, change_of, snapshot_message, state_of, view_message
 
 SOURCE = "gyre/deployer"
-_TYPES = message_types(RolloutEvent)
+_EVENTS, _SNAPSHOTS = message_types(RolloutEvent), message_types(RolloutSnapshot)
 _CLOSE_S = 5.0
 _LOG = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class KafkaRolloutLog:
         self._bootstrap = bootstrap
         self._loop = loop
         self._producer: TransactionalProducer | None = None
+        self._log_offset = 0
 
     async def __aenter__(self) -> Self:
         """Connect, waiting for the broker as long as it takes."""
@@ -54,24 +56,46 @@ class KafkaRolloutLog:
         except TimeoutError:
             _LOG.warning("the producer was left behind: Kafka does not answer", extra={"loop": self._loop})
 
-    async def read(self) -> list[Change]:
+    async def read(self) -> tuple[LoopState, int]:
         """See `RolloutLog`."""
-        name = topic(self._loop, "models.rollout-events")
-        log = read_log(self._bootstrap, name, _TYPES)
-        return [change_of(event.message, event.traceparent) async for event in log]
+        event = await read_newest(self._bootstrap, topic(self._loop, "models.rollout-snapshots"), _SNAPSHOTS)
+        state = LoopState(self._loop) if event is None else state_of(event.message)
+        start = 0 if event is None else event.message.log_offset
+        snapshot_epoch, self._log_offset = state.epoch, start
+        log = read_log(self._bootstrap, topic(self._loop, "models.rollout-events"), _EVENTS, start=start)
+        async for each in log:
+            if each.message.epoch > state.epoch:
+                state = self._followed(state, change_of(each.message, each.traceparent))
+            self._log_offset = each.offset + 1
+        return state, snapshot_epoch
 
-    async def append(self, changes: Sequence[Change], state: LoopState) -> None:
+    def _followed(self, state: LoopState, change: Change) -> LoopState:
+        if change.epoch != state.epoch + 1:
+            problem = f"the rollout log of {self._loop} goes from epoch {state.epoch} to {change.epoch}"
+            raise Precondition("LOG_CUT", f"{problem}: what lay between is gone, and no snapshot holds it")
+        return apply(state, change)
+
+    async def append(
+        self, changes: Sequence[Change], state: LoopState, *, waiting: Sequence[Candidate], is_snapshot: bool
+    ) -> None:
         """See `RolloutLog`."""
         if self._producer is None:
             raise Unavailable("LOG_CLOSED", "the deployer's log is not open")
-        events, views = topic(self._loop, "models.rollout-events"), topic(self._loop, "models.rollouts")
         try:
             async with self._producer.transaction() as transaction:
                 for change in changes:
-                    await transaction.send(events, change_message(self._loop, change), key=self._loop, time=change.time)
-                await transaction.send(views, view_message(state), key=self._loop, time=state.change_time)
+                    self._log_offset = 1 + await self._send(
+                        transaction, "models.rollout-events", change_message(self._loop, change), change.time
+                    )
+                await self._send(transaction, "models.rollouts", view_message(state, waiting), state.change_time)
+                if is_snapshot:
+                    snapshot = snapshot_message(state, self._log_offset)
+                    await self._send(transaction, "models.rollout-snapshots", snapshot, state.change_time)
         except Fenced as error:
             raise FencedByPeer(f"another deployer took over the loop {self._loop}") from error
+
+    async def _send(self, transaction: Transaction, suffix: str, message: Message, time: float) -> int:
+        return await transaction.send(topic(self._loop, suffix), message, key=self._loop, time=time)
 
     async def reopen(self) -> None:
         """See `RolloutLog`."""

@@ -15,25 +15,27 @@ from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, View
 
 from gyre_deployer.domain.observation import Report
-from gyre_deployer.domain.rollouts import Candidate
+from gyre_deployer.domain.rollouts import Candidate, LoopState
 from gyre_deployer.wire import candidate_of, report_of
 
+_FORGET_GATEWAY_S = 600.0
 _CANDIDATES, _REPORTS, _VIEWS = (message_types(each) for each in (CandidateRegistered, GatewayReport, RolloutView))
 
 
 class KafkaCandidates:
-    """See `Candidates`: the whole topic, which is kept for ever, in memory; an async context manager.
+    """See `Candidates`: what stands in the topic from an offset on; an async context manager.
 
     A consumer group beside it dead-letters what is no candidate, once.
     """
 
-    def __init__(self, bootstrap: str, loop: str, *, on_arrival: Callable[[], None]) -> None:
+    def __init__(self, bootstrap: str, loop: str, *, start: int, on_arrival: Callable[[], None]) -> None:
         self._loop = loop
         self._on_arrival = on_arrival
-        self._candidates: dict[str, Candidate] = {}
+        self._candidates: dict[str, tuple[int, Candidate]] = {}
+        self._next_offset = self._decided_offset = start
         self._check = checker_for(CandidateRegistered.DESCRIPTOR)
         name = topic(loop, "models.candidates")
-        self._view = View(bootstrap, name, _CANDIDATES, on_change=self._take)
+        self._view = View(bootstrap, name, _CANDIDATES, on_change=self._take, start=start)
         self.consumer = Consumer(
             bootstrap,
             group=f"deployer-{loop}",
@@ -58,7 +60,14 @@ class KafkaCandidates:
 
     def all(self) -> list[Candidate]:
         """See `Candidates`."""
-        return list(self._candidates.values())
+        return [candidate for _, candidate in self._candidates.values()]
+
+    def settle(self, state: LoopState) -> int:
+        """See `Candidates`."""
+        known = {rollout.version for rollout in state.rollouts.values()}
+        self._candidates = {name: each for name, each in self._candidates.items() if name not in known}
+        self._decided_offset = min((offset for offset, _ in self._candidates.values()), default=self._next_offset)
+        return self._decided_offset
 
     async def check(self) -> bool:
         """Whether the topic is followed; for a `Dependency`."""
@@ -74,10 +83,15 @@ class KafkaCandidates:
             raise Invalid("WRONG_LOOP", problem)
 
     def _take(self, _: str, event: Event | None) -> None:
-        if event is None or event.message.loop != self._loop or self._check(event.message):
+        if event is None:
+            return
+        if event.offset < self._decided_offset:  # read again after an error
+            return
+        self._next_offset = event.offset + 1
+        if event.message.loop != self._loop or self._check(event.message):
             return
         candidate = candidate_of(event.message, event.traceparent)
-        self._candidates.setdefault(candidate.version, candidate)
+        self._candidates.setdefault(candidate.version, (event.offset, candidate))
         self._on_arrival()
 
 
@@ -114,6 +128,13 @@ class KafkaGateways:
             self._reports.pop(key, None)
         elif event.message.loop == self._loop:
             self._reports[key] = report_of(event.message)
+            self._forget_gone(self._reports[key].time)
+
+    def _forget_gone(self, now: float) -> None:
+        """Forget gateways that were replaced long ago: each process reports under a name of its own."""
+        gone = [key for key, each in self._reports.items() if each.time + each.lease_s + _FORGET_GATEWAY_S < now]
+        for key in gone:
+            del self._reports[key]
 
 
 def own_projection(bootstrap: str, loop: str, on_epoch: Callable[[int], None]) -> View:

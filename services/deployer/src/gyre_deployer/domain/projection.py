@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from gyre_core.layouts import ModelRole, NamedModel
 
 from gyre_deployer.domain.rollouts import Candidate, LoopState
 
@@ -31,3 +34,24 @@ def arms(state: LoopState) -> tuple[Arm, ...]:
         return (Arm(LIVE, live.candidate, 1.0),)
     share = under_way.share
     return (Arm(LIVE, live.candidate, 1.0 - share), Arm(CANDIDATE, under_way.candidate, share))
+
+
+def named_models(state: LoopState, waiting: Iterable[Candidate]) -> list[NamedModel]:
+    """Every model that requests are sent to, or may be sent to soon: nothing that one of them reads may be removed.
+
+    Args:
+        state: of the loop.
+        waiting: registered candidates whose rollout has not begun.
+    """
+    under_way = state.under_way
+    roles = (
+        (state.live, ModelRole.LIVE),
+        (state.last_good, ModelRole.LAST_GOOD),
+        (under_way.version if under_way is not None else "", ModelRole.CANDIDATE),
+    )
+    named = [
+        NamedModel(version, role, rollout.candidate.layout)
+        for version, role in roles
+        if version and (rollout := state.of_version(version)) is not None
+    ]
+    return [*named, *(NamedModel(each.version, ModelRole.WAITING, each.layout) for each in waiting)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -203,6 +203,7 @@ class LoopState:
         loaded: versions on the inference servers, in the order in which they were loaded.
         unnamed: for each loaded version that no request is sent to any more, the epoch since which that is so.
         change_time: of the last change, unix seconds.
+        candidates_offset: in the topic of candidates, before which the rollout of each was decided.
     """
 
     loop: str
@@ -214,6 +215,7 @@ class LoopState:
     loaded: tuple[str, ...] = ()
     unnamed: Mapping[str, int] = field(default_factory=dict)
     change_time: float = 0.0
+    candidates_offset: int = 0
 
     @property
     def under_way(self) -> Rollout | None:
@@ -254,7 +256,7 @@ def apply(state: LoopState, change: Change) -> LoopState:
     if change.epoch <= state.epoch:
         raise ValueError(f"epoch {change.epoch} of {change.kind}: must be above {state.epoch}")
     before = state.rollouts.get(change.rollout_id)
-    after = _begun(state, change) if before is None else _moved(before, change)
+    after = _started(state, change) if before is None else _moved(before, change)
     _require_role(state, change)
     changed = replace(
         state,
@@ -266,6 +268,33 @@ def apply(state: LoopState, change: Change) -> LoopState:
     return _with_unnamed(_with_versions(changed, before, change))
 
 
+def rollout_of(changes: Sequence[Change]) -> Rollout:
+    """The rollout that a run of changes, oldest first, is the whole history of.
+
+    Raises:
+        ValueError: a change cannot follow those before it.
+    """
+    rollout = _first_of(changes[0])
+    for change in changes[1:]:
+        rollout = _moved(rollout, change)
+    return rollout
+
+
+def trimmed(state: LoopState, max_ended: int) -> LoopState:
+    """The state without the oldest rollouts that have ended; those of versions that are named or loaded stay.
+
+    Args:
+        state: of a loop.
+        max_ended: how many others stay.
+    """
+    used = state.named | set(state.loaded)
+    spare = [each.id for each in state.rollouts.values() if each.id != state.current and each.version not in used]
+    gone = set(spare[: max(0, len(spare) - max_ended)])
+    if not gone:
+        return state
+    return replace(state, rollouts={name: each for name, each in state.rollouts.items() if name not in gone})
+
+
 def _require_role(state: LoopState, change: Change) -> None:
     """Only the live model can fall back, and only to a model that is left; only the last good one can be dropped."""
     if change.kind == Kind.DROPPED and change.version != state.last_good:
@@ -274,11 +303,15 @@ def _require_role(state: LoopState, change: Change) -> None:
         raise ValueError(f"{change.kind} of {change.version}: cannot follow while {state.live!r} is live")
 
 
-def _begun(state: LoopState, change: Change) -> Rollout:
-    if change.kind not in (Kind.STARTED, Kind.REFUSED) or change.candidate is None:
-        raise ValueError(f"{change.kind} of rollout {change.rollout_id}: must follow its start")
+def _started(state: LoopState, change: Change) -> Rollout:
     if change.kind == Kind.STARTED and state.under_way is not None:
         raise ValueError(f"rollout {change.rollout_id}: must not start while {state.current} is under way")
+    return _first_of(change)
+
+
+def _first_of(change: Change) -> Rollout:
+    if change.kind not in (Kind.STARTED, Kind.REFUSED) or change.candidate is None:
+        raise ValueError(f"{change.kind} of rollout {change.rollout_id}: must follow its start")
     return Rollout(
         id=change.rollout_id,
         candidate=change.candidate,

@@ -12,10 +12,13 @@ from typing import Self
 
 from gyre_runtime import Unavailable, instrument
 
+from gyre_deployer.domain.decisions import pending
 from gyre_deployer.domain.projection import arms
-from gyre_deployer.domain.rollouts import WITHOUT_STEP, Change, Kind, LoopState, apply, fold
-from gyre_deployer.ports import FencedByPeer, RolloutLog
+from gyre_deployer.domain.rollouts import WITHOUT_STEP, Change, Kind, LoopState, apply, trimmed
+from gyre_deployer.ports import Candidates, FencedByPeer, RolloutLog
 
+_SNAPSHOT_AFTER_S = 3600.0
+_SNAPSHOT_AFTER_CHANGES = 50
 _LOG = logging.getLogger(__name__)
 
 
@@ -26,13 +29,25 @@ class ConcurrentChange(Exception):  # noqa: N818 - a signal, not an error
 class RolloutLedger:
     """Holds the state that the log says; an async context manager.
 
+    Args:
+        loop: whose rollouts.
+        log: keeps them.
+        max_ended: how many ended rollouts are remembered, beside those whose versions are in use.
+        now: the wall clock, unix seconds.
+
     Attributes:
         state: now.
         waiting_for: what keeps the rollout from its next step, in words for a person; empty for nothing.
+        candidates: what may be rolled out next; None before it is known.
     """
 
-    def __init__(self, loop: str, log: RolloutLog, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, loop: str, log: RolloutLog, *, max_ended: int = 100, now: Callable[[], float] = time.time
+    ) -> None:
         self.state = LoopState(loop)
+        self.candidates: Candidates | None = None
+        self._max_ended = max_ended
+        self._snapshot_epoch = 0
         self.waiting_for = ""
         self._log = log
         self._now = now
@@ -67,7 +82,8 @@ class RolloutLedger:
         async with self._lock:
             if not self._is_uncertain:
                 return
-            self._adopt(fold(self.state.loop, await self._log.read()))
+            state, self._snapshot_epoch = await self._log.read()
+            self._adopt(state)
             self._is_uncertain = False
 
     async def reconnect(self) -> None:
@@ -96,22 +112,40 @@ class RolloutLedger:
                 raise ConcurrentChange
             now = max(self._now(), basis.change_time)
             numbered = [replace(each, epoch=basis.epoch + 1 + n, time=now) for n, each in enumerate(changes)]
-            state = basis
-            for change in numbered:
-                state = apply(state, change)
-            await self._write(numbered, state)
+            told = state = self._settled(_after(basis, numbered))
+            is_snapshot = self._is_snapshot_due(state, numbered)
+            if is_snapshot:
+                state = trimmed(state, self._max_ended)
+            await self._write(numbered, state, is_snapshot=is_snapshot)
             self._adopt(state)
         for change in numbered:
-            self._tell(change, state)
+            self._tell(change, told)
         return state
+
+    def _settled(self, state: LoopState) -> LoopState:
+        return state if self.candidates is None else replace(state, candidates_offset=self.candidates.settle(state))
+
+    def _is_snapshot_due(self, state: LoopState, changes: Sequence[Change]) -> bool:
+        """After each rollout; while one is under way only where many changes, or an old one, are in no snapshot."""
+        newer = state.epoch - self._snapshot_epoch
+        is_old = newer > 0 and self._now() - state.change_time > _SNAPSHOT_AFTER_S
+        return self.candidates is not None and (
+            newer > _SNAPSHOT_AFTER_CHANGES or is_old or (bool(changes) and state.under_way is None)
+        )
+
+    async def snapshot(self) -> None:
+        """Write a snapshot, if one is due; raises what `append` raises."""
+        if self._is_snapshot_due(self.state, ()):
+            await self.append(self.state, [])
 
     def _require_certain(self) -> None:
         if self._is_uncertain:
             raise Unavailable("LOG_UNAVAILABLE", "the rollout log cannot be written at the moment", retry_after_s=1)
 
-    async def _write(self, changes: Sequence[Change], state: LoopState) -> None:
+    async def _write(self, changes: Sequence[Change], state: LoopState, *, is_snapshot: bool) -> None:
+        waiting = pending(self.candidates.all(), state) if self.candidates is not None else []
         try:
-            await self._log.append(changes, state)
+            await self._log.append(changes, state, waiting=waiting, is_snapshot=is_snapshot)
         except FencedByPeer as error:
             self._replaced = error
             self._wake()
@@ -119,6 +153,8 @@ class RolloutLedger:
         except BaseException:
             self._is_uncertain = True
             raise
+        if is_snapshot:
+            self._snapshot_epoch = state.epoch
 
     def note_epoch(self, epoch: int) -> None:
         """Take note of an epoch in the projection: one that is neither written nor being written here is a twin's."""
@@ -162,3 +198,9 @@ class RolloutLedger:
         if change.kind not in WITHOUT_STEP | {Kind.RESUMED}:
             reached = state.rollouts[change.rollout_id].state
             instrument("gyre_deployer_rollouts_total").add(loop=state.loop, state=reached.lower())
+
+
+def _after(state: LoopState, changes: Sequence[Change]) -> LoopState:
+    for change in changes:
+        state = apply(state, change)
+    return state

@@ -135,6 +135,7 @@ class Reconciler:
         await self._take_step()
         await self._retire()
         await self._sweep()
+        await self._ledger.snapshot()
         self._ledger.waiting_for = self._held_for
 
     async def _begin_next(self) -> None:

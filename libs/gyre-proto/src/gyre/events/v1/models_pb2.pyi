@@ -459,6 +459,7 @@ class RolloutView(_message.Message):
     CHANGE_TIME_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    CANDIDATES_OFFSET_FIELD_NUMBER: _builtins.int
     loop: _builtins.str
     """The loop. Required."""
     epoch: _builtins.int
@@ -469,6 +470,8 @@ class RolloutView(_message.Message):
     """The last good version, to fall back to. Empty before the first promotion."""
     traceparent: _builtins.str
     """W3C trace context of the rollout, which requests link to."""
+    candidates_offset: _builtins.int
+    """Offset in models.candidates before which the rollout of every candidate was decided; those from there on may be waiting."""
     @_builtins.property
     def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutArm]:
         """The arms. Empty before the first model."""
@@ -497,14 +500,184 @@ class RolloutView(_message.Message):
         change_time: _timestamp_pb2.Timestamp | None = ...,
         traceparent: _builtins.str = ...,
         models: _abc.Iterable[Global___NamedModel] | None = ...,
+        candidates_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "change_time", b"change_time", "epoch", b"epoch", "last_good_version", b"last_good_version", "loaded_versions", b"loaded_versions", "loop", b"loop", "models", b"models", "rollout_id", b"rollout_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "candidates_offset", b"candidates_offset", "change_time", b"change_time", "epoch", b"epoch", "last_good_version", b"last_good_version", "loaded_versions", b"loaded_versions", "loop", b"loop", "models", b"models", "rollout_id", b"rollout_id", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RolloutView: _TypeAlias = RolloutView  # noqa: Y015
+
+@_typing.final
+class RolloutHistory(_message.Message):
+    """The rollout of one candidate within a snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    LIVE_VERSION_FIELD_NUMBER: _builtins.int
+    OBSERVED_TIME_FIELD_NUMBER: _builtins.int
+    OBSERVED_EPOCH_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    columns: _builtins.int
+    """Index of the candidate's columns in the snapshot's `columns`."""
+    live_version: _builtins.str
+    """The version that it is compared with now; empty for the first model."""
+    observed_epoch: _builtins.int
+    """Epoch of the change from which on its step is observed."""
+    traceparent: _builtins.str
+    """W3C trace context of the rollout."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutEvent]:
+        """Its changes, oldest first. The candidate of the first one comes without its columns."""
+
+    @_builtins.property
+    def observed_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when its step is observed, on the wall clock; absent before it takes traffic."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___RolloutEvent] | None = ...,
+        columns: _builtins.int = ...,
+        live_version: _builtins.str = ...,
+        observed_time: _timestamp_pb2.Timestamp | None = ...,
+        observed_epoch: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["observed_time", b"observed_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "events", b"events", "live_version", b"live_version", "observed_epoch", b"observed_epoch", "observed_time", b"observed_time", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutHistory: _TypeAlias = RolloutHistory  # noqa: Y015
+
+@_typing.final
+class ColumnNames(_message.Message):
+    """Column names of a feature layout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In the order of the layout."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ColumnNames: _TypeAlias = ColumnNames  # noqa: Y015
+
+@_typing.final
+class RolloutSnapshot(_message.Message):
+    """All that the deployer has to know of a loop, so that its start reads this and the few changes after it, not the
+    whole log. Written in the transaction of the last change that it holds. Topic models.rollout-snapshots, key loop,
+    compacted.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class UnnamedVersionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LOOP_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    LOG_OFFSET_FIELD_NUMBER: _builtins.int
+    CANDIDATES_OFFSET_FIELD_NUMBER: _builtins.int
+    ROLLOUT_ID_FIELD_NUMBER: _builtins.int
+    LIVE_VERSION_FIELD_NUMBER: _builtins.int
+    LAST_GOOD_VERSION_FIELD_NUMBER: _builtins.int
+    LOADED_VERSIONS_FIELD_NUMBER: _builtins.int
+    UNNAMED_VERSIONS_FIELD_NUMBER: _builtins.int
+    CHANGE_TIME_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    loop: _builtins.str
+    """The loop. Required."""
+    epoch: _builtins.int
+    """Epoch of the last change that it holds."""
+    log_offset: _builtins.int
+    """Offset in models.rollout-events from which on changes are newer."""
+    candidates_offset: _builtins.int
+    """Offset in models.candidates before which the rollout of every candidate was decided."""
+    rollout_id: _builtins.str
+    """The rollout that was started last."""
+    live_version: _builtins.str
+    """The live version. Empty before the first model."""
+    last_good_version: _builtins.str
+    """The last good version, to fall back to. Empty where there is none."""
+    @_builtins.property
+    def loaded_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Versions that are loaded on the inference servers, in the order in which they were loaded."""
+
+    @_builtins.property
+    def unnamed_versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """For each loaded version that no request is sent to any more, the epoch since which that is so."""
+
+    @_builtins.property
+    def change_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last change was, on the wall clock."""
+
+    @_builtins.property
+    def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutHistory]:
+        """Rollouts in the order in which they were started: all that name a version in use, and the newest that ended."""
+
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColumnNames]:
+        """The distinct lists of columns that candidates read."""
+
+    def __init__(
+        self,
+        *,
+        loop: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        log_offset: _builtins.int = ...,
+        candidates_offset: _builtins.int = ...,
+        rollout_id: _builtins.str = ...,
+        live_version: _builtins.str = ...,
+        last_good_version: _builtins.str = ...,
+        loaded_versions: _abc.Iterable[_builtins.str] | None = ...,
+        unnamed_versions: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        change_time: _timestamp_pb2.Timestamp | None = ...,
+        rollouts: _abc.Iterable[Global___RolloutHistory] | None = ...,
+        columns: _abc.Iterable[Global___ColumnNames] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates_offset", b"candidates_offset", "change_time", b"change_time", "columns", b"columns", "epoch", b"epoch", "last_good_version", b"last_good_version", "live_version", b"live_version", "loaded_versions", b"loaded_versions", "log_offset", b"log_offset", "loop", b"loop", "rollout_id", b"rollout_id", "rollouts", b"rollouts", "unnamed_versions", b"unnamed_versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutSnapshot: _TypeAlias = RolloutSnapshot  # noqa: Y015
 
 @_typing.final
 class VersionCounts(_message.Message):
