@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -356,6 +356,23 @@ def place(kafka: str, loop: str, loop_file: Path, triton: TritonServer, topics: 
 
 
 Start = Callable[..., Awaitable[Deployer]]
+
+
+@asynccontextmanager
+async def deployer_at(place: Place, **changes: Any) -> AsyncIterator[Deployer]:
+    """A deployer in the test's own process, which ends with the block."""
+    async with Lifespan(drain_s=2) as lifespan:
+        running = await bootstrap(lifespan, place.settings(**changes))
+        await lifespan.health.start()
+        await lifespan.health.wait_serving(60)
+        async with _connected(running.server.address) as connected:
+            yield Deployer(place.loop, DeployerServiceStub(connected), lifespan, running)
+
+
+@pytest.fixture
+def running(place: Place) -> Callable[..., AbstractAsyncContextManager[Deployer]]:
+    """Run deployers, each for the length of a block."""
+    return lambda **changes: deployer_at(place, **changes)
 
 
 @pytest.fixture

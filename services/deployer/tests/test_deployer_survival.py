@@ -80,7 +80,7 @@ def candidate(loop: str, version: str) -> Candidate:
 
 
 async def test_the_log_reads_what_it_wrote_and_fences_its_twin(kafka, loop, topics) -> None:
-    """Changes come back field by field, with and without a snapshot; a fenced log writes nothing, a reopened one does."""
+    """Changes come back field by field, with and without a snapshot; a fenced log writes nothing."""
     started = Change("r1", Kind.STARTED, "v1", reason="why", epoch=1, time=12.5, candidate=candidate(loop, "v1"))
     validated = Change("r1", Kind.VALIDATED, "v1", live_version="v0", share=0.25, step=2, epoch=2, time=13.25)
     loaded = Change("r1", Kind.LOADED, "v1", epoch=3, time=13.5)

@@ -43,7 +43,6 @@ async def bootstrap(lifespan: Lifespan, settings: DeployerSettings) -> Running:
     loops = load_loops(settings)
     triton = await lifespan.enter(Triton(settings, timeout_s=settings.deployer_triton_timeout_s))
     lifespan.depends_on(Dependency("triton", triton.is_live, required=False))
-    alerts = KafkaAlerts(await lifespan.enter(Producer(settings.kafka, source=SOURCE)))
     commands: dict[str, Commands] = {}
     ledgers: dict[str, RolloutLedger] = {}
     registration = Registration(add_DeployerServiceServicer_to_server, DeployerServicer(loops, commands))
@@ -51,7 +50,7 @@ async def bootstrap(lifespan: Lifespan, settings: DeployerSettings) -> Running:
 
     async def fold(spec: LoopSpec) -> None:
         await ensure_topics(settings, [spec])
-        folded = await _serve_loop(lifespan, settings, spec, triton, alerts)
+        folded = await _serve_loop(lifespan, settings, spec, triton)
         ledgers[spec.loop], commands[spec.loop] = folded.ledger, folded
 
     for name, spec in loops.items():
@@ -59,9 +58,7 @@ async def bootstrap(lifespan: Lifespan, settings: DeployerSettings) -> Running:
     return Running(server, ledgers)
 
 
-async def _serve_loop(
-    lifespan: Lifespan, settings: DeployerSettings, spec: LoopSpec, triton: Triton, alerts: KafkaAlerts
-) -> Commands:
+async def _serve_loop(lifespan: Lifespan, settings: DeployerSettings, spec: LoopSpec, triton: Triton) -> Commands:
     """One loop: fence a twin first, then fold the log, and only then write."""
     loop = spec.loop
     arrived = asyncio.Event()
@@ -72,6 +69,7 @@ async def _serve_loop(
         KafkaCandidates(settings.kafka, loop, start=ledger.state.candidates_offset, on_arrival=arrived.set)
     )
     ledger.candidates = candidates
+    alerts = KafkaAlerts(await lifespan.enter(Producer(settings.kafka, source=SOURCE)))
     projection = await lifespan.enter(own_projection(settings.kafka, loop, ledger.note_epoch))
     repository = TritonRepository(settings.triton_repository)
     serving = Serving(

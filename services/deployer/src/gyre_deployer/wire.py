@@ -121,7 +121,7 @@ def view_message(state: LoopState, waiting: Iterable[Candidate] = ()) -> events.
         change_time=timestamp(state.change_time),
         traceparent=current.traceparent if current else "",
         models=[
-            events.NamedModel(version=each.version, role=int(each.role), layout=each.layout)
+            events.NamedModel(version=each.version, role=events.ModelRole.ValueType(each.role), layout=each.layout)
             for each in named_models(state, waiting)
         ],
         candidates_offset=state.candidates_offset,

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from gyre_runtime import NotFound, Precondition, Unavailable, model_tracer
 
 from gyre_deployer.domain.decisions import follow, pending, promote, roll_back, rollout_id
-from gyre_deployer.domain.rollouts import Change, Kind, LoopState, Rollout, State
+from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, State
 from gyre_deployer.handlers.ledger import ConcurrentChange, RolloutLedger
 from gyre_deployer.handlers.starting import start_rollout
 from gyre_deployer.ports import Candidates, FencedByPeer
@@ -38,7 +38,7 @@ class Commands:
             known = own or state.of_version(version)
             if known is not None and (own or known.is_under_way or known.state == State.PROMOTED):
                 return known
-            chosen = next((each for each in self._candidates.all() if each.version == version), None)
+            chosen = known.candidate if known is not None else self._registered(version)
             if chosen is None:
                 raise NotFound(
                     "UNKNOWN_VERSION", f"version = {version!r}: no such candidate of {state.loop} is registered"
@@ -56,6 +56,9 @@ class Commands:
             except FencedByPeer as error:
                 raise _replaced(error) from error
             return started.rollouts[started.current]
+
+    def _registered(self, version: str) -> Candidate | None:
+        return next((each for each in self._candidates.all() if each.version == version), None)
 
     async def promote(self, rollout_id: str, reason: str) -> Rollout:
         """Give a warm candidate all traffic now.
