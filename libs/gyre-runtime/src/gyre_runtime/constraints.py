@@ -1,8 +1,8 @@
 """Checks a message against the constraints that its proto declares, compiled once for each message type.
 
 The options are `gyre.options.v1.rules` (proto/gyre/options/v1/constraints.proto). A rule on a repeated field holds for
-each element; rules on a map field hold for its values, and a bound on their length for its keys, too. What is unset and
-not required is not looked at, except that a number without presence is always in its range.
+each element; rules on a map field hold for its values, and a bound on their length for keys without a bound of their
+own. What is unset and not required is not looked at, except that a number without presence is always in its range.
 """
 
 import math
@@ -79,6 +79,9 @@ def _field_checks(field: FieldDescriptor, known: dict[str, list[FieldCheck]]) ->
     if rules.min_items or rules.max_items:
         yield _count_check(field.name, rules)
     element = field.message_type.fields_by_name["value"] if is_map and field.message_type else field
+    key_len = rules.max_key_len or rules.max_len
+    if is_map and key_len:
+        yield _key_check(field.name, key_len)
     rule = _element_rule(element, rules)
     if rule is not None:
         yield _value_check(field, rule, rules)
@@ -169,7 +172,7 @@ def _number_rule(field: FieldDescriptor, rules: constraints_pb2.FieldRules) -> R
 def _value_check(field: FieldDescriptor, rule: Rule, rules: constraints_pb2.FieldRules) -> FieldCheck:
     name = field.name
     if _is_map(field):
-        return _map_check(name, rule, rules.max_len)
+        return lambda message: _each(name, rule, getattr(message, name).items())
     if field.is_repeated:
         return _repeated_check(name, rule, rules)
     skips_empty = field.cpp_type == FieldDescriptor.CPPTYPE_STRING
@@ -187,13 +190,12 @@ def _value_check(field: FieldDescriptor, rule: Rule, rules: constraints_pb2.Fiel
     return check
 
 
-def _map_check(name: str, rule: Rule, most: int) -> FieldCheck:
+def _key_check(name: str, most: int) -> FieldCheck:
+    rule = f"must have keys of at most {most} characters"
+
     def check(message: Message) -> Iterable[Violation]:
-        entries = getattr(message, name)
-        long = [key for key in entries if most and len(key) > most]
-        if long:
-            return (Violation(name, _shown(long[0]), f"must have keys of at most {most} characters"),)
-        return _each(name, rule, entries.items())
+        bad = next((key for key in getattr(message, name) if len(key) > most), None)
+        return _OK if bad is None else (Violation(name, _shown(bad), rule),)
 
     return check
 

@@ -85,6 +85,13 @@ METRICS: tuple[Metric, ...] = (
         ("loop", "method", "version", "arm"),
         "Time from a request's arrival to its answer.",
     ),
+    Metric(
+        "gyre_gateway_impressions_thinned_total",
+        "counter",
+        "1",
+        ("loop", "what"),
+        "Impressions too large for their topic that were logged without some of the rest, or without features.",
+    ),
     Metric("gyre_gateway_impressions_dropped_total", "counter", "1", ("loop",), "Impressions that Kafka never got."),
     # features
     Metric("gyre_features_events_total", "counter", "1", ("loop", "topic"), "Events applied to the online store."),

@@ -111,6 +111,7 @@ _COLUMNS: dict[str, dict[str, IcebergType | str]] = {
         "global_batch": _LONG,
         "labels": "map<string,string>",
         "positions": "list<int>",
+        "thinning": _TEXT,
     },
     ITEMS: {**_ORIGIN, "item_id": _TEXT, "fields": _TEXT, **_PLACE},
     USERS: {**_ORIGIN, "user_id": _TEXT, "fields": _TEXT, **_PLACE},

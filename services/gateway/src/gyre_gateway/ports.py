@@ -47,5 +47,5 @@ class Intake(Protocol):
 
         Raises:
             Unavailable: some are not, and others may be: send all again.
-            Invalid: one is too large.
+            Invalid: one is too large (RECORD_TOO_LARGE, with its field); none was taken.
         """

@@ -1,6 +1,6 @@
 """Kafka as the mesh uses it: producers, the consumer, views of topics, and their creation."""
 
-from gyre_runtime.kafka._connection import Fenced
+from gyre_runtime.kafka._connection import Fenced, require_fits
 from gyre_runtime.kafka._delivery import Rewound
 from gyre_runtime.kafka._options import ConsumerOptions
 from gyre_runtime.kafka.consumer import Consumer
@@ -31,4 +31,5 @@ __all__ = [
     "read_log",
     "read_newest",
     "read_records",
+    "require_fits",
 ]

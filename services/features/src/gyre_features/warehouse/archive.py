@@ -40,6 +40,11 @@ _STALLED_S = 30.0
 _METHOD = "IMPRESSION_METHOD_"
 Result = TypeVar("Result")
 Columns = Mapping[str, Callable[[Any], Any]]
+_THINNING = {
+    behavior.IMPRESSION_THINNING_UNSPECIFIED: "",
+    behavior.IMPRESSION_THINNING_REST: "rest",
+    behavior.IMPRESSION_THINNING_FEATURES: "features",
+}
 _INTERACTION: Columns = {
     "user_id": attrgetter("user_id"),
     "item_id": attrgetter("item_id"),
@@ -75,6 +80,7 @@ _IMPRESSION: Columns = {
     "global_batch": attrgetter("global_batch"),
     "labels": lambda message: list(message.labels.items()),
     "positions": lambda message: list(message.positions),
+    "thinning": lambda message: _THINNING.get(message.thinning, str(message.thinning)),
 }
 _ITEM: Columns = {
     "item_id": attrgetter("item_id"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 
 import numpy as np
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import topic
+from gyre_core.topics import max_record_bytes, topic
 from gyre_runtime import instrument
 from gyre_runtime.kafka import Producer
 
@@ -16,6 +17,8 @@ from gyre_gateway.domain.requests import Answer, Features
 
 _METHODS = {"rank": behavior.IMPRESSION_METHOD_RANK, "recommend": behavior.IMPRESSION_METHOD_RECOMMEND}
 _TOPIC = "behavior.impressions"
+_ENVELOPE_BYTES = 4096
+"""At most what key and headers of a record have."""
 
 
 class KafkaImpressions:
@@ -29,8 +32,9 @@ class KafkaImpressions:
     def write(self, answer: Answer) -> None:
         """See `Impressions`."""
         request = answer.request
-        record = impression(answer, logged_rest=self._logged_rest[request.loop])
         name = self._topics[request.loop]
+        most = max_record_bytes(name) - _ENVELOPE_BYTES
+        record = fitting_impression(answer, logged_rest=self._logged_rest[request.loop], max_bytes=most)
         self._producer.enqueue(name, record, key=request.user_id, time=request.now, id=request.request_id)
 
 
@@ -73,6 +77,27 @@ def impression(answer: Answer, *, logged_rest: int) -> behavior.Impression:
         record.item_propensities.extend([ranking.propensity] * shown)
     if scored.features is not None:
         _add_features(record, scored.features, rows)
+    return record
+
+
+def fitting_impression(answer: Answer, *, logged_rest: int, max_bytes: int) -> behavior.Impression:
+    """Write a request and its answer down in at most so many bytes: first the rest is thinned, then the features go.
+
+    What callers give is bounded so that the items that were shown, the context and the propensities always fit.
+    """
+    record = impression(answer, logged_rest=logged_rest)
+    rest = len(record.item_ids) - answer.shown
+    while rest and record.ByteSize() > max_bytes:
+        row_bytes = record.ByteSize() / len(record.item_ids)
+        rest = max(rest - ceil((record.ByteSize() - max_bytes) / row_bytes), 0)
+        record = impression(answer, logged_rest=rest)
+        record.thinning = behavior.IMPRESSION_THINNING_REST
+    if record.ByteSize() > max_bytes:
+        record.ClearField("features")
+        record.thinning = behavior.IMPRESSION_THINNING_FEATURES
+    if record.thinning:
+        what = "rest" if record.thinning == behavior.IMPRESSION_THINNING_REST else "features"
+        instrument("gyre_gateway_impressions_thinned_total").add(loop=answer.request.loop, what=what)
     return record
 
 

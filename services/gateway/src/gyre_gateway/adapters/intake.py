@@ -8,7 +8,9 @@ from typing import cast
 
 from google.protobuf.message import Message
 from gyre_core.topics import topic
-from gyre_runtime.kafka import Producer
+from gyre_runtime import Invalid, Violation, tracing
+from gyre_runtime.events import Record, encode
+from gyre_runtime.kafka import Producer, require_fits
 
 from gyre_gateway.domain.events import Event
 
@@ -17,6 +19,13 @@ SOURCE = "gateway"
 
 It differs from the source of impressions, whose ids are those of requests, which callers use for their events too.
 """
+
+_FIELDS = {
+    "behavior.interactions": "interaction",
+    "catalog.items": "item_changed",
+    "catalog.users": "user_changed",
+}
+"""The field of a `TrackedEvent` that holds the event of each topic."""
 
 
 class KafkaIntake:
@@ -27,18 +36,23 @@ class KafkaIntake:
 
     async def send(self, loop: str, events: Sequence[Event]) -> None:
         """See `Intake`."""
-        sends = (self._send(loop, event) for event in events)
+        records = [_record(loop, index, event) for index, event in enumerate(events)]
+        sends = (self._producer.send_record(name, record) for name, record in records)
         outcomes = await asyncio.gather(*sends, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def _send(self, loop: str, event: Event) -> None:
-        await self._producer.send(
-            topic(loop, event.topic),
-            cast("Message", event.payload),
-            key=event.key,
-            time=event.time,
-            source=SOURCE,
-            id=event.event_id,
-        )
+
+def _record(loop: str, index: int, event: Event) -> tuple[str, Record]:
+    """The topic and record of the event at an index of its call; raises Invalid where it is too large."""
+    name = topic(loop, event.topic)
+    message = cast("Message", event.payload)
+    trace = tracing.inject()
+    record = encode(message, source=SOURCE, id=event.event_id, time=event.time, key=event.key, traceparent=trace)
+    try:
+        require_fits(name, *record)
+    except Invalid as error:
+        violation = Violation(f"events[{index}].{_FIELDS[event.topic]}", f"{len(record.value):,} bytes", error.message)
+        raise Invalid(error.reason, str(violation), violations=[violation]) from error
+    return name, record

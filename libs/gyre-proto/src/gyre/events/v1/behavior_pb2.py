@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from gyre.options.v1 import constraints_pb2 as gyre_dot_options_dot_v1_dot_constraints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/events/v1/behavior.proto\x12\x0egyre.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!gyre/options/v1/constraints.proto\"\xc8\x01\n\x0bInteraction\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x1a\n\x07item_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12*\n\x04type\x18\x03 \x01(\tB\x1c\x8a\xb5\x18\x18\x08\x01\"\x14[a-z][a-z0-9_]{0,31}\x12\x1c\n\x05value\x18\x04 \x01(\x01\x42\x08\x8a\xb5\x18\x04H\x01P\x01H\x00\x88\x01\x01\x12\x1a\n\nrequest_id\x18\x05 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x11\n\tsimulated\x18\x06 \x01(\x08\x42\x08\n\x06_value\"s\n\x0c\x46\x65\x61tureBlock\x12\x16\n\x06layout\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x1b\n\x04rows\x18\x02 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00@\x8f@\x12\x1e\n\x07\x63olumns\x18\x03 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00\x00\xf0@\x12\x0e\n\x06values\x18\x04 \x01(\x0c\"\xb4\x07\n\nImpression\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12 \n\x08item_ids\x18\x03 \x03(\tB\x0e\x8a\xb5\x18\n\x08\x01\x18\x80\x01\x38\x01@\xe8\x07\x12\x1c\n\x05shown\x18\x04 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00@\x8f@\x12\x1b\n\x04rest\x18\x05 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\xc0\xff\xff\xff\xdf\x41\x12\x19\n\x06scores\x18\x06 \x03(\x02\x42\t\x8a\xb5\x18\x05@\xe8\x07H\x01\x12\x34\n\x11item_propensities\x18\x07 \x03(\x01\x42\x19\x8a\xb5\x18\x15)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?@\xe8\x07\x12\x10\n\x08\x65xplored\x18\x08 \x01(\x08\x12\x1d\n\rmodel_version\x18\t \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x1c\n\x05\x65poch\x18\n \x01(\x04\x42\r\x8a\xb5\x18\t1\xff\xff\xff\xff\xff\xff?C\x12\x13\n\x03\x61rm\x18\x0b \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12.\n\x0e\x61rm_propensity\x18\x0c \x01(\x01\x42\x16\x8a\xb5\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?\x12.\n\x08\x66\x65\x61tures\x18\r \x01(\x0b\x32\x1c.gyre.events.v1.FeatureBlock\x12\x1d\n\x0citem_batches\x18\x0e \x03(\x12\x42\x07\x8a\xb5\x18\x03@\xe8\x07\x12\x12\n\nuser_batch\x18\x0f \x01(\x12\x12\x1d\n\rfeature_age_s\x18\x10 \x01(\x01\x42\x06\x8a\xb5\x18\x02H\x01\x12\x1f\n\x0f\x64\x65graded_reason\x18\x11 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x19\n\tlatency_s\x18\x12 \x01(\x01\x42\x06\x8a\xb5\x18\x02H\x01\x12\x38\n\x06method\x18\x13 \x01(\x0e\x32 .gyre.events.v1.ImpressionMethodB\x06\x8a\xb5\x18\x02\x08\x01\x12\x42\n\x07\x63ontext\x18\x14 \x03(\x0b\x32\'.gyre.events.v1.Impression.ContextEntryB\x08\x8a\xb5\x18\x04H\x01P\x01\x12\x11\n\tsimulated\x18\x15 \x01(\x08\x12\x14\n\x0cglobal_batch\x18\x16 \x01(\x12\x12\x41\n\x06labels\x18\x17 \x03(\x0b\x32&.gyre.events.v1.Impression.LabelsEntryB\t\x8a\xb5\x18\x05\x18\x80\x01@@\x12#\n\tpositions\x18\x18 \x03(\rB\x10\x8a\xb5\x18\x0c\x31\x00\x00\xc0\xff\xff\xff\xdf\x41@\xe8\x07\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\nCategories\x12\x1a\n\x06values\x18\x01 \x03(\tB\n\x8a\xb5\x18\x06\x18\x80\x01@\x80\x02\"%\n\x06Vector\x12\x1b\n\x06values\x18\x01 \x03(\x02\x42\x0b\x8a\xb5\x18\x07\x38\x01@\x80\x08H\x01\"\xaf\x01\n\nFieldValue\x12\x1a\n\x06number\x18\x01 \x01(\x01\x42\x08\x8a\xb5\x18\x04H\x01P\x01H\x00\x12\x11\n\x07\x62oolean\x18\x02 \x01(\x08H\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x30\n\ncategories\x18\x04 \x01(\x0b\x32\x1a.gyre.events.v1.CategoriesH\x00\x12(\n\x06vector\x18\x05 \x01(\x0b\x32\x16.gyre.events.v1.VectorH\x00\x42\x06\n\x04kind\"\xad\x01\n\x0bItemChanged\x12\x1a\n\x07item_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x37\n\x06\x66ields\x18\x02 \x03(\x0b\x32\'.gyre.events.v1.ItemChanged.FieldsEntry\x1aI\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.gyre.events.v1.FieldValue:\x02\x38\x01\"\xad\x01\n\x0bUserChanged\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x37\n\x06\x66ields\x18\x02 \x03(\x0b\x32\'.gyre.events.v1.UserChanged.FieldsEntry\x1aI\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.gyre.events.v1.FieldValue:\x02\x38\x01\"Q\n\tClockMark\x12\x36\n\nclock_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x8a\xb5\x18\x02\x08\x01\x12\x0c\n\x04\x62\x61\x63k\x18\x02 \x01(\x08*\x90\x01\n\x10ImpressionMethod\x12!\n\x1dIMPRESSION_METHOD_UNSPECIFIED\x10\x00\x12\x1a\n\x16IMPRESSION_METHOD_RANK\x10\x01\x12\x1f\n\x1bIMPRESSION_METHOD_RECOMMEND\x10\x02\x12\x1c\n\x18IMPRESSION_METHOD_IMPORT\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/events/v1/behavior.proto\x12\x0egyre.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!gyre/options/v1/constraints.proto\"\xc8\x01\n\x0bInteraction\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x1a\n\x07item_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12*\n\x04type\x18\x03 \x01(\tB\x1c\x8a\xb5\x18\x18\x08\x01\"\x14[a-z][a-z0-9_]{0,31}\x12\x1c\n\x05value\x18\x04 \x01(\x01\x42\x08\x8a\xb5\x18\x04H\x01P\x01H\x00\x88\x01\x01\x12\x1a\n\nrequest_id\x18\x05 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x11\n\tsimulated\x18\x06 \x01(\x08\x42\x08\n\x06_value\"~\n\x0c\x46\x65\x61tureBlock\x12\x16\n\x06layout\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x1b\n\x04rows\x18\x02 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00@\x8f@\x12\x1e\n\x07\x63olumns\x18\x03 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00\x00\xf0@\x12\x19\n\x06values\x18\x04 \x01(\x0c\x42\t\x8a\xb5\x18\x05\x18\x80\x80\x80\x01\"\xee\x07\n\nImpression\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12 \n\x08item_ids\x18\x03 \x03(\tB\x0e\x8a\xb5\x18\n\x08\x01\x18\x80\x01\x38\x01@\xe8\x07\x12\x1c\n\x05shown\x18\x04 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00@\x8f@\x12\x1b\n\x04rest\x18\x05 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\xc0\xff\xff\xff\xdf\x41\x12\x19\n\x06scores\x18\x06 \x03(\x02\x42\t\x8a\xb5\x18\x05@\xe8\x07H\x01\x12\x34\n\x11item_propensities\x18\x07 \x03(\x01\x42\x19\x8a\xb5\x18\x15)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?@\xe8\x07\x12\x10\n\x08\x65xplored\x18\x08 \x01(\x08\x12\x1d\n\rmodel_version\x18\t \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x1c\n\x05\x65poch\x18\n \x01(\x04\x42\r\x8a\xb5\x18\t1\xff\xff\xff\xff\xff\xff?C\x12\x13\n\x03\x61rm\x18\x0b \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12.\n\x0e\x61rm_propensity\x18\x0c \x01(\x01\x42\x16\x8a\xb5\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?\x12.\n\x08\x66\x65\x61tures\x18\r \x01(\x0b\x32\x1c.gyre.events.v1.FeatureBlock\x12\x1d\n\x0citem_batches\x18\x0e \x03(\x12\x42\x07\x8a\xb5\x18\x03@\xe8\x07\x12\x12\n\nuser_batch\x18\x0f \x01(\x12\x12\x1d\n\rfeature_age_s\x18\x10 \x01(\x01\x42\x06\x8a\xb5\x18\x02H\x01\x12\x1f\n\x0f\x64\x65graded_reason\x18\x11 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x19\n\tlatency_s\x18\x12 \x01(\x01\x42\x06\x8a\xb5\x18\x02H\x01\x12\x38\n\x06method\x18\x13 \x01(\x0e\x32 .gyre.events.v1.ImpressionMethodB\x06\x8a\xb5\x18\x02\x08\x01\x12\x46\n\x07\x63ontext\x18\x14 \x03(\x0b\x32\'.gyre.events.v1.Impression.ContextEntryB\x0c\x8a\xb5\x18\x08@@H\x01P\x01X@\x12\x11\n\tsimulated\x18\x15 \x01(\x08\x12\x14\n\x0cglobal_batch\x18\x16 \x01(\x12\x12\x41\n\x06labels\x18\x17 \x03(\x0b\x32&.gyre.events.v1.Impression.LabelsEntryB\t\x8a\xb5\x18\x05\x18\x80\x01@@\x12#\n\tpositions\x18\x18 \x03(\rB\x10\x8a\xb5\x18\x0c\x31\x00\x00\xc0\xff\xff\xff\xdf\x41@\xe8\x07\x12\x34\n\x08thinning\x18\x19 \x01(\x0e\x32\".gyre.events.v1.ImpressionThinning\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\nCategories\x12\x1a\n\x06values\x18\x01 \x03(\tB\n\x8a\xb5\x18\x06\x18\x80\x01@\x80\x02\"%\n\x06Vector\x12\x1b\n\x06values\x18\x01 \x03(\x02\x42\x0b\x8a\xb5\x18\x07\x38\x01@\x80\x08H\x01\"\xb8\x01\n\nFieldValue\x12\x1a\n\x06number\x18\x01 \x01(\x01\x42\x08\x8a\xb5\x18\x04H\x01P\x01H\x00\x12\x11\n\x07\x62oolean\x18\x02 \x01(\x08H\x00\x12\x17\n\x04text\x18\x03 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x90NH\x00\x12\x30\n\ncategories\x18\x04 \x01(\x0b\x32\x1a.gyre.events.v1.CategoriesH\x00\x12(\n\x06vector\x18\x05 \x01(\x0b\x32\x16.gyre.events.v1.VectorH\x00\x42\x06\n\x04kind\"\xb8\x01\n\x0bItemChanged\x12\x1a\n\x07item_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x42\n\x06\x66ields\x18\x02 \x03(\x0b\x32\'.gyre.events.v1.ItemChanged.FieldsEntryB\t\x8a\xb5\x18\x05@\x80\x04X@\x1aI\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.gyre.events.v1.FieldValue:\x02\x38\x01\"\xb8\x01\n\x0bUserChanged\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x42\n\x06\x66ields\x18\x02 \x03(\x0b\x32\'.gyre.events.v1.UserChanged.FieldsEntryB\t\x8a\xb5\x18\x05@\x80\x04X@\x1aI\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.gyre.events.v1.FieldValue:\x02\x38\x01\"Q\n\tClockMark\x12\x36\n\nclock_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x8a\xb5\x18\x02\x08\x01\x12\x0c\n\x04\x62\x61\x63k\x18\x02 \x01(\x08*\x90\x01\n\x10ImpressionMethod\x12!\n\x1dIMPRESSION_METHOD_UNSPECIFIED\x10\x00\x12\x1a\n\x16IMPRESSION_METHOD_RANK\x10\x01\x12\x1f\n\x1bIMPRESSION_METHOD_RECOMMEND\x10\x02\x12\x1c\n\x18IMPRESSION_METHOD_IMPORT\x10\x03*y\n\x12ImpressionThinning\x12#\n\x1fIMPRESSION_THINNING_UNSPECIFIED\x10\x00\x12\x1c\n\x18IMPRESSION_THINNING_REST\x10\x01\x12 \n\x1cIMPRESSION_THINNING_FEATURES\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,6 +49,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FEATUREBLOCK'].fields_by_name['rows']._serialized_options = b'\212\265\030\t1\000\000\000\000\000@\217@'
   _globals['_FEATUREBLOCK'].fields_by_name['columns']._loaded_options = None
   _globals['_FEATUREBLOCK'].fields_by_name['columns']._serialized_options = b'\212\265\030\t1\000\000\000\000\000\000\360@'
+  _globals['_FEATUREBLOCK'].fields_by_name['values']._loaded_options = None
+  _globals['_FEATUREBLOCK'].fields_by_name['values']._serialized_options = b'\212\265\030\005\030\200\200\200\001'
   _globals['_IMPRESSION_CONTEXTENTRY']._loaded_options = None
   _globals['_IMPRESSION_CONTEXTENTRY']._serialized_options = b'8\001'
   _globals['_IMPRESSION_LABELSENTRY']._loaded_options = None
@@ -86,7 +88,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPRESSION'].fields_by_name['method']._loaded_options = None
   _globals['_IMPRESSION'].fields_by_name['method']._serialized_options = b'\212\265\030\002\010\001'
   _globals['_IMPRESSION'].fields_by_name['context']._loaded_options = None
-  _globals['_IMPRESSION'].fields_by_name['context']._serialized_options = b'\212\265\030\004H\001P\001'
+  _globals['_IMPRESSION'].fields_by_name['context']._serialized_options = b'\212\265\030\010@@H\001P\001X@'
   _globals['_IMPRESSION'].fields_by_name['labels']._loaded_options = None
   _globals['_IMPRESSION'].fields_by_name['labels']._serialized_options = b'\212\265\030\005\030\200\001@@'
   _globals['_IMPRESSION'].fields_by_name['positions']._loaded_options = None
@@ -97,42 +99,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VECTOR'].fields_by_name['values']._serialized_options = b'\212\265\030\0078\001@\200\010H\001'
   _globals['_FIELDVALUE'].fields_by_name['number']._loaded_options = None
   _globals['_FIELDVALUE'].fields_by_name['number']._serialized_options = b'\212\265\030\004H\001P\001'
+  _globals['_FIELDVALUE'].fields_by_name['text']._loaded_options = None
+  _globals['_FIELDVALUE'].fields_by_name['text']._serialized_options = b'\212\265\030\003\030\220N'
   _globals['_ITEMCHANGED_FIELDSENTRY']._loaded_options = None
   _globals['_ITEMCHANGED_FIELDSENTRY']._serialized_options = b'8\001'
   _globals['_ITEMCHANGED'].fields_by_name['item_id']._loaded_options = None
   _globals['_ITEMCHANGED'].fields_by_name['item_id']._serialized_options = b'\212\265\030\005\010\001\030\200\001'
+  _globals['_ITEMCHANGED'].fields_by_name['fields']._loaded_options = None
+  _globals['_ITEMCHANGED'].fields_by_name['fields']._serialized_options = b'\212\265\030\005@\200\004X@'
   _globals['_USERCHANGED_FIELDSENTRY']._loaded_options = None
   _globals['_USERCHANGED_FIELDSENTRY']._serialized_options = b'8\001'
   _globals['_USERCHANGED'].fields_by_name['user_id']._loaded_options = None
   _globals['_USERCHANGED'].fields_by_name['user_id']._serialized_options = b'\212\265\030\005\010\001\030\200\001'
+  _globals['_USERCHANGED'].fields_by_name['fields']._loaded_options = None
+  _globals['_USERCHANGED'].fields_by_name['fields']._serialized_options = b'\212\265\030\005@\200\004X@'
   _globals['_CLOCKMARK'].fields_by_name['clock_time']._loaded_options = None
   _globals['_CLOCKMARK'].fields_by_name['clock_time']._serialized_options = b'\212\265\030\002\010\001'
-  _globals['_IMPRESSIONMETHOD']._serialized_start=2083
-  _globals['_IMPRESSIONMETHOD']._serialized_end=2227
+  _globals['_IMPRESSIONMETHOD']._serialized_start=2183
+  _globals['_IMPRESSIONMETHOD']._serialized_end=2327
+  _globals['_IMPRESSIONTHINNING']._serialized_start=2329
+  _globals['_IMPRESSIONTHINNING']._serialized_end=2450
   _globals['_INTERACTION']._serialized_start=118
   _globals['_INTERACTION']._serialized_end=318
   _globals['_FEATUREBLOCK']._serialized_start=320
-  _globals['_FEATUREBLOCK']._serialized_end=435
-  _globals['_IMPRESSION']._serialized_start=438
-  _globals['_IMPRESSION']._serialized_end=1386
-  _globals['_IMPRESSION_CONTEXTENTRY']._serialized_start=1293
-  _globals['_IMPRESSION_CONTEXTENTRY']._serialized_end=1339
-  _globals['_IMPRESSION_LABELSENTRY']._serialized_start=1341
-  _globals['_IMPRESSION_LABELSENTRY']._serialized_end=1386
-  _globals['_CATEGORIES']._serialized_start=1388
-  _globals['_CATEGORIES']._serialized_end=1428
-  _globals['_VECTOR']._serialized_start=1430
-  _globals['_VECTOR']._serialized_end=1467
-  _globals['_FIELDVALUE']._serialized_start=1470
-  _globals['_FIELDVALUE']._serialized_end=1645
-  _globals['_ITEMCHANGED']._serialized_start=1648
-  _globals['_ITEMCHANGED']._serialized_end=1821
-  _globals['_ITEMCHANGED_FIELDSENTRY']._serialized_start=1748
-  _globals['_ITEMCHANGED_FIELDSENTRY']._serialized_end=1821
-  _globals['_USERCHANGED']._serialized_start=1824
-  _globals['_USERCHANGED']._serialized_end=1997
-  _globals['_USERCHANGED_FIELDSENTRY']._serialized_start=1748
-  _globals['_USERCHANGED_FIELDSENTRY']._serialized_end=1821
-  _globals['_CLOCKMARK']._serialized_start=1999
-  _globals['_CLOCKMARK']._serialized_end=2080
+  _globals['_FEATUREBLOCK']._serialized_end=446
+  _globals['_IMPRESSION']._serialized_start=449
+  _globals['_IMPRESSION']._serialized_end=1455
+  _globals['_IMPRESSION_CONTEXTENTRY']._serialized_start=1362
+  _globals['_IMPRESSION_CONTEXTENTRY']._serialized_end=1408
+  _globals['_IMPRESSION_LABELSENTRY']._serialized_start=1410
+  _globals['_IMPRESSION_LABELSENTRY']._serialized_end=1455
+  _globals['_CATEGORIES']._serialized_start=1457
+  _globals['_CATEGORIES']._serialized_end=1497
+  _globals['_VECTOR']._serialized_start=1499
+  _globals['_VECTOR']._serialized_end=1536
+  _globals['_FIELDVALUE']._serialized_start=1539
+  _globals['_FIELDVALUE']._serialized_end=1723
+  _globals['_ITEMCHANGED']._serialized_start=1726
+  _globals['_ITEMCHANGED']._serialized_end=1910
+  _globals['_ITEMCHANGED_FIELDSENTRY']._serialized_start=1837
+  _globals['_ITEMCHANGED_FIELDSENTRY']._serialized_end=1910
+  _globals['_USERCHANGED']._serialized_start=1913
+  _globals['_USERCHANGED']._serialized_end=2097
+  _globals['_USERCHANGED_FIELDSENTRY']._serialized_start=1837
+  _globals['_USERCHANGED_FIELDSENTRY']._serialized_end=1910
+  _globals['_CLOCKMARK']._serialized_start=2099
+  _globals['_CLOCKMARK']._serialized_end=2180
 # @@protoc_insertion_point(module_scope)

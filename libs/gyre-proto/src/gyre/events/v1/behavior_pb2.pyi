@@ -50,6 +50,30 @@ IMPRESSION_METHOD_IMPORT: ImpressionMethod.ValueType  # 3
 """An importer reconstructed it from a history without impressions."""
 Global___ImpressionMethod: _TypeAlias = ImpressionMethod  # noqa: Y015
 
+class _ImpressionThinning:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImpressionThinningEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImpressionThinning.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMPRESSION_THINNING_UNSPECIFIED: _ImpressionThinning.ValueType  # 0
+    """Nothing."""
+    IMPRESSION_THINNING_REST: _ImpressionThinning.ValueType  # 1
+    """Some or all of the sample of the candidates that were not shown."""
+    IMPRESSION_THINNING_FEATURES: _ImpressionThinning.ValueType  # 2
+    """All of that sample, and the features: who needs them computes them by replay."""
+
+class ImpressionThinning(_ImpressionThinning, metaclass=_ImpressionThinningEnumTypeWrapper):
+    """What was left out of an impression that was larger than its topic takes."""
+
+IMPRESSION_THINNING_UNSPECIFIED: ImpressionThinning.ValueType  # 0
+"""Nothing."""
+IMPRESSION_THINNING_REST: ImpressionThinning.ValueType  # 1
+"""Some or all of the sample of the candidates that were not shown."""
+IMPRESSION_THINNING_FEATURES: ImpressionThinning.ValueType  # 2
+"""All of that sample, and the features: who needs them computes them by replay."""
+Global___ImpressionThinning: _TypeAlias = ImpressionThinning  # noqa: Y015
+
 @_typing.final
 class Interaction(_message.Message):
     """Something a user did with an item. Topic behavior.interactions, key user_id."""
@@ -198,6 +222,7 @@ class Impression(_message.Message):
     GLOBAL_BATCH_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
+    THINNING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, unique. Required."""
     user_id: _builtins.str
@@ -230,6 +255,8 @@ class Impression(_message.Message):
     """The impression was made up by an importer or a simulator. Default false."""
     global_batch: _builtins.int
     """Number of the last stream batch in the packed value of the loop as a whole; -1 where there is none."""
+    thinning: Global___ImpressionThinning.ValueType
+    """What was left out, so that the impression fits. Default: nothing."""
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The items: first those shown, in the order shown, then the logged sample of the rest. Required."""
@@ -244,7 +271,9 @@ class Impression(_message.Message):
 
     @_builtins.property
     def features(self) -> Global___FeatureBlock:
-        """The features as served, one row for each of item_ids. Empty for imported impressions and when features failed."""
+        """The features as served, one row for each of item_ids. Empty for imported impressions, when features failed, and where `thinning`
+        says so.
+        """
 
     @_builtins.property
     def item_batches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -291,10 +320,11 @@ class Impression(_message.Message):
         global_batch: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         positions: _abc.Iterable[_builtins.int] | None = ...,
+        thinning: Global___ImpressionThinning.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "arm_propensity", b"arm_propensity", "context", b"context", "degraded_reason", b"degraded_reason", "epoch", b"epoch", "explored", b"explored", "feature_age_s", b"feature_age_s", "features", b"features", "global_batch", b"global_batch", "item_batches", b"item_batches", "item_ids", b"item_ids", "item_propensities", b"item_propensities", "labels", b"labels", "latency_s", b"latency_s", "method", b"method", "model_version", b"model_version", "positions", b"positions", "request_id", b"request_id", "rest", b"rest", "scores", b"scores", "shown", b"shown", "simulated", b"simulated", "user_batch", b"user_batch", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "arm_propensity", b"arm_propensity", "context", b"context", "degraded_reason", b"degraded_reason", "epoch", b"epoch", "explored", b"explored", "feature_age_s", b"feature_age_s", "features", b"features", "global_batch", b"global_batch", "item_batches", b"item_batches", "item_ids", b"item_ids", "item_propensities", b"item_propensities", "labels", b"labels", "latency_s", b"latency_s", "method", b"method", "model_version", b"model_version", "positions", b"positions", "request_id", b"request_id", "rest", b"rest", "scores", b"scores", "shown", b"shown", "simulated", b"simulated", "thinning", b"thinning", "user_batch", b"user_batch", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,7 +394,7 @@ class FieldValue(_message.Message):
     boolean: _builtins.bool
     """A truth value, for a field of the kind boolean alone."""
     text: _builtins.str
-    """Text, or a single category: one of those that gyre.yaml declares, or empty for none."""
+    """Text, or a single category: one of those that gyre.yaml declares, or empty for none. At most 10,000 characters."""
     @_builtins.property
     def categories(self) -> Global___Categories:
         """Several categories."""

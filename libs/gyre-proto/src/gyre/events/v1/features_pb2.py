@@ -26,57 +26,99 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from gyre.options.v1 import constraints_pb2 as gyre_dot_options_dot_v1_dot_constraints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/events/v1/features.proto\x12\x0egyre.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!gyre/options/v1/constraints.proto\"K\n\x0bOffsetRange\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\r\n\x05\x66irst\x18\x03 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x03\"\xf8\x01\n\x0c\x42\x61tchApplied\x12\x14\n\x04loop\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01\x12\x0e\n\x06layout\x18\x02 \x01(\t\x12\r\n\x05shard\x18\x03 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\x04\x12+\n\x06ranges\x18\x05 \x03(\x0b\x32\x1b.gyre.events.v1.OffsetRange\x12\x0e\n\x06\x65vents\x18\x06 \x01(\r\x12\x35\n\x11newest_event_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x61pplied_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\nFieldRange\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0f\n\x07missing\x18\x03 \x01(\x04\x12\x0b\n\x03min\x18\x04 \x01(\x01\x12\x0b\n\x03max\x18\x05 \x01(\x01\x12\x0b\n\x03sum\x18\x06 \x01(\x01\"\xdd\x03\n\rQualityWindow\x12\x14\n\x04loop\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x35\n\x11window_start_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fwindow_end_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x65vents\x18\x05 \x01(\x04\x12\x12\n\nunreadable\x18\x06 \x01(\x04\x12\x37\n\x05types\x18\x07 \x03(\x0b\x32(.gyre.events.v1.QualityWindow.TypesEntry\x12*\n\x06ranges\x18\x08 \x03(\x0b\x32\x1a.gyre.events.v1.FieldRange\x12\x11\n\tpartition\x18\t \x01(\x05\x12\r\n\x05\x66inal\x18\n \x01(\x08\x12+\n\x07tallies\x18\x0b \x03(\x0b\x32\x1a.gyre.events.v1.CheckTally\x12\x35\n\x11newest_event_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a,\n\nTypesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"J\n\nCheckTally\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12\x0c\n\x04seen\x18\x03 \x01(\x04\x12\x10\n\x08\x61t_fault\x18\x04 \x01(\x04\"\xed\x01\n\nLiveSketch\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x19\n\x07version\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x11\n\tpartition\x18\x03 \x01(\x05\x12\x12\n\nend_offset\x18\x04 \x01(\x03\x12\x35\n\x11newest_event_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06sketch\x18\x06 \x01(\x0c\x12\x0e\n\x06sample\x18\x07 \x01(\x0c\x12\x16\n\x0e\x65\x61rlier_sketch\x18\x08 \x01(\x0c\x12\x16\n\x0e\x65\x61rlier_sample\x18\t \x01(\x0c\"\xa2\x01\n\x0eQualityFinding\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12\x12\n\x05value\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\tB\x08\n\x06_valueB\x0c\n\n_threshold\"\xed\x02\n\x0bLiveQuality\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x17\n\x07version\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x35\n\x11newest_event_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bjudged_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x08\x66indings\x18\x06 \x03(\x0b\x32\x1e.gyre.events.v1.QualityFinding\x12\x39\n\x07\x66\x61iling\x18\x07 \x03(\x0b\x32(.gyre.events.v1.LiveQuality.FailingEntry\x1aJ\n\x0c\x46\x61ilingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x02\x38\x01\"\xad\x02\n\rFeatureLayout\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x18\n\x06layout\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x1a\n\ndefinition\x18\x03 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.gyre.events.v1.LayoutState\x12\x15\n\rfilled_events\x18\x05 \x01(\x04\x12\x14\n\x0ctotal_events\x18\x06 \x01(\x04\x12\x31\n\rdeclared_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63hange_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\twanted_by\x18\t \x03(\t*w\n\x0bLayoutState\x12\x1c\n\x18LAYOUT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14LAYOUT_STATE_FILLING\x10\x01\x12\x16\n\x12LAYOUT_STATE_READY\x10\x02\x12\x18\n\x14LAYOUT_STATE_RETIRED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/events/v1/features.proto\x12\x0egyre.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!gyre/options/v1/constraints.proto\"T\n\x0bOffsetRange\x12\x16\n\x05topic\x18\x01 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x02\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\r\n\x05\x66irst\x18\x03 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x03\"\x8b\x02\n\x0c\x42\x61tchApplied\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x16\n\x06layout\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\r\n\x05shard\x18\x03 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\x04\x12\x34\n\x06ranges\x18\x05 \x03(\x0b\x32\x1b.gyre.events.v1.OffsetRangeB\x07\x8a\xb5\x18\x03@\x80@\x12\x0e\n\x06\x65vents\x18\x06 \x01(\r\x12\x35\n\x11newest_event_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x61pplied_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"k\n\nFieldRange\x12\x16\n\x05\x66ield\x18\x01 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x02\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0f\n\x07missing\x18\x03 \x01(\x04\x12\x0b\n\x03min\x18\x04 \x01(\x01\x12\x0b\n\x03max\x18\x05 \x01(\x01\x12\x0b\n\x03sum\x18\x06 \x01(\x01\"\x85\x04\n\rQualityWindow\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x16\n\x05topic\x18\x02 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x02\x12\x35\n\x11window_start_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fwindow_end_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x65vents\x18\x05 \x01(\x04\x12\x12\n\nunreadable\x18\x06 \x01(\x04\x12\x42\n\x05types\x18\x07 \x03(\x0b\x32(.gyre.events.v1.QualityWindow.TypesEntryB\t\x8a\xb5\x18\x05@\x80\x02X@\x12\x33\n\x06ranges\x18\x08 \x03(\x0b\x32\x1a.gyre.events.v1.FieldRangeB\x07\x8a\xb5\x18\x03@\x80 \x12\x11\n\tpartition\x18\t \x01(\x05\x12\r\n\x05\x66inal\x18\n \x01(\x08\x12\x34\n\x07tallies\x18\x0b \x03(\x0b\x32\x1a.gyre.events.v1.CheckTallyB\x07\x8a\xb5\x18\x03@\x80@\x12\x35\n\x11newest_event_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a,\n\nTypesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\\\n\nCheckTally\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x01\x12\x17\n\x06\x63olumn\x18\x02 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x02\x12\x0c\n\x04seen\x18\x03 \x01(\x04\x12\x10\n\x08\x61t_fault\x18\x04 \x01(\x04\"\x95\x02\n\nLiveSketch\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x19\n\x07version\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x11\n\tpartition\x18\x03 \x01(\x05\x12\x12\n\nend_offset\x18\x04 \x01(\x03\x12\x35\n\x11newest_event_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x06sketch\x18\x06 \x01(\x0c\x42\x08\x8a\xb5\x18\x04\x18\xc0\x84=\x12\x18\n\x06sample\x18\x07 \x01(\x0c\x42\x08\x8a\xb5\x18\x04\x18\xc0\x84=\x12 \n\x0e\x65\x61rlier_sketch\x18\x08 \x01(\x0c\x42\x08\x8a\xb5\x18\x04\x18\xc0\x84=\x12 \n\x0e\x65\x61rlier_sample\x18\t \x01(\x0c\x42\x08\x8a\xb5\x18\x04\x18\xc0\x84=\"\xc5\x01\n\x0eQualityFinding\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x01\x12\x17\n\x06\x63olumn\x18\x02 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x02\x12\x12\n\x05value\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12\x16\n\x06\x61\x63tion\x18\x06 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x17\n\x06\x64\x65tail\x18\x07 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x90NB\x08\n\x06_valueB\x0c\n\n_threshold\"\x82\x03\n\x0bLiveQuality\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x17\n\x07version\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x35\n\x11newest_event_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bjudged_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x08\x66indings\x18\x06 \x03(\x0b\x32\x1e.gyre.events.v1.QualityFindingB\x07\x8a\xb5\x18\x03@\x80@\x12\x45\n\x07\x66\x61iling\x18\x07 \x03(\x0b\x32(.gyre.events.v1.LiveQuality.FailingEntryB\n\x8a\xb5\x18\x06@\x80@X\x80\x04\x1aJ\n\x0c\x46\x61ilingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x02\x38\x01\"\xbd\x02\n\rFeatureLayout\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x18\n\x06layout\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x1e\n\ndefinition\x18\x03 \x01(\tB\n\x8a\xb5\x18\x06\x08\x01\x18\x80\x80 \x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.gyre.events.v1.LayoutState\x12\x15\n\rfilled_events\x18\x05 \x01(\x04\x12\x14\n\x0ctotal_events\x18\x06 \x01(\x04\x12\x31\n\rdeclared_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63hange_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\twanted_by\x18\t \x03(\tB\n\x8a\xb5\x18\x06\x18\x80\x01@\x80\x08*w\n\x0bLayoutState\x12\x1c\n\x18LAYOUT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14LAYOUT_STATE_FILLING\x10\x01\x12\x16\n\x12LAYOUT_STATE_READY\x10\x02\x12\x18\n\x14LAYOUT_STATE_RETIRED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gyre.events.v1.features_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_OFFSETRANGE'].fields_by_name['topic']._loaded_options = None
+  _globals['_OFFSETRANGE'].fields_by_name['topic']._serialized_options = b'\212\265\030\003\030\200\002'
   _globals['_BATCHAPPLIED'].fields_by_name['loop']._loaded_options = None
-  _globals['_BATCHAPPLIED'].fields_by_name['loop']._serialized_options = b'\212\265\030\002\010\001'
+  _globals['_BATCHAPPLIED'].fields_by_name['loop']._serialized_options = b'\212\265\030\004\010\001\030\037'
+  _globals['_BATCHAPPLIED'].fields_by_name['layout']._loaded_options = None
+  _globals['_BATCHAPPLIED'].fields_by_name['layout']._serialized_options = b'\212\265\030\002\030@'
+  _globals['_BATCHAPPLIED'].fields_by_name['ranges']._loaded_options = None
+  _globals['_BATCHAPPLIED'].fields_by_name['ranges']._serialized_options = b'\212\265\030\003@\200@'
+  _globals['_FIELDRANGE'].fields_by_name['field']._loaded_options = None
+  _globals['_FIELDRANGE'].fields_by_name['field']._serialized_options = b'\212\265\030\003\030\200\002'
   _globals['_QUALITYWINDOW_TYPESENTRY']._loaded_options = None
   _globals['_QUALITYWINDOW_TYPESENTRY']._serialized_options = b'8\001'
   _globals['_QUALITYWINDOW'].fields_by_name['loop']._loaded_options = None
-  _globals['_QUALITYWINDOW'].fields_by_name['loop']._serialized_options = b'\212\265\030\002\010\001'
+  _globals['_QUALITYWINDOW'].fields_by_name['loop']._serialized_options = b'\212\265\030\004\010\001\030\037'
+  _globals['_QUALITYWINDOW'].fields_by_name['topic']._loaded_options = None
+  _globals['_QUALITYWINDOW'].fields_by_name['topic']._serialized_options = b'\212\265\030\003\030\200\002'
+  _globals['_QUALITYWINDOW'].fields_by_name['types']._loaded_options = None
+  _globals['_QUALITYWINDOW'].fields_by_name['types']._serialized_options = b'\212\265\030\005@\200\002X@'
+  _globals['_QUALITYWINDOW'].fields_by_name['ranges']._loaded_options = None
+  _globals['_QUALITYWINDOW'].fields_by_name['ranges']._serialized_options = b'\212\265\030\003@\200 '
+  _globals['_QUALITYWINDOW'].fields_by_name['tallies']._loaded_options = None
+  _globals['_QUALITYWINDOW'].fields_by_name['tallies']._serialized_options = b'\212\265\030\003@\200@'
+  _globals['_CHECKTALLY'].fields_by_name['name']._loaded_options = None
+  _globals['_CHECKTALLY'].fields_by_name['name']._serialized_options = b'\212\265\030\003\030\200\001'
+  _globals['_CHECKTALLY'].fields_by_name['column']._loaded_options = None
+  _globals['_CHECKTALLY'].fields_by_name['column']._serialized_options = b'\212\265\030\003\030\200\002'
   _globals['_LIVESKETCH'].fields_by_name['loop']._loaded_options = None
   _globals['_LIVESKETCH'].fields_by_name['loop']._serialized_options = b'\212\265\030\004\010\001\030\037'
   _globals['_LIVESKETCH'].fields_by_name['version']._loaded_options = None
   _globals['_LIVESKETCH'].fields_by_name['version']._serialized_options = b'\212\265\030\004\010\001\030@'
+  _globals['_LIVESKETCH'].fields_by_name['sketch']._loaded_options = None
+  _globals['_LIVESKETCH'].fields_by_name['sketch']._serialized_options = b'\212\265\030\004\030\300\204='
+  _globals['_LIVESKETCH'].fields_by_name['sample']._loaded_options = None
+  _globals['_LIVESKETCH'].fields_by_name['sample']._serialized_options = b'\212\265\030\004\030\300\204='
+  _globals['_LIVESKETCH'].fields_by_name['earlier_sketch']._loaded_options = None
+  _globals['_LIVESKETCH'].fields_by_name['earlier_sketch']._serialized_options = b'\212\265\030\004\030\300\204='
+  _globals['_LIVESKETCH'].fields_by_name['earlier_sample']._loaded_options = None
+  _globals['_LIVESKETCH'].fields_by_name['earlier_sample']._serialized_options = b'\212\265\030\004\030\300\204='
+  _globals['_QUALITYFINDING'].fields_by_name['name']._loaded_options = None
+  _globals['_QUALITYFINDING'].fields_by_name['name']._serialized_options = b'\212\265\030\003\030\200\001'
+  _globals['_QUALITYFINDING'].fields_by_name['column']._loaded_options = None
+  _globals['_QUALITYFINDING'].fields_by_name['column']._serialized_options = b'\212\265\030\003\030\200\002'
+  _globals['_QUALITYFINDING'].fields_by_name['action']._loaded_options = None
+  _globals['_QUALITYFINDING'].fields_by_name['action']._serialized_options = b'\212\265\030\002\030@'
+  _globals['_QUALITYFINDING'].fields_by_name['detail']._loaded_options = None
+  _globals['_QUALITYFINDING'].fields_by_name['detail']._serialized_options = b'\212\265\030\003\030\220N'
   _globals['_LIVEQUALITY_FAILINGENTRY']._loaded_options = None
   _globals['_LIVEQUALITY_FAILINGENTRY']._serialized_options = b'8\001'
   _globals['_LIVEQUALITY'].fields_by_name['loop']._loaded_options = None
   _globals['_LIVEQUALITY'].fields_by_name['loop']._serialized_options = b'\212\265\030\004\010\001\030\037'
   _globals['_LIVEQUALITY'].fields_by_name['version']._loaded_options = None
   _globals['_LIVEQUALITY'].fields_by_name['version']._serialized_options = b'\212\265\030\002\030@'
+  _globals['_LIVEQUALITY'].fields_by_name['findings']._loaded_options = None
+  _globals['_LIVEQUALITY'].fields_by_name['findings']._serialized_options = b'\212\265\030\003@\200@'
+  _globals['_LIVEQUALITY'].fields_by_name['failing']._loaded_options = None
+  _globals['_LIVEQUALITY'].fields_by_name['failing']._serialized_options = b'\212\265\030\006@\200@X\200\004'
   _globals['_FEATURELAYOUT'].fields_by_name['loop']._loaded_options = None
   _globals['_FEATURELAYOUT'].fields_by_name['loop']._serialized_options = b'\212\265\030\004\010\001\030\037'
   _globals['_FEATURELAYOUT'].fields_by_name['layout']._loaded_options = None
   _globals['_FEATURELAYOUT'].fields_by_name['layout']._serialized_options = b'\212\265\030\004\010\001\030@'
   _globals['_FEATURELAYOUT'].fields_by_name['definition']._loaded_options = None
-  _globals['_FEATURELAYOUT'].fields_by_name['definition']._serialized_options = b'\212\265\030\002\010\001'
-  _globals['_LAYOUTSTATE']._serialized_start=2178
-  _globals['_LAYOUTSTATE']._serialized_end=2297
+  _globals['_FEATURELAYOUT'].fields_by_name['definition']._serialized_options = b'\212\265\030\006\010\001\030\200\200 '
+  _globals['_FEATURELAYOUT'].fields_by_name['wanted_by']._loaded_options = None
+  _globals['_FEATURELAYOUT'].fields_by_name['wanted_by']._serialized_options = b'\212\265\030\006\030\200\001@\200\010'
+  _globals['_LAYOUTSTATE']._serialized_start=2385
+  _globals['_LAYOUTSTATE']._serialized_end=2504
   _globals['_OFFSETRANGE']._serialized_start=117
-  _globals['_OFFSETRANGE']._serialized_end=192
-  _globals['_BATCHAPPLIED']._serialized_start=195
-  _globals['_BATCHAPPLIED']._serialized_end=443
-  _globals['_FIELDRANGE']._serialized_start=445
-  _globals['_FIELDRANGE']._serialized_end=543
-  _globals['_QUALITYWINDOW']._serialized_start=546
-  _globals['_QUALITYWINDOW']._serialized_end=1023
-  _globals['_QUALITYWINDOW_TYPESENTRY']._serialized_start=979
-  _globals['_QUALITYWINDOW_TYPESENTRY']._serialized_end=1023
-  _globals['_CHECKTALLY']._serialized_start=1025
-  _globals['_CHECKTALLY']._serialized_end=1099
-  _globals['_LIVESKETCH']._serialized_start=1102
-  _globals['_LIVESKETCH']._serialized_end=1339
-  _globals['_QUALITYFINDING']._serialized_start=1342
-  _globals['_QUALITYFINDING']._serialized_end=1504
-  _globals['_LIVEQUALITY']._serialized_start=1507
-  _globals['_LIVEQUALITY']._serialized_end=1872
-  _globals['_LIVEQUALITY_FAILINGENTRY']._serialized_start=1798
-  _globals['_LIVEQUALITY_FAILINGENTRY']._serialized_end=1872
-  _globals['_FEATURELAYOUT']._serialized_start=1875
-  _globals['_FEATURELAYOUT']._serialized_end=2176
+  _globals['_OFFSETRANGE']._serialized_end=201
+  _globals['_BATCHAPPLIED']._serialized_start=204
+  _globals['_BATCHAPPLIED']._serialized_end=471
+  _globals['_FIELDRANGE']._serialized_start=473
+  _globals['_FIELDRANGE']._serialized_end=580
+  _globals['_QUALITYWINDOW']._serialized_start=583
+  _globals['_QUALITYWINDOW']._serialized_end=1100
+  _globals['_QUALITYWINDOW_TYPESENTRY']._serialized_start=1056
+  _globals['_QUALITYWINDOW_TYPESENTRY']._serialized_end=1100
+  _globals['_CHECKTALLY']._serialized_start=1102
+  _globals['_CHECKTALLY']._serialized_end=1194
+  _globals['_LIVESKETCH']._serialized_start=1197
+  _globals['_LIVESKETCH']._serialized_end=1474
+  _globals['_QUALITYFINDING']._serialized_start=1477
+  _globals['_QUALITYFINDING']._serialized_end=1674
+  _globals['_LIVEQUALITY']._serialized_start=1677
+  _globals['_LIVEQUALITY']._serialized_end=2063
+  _globals['_LIVEQUALITY_FAILINGENTRY']._serialized_start=1989
+  _globals['_LIVEQUALITY_FAILINGENTRY']._serialized_end=2063
+  _globals['_FEATURELAYOUT']._serialized_start=2066
+  _globals['_FEATURELAYOUT']._serialized_end=2383
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from gyre.options.v1 import constraints_pb2 as gyre_dot_options_dot_v1_dot_constraints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgyre/events/v1/monitor.proto\x12\x0egyre.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!gyre/options/v1/constraints.proto\"\xc2\x01\n\x07Verdict\x12\x1c\n\nverdict_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x16\n\x04loop\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x12\n\nrollout_id\x18\x03 \x01(\t\x12/\n\x07outcome\x18\x04 \x01(\x0e\x32\x1e.gyre.events.v1.VerdictOutcome\x12\x0e\n\x06metric\x18\x05 \x01(\t\x12\x1b\n\x13relative_difference\x18\x06 \x01(\x01\x12\x0f\n\x07p_value\x18\x07 \x01(\x01\"\xea\x01\n\x05\x41lert\x12\x1b\n\x08\x61lert_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x16\n\x04loop\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x0c\n\x04name\x18\x03 \x01(\t\x12/\n\x08severity\x18\x04 \x01(\x0e\x32\x1d.gyre.events.v1.AlertSeverity\x12\x0f\n\x07message\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbf\x01\n\x08\x42\x61tchJob\x12\x1a\n\x08\x62\x61tch_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x16\n\x04loop\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12:\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1e.gyre.events.v1.BatchJob.EntryB\t\x8a\xb5\x18\x05\x38\x01@\x90N\x1a\x43\n\x05\x45ntry\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x1e\n\x08item_ids\x18\x02 \x03(\tB\x0c\x8a\xb5\x18\x08\x18\x80\x01\x38\x01@\xe8\x07\"\x91\x01\n\x0b\x42\x61tchResult\x12\x1a\n\x08\x62\x61tch_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\r\n\x05\x65ntry\x18\x02 \x01(\r\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x10\n\x08item_ids\x18\x04 \x03(\t\x12\x0e\n\x06scores\x18\x05 \x03(\x02\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t*\xa7\x01\n\x0eVerdictOutcome\x12\x1f\n\x1bVERDICT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16VERDICT_OUTCOME_BETTER\x10\x01\x12\x19\n\x15VERDICT_OUTCOME_WORSE\x10\x02\x12 \n\x1cVERDICT_OUTCOME_INCONCLUSIVE\x10\x03\x12\x1b\n\x17VERDICT_OUTCOME_INVALID\x10\x04*\x81\x01\n\rAlertSeverity\x12\x1e\n\x1a\x41LERT_SEVERITY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41LERT_SEVERITY_INFO\x10\x01\x12\x1a\n\x16\x41LERT_SEVERITY_WARNING\x10\x02\x12\x1b\n\x17\x41LERT_SEVERITY_CRITICAL\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgyre/events/v1/monitor.proto\x12\x0egyre.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!gyre/options/v1/constraints.proto\"\xd3\x01\n\x07Verdict\x12\x1c\n\nverdict_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x16\n\x04loop\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\nrollout_id\x18\x03 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12/\n\x07outcome\x18\x04 \x01(\x0e\x32\x1e.gyre.events.v1.VerdictOutcome\x12\x17\n\x06metric\x18\x05 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x01\x12\x1b\n\x13relative_difference\x18\x06 \x01(\x01\x12\x0f\n\x07p_value\x18\x07 \x01(\x01\"\xfc\x01\n\x05\x41lert\x12\x1b\n\x08\x61lert_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x16\n\x04loop\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x15\n\x04name\x18\x03 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x01\x12/\n\x08severity\x18\x04 \x01(\x0e\x32\x1d.gyre.events.v1.AlertSeverity\x12\x18\n\x07message\x18\x05 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x90N\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbf\x01\n\x08\x42\x61tchJob\x12\x1a\n\x08\x62\x61tch_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\x16\n\x04loop\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12:\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1e.gyre.events.v1.BatchJob.EntryB\t\x8a\xb5\x18\x05\x38\x01@\x90N\x1a\x43\n\x05\x45ntry\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\x1e\n\x08item_ids\x18\x02 \x03(\tB\x0c\x8a\xb5\x18\x08\x18\x80\x01\x38\x01@\xe8\x07\"\xc0\x01\n\x0b\x42\x61tchResult\x12\x1a\n\x08\x62\x61tch_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\x12\r\n\x05\x65ntry\x18\x02 \x01(\r\x12\x18\n\x07user_id\x18\x03 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x01\x12\x1c\n\x08item_ids\x18\x04 \x03(\tB\n\x8a\xb5\x18\x06\x18\x80\x01@\xe8\x07\x12\x17\n\x06scores\x18\x05 \x03(\x02\x42\x07\x8a\xb5\x18\x03@\xe8\x07\x12\x1d\n\rmodel_version\x18\x06 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x16\n\x05\x65rror\x18\x07 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x90N*\xa7\x01\n\x0eVerdictOutcome\x12\x1f\n\x1bVERDICT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16VERDICT_OUTCOME_BETTER\x10\x01\x12\x19\n\x15VERDICT_OUTCOME_WORSE\x10\x02\x12 \n\x1cVERDICT_OUTCOME_INCONCLUSIVE\x10\x03\x12\x1b\n\x17VERDICT_OUTCOME_INVALID\x10\x04*\x81\x01\n\rAlertSeverity\x12\x1e\n\x1a\x41LERT_SEVERITY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41LERT_SEVERITY_INFO\x10\x01\x12\x1a\n\x16\x41LERT_SEVERITY_WARNING\x10\x02\x12\x1b\n\x17\x41LERT_SEVERITY_CRITICAL\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,10 +37,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERDICT'].fields_by_name['verdict_id']._serialized_options = b'\212\265\030\004\010\001\030@'
   _globals['_VERDICT'].fields_by_name['loop']._loaded_options = None
   _globals['_VERDICT'].fields_by_name['loop']._serialized_options = b'\212\265\030\004\010\001\030\037'
+  _globals['_VERDICT'].fields_by_name['rollout_id']._loaded_options = None
+  _globals['_VERDICT'].fields_by_name['rollout_id']._serialized_options = b'\212\265\030\002\030@'
+  _globals['_VERDICT'].fields_by_name['metric']._loaded_options = None
+  _globals['_VERDICT'].fields_by_name['metric']._serialized_options = b'\212\265\030\003\030\200\001'
   _globals['_ALERT'].fields_by_name['alert_id']._loaded_options = None
   _globals['_ALERT'].fields_by_name['alert_id']._serialized_options = b'\212\265\030\005\010\001\030\200\001'
   _globals['_ALERT'].fields_by_name['loop']._loaded_options = None
   _globals['_ALERT'].fields_by_name['loop']._serialized_options = b'\212\265\030\004\010\001\030\037'
+  _globals['_ALERT'].fields_by_name['name']._loaded_options = None
+  _globals['_ALERT'].fields_by_name['name']._serialized_options = b'\212\265\030\003\030\200\001'
+  _globals['_ALERT'].fields_by_name['message']._loaded_options = None
+  _globals['_ALERT'].fields_by_name['message']._serialized_options = b'\212\265\030\003\030\220N'
   _globals['_BATCHJOB_ENTRY'].fields_by_name['user_id']._loaded_options = None
   _globals['_BATCHJOB_ENTRY'].fields_by_name['user_id']._serialized_options = b'\212\265\030\005\010\001\030\200\001'
   _globals['_BATCHJOB_ENTRY'].fields_by_name['item_ids']._loaded_options = None
@@ -53,18 +61,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCHJOB'].fields_by_name['entries']._serialized_options = b'\212\265\030\0058\001@\220N'
   _globals['_BATCHRESULT'].fields_by_name['batch_id']._loaded_options = None
   _globals['_BATCHRESULT'].fields_by_name['batch_id']._serialized_options = b'\212\265\030\004\010\001\030@'
-  _globals['_VERDICTOUTCOME']._serialized_start=893
-  _globals['_VERDICTOUTCOME']._serialized_end=1060
-  _globals['_ALERTSEVERITY']._serialized_start=1063
-  _globals['_ALERTSEVERITY']._serialized_end=1192
+  _globals['_BATCHRESULT'].fields_by_name['user_id']._loaded_options = None
+  _globals['_BATCHRESULT'].fields_by_name['user_id']._serialized_options = b'\212\265\030\003\030\200\001'
+  _globals['_BATCHRESULT'].fields_by_name['item_ids']._loaded_options = None
+  _globals['_BATCHRESULT'].fields_by_name['item_ids']._serialized_options = b'\212\265\030\006\030\200\001@\350\007'
+  _globals['_BATCHRESULT'].fields_by_name['scores']._loaded_options = None
+  _globals['_BATCHRESULT'].fields_by_name['scores']._serialized_options = b'\212\265\030\003@\350\007'
+  _globals['_BATCHRESULT'].fields_by_name['model_version']._loaded_options = None
+  _globals['_BATCHRESULT'].fields_by_name['model_version']._serialized_options = b'\212\265\030\002\030@'
+  _globals['_BATCHRESULT'].fields_by_name['error']._loaded_options = None
+  _globals['_BATCHRESULT'].fields_by_name['error']._serialized_options = b'\212\265\030\003\030\220N'
+  _globals['_VERDICTOUTCOME']._serialized_start=975
+  _globals['_VERDICTOUTCOME']._serialized_end=1142
+  _globals['_ALERTSEVERITY']._serialized_start=1145
+  _globals['_ALERTSEVERITY']._serialized_end=1274
   _globals['_VERDICT']._serialized_start=117
-  _globals['_VERDICT']._serialized_end=311
-  _globals['_ALERT']._serialized_start=314
-  _globals['_ALERT']._serialized_end=548
-  _globals['_BATCHJOB']._serialized_start=551
-  _globals['_BATCHJOB']._serialized_end=742
-  _globals['_BATCHJOB_ENTRY']._serialized_start=675
-  _globals['_BATCHJOB_ENTRY']._serialized_end=742
-  _globals['_BATCHRESULT']._serialized_start=745
-  _globals['_BATCHRESULT']._serialized_end=890
+  _globals['_VERDICT']._serialized_end=328
+  _globals['_ALERT']._serialized_start=331
+  _globals['_ALERT']._serialized_end=583
+  _globals['_BATCHJOB']._serialized_start=586
+  _globals['_BATCHJOB']._serialized_end=777
+  _globals['_BATCHJOB_ENTRY']._serialized_start=710
+  _globals['_BATCHJOB_ENTRY']._serialized_end=777
+  _globals['_BATCHRESULT']._serialized_start=780
+  _globals['_BATCHRESULT']._serialized_end=972
 # @@protoc_insertion_point(module_scope)

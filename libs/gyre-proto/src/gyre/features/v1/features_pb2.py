@@ -28,7 +28,7 @@ from gyre.events.v1 import features_pb2 as gyre_dot_events_dot_v1_dot_features__
 from gyre.options.v1 import constraints_pb2 as gyre_dot_options_dot_v1_dot_constraints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fgyre/features/v1/features.proto\x12\x10gyre.features.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dgyre/events/v1/behavior.proto\x1a\x1dgyre/events/v1/features.proto\x1a!gyre/options/v1/constraints.proto\"\xae\x03\n\x12GetFeaturesRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12 \n\x08item_ids\x18\x03 \x03(\tB\x0e\x8a\xb5\x18\n\x08\x01\x18\x80\x01\x38\x01@\xe8\x07\x12\x16\n\x06layout\x18\x04 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x30\n\x0crequest_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12L\n\x07\x63ontext\x18\x06 \x03(\x0b\x32\x31.gyre.features.v1.GetFeaturesRequest.ContextEntryB\x08\x8a\xb5\x18\x04H\x01P\x01\x12K\n\x06labels\x18\x07 \x03(\x0b\x32\x30.gyre.features.v1.GetFeaturesRequest.LabelsEntryB\t\x8a\xb5\x18\x05\x18\x80\x01@@\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd2\x01\n\x13GetFeaturesResponse\x12.\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x1c.gyre.events.v1.FeatureBlock\x12\x14\n\x0citem_batches\x18\x02 \x03(\x12\x12\x12\n\nuser_batch\x18\x03 \x01(\x12\x12\x15\n\rfeature_age_s\x18\x04 \x01(\x01\x12\x14\n\x0cglobal_batch\x18\x05 \x01(\x12\x12\x1e\n\x11popularity_column\x18\x06 \x01(\rH\x00\x88\x01\x01\x42\x14\n\x12_popularity_column\"G\n\x11GetHistoryRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\"Q\n\x0cHistoryEntry\x12\x11\n\titem_hash\x18\x01 \x01(\x06\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\x12GetHistoryResponse\x12/\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1e.gyre.features.v1.HistoryEntry\"I\n\x17\x44\x65scribeFeaturesRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x16\n\x06layout\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\"K\n\rFeatureColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\r\n\x05scope\x18\x04 \x01(\t\"\x8c\x01\n\x18\x44\x65scribeFeaturesResponse\x12\x0e\n\x06layout\x18\x01 \x01(\t\x12\x30\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x1f.gyre.features.v1.FeatureColumn\x12.\n\x07layouts\x18\x03 \x03(\x0b\x32\x1d.gyre.events.v1.FeatureLayout\"\xbc\x01\n\x12ListPopularRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\'\n\x05limit\x18\x02 \x01(\rB\x18\x8a\xb5\x18\x14\x08\x01)\x00\x00\x00\x00\x00\x00\xf0?1\x00\x00\x00\x00\x00@\x8f@\x12\x19\n\x08\x63\x61tegory\x18\x03 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x01\x12\x18\n\x07user_id\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x01\x12\x30\n\x0crequest_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"7\n\x13ListPopularResponse\x12\x10\n\x08item_ids\x18\x01 \x03(\t\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x01\"x\n\x13\x44\x65leteEntityRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32\x1c.gyre.features.v1.EntityKindB\x06\x8a\xb5\x18\x02\x08\x01\x12\x15\n\x02id\x18\x03 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\"\xd8\x02\n\x14\x44\x65leteEntityResponse\x12\x14\n\x0c\x64\x65leted_keys\x18\x01 \x01(\r\x12\x32\n\x0e\x66orgotten_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nfound_keys\x18\x03 \x01(\r\x12\x18\n\x10warehouse_erased\x18\x04 \x01(\x08\x12K\n\x0b\x65rased_rows\x18\x05 \x03(\x0b\x32\x36.gyre.features.v1.DeleteEntityResponse.ErasedRowsEntry\x12\x12\n\nfound_rows\x18\x06 \x01(\x04\x12\x34\n\x10kafka_until_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x31\n\x0f\x45rasedRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*U\n\nEntityKind\x12\x1b\n\x17\x45NTITY_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NTITY_KIND_USER\x10\x01\x12\x14\n\x10\x45NTITY_KIND_ITEM\x10\x02\x32\xec\x03\n\x0f\x46\x65\x61turesService\x12Z\n\x0bGetFeatures\x12$.gyre.features.v1.GetFeaturesRequest\x1a%.gyre.features.v1.GetFeaturesResponse\x12W\n\nGetHistory\x12#.gyre.features.v1.GetHistoryRequest\x1a$.gyre.features.v1.GetHistoryResponse\x12i\n\x10\x44\x65scribeFeatures\x12).gyre.features.v1.DescribeFeaturesRequest\x1a*.gyre.features.v1.DescribeFeaturesResponse\x12Z\n\x0bListPopular\x12$.gyre.features.v1.ListPopularRequest\x1a%.gyre.features.v1.ListPopularResponse\x12]\n\x0c\x44\x65leteEntity\x12%.gyre.features.v1.DeleteEntityRequest\x1a&.gyre.features.v1.DeleteEntityResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fgyre/features/v1/features.proto\x12\x10gyre.features.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dgyre/events/v1/behavior.proto\x1a\x1dgyre/events/v1/features.proto\x1a!gyre/options/v1/constraints.proto\"\xb2\x03\n\x12GetFeaturesRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12 \n\x08item_ids\x18\x03 \x03(\tB\x0e\x8a\xb5\x18\n\x08\x01\x18\x80\x01\x38\x01@\xe8\x07\x12\x16\n\x06layout\x18\x04 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12\x30\n\x0crequest_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12P\n\x07\x63ontext\x18\x06 \x03(\x0b\x32\x31.gyre.features.v1.GetFeaturesRequest.ContextEntryB\x0c\x8a\xb5\x18\x08@@H\x01P\x01X@\x12K\n\x06labels\x18\x07 \x03(\x0b\x32\x30.gyre.features.v1.GetFeaturesRequest.LabelsEntryB\t\x8a\xb5\x18\x05\x18\x80\x01@@\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd2\x01\n\x13GetFeaturesResponse\x12.\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x1c.gyre.events.v1.FeatureBlock\x12\x14\n\x0citem_batches\x18\x02 \x03(\x12\x12\x12\n\nuser_batch\x18\x03 \x01(\x12\x12\x15\n\rfeature_age_s\x18\x04 \x01(\x01\x12\x14\n\x0cglobal_batch\x18\x05 \x01(\x12\x12\x1e\n\x11popularity_column\x18\x06 \x01(\rH\x00\x88\x01\x01\x42\x14\n\x12_popularity_column\"G\n\x11GetHistoryRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\"Q\n\x0cHistoryEntry\x12\x11\n\titem_hash\x18\x01 \x01(\x06\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\x12GetHistoryResponse\x12/\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1e.gyre.features.v1.HistoryEntry\"I\n\x17\x44\x65scribeFeaturesRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x16\n\x06layout\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\"K\n\rFeatureColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\r\n\x05scope\x18\x04 \x01(\t\"\x8c\x01\n\x18\x44\x65scribeFeaturesResponse\x12\x0e\n\x06layout\x18\x01 \x01(\t\x12\x30\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x1f.gyre.features.v1.FeatureColumn\x12.\n\x07layouts\x18\x03 \x03(\x0b\x32\x1d.gyre.events.v1.FeatureLayout\"\xbc\x01\n\x12ListPopularRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\'\n\x05limit\x18\x02 \x01(\rB\x18\x8a\xb5\x18\x14\x08\x01)\x00\x00\x00\x00\x00\x00\xf0?1\x00\x00\x00\x00\x00@\x8f@\x12\x19\n\x08\x63\x61tegory\x18\x03 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x01\x12\x18\n\x07user_id\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x01\x12\x30\n\x0crequest_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"7\n\x13ListPopularResponse\x12\x10\n\x08item_ids\x18\x01 \x03(\t\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x01\"x\n\x13\x44\x65leteEntityRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32\x1c.gyre.features.v1.EntityKindB\x06\x8a\xb5\x18\x02\x08\x01\x12\x15\n\x02id\x18\x03 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\"\xd8\x02\n\x14\x44\x65leteEntityResponse\x12\x14\n\x0c\x64\x65leted_keys\x18\x01 \x01(\r\x12\x32\n\x0e\x66orgotten_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nfound_keys\x18\x03 \x01(\r\x12\x18\n\x10warehouse_erased\x18\x04 \x01(\x08\x12K\n\x0b\x65rased_rows\x18\x05 \x03(\x0b\x32\x36.gyre.features.v1.DeleteEntityResponse.ErasedRowsEntry\x12\x12\n\nfound_rows\x18\x06 \x01(\x04\x12\x34\n\x10kafka_until_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x31\n\x0f\x45rasedRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*U\n\nEntityKind\x12\x1b\n\x17\x45NTITY_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NTITY_KIND_USER\x10\x01\x12\x14\n\x10\x45NTITY_KIND_ITEM\x10\x02\x32\xec\x03\n\x0f\x46\x65\x61turesService\x12Z\n\x0bGetFeatures\x12$.gyre.features.v1.GetFeaturesRequest\x1a%.gyre.features.v1.GetFeaturesResponse\x12W\n\nGetHistory\x12#.gyre.features.v1.GetHistoryRequest\x1a$.gyre.features.v1.GetHistoryResponse\x12i\n\x10\x44\x65scribeFeatures\x12).gyre.features.v1.DescribeFeaturesRequest\x1a*.gyre.features.v1.DescribeFeaturesResponse\x12Z\n\x0bListPopular\x12$.gyre.features.v1.ListPopularRequest\x1a%.gyre.features.v1.ListPopularResponse\x12]\n\x0c\x44\x65leteEntity\x12%.gyre.features.v1.DeleteEntityRequest\x1a&.gyre.features.v1.DeleteEntityResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,7 +48,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETFEATURESREQUEST'].fields_by_name['layout']._loaded_options = None
   _globals['_GETFEATURESREQUEST'].fields_by_name['layout']._serialized_options = b'\212\265\030\002\030@'
   _globals['_GETFEATURESREQUEST'].fields_by_name['context']._loaded_options = None
-  _globals['_GETFEATURESREQUEST'].fields_by_name['context']._serialized_options = b'\212\265\030\004H\001P\001'
+  _globals['_GETFEATURESREQUEST'].fields_by_name['context']._serialized_options = b'\212\265\030\010@@H\001P\001X@'
   _globals['_GETFEATURESREQUEST'].fields_by_name['labels']._loaded_options = None
   _globals['_GETFEATURESREQUEST'].fields_by_name['labels']._serialized_options = b'\212\265\030\005\030\200\001@@'
   _globals['_GETHISTORYREQUEST'].fields_by_name['loop']._loaded_options = None
@@ -75,38 +75,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEENTITYREQUEST'].fields_by_name['id']._serialized_options = b'\212\265\030\005\010\001\030\200\001'
   _globals['_DELETEENTITYRESPONSE_ERASEDROWSENTRY']._loaded_options = None
   _globals['_DELETEENTITYRESPONSE_ERASEDROWSENTRY']._serialized_options = b'8\001'
-  _globals['_ENTITYKIND']._serialized_start=2068
-  _globals['_ENTITYKIND']._serialized_end=2153
+  _globals['_ENTITYKIND']._serialized_start=2072
+  _globals['_ENTITYKIND']._serialized_end=2157
   _globals['_GETFEATURESREQUEST']._serialized_start=184
-  _globals['_GETFEATURESREQUEST']._serialized_end=614
-  _globals['_GETFEATURESREQUEST_CONTEXTENTRY']._serialized_start=521
-  _globals['_GETFEATURESREQUEST_CONTEXTENTRY']._serialized_end=567
-  _globals['_GETFEATURESREQUEST_LABELSENTRY']._serialized_start=569
-  _globals['_GETFEATURESREQUEST_LABELSENTRY']._serialized_end=614
-  _globals['_GETFEATURESRESPONSE']._serialized_start=617
-  _globals['_GETFEATURESRESPONSE']._serialized_end=827
-  _globals['_GETHISTORYREQUEST']._serialized_start=829
-  _globals['_GETHISTORYREQUEST']._serialized_end=900
-  _globals['_HISTORYENTRY']._serialized_start=902
-  _globals['_HISTORYENTRY']._serialized_end=983
-  _globals['_GETHISTORYRESPONSE']._serialized_start=985
-  _globals['_GETHISTORYRESPONSE']._serialized_end=1054
-  _globals['_DESCRIBEFEATURESREQUEST']._serialized_start=1056
-  _globals['_DESCRIBEFEATURESREQUEST']._serialized_end=1129
-  _globals['_FEATURECOLUMN']._serialized_start=1131
-  _globals['_FEATURECOLUMN']._serialized_end=1206
-  _globals['_DESCRIBEFEATURESRESPONSE']._serialized_start=1209
-  _globals['_DESCRIBEFEATURESRESPONSE']._serialized_end=1349
-  _globals['_LISTPOPULARREQUEST']._serialized_start=1352
-  _globals['_LISTPOPULARREQUEST']._serialized_end=1540
-  _globals['_LISTPOPULARRESPONSE']._serialized_start=1542
-  _globals['_LISTPOPULARRESPONSE']._serialized_end=1597
-  _globals['_DELETEENTITYREQUEST']._serialized_start=1599
-  _globals['_DELETEENTITYREQUEST']._serialized_end=1719
-  _globals['_DELETEENTITYRESPONSE']._serialized_start=1722
-  _globals['_DELETEENTITYRESPONSE']._serialized_end=2066
-  _globals['_DELETEENTITYRESPONSE_ERASEDROWSENTRY']._serialized_start=2017
-  _globals['_DELETEENTITYRESPONSE_ERASEDROWSENTRY']._serialized_end=2066
-  _globals['_FEATURESSERVICE']._serialized_start=2156
-  _globals['_FEATURESSERVICE']._serialized_end=2648
+  _globals['_GETFEATURESREQUEST']._serialized_end=618
+  _globals['_GETFEATURESREQUEST_CONTEXTENTRY']._serialized_start=525
+  _globals['_GETFEATURESREQUEST_CONTEXTENTRY']._serialized_end=571
+  _globals['_GETFEATURESREQUEST_LABELSENTRY']._serialized_start=573
+  _globals['_GETFEATURESREQUEST_LABELSENTRY']._serialized_end=618
+  _globals['_GETFEATURESRESPONSE']._serialized_start=621
+  _globals['_GETFEATURESRESPONSE']._serialized_end=831
+  _globals['_GETHISTORYREQUEST']._serialized_start=833
+  _globals['_GETHISTORYREQUEST']._serialized_end=904
+  _globals['_HISTORYENTRY']._serialized_start=906
+  _globals['_HISTORYENTRY']._serialized_end=987
+  _globals['_GETHISTORYRESPONSE']._serialized_start=989
+  _globals['_GETHISTORYRESPONSE']._serialized_end=1058
+  _globals['_DESCRIBEFEATURESREQUEST']._serialized_start=1060
+  _globals['_DESCRIBEFEATURESREQUEST']._serialized_end=1133
+  _globals['_FEATURECOLUMN']._serialized_start=1135
+  _globals['_FEATURECOLUMN']._serialized_end=1210
+  _globals['_DESCRIBEFEATURESRESPONSE']._serialized_start=1213
+  _globals['_DESCRIBEFEATURESRESPONSE']._serialized_end=1353
+  _globals['_LISTPOPULARREQUEST']._serialized_start=1356
+  _globals['_LISTPOPULARREQUEST']._serialized_end=1544
+  _globals['_LISTPOPULARRESPONSE']._serialized_start=1546
+  _globals['_LISTPOPULARRESPONSE']._serialized_end=1601
+  _globals['_DELETEENTITYREQUEST']._serialized_start=1603
+  _globals['_DELETEENTITYREQUEST']._serialized_end=1723
+  _globals['_DELETEENTITYRESPONSE']._serialized_start=1726
+  _globals['_DELETEENTITYRESPONSE']._serialized_end=2070
+  _globals['_DELETEENTITYRESPONSE_ERASEDROWSENTRY']._serialized_start=2021
+  _globals['_DELETEENTITYRESPONSE_ERASEDROWSENTRY']._serialized_end=2070
+  _globals['_FEATURESSERVICE']._serialized_start=2160
+  _globals['_FEATURESSERVICE']._serialized_end=2652
 # @@protoc_insertion_point(module_scope)

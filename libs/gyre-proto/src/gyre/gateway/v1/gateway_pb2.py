@@ -28,7 +28,7 @@ from gyre.events.v1 import monitor_pb2 as gyre_dot_events_dot_v1_dot_monitor__pb
 from gyre.options.v1 import constraints_pb2 as gyre_dot_options_dot_v1_dot_constraints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/gateway/v1/gateway.proto\x12\x0fgyre.gateway.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dgyre/events/v1/behavior.proto\x1a\x1cgyre/events/v1/monitor.proto\x1a!gyre/options/v1/constraints.proto\"\xb4\x02\n\x0eRequestContext\x12\x30\n\x0crequest_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12I\n\x07numbers\x18\x02 \x03(\x0b\x32,.gyre.gateway.v1.RequestContext.NumbersEntryB\n\x8a\xb5\x18\x06@@H\x01P\x01\x12\x46\n\x06labels\x18\x03 \x03(\x0b\x32+.gyre.gateway.v1.RequestContext.LabelsEntryB\t\x8a\xb5\x18\x05\x18\x80\x01@@\x1a.\n\x0cNumbersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe2\x01\n\x0bRankRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12 \n\x08item_ids\x18\x03 \x03(\tB\x0e\x8a\xb5\x18\n\x08\x01\x18\x80\x01\x38\x01@\xe8\x07\x12\x1c\n\x05limit\x18\x04 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00@\x8f@\x12\x30\n\x07\x63ontext\x18\x05 \x01(\x0b\x32\x1f.gyre.gateway.v1.RequestContext\x12-\n\nrequest_id\x18\x06 \x01(\tB\x19\x8a\xb5\x18\x15\"\x13[A-Za-z0-9_-]{1,64}\"@\n\nRankedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x12\n\npropensity\x18\x03 \x01(\x01\"\xbf\x01\n\nProvenance\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0b\n\x03\x61rm\x18\x04 \x01(\t\x12\x16\n\x0e\x61rm_propensity\x18\x05 \x01(\x01\x12\x10\n\x08\x65xplored\x18\x06 \x01(\x08\x12\x10\n\x08\x64\x65graded\x18\x07 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x08 \x01(\t\x12\x15\n\rfeature_age_s\x18\t \x01(\x01\"k\n\x0cRankResponse\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.gyre.gateway.v1.RankedItem\x12/\n\nprovenance\x18\x02 \x01(\x0b\x32\x1b.gyre.gateway.v1.Provenance\"\xd0\x01\n\x10RecommendRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\'\n\x05limit\x18\x03 \x01(\rB\x18\x8a\xb5\x18\x14\x08\x01)\x00\x00\x00\x00\x00\x00\xf0?1\x00\x00\x00\x00\x00@\x8f@\x12\x30\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x1f.gyre.gateway.v1.RequestContext\x12-\n\nrequest_id\x18\x05 \x01(\tB\x19\x8a\xb5\x18\x15\"\x13[A-Za-z0-9_-]{1,64}\"p\n\x11RecommendResponse\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.gyre.gateway.v1.RankedItem\x12/\n\nprovenance\x18\x02 \x01(\x0b\x32\x1b.gyre.gateway.v1.Provenance\"\x81\x02\n\x0cTrackedEvent\x12\x18\n\x08\x65vent_id\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0binteraction\x18\x03 \x01(\x0b\x32\x1b.gyre.events.v1.InteractionH\x00\x12\x33\n\x0citem_changed\x18\x04 \x01(\x0b\x32\x1b.gyre.events.v1.ItemChangedH\x00\x12\x33\n\x0cuser_changed\x18\x05 \x01(\x0b\x32\x1b.gyre.events.v1.UserChangedH\x00\x42\t\n\x07payload\"b\n\x0cTrackRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12:\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1d.gyre.gateway.v1.TrackedEventB\x0b\x8a\xb5\x18\x07\x08\x01\x38\x01@\xe8\x07\"\"\n\rTrackResponse\x12\x11\n\tevent_ids\x18\x01 \x03(\t\"\x9b\x01\n\x12SubmitBatchRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12/\n\nrequest_id\x18\x02 \x01(\tB\x1b\x8a\xb5\x18\x17\x08\x01\"\x13[A-Za-z0-9_-]{1,64}\x12<\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1e.gyre.events.v1.BatchJob.EntryB\x0b\x8a\xb5\x18\x07\x08\x01\x38\x01@\x90N\"\'\n\x13SubmitBatchResponse\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\"E\n\x0fGetBatchRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\x08\x62\x61tch_id\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\"C\n\x10GetBatchResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\r\x12\x0e\n\x06ranked\x18\x02 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\r\"G\n\x11WatchBatchRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\x08\x62\x61tch_id\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\"A\n\x12WatchBatchResponse\x12+\n\x06result\x18\x01 \x01(\x0b\x32\x1b.gyre.events.v1.BatchResult2\xf5\x03\n\x0eGatewayService\x12\x43\n\x04Rank\x12\x1c.gyre.gateway.v1.RankRequest\x1a\x1d.gyre.gateway.v1.RankResponse\x12R\n\tRecommend\x12!.gyre.gateway.v1.RecommendRequest\x1a\".gyre.gateway.v1.RecommendResponse\x12\x46\n\x05Track\x12\x1d.gyre.gateway.v1.TrackRequest\x1a\x1e.gyre.gateway.v1.TrackResponse\x12X\n\x0bSubmitBatch\x12#.gyre.gateway.v1.SubmitBatchRequest\x1a$.gyre.gateway.v1.SubmitBatchResponse\x12O\n\x08GetBatch\x12 .gyre.gateway.v1.GetBatchRequest\x1a!.gyre.gateway.v1.GetBatchResponse\x12W\n\nWatchBatch\x12\".gyre.gateway.v1.WatchBatchRequest\x1a#.gyre.gateway.v1.WatchBatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/gateway/v1/gateway.proto\x12\x0fgyre.gateway.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dgyre/events/v1/behavior.proto\x1a\x1cgyre/events/v1/monitor.proto\x1a!gyre/options/v1/constraints.proto\"\xb6\x02\n\x0eRequestContext\x12\x30\n\x0crequest_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12K\n\x07numbers\x18\x02 \x03(\x0b\x32,.gyre.gateway.v1.RequestContext.NumbersEntryB\x0c\x8a\xb5\x18\x08@@H\x01P\x01X@\x12\x46\n\x06labels\x18\x03 \x03(\x0b\x32+.gyre.gateway.v1.RequestContext.LabelsEntryB\t\x8a\xb5\x18\x05\x18\x80\x01@@\x1a.\n\x0cNumbersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe2\x01\n\x0bRankRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12 \n\x08item_ids\x18\x03 \x03(\tB\x0e\x8a\xb5\x18\n\x08\x01\x18\x80\x01\x38\x01@\xe8\x07\x12\x1c\n\x05limit\x18\x04 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00@\x8f@\x12\x30\n\x07\x63ontext\x18\x05 \x01(\x0b\x32\x1f.gyre.gateway.v1.RequestContext\x12-\n\nrequest_id\x18\x06 \x01(\tB\x19\x8a\xb5\x18\x15\"\x13[A-Za-z0-9_-]{1,64}\"@\n\nRankedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x12\n\npropensity\x18\x03 \x01(\x01\"\xbf\x01\n\nProvenance\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0b\n\x03\x61rm\x18\x04 \x01(\t\x12\x16\n\x0e\x61rm_propensity\x18\x05 \x01(\x01\x12\x10\n\x08\x65xplored\x18\x06 \x01(\x08\x12\x10\n\x08\x64\x65graded\x18\x07 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x08 \x01(\t\x12\x15\n\rfeature_age_s\x18\t \x01(\x01\"k\n\x0cRankResponse\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.gyre.gateway.v1.RankedItem\x12/\n\nprovenance\x18\x02 \x01(\x0b\x32\x1b.gyre.gateway.v1.Provenance\"\xd0\x01\n\x10RecommendRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12\'\n\x05limit\x18\x03 \x01(\rB\x18\x8a\xb5\x18\x14\x08\x01)\x00\x00\x00\x00\x00\x00\xf0?1\x00\x00\x00\x00\x00@\x8f@\x12\x30\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x1f.gyre.gateway.v1.RequestContext\x12-\n\nrequest_id\x18\x05 \x01(\tB\x19\x8a\xb5\x18\x15\"\x13[A-Za-z0-9_-]{1,64}\"p\n\x11RecommendResponse\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.gyre.gateway.v1.RankedItem\x12/\n\nprovenance\x18\x02 \x01(\x0b\x32\x1b.gyre.gateway.v1.Provenance\"\x81\x02\n\x0cTrackedEvent\x12\x18\n\x08\x65vent_id\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0binteraction\x18\x03 \x01(\x0b\x32\x1b.gyre.events.v1.InteractionH\x00\x12\x33\n\x0citem_changed\x18\x04 \x01(\x0b\x32\x1b.gyre.events.v1.ItemChangedH\x00\x12\x33\n\x0cuser_changed\x18\x05 \x01(\x0b\x32\x1b.gyre.events.v1.UserChangedH\x00\x42\t\n\x07payload\"b\n\x0cTrackRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12:\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1d.gyre.gateway.v1.TrackedEventB\x0b\x8a\xb5\x18\x07\x08\x01\x38\x01@\xe8\x07\"\"\n\rTrackResponse\x12\x11\n\tevent_ids\x18\x01 \x03(\t\"\x9b\x01\n\x12SubmitBatchRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12/\n\nrequest_id\x18\x02 \x01(\tB\x1b\x8a\xb5\x18\x17\x08\x01\"\x13[A-Za-z0-9_-]{1,64}\x12<\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1e.gyre.events.v1.BatchJob.EntryB\x0b\x8a\xb5\x18\x07\x08\x01\x38\x01@\x90N\"\'\n\x13SubmitBatchResponse\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\"E\n\x0fGetBatchRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\x08\x62\x61tch_id\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\"C\n\x10GetBatchResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\r\x12\x0e\n\x06ranked\x18\x02 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\r\"G\n\x11WatchBatchRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\x08\x62\x61tch_id\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\"A\n\x12WatchBatchResponse\x12+\n\x06result\x18\x01 \x01(\x0b\x32\x1b.gyre.events.v1.BatchResult2\xf5\x03\n\x0eGatewayService\x12\x43\n\x04Rank\x12\x1c.gyre.gateway.v1.RankRequest\x1a\x1d.gyre.gateway.v1.RankResponse\x12R\n\tRecommend\x12!.gyre.gateway.v1.RecommendRequest\x1a\".gyre.gateway.v1.RecommendResponse\x12\x46\n\x05Track\x12\x1d.gyre.gateway.v1.TrackRequest\x1a\x1e.gyre.gateway.v1.TrackResponse\x12X\n\x0bSubmitBatch\x12#.gyre.gateway.v1.SubmitBatchRequest\x1a$.gyre.gateway.v1.SubmitBatchResponse\x12O\n\x08GetBatch\x12 .gyre.gateway.v1.GetBatchRequest\x1a!.gyre.gateway.v1.GetBatchResponse\x12W\n\nWatchBatch\x12\".gyre.gateway.v1.WatchBatchRequest\x1a#.gyre.gateway.v1.WatchBatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTCONTEXT_LABELSENTRY']._loaded_options = None
   _globals['_REQUESTCONTEXT_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_REQUESTCONTEXT'].fields_by_name['numbers']._loaded_options = None
-  _globals['_REQUESTCONTEXT'].fields_by_name['numbers']._serialized_options = b'\212\265\030\006@@H\001P\001'
+  _globals['_REQUESTCONTEXT'].fields_by_name['numbers']._serialized_options = b'\212\265\030\010@@H\001P\001X@'
   _globals['_REQUESTCONTEXT'].fields_by_name['labels']._loaded_options = None
   _globals['_REQUESTCONTEXT'].fields_by_name['labels']._serialized_options = b'\212\265\030\005\030\200\001@@'
   _globals['_RANKREQUEST'].fields_by_name['loop']._loaded_options = None
@@ -82,41 +82,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHBATCHREQUEST'].fields_by_name['batch_id']._loaded_options = None
   _globals['_WATCHBATCHREQUEST'].fields_by_name['batch_id']._serialized_options = b'\212\265\030\004\010\001\030@'
   _globals['_REQUESTCONTEXT']._serialized_start=180
-  _globals['_REQUESTCONTEXT']._serialized_end=488
-  _globals['_REQUESTCONTEXT_NUMBERSENTRY']._serialized_start=395
-  _globals['_REQUESTCONTEXT_NUMBERSENTRY']._serialized_end=441
-  _globals['_REQUESTCONTEXT_LABELSENTRY']._serialized_start=443
-  _globals['_REQUESTCONTEXT_LABELSENTRY']._serialized_end=488
-  _globals['_RANKREQUEST']._serialized_start=491
-  _globals['_RANKREQUEST']._serialized_end=717
-  _globals['_RANKEDITEM']._serialized_start=719
-  _globals['_RANKEDITEM']._serialized_end=783
-  _globals['_PROVENANCE']._serialized_start=786
-  _globals['_PROVENANCE']._serialized_end=977
-  _globals['_RANKRESPONSE']._serialized_start=979
-  _globals['_RANKRESPONSE']._serialized_end=1086
-  _globals['_RECOMMENDREQUEST']._serialized_start=1089
-  _globals['_RECOMMENDREQUEST']._serialized_end=1297
-  _globals['_RECOMMENDRESPONSE']._serialized_start=1299
-  _globals['_RECOMMENDRESPONSE']._serialized_end=1411
-  _globals['_TRACKEDEVENT']._serialized_start=1414
-  _globals['_TRACKEDEVENT']._serialized_end=1671
-  _globals['_TRACKREQUEST']._serialized_start=1673
-  _globals['_TRACKREQUEST']._serialized_end=1771
-  _globals['_TRACKRESPONSE']._serialized_start=1773
-  _globals['_TRACKRESPONSE']._serialized_end=1807
-  _globals['_SUBMITBATCHREQUEST']._serialized_start=1810
-  _globals['_SUBMITBATCHREQUEST']._serialized_end=1965
-  _globals['_SUBMITBATCHRESPONSE']._serialized_start=1967
-  _globals['_SUBMITBATCHRESPONSE']._serialized_end=2006
-  _globals['_GETBATCHREQUEST']._serialized_start=2008
-  _globals['_GETBATCHREQUEST']._serialized_end=2077
-  _globals['_GETBATCHRESPONSE']._serialized_start=2079
-  _globals['_GETBATCHRESPONSE']._serialized_end=2146
-  _globals['_WATCHBATCHREQUEST']._serialized_start=2148
-  _globals['_WATCHBATCHREQUEST']._serialized_end=2219
-  _globals['_WATCHBATCHRESPONSE']._serialized_start=2221
-  _globals['_WATCHBATCHRESPONSE']._serialized_end=2286
-  _globals['_GATEWAYSERVICE']._serialized_start=2289
-  _globals['_GATEWAYSERVICE']._serialized_end=2790
+  _globals['_REQUESTCONTEXT']._serialized_end=490
+  _globals['_REQUESTCONTEXT_NUMBERSENTRY']._serialized_start=397
+  _globals['_REQUESTCONTEXT_NUMBERSENTRY']._serialized_end=443
+  _globals['_REQUESTCONTEXT_LABELSENTRY']._serialized_start=445
+  _globals['_REQUESTCONTEXT_LABELSENTRY']._serialized_end=490
+  _globals['_RANKREQUEST']._serialized_start=493
+  _globals['_RANKREQUEST']._serialized_end=719
+  _globals['_RANKEDITEM']._serialized_start=721
+  _globals['_RANKEDITEM']._serialized_end=785
+  _globals['_PROVENANCE']._serialized_start=788
+  _globals['_PROVENANCE']._serialized_end=979
+  _globals['_RANKRESPONSE']._serialized_start=981
+  _globals['_RANKRESPONSE']._serialized_end=1088
+  _globals['_RECOMMENDREQUEST']._serialized_start=1091
+  _globals['_RECOMMENDREQUEST']._serialized_end=1299
+  _globals['_RECOMMENDRESPONSE']._serialized_start=1301
+  _globals['_RECOMMENDRESPONSE']._serialized_end=1413
+  _globals['_TRACKEDEVENT']._serialized_start=1416
+  _globals['_TRACKEDEVENT']._serialized_end=1673
+  _globals['_TRACKREQUEST']._serialized_start=1675
+  _globals['_TRACKREQUEST']._serialized_end=1773
+  _globals['_TRACKRESPONSE']._serialized_start=1775
+  _globals['_TRACKRESPONSE']._serialized_end=1809
+  _globals['_SUBMITBATCHREQUEST']._serialized_start=1812
+  _globals['_SUBMITBATCHREQUEST']._serialized_end=1967
+  _globals['_SUBMITBATCHRESPONSE']._serialized_start=1969
+  _globals['_SUBMITBATCHRESPONSE']._serialized_end=2008
+  _globals['_GETBATCHREQUEST']._serialized_start=2010
+  _globals['_GETBATCHREQUEST']._serialized_end=2079
+  _globals['_GETBATCHRESPONSE']._serialized_start=2081
+  _globals['_GETBATCHRESPONSE']._serialized_end=2148
+  _globals['_WATCHBATCHREQUEST']._serialized_start=2150
+  _globals['_WATCHBATCHREQUEST']._serialized_end=2221
+  _globals['_WATCHBATCHRESPONSE']._serialized_start=2223
+  _globals['_WATCHBATCHRESPONSE']._serialized_end=2288
+  _globals['_GATEWAYSERVICE']._serialized_start=2291
+  _globals['_GATEWAYSERVICE']._serialized_end=2792
 # @@protoc_insertion_point(module_scope)

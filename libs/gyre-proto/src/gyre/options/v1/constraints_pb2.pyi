@@ -22,7 +22,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class FieldRules(_message.Message):
-    """What a field's value must satisfy. Rules on a repeated field apply to each element, but for min_items and max_items."""
+    """What a field's value must satisfy. Rules on a repeated field apply to each element, but for min_items and
+    max_items; those on a map to each value, but for these and max_key_len.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -36,6 +38,7 @@ class FieldRules(_message.Message):
     MAX_ITEMS_FIELD_NUMBER: _builtins.int
     FINITE_FIELD_NUMBER: _builtins.int
     FLOAT32_FIELD_NUMBER: _builtins.int
+    MAX_KEY_LEN_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """The field must be set and not empty."""
     min_len: _builtins.int
@@ -56,6 +59,8 @@ class FieldRules(_message.Message):
     """A float or double must be neither infinite nor NaN."""
     float32: _builtins.bool
     """A double must fit into float32, in which features are stored and models read: at most about 3.4e38 from zero."""
+    max_key_len: _builtins.int
+    """Greatest length of a key of a map field, characters. 0 means the bound of max_len."""
     def __init__(
         self,
         *,
@@ -69,10 +74,11 @@ class FieldRules(_message.Message):
         max_items: _builtins.int = ...,
         finite: _builtins.bool = ...,
         float32: _builtins.bool = ...,
+        max_key_len: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "min", b"min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "finite", b"finite", "float32", b"float32", "max", b"max", "max_items", b"max_items", "max_len", b"max_len", "min", b"min", "min_items", b"min_items", "min_len", b"min_len", "pattern", b"pattern", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "finite", b"finite", "float32", b"float32", "max", b"max", "max_items", b"max_items", "max_key_len", b"max_key_len", "max_len", b"max_len", "min", b"min", "min_items", b"min_items", "min_len", b"min_len", "pattern", b"pattern", "required", b"required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max: _TypeAlias = _typing.Literal["max"]  # noqa: Y015
     _WhichOneofArgType__max: _TypeAlias = _typing.Literal["_max", b"_max"]  # noqa: Y015
