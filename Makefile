@@ -74,7 +74,7 @@ breaking: sync ## refuse protos that break those of the commit before
 	@$(RUN) proto/breaking.sh
 
 types: sync ## mypy --strict over all sources
-	@$(RUN) mypy $(SOURCES) docs/generate.py
+	@$(RUN) mypy $(SOURCES) docs/generate.py docs/contracts.py
 
 proto: sync ## check the protos and generate the stubs
 	@$(RUN) proto/generate.sh

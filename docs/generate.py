@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from contracts import NAMES_FILE, NOT_SERVED, kept_names, rpcs
 from gyre_core.keys import STORE_FORMAT
 from gyre_core.reference import keys_table, markdown_table, topics_table
 from gyre_core.spec import Feature, Field, FieldFeature, json_schema
@@ -243,7 +244,33 @@ def schema() -> str:
     return json.dumps(json_schema(), indent=2) + "\n"
 
 
+def rpc_page() -> str:
+    """The page of gRPC methods."""
+    lead = (
+        "Every method of the mesh. All servers also speak gRPC's health checking and reflection. What is"
+        f" *{NOT_SERVED.lower()}* stands in the protos for what is to come, and nothing answers it."
+    )
+    rows = [
+        (code(name), meaning.replace(f"{NOT_SERVED}:", f"*{NOT_SERVED}*:"), "yes" if served else "not yet")
+        for name, meaning, served in rpcs()
+    ]
+    return page("gRPC methods", lead, table(("method", "meaning", "served"), rows))
+
+
+def contract_names_file() -> str:
+    """The names of the contract, one a line."""
+    return "\n".join(kept_names(variables())) + "\n"
+
+
+def variables() -> set[str]:
+    """Every environment variable that a process or the command line reads."""
+    classes = [*PARTS, *(cls for _, cls in process_settings())]
+    return {*TOLERATED, *(variable_of(field) for cls in classes for field in cls.model_fields)}
+
+
 PAGES: Mapping[str, Callable[[], str]] = {
+    "rpc.md": rpc_page,
+    NAMES_FILE.name: contract_names_file,
     "topics.md": topics,
     "keys.md": keys,
     "metrics.md": metrics,

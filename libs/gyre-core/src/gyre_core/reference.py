@@ -50,7 +50,7 @@ def _topic_row(decl: TopicDecl) -> tuple[str, ...]:
         "of the append" if decl.append_time else "of the producer",
         "yes" if decl.dead_letter else "no",
         decl.owner,
-        decl.description,
+        decl.description if decl.served else f"*Not served yet.* {decl.description}",
     )
 
 

@@ -40,7 +40,7 @@ class TopicDecl:
     at the latest an older record of a key, or a deleted one, is compacted away; None leaves that to Kafka. No record
     exceeds `max_bytes`, its headers included. `append_time` topics carry the time at which the broker took the record,
     by which lateness is judged, instead of the producer's. `is_status` topics hold few keys that are written all the
-    time: small segments keep them small.
+    time: small segments keep them small. What is not `served` is declared for clients to come, and no process uses it.
     """
 
     suffix: str
@@ -56,6 +56,7 @@ class TopicDecl:
     max_bytes: int = KAFKA_MAX_BYTES
     append_time: bool = False
     is_status: bool = False
+    served: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ def _decl(  # noqa: PLR0913 (one row of the table below, whose columns these are
     compaction_lag_s: float | None = None,
     max_bytes: int = KAFKA_MAX_BYTES,
     is_status: bool = False,
+    served: bool = True,
 ) -> TopicDecl:
     return TopicDecl(
         suffix=suffix,
@@ -136,6 +138,7 @@ def _decl(  # noqa: PLR0913 (one row of the table below, whose columns these are
         max_bytes=max_bytes,
         append_time=suffix.startswith(("behavior.", "catalog.")),
         is_status=is_status,
+        served=served,
     )
 
 
@@ -313,6 +316,7 @@ TOPICS: tuple[TopicDecl, ...] = (
         owner="monitor",
         retention_s=None,
         description="What an experiment showed: better, worse or inconclusive.",
+        served=False,
     ),
     _decl("alerts", "Alert", key="alert name", owner="monitor", description="Alerts, firing and resolved."),
     _decl(
@@ -323,6 +327,7 @@ TOPICS: tuple[TopicDecl, ...] = (
         partitions="sharded",
         retention_s=7 * _DAY_S,
         description="Parts of batch scoring jobs.",
+        served=False,
     ),
     _decl(
         "batch.results",
@@ -332,6 +337,7 @@ TOPICS: tuple[TopicDecl, ...] = (
         partitions="sharded",
         retention_s=7 * _DAY_S,
         description="Scores of batch jobs, part by part.",
+        served=False,
     ),
 )
 

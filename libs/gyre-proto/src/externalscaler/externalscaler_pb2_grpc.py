@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ExternalScalerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Not served yet: no process answers it.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -57,7 +58,8 @@ class ExternalScalerStub:
 
 
 class ExternalScalerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Not served yet: no process answers it.
+    """
 
     def IsActive(self, request, context):
         """Missing associated documentation comment in .proto file."""
@@ -115,7 +117,8 @@ def add_ExternalScalerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExternalScaler:
-    """Missing associated documentation comment in .proto file."""
+    """Not served yet: no process answers it.
+    """
 
     @staticmethod
     def IsActive(request,

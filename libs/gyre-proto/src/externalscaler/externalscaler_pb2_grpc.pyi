@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ExternalScalerStub:
+    """Not served yet: no process answers it."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -38,6 +40,8 @@ class ExternalScalerStub:
 
 @_typing.type_check_only
 class ExternalScalerAsyncStub(ExternalScalerStub):
+    """Not served yet: no process answers it."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     IsActive: _aio.UnaryUnaryMultiCallable[_externalscaler_pb2.ScaledObjectRef, _externalscaler_pb2.IsActiveResponse]  # type: ignore[assignment]
     StreamIsActive: _aio.UnaryStreamMultiCallable[_externalscaler_pb2.ScaledObjectRef, _externalscaler_pb2.IsActiveResponse]  # type: ignore[assignment]
@@ -45,6 +49,8 @@ class ExternalScalerAsyncStub(ExternalScalerStub):
     GetMetrics: _aio.UnaryUnaryMultiCallable[_externalscaler_pb2.GetMetricsRequest, _externalscaler_pb2.GetMetricsResponse]  # type: ignore[assignment]
 
 class ExternalScalerServicer(metaclass=_abc_1.ABCMeta):
+    """Not served yet: no process answers it."""
+
     @_abc_1.abstractmethod
     def IsActive(
         self,

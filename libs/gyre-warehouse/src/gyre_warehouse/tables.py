@@ -336,3 +336,8 @@ def append(table: Table, rows: pa.Table | None, checkpoints: Mapping[int, Checkp
         moved = {f"{_OFFSET}{partition}": str(each.offset) for partition, each in checkpoints.items()}
         known = {f"{_CHECKPOINT}{partition}": each.encoded() for partition, each in checkpoints.items()}
         transaction.set_properties(moved | known)
+
+
+def columns_of_tables() -> dict[str, tuple[str, ...]]:
+    """The declared columns of each table, by its name."""
+    return {table: tuple(columns) for table, columns in _COLUMNS.items()}

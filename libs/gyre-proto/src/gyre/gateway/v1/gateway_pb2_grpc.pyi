@@ -40,11 +40,11 @@ class GatewayServiceStub:
     Track: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.TrackRequest, _gateway_pb2.TrackResponse]
     """Takes in events. Answers when Kafka has acknowledged them."""
     SubmitBatch: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SubmitBatchRequest, _gateway_pb2.SubmitBatchResponse]
-    """Queues lists to be ranked later."""
+    """Queues lists to be ranked later. Not served yet: answers UNIMPLEMENTED."""
     GetBatch: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetBatchRequest, _gateway_pb2.GetBatchResponse]
-    """Tells how far a batch is."""
+    """Tells how far a batch is. Not served yet: answers UNIMPLEMENTED."""
     WatchBatch: _grpc.UnaryStreamMultiCallable[_gateway_pb2.WatchBatchRequest, _gateway_pb2.WatchBatchResponse]
-    """Streams the results of a batch as they come, then ends."""
+    """Streams the results of a batch as they come, then ends. Not served yet: answers UNIMPLEMENTED."""
 
 @_typing.type_check_only
 class GatewayServiceAsyncStub(GatewayServiceStub):
@@ -58,11 +58,11 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     Track: _aio.UnaryUnaryMultiCallable[_gateway_pb2.TrackRequest, _gateway_pb2.TrackResponse]  # type: ignore[assignment]
     """Takes in events. Answers when Kafka has acknowledged them."""
     SubmitBatch: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SubmitBatchRequest, _gateway_pb2.SubmitBatchResponse]  # type: ignore[assignment]
-    """Queues lists to be ranked later."""
+    """Queues lists to be ranked later. Not served yet: answers UNIMPLEMENTED."""
     GetBatch: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetBatchRequest, _gateway_pb2.GetBatchResponse]  # type: ignore[assignment]
-    """Tells how far a batch is."""
+    """Tells how far a batch is. Not served yet: answers UNIMPLEMENTED."""
     WatchBatch: _aio.UnaryStreamMultiCallable[_gateway_pb2.WatchBatchRequest, _gateway_pb2.WatchBatchResponse]  # type: ignore[assignment]
-    """Streams the results of a batch as they come, then ends."""
+    """Streams the results of a batch as they come, then ends. Not served yet: answers UNIMPLEMENTED."""
 
 class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     """Ranks items for users with the model that the rollout state gives them, and takes in what they do."""
@@ -97,7 +97,7 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.SubmitBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.SubmitBatchResponse, _abc.Awaitable[_gateway_pb2.SubmitBatchResponse]]:
-        """Queues lists to be ranked later."""
+        """Queues lists to be ranked later. Not served yet: answers UNIMPLEMENTED."""
 
     @_abc_1.abstractmethod
     def GetBatch(
@@ -105,7 +105,7 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.GetBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.GetBatchResponse, _abc.Awaitable[_gateway_pb2.GetBatchResponse]]:
-        """Tells how far a batch is."""
+        """Tells how far a batch is. Not served yet: answers UNIMPLEMENTED."""
 
     @_abc_1.abstractmethod
     def WatchBatch(
@@ -113,6 +113,6 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.WatchBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_gateway_pb2.WatchBatchResponse], _abc.AsyncIterator[_gateway_pb2.WatchBatchResponse]]:
-        """Streams the results of a batch as they come, then ends."""
+        """Streams the results of a batch as they come, then ends. Not served yet: answers UNIMPLEMENTED."""
 
 def add_GatewayServiceServicer_to_server(servicer: GatewayServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
