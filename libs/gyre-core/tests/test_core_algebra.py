@@ -1,6 +1,7 @@
 """Aggregates by category and windows: what they compute, that order and batching do not matter, and what is refused."""
 
 import math
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from gyre_core.features import (
     items_needed,
     merge,
 )
+from gyre_core.keys import STORE_FORMAT
 from gyre_core.spec import SpecError, load_loop, parse_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -247,6 +249,29 @@ def test_packing_is_lossless(layout: Layout) -> None:
         assert merge(entity, value, entity.empty) == value == merge(entity, entity.empty, value)
         assert len(value) == entity.fixed_bytes
         assert entity.fixed_bytes % 8 == 0
+
+
+SMALL = """
+version: 1
+loop: small
+events: {interactions: {click: {value: {min: 0, max: 10}}}}
+items: {fields: {price: {kind: number}}}
+features:
+  - {name: clicks, kind: decayed_count, scope: item, events: [click], half_lives: [1h, 1d]}
+  - {name: recent, kind: windowed_count, scope: item, events: [click], windows: [1h], mode: tumbling}
+  - {name: price, kind: field, field: price}
+  - {name: seen, kind: history, scope: user, events: [click], length: 2}
+"""
+
+
+def test_values_are_packed_in_the_stores_format() -> None:
+    """Byte by byte what format 2 is: who changes it gives the store another format, so that no old value is misread."""
+    layout = Layout.compile(parse_loop(SMALL, source="test"))
+    events = [FieldsChanged("item", "i", 5.0, {"price": 1.5}), Interaction("u", "i", "click", 7200.0, 1.0)]
+    found = {kind: value.pack(3) for (kind, _), value in aggregate(layout, events, lambda _: None).items()}
+    item = struct.pack("<dQ" + "dd" + "dd" + "dd" + "f4x", 7200, 3, 2, 5, 1, 1, 1, 0, 1.5)
+    user = struct.pack("<dQ" + "Q" + "dQ", 7200, 3, 1, 7200, item_hash("i"))
+    assert (STORE_FORMAT, found) == (2, {"item": item, "user": user})
 
 
 def test_layouts_without_the_new_kinds_keep_their_hash() -> None:
