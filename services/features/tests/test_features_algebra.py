@@ -10,6 +10,7 @@ from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import topic
 from gyre_features.online import Applied, OnlineStore, Write
 from gyre_features.stream.loop_stream import LoopStream, feature_event
+from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.events import Event
 from redis.asyncio import Redis
 
@@ -114,7 +115,9 @@ async def test_the_script_merges_as_python_does_bit_for_bit(redis: Redis, loop_n
         batch = [feature_event(event) for event in events[first:end]]
         deltas = aggregate(layout, batch, lambda item_id: expected.get(("item", item_id)))
         packed = {entity: delta.pack(0) for entity, delta in deltas.items()}
-        applied = await store.apply(0, Write({place: first}, {place: end}, packed, identities=[]))
+        applied = await store.apply(
+            0, Write({place: first}, {place: Checkpoint(end)}, packed, identities=[], description=b"-")
+        )
         assert isinstance(applied, Applied)
         assert applied.batch == number
         for entity, delta in deltas.items():

@@ -13,6 +13,7 @@ from gyre_core.spec import LoopSpec, parse_loop
 from gyre_features.online import Applied, OnlineStore, Write
 from gyre_features.online.layout_program import script_plan
 from gyre_features.online.script import packed
+from gyre_runtime.checkpoints import Checkpoint
 from redis.asyncio import Redis
 
 pytestmark = pytest.mark.adapter
@@ -109,7 +110,8 @@ async def test_decayed_sums_stay_exact_over_many_merges(redis: Redis, spec: Loop
             delta = aggregate(layout, [event], lambda _: None)["user", user]
             deltas["user", user] = delta.pack(0)
             values[user] = merge(slots, values.get(user), delta.pack(number + 1))
-        write = Write({place: number}, {place: number + 1}, deltas, identities=[], told=[number])
+        following = {place: Checkpoint(number + 1)}
+        write = Write({place: number}, following, deltas, identities=[], description=b"-", told=[number])
         keys, arguments = packed(write, 0, store.names, plan=plan, window_s=600)
         pipe.evalsha(script, len(keys), *keys, *arguments)
         if len(pipe) == _SCRIPTS_AT_ONCE:
@@ -133,7 +135,8 @@ async def test_window_counts_are_exact_to_2_to_the_53(redis: Redis, spec: LoopSp
         delta, counted = State(slots), counted + count
         delta.fold_count(plan, BEGIN, count=count)
         value = merge(slots, value, delta.pack(number + 1))
-        write = Write({place: number}, {place: number + 1}, {entity: delta.pack(0)}, identities=[])
+        following = {place: Checkpoint(number + 1)}
+        write = Write({place: number}, following, {entity: delta.pack(0)}, identities=[], description=b"-")
         assert isinstance(await store.apply(0, write), Applied)
         stored = (await store.values([entity]))[entity]
         assert stored is not None
