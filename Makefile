@@ -23,7 +23,7 @@ LOCAL := $(RUN) gyre-local
 SOURCES := libs/gyre-core/src libs/gyre-runtime/src libs/gyre-client/src libs/gyre-quality/src libs/gyre-warehouse/src libs/gyre-privacy/src infra/local/src \
 	$(patsubst %,services/%/src,gateway features inference trainer deployer monitor)
 
-.PHONY: help setup sync demo up down status logs test test-slow lint breaking types proto docs bench bench-path bench-stream bench-memory bench-features bench-quality bench-redaction bench-training-set ci clean
+.PHONY: help setup sync demo up down status logs test test-slow lint breaking types proto docs bench bench-path bench-stream bench-memory bench-features bench-quality bench-redaction bench-training-set bench-idle ci clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,7 +82,7 @@ proto: sync ## check the protos and generate the stubs
 docs: sync ## write docs/reference from the declarations of topics, metrics, ports and settings
 	@$(RUN) python docs/generate.py
 
-bench: bench-path bench-stream bench-memory bench-features bench-quality bench-redaction bench-training-set ## all benchmarks
+bench: bench-path bench-stream bench-memory bench-features bench-quality bench-redaction bench-training-set bench-idle ## all benchmarks
 
 bench-path: setup ## Rank through the whole mesh and Kafka to Redis, beside bare baselines
 	@$(RUN) python tests/load/bench_path.py
@@ -95,6 +95,9 @@ bench-memory: setup ## what a million users and items of the movies loop take in
 
 bench-features: setup ## GetFeatures beside Feast's Python server on the same Redis and data; Feast goes into var/bench/feast
 	@$(RUN) python tests/load/bench_features.py
+
+bench-idle: setup ## what the whole stack takes while nobody asks it anything
+	@$(RUN) python tests/load/bench_idle.py
 
 bench-training-set: sync ## training sets by attribution join, beside pandas and Feast: make bench-training-set ARGS="--full"
 	@$(RUN) python tests/load/bench_training_set.py $(ARGS)

@@ -64,7 +64,7 @@ async def consuming(
 ) -> AsyncIterator[Consumer]:
     """Run a consumer in the background, and stop it in order."""
     group = options.pop("group", topic)
-    settings = ConsumerOptions(**{"max_wait_ms": 50, **options})
+    settings = ConsumerOptions(**options)
     async with Consumer(kafka, group=group, topics=[topic], types=TYPES, options=settings) as consumer:
         task = asyncio.create_task(consumer.run(handler))
         try:

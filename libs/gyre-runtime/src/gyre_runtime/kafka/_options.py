@@ -24,7 +24,6 @@ class ConsumerOptions:
 
     Attributes:
         max_records: most events in one batch.
-        max_wait_ms: how long a poll waits for the first record, and so how long a stop may take.
         from_beginning: where a group without offsets begins; False is the end.
         flow: `model` gives every batch an always sampled span; `request` one only when a producer's trace is sampled.
         dead_letters: send what cannot be handled to the dead-letter topic. False where another group of the same topic
@@ -38,7 +37,6 @@ class ConsumerOptions:
     """
 
     max_records: int = 500
-    max_wait_ms: int = 200
     from_beginning: bool = True
     flow: tracing.Flow = "request"
     dead_letters: bool = True

@@ -26,6 +26,7 @@ from gyre_runtime.events import Event, MessageTypes
 from gyre_runtime.kafka._delivery import Abandoned, Delivery, OnBatch, Rewound, batch_span
 from gyre_runtime.kafka._names import start_when_up, topic_labels
 from gyre_runtime.kafka._options import ConsumerOptions, OnPartitions
+from gyre_runtime.kafka._polling import CLIENT_MAX_WAIT_MS, FETCH_MAX_WAIT_MS, LongPoll
 from gyre_runtime.kafka._positions import Positions, Resumption, report_gap
 from gyre_runtime.kafka.logs import Gap
 from gyre_runtime.kafka.producer import Producer
@@ -75,7 +76,7 @@ class Consumer:
         self._failure: Exception | None = None
         self._rebalances = 0
         self._held: set[TopicPartition] = set()
-        self._busy = asyncio.Lock()
+        self._busy, self._poll = asyncio.Lock(), LongPoll()
         self._resumption = None if options.stored is None else Resumption(bootstrap, options.stored)
         self._positions = Positions(self._resumption)
         self._starting: asyncio.Task[None] | None = None
@@ -124,7 +125,8 @@ class Consumer:
             rebalance_timeout_ms=_REBALANCE_MS,
             heartbeat_interval_ms=_HEARTBEAT_MS,
             metadata_max_age_ms=_METADATA_MAX_AGE_MS,
-            fetch_max_wait_ms=100,
+            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+            consumer_timeout_ms=CLIENT_MAX_WAIT_MS,
             max_partition_fetch_bytes=8 * 1024 * 1024,
         )
 
@@ -138,6 +140,7 @@ class Consumer:
     def stop(self) -> None:
         """End `run` after the batch under way."""
         self._stopping.set()
+        self._poll.interrupt()
         self._running.set()
 
     def pause(self) -> None:
@@ -203,6 +206,7 @@ class Consumer:
             _LOG.info("partitions moved meanwhile: the next assignment begins again", extra={"problem": str(error)})
         except Exception as error:  # noqa: BLE001 - raised by `run`
             self._failure = error
+            self._poll.interrupt()
 
     async def _end_starting(self) -> None:
         if self._starting is not None:
@@ -228,6 +232,7 @@ class Consumer:
             await hook(self, partitions)
         except Exception as error:  # noqa: BLE001 - raised by `run`
             self._failure = error
+            self._poll.interrupt()
 
     async def check(self) -> bool:
         """Check that what waits in Kafka is taken; for a `Dependency`.
@@ -318,9 +323,7 @@ class Consumer:
     async def _fetch(self) -> dict[TopicPartition, list[Any]]:
         options = self._options
         try:
-            fetched: dict[TopicPartition, list[Any]] = await self.kafka.getmany(
-                timeout_ms=options.max_wait_ms, max_records=options.max_records
-            )
+            fetched = await self._poll.records(self.kafka, max_records=options.max_records)
         except NoOffsetForPartitionError as error:
             if self._resumption is None:
                 seek = self.kafka.seek_to_beginning if options.from_beginning else self.kafka.seek_to_end

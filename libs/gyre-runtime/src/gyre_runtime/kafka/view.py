@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaError
 from gyre_runtime.errors import Unavailable
 from gyre_runtime.events import Event, MessageTypes, Unreadable, decode
 from gyre_runtime.kafka._names import start_when_up, topic_labels
+from gyre_runtime.kafka._polling import CLIENT_MAX_WAIT_MS, FETCH_MAX_WAIT_MS, LongPoll
 from gyre_runtime.metrics import instrument
 from gyre_runtime.retrying import restart_for_ever
 
@@ -48,7 +49,7 @@ class View:
         self._events: dict[str, Event] = {}
         self._ready = asyncio.Event()
         self._ends_passed = False
-        self._changed = asyncio.Condition()
+        self._changed, self._poll = asyncio.Condition(), LongPoll()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -74,6 +75,7 @@ class View:
         await self.ready()
         self._ready.clear()
         self._ends_passed = True
+        self._poll.interrupt()
         await self.ready()
 
     @property
@@ -108,7 +110,9 @@ class View:
                     if self._ends_passed:
                         ends = await kafka.end_offsets(list(ends))
                         self._ends_passed = False
-                    fetched = await kafka.getmany(timeout_ms=_WAIT_MS)
+                    # A position moves past markers of transactions without a record: until then it is looked at often.
+                    is_ready = self._ready.is_set()
+                    fetched = await (self._poll.records(kafka) if is_ready else kafka.getmany(timeout_ms=_WAIT_MS))
                     caught_up = self._ready.is_set() or await _reached(kafka, ends)
                 except KafkaError as error:
                     if not error.retriable:
@@ -265,15 +269,18 @@ async def _reader(
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         isolation_level="read_committed",
-        fetch_max_wait_ms=_WAIT_MS,
+        fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+        consumer_timeout_ms=CLIENT_MAX_WAIT_MS,
     )
     try:
         await start_when_up(kafka.start, bootstrap, topic)
         partitions = [TopicPartition(topic, number) for number in await _partitions(kafka, topic)]
+        # Asked before the first fetch, which the broker may hold, and with it what is asked behind it.
+        firsts, ends = await kafka.beginning_offsets(partitions), await kafka.end_offsets(partitions)
         kafka.assign(partitions)
-        for partition, first in (await kafka.beginning_offsets(partitions)).items():
+        for partition, first in firsts.items():
             kafka.seek(partition, max(first, start))
-        yield kafka, await kafka.end_offsets(partitions)
+        yield kafka, ends
     finally:
         await kafka.stop()
 

@@ -62,7 +62,6 @@ def _loop_work(
         types=TYPES,
         options=ConsumerOptions(
             max_records=_BATCHES_AT_ONCE * settings.features_batch_events,
-            max_wait_ms=20,
             admission=Admission({spec.loop: spec}, TYPES, privacy.mask),
             stored=worker.stored,
             on_assigned=worker.assigned,

@@ -33,7 +33,6 @@ TYPES = message_types(
 )
 _POLL_S = 0.02
 _RETRY_S = 0.5
-_MAX_WAIT_MS = 100
 _LOG = logging.getLogger(__name__)
 
 
@@ -84,7 +83,6 @@ class Stream:
     def _options(self, batch_events: int, *, dead_letters: bool) -> ConsumerOptions:
         return ConsumerOptions(
             max_records=batch_events,
-            max_wait_ms=_MAX_WAIT_MS,
             dead_letters=dead_letters,
             admission=self._admission,
             on_assigned=self._assigned,
