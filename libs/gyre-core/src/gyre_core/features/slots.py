@@ -19,13 +19,14 @@ What is summed is float64, since each merge rounds it: float32 sums stop decayin
 less than half a unit in the last place, and float32 counts stop at 2^24. What is written whole is float32. A change of
 this format needs another `gyre_core.keys.STORE_FORMAT`, so that no process reads what another one packed otherwise.
 
-A delta is the value that a batch alone would make of nothing, so there is one operation, and it is commutative and
-associative (forward decay: Cormode et al., ICDE 2009). `merge(a, b)`, with t the greater reference time:
+A delta is the value that a batch alone would make of nothing, so there is one operation, and it is associative and, but
+for fields of one time, commutative (forward decay: Cormode et al., ICDE 2009). `merge(a, b)`, with t the greater
+reference time:
 
     sums    a × 2^-((t - ta) / h) + b × 2^-((t - tb) / h), the factor being 1 where the times are equal
     mins    the lesser          maxs    the greater
-    lasts   all from the side with the later fields time; at equal times from the one whose first differing number is
-            greater
+    lasts   all from the side with the later fields time; at equal times from b, which comes later in the log: an item's
+            changes are in one partition, so of two the greater (event time, offset) stands
     rings   the `length` greatest of both, ordered by (time, hash, mask) descending, duplicates kept
     windows the greater newest bucket n; of the buckets after n - `length` the sum, events before them being forgotten
     batch   the greater

@@ -219,12 +219,15 @@ class State:
                     self.sums[first + category] += weight
 
     def set_fields(self, time: float, numbers: list[float]) -> None:
-        """Replace the encoded fields if these are newer."""
-        if _fields_win(time, numbers, self):
+        """Replace the encoded fields unless these are older; of two of one time the later in the log corrects."""
+        if time >= self.fields_time:
             self.fields_time, self.lasts = time, numbers
 
     def merge(self, delta: State) -> None:
-        """Take in what another state saw; the order and the grouping of merges do not matter."""
+        """Take in what another state saw.
+
+        The order and the grouping of merges do not matter, but for fields of one time: those merged later win.
+        """
         if delta.reference_time > self.reference_time:
             self._decay_to(delta.reference_time)
         lag, offset = self.reference_time - delta.reference_time, 0
@@ -325,9 +328,3 @@ def _newest(added: list[Entry], ring: list[Entry], length: int) -> list[Entry]:
     if len(added) == 1 and (not ring or added[0] >= ring[0]):
         return [added[0], *ring[: length - 1]]
     return sorted([*added, *ring], reverse=True)[:length]
-
-
-def _fields_win(time: float, numbers: list[float], state: State) -> bool:
-    if time != state.fields_time:
-        return time > state.fields_time
-    return numbers > state.lasts

@@ -156,12 +156,12 @@ class ItemFields:
 
 
 def with_version(versions: Versions, added: Version, *, kept_s: float) -> Versions:
-    """The versions with one more; of two of the same time the one stands whose first differing number is greater.
+    """The versions with one more, which stands in place of one of the same time: it comes later in the log.
 
     A version goes once the one after it has been there for `kept_s`: no event that may come still is so old.
     """
     same = [each for each in versions if each.time == added.time]
-    if same and same[0].numbers >= added.numbers:
+    if same and same[0].numbers == added.numbers:
         return versions
     found = sorted([*(each for each in versions if each.time != added.time), added], key=lambda each: each.time)
     while len(found) > 1 and found[1].time <= found[-1].time - kept_s:

@@ -131,16 +131,8 @@ end
 local function merge_fields(program, a, b)
   if program.fields == 0 then return end
   local at, first, last = program.first_sum - 1, program.first_last, program.first_last + program.lasts - 1
-  local wins = b[at] > a[at]
-  if b[at] == a[at] then
-    for j = first, last do
-      if a[j] ~= b[j] then
-        wins = b[j] > a[j]
-        break
-      end
-    end
-  end
-  if wins then
+  -- Of one time those of the delta stand, which comes later in the log.
+  if b[at] >= a[at] then
     a[at] = b[at]
     for j = first, last do a[j] = b[j] end
   end

@@ -37,7 +37,10 @@ _LOG = logging.getLogger(__name__)
 _COMMITS_FOR_A_SECOND = 500
 _LONGEST_S = 60.0
 _STALLED_S = 30.0
-_METHOD = "IMPRESSION_METHOD_"
+_METHODS = {
+    number: name.removeprefix("IMPRESSION_METHOD_").lower() for name, number in behavior.ImpressionMethod.items()
+}
+"""The text of each method; a number that a newer gateway writes stays that number."""
 Result = TypeVar("Result")
 Columns = Mapping[str, Callable[[Any], Any]]
 _THINNING = {
@@ -74,7 +77,7 @@ _IMPRESSION: Columns = {
     "feature_age_s": attrgetter("feature_age_s"),
     "degraded_reason": attrgetter("degraded_reason"),
     "latency_s": attrgetter("latency_s"),
-    "method": lambda message: behavior.ImpressionMethod.Name(message.method).removeprefix(_METHOD).lower(),
+    "method": lambda message: _METHODS.get(message.method, str(message.method)),
     "simulated": attrgetter("simulated"),
     "context": lambda message: list(message.context.items()),
     "global_batch": attrgetter("global_batch"),
