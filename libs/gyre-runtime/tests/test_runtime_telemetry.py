@@ -11,6 +11,9 @@ from typing import Any
 import grpc
 import pytest
 from gyre_local.testing import eventually
+from gyre_runtime.metrics import instrument
+from gyre_runtime.series import VersionSeries
+from gyre_runtime.telemetry import Telemetry
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_rpc
 
@@ -86,3 +89,23 @@ async def test_log_lines_carry_trace_and_facts_and_metrics_are_served() -> None:
     assert len(line["trace_id"]) == 32
     assert len(line["span_id"]) == 16
     assert 'gyre_trainer_runs_total{loop="movies",state="STARTED"} 1.0' in printed
+
+
+def test_series_of_old_versions_go_and_new_ones_are_still_seen(telemetry: Telemetry) -> None:
+    """Of three thousand versions the newest have series, whatever their number, and other loops' keep theirs."""
+    share, reloads = instrument("gyre_deployer_share"), instrument("gyre_deployer_reloads_total")
+    share.set(0.5, loop="another", version="v1", arm="live")
+    reloads.add(loop="many")
+    series = VersionSeries("many")
+    for number in range(3000):
+        share.set(1.0, loop="many", version=f"v{number}", arm="live")
+        series.name([f"v{number}"])
+
+    def value(**labels: str) -> float | None:
+        found: float | None = telemetry.registry.get_sample_value("gyre_deployer_share", {**labels, "arm": "live"})
+        return found
+
+    assert value(loop="many", version="v2999") == value(loop="many", version="v2980") == 1.0
+    assert value(loop="many", version="v2979") is None
+    assert value(loop="another", version="v1") == 0.5
+    assert telemetry.registry.get_sample_value("gyre_deployer_reloads_total", {"loop": "many"}) == 1

@@ -213,3 +213,17 @@ def test_a_report_holds_the_epoch_and_all_counts() -> None:
     assert sum(live.latency_counts) == 4
     assert (live.left_out, candidate.left_out) == (1, 3)
     assert report.report_time.seconds > 0
+
+
+def test_counts_are_those_of_versions_in_use() -> None:
+    """After five hundred rollouts a report names the versions that requests may go to, and none that went."""
+    router = Router("shop", "salt")
+    for number in range(1, 501):
+        live, candidate = Target(f"v{number}"), Target(f"v{number + 1}")
+        arms = (RolloutArm("live", live, 0.5), RolloutArm("candidate", candidate, 0.5))
+        router.adopt(Rollout(number, arms, last_good_version=f"v{number - 1}"))
+        for version in (live.version, candidate.version):
+            router.note_scored(attempt(router, version=version), 0.001)
+    report = report_of(router, "g1", lease_s=5, leaving=False)
+    assert sorted(each.version for each in report.versions) == ["v499", "v500", "v501"]
+    assert {each.version: each.requests for each in report.versions} == {"v499": 2, "v500": 2, "v501": 1}

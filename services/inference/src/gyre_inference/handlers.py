@@ -13,6 +13,8 @@ from gyre_runtime import GyreError, Invalid, NotFound, Precondition, Violation, 
 from gyre_inference.domain import Block, Catalogue, ServedModel, malformed, mismatch
 from gyre_inference.ports import ModelServer
 
+_MAX_BOUND = 512
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -65,6 +67,8 @@ class Inference:
     def _note(self, loop: str, version: str, seconds: float) -> None:
         observe = self._seconds.get((loop, version))
         if observe is None:
+            if len(self._seconds) >= _MAX_BOUND:  # versions come and go
+                self._seconds.clear()
             observe = instrument("gyre_inference_predict_seconds").bind(loop=loop, version=version)
             self._seconds[loop, version] = observe
         observe(seconds)

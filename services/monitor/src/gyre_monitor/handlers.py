@@ -12,6 +12,7 @@ from typing import Any
 
 from gyre_runtime import GyreError, Unavailable, instrument
 from gyre_runtime.events import Event
+from gyre_runtime.series import VersionSeries
 
 from gyre_monitor.domain.outcomes import ArmTotals
 from gyre_monitor.ports import Runs, Triggers, TriggerToSend
@@ -78,6 +79,7 @@ class Figures:
     def __init__(self, database: Database, loops: Sequence[str]) -> None:
         self._database, self._loops = database, loops
         self._changed: dict[str, set[str]] = defaultdict(set)
+        self._series = {loop: VersionSeries(loop) for loop in loops}
 
     def note(self, loop: str, version: str) -> None:
         """Say that the totals of a version changed."""
@@ -95,6 +97,7 @@ class Figures:
         """Show what changed."""
         changed, self._changed = self._changed, defaultdict(set)
         for loop, versions in changed.items():
+            self._series[loop].name(sorted(versions))
             totals = await self._database.read(reports.totals_of, loop, versions)
             for (arm, version), each in totals.items():
                 _show(each, loop=loop, version=version, arm=arm)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 from gyre_core.spec import LoopSpec
 from gyre_runtime import instrument, model_tracer
 from gyre_runtime.errors import is_transient
+from gyre_runtime.series import VersionSeries
 
 from gyre_trainer.domain import Candidate, JobFailed, Quality, Refused, Run, State, Task, quality_alerts
 from gyre_trainer.handlers import Runs
@@ -37,6 +38,7 @@ class Runner:
         job: what does the work.
         incumbents: the models to compare with.
         announcer: tells the mesh.
+        series: the metric series of each loop's versions.
     """
 
     runs: Runs
@@ -45,6 +47,7 @@ class Runner:
     job: Job
     incumbents: Incumbents
     announcer: Announcer
+    series: dict[str, VersionSeries] = field(default_factory=dict)
 
     async def run_forever(self) -> None:
         """Carry out what is due, until cancelled; a cancelled run is due again."""
@@ -129,6 +132,7 @@ class Runner:
 
     def _registered(self, underway: _Underway, candidate: Candidate) -> Run:
         run = underway.run
+        self.series.setdefault(run.loop, VersionSeries(run.loop)).name([run.version])
         instrument("gyre_trainer_ndcg").set(
             candidate.measurements.get("ndcg_at_10", 0.0), loop=run.loop, version=run.version
         )

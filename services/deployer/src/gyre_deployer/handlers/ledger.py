@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from gyre_runtime import Unavailable, instrument
+from gyre_runtime.series import VersionSeries
 
 from gyre_deployer.domain.decisions import pending
 from gyre_deployer.domain.projection import arms
@@ -55,6 +56,7 @@ class RolloutLedger:
         self._is_uncertain = True
         self._replaced: FencedByPeer | None = None
         self._changed = asyncio.Event()
+        self._series = VersionSeries(loop)
         self._shares: dict[tuple[str, str], float] = {}
 
     async def __aenter__(self) -> Self:
@@ -184,6 +186,7 @@ class RolloutLedger:
             share = shares.get((version, arm), 0.0)
             instrument("gyre_deployer_share").set(share, loop=state.loop, version=version, arm=arm)
         self._shares = shares
+        self._series.name(state.named)
 
     @staticmethod
     def _tell(change: Change, state: LoopState) -> None:

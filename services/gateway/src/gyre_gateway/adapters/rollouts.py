@@ -9,6 +9,7 @@ from gyre.events.v1 import models_pb2 as models
 from gyre_core.topics import topic
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View
+from gyre_runtime.series import VersionSeries
 
 from gyre_gateway.domain.routing import Rollout, RolloutArm, Router, Target
 
@@ -17,6 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 def rollout_view(bootstrap: str, router: Router, on_newer: Callable[[], None]) -> View:
     """The view that keeps a router at its loop's newest rollout state, and tells of each new epoch."""
+    series = VersionSeries(router.loop)
 
     def adopt(_key: str, event: Event | None) -> None:
         if event is None:
@@ -28,6 +30,7 @@ def rollout_view(bootstrap: str, router: Router, on_newer: Callable[[], None]) -
             _LOG.error("a rollout state is refused: the one before stays", extra=facts)
             return
         if newer:
+            series.name(router.versions)
             on_newer()
 
     types = message_types(models.RolloutView)

@@ -119,8 +119,13 @@ class Router:
         return self._epoch
 
     @property
+    def versions(self) -> frozenset[str]:
+        """The versions that requests are sent to under the epoch, or may fall back to."""
+        return frozenset(target.version for route in self._routes.values() for target in route.targets)
+
+    @property
     def counts(self) -> Mapping[str, Counts]:
-        """The counts by version."""
+        """The counts by version, of those that are in use under the epoch."""
         return self._counts
 
     def is_tripped(self, version: str) -> bool:
@@ -148,6 +153,7 @@ class Router:
         self._candidate = next((arm.target.version for arm in rollout.arms if arm.name == CANDIDATE), "")
         if newer:
             self._circuit.reset()
+            self._counts = {version: each for version, each in self._counts.items() if version in self.versions}
         return newer
 
     def route(self, user_id: str) -> Route:

@@ -127,6 +127,9 @@ def _provenance(answer: Answer) -> pb.Provenance:
     )
 
 
+_MAX_BOUND = 512
+
+
 class _Observed:
     """Metrics and span attributes of answers; the instruments of each mix of labels are bound once."""
 
@@ -145,6 +148,8 @@ class _Observed:
             _describe(span, answer)
 
     def _bind(self, key: tuple[str, ...]) -> tuple[Callable[[float], None], Callable[[float], None]]:
+        if len(self._bound) >= _MAX_BOUND:  # versions come and go
+            self._bound.clear()
         loop, method, version, arm, degraded = key
         labels = {"loop": loop, "method": method, "version": version, "arm": arm}
         count = instrument("gyre_gateway_requests_total").bind(**labels, degraded=degraded)

@@ -8,6 +8,7 @@ from gyre.events.v1.models_pb2 import RolloutView
 from gyre_core.topics import topic
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View
+from gyre_runtime.series import VersionSeries
 
 from gyre_inference.domain import Catalogue
 
@@ -21,6 +22,7 @@ class RolloutViews:
         self._bootstrap = bootstrap
         self._catalogue = catalogue
         self._behind = set(catalogue.loops)
+        self._series = {loop: VersionSeries(loop) for loop in catalogue.loops}
         self._ready = asyncio.Event()
 
     async def is_ready(self) -> bool:
@@ -48,3 +50,4 @@ class RolloutViews:
     def _adopt(self, _: str, event: Event | None) -> None:
         if event is not None:
             self._catalogue.adopt(event.message.loop, event.message.loaded_versions)
+            self._series[event.message.loop].name(event.message.loaded_versions)
