@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from gyre.monitor.v1 import monitor_pb2 as pb
 from gyre_core.features import Layout
-from gyre_core.spec import SpecError, json_schema, load_loop
+from gyre_core.spec import LoopSpec, SpecError, json_schema, load_loop
 from gyre_core.topics import BEHAVIOR, Topic, declared
 from gyre_runtime import call
+from gyre_runtime.kafka import config_differences, mend_configs
 from rich.console import Group, RenderableType
 
 from gyre_client.cli.session import (
@@ -58,16 +59,37 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-def topics(file: FileArgument) -> None:
-    """List the Kafka topics that a loop has, as its gyre.yaml makes them."""
+def topics(
+    file: FileArgument,
+    *,
+    check: Annotated[bool, typer.Option("--check", help="Compare with what Kafka has; exit code 1 if not.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Make existing topics as they are declared.")] = False,
+) -> None:
+    """List the Kafka topics that a loop has, as its gyre.yaml makes them; compare those that exist, or mend them."""
     try:
         spec = load_loop(file)
     except (SpecError, OSError) as error:
         fail(str(error).partition("\n")[0])
+    if check or apply:
+        _compare_topics(spec, apply=apply)
+        return
     made = table("topic", "key", "payload", "partitions", "kept", "written by")
     for each in declared(spec):
         made.add_row(each.name, each.key, each.payload, str(each.partitions), _kept(each), each.owner)
     console().print(made)
+
+
+def _compare_topics(spec: LoopSpec, *, apply: bool) -> None:
+    work = mend_configs if apply else config_differences
+    differences = ask("kafka", lambda mesh: work(mesh.settings.kafka, declared(spec)))
+    for each in differences:
+        typer.echo(str(each))
+    if apply:
+        typer.echo(f"{len(differences)} settings mended")
+    elif differences:
+        fail(f"{len(differences)} settings are not as declared: `gyre topics GYRE_YAML --apply` mends them")
+    else:
+        typer.echo("all topics that exist are as declared")
 
 
 def clock(

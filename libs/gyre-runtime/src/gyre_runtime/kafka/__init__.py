@@ -2,16 +2,19 @@
 
 from gyre_runtime.kafka._connection import Fenced, require_fits
 from gyre_runtime.kafka._delivery import Rewound
+from gyre_runtime.kafka._names import DeclaredTopic
 from gyre_runtime.kafka._options import ConsumerOptions
 from gyre_runtime.kafka.consumer import Consumer
 from gyre_runtime.kafka.logs import LogReplaced, accept_log
 from gyre_runtime.kafka.producer import Producer
-from gyre_runtime.kafka.topics import DeclaredTopic, create_topics, ensure_topics
+from gyre_runtime.kafka.topic_configs import ConfigDifference, config_differences, mend_configs
+from gyre_runtime.kafka.topics import create_topics, ensure_topics
 from gyre_runtime.kafka.transactions import Transaction, TransactionalProducer
 from gyre_runtime.kafka.view import RecordReader, View, read_compacted, read_log, read_newest, read_records
 from gyre_runtime.kafka.work import ConsumerWork
 
 __all__ = [
+    "ConfigDifference",
     "Consumer",
     "ConsumerOptions",
     "ConsumerWork",
@@ -25,8 +28,10 @@ __all__ = [
     "TransactionalProducer",
     "View",
     "accept_log",
+    "config_differences",
     "create_topics",
     "ensure_topics",
+    "mend_configs",
     "read_compacted",
     "read_log",
     "read_newest",

@@ -1,15 +1,33 @@
-"""Topic names as metric labels, and the wait for a broker that is not up yet."""
+"""Topic names as metric labels, topics as declared, and the wait for a broker that is not up yet."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 0.5
+_TIMEOUT_MS = 15_000
 _LOG_EVERY_S = 5.0
+
+
+class DeclaredTopic(Protocol):
+    """What a topic's declaration says; `gyre_core.topics.Topic` is one."""
+
+    @property
+    def name(self) -> str:
+        """Full name, with the loop."""
+
+    @property
+    def partitions(self) -> int:
+        """Count of partitions."""
+
+    def config(self) -> dict[str, str]:
+        """Kafka's topic configuration: retention or compaction."""
 
 
 def loop_of(topic: str) -> str:
@@ -37,3 +55,20 @@ async def start_when_up(start: Callable[[], Awaitable[object]], bootstrap: str, 
             await asyncio.sleep(_RETRY_S)
         else:
             return
+
+
+async def started_admin(bootstrap: str) -> AIOKafkaAdminClient:
+    """Return a started admin client, waiting for the broker."""
+    made: list[AIOKafkaAdminClient] = []
+
+    async def start() -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=_TIMEOUT_MS)
+        try:
+            await admin.start()
+        except BaseException:
+            await admin.close()
+            raise
+        made.append(admin)
+
+    await start_when_up(start, bootstrap, "topics")
+    return made[0]

@@ -4,36 +4,22 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import for_code
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, max_record_bytes
 
 from gyre_runtime.errors import Precondition, Unavailable
-from gyre_runtime.kafka._names import start_when_up
+from gyre_runtime.kafka._names import DeclaredTopic, started_admin
+from gyre_runtime.kafka.topic_configs import log_differences
+from gyre_runtime.retrying import retry_transient
 from gyre_runtime.settings import KafkaSettings
 
 _LOG = logging.getLogger(__name__)
 _TIMEOUT_MS = 15_000
-_RETRY_S = 0.5
+_MAX_BACKOFF_S = 1.0
 _ALREADY_EXISTS = 36
-
-
-class DeclaredTopic(Protocol):
-    """What a topic's declaration says; `gyre_core.topics.Topic` is one."""
-
-    @property
-    def name(self) -> str:
-        """Full name, with the loop."""
-
-    @property
-    def partitions(self) -> int:
-        """Count of partitions."""
-
-    def config(self) -> dict[str, str]:
-        """Kafka's topic configuration: retention or compaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +39,17 @@ class DeadLetterTopic:
 
 
 async def ensure_topics(settings: KafkaSettings, loops: Iterable[LoopSpec]) -> None:
-    """Create every declared topic of the loops that is not there; waits for Kafka, however slowly it starts."""
+    """Create every declared topic of the loops that is not there; waits for Kafka, however slowly it starts.
+
+    Topics that are there stay as they are; what differs from their declarations is logged.
+    """
     topics = [topic for spec in loops for topic in declared(spec)]
-    while True:
-        try:
-            await create_topics(settings.kafka, topics, replication=settings.kafka_replication)
-        except (Unavailable, KafkaError) as error:
-            if isinstance(error, KafkaError) and not error.retriable:
-                raise
-            _LOG.warning("topics are not there yet", extra={"problem": str(error)[:200]})
-            await asyncio.sleep(_RETRY_S)
-        else:
-            return
+
+    async def attempt() -> None:
+        await create_topics(settings.kafka, topics, replication=settings.kafka_replication)
+        await log_differences(settings.kafka, topics)
+
+    await retry_transient(attempt, what="topics", max_backoff_s=_MAX_BACKOFF_S)
 
 
 async def create_topics(bootstrap: str, topics: Iterable[DeclaredTopic], *, replication: int = 1) -> list[str]:
@@ -82,7 +67,7 @@ async def create_topics(bootstrap: str, topics: Iterable[DeclaredTopic], *, repl
         Precondition: Kafka refuses a declaration (TOPIC_REFUSED).
     """
     wanted = {topic.name: topic for topic in topics}
-    admin = await _started_admin(bootstrap)
+    admin = await started_admin(bootstrap)
     try:
         created = await _create_missing(admin, wanted, replication)
         await _wait_visible(admin, wanted)
@@ -92,22 +77,6 @@ async def create_topics(bootstrap: str, topics: Iterable[DeclaredTopic], *, repl
     if created:
         _LOG.info("topics created", extra={"topics": created})
     return created
-
-
-async def _started_admin(bootstrap: str) -> AIOKafkaAdminClient:
-    made: list[AIOKafkaAdminClient] = []
-
-    async def start() -> None:
-        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=_TIMEOUT_MS)
-        try:
-            await admin.start()
-        except BaseException:
-            await admin.close()
-            raise
-        made.append(admin)
-
-    await start_when_up(start, bootstrap, "topics")
-    return made[0]
 
 
 async def _create_missing(admin: AIOKafkaAdminClient, wanted: dict[str, DeclaredTopic], replication: int) -> list[str]:
