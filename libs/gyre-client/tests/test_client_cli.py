@@ -11,6 +11,8 @@ from gyre.features.v1 import features_pb2 as features_pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceServicer, add_FeaturesServiceServicer_to_server
 from gyre_client import ClientSettings
 from gyre_runtime import Health, Registration, ServiceSettings, build_server
+from gyre_runtime.kafka import create_topics
+from gyre_runtime.kafka.topics import DeadLetterTopic
 from typer.testing import Result
 
 Gyre = Callable[..., Result]
@@ -54,6 +56,23 @@ def test_topics_are_those_of_the_loop(gyre: Gyre, loop_file: Path, loop: str) ->
     result = gyre("topics", str(loop_file))
     assert f"{loop}.behavior.interactions.dlq" in result.output
     assert f"{loop}.models.rollouts" in result.output
+
+
+async def test_topics_that_are_not_as_declared_are_shown_and_mended(
+    gyre: Gyre, kafka: str, loop_file: Path, loop: str
+) -> None:
+    """`gyre topics --check` names topic, setting, value and rule and fails; after `--apply` all is as declared."""
+    await create_topics(kafka, [DeadLetterTopic(f"{loop}.behavior.interactions")])
+
+    async def run(option: str) -> Any:
+        return await asyncio.to_thread(gyre, "topics", str(loop_file), option, kafka=kafka)
+
+    differs = await run("--check")
+    rule = f"{loop}.behavior.interactions: message.timestamp.type = CreateTime: must be LogAppendTime"
+    assert (differs.exit_code, rule in differs.output) == (1, True)
+    assert "settings mended" in (await run("--apply")).output
+    mended = await run("--check")
+    assert (mended.exit_code, mended.output.strip()) == (0, "all topics that exist are as declared")
 
 
 async def test_rank_shows_items_and_model(gyre: Gyre, serve: ServeGateway, gateway: Any) -> None:

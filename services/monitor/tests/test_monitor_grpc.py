@@ -12,6 +12,8 @@ from gyre.trainer.v1 import trainer_pb2_grpc as trainer_rpc
 from gyre_core.topics import topic
 from gyre_local.testing import eventually
 from gyre_runtime import Health, Invalid, NotFound, Registration, ServiceSettings, build_server, setup_telemetry
+from gyre_runtime.kafka import create_topics
+from gyre_runtime.kafka.topics import DeadLetterTopic
 from gyre_runtime.tracing import inject, start_span
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -62,6 +64,21 @@ async def test_the_status_of_a_loop_that_has_done_nothing(start) -> None:
     assert [(each.stage, each.state, each.count) for each in found.stages] == [(name, "idle", 0) for name in names]
     assert not any(each.HasField("update_time") for each in found.stages)
     assert (found.interactions_since_trigger, found.volume_threshold, found.loop_time_s) == (0, 10, 0)
+
+
+async def test_the_status_names_topics_that_are_not_as_declared(start, spec, settings) -> None:
+    """A topic that somebody else made is told with its setting, its value and what it must be."""
+    name = topic(spec.loop, "behavior.interactions")
+    await create_topics(settings.kafka, [DeadLetterTopic(name)])
+    service = await start()
+
+    async def told() -> bool:
+        return (
+            f"{name}: message.timestamp.type = CreateTime: must be LogAppendTime"
+            in (await status(service)).topic_differences
+        )
+
+    await eventually(told, timeout_s=20, message="the status names the topic")
 
 
 async def test_a_loop_that_turns_is_seen_in_every_stage(start, make) -> None:

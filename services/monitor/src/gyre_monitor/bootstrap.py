@@ -55,8 +55,11 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
     lifespan.depends_on(Dependency("database", database.ping))
     lifespan.depends_on(Dependency("kafka", producer.ping, required=False))
 
+    topic_differences: dict[str, list[str]] = {}
+
     async def follow() -> None:
-        await ensure_topics(settings, loops.values())
+        for each in await ensure_topics(settings, loops.values()):
+            topic_differences.setdefault(each.topic.partition(".")[0], []).append(str(each))
         lifespan.background("triggers", outbox.run())
         lifespan.background("watch", monitor.watch())
         lifespan.background("stream", stream.run(), stop=stream.stop)
@@ -64,7 +67,9 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
     lifespan.background("figures", figures.run())
     lifespan.background("retention", keep_small(database, _retention(settings)))
     lifespan.set_up("stream", follow(), required=False)
-    servicer = MonitorServicer(database, loops, incident_gap_s=settings.monitor_incident_gap_s)
+    servicer = MonitorServicer(
+        database, loops, incident_gap_s=settings.monitor_incident_gap_s, topic_differences=topic_differences
+    )
     registration = Registration(add_MonitorServiceServicer_to_server, servicer)
     server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))
     return Running(server, otlp, database)

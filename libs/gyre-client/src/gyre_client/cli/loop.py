@@ -131,6 +131,9 @@ def _stages(answer: pb.GetLoopStatusResponse) -> RenderableType:
         )
     if answer.loop_time_s:
         lines.append(f"the last trigger was served by all traffic after {answer.loop_time_s:.1f} s")
+    lines += answer.topic_differences
+    if answer.topic_differences:
+        lines.append("`gyre topics GYRE_YAML --apply` makes the topics as they are declared")
     return Group(made, *lines)
 
 

@@ -83,16 +83,18 @@ async def mend_configs(bootstrap: str, topics: Iterable[DeclaredTopic]) -> list[
     return mended
 
 
-async def log_differences(bootstrap: str, topics: Iterable[DeclaredTopic]) -> None:
-    """Say, in the log and in `gyre_topic_config_differs`, which existing topics are not as declared."""
+async def log_differences(bootstrap: str, topics: Iterable[DeclaredTopic]) -> list[ConfigDifference]:
+    """Say, in the log and in `gyre_topic_config_differs`, which existing topics are not as declared; return it."""
+    found = await config_differences(bootstrap, topics)
     by_topic: dict[str, list[ConfigDifference]] = {}
-    for each in await config_differences(bootstrap, topics):
+    for each in found:
         by_topic.setdefault(each.topic, []).append(each)
     for name, differences in by_topic.items():
         instrument("gyre_topic_config_differs").set(1, **topic_labels(name))
-        found = {each.setting: f"{each.actual}, declared {each.declared}" for each in differences}
-        facts = {"topic": name, "differs": found, "mend_with": "gyre topics GYRE_YAML --apply"}
+        differs = {each.setting: f"{each.actual}, declared {each.declared}" for each in differences}
+        facts = {"topic": name, "differs": differs, "mend_with": "gyre topics GYRE_YAML --apply"}
         _LOG.warning("a topic is not as it is declared", extra=facts)
+    return found
 
 
 async def _described(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, tuple[str, int]]]:

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
-from aiokafka.errors import for_code
+from aiokafka.errors import InvalidPartitionsError, for_code
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, max_record_bytes
 
 from gyre_runtime.errors import Precondition, Unavailable
 from gyre_runtime.kafka._names import DeclaredTopic, started_admin
-from gyre_runtime.kafka.topic_configs import log_differences
+from gyre_runtime.kafka.topic_configs import ConfigDifference, log_differences
 from gyre_runtime.retrying import retry_transient
 from gyre_runtime.settings import KafkaSettings
 
@@ -38,18 +38,18 @@ class DeadLetterTopic:
         }
 
 
-async def ensure_topics(settings: KafkaSettings, loops: Iterable[LoopSpec]) -> None:
+async def ensure_topics(settings: KafkaSettings, loops: Iterable[LoopSpec]) -> list[ConfigDifference]:
     """Create every declared topic of the loops that is not there; waits for Kafka, however slowly it starts.
 
-    Topics that are there stay as they are; what differs from their declarations is logged.
+    Topics that are there stay as they are; what differs from their declarations is logged and returned.
     """
     topics = [topic for spec in loops for topic in declared(spec)]
 
-    async def attempt() -> None:
+    async def attempt() -> list[ConfigDifference]:
         await create_topics(settings.kafka, topics, replication=settings.kafka_replication)
-        await log_differences(settings.kafka, topics)
+        return await log_differences(settings.kafka, topics)
 
-    await retry_transient(attempt, what="topics", max_backoff_s=_MAX_BACKOFF_S)
+    return await retry_transient(attempt, what="topics", max_backoff_s=_MAX_BACKOFF_S)
 
 
 async def create_topics(bootstrap: str, topics: Iterable[DeclaredTopic], *, replication: int = 1) -> list[str]:
@@ -116,11 +116,12 @@ async def _wait_visible(admin: AIOKafkaAdminClient, wanted: dict[str, DeclaredTo
 
 async def _grow(admin: AIOKafkaAdminClient, wanted: dict[str, DeclaredTopic]) -> None:
     counts = await _described(admin, wanted)
-    more = {
-        name: NewPartitions(total_count=topic.partitions)
-        for name, topic in wanted.items()
-        if topic.partitions > counts[name]
-    }
-    if more:
-        await admin.create_partitions(more, timeout_ms=_TIMEOUT_MS)
-        _LOG.info("topics have more partitions", extra={"topics": sorted(more)})
+    for name, topic in sorted(wanted.items()):
+        if topic.partitions > counts[name]:
+            try:
+                await admin.create_partitions(
+                    {name: NewPartitions(total_count=topic.partitions)}, timeout_ms=_TIMEOUT_MS
+                )
+            except InvalidPartitionsError:
+                continue  # another process was faster; the broker's metadata lags
+            _LOG.info("a topic has more partitions", extra={"topic": name, "partitions": topic.partitions})

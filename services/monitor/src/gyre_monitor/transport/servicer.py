@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from gyre.events.v1 import monitor_pb2 as events
@@ -30,6 +31,7 @@ class MonitorServicer(rpc.MonitorServiceServicer):
         database: what is known.
         loops: specs by name.
         incident_gap_s: alerts at most so many seconds apart belong together.
+        topic_differences: what is not as declared of each loop's topics; may be filled later.
         wall: the clock, unix seconds.
     """
 
@@ -39,10 +41,12 @@ class MonitorServicer(rpc.MonitorServiceServicer):
         loops: Mapping[str, LoopSpec],
         *,
         incident_gap_s: float,
+        topic_differences: Mapping[str, Sequence[str]] = MappingProxyType({}),
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._database, self._loops = database, dict(loops)
         self._incident_gap_s, self._wall = incident_gap_s, wall
+        self._topic_differences = topic_differences
 
     def _spec(self, loop: str) -> LoopSpec:
         spec = self._loops.get(loop)
@@ -58,6 +62,7 @@ class MonitorServicer(rpc.MonitorServiceServicer):
             interactions_since_trigger=found.interactions_since_trigger,
             volume_threshold=volume.events if volume else 0,
             loop_time_s=found.loop_time_s,
+            topic_differences=self._topic_differences.get(request.loop, ()),
         )
         for each in found.stages:
             stage = answer.stages.add(stage=each.stage, state=each.state, subject=each.subject, count=each.count)

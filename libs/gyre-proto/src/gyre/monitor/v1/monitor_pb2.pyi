@@ -92,6 +92,7 @@ class GetLoopStatusResponse(_message.Message):
     INTERACTIONS_SINCE_TRIGGER_FIELD_NUMBER: _builtins.int
     VOLUME_THRESHOLD_FIELD_NUMBER: _builtins.int
     LOOP_TIME_S_FIELD_NUMBER: _builtins.int
+    TOPIC_DIFFERENCES_FIELD_NUMBER: _builtins.int
     interactions_since_trigger: _builtins.int
     """Interactions since the last training trigger."""
     volume_threshold: _builtins.int
@@ -102,6 +103,12 @@ class GetLoopStatusResponse(_message.Message):
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageStatus]:
         """The stages, in the order of the loop."""
 
+    @_builtins.property
+    def topic_differences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is not as declared of the loop's Kafka topics, as it was when the monitor started: topic, setting, value and rule, a sentence
+        each. `gyre topics GYRE_YAML --apply` mends it. Empty when all is as declared, and before Kafka was there.
+        """
+
     def __init__(
         self,
         *,
@@ -109,10 +116,11 @@ class GetLoopStatusResponse(_message.Message):
         interactions_since_trigger: _builtins.int = ...,
         volume_threshold: _builtins.int = ...,
         loop_time_s: _builtins.float = ...,
+        topic_differences: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interactions_since_trigger", b"interactions_since_trigger", "loop_time_s", b"loop_time_s", "stages", b"stages", "volume_threshold", b"volume_threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interactions_since_trigger", b"interactions_since_trigger", "loop_time_s", b"loop_time_s", "stages", b"stages", "topic_differences", b"topic_differences", "volume_threshold", b"volume_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
