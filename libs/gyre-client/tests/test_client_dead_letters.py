@@ -14,7 +14,7 @@ from gyre_client import ClientSettings, NotFound, Unavailable, list_dead_letters
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_local.testing import eventually
-from gyre_runtime.events import Event, Record, encode, message_types
+from gyre_runtime.events import FIRST_APPEND_TIME, Event, Record, encode, message_types
 from gyre_runtime.kafka import Consumer, Producer, ensure_topics, read_records
 from typer.testing import Result
 
@@ -76,7 +76,7 @@ async def test_letters_are_listed_with_reason_and_origin(kafka: str, spec: LoopS
 
 
 async def test_a_replay_puts_the_original_back_once(kafka: str, spec: LoopSpec, poisoned: Record) -> None:
-    """Key, bytes and headers are those of the original; a second replay finds nothing left to do."""
+    """Key, bytes and headers are the original's, with when Kafka took it in; a second replay finds nothing to do."""
     name = topic(spec.loop, SUFFIX)
     before = [each async for each in read_records(kafka, name)]
     assert await replay_dead_letters(kafka, spec.loop) == 2
@@ -86,7 +86,8 @@ async def test_a_replay_puts_the_original_back_once(kafka: str, spec: LoopSpec, 
     added = [
         each for each in after if (each.partition, each.offset) not in {(old.partition, old.offset) for old in before}
     ]
-    assert (poisoned.key, poisoned.value, poisoned.headers) in [
+    taken_in = [(FIRST_APPEND_TIME, str(before[0].timestamp).encode())]
+    assert (poisoned.key, poisoned.value, [*poisoned.headers, *taken_in]) in [
         (each.key, each.value, list(each.headers)) for each in added
     ]
     assert all(each.replayed for each in await list_dead_letters(kafka, spec.loop))
@@ -135,7 +136,11 @@ async def test_a_letter_that_cannot_hold_its_record_is_replayed_from_its_place(
         assert "\n1 replayed" in "\n" + (await asyncio.to_thread(gyre, "dlq", "replay", spec.loop, kafka=kafka)).output
         await eventually(partial(letters, 2))
     copies = [each for each in [each async for each in read_records(kafka, name)] if each.value == large.value]
-    assert [(each.key, list(each.headers)) for each in copies] == [(large.key, large.headers)] * 2
+    came = [(FIRST_APPEND_TIME, str(sent.timestamp).encode())]
+    assert [(each.key, list(each.headers)) for each in copies] == [
+        (large.key, large.headers),
+        (large.key, large.headers + came),
+    ]
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
     await admin.delete_records({TopicPartition(name, sent.partition): RecordsToDelete(copies[-1].offset + 1)})

@@ -1,8 +1,10 @@
 """Dead letters of a loop: what could not be read and why, and the way back to the topic they came from.
 
-A replay moves each letter exactly once: the original record and the position behind it are written in one Kafka
-transaction, under the consumer group `GROUP`, whose offsets say what was replayed. A letter that holds an excerpt only
-stands for the record at its place; where that is gone, the replay says so and passes it over.
+A letter is known by the place of its record (topic, partition, offset) and by when Kafka first took that in, however
+often it was written: it is listed, counted and replayed once. A replay writes the original records and the position
+behind their letters in one Kafka transaction, under the consumer group `GROUP`, whose offsets say what was replayed. A
+letter that holds an excerpt only stands for the record at its place; where that is gone, the replay says so and passes
+it over.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -14,13 +16,16 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from gyre_core.topics import TOPICS, dead_letter_topic, topic
 from gyre_runtime import Invalid, NotFound, Unavailable
-from gyre_runtime.events import Record
+from gyre_runtime.events import FIRST_APPEND_TIME, Record
 from gyre_runtime.kafka import RecordReader, TransactionalProducer, read_records
 from gyre_runtime.kafka.dead_letters import ADDED_HEADERS, RECORD_HASH, record_hash
 
 GROUP = "gyre-dlq-replay"
 _PLACE = ("gyre_topic", "gyre_partition", "gyre_offset")
 _BATCH = 200
+_IDENTITY = ("ce_id", "ce_source")
+_SOURCE = "gyre/dlq"
+_Identity = tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -37,6 +42,7 @@ class DeadLetter:
         origin: `topic/partition/offset` where it came from.
         group: the consumer group that could not handle it.
         replayed: whether it was put back already.
+        copies: how often it was written.
         excerpt: whether it holds the beginning of its record only, which did not fit.
         key: of the original record.
         value: of the original record.
@@ -52,6 +58,7 @@ class DeadLetter:
     origin: str
     group: str
     replayed: bool
+    copies: int
     excerpt: bool
     key: bytes | None = field(repr=False)
     value: bytes | None = field(repr=False)
@@ -72,7 +79,7 @@ def dead_letter_topics(loop: str, suffix: str | None = None) -> dict[str, str]:
 
 
 async def list_dead_letters(kafka: str, loop: str, suffix: str | None = None) -> list[DeadLetter]:
-    """Every dead letter that Kafka still keeps, oldest first within a topic.
+    """Every dead letter that Kafka still keeps, each once, oldest first within a topic.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -81,8 +88,12 @@ async def list_dead_letters(kafka: str, loop: str, suffix: str | None = None) ->
     found: list[DeadLetter] = []
     async with _translated(kafka), _offsets(kafka) as consumer:
         for name in await _existing(consumer, dead_letter_topics(loop, suffix)):
-            replayed = _Replayed(consumer, name)
-            found += [_letter(each, replayed=await replayed.holds(each)) async for each in read_records(kafka, name)]
+            replayed, known = _Replayed(consumer, name), dict[_Identity, DeadLetter]()
+            async for each in read_records(kafka, name):
+                letter = known.setdefault(_identity(each), _letter(each))
+                letter.copies += 1
+                letter.replayed = letter.replayed or await replayed.holds(each)
+            found += known.values()
     return sorted(found, key=lambda each: (each.topic, each.partition, each.offset))
 
 
@@ -94,7 +105,9 @@ async def replay_dead_letters(
     on_replay: Callable[[str, int], object] = lambda *_: None,
     on_gone: Callable[[str, str], object] = lambda *_: None,
 ) -> int:
-    """Put every letter that was not replayed yet back into its topic, with the headers removed that were added.
+    """Put every letter that was not replayed yet back into its topic: the record with when Kafka first took it in.
+
+    A record without `ce_id` gets one that its place decides, so that it counts once even if it comes twice.
 
     Two replays at the same time do not repeat each other's work: the newer one fences the older.
 
@@ -119,31 +132,54 @@ async def replay_dead_letters(
         _translated(kafka),
         _offsets(kafka) as consumer,  # first: it fails at once without Kafka, the producer would wait
         RecordReader(kafka) as reader,
-        TransactionalProducer(kafka, f"{GROUP}-{loop}", source="gyre/dlq", compressed=True) as producer,
+        TransactionalProducer(kafka, f"{GROUP}-{loop}", source=_SOURCE, compressed=True) as producer,
     ):
+        lost = _Lost(reader, on_gone)
         for name in await _existing(consumer, topics):
-            replayed = _Replayed(consumer, name)
-            fresh = [each async for each in read_records(kafka, name) if not await replayed.holds(each)]
-            for start in range(0, len(fresh), _BATCH):
+            fresh, ends = await _not_replayed(kafka, consumer, name)
+            for start in range(0, max(len(fresh), 1), _BATCH):
                 batch = fresh[start : start + _BATCH]
-                moved = await _move(producer, topics[name], batch, reader, on_gone)
-                on_replay(topics[name], moved)
-                count += moved
+                following = {(each.topic, each.partition): each.offset + 1 for each in batch}
+                if start + _BATCH >= len(fresh):
+                    following = ends  # copies of what is replayed are behind it, too
+                if following:
+                    moved = await _move(producer, topics[name], batch, following, lost)
+                    on_replay(topics[name], moved)
+                    count += moved
     return count
 
 
+async def _not_replayed(
+    kafka: str, consumer: AIOKafkaConsumer, name: str
+) -> tuple[list[Any], dict[tuple[str, int], int]]:
+    """The letters of a dead-letter topic that were not replayed, each once, and the ends of what was read."""
+    replayed, known = _Replayed(consumer, name), set[_Identity]()
+    fresh, ends = list[Any](), dict[tuple[str, int], int]()
+    async for each in read_records(kafka, name):
+        if not await replayed.holds(each):
+            ends[each.topic, each.partition] = each.offset + 1
+            if _identity(each) not in known:
+                fresh.append(each)
+        known.add(_identity(each))
+    return fresh, ends
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """Reads records again whose letters do not hold them, and tells which are gone."""
+
+    reader: RecordReader
+    tell: Callable[[str, str], object]
+
+
 async def _move(
-    producer: TransactionalProducer,
-    to: str,
-    letters: list[Any],
-    reader: RecordReader,
-    on_gone: Callable[[str, str], object],
+    producer: TransactionalProducer, to: str, letters: list[Any], following: dict[tuple[str, int], int], lost: _Lost
 ) -> int:
     """Put letters back and remember how far, both or neither; return how many were put back."""
     moved = 0
     async with producer.transaction() as transaction:
         for letter in letters:
-            record = await _whole(letter, reader)
+            record = await _whole(letter, lost.reader)
             reason = "GONE"
             if record is not None:
                 try:
@@ -153,8 +189,7 @@ async def _move(
                 else:
                     moved += 1
                     continue
-            on_gone("/".join(_added(letter).get(name, "") for name in _PLACE), reason)
-        following = {(each.topic, each.partition): each.offset + 1 for each in letters}
+            lost.tell("/".join(_added(letter).get(name, "") for name in _PLACE), reason)
         await transaction.commit_offsets(following, group=GROUP)
     return moved
 
@@ -163,12 +198,25 @@ async def _whole(letter: Any, reader: RecordReader) -> Record | None:
     """The record of a letter: where the letter holds an excerpt, as it is read again; None where it is gone."""
     added = _added(letter)
     if RECORD_HASH not in added:
-        return original(letter)
+        return _identified(original(letter), letter)
     name, partition, offset = (added.get(each, "") for each in _PLACE)
     record = await reader.read(name, int(partition), int(offset))
     if record is None or record_hash(record) != added[RECORD_HASH]:
         return None
-    return Record(record.key, record.value, list(record.headers))
+    own = [each for each in record.headers if each[0] != FIRST_APPEND_TIME]
+    came = [each for each in letter.headers if each[0] == FIRST_APPEND_TIME]
+    return _identified(Record(record.key, record.value, own + came), letter)
+
+
+def _identified(record: Record, letter: Any) -> Record:
+    """A record with an id and a source: where it has none, those of its place."""
+    headers = [(name, value) for name, value in record.headers if name not in _IDENTITY or value]
+    names = {name for name, _ in headers}
+    if "ce_id" not in names:
+        headers.append(("ce_id", "/".join(map(str, _identity(letter))).encode()))
+    if "ce_source" not in names:
+        headers.append(("ce_source", _SOURCE.encode()))
+    return Record(record.key, record.value, headers)
 
 
 def original(record: Any) -> Record:
@@ -180,7 +228,13 @@ def _added(record: Any) -> dict[str, str]:
     return {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers if name in ADDED_HEADERS}
 
 
-def _letter(record: Any, *, replayed: bool) -> DeadLetter:
+def _identity(letter: Any) -> _Identity:
+    """What two copies of a letter have in common: the place of its record, and when Kafka first took that in."""
+    said = {name: (value or b"").decode("utf-8", "replace") for name, value in letter.headers}
+    return tuple(said.get(each, "") for each in (*_PLACE, FIRST_APPEND_TIME))
+
+
+def _letter(record: Any) -> DeadLetter:
     added = _added(record)
     return DeadLetter(
         topic=record.topic,
@@ -191,7 +245,8 @@ def _letter(record: Any, *, replayed: bool) -> DeadLetter:
         error=added.get("gyre_error", ""),
         origin="/".join(added.get(name, "") for name in _PLACE),
         group=added.get("gyre_group", ""),
-        replayed=replayed,
+        replayed=False,
+        copies=0,
         excerpt=RECORD_HASH in added,
         key=record.key,
         value=record.value,

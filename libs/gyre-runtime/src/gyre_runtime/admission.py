@@ -9,9 +9,8 @@ restart at any offset. The gateway asks `refuse` before it sends; the stream alo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from gyre.events.v1 import behavior_pb2 as behavior
@@ -211,15 +210,3 @@ class Admission:
             if isinstance(decision.message, behavior.ClockMark):
                 return ()
         return examined
-
-    def decide_all(self, records: Iterable[Any]) -> tuple[list[Event], list[tuple[Any, Refusal]]]:
-        """Decide records; return the events, and the refused records with their refusal, both in the records' order."""
-        events: list[Event] = []
-        refused: list[tuple[Any, Refusal]] = []
-        for record in records:
-            decision = self.decide(record)
-            if isinstance(decision, Event):
-                events.append(decision)
-            elif decision is not None:
-                refused.append((record, decision))
-        return events, refused

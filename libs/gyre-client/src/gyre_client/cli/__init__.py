@@ -4,13 +4,14 @@ import logging
 
 import typer
 
-from gyre_client.cli import dlq, features, importing, loop, models, privacy, quality, requests
+from gyre_client.cli import dlq, features, importing, log, loop, models, privacy, quality, requests
 
 app = typer.Typer(help="Use and operate a Gyre mesh.", no_args_is_help=True, pretty_exceptions_enable=False)
 for module in (loop, requests, models, importing, privacy, quality):
     module.register(app)
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(features.app, name="features")
+app.add_typer(log.app, name="log")
 
 
 def main() -> None:

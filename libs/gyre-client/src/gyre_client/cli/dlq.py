@@ -38,11 +38,13 @@ _TYPES = message_types(
 def list_letters(loop: LoopArgument, topic: TopicOption = None) -> None:
     """List the dead letters that Kafka still keeps."""
     letters = ask("kafka", lambda mesh: list_dead_letters(mesh.settings.kafka, loop, topic))
-    made = table("topic", "place", "when (UTC)", "reason", "error", "from", "by", "replayed")
+    made = table("topic", "place", "when (UTC)", "reason", "error", "from", "by", "copies", "replayed")
     for each in letters:
         when = datetime.fromtimestamp(each.time, UTC).isoformat(sep=" ", timespec="seconds")[:-6]
         place, replayed = f"{each.partition}/{each.offset}", "yes" if each.replayed else "no"
-        made.add_row(each.topic, place, when, each.reason, each.error, each.origin, each.group, replayed)
+        made.add_row(
+            each.topic, place, when, each.reason, each.error, each.origin, each.group, str(each.copies), replayed
+        )
     console().print(made if letters else f"no dead letters in {loop}")
 
 

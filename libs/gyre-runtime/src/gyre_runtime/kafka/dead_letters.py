@@ -12,7 +12,7 @@ from typing import Any
 from gyre_core.topics import dead_letter_topic
 
 from gyre_runtime.errors import Invalid, Unavailable
-from gyre_runtime.events import Headers, Record
+from gyre_runtime.events import FIRST_APPEND_TIME, Headers, Record
 from gyre_runtime.kafka._names import topic_labels
 from gyre_runtime.kafka.producer import Producer
 from gyre_runtime.metrics import instrument
@@ -36,7 +36,8 @@ async def dead_letter(producer: Producer, record: Any, *, reason: str, error: st
 
     Args:
         producer: with which to send.
-        record: as it was consumed; key, value and headers are kept as far as they fit.
+        record: as it was consumed; key, value and headers are kept as far as they fit. The header `FIRST_APPEND_TIME`
+            goes with it when it is replayed.
         reason: UPPER_SNAKE.
         error: a sentence; cut at 500 characters.
         group: the consumer group that could not handle it.
@@ -48,6 +49,7 @@ async def dead_letter(producer: Producer, record: Any, *, reason: str, error: st
         ("gyre_partition", str(record.partition).encode()),
         ("gyre_offset", str(record.offset).encode()),
         ("gyre_group", group.encode()),
+        (FIRST_APPEND_TIME, _first_append_time(record)),
     ]
     place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
     if not await _send_first_that_fits(producer, dead_letter_topic(record.topic), _letters(record, added)):
@@ -55,6 +57,12 @@ async def dead_letter(producer: Producer, record: Any, *, reason: str, error: st
         return
     instrument("gyre_dead_letters_total").add(**topic_labels(record.topic), reason=reason)
     _LOG.warning("dead-lettered", extra={**place, "reason": reason})
+
+
+def _first_append_time(record: Any) -> bytes:
+    """When Kafka first took a record in, unix milliseconds: a replayed one says so itself."""
+    said = next((value for name, value in record.headers if name == FIRST_APPEND_TIME and value), None)
+    return said or str(record.timestamp).encode()
 
 
 def record_hash(record: Any) -> str:
@@ -68,7 +76,7 @@ def record_hash(record: Any) -> str:
 
 def _letters(record: Any, added: Headers) -> Iterator[Record]:
     """The letters of a record, the largest first: all of it, an excerpt, its place and hash alone."""
-    own = [(name, value) for name, value in record.headers if name not in ADDED_HEADERS]
+    own = [(name, value) for name, value in record.headers if name not in (*ADDED_HEADERS, FIRST_APPEND_TIME)]
     yield Record(record.key, record.value, own + added)
     size = sum(len(part or b"") for part in (record.key, record.value, *(value for _, value in own)))
     added = [*added, (RECORD_HASH, record_hash(record).encode()), ("gyre_record_bytes", str(size).encode())]

@@ -224,19 +224,30 @@ async def accept_log(bootstrap: str, topic: str, *, from_start: bool) -> dict[in
     )
     try:
         await consumer.start()
-        if topic not in await consumer.topics():
-            raise NotFound("TOPIC_UNKNOWN", f"{topic}: Kafka has no such topic")
-        places = [TopicPartition(topic, each) for each in consumer.partitions_for_topic(topic) or ()]
+        places = await _partitions(bootstrap, topic)
         consumer.assign(places)
         offsets = await (consumer.beginning_offsets(places) if from_start else consumer.end_offsets(places))
         before = await acceptances(bootstrap, places)
-        base = max(base_at(time.time()), *(each.base + base_at(0) for each in before.values()), base_at(0))
+        base = max([base_at(time.time()), *(each.base + base_at(0) for each in before.values())])
         await consumer.commit({place: OffsetAndMetadata(offset, str(base)) for place, offset in offsets.items()})
     except (KafkaError, OSError) as error:
         raise Unavailable("KAFKA_UNAVAILABLE", f"Kafka at {bootstrap}: {type(error).__name__}") from error
     finally:
         await consumer.stop()
     return {place.partition: Acceptance(offset, base) for place, offset in offsets.items()}
+
+
+async def _partitions(bootstrap: str, topic: str) -> list[TopicPartition]:
+    """The partitions of a topic; raises NotFound where Kafka has none of it."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        (described,) = await admin.describe_topics([topic])
+    finally:
+        await admin.close()
+    if described["error_code"]:
+        raise NotFound("TOPIC_UNKNOWN", f"{topic}: Kafka has no such topic")
+    return [TopicPartition(topic, each["partition"]) for each in described["partitions"]]
 
 
 @asynccontextmanager

@@ -1,0 +1,118 @@
+"""Dead letters that are put back: each counts once, online and in the table, whatever happened in between."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from gyre_core.features import Layout, Reader, RequestContext
+from gyre_core.spec import LoopSpec, load_loop
+from gyre_core.topics import dead_letter_topic, declared, topic
+from gyre_features.online.store import OnlineStore
+from gyre_features.settings import FeaturesSettings
+from gyre_local.testing import eventually
+from gyre_runtime.events import Record, encode
+from gyre_runtime.kafka import Producer, create_topics, read_records
+from gyre_warehouse.tables import INTERACTIONS, ensure_table, offsets_of, open_catalog
+from redis.asyncio import Redis
+
+pytestmark = pytest.mark.adapter
+CLICKS = "behavior.interactions"
+BEGIN, LATER_S = 1_370_000_000.0, 3000.0
+LETTERS = 5
+Start = Callable[..., Any]
+
+
+def _replay(kafka: str, loop: str) -> "subprocess.Popen[bytes]":
+    """Start the command that puts dead letters back."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GYRE_")}
+    command = [str(Path(sys.executable).parent / "gyre"), "dlq", "replay", loop]
+    return subprocess.Popen(
+        command, env={**clean, "GYRE_KAFKA": kafka}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+async def _ends(kafka: str, spec: LoopSpec) -> dict[int, int]:
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka, isolation_level="read_committed")
+    await consumer.start()
+    try:
+        places = [TopicPartition(topic(spec.loop, CLICKS), each) for each in range(spec.shards.kafka_partitions)]
+        return {place.partition: end for place, end in (await consumer.end_offsets(places)).items() if end}
+    finally:
+        await consumer.stop()
+
+
+async def _applied(redis: Redis, kafka: str, spec: LoopSpec) -> bool:
+    """Whether the loop's layout stands at the end of the clicks."""
+    store, ends = OnlineStore(redis, spec, Layout.compile(spec)), await _ends(kafka, spec)
+    (fences,) = await store.fences([(topic(spec.loop, CLICKS), each) for each in ends])
+    return all(fences[topic(spec.loop, CLICKS), partition] >= end for partition, end in ends.items())
+
+
+async def _counted(redis: Redis, spec: LoopSpec) -> float:
+    """How often the item was clicked, by the online store."""
+    layout = Layout.compile(spec)
+    values = await OnlineStore(redis, spec, layout).read("u1", ["i1"])
+    context = RequestContext(BEGIN + LATER_S)
+    matrix, _ = Reader(layout).matrix(values.user, values.everyone, values.items, ["i1"], context)
+    return float(matrix[0][layout.columns.index("popular_7d")])
+
+
+def _changed(loop_file: Path) -> LoopSpec:
+    """The loop with another layout, which its file then says, too."""
+    loop_file.write_text(loop_file.read_text().replace("[1d, 7d]", "[1d, 7d, 14d]"))
+    return load_loop(loop_file)
+
+
+async def test_a_replayed_letter_counts_once(  # noqa: PLR0917 - fixtures
+    kafka: str, redis: Redis, tmp_path: Path, spec: LoopSpec, loop_file: Path, history: Any, start_process: Start
+) -> None:
+    """Letters of records without an id count once, after restarts, a new layout and replays at once, an hour later."""
+    await create_topics(kafka, declared(spec))
+    name, letters = topic(spec.loop, CLICKS), dead_letter_topic(topic(spec.loop, CLICKS))
+
+    async def send(number: int, time: float, *, id_: str | None) -> None:
+        record = encode(history.rating(1, 1), source="shop", id=id_, time=time)
+        headers = [each for each in record.headers if id_ or each[0] != "ce_id"]
+        async with Producer(kafka, source="shop") as producer:
+            await producer.send_record(name, Record(f"u{number}".encode(), record.value, headers))
+
+    async def has_letters() -> bool:
+        return len([each async for each in read_records(kafka, letters)]) >= LETTERS
+
+    await send(1, BEGIN, id_="good")
+    for number in range(LETTERS):
+        await send(1, BEGIN + number, id_=None)
+    first = start_process("stream")
+    start_process("archive", GYRE_FEATURES_ARCHIVE_S="0.2")
+    await eventually(has_letters, timeout_s=60, message="the records are dead-lettered")
+    await eventually(lambda: _applied(redis, kafka, spec), timeout_s=60, message="the position passes them")
+    first.terminate()
+    assert await asyncio.to_thread(first.wait, 20) == 0
+    newer = _changed(loop_file)
+    start_process("stream")
+    await eventually(lambda: _applied(redis, kafka, newer), timeout_s=60, message="a new layout is filled from Kafka")
+    await send(1, BEGIN + LATER_S, id_="later")
+    await eventually(lambda: _applied(redis, kafka, newer), timeout_s=60, message="an hour of the stream passes")
+    for replay in [_replay(kafka, spec.loop) for _ in range(2)]:
+        await asyncio.to_thread(replay.wait, 60)
+    assert await asyncio.to_thread(_replay(kafka, spec.loop).wait, 60) == 0
+
+    def held() -> dict[int, int]:
+        catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path / "warehouse")))
+        return {each: end for each, end in offsets_of(ensure_table(catalog, spec.loop, INTERACTIONS)).items() if end}
+
+    async def archived() -> bool:
+        return held() == await _ends(kafka, spec)
+
+    await eventually(lambda: _applied(redis, kafka, newer), timeout_s=60, message="the replay is applied")
+    await eventually(archived, timeout_s=60, message="the replay is archived")
+    assert await _counted(redis, newer) == pytest.approx(LETTERS + 2, abs=0.3)
+    catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path / "warehouse")))
+    assert ensure_table(catalog, spec.loop, INTERACTIONS).scan().to_arrow().num_rows == LETTERS + 2
+    assert len([each async for each in read_records(kafka, name)]) == 2 * LETTERS + 2
