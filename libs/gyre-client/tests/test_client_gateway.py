@@ -97,6 +97,46 @@ async def test_a_repeated_track_sends_the_same_event_ids(serve: ServeGateway, ga
     assert first == second
 
 
+async def test_tracking_again_after_a_failed_chunk_repeats_no_event(serve: ServeGateway, gateway: Any) -> None:
+    """What the first call took in has the same ids in the second, which sends all again."""
+    events = [Interaction("u", f"i{number}", "click") for number in range(1000)] + [Item("i"), Item("j")]
+    settings = await serve()
+    async with GyreClient(settings=settings) as client:
+        gateway.wait = lambda: _fails_second(gateway)
+        with pytest.raises(Invalid):
+            await client.track("shop", events)
+        gateway.wait = None
+        ids = await client.track("shop", events)
+    first, _, again, rest = gateway.requests
+    assert [event.event_id for event in first.events] == [event.event_id for event in again.events] == ids[:1000]
+    assert [event.event_id for event in rest.events] == ids[1000:]
+    assert len(set(ids)) == len(events)
+
+
+async def _fails_second(gateway: Any) -> None:
+    if len(gateway.requests) == 2:
+        raise Invalid("INVALID_FIELD", "the second chunk is refused")
+
+
+async def test_each_event_made_is_another_event(serve: ServeGateway, gateway: Any) -> None:
+    """Two events that say the same are two; one object sent twice, and one with an id of the caller's, is one."""
+    clicks = [Interaction("u", "i", "click") for _ in range(2)]
+    async with GyreClient(settings=await serve()) as client:
+        ids = await client.track("shop", [*clicks, clicks[0], Interaction("u", "i", "click", event_id="mine")])
+    assert ids == [clicks[0].event_id, clicks[1].event_id, clicks[0].event_id, "mine"]
+    assert len(set(ids)) == 3
+
+
+async def test_an_application_says_whose_ids_its_events_have(serve: ServeGateway, gateway: Any) -> None:
+    """`source` reaches the gateway, given or by the setting; without it none does."""
+    settings = await serve()
+    named = settings.model_copy(update={"source": "blog"})
+    for given, source in ((settings, "shop"), (named, None), (settings, None)):
+        async with GyreClient(settings=given, source=source) as client:
+            await client.track("shop", [Interaction("u", "i", "click", event_id="1")])
+    assert [request.source for request in gateway.requests] == ["shop", "blog", ""]
+
+
 async def test_the_error_of_the_gateway_is_raised_again(serve: ServeGateway) -> None:
     """A request that breaks a rule raises `Invalid`, which names the field."""
     async with GyreClient(settings=await serve()) as client:

@@ -82,27 +82,27 @@ def test_duplicates_are_all_but_the_first(rows):
 
 
 def test_impossible_sequences_are_found():
-    """A click before its impression and a click on what was never shown are told apart."""
-    shown = Shown(["r1", "r1", "r2", "r1"], ["a", "b", "a", "a"], [100.0, 100.0, 200.0, 90.0])
-    requests = ["r1", "r1", "r2", "r9", "r2", None]
-    acted = Acted(requests, ["a", "b", "a", "a", "b", "z"], [95.0, 101.0, 150.0, 1.0, 300.0, 0.0])
+    """A click before its impression and a click on what its user was never shown are told apart."""
+    shown = Shown(["u"] * 4, ["r1", "r1", "r2", "r1"], ["a", "b", "a", "a"], [100.0, 100.0, 200.0, 90.0])
+    users, requests = ["u", "u", "u", "u", "u", "u", "v"], ["r1", "r1", "r2", "r9", "r2", None, "r1"]
+    acted = Acted(users, requests, ["a", "b", "a", "a", "b", "z", "a"], [95.0, 101.0, 150.0, 1.0, 300.0, 0.0, 101.0])
     before, unshown = check_sequences(shown, acted)
     assert before.rows.tolist() == [2]
-    assert unshown.rows.tolist() == [3, 4]
-    assert before.value == pytest.approx(1 / 5)
+    assert unshown.rows.tolist() == [3, 4, 6]
+    assert before.value == pytest.approx(1 / 6)
+
+
+ROW = st.tuples(st.sampled_from("uv"), st.sampled_from(["r", "q", None]), st.sampled_from("abc"), st.integers(0, 9))
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from(["r", "q", None]), st.sampled_from("ab"), st.integers(0, 9)), max_size=12),
-    st.lists(st.tuples(st.sampled_from(["r", "q", None]), st.sampled_from("abc"), st.integers(0, 9)), max_size=12),
-)
+@given(st.lists(ROW, max_size=20), st.lists(ROW, max_size=20))
 def test_sequences_equal_a_plain_search(shown, acted):
     """The joined columns give what a loop over all pairs gives."""
     before, unshown = check_sequences(Shown(*columns_of(shown)), Acted(*columns_of(acted)), tolerance_s=0.5)
     early, never = [], []
-    for row, (request, item, time) in enumerate(acted):
-        times = [at for other, thing, at in shown if request is not None and (other, thing) == (request, item)]
+    for row, (user, request, item, time) in enumerate(acted):
+        times = [at for *key, at in shown if request is not None and key == [user, request, item]]
         if request is not None and not times:
             never.append(row)
         elif times and time < min(times) - 0.5:
@@ -112,21 +112,21 @@ def test_sequences_equal_a_plain_search(shown, acted):
 
 
 def columns_of(rows: list[tuple]) -> list[list]:
-    """Rows as three columns."""
-    return [[row[place] for row in rows] for place in range(3)]
+    """Rows as four columns."""
+    return [[row[place] for row in rows] for place in range(4)]
 
 
 def test_clocks_may_disagree_a_little():
     """An interaction less than the tolerance before its impression is possible."""
-    shown = Shown(pa.array(["r"]), pa.array(["a"]), pa.array([100.0]))
-    acted = Acted(pa.array(["r"]), pa.array(["a"]), pa.array([99.5]))
+    shown = Shown(pa.array(["u"]), pa.array(["r"]), pa.array(["a"]), pa.array([100.0]))
+    acted = Acted(pa.array(["u"]), pa.array(["r"]), pa.array(["a"]), pa.array([99.5]))
     assert check_sequences(shown, acted)[0].passed
     assert not check_sequences(shown, acted, tolerance_s=0.1)[0].passed
 
 
 def test_without_impressions_everything_was_never_shown():
     """No impressions at all is no crash."""
-    before, unshown = check_sequences(Shown([], [], []), Acted(["r"], ["a"], [1.0]))
+    before, unshown = check_sequences(Shown([], [], [], []), Acted(["u"], ["r"], ["a"], [1.0]))
     assert before.passed
     assert unshown.rows.tolist() == [0]
 

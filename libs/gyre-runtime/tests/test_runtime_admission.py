@@ -98,11 +98,21 @@ NAN = behavior.FeatureBlock(layout="l", rows=2, columns=1, values=b"\0\0\0\0\0\0
         (impression(features=BLOCK), "behavior.impressions", ""),
         (impression(features=NAN), "behavior.impressions", "INVALID_FIELD"),
         (impression(item_ids=["a"], features=BLOCK), "behavior.impressions", "INVALID_FIELD"),
+        (impression(request_id=f"gw-{7:032x}"), "behavior.impressions", "RESERVED_REQUEST_ID"),
+        (impression(request_id=f"gw-{7:031x}"), "behavior.impressions", ""),
+        (click(request_id=f"gw-{7:032x}"), "behavior.interactions", ""),
     ],
 )
 def test_what_a_record_says_is_decided_once(message: Message, suffix: str, expected: str) -> None:
     """Types by topic, bounds of the tables' columns, shapes, kinds of fields; enums stay open."""
     assert reason(record(message, suffix)) == expected
+
+
+def test_the_gateway_alone_uses_ids_of_its_form() -> None:
+    """An impression with a request id that the gateway made is admitted from the gateway's own source."""
+    own = impression(request_id=f"gw-{7:032x}")
+    assert reason(record(own, "behavior.impressions", ce_source="gyre/gateway")) == ""
+    assert reason(record(own, "behavior.impressions", ce_source="gateway/shop")) == "RESERVED_REQUEST_ID"
 
 
 def test_lateness_is_between_the_event_and_kafka() -> None:

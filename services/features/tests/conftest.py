@@ -81,6 +81,14 @@ def with_users(loop_name: str) -> Callable[[int], LoopSpec]:
 
 
 @pytest.fixture
+def counting_shown(loop_name: str) -> LoopSpec:
+    """The test's loop with a feature that counts what was shown."""
+    shown = "  - {name: shown, kind: decayed_count, scope: item, events: [impression], half_lives: [365d]}\n"
+    text = text_of(loop_name[:31].strip("-")).replace("features:\n", f"features:\n{shown}", 1)
+    return parse_loop(text, source="test")
+
+
+@pytest.fixture
 def spec(loop_name: str, request: pytest.FixtureRequest) -> LoopSpec:
     """A loop that no other test uses; with the parameter `users`, it has fields of users."""
     return spec_of(loop_name, users=getattr(request, "param", "") == "users")

@@ -171,6 +171,34 @@ async def test_what_was_served_is_what_the_warehouse_gives(
 
 
 @pytest.mark.adapter
+async def test_the_first_impression_of_a_users_request_counts(
+    counting_shown: LoopSpec, redis: Redis, tmp_path: Path
+) -> None:
+    """Others of the same user and request, in a batch or across batches, count neither online nor in the replay."""
+    loop = Loop(counting_shown, redis, tmp_path)
+    await turn(loop, range(2))
+
+    def shown(user: str, request: str) -> Event:
+        message = behavior.Impression(request_id=request, user_id=user, item_ids=["i0", "i1"], shown=2)
+        return loop.event("behavior.impressions", message, BEGIN + 1200)
+
+    async def count() -> float:
+        values = await loop.store.read("u1", ["i0"])
+        matrix, _ = Reader(loop.layout).matrix(
+            values.user, values.everyone, values.items, ["i0"], RequestContext(BEGIN + 1200)
+        )
+        return float(matrix[0, loop.layout.index["shown_365d"]])
+
+    before = await count()
+    await loop.feed([shown("u1", "r"), shown("u1", "r"), shown("u2", "r")])
+    await loop.feed([shown("u2", "r"), shown("u1", "r"), shown("u1", "s")])
+    assert await count() == pytest.approx(before + 3, rel=1e-5)
+    await turn(loop, range(2, 5))
+    found = (await loop.check()).found
+    assert (found.impressions, found.mismatches, found.unknown) == (5, 0, 0), found.examples
+
+
+@pytest.mark.adapter
 @pytest.mark.parametrize("shards", [1, 3])
 async def test_what_is_known_of_users_is_checked(
     shards: int, with_users: Callable[[int], LoopSpec], redis: Redis, tmp_path: Path

@@ -1,5 +1,6 @@
 """The gateway over gRPC on the real Kafka: answers, fallbacks, limits in time, every status and reason."""
 
+import re
 import time
 
 import pytest
@@ -39,7 +40,7 @@ async def test_the_live_model_ranks(mesh: Mesh) -> None:
     assert not provenance.degraded
     assert not provenance.degraded_reason
     assert not provenance.explored
-    assert len(provenance.request_id) == 32
+    assert re.fullmatch("gw-[0-9a-f]{32}", provenance.request_id)
     assert mesh.inference.requests[-1].epoch == epoch
 
 

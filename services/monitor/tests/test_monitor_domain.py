@@ -25,12 +25,13 @@ def action(event_id: str, *, at: float, user: bytes = b"u", item: str = "a", req
 def credited(answers: list[Answer], actions: list[Action]) -> dict[str, list[str]]:
     """Event ids by request id."""
     found = attributed(answers, actions, window_s=WINDOW_S)
-    return {request_id: [each.event_id for each in actions] for request_id, actions in found.items()}
+    return {request_id: [each.event_id for each in actions] for (_, request_id), actions in found.items()}
 
 
 def test_an_interaction_that_names_its_answer_belongs_to_it_alone() -> None:
-    """The request id decides, whatever the item, the user or the time."""
+    """The user's request id decides, whatever the item or the time; another user's answer is named by nobody else."""
     answers = [answer("r1"), answer("r2")]
+    assert credited(answers, [action("e", at=1, user=b"v", request_id="r2")]) == {}
     assert credited(answers, [action("e", at=1e6, item="z", request_id="r2")]) == {"r2": ["e"]}
     assert credited(answers, [action("e", at=1, request_id="elsewhere")]) == {}
 

@@ -37,7 +37,7 @@ async def test_answers_and_their_outcomes_are_counted_by_arm(projection, databas
             log.shown(make.impression("r3", "u3", model_version="", arm="")),
             log.acted(make.interaction(), at=later),
             log.acted(make.interaction(), at=later),
-            log.acted(make.interaction(kind="buy", value=3, request_id="r2"), at=later),
+            log.acted(make.interaction("u2", kind="buy", value=3, request_id="r2"), at=later),
             log.acted(make.interaction("u3", kind="view"), at=later),
             log.acted(make.interaction("u3", item="unseen"), at=later),
         ]
@@ -53,12 +53,22 @@ async def test_interactions_that_are_read_before_their_answer_count(projection, 
     """A click waits for its answer, by the request's id or by user, item and time; a second one changes nothing."""
     end = make.begin + WINDOW_S
     await projection.apply([log.acted(make.interaction("u1"), at=end), log.acted(make.interaction("u2"), at=end + 1)])
-    await projection.apply([log.acted(make.interaction("u9", "z", request_id="r3"), at=end + 1)])
+    await projection.apply([log.acted(make.interaction("u3", "z", request_id="r3"), at=end + 1)])
     answers = [("r1", "u1"), ("r2", "u2"), ("r3", "u3")]
     await projection.apply([log.shown(make.impression(request_id, user)) for request_id, user in answers])
     assert await arms(database, loop) == {("live", "v1"): (3, 2, 0, 0)}
     await projection.apply([log.acted(make.interaction("u1"), at=end - 1)])
     assert await arms(database, loop) == {("live", "v1"): (3, 2, 0, 0)}
+
+
+async def test_a_request_belongs_to_its_user(projection, database, log, make, loop) -> None:
+    """Of two users with one request id both count, a click belongs to the user's own, and a second answer to none."""
+    await projection.apply([log.shown(make.impression("r1", user, arm=user)) for user in ("u1", "u2")])
+    click = log.acted(make.interaction("u2", "z", request_id="r1"), at=make.begin + 1)
+    stranger = log.acted(make.interaction("u9", "a", request_id="r1"), at=make.begin + 1)
+    again = log.shown(make.impression("r1", "u1", arm="again"))
+    await projection.apply([click, stranger, again])
+    assert await arms(database, loop) == {("u1", "v1"): (1, 0, 0, 0), ("u2", "v1"): (1, 1, 0, 0)}
 
 
 async def test_redelivery_changes_nothing(projection, database, log, make, loop) -> None:
@@ -133,10 +143,11 @@ def truth(shown: list[Event], acted: list[Event]) -> tuple[int, int]:
     for action in acted:
         for answer in shown:
             message = answer.message
-            named = action.message.request_id == message.request_id
+            own = action.message.user_id == message.user_id
+            named = own and action.message.request_id == message.request_id
             seen = (
                 not action.message.request_id
-                and action.message.user_id == message.user_id
+                and own
                 and action.message.item_id in message.item_ids[: message.shown]
                 and 0 <= action.time - answer.time <= WINDOW_S
             )

@@ -36,7 +36,7 @@ def reference(shown: list, acted: list, *, now: float, most: int) -> list[tuple[
     for time, number, user, held in sorted(closed)[-most:]:
         relevance = [0.0] * len(held)
         for who, item, kind, at, request_id, _ in acted:
-            named = request_id == f"r{number}" if request_id else who == user
+            named = who == user and request_id in ("", f"r{number}")
             if named and item in held and time <= at <= time + WINDOW_S:
                 relevance[held.index(item)] = max(relevance[held.index(item)], WEIGHTS[kind])
         if any(relevance):
@@ -98,8 +98,8 @@ def test_credit_is_shared_as_brute_force_says(make_spec, new_history, shown, act
         history.act(user, item, time=time, kind=kind, request_id=request_id)
         own = [
             (number, 1.0)
-            for number, (_, held, begin) in enumerate(shown)
-            if request_id == f"r{number}" and item in held and begin <= time <= begin + WINDOW_S
+            for number, (who, held, begin) in enumerate(shown)
+            if who == user and request_id == f"r{number}" and item in held and begin <= time <= begin + WINDOW_S
         ]
         for number, share in own if request_id else shares(label, shown, user, item, time).items():
             got = relevance[number]
@@ -111,6 +111,19 @@ def test_credit_is_shared_as_brute_force_says(make_spec, new_history, shown, act
     wanted = [list(relevance[number].values()) for _, number in closed if any(relevance[number].values())]
     wanted = [row for row in wanted if len(row) > 1]
     assert [row[row >= 0].tolist() for row in made.relevance] == [pytest.approx(row) for row in wanted]
+
+
+def test_a_request_belongs_to_its_user(spec, layout, new_history) -> None:
+    """A stranger's click labels nothing, two users may have one request id, and a request has one impression."""
+    history = new_history()
+    history.show("u0", ["a", "b"], time=BEGIN, request_id="r")
+    history.show("u1", ["a", "b"], time=BEGIN, request_id="r")
+    history.show("u0", ["b", "a"], time=BEGIN - 60, request_id="r")  # later in Kafka: a copy by somebody else
+    history.act("u0", "a", time=BEGIN + 10, request_id="r")
+    history.act("u1", "b", time=BEGIN + 10, request_id="r")
+    history.act("u9", "b", time=BEGIN + 10, request_id="r")
+    made = build(spec, layout, history.tables(), now=BEGIN + WINDOW_S)
+    assert made.relevance.tolist() == [[1, 0], [0, 1]]
 
 
 def test_features_of_users_are_as_they_were_known_then(make_spec, new_history) -> None:

@@ -55,7 +55,8 @@ class Interaction:
         value: what goes with the type, such as a rating.
         time: unix seconds; the arrival at the gateway without it.
         request_id: the answer that led to it, where that is known.
-        event_id: unique within the source; a second event with it counts once.
+        event_id: unique within the calling application; made here without it. One object is one event, however often
+            it is tracked; a copy by `dataclasses.replace` needs another id, or `event_id=""` for a new one.
     """
 
     user_id: str
@@ -66,25 +67,37 @@ class Interaction:
     request_id: str = ""
     event_id: str = ""
 
+    def __post_init__(self) -> None:
+        """Give the event its id, by which it counts once when a call is repeated."""
+        _identify(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item with all of its fields: a declared field that is absent takes its default."""
+    """An item with all of its fields: an absent one takes its default; `event_id` as of interactions."""
 
     item_id: str
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     time: float | None = None
     event_id: str = ""
 
+    def __post_init__(self) -> None:
+        """Give the event its id, by which it counts once when a call is repeated."""
+        _identify(self)
+
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user with all fields that are known: a declared field that is absent takes its default."""
+    """A user with all fields that are known: an absent one takes its default; `event_id` as of interactions."""
 
     user_id: str
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     time: float | None = None
     event_id: str = ""
+
+    def __post_init__(self) -> None:
+        """Give the event its id, by which it counts once when a call is repeated."""
+        _identify(self)
 
 
 class GyreClient:
@@ -97,6 +110,7 @@ class GyreClient:
         address: host:port of the gateway; that of the settings without it.
         settings: TLS, token and message sizes; the local stack's without it.
         token: the bearer token, in place of the settings'.
+        source: the calling application, within which the ids of its events are unique, in place of the settings'.
         timeout_s: seconds for a call with all its attempts.
     """
 
@@ -106,11 +120,13 @@ class GyreClient:
         *,
         settings: ClientSettings | None = None,
         token: str | None = None,
+        source: str | None = None,
         timeout_s: float = 5.0,
     ) -> None:
         chosen = settings or ClientSettings()
         self._channel = channel(address or chosen.gateway, chosen, name="gateway", token=token or chosen.token)
         self._stub = rpc.GatewayServiceStub(self._channel)
+        self._source = chosen.source if source is None else source
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:
@@ -163,12 +179,13 @@ class GyreClient:
     ) -> list[str]:
         """Tell what users did and how items and users changed; answers the events' ids once Kafka has all of them.
 
-        More than 1,000 events go in several calls, one after the other. An event without an id gets one before the
-        first attempt, so that a repeated call does not count it twice.
+        More than 1,000 events go in several calls, one after the other. When one fails, track the same objects again:
+        what was taken in already has the same ids and counts once.
         """
         ids: list[str] = []
         for start in range(0, len(events), MOST_EVENTS):
-            request = pb.TrackRequest(loop=loop, events=map(_tracked, events[start : start + MOST_EVENTS]))
+            chunk = map(_tracked, events[start : start + MOST_EVENTS])
+            request = pb.TrackRequest(loop=loop, events=chunk, source=self._source)
             answer = await call(self._stub.Track, request, timeout_s=timeout_s or self._timeout_s)
             ids.extend(answer.event_ids)
         return ids
@@ -179,6 +196,11 @@ class GyreClient:
         metadata = (("traceparent", sampled_traceparent()),) if options.get("sampled") else ()
         timeout_s = options.get("timeout_s", self._timeout_s)
         return await call(method, request, timeout_s=timeout_s, metadata=metadata)
+
+
+def _identify(event: Interaction | Item | User) -> None:
+    if not event.event_id:
+        object.__setattr__(event, "event_id", secrets.token_hex(16))
 
 
 def sampled_traceparent() -> str:
@@ -230,7 +252,7 @@ def _context(options: RequestOptions) -> pb.RequestContext:
 
 
 def _tracked(event: Interaction | Item | User) -> pb.TrackedEvent:
-    tracked = pb.TrackedEvent(event_id=event.event_id or secrets.token_hex(16))
+    tracked = pb.TrackedEvent(event_id=event.event_id)
     if event.time is not None:
         tracked.event_time.CopyFrom(timestamp(event.time))
     if isinstance(event, Item):

@@ -14,6 +14,7 @@ from gyre_runtime.settings import (
     TrainerPeer,
     WarehouseSettings,
 )
+from pydantic import Field
 
 
 class PeerSettings(GatewayPeer, FeaturesPeer, FeaturesCheckPeer, InferencePeer, TrainerPeer, DeployerPeer, MonitorPeer):
@@ -25,3 +26,6 @@ class ClientSettings(ChannelSettings, PeerSettings, LoopSettings, KafkaSettings,
 
     token: str | None = None
     """The bearer token; that of `token_file` without it."""
+    source: str = Field("", pattern=r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})?")
+    """The calling application, within which the ids of the events that it tracks are unique. Applications that give ids
+    of their own (`1`, `2`) need one each; without it all share one."""

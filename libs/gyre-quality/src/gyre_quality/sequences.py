@@ -14,8 +14,12 @@ from gyre_quality.report import Check, Rows
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Items as they were shown: columns of equal length; times in unix seconds."""
+    """Items as they were shown: columns of equal length; times in unix seconds.
 
+    A request is named by user and id: two users may have one id.
+    """
+
+    users: Column
     request_ids: Column
     items: Column
     times: Column
@@ -25,6 +29,7 @@ class Shown:
 class Acted:
     """What users did with them: columns of equal length; times in unix seconds."""
 
+    users: Column
     request_ids: Column
     items: Column
     times: Column
@@ -33,7 +38,7 @@ class Acted:
 def check_sequences(
     shown: Shown, acted: Acted, *, tolerance_s: float = 1.0, max_share: float = 0.0
 ) -> tuple[Check, Check]:
-    """Interactions before their impression, and interactions with what the named request never showed.
+    """Interactions before their impression, and interactions with what the named request never showed their user.
 
     Interactions that name no request (imported history, direct producers) are left out.
 
@@ -149,13 +154,13 @@ def bot_like(seen: Behaviour, rule: BotRule) -> NDArray[np.bool_]:
 
 
 def _shared_keys(shown: Shown, acted: Acted) -> tuple[tuple[Rows, Rows], Rows]:
-    """Requests and items of both tables numbered alike, and the rows of interactions that name both."""
+    """Users' requests and items of both tables numbered alike, and the rows of interactions that name all."""
     size = len(shown.request_ids)
-    requests = np.concatenate(as_shared_ids(shown.request_ids, acted.request_ids))
-    items = np.concatenate(as_shared_ids(shown.items, acted.items))
-    whole = (requests >= 0) & (items >= 0)
+    pairs = ((shown.users, acted.users), (shown.request_ids, acted.request_ids), (shown.items, acted.items))
+    numbers = [np.concatenate(as_shared_ids(*pair)) for pair in pairs]
+    whole = np.logical_and.reduce([each >= 0 for each in numbers])
     known = np.flatnonzero(whole[size:])
-    keys = joint([np.maximum(requests, 0), np.maximum(items, 0)])
+    keys = joint([np.maximum(each, 0) for each in numbers])
     # An impression without request or item is one that nothing can refer to.
     keys[:size][~whole[:size]] = -1
     return (keys[:size], keys[size:][known]), known

@@ -22,6 +22,7 @@ from gyre_core.admission import (
     refuse_interaction,
     refuse_times,
 )
+from gyre_core.request_ids import GATEWAY_SOURCE, has_gateway_form
 from gyre_core.spec import LoopSpec
 
 from gyre_runtime.constraints import checker_for
@@ -96,9 +97,9 @@ def _refuse_form(event: Event, rules: Rules) -> Refusal | None:
     if broken:
         return Refusal("INVALID_FIELD", "; ".join(f"{each.field}: {each.rule}" for each in broken), broken[0].field)
     if isinstance(message, behavior.Impression):
-        shape = refuse_shape(message)
-        if shape is not None:
-            return shape
+        refusal = refuse_shape(message) or _refuse_request_id(event.source, message.request_id)
+        if refusal is not None:
+            return refusal
     if rules.mask is not None:
         try:
             rules.mask(event)
@@ -129,6 +130,14 @@ def clock_after(spec: LoopSpec, event: Event, clock: PartitionClock) -> Partitio
         at = message.clock_time.ToNanoseconds() / 1e9
         return PartitionClock(at) if message.back and spec.clock == "replay" else clock.after(at)
     return clock.after(event.time) if isinstance(message, _BEHAVIOR) else clock
+
+
+def _refuse_request_id(source: str, request_id: str) -> Refusal | None:
+    """A request id that the gateway made, on an impression of somebody else, which would stand for the gateway's."""
+    if source == GATEWAY_SOURCE or not has_gateway_form(request_id):
+        return None
+    problem = f"request_id = {request_id}: is of the form that only {GATEWAY_SOURCE} may use"
+    return Refusal("RESERVED_REQUEST_ID", problem, "request_id")
 
 
 def times_of(spec: LoopSpec, event: Event) -> EventTimes:

@@ -96,6 +96,13 @@ METRICS: tuple[Metric, ...] = (
     # features
     Metric("gyre_features_events_total", "counter", "1", ("loop", "topic"), "Events applied to the online store."),
     Metric(
+        "gyre_features_duplicates_total",
+        "counter",
+        "1",
+        ("loop", "reason"),
+        "Events left out of features: DUPLICATE, of a known id; DUPLICATE_REQUEST, a request's second impression.",
+    ),
+    Metric(
         "gyre_features_late_fields_total",
         "counter",
         "1",

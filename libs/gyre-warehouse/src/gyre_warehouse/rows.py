@@ -45,6 +45,27 @@ def events_of(table: str, rows: pa.Table) -> list[Event]:
     return list(made)
 
 
+def first_copies(table: str, rows: pa.Table) -> npt.NDArray[np.int64]:
+    """The rows that count, increasing: of those with one source and id the first in Kafka's order.
+
+    Of several impressions of one (user, request) likewise, among those. Needs `source`, `event_id`, `kafka_partition`,
+    `kafka_offset`, and of impressions `user_id` and `request_id`.
+    """
+    order = np.lexsort((rows["kafka_offset"].to_numpy(), rows["kafka_partition"].to_numpy()))
+    kept = _first(order, rows["source"].to_pylist(), rows["event_id"].to_pylist())
+    if table == IMPRESSIONS:
+        kept = _first(kept, rows["user_id"].to_pylist(), rows["request_id"].to_pylist())
+    return np.sort(kept)
+
+
+def _first(order: npt.NDArray[np.int64], *columns: Sequence[Any]) -> npt.NDArray[np.int64]:
+    """Of the rows in an order, the first with each tuple of values."""
+    first: dict[tuple[Any, ...], int] = {}
+    for row in order.tolist():
+        first.setdefault(tuple(column[row] for column in columns), row)
+    return np.array(list(first.values()), dtype=np.int64)
+
+
 def counts_impressions(layout: Layout) -> bool:
     """Whether any feature of a layout counts what was shown."""
     return any(layout.plan(kind, IMPRESSION) for kind in layout.entities)

@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 
 from gyre.gateway.v1 import gateway_pb2_grpc as rpc
+from gyre_core.request_ids import GATEWAY_SOURCE
 from gyre_core.spec import LoopSpec
 from gyre_privacy.masking import open_privacy
 from gyre_privacy.redaction import redactor
@@ -44,7 +45,7 @@ async def bootstrap(lifespan: Lifespan, settings: GatewaySettings) -> Running:
     producer = await lifespan.enter(
         Producer(
             settings.kafka,
-            source="gyre/gateway",
+            source=GATEWAY_SOURCE,
             max_queue_records=settings.gateway_queue_records,
             max_queue_bytes=settings.gateway_queue_bytes,
             on_drop=count_drop,

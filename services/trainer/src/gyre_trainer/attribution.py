@@ -3,7 +3,9 @@
 The text reads two relations. `impressions` has place, source, event_id, kafka_partition, kafka_offset, event_us,
 request_id, user_id, item_ids and items (how many); `interactions` has source, event_id, kafka_partition, kafka_offset,
 event_us, ingest_us, request_id, user_id, item_id and type. Times are unix microseconds; `place` is one number for each
-row. It keeps to what both engines spell alike: no unnest, no qualify, whole buckets of the window by modulo.
+row. A request belongs to its user: an interaction that names another user's request is credited to nothing, and of
+several impressions of one (user, request) the first in Kafka's order counts. The text keeps to what both engines spell
+alike: no unnest, no qualify, whole buckets of the window by modulo.
 """
 
 from __future__ import annotations
@@ -22,10 +24,13 @@ _COMBINED = {"greatest": "max", "sum": "sum"}
 _SHOWN = """
 select place, request_id, user_id, item_ids, items, event_us, event_us - event_us % {bucket_us} as bucket
 from (
-  select place, request_id, user_id, item_ids, items, event_us,
-    row_number() over (partition by source, event_id order by kafka_partition, kafka_offset) as copy
-  from impressions
-) as impressions_numbered where copy = 1
+  select *, row_number() over (partition by user_id, request_id order by kafka_partition, kafka_offset) as answer
+  from (
+    select place, kafka_partition, kafka_offset, request_id, user_id, item_ids, items, event_us,
+      row_number() over (partition by source, event_id order by kafka_partition, kafka_offset) as copy
+    from impressions
+  ) as impressions_numbered where copy = 1
+) as answers_numbered where answer = 1
 """
 _QUERY = """
 with shown as ({shown}),
@@ -54,7 +59,7 @@ credited as (
   select place, item_id, type, ingest_us, shown_us, {share} as share from weighed
   union all
   select place, item_id, type, ingest_us, event_us as shown_us, 1.0e0 as share
-  from shown join acted on shown.request_id = acted.request
+  from shown join acted on shown.user_id = acted.user_id and shown.request_id = acted.request
   where acted.request <> '' and array_contains(item_ids, item_id)
     and acted_us >= event_us and acted_us <= event_us + {window_us}
 ),

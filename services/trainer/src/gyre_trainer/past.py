@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from gyre_core.features import Event, FieldsChanged, Layout, Replay, RequestContext
 from gyre_core.features.frame import F32
-from gyre_warehouse.rows import EVENT_COLUMNS, counts_impressions, events_of, seconds_of
+from gyre_warehouse.rows import EVENT_COLUMNS, counts_impressions, events_of, first_copies, seconds_of
 from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, ITEMS, USERS
 
 _ALWAYS = float("-inf")
@@ -94,11 +93,8 @@ def _impressions(layout: Layout, shown: pa.Table) -> Iterator[tuple[float, Event
 
 
 def _events(name: str, rows: pa.Table) -> list[Event]:
-    """Rows as events in the order of their time, without what a producer sent twice."""
-    times = seconds_of(rows["event_time"])
-    order = np.lexsort((rows["kafka_offset"].to_numpy(), rows["kafka_partition"].to_numpy(), times))
-    ordered = rows.select(["source", "event_id", *EVENT_COLUMNS[name]]).take(order)
-    first: dict[tuple[Any, Any], int] = {}
-    for index, identity in enumerate(zip(ordered["source"].to_pylist(), ordered["event_id"].to_pylist(), strict=True)):
-        first.setdefault(identity, index)
-    return events_of(name, ordered.take(pa.array(first.values(), pa.int64())))
+    """Rows as events in the order of their time, without duplicates."""
+    kept = rows.take(pa.array(first_copies(name, rows), pa.int64()))
+    times = seconds_of(kept["event_time"])
+    order = np.lexsort((kept["kafka_offset"].to_numpy(), kept["kafka_partition"].to_numpy(), times))
+    return events_of(name, kept.select(EVENT_COLUMNS[name]).take(pa.array(order, pa.int64())))

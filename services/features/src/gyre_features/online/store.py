@@ -42,6 +42,12 @@ def identity(source: str, event_id: str) -> bytes:
     return blake2b(f"{source}\0{event_id}".encode(), digest_size=_IDENTITY_BYTES).digest()
 
 
+def request_identity(user_id: str, request_id: str) -> bytes:
+    """Eight bytes that stand for the answer to one user's request in the same window: its first impression counts."""
+    text = f"{user_id}\0{request_id}".encode()
+    return blake2b(text, digest_size=_IDENTITY_BYTES, person=b"request").digest()
+
+
 def unavailable(error: RedisError) -> GyreError:
     """Our error for one of Redis: Unavailable where another attempt can help, else STORE_REFUSED."""
     if is_transient(error):

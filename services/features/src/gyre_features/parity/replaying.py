@@ -35,6 +35,7 @@ from gyre_features.parity.source import BatchEvents, Identity
 _TTL_SLACK_S = 5.0
 """How far a key's end in Redis may lie from what its last batch and its time to live say."""
 _NEVER = float("-inf")
+_REQUEST = "request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,9 @@ class Touch(NamedTuple):
 
 
 class Deduplicated:
-    """Leaves out what a producer sent twice by the store's own rule: a window of identities, and the one before it.
+    """Leaves out what a producer sent twice, and later impressions of a request, by the store's own rule.
+
+    That is a window of identities, and the one before it.
 
     Args:
         duplicates_s: how long a window is, seconds; as the stream had it.
@@ -81,7 +84,7 @@ class Deduplicated:
 
     def __init__(self, duplicates_s: int) -> None:
         self._window_s = duplicates_s
-        self._known: dict[int, dict[int, set[Identity]]] = {}
+        self._known: dict[int, dict[int, set[tuple[str, ...]]]] = {}
 
     def batches(self, found: Iterable[BatchEvents]) -> Iterator[AppliedBatch]:
         """The batches as they counted; each shard's in the order of their numbers."""
@@ -91,12 +94,19 @@ class Deduplicated:
             before = self._known.get(batch.shard, {})
             windows = self._known[batch.shard] = {number: before.get(number, set()) for number in (window - 1, window)}
             known = windows[window] | windows[window - 1] if windows[window - 1] else windows[window]
-            fresh: dict[Identity, Event] = {}
+            sent: dict[tuple[str, ...], tuple[Identity, Event]] = {}
             for identity, event in each.behaviour:
-                if identity not in known:
-                    fresh.setdefault(identity, event)
-            windows[window].update(fresh)
-            events = [*each.changes, *fresh.values()]
+                if identity.event not in known:
+                    sent.setdefault(identity.event, (identity, event))
+            events, requests = list(each.changes), set[tuple[str, ...]]()
+            for identity, event in sent.values():
+                if identity.request is not None:
+                    request = (_REQUEST, *identity.request)
+                    if request in known or request in requests:
+                        continue
+                    requests.add(request)
+                events.append(event)
+            windows[window].update(sent, requests)
             yield AppliedBatch(
                 shard=batch.shard,
                 number=batch.number,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,19 @@ from pyiceberg.table import Table
 from gyre_features.online.keys import Place
 from gyre_features.parity.log import LoggedBatch
 
-Identity = tuple[str, str]
-"""(ce_source, ce_id)."""
+
+class Identity(NamedTuple):
+    """By what duplicates of an event are known.
+
+    Attributes:
+        event: (ce_source, ce_id).
+        request: (user, request) of an impression, of which only the first counts; None for other events.
+    """
+
+    event: tuple[str, str]
+    request: tuple[str, str] | None
+
+
 _EVENTS_AT_ONCE = 50_000
 
 
@@ -108,18 +119,22 @@ class ArchivedBatches:
         for place, span in _spans(batches, self._table_of, {}).items():
             by_table.setdefault(self._table_of[place[0]], {})[place] = span
         for name, spans in by_table.items():
-            columns = ["source", "event_id", *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset"]
+            asked = ["request_id"] if name == IMPRESSIONS else []
+            columns = ["source", "event_id", *asked, *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset"]
             rows = read_columns(self._tables[name], columns, rows=_within(spans)).sort_by("kafka_offset")
             partitions = rows["kafka_partition"].to_numpy()
             for place in spans:
                 own = rows.filter(partitions == place[1])
-                identities: Any = zip(own["source"].to_pylist(), own["event_id"].to_pylist(), strict=True)
-                found[place] = _Stretch(
-                    own["kafka_offset"].to_numpy(),
-                    events_of(name, own),
-                    list(identities),
-                )
+                found[place] = _Stretch(own["kafka_offset"].to_numpy(), events_of(name, own), _identities(name, own))
         return found
+
+
+def _identities(name: str, rows: Any) -> list[Identity]:
+    events = zip(rows["source"].to_pylist(), rows["event_id"].to_pylist(), strict=True)
+    if name != IMPRESSIONS:
+        return [Identity(event, None) for event in events]
+    requests = zip(rows["user_id"].to_pylist(), rows["request_id"].to_pylist(), strict=True)
+    return [Identity(*each) for each in zip(events, requests, strict=True)]
 
 
 def _spans(

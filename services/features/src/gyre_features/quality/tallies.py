@@ -73,7 +73,7 @@ class ShownRequests:
 
     def note(self, time: float, message: behavior.Impression) -> None:
         """Take in an impression; of several with one request the first counts."""
-        code = hash(message.request_id)
+        code = hash((message.user_id, message.request_id))
         if code in self._requests:
             return
         items = message.item_ids[: message.shown] if message.shown else message.item_ids
@@ -167,7 +167,8 @@ class Tallies:
         self._repeats(event, "interactions")
         self._pace(message.user_id, event.time)
         if message.request_id and len(self._waiting) < _MOST_REQUESTS:
-            self._waiting.append((hash(message.request_id), hash(message.item_id), event.time))
+            request = hash((message.user_id, message.request_id))
+            self._waiting.append((request, hash(message.item_id), event.time))
 
     def _note(self, name: str, column: str, *, at_fault: int, seen: int = 1) -> None:
         self._seen[name, column] += seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -29,7 +30,7 @@ from gyre_runtime.fields import field_values
 from gyre_runtime.kafka import Rewound
 
 from gyre_features.online.script import Applied, Fences, Known, ShelfChange, Stale, Write
-from gyre_features.online.store import OnlineStore, identity
+from gyre_features.online.store import OnlineStore, identity, request_identity
 from gyre_features.stream.item_lookup import KnownItems
 from gyre_features.stream.late_fields import LateFields
 from gyre_features.stream.outbox import completed, described, restored
@@ -64,7 +65,8 @@ class _Prepared:
     Attributes:
         fresh: how many of its events the fences did not cover.
         kept: those that count.
-        identities: of the behaviour among them.
+        identities: of the behaviour among them, and of the requests that were answered.
+        duplicates: how many were left out, by reason.
         deltas: what they change on the virtual shard, packed.
         items_version: of the items' fields that were looked up; None for none.
         base: the last batch when what changed fields concern was read; None where nothing was.
@@ -78,6 +80,7 @@ class _Prepared:
     fresh: int
     kept: list[Event]
     identities: list[bytes]
+    duplicates: Mapping[str, int]
     deltas: Mapping[EntityId, bytes]
     items_version: int | None = None
     base: int | None = None
@@ -268,7 +271,7 @@ class LoopStream:
 
     async def _prepare(self, shard: int, events: Sequence[Event], known: frozenset[bytes]) -> _Prepared:
         fresh, layout = self._fresh(shard, events), self.store.layout
-        kept, identities = self._without_duplicates(fresh, known)
+        kept, identities, duplicates = self._without_duplicates(fresh, known)
         changes = [feature_event(event) for event in kept]
         needed = items_needed(layout, changes) if self._reads_fields else []
         if needed and not self._catalogue_fences[shard]:
@@ -285,6 +288,7 @@ class LoopStream:
             fresh=len(fresh),
             kept=kept,
             identities=identities,
+            duplicates=duplicates,
             deltas=self._packed(shard, batch.deltas, whole),
             items_version=version,
             base=stand.base,
@@ -341,6 +345,8 @@ class LoopStream:
         if prepared.items_version is not None:
             self._catalogue_fences[shard] = applied.watched
             self._items.changed(prepared.versions)
+        for reason, count in prepared.duplicates.items():
+            instrument("gyre_features_duplicates_total").add(count, loop=self.store.spec.loop, reason=reason)
         for outcome, count in prepared.late.items():
             if count:
                 metric = instrument("gyre_features_late_fields_total")
@@ -352,22 +358,37 @@ class LoopStream:
             return BatchApplied()
         return described(store.spec.loop, store.layout.hash, shard, fresh=fresh, count=len(prepared.kept))
 
-    def _without_duplicates(self, events: Sequence[Event], known: frozenset[bytes]) -> tuple[list[Event], list[bytes]]:
-        """Drop what a producer sent twice, and what only fences need; answer the rest and its identities.
+    def _without_duplicates(
+        self, events: Sequence[Event], known: frozenset[bytes]
+    ) -> tuple[list[Event], list[bytes], Counter[str]]:
+        """Drop what a producer sent twice, all impressions of a request but the first, and what only fences need.
 
         Whether an identity was applied by an earlier batch, only the store's script can tell: `known` are those.
+
+        Returns:
+            What counts; the identities to remember, those of later impressions of a request, too; how many were dropped
+            by reason.
         """
-        changes: list[Event] = []
-        kept: dict[bytes, Event] = {}
+        kept: list[Event] = []
+        sent: dict[bytes, Event] = {}
+        duplicates: Counter[str] = Counter()
         for event in events:
             if isinstance(event.message, behavior.ItemChanged):
-                changes.append(event)
+                kept.append(event)
             elif self._forgotten(event):
                 continue
             elif isinstance(event.message, behavior.UserChanged):
-                changes.append(event)
+                kept.append(event)
             elif self._counts_impressions or isinstance(event.message, behavior.Interaction):
-                kept.setdefault(identity(event.source, event.id), event)
-        for each in known:
-            kept.pop(each, None)
-        return [*changes, *kept.values()], list(kept)
+                code = identity(event.source, event.id)
+                if code in known or sent.setdefault(code, event) is not event:
+                    duplicates["DUPLICATE"] += 1
+        requests: dict[bytes, Event] = {}
+        for event in sent.values():
+            if isinstance(event.message, behavior.Impression):
+                code = request_identity(event.message.user_id, event.message.request_id)
+                if code in known or requests.setdefault(code, event) is not event:
+                    duplicates["DUPLICATE_REQUEST"] += 1
+                    continue
+            kept.append(event)
+        return kept, [*sent, *requests], duplicates

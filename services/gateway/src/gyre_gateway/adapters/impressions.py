@@ -7,6 +7,7 @@ from math import ceil
 
 import numpy as np
 from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_core.request_ids import impression_id
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import max_record_bytes, topic
 from gyre_runtime import instrument
@@ -22,7 +23,7 @@ _ENVELOPE_BYTES = 4096
 
 
 class KafkaImpressions:
-    """Enqueues impressions; the id of an event is the request's, so that a request repeated counts once."""
+    """Enqueues impressions; the id of an event is made of user and request, so that a request repeated counts once."""
 
     def __init__(self, producer: Producer, loops: Mapping[str, LoopSpec]) -> None:
         self._producer = producer
@@ -35,7 +36,8 @@ class KafkaImpressions:
         name = self._topics[request.loop]
         most = max_record_bytes(name) - _ENVELOPE_BYTES
         record = fitting_impression(answer, logged_rest=self._logged_rest[request.loop], max_bytes=most)
-        self._producer.enqueue(name, record, key=request.user_id, time=request.now, id=request.request_id)
+        event_id = impression_id(request.user_id, request.request_id)
+        self._producer.enqueue(name, record, key=request.user_id, time=request.now, id=event_id)
 
 
 def count_drop(name: str, _reason: str) -> None:

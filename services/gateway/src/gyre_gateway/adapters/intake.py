@@ -15,7 +15,9 @@ from gyre_runtime.kafka import Producer, require_fits
 from gyre_gateway.domain.events import Event
 
 SOURCE = "gateway"
-"""CloudEvents source of tracked events: one for all gateways, so that an event sent again to another counts once.
+"""CloudEvents source of tracked events, followed by the application that calls, where it says so.
+
+It is one for all gateways, so that an event sent again to another counts once.
 
 It differs from the source of impressions, whose ids are those of requests, which callers use for their events too.
 """
@@ -34,9 +36,10 @@ class KafkaIntake:
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
 
-    async def send(self, loop: str, events: Sequence[Event]) -> None:
+    async def send(self, loop: str, events: Sequence[Event], *, application: str) -> None:
         """See `Intake`."""
-        records = [_record(loop, index, event) for index, event in enumerate(events)]
+        source = f"{SOURCE}/{application}" if application else SOURCE
+        records = [_record(loop, event, index=index, source=source) for index, event in enumerate(events)]
         sends = (self._producer.send_record(name, record) for name, record in records)
         outcomes = await asyncio.gather(*sends, return_exceptions=True)
         for outcome in outcomes:
@@ -44,12 +47,12 @@ class KafkaIntake:
                 raise outcome
 
 
-def _record(loop: str, index: int, event: Event) -> tuple[str, Record]:
+def _record(loop: str, event: Event, *, index: int, source: str) -> tuple[str, Record]:
     """The topic and record of the event at an index of its call; raises Invalid where it is too large."""
     name = topic(loop, event.topic)
     message = cast("Message", event.payload)
     trace = tracing.inject()
-    record = encode(message, source=SOURCE, id=event.event_id, time=event.time, key=event.key, traceparent=trace)
+    record = encode(message, source=source, id=event.event_id, time=event.time, key=event.key, traceparent=trace)
     try:
         require_fits(name, *record)
     except Invalid as error:

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gyre.gateway.v1 import gateway_pb2 as pb
 from gyre_core.admission import EventTimes, PartitionClock, Refusal, refuse_times
 from gyre_core.event_time import END_TIME_S, FIRST_TIME_S
+from gyre_core.request_ids import new_request_id
 from gyre_core.spec import LoopSpec
 from gyre_privacy.masking import LoopPrivacy
 from gyre_runtime import Invalid, Violation
@@ -70,7 +71,7 @@ def _request(
         loop=message.loop,
         user_id=privacy.user(message.user_id),
         item_ids=item_ids,
-        request_id=message.request_id or uuid.uuid4().hex,
+        request_id=message.request_id or new_request_id(),
         now=_request_time(spec, message.context),
         numbers=message.context.numbers,
         labels=privacy.labels(message.context.labels),

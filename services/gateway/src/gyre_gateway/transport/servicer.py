@@ -80,7 +80,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
 
         # Searching a long text takes milliseconds, which no other request shall wait for.
         events = await asyncio.to_thread(read) if privacy.redacts else read()
-        await self._intake.send(request.loop, events)
+        await self._intake.send(request.loop, events, application=request.source)
         return pb.TrackResponse(event_ids=[event.event_id for event in events])
 
     async def SubmitBatch(self, request: pb.SubmitBatchRequest, context: object) -> pb.SubmitBatchResponse:

@@ -1,8 +1,8 @@
 """Which answers led to a click or a conversion, and what that makes of a version in an arm.
 
-An interaction that names a request belongs to that answer. One that names none belongs to every answer of its user that
-showed the item, from the answer's time to the end of the attribution window, both included: event times decide, so the
-order in which answers and interactions arrive does not.
+An interaction that names a request of its user belongs to that answer; one that names another user's belongs to none.
+One that names none belongs to every answer of its user that showed the item, from the answer's time to the end of the
+attribution window, both included: event times decide, so the order in which answers and interactions arrive does not.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ The numbers of the buckets are stored: another list needs a migration.
 """
 
 
+Request = tuple[bytes, str]
+"""A user's key and the id of one of that user's requests."""
+
+
 class Answer(NamedTuple):
     """An answer of the gateway: to whom, when (unix seconds, event time), and which items it showed."""
 
@@ -32,6 +36,11 @@ class Answer(NamedTuple):
     user_key: bytes
     event_time: float
     items: Sequence[str]
+
+    @property
+    def key(self) -> Request:
+        """What names the answer: its user and the request's id, which other users may have, too."""
+        return self.user_key, self.request_id
 
 
 class Action(NamedTuple):
@@ -45,24 +54,24 @@ class Action(NamedTuple):
     event_time: float
 
 
-def attributed(answers: Iterable[Answer], actions: Iterable[Action], *, window_s: float) -> dict[str, list[Action]]:
-    """The interactions that belong to each of the answers, by request id; answers without any are left out."""
-    by_request: dict[str, list[Action]] = defaultdict(list)
+def attributed(answers: Iterable[Answer], actions: Iterable[Action], *, window_s: float) -> dict[Request, list[Action]]:
+    """The interactions that belong to each of the answers, by user and request; answers without any are left out."""
+    by_request: dict[Request, list[Action]] = defaultdict(list)
     by_user: dict[bytes, list[Action]] = defaultdict(list)
     for action in actions:
         if action.request_id:
-            by_request[action.request_id].append(action)
+            by_request[action.user_key, action.request_id].append(action)
         else:
             by_user[action.user_key].append(action)
-    found: dict[str, list[Action]] = {}
+    found: dict[Request, list[Action]] = {}
     for answer in answers:
-        own = by_request.get(answer.request_id, []) + [
+        own = by_request.get(answer.key, []) + [
             action
             for action in by_user.get(answer.user_key, ())
             if answer.event_time <= action.event_time <= answer.event_time + window_s and action.item_id in answer.items
         ]
         if own:
-            found[answer.request_id] = own
+            found[answer.key] = own
     return found
 
 

@@ -16,7 +16,7 @@ from gyre_runtime.events import Event
 from gyre_runtime.tracing import is_sampled
 from sqlalchemy import ColumnElement, Connection, bindparam, select
 
-from gyre_monitor.domain.outcomes import Action, Answer, ArmTotals, attributed, latency_bucket
+from gyre_monitor.domain.outcomes import Action, Answer, ArmTotals, Request, attributed, latency_bucket
 from gyre_monitor.store.database import chunks, insert_new, upsert
 from gyre_monitor.store.schema import ARMS, IMPRESSIONS, INTERACTIONS, LATENCIES
 
@@ -88,7 +88,7 @@ class BehaviourTables:
             _count_action(change, event, count_from)
         known_answers = [known for _, known in answers]
         fresh = [action for _, action in actions if action.type in self._clicks | self._conversions]
-        old_answers = self._answers_of(fresh, {each.answer.request_id for each in known_answers})
+        old_answers = self._answers_of(fresh, {each.answer.key for each in known_answers})
         self._credit(change, known_answers + old_answers, fresh + self._actions_of(known_answers))
         self._insert_answers(known_answers)
         self._insert_actions(actions)
@@ -96,12 +96,17 @@ class BehaviourTables:
         return change
 
     def _new_answers(self, events: Iterable[Event]) -> list[tuple[Event, _Known]]:
-        by_id = {event.message.request_id: event for event in events if _is_answer(event)}
-        for some in chunks(by_id):
-            stored = select(IMPRESSIONS.c.request_id).where(self._own(IMPRESSIONS), IMPRESSIONS.c.request_id.in_(some))
-            for request_id in self._connection.scalars(stored):
-                del by_id[request_id]
-        return [(event, self._known(event)) for event in by_id.values()]
+        """The answers that are not stored; of several to one request of a user the first counts."""
+        new: dict[Request, tuple[Event, _Known]] = {}
+        for event in filter(_is_answer, events):
+            known = self._known(event)
+            new.setdefault(known.answer.key, (event, known))
+        table = IMPRESSIONS.c
+        for some in chunks({request_id for _, request_id in new}):
+            stored = select(table.user_key, table.request_id).where(self._own(IMPRESSIONS), table.request_id.in_(some))
+            for user_key, request_id in self._connection.execute(stored):
+                new.pop((user_key, request_id), None)
+        return list(new.values())
 
     def _known(self, event: Event) -> _Known:
         message: behavior.Impression = event.message
@@ -137,7 +142,7 @@ class BehaviourTables:
         found = attributed((each.answer for each in answers), actions, window_s=self._window_s)
         stored: list[Row] = []
         for known in answers:
-            types = {action.type for action in found.get(known.answer.request_id, ())}
+            types = {action.type for action in found.get(known.answer.key, ())}
             clicks = bool(types & self._clicks) and not known.clicked
             converts = bool(types & self._conversions) and not known.converted
             if not clicks and not converts:
@@ -153,12 +158,12 @@ class BehaviourTables:
             values: Row = {"clicked": bindparam("clicks"), "converted": bindparam("converts")}
             self._connection.execute(update.values(values), stored)
 
-    def _answers_of(self, actions: Sequence[Action], known: Collection[str]) -> list[_Known]:
+    def _answers_of(self, actions: Sequence[Action], known: Collection[Request]) -> list[_Known]:
         """The stored answers that actions may belong to."""
         table = IMPRESSIONS.c
         found: dict[int, _Known] = {}
-        named = {action.request_id for action in actions if action.request_id} - set(known)
-        for some in chunks(named):
+        named = {(action.user_key, action.request_id) for action in actions if action.request_id} - set(known)
+        for some in chunks({request_id for _, request_id in named}):
             self._read_answers(found, table.request_id.in_(some))
         unnamed = [action for action in actions if not action.request_id]
         if unnamed:

@@ -170,7 +170,9 @@ def alerts(connection: Connection, loop: str, *, only_firing: bool = False) -> l
 def chain(connection: Connection, loop: str, request_id: str, *, window_s: float) -> Chain | None:
     """The causal ids of an answer, or None for a request that is not known."""
     own = and_(IMPRESSIONS.c.loop == loop, IMPRESSIONS.c.request_id == request_id)
-    answer = connection.execute(select(IMPRESSIONS).where(own)).one_or_none()
+    # Two users may have one request id: the newest is what a person who asks has in mind.
+    newest = select(IMPRESSIONS).where(own).order_by(IMPRESSIONS.c.id.desc()).limit(1)
+    answer = connection.execute(newest).one_or_none()
     if answer is None:
         return None
     actions = _interactions(connection, loop, answer, window_s=window_s)
@@ -211,6 +213,6 @@ def _interactions(connection: Connection, loop: str, row: Any, *, window_s: floa
         table.event_time.between(row.event_time, row.event_time + window_s),
         table.request_id == "",
     )
-    found = attributed([answer], possible, window_s=window_s).get(row.request_id, [])
+    found = attributed([answer], possible, window_s=window_s).get(answer.key, [])
     ordered = sorted(found, key=lambda action: (action.event_time, action.event_id))
     return tuple(dict.fromkeys(action.event_id for action in ordered[:_MAX_ACTIONS]))

@@ -94,7 +94,7 @@ IMPRESSIONS = Table(
     Column("shown_items", Text, nullable=False),
     _flag("clicked"),
     _flag("converted"),
-    Index("impressions_by_request", "loop", "request_id", unique=True),
+    Index("impressions_by_request", "loop", "request_id", "user_key", unique=True),
     Index("impressions_by_user", "loop", "user_key", "event_time"),
 )
 """Answers of the gateway; `shown_items` are JSON. Imported and simulated ones are not kept."""
@@ -232,7 +232,14 @@ def _create(connection: Connection) -> None:
     connection.execute(META.insert(), {"name": "user_key", "value": secrets.token_hex(32)})
 
 
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create,)
+def _scope_requests(connection: Connection) -> None:
+    """Let two users have one request id."""
+    index = next(each for each in IMPRESSIONS.indexes if each.name == "impressions_by_request")
+    index.drop(connection, checkfirst=True)
+    index.create(connection)
+
+
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create, _scope_requests)
 """What turns a database of version n into one of version n + 1; a new one runs all of them."""
 
 

@@ -46,7 +46,7 @@ _COLUMNS = {
     ITEMS: (*_KEYS, "item_id", "fields"),
     USERS: (*_KEYS, "user_id", "fields"),
 }
-_SHOWN = (*_KEYS, "user_id", "item_ids", "shown")
+_SHOWN = (*_KEYS, "request_id", "user_id", "item_ids", "shown")
 _MEMORY_BYTES = 512 * 1024 * 1024
 _OLDEST = f"""
 select begin_us from (

@@ -148,7 +148,8 @@ def _sequences(spec: LoopSpec, impressions: pa.Table, acted: pa.Table) -> list[C
     moments = seconds(acted)
     rows = np.flatnonzero((moments >= begin) & (moments <= times.max()))
     judged = acted.take(pa.array(rows, pa.int64()))
-    names = Acted(_given(judged["request_id"]), _given(judged["item_id"]), moments[rows])
+    users, requests, items = (_given(judged[name]) for name in ("user_id", "request_id", "item_id"))
+    names = Acted(users, requests, items, moments[rows])
     tolerance_s = rule.tolerance.seconds
     checks = check_sequences(_shown(impressions, times), names, tolerance_s=tolerance_s, max_share=rule.max_share)
     return list(_moved(list(checks), rows))
@@ -162,8 +163,10 @@ def _shown(impressions: pa.Table, times: npt.NDArray[np.float64]) -> Shown:
     shown = np.nan_to_num(as_numbers(impressions["shown"])).astype(np.int64)
     kept = np.flatnonzero((positions < shown[owners]) | (shown[owners] == 0))
     owned = owners[kept]
-    requests = _given(impressions["request_id"]).take(pa.array(owned, pa.int64()))
-    return Shown(requests, pc.list_flatten(impressions["item_ids"]).take(pa.array(kept, pa.int64())), times[owned])
+    rows = pa.array(owned, pa.int64())
+    users, requests = (_given(impressions[name]).take(rows) for name in ("user_id", "request_id"))
+    items = pc.list_flatten(impressions["item_ids"]).take(pa.array(kept, pa.int64()))
+    return Shown(users, requests, items, times[owned])
 
 
 def _bots(spec: LoopSpec, acted: pa.Table) -> Check:

@@ -118,7 +118,7 @@ class RankRequest(_message.Message):
     limit: _builtins.int
     """How many to answer, best first. Default 0: all."""
     request_id: _builtins.str
-    """The caller's id for the request, unique. A request sent again with the same id has the same random choices (exploration, ties), and
+    """The caller's id for the request, unique for the user. A request sent again with the same id has the same random choices (exploration, ties), and
     its impression counts once. Default: made by the gateway.
     """
     @_builtins.property
@@ -283,7 +283,7 @@ class RecommendRequest(_message.Message):
     limit: _builtins.int
     """How many items. Required, 1 to 1,000."""
     request_id: _builtins.str
-    """The caller's id for the request, unique. A request sent again with the same id has the same random choices (exploration, ties), and
+    """The caller's id for the request, unique for the user. A request sent again with the same id has the same random choices (exploration, ties), and
     its impression counts once. Default: made by the gateway.
     """
     @_builtins.property
@@ -349,7 +349,7 @@ class TrackedEvent(_message.Message):
     ITEM_CHANGED_FIELD_NUMBER: _builtins.int
     USER_CHANGED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """The producer's id of the event; a second event with the same id counts once. Default: made by the gateway, so that an event without
+    """The producer's id of the event; a second event with the same id and source counts once. Default: made by the gateway, so that an event without
     an id that is sent again counts again.
     """
     @_builtins.property
@@ -397,8 +397,13 @@ class TrackRequest(_message.Message):
 
     LOOP_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     loop: _builtins.str
     """The loop. Required."""
+    source: _builtins.str
+    """The calling application, within which event ids are unique: `gateway/<source>` is the CloudEvents source of its events. Default: none,
+    and the ids of all such callers are of one source, `gateway`.
+    """
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrackedEvent]:
         """The events. Required, 1 to 1,000."""
@@ -408,10 +413,11 @@ class TrackRequest(_message.Message):
         *,
         loop: _builtins.str = ...,
         events: _abc.Iterable[Global___TrackedEvent] | None = ...,
+        source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "loop", b"loop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "loop", b"loop", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
