@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatchBuilder, _DefaultRecordBatchBuilderPy
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre_local.testing import eventually
 from gyre_runtime import Invalid
@@ -164,3 +164,41 @@ async def test_a_record_of_huge_headers_and_key_stops_nobody(kafka: str, make_to
         await eventually(lambda: seen == ["good"], timeout_s=20, message="the next event is handled")
     ((letter, told),) = await letters(kafka, topic)
     assert (letter.key, told["gyre_offset"], told["gyre_record_bytes"]) == (None, "0", "5000000")
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_no_codec_of_a_producer_stops_a_consumer(kafka: str, make_topic: MakeTopic, codec: str) -> None:
+    """Whatever Kafka's producers compress with is read."""
+    topic = await make_topic()
+    await put(kafka, topic, encode(interaction(), source="shop", id="good"), compression_type=codec)
+    async with consuming(kafka, topic) as seen:
+        await eventually(lambda: seen == ["good"], timeout_s=20, message="the event is handled")
+
+
+class NotUtf8(str):
+    """A header's name that is no UTF-8 text, as a producer in another language may write it."""
+
+    __slots__ = ()
+
+    def encode(self, *_: object) -> bytes:  # type: ignore[override]
+        """Bytes that no text has."""
+        return b"\xff\xfe"
+
+
+async def test_a_header_name_that_is_no_text_stops_nobody(kafka: str, make_topic: MakeTopic) -> None:
+    """A record whose header's name cannot be decoded is dead-lettered by its place, and the next is handled."""
+    topic, good = await make_topic(), encode(interaction(), source="shop", id="good")
+    builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, -1, 1_000_000)
+    builder.append(0, 0, b"k", b"v", [(NotUtf8("name"), b"value")])
+    producer = AIOKafkaProducer(bootstrap_servers=kafka)
+    await producer.start()
+    batch = producer.create_batch()
+    batch.append(key=b"k", value=b"v", timestamp=0)
+    batch._builder = builder
+    await (await producer.send_batch(batch, topic, partition=0))
+    await producer.stop()
+    await put(kafka, topic, good)
+    async with consuming(kafka, topic) as seen:
+        await eventually(lambda: seen == ["good"], timeout_s=20, message="the next event is handled")
+    ((_, told),) = await letters(kafka, topic)
+    assert (told["gyre_reason"], told["gyre_offset"]) == ("BAD_RECORD", "0")

@@ -89,8 +89,8 @@ class Unreadable(Exception):  # noqa: N818 - reads as what it says about the rec
     """A record that is no event of this topic.
 
     Attributes:
-        reason: NO_VALUE, NO_ID, NO_SOURCE, NO_TYPE, UNKNOWN_TYPE, NO_TIME, BAD_TIME, BAD_CONTENT_TYPE, BAD_HEADER or
-            BAD_PAYLOAD.
+        reason: BAD_RECORD, NO_VALUE, NO_ID, NO_SOURCE, NO_TYPE, UNKNOWN_TYPE, NO_TIME, BAD_TIME, BAD_CONTENT_TYPE,
+            BAD_HEADER or BAD_PAYLOAD.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -157,6 +157,9 @@ def decode(record: ReceivedRecord, types: MessageTypes) -> Event:
     Raises:
         Unreadable: with the reason why the record is no such event.
     """
+    problem = getattr(record, "problem", "")
+    if problem:
+        raise Unreadable("BAD_RECORD", problem)
     if record.value is None:
         raise Unreadable("NO_VALUE", "the record has no value")
     try:

@@ -77,7 +77,8 @@ def record_hash(record: Any) -> str:
 def _letters(record: Any, added: Headers) -> Iterator[Record]:
     """The letters of a record, the largest first: all of it, an excerpt, its place and hash alone."""
     own = [(name, value) for name, value in record.headers if name not in (*ADDED_HEADERS, FIRST_APPEND_TIME)]
-    yield Record(record.key, record.value, own + added)
+    if not hasattr(record, "problem"):  # of one that cannot be decoded nothing is known but its place
+        yield Record(record.key, record.value, own + added)
     size = sum(len(part or b"") for part in (record.key, record.value, *(value for _, value in own)))
     added = [*added, (RECORD_HASH, record_hash(record).encode()), ("gyre_record_bytes", str(size).encode())]
     key = record.key if record.key is not None and len(record.key) <= _EXCERPT_HEADER_BYTES else None

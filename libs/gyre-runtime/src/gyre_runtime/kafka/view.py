@@ -14,6 +14,7 @@ from gyre_runtime.errors import Unavailable
 from gyre_runtime.events import Event, MessageTypes, Unreadable, decode
 from gyre_runtime.kafka._names import start_when_up, topic_labels
 from gyre_runtime.kafka._polling import CLIENT_MAX_WAIT_MS, FETCH_MAX_WAIT_MS, LongPoll
+from gyre_runtime.kafka._undecodable import UNDECODABLE
 from gyre_runtime.metrics import instrument
 from gyre_runtime.retrying import restart_for_ever
 
@@ -254,7 +255,11 @@ class RecordReader:
             return None
         self._kafka.seek(place, offset)
         while await self._kafka.position(place) <= offset:
-            for record in (await self._kafka.getmany(place, timeout_ms=_WAIT_MS, max_records=1)).get(place, ()):
+            try:
+                found = await self._kafka.getmany(place, timeout_ms=_WAIT_MS, max_records=1)
+            except UNDECODABLE:
+                return None
+            for record in found.get(place, ()):
                 return record if record.offset == offset else None
         return None
 
