@@ -65,7 +65,7 @@ async def test_what_stands_beside_a_refused_record_arrives(kafka: str, make_topi
 
 async def test_records_too_large_for_the_broker_alone_do_not_stop_the_others(kafka: str, make_topic: MakeTopic) -> None:
     """A record that the broker refuses raises; those sent before, beside and after it arrive."""
-    topic = await make_topic("alerts", max_bytes=2_000)
+    topic = await make_topic(max_bytes=2_000)
     async with Producer(kafka, source="test") as producer:
         for number in range(3):
             large = encode(Interaction(user_id="u", item_id="i", type="x" * 3_000), source="test", key="k")
