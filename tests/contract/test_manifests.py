@@ -123,7 +123,7 @@ def test_every_container_is_confined_and_probed(name: str, pod: dict[str, Any], 
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
-    assert pod["enableServiceLinks"] is False
+    assert pod.get("enableServiceLinks") is False
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert container["securityContext"].get("readOnlyRootFilesystem", False) is container["image"].startswith("gyre/")
@@ -160,7 +160,7 @@ def test_every_pod_is_free_of_service_links() -> None:
     """No pod, a job's included, gets the variables that Kubernetes makes of the Services of its namespace."""
     pods = [template["spec"] for _, document in _documents() for template in _templates(document)]
     assert pods
-    assert all(pod["enableServiceLinks"] is False for pod in pods)
+    assert all(pod.get("enableServiceLinks") is False for pod in pods)
 
 
 def test_every_port_says_its_protocol() -> None:
@@ -222,7 +222,7 @@ def test_every_deployment_survives_a_drain() -> None:
     for name, spec in by_kind["Deployment"].items():
         assert budgets[name]["selector"] == spec["selector"]
         # A pod that is not ready blocks every drain otherwise.
-        assert budgets[name]["unhealthyPodEvictionPolicy"] == "AlwaysAllow", name
+        assert budgets[name].get("unhealthyPodEvictionPolicy") == "AlwaysAllow", name
         assert ("replicas" in spec) is (name not in scalers), name
     for name, spec in scalers.items():
         assert spec["scaleTargetRef"]["name"] == name

@@ -151,11 +151,23 @@ async def test_processes_start_before_what_they_need(world: World) -> None:
     logged = [event.message.request_id async for event in read_log(kafka, f"{LOOP}.behavior.impressions", types)]
     assert sorted(logged) == [f"early-{number}" for number in range(QUEUE)]
     await eventually(lambda: world.metric("features-quality", "gyre_dependency_up") == 1)
+    assert _open_doors(world) == []
     await _redis_goes_and_comes(world)
     for name in MODULES:
         world.running[name].launched.send_signal(signal.SIGTERM)
     ends = {name: await asyncio.to_thread(world.running[name].launched.wait, PATIENCE_S) for name in MODULES}
     assert set(ends.values()) == {0}, ends
+
+
+def _open_doors(world: World) -> list[str]:
+    """The listening sockets of the stack that another machine could reach, as address:port in the kernel's hex."""
+    ports = {port for meanings in world.stack.ports.processes.values() for port in meanings.values()}
+    loopback = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    sockets = [local.split(":") for _, local, _, state, *_ in rows if state == "0A"]
+    listening = [(address, port) for address, port in sockets if int(port, 16) in ports]
+    assert len(listening) > 2 * len(WITH_GRPC)
+    return [f"{address}:{port}" for address, port in listening if address not in loopback]
 
 
 async def _what_needs_nothing_is_answered(world: World) -> None:
