@@ -10,7 +10,16 @@ from types import TracebackType
 from typing import Self
 
 from gyre.events.v1 import features_pb2 as pb
-from gyre_core.layouts import KnownLayout, LayoutDefinition, LayoutState, compiled, latest
+from gyre.events.v1 import models_pb2 as models
+from gyre_core.layouts import (
+    KnownLayout,
+    LayoutDefinition,
+    LayoutState,
+    ModelRole,
+    NamedModel,
+    compiled,
+    latest,
+)
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from pydantic import ValidationError
@@ -58,6 +67,15 @@ def layout_of(message: pb.FeatureLayout) -> KnownLayout:
     )
 
 
+def named_models(view: models.RolloutView) -> list[NamedModel]:
+    """The models that a rollout state names; of a state that was written before it named them all, those with users."""
+    named = [NamedModel(each.version, ModelRole(each.role), each.layout) for each in view.models if each.role]
+    if named:
+        return named
+    roles = {"live": ModelRole.LIVE, "candidate": ModelRole.CANDIDATE}
+    return [NamedModel(arm.version, roles[arm.name], arm.layout) for arm in view.arms if arm.name in roles]
+
+
 class LayoutCatalog:
     """The layouts of some loops, followed for as long as the context is entered; Kafka may be away meanwhile.
 
@@ -72,6 +90,7 @@ class LayoutCatalog:
     ) -> None:
         self._bootstrap, self._loops, self._on_change = bootstrap, dict(loops), on_change
         self._known: dict[str, dict[str, KnownLayout]] = {loop: {} for loop in loops}
+        self._current: dict[str, KnownLayout | None] = dict.fromkeys(loops)
         self._specs: dict[tuple[str, str], tuple[LayoutDefinition, LoopSpec | None]] = {}
         self._views: dict[str, View] = {}
         self._stack = AsyncExitStack()
@@ -93,6 +112,10 @@ class LayoutCatalog:
         """Wait until everything that stood in the topics at the start is known."""
         await asyncio.gather(*(view.ready() for view in self._views.values()))
 
+    async def catch_up(self, loop: str) -> None:
+        """Wait until everything that stands in a loop's topic now is known."""
+        await self._views[loop].catch_up()
+
     async def follow(self) -> None:
         """Return only with the error that ended the following; for a background task."""
         await asyncio.gather(*(view.wait_for(lambda _: False) for view in self._views.values()))
@@ -107,10 +130,7 @@ class LayoutCatalog:
 
     def current(self, loop: str) -> KnownLayout | None:
         """The layout that is read where none is asked for: the newest one that is filled, else the newest."""
-        known = self._known[loop]
-        ready = {layout.hash: layout for layout in known.values() if layout.state is LayoutState.READY}
-        hash_ = latest(ready) or latest({each.hash: each for each in known.values() if each.is_maintained})
-        return known.get(hash_)
+        return self._current[loop]
 
     def spec(self, loop: str, layout: str) -> LoopSpec | None:
         """The spec of a loop as one of its layouts sees it; None where this release cannot compile that layout."""
@@ -130,9 +150,16 @@ class LayoutCatalog:
                 self._known[loop].pop(key, None)
             elif (layout := _readable(event.message)) is not None:
                 self._known[loop][layout.hash] = layout
+            self._current[loop] = _current(self._known[loop])
             self._on_change(loop)
 
         return take
+
+
+def _current(known: Mapping[str, KnownLayout]) -> KnownLayout | None:
+    ready = {layout.hash: layout for layout in known.values() if layout.state is LayoutState.READY}
+    maintained = {layout.hash: layout for layout in known.values() if layout.is_maintained}
+    return known.get(latest(ready) or latest(maintained))
 
 
 async def read_layouts(bootstrap: str, loop: str, *, timeout_s: float = 30.0) -> dict[str, KnownLayout]:

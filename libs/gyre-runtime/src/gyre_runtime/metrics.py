@@ -62,7 +62,13 @@ METRICS: tuple[Metric, ...] = (
         ("loop", "topic"),
         "Offsets that Kafka had deleted before a group read them.",
     ),
-    Metric("gyre_consumer_lag", "gauge", "1", ("loop", "topic"), "Records between the committed offset and the end."),
+    Metric(
+        "gyre_consumer_lag",
+        "gauge",
+        "1",
+        ("loop", "topic", "group"),
+        "Records between the consumer group's committed offset and the end.",
+    ),
     Metric("gyre_dead_letters_total", "counter", "1", ("loop", "topic", "reason"), "Records dead-lettered."),
     Metric("gyre_view_unreadable_total", "counter", "1", ("loop", "topic", "reason"), "Records that a view kept out."),
     Metric(
@@ -94,7 +100,20 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("gyre_gateway_impressions_dropped_total", "counter", "1", ("loop",), "Impressions that Kafka never got."),
     # features
-    Metric("gyre_features_events_total", "counter", "1", ("loop", "topic"), "Events applied to the online store."),
+    Metric(
+        "gyre_features_events_total",
+        "counter",
+        "1",
+        ("loop", "layout", "topic"),
+        "Events applied to the online store, by feature layout.",
+    ),
+    Metric(
+        "gyre_features_layout_filled",
+        "gauge",
+        "1",
+        ("loop", "layout"),
+        "How much of a feature layout is filled, 0 to 1; 0 again once it is retired.",
+    ),
     Metric(
         "gyre_features_duplicates_total",
         "counter",
@@ -113,8 +132,8 @@ METRICS: tuple[Metric, ...] = (
         "gyre_features_freshness_seconds",
         "histogram",
         "s",
-        ("loop",),
-        "From an event's arrival to its readability.",
+        ("loop", "layout"),
+        "From an event's arrival to its readability in a feature layout that is filled.",
     ),
     Metric("gyre_features_read_seconds", "histogram", "s", ("loop",), "Time of one read of the online store."),
     Metric("gyre_features_parity_mismatches", "gauge", "1", ("loop",), "Served numbers that the last check refuted."),

@@ -47,8 +47,15 @@ class ServeSettings(ServiceSettings, KafkaSettings, ArtifactSettings, PrivacySet
     """How many quality windows of each topic `GetReport` can answer from."""
 
 
-class StreamSettings(ServiceSettings, KafkaSettings, PrivacySettings, OnlineStoreSettings):
+class StreamSettings(ServiceSettings, KafkaSettings, WarehouseSettings, PrivacySettings, OnlineStoreSettings):
     """What `features-stream` reads from the environment."""
+
+    features_fill_batch_events: int = Field(100, ge=1, le=10_000)
+    """Most events in one batch of a layout that is being filled beside others, so that Redis answers in between."""
+    features_fill_share: float = Field(0.5, gt=0, le=1)
+    """Share of the time that filling a layout may take; the rest is left to the layouts that are read."""
+    features_layout_grace_s: float = Field(600.0, ge=0)
+    """Seconds that a layout is maintained after nothing names it any more, neither gyre.yaml nor a model."""
 
 
 class ArchiveSettings(ServiceSettings, KafkaSettings, WarehouseSettings, PrivacySettings, FeaturesPart):

@@ -44,7 +44,7 @@ _ALWAYS = ("GYRE_LOOPS", "GYRE_OTLP")
 USES = {
     "gateway": ("GYRE_KAFKA", "GYRE_FEATURES", "GYRE_INFERENCE"),
     "features-serve": ("GYRE_KAFKA", "GYRE_REDIS", "GYRE_ARTIFACTS"),
-    "features-stream": ("GYRE_KAFKA", "GYRE_REDIS"),
+    "features-stream": ("GYRE_KAFKA", "GYRE_REDIS", "GYRE_WAREHOUSE"),
     "features-archive": ("GYRE_KAFKA", "GYRE_WAREHOUSE"),
     "features-quality": ("GYRE_KAFKA", "GYRE_ARTIFACTS", "GYRE_STATE_DIR"),
     "features-check": ("GYRE_WAREHOUSE",),

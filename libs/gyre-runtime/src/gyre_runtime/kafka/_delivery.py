@@ -43,14 +43,16 @@ class Delivery:
     Attributes:
         group: the consumer group.
         admission: decides records.
-        letters: sends dead letters; None where another group of the same topics does.
+        letters: sends dead letters.
+        writes_dead_letters: whether it does now; otherwise another group of the same topics does.
         stopping: set when the consumer stops.
         revoking: set when its partitions go.
     """
 
     group: str
     admission: Admission
-    letters: Producer | None
+    letters: Producer
+    writes_dead_letters: bool | Callable[[], bool] = True
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     revoking: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -149,7 +151,8 @@ class Delivery:
             raise Abandoned
 
     async def _refuse(self, record: Any, reason: str, error: str) -> None:
-        if self.letters is not None:
+        writes = self.writes_dead_letters
+        if writes() if callable(writes) else writes:
             await dead_letter(self.letters, record, reason=reason, error=error, group=self.group)
         else:
             instrument("gyre_consumer_skipped_total").add(**topic_labels(record.topic), reason=reason)

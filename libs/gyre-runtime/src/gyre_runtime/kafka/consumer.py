@@ -70,12 +70,13 @@ class Consumer:
         self._admission = options.admission or Admission({}, types)
         self._kafka: AIOKafkaConsumer | None = None
         self._letters = Producer(bootstrap, source=f"gyre/{group}")
-        self._delivery = Delivery(group, self._admission, self._letters if options.dead_letters else None)
+        self._delivery = Delivery(group, self._admission, self._letters, writes_dead_letters=options.dead_letters)
         self._stopping, self._revoking = self._delivery.stopping, self._delivery.revoking
         self._running = asyncio.Event()
         self._running.set()
         self._failure: Exception | None = None
         self._rebalances = 0
+        self._has_joined = False
         self._held: set[TopicPartition] = set()
         self._busy, self._poll = asyncio.Lock(), LongPoll()
         self._resumption = None if options.stored is None else Resumption(bootstrap, options.stored)
@@ -102,6 +103,7 @@ class Consumer:
         except BaseException:
             await self._letters.__aexit__(None, None, None)
             raise
+        self._has_joined = True
         return self
 
     async def __aexit__(
@@ -110,6 +112,9 @@ class Consumer:
         """Leave the group at once, so that another member takes the partitions over."""
         self.stop()
         await self._end_starting()
+        self._has_joined = False
+        for each in self._topics:
+            instrument("gyre_consumer_lag").set(0, **topic_labels(each), group=self._group)
         if self._kafka is not None:
             await self._kafka.stop()
         await self._letters.__aexit__(None, None, None)
@@ -137,6 +142,11 @@ class Consumer:
         if self._kafka is None:
             raise RuntimeError("the consumer is used outside of its context")
         return self._kafka
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether it is within its context, so that `kafka` can be asked."""
+        return self._has_joined
 
     def stop(self) -> None:
         """End `run` after the batch under way."""
@@ -383,7 +393,7 @@ class Consumer:
             high = self.kafka.highwater(partition) if partition in self.kafka.assignment() else None
             lag[partition.topic] = lag.get(partition.topic, 0) + max(0, (high or offset) - offset)
         for topic, count in lag.items():
-            instrument("gyre_consumer_lag").set(count, **topic_labels(topic))
+            instrument("gyre_consumer_lag").set(count, **topic_labels(topic), group=self._group)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types

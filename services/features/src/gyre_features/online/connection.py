@@ -15,7 +15,7 @@ def open_redis(settings: RedisSettings) -> Redis:
 
 
 def open_store(settings: OnlineStoreSettings, redis: Redis, spec: LoopSpec) -> OnlineStore:
-    """The online store of a loop's current layout."""
+    """The online store of the layout that a spec declares: gyre.yaml's newest, or one that is kept beside it."""
     return OnlineStore(
         redis,
         spec,

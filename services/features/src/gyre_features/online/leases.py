@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from gyre_runtime import Unavailable
 
@@ -17,10 +17,10 @@ _LOOK_EVERY_S = 3600.0
 _LOG = logging.getLogger(__name__)
 
 
-async def keep_leases(stores: Collection[OnlineStore]) -> None:
-    """Renew what is due, for as long as the task lives."""
+async def keep_leases(stores: Callable[[], Collection[OnlineStore]]) -> None:
+    """Renew what is due of the stores whose streams run, for as long as the task lives."""
     while True:
-        for store in stores:
+        for store in stores():
             try:
                 renewed = await store.renew_leases()
             except Unavailable as error:

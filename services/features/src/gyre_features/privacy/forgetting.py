@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
@@ -67,8 +67,8 @@ class Forgetting:
             self._connected.set()
             await asyncio.gather(*(view.wait_for(lambda _: False) for view in self._erasures.values()))
 
-    async def forget(self, store: OnlineStore, user_id: str, *, sent_as: str) -> Forgotten:
-        """Forget a user, whom producers may know by another id than the loop: `sent_as`.
+    async def forget(self, stores: Sequence[OnlineStore], user_id: str, *, sent_as: str) -> Forgotten:
+        """Forget a user in all stores of a loop, whom producers may know by another id than the loop: `sent_as`.
 
         The online store is searched last, so that a batch that was under way when the tombstone came is seen, too.
 
@@ -79,17 +79,17 @@ class Forgetting:
             await asyncio.wait_for(self._connected.wait(), _CONNECT_S)
         if self._producer is None:
             raise Unavailable("KAFKA_UNAVAILABLE", "the tombstone cannot be written: Kafka does not answer")
-        loop = store.spec.loop
+        loop = stores[0].spec.loop
         message = privacy.UserForgotten(user_id=user_id)
         message.forgotten_time.FromNanoseconds(time.time_ns())
         await self._producer.send(topic(loop, "privacy.tombstones"), message, key=user_id)
         for key in dict.fromkeys((user_id, sent_as)):
             await self._producer.delete(topic(loop, "catalog.users"), key)
-        deleted = await store.delete("user", user_id)
+        deleted = sum([await store.delete("user", user_id) for store in stores])
         erased = await self._erased(loop, message)
-        deleted += await store.delete("user", user_id)
-        found = (await store.read(user_id, [])).user
-        return Forgotten(message, deleted, int(found is not None), erased)
+        deleted += sum([await store.delete("user", user_id) for store in stores])
+        found = [(await store.read(user_id, [])).user for store in stores]
+        return Forgotten(message, deleted, sum(each is not None for each in found), erased)
 
     async def _erased(self, loop: str, message: privacy.UserForgotten) -> privacy.UserErased | None:
         """What the archive tells of this tombstone or a later one."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from gyre.events.v1 import features_pb2 as events_pb2
 from gyre.features.v1 import data_quality_pb2_grpc as quality_rpc
@@ -15,6 +16,7 @@ from gyre_privacy.redaction import redactor
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, load_loops
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View, ensure_topics
+from gyre_runtime.layouts import LayoutCatalog
 
 from gyre_features.online.connection import open_redis, open_store
 from gyre_features.privacy.forgetting import Forgetting
@@ -22,6 +24,7 @@ from gyre_features.quality.findings import LIVE_QUALITY
 from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.servicer import DataQualityServicer
 from gyre_features.quality.snapshots import SnapshotReports
+from gyre_features.serving.layouts import ServedLayouts
 from gyre_features.serving.servicer import FeaturesServicer
 from gyre_features.settings import ServeSettings
 
@@ -39,17 +42,19 @@ async def serve(lifespan: Lifespan, settings: ServeSettings) -> Serving:
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, redactor)
     redis = await lifespan.enter(open_redis(settings))
-    stores = {name: open_store(settings, redis, spec) for name, spec in loops.items()}
+    catalog = await lifespan.enter(LayoutCatalog(settings.kafka, loops))
+    layouts = ServedLayouts(loops, catalog, partial(open_store, settings, redis))
     windows = QualityWindows(kept=settings.features_quality_kept)
-    lifespan.depends_on(Dependency("redis", next(iter(stores.values())).ping))
+    lifespan.depends_on(Dependency("redis", layouts.newest(next(iter(loops))).store.ping))
     caught_up = asyncio.Event()
     forgetting = Forgetting(loops, settings.features_forget_wait_s)
+    lifespan.background("layouts", catalog.follow())
     lifespan.background("erasures", forgetting.follow(settings))
     live: dict[str, events_pb2.LiveQuality] = {}
     lifespan.background("quality", _follow(settings, loops, (windows, live), caught_up))
     quality = DataQualityServicer(windows, SnapshotReports(settings.artifacts), live, loops)
     services = [
-        Registration(rpc.add_FeaturesServiceServicer_to_server, FeaturesServicer(stores, forgetting, privacy)),
+        Registration(rpc.add_FeaturesServiceServicer_to_server, FeaturesServicer(layouts, forgetting, privacy)),
         Registration(quality_rpc.add_DataQualityServiceServicer_to_server, quality),
     ]
     server = await lifespan.serve(build_server(settings, services, health=lifespan.health))

@@ -1,23 +1,37 @@
-"""`stream`: Kafka to Redis. Begins at the fences of the store, the catalogue before behaviour."""
+"""`stream`: Kafka to Redis for each layout that is maintained, from the fences of its store on, the catalogue first."""
 
+from __future__ import annotations
+
+import asyncio
 import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from gyre.events.v1 import behavior_pb2 as behavior
+from gyre.events.v1 import models_pb2 as models
+from gyre_core.layouts import KnownLayout, LayoutDefinition, NamedModel
+from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_privacy.masking import Privacy, open_privacy
 from gyre_privacy.redaction import redactor
 from gyre_runtime import Dependency, Lifespan, build_server, load_loops
 from gyre_runtime.admission import Admission
+from gyre_runtime.checkpoints import Place
 from gyre_runtime.events import message_types
-from gyre_runtime.kafka import Consumer, ConsumerOptions, ConsumerWork, Producer, ensure_topics
+from gyre_runtime.kafka import Consumer, ConsumerOptions, Producer, View, ensure_topics
+from gyre_runtime.layouts import TOPIC as LAYOUTS
+from gyre_runtime.layouts import LayoutCatalog, layout_message, named_models
+from redis.asyncio import Redis
 
 from gyre_features.online.connection import open_redis, open_store
 from gyre_features.online.leases import keep_leases
 from gyre_features.online.store import OnlineStore
 from gyre_features.privacy.tombstones import Tombstones
 from gyre_features.settings import StreamSettings
-from gyre_features.stream.worker import CATALOGUE, StreamWorker
+from gyre_features.stream.layout_stream import LayoutStream, is_gone_from_kafka
+from gyre_features.stream.maintainer import LayoutMaintainer
+from gyre_features.stream.worker import CATALOGUE, Filling, StreamWorker
 
 GROUP = "features-stream"
 TOPICS = ("behavior.impressions", "behavior.interactions", CATALOGUE, "catalog.users")
@@ -26,48 +40,124 @@ _BATCHES_AT_ONCE = 4
 _GARBAGE_AFTER = 100_000
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What the streams of all layouts share."""
+
+    settings: StreamSettings
+    privacy: Privacy
+    redis: Redis
+    producer: Producer
+    tombstones: Tombstones
+    catalog: LayoutCatalog
+
+
 async def stream(lifespan: Lifespan, settings: StreamSettings) -> None:
     """Wire the process; it listens, and is not ready, while Kafka or Redis is away."""
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, redactor)
     redis = await lifespan.enter(open_redis(settings))
-    stores = [open_store(settings, redis, spec) for spec in loops.values()]
     producer = await lifespan.enter(Producer(settings.kafka, source="gyre/features-stream"))
-    tombstones = Tombstones(loops)
-    lifespan.depends_on(Dependency("redis", stores[0].ping))
+    catalog = await lifespan.enter(LayoutCatalog(settings.kafka, loops))
+    parts = _Parts(settings, privacy, redis, producer, Tombstones(loops), catalog)
+    maintainers: dict[str, LayoutMaintainer] = {}
+
+    def stores() -> list[OnlineStore]:
+        return [store for maintainer in maintainers.values() for store in maintainer.stores()]
+
+    newest = open_store(settings, redis, next(iter(loops.values())))
+    lifespan.depends_on(Dependency("redis", newest.ping))
     lifespan.depends_on(Dependency("kafka", producer.ping))
     await lifespan.serve(build_server(settings, [], health=lifespan.health))
     lifespan.background("leases", keep_leases(stores))
-    lifespan.background("tombstones", tombstones.follow(settings))
+    lifespan.background("layouts", catalog.follow())
+    lifespan.background("tombstones", parts.tombstones.follow(settings))
 
     async def follow() -> None:
         await ensure_topics(settings, loops.values())
         _quiet_garbage()
-        for store in stores:
-            lifespan.for_loop(store.spec.loop, partial(_loop_work, settings, store, producer, tombstones, privacy))
+        for loop, spec in loops.items():
+            types = message_types(models.RolloutView)
+            view = await lifespan.enter(View(settings.kafka, topic(loop, "models.rollouts"), types))
+            lifespan.for_loop(loop, partial(_maintainer, maintainers, parts, spec, view))
 
     lifespan.set_up("topics", follow())
 
 
-def _loop_work(
-    settings: StreamSettings, store: OnlineStore, producer: Producer, tombstones: Tombstones, privacy: Privacy
-) -> ConsumerWork:
-    """What reads a loop's events from the store's checkpoints on, and applies them."""
-    worker = StreamWorker(store, producer, most_events=settings.features_batch_events, forgotten=tombstones.cover)
-    spec = store.spec
-    consumer = Consumer(
-        settings.kafka,
-        group=f"{GROUP}-{spec.loop}",
-        topics=[topic(spec.loop, suffix) for suffix in TOPICS],
-        types=TYPES,
-        options=ConsumerOptions(
-            max_records=_BATCHES_AT_ONCE * settings.features_batch_events,
-            admission=Admission({spec.loop: spec}, TYPES, privacy.mask),
-            stored=worker.stored,
-            on_assigned=worker.assigned,
-        ),
+def _maintainer(
+    maintainers: dict[str, LayoutMaintainer], parts: _Parts, spec: LoopSpec, rollouts: View
+) -> LayoutMaintainer:
+    """What keeps the layouts of a loop."""
+    loop = spec.loop
+
+    def named() -> Sequence[NamedModel]:
+        event = rollouts.get(loop)
+        return [] if event is None else named_models(event.message)
+
+    async def publish(layout: KnownLayout) -> None:
+        await parts.producer.send(topic(loop, LAYOUTS), layout_message(loop, layout), key=layout.hash)
+
+    def open_stream(hash_: str, own: LoopSpec) -> LayoutStream:
+        return _layout_stream(parts, made, (hash_, own))
+
+    async def ready() -> None:
+        await asyncio.gather(parts.tombstones.ready(), parts.catalog.ready(), rollouts.ready())
+
+    made = LayoutMaintainer(
+        spec=spec,
+        catalog=parts.catalog,
+        models=named,
+        publish=publish,
+        open=open_stream,
+        ready=ready,
+        grace_s=parts.settings.features_layout_grace_s,
     )
-    return ConsumerWork(consumer, worker.apply, ready=tombstones.ready, close=worker.close)
+    maintainers[loop] = made
+    return made
+
+
+def _layout_stream(parts: _Parts, maintainer: LayoutMaintainer, layout: tuple[str, LoopSpec]) -> LayoutStream:
+    """The stream of a layout: its hash, and the loop as it sees it.
+
+    What may enter is decided by gyre.yaml, whatever the layout's own definition says.
+    """
+    settings, newest, (hash_, spec) = parts.settings, maintainer.spec, layout
+    loop, store = spec.loop, open_store(settings, parts.redis, spec)
+
+    async def fill(places: Sequence[Place]) -> None:
+        if not maintainer.is_filling(hash_) and not await is_gone_from_kafka(consumer, store, places):
+            return
+        # What reads the warehouse takes memory, which a stream whose layouts are filled need not pay.
+        from gyre_features.processes.fill import FillJob, run_fill
+
+        definition, gives_way = LayoutDefinition.of(spec), maintainer.gives_way(hash_)
+        job = FillJob(settings, loop, definition, tuple(places), gives_way=gives_way)
+        await run_fill(job, store, parts.tombstones.cover)
+
+    filling = Filling(
+        fill,
+        is_filling=partial(maintainer.is_filling, hash_),
+        gives_way=partial(maintainer.gives_way, hash_),
+        share=settings.features_fill_share,
+        most_events=settings.features_fill_batch_events,
+    )
+    worker = StreamWorker(
+        store,
+        parts.producer,
+        most_events=settings.features_batch_events,
+        filling=filling,
+        forgotten=parts.tombstones.cover,
+    )
+    topics = [topic(loop, suffix) for suffix in TOPICS]
+    options = ConsumerOptions(
+        max_records=_BATCHES_AT_ONCE * settings.features_batch_events,
+        dead_letters=partial(maintainer.writes_dead_letters, hash_),
+        admission=Admission({loop: newest}, TYPES, parts.privacy.mask),
+        stored=worker.stored,
+        on_assigned=worker.assigned,
+    )
+    consumer = Consumer(settings.kafka, group=f"{GROUP}-{loop}-{hash_}", topics=topics, types=TYPES, options=options)
+    return LayoutStream(store, worker, consumer, topics)
 
 
 def _quiet_garbage() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from gyre.events.v1 import privacy_pb2 as privacy
@@ -32,5 +33,5 @@ class Forgotten(Protocol):
 class Forgets(Protocol):
     """Forgets users online and in the warehouse."""
 
-    async def forget(self, store: OnlineStore, user_id: str, *, sent_as: str) -> Forgotten:
-        """Forget a user; raises Unavailable where it must be asked again."""
+    async def forget(self, stores: Sequence[OnlineStore], user_id: str, *, sent_as: str) -> Forgotten:
+        """Forget a user in all stores of a loop; raises Unavailable where it must be asked again."""

@@ -1,19 +1,19 @@
 """The read side over gRPC: features, history, popular items."""
 
 import time
-from collections.abc import Mapping
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1 import features_pb2_grpc as rpc
-from gyre_core.features import Reader, RequestContext
+from gyre_core.features import RequestContext
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import behavior_kept_s
 from gyre_privacy.masking import Privacy
-from gyre_runtime import Invalid, Precondition, Violation, instrument, unknown_loop
+from gyre_runtime import Invalid, Precondition, Violation, instrument
+from gyre_runtime.layouts import layout_message
 
-from gyre_features.online.store import OnlineStore
+from gyre_features.serving.layouts import ServedLayouts
 from gyre_features.serving.popular import popular_for
 from gyre_features.serving.ports import Forgets
 
@@ -41,48 +41,37 @@ def now_of(spec: LoopSpec, given: Timestamp | None) -> float:
 class FeaturesServicer(rpc.FeaturesServiceServicer):
     """Reads the online stores of all loops, and forgets."""
 
-    def __init__(self, stores: Mapping[str, OnlineStore], forgetting: Forgets, privacy: Privacy) -> None:
-        self._stores = dict(stores)
+    def __init__(self, layouts: ServedLayouts, forgetting: Forgets, privacy: Privacy) -> None:
+        self._layouts = layouts
         self._forgetting = forgetting
         self._privacy = privacy
-        self._readers = {name: Reader(store.layout) for name, store in self._stores.items()}
         seconds = instrument("gyre_features_read_seconds")
-        self._seconds = {name: seconds.bind(loop=name) for name in self._stores}
-
-    def _store(self, loop: str) -> OnlineStore:
-        store = self._stores.get(loop)
-        if store is None:
-            raise unknown_loop(loop)
-        return store
+        self._seconds = {name: seconds.bind(loop=name) for name in layouts.loops}
 
     async def GetFeatures(self, request: pb.GetFeaturesRequest, context: object) -> pb.GetFeaturesResponse:
         """Read features of candidates in one round trip for each virtual shard.
 
         Raises:
             NotFound: the loop is not served.
-            Precondition: the layout is not maintained (LAYOUT_NOT_SERVED).
+            Precondition: the layout is not filled, or not maintained (LAYOUT_NOT_SERVED).
             Unavailable: the store does not answer.
         """
         started = time.perf_counter()
-        store = self._store(request.loop)
-        layout = store.layout
-        if request.layout and request.layout != layout.hash:
-            raise Precondition(
-                "LAYOUT_NOT_SERVED", f"layout = {request.layout!r}: only {layout.hash} is maintained for {request.loop}"
-            )
-        now = now_of(store.spec, request.request_time if request.HasField("request_time") else None)
+        served = self._layouts.read(request.loop, request.layout)
+        now = now_of(served.spec, request.request_time if request.HasField("request_time") else None)
         item_ids = list(request.item_ids)
         privacy = self._privacy[request.loop]
-        values = await store.read(privacy.user(request.user_id), item_ids)
+        values = await served.store.read(privacy.user(request.user_id), item_ids)
         asked = RequestContext(now, dict(request.context), dict(privacy.labels(request.labels)))
-        matrix, age = self._readers[request.loop].matrix(values.user, values.everyone, values.items, item_ids, asked)
+        matrix, age = served.reader.matrix(values.user, values.everyone, values.items, item_ids, asked)
         response = pb.GetFeaturesResponse(
             item_batches=age.item_batches.tolist(),
             user_batch=age.user_batch,
             global_batch=age.global_batch,
             feature_age_s=age.user_age_s(now),
+            popularity_column=served.popularity_column,
         )
-        response.features.layout = layout.hash
+        response.features.layout = served.layout.hash
         response.features.rows, response.features.columns = matrix.shape
         response.features.values = np.ascontiguousarray(matrix, dtype="<f4").tobytes()
         self._seconds[request.loop](time.perf_counter() - started)
@@ -90,7 +79,7 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
 
     async def GetHistory(self, request: pb.GetHistoryRequest, context: object) -> pb.GetHistoryResponse:
         """Answer a user's last interactions, newest first."""
-        store = self._store(request.loop)
+        store = self._layouts.read(request.loop, "").store
         value = (await store.read(self._privacy[request.loop].user(request.user_id), [])).user
         response = pb.GetHistoryResponse()
         for event_time, item in store.layout.history(value):
@@ -100,17 +89,25 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
     async def DescribeFeatures(
         self, request: pb.DescribeFeaturesRequest, context: object
     ) -> pb.DescribeFeaturesResponse:
-        """Answer the columns of the loop's layout."""
-        layout = self._store(request.loop).layout
+        """Answer the columns of a layout, and how far the loop's layouts are.
+
+        Raises:
+            NotFound: the loop is not served.
+            Precondition: the layout is not filled, or not maintained (LAYOUT_NOT_SERVED).
+        """
+        layout = self._layouts.read(request.loop, request.layout).layout
         columns = [
             pb.FeatureColumn(name=each.name, feature=each.feature, kind=each.kind, scope=each.scope)
             for each in layout.described
         ]
-        return pb.DescribeFeaturesResponse(layout=layout.hash, columns=columns)
+        known = [layout_message(request.loop, each) for each in self._layouts.maintained(request.loop)]
+        for each in known:
+            each.ClearField("definition")
+        return pb.DescribeFeaturesResponse(layout=layout.hash, columns=columns, layouts=known)
 
     async def ListPopular(self, request: pb.ListPopularRequest, context: object) -> pb.ListPopularResponse:
         """Answer popular items: half of all, half of the categories that the user likes most, when one is named."""
-        store = self._store(request.loop)
+        store = self._layouts.read(request.loop, "").store
         if store.popularity is None:
             raise Precondition(
                 "NO_POPULARITY", f"{request.loop}: serving.fallback_feature must name a decayed count of items"
@@ -134,18 +131,19 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
             NotFound: the loop is not served.
             Unavailable: Kafka or the store do not answer; ask again.
         """
-        store = self._store(request.loop)
+        stores = self._layouts.all(request.loop)
         kind = _KINDS.get(request.kind)
         if kind is None:
             raise Invalid("UNKNOWN_KIND", f"kind = {request.kind}: must be a user or an item")
         if kind == "item":
-            return pb.DeleteEntityResponse(deleted_keys=await store.delete("item", request.id))
+            deleted = [await store.delete("item", request.id) for store in stores]
+            return pb.DeleteEntityResponse(deleted_keys=sum(deleted))
         user_id = self._privacy[request.loop].user(request.id)
-        done = await self._forgetting.forget(store, user_id, sent_as=request.id)
+        done = await self._forgetting.forget(stores, user_id, sent_as=request.id)
         response = pb.DeleteEntityResponse(
             deleted_keys=done.deleted_keys, found_keys=done.found_keys, forgotten_time=done.message.forgotten_time
         )
-        kept_ns = int(behavior_kept_s(store.spec) * 1e9)
+        kept_ns = int(behavior_kept_s(self._layouts.loops[request.loop]) * 1e9)
         response.kafka_until_time.FromNanoseconds(done.message.forgotten_time.ToNanoseconds() + kept_ns)
         if done.erased is not None:
             response.warehouse_erased = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -21,7 +22,7 @@ from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable, load_loops
-from gyre_runtime.checkpoints import Checkpoint, Place
+from gyre_runtime.checkpoints import Batch, Checkpoint, Place
 from gyre_runtime.events import Event
 from gyre_warehouse.rows import EVENT_COLUMNS, counts_impressions, seconds_of
 from gyre_warehouse.tables import (
@@ -36,14 +37,17 @@ from gyre_warehouse.tables import (
     open_catalog,
     read_columns,
 )
+from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from gyre_features.online.connection import open_redis, open_store
+from gyre_features.online.store import OnlineStore
 from gyre_features.settings import BackfillSettings
 from gyre_features.stream.loop_stream import LoopStream
 
 _OFFSETS_AT_ONCE = 20_000
 _ATTEMPTS, _RETRY_S = 20, 1.0
+_PATIENCE_S, _POLL_S = 10.0, 0.1
 _CATALOGUE = "catalog.items"
 _BEHAVIOR = (behavior.Interaction, behavior.Impression)
 
@@ -95,36 +99,107 @@ def apply_archived(settings: BackfillSettings, loop: str, places: Sequence[Place
 
 
 async def _apply(settings: BackfillSettings, spec: LoopSpec, places: Sequence[Place]) -> int:
-    catalog, count = open_catalog(settings), 0
-    tables = {name: ensure_table(catalog, spec.loop, table) for name, table in _tables_of(spec.loop, places).items()}
     async with open_redis(settings) as redis:
-        # Nobody is told of the batches here: they stay in the store's outbox, and the stream tells them.
-        stream = LoopStream(
-            open_store(settings, redis, spec), on_batch=_ignore, most_events=settings.features_batch_events
-        )
-        begin = await stream.assigned(places)
-        catalogue = [partition for name, partition in _archived(settings, spec.loop) if name.endswith(_CATALOGUE)]
-        stream.follow_catalogue(max([spec.shards.kafka_partitions, *(each + 1 for each in catalogue)]))
-        for place in places:
-            count += await _apply_place(stream, tables[place[0]], place, begin[place])
-    return count
+        archived = Archived(open_store(settings, redis, spec), most_events=settings.features_batch_events)
+        return await archived.apply(open_catalog(settings), places)
 
 
-async def _apply_place(stream: LoopStream, table: Table, place: Place, begin: int) -> int:
-    """Apply what a table holds of a topic partition from an offset on; answer how many events.
+async def missing_events(catalog: Catalog, store: OnlineStore, places: Sequence[Place]) -> int:
+    """How many offsets of topic partitions the tables hold beyond a store's checkpoints.
 
-    The last batch ends where the table does, so that the stream goes on behind what was refused, too.
+    Raises:
+        Unavailable: the store does not answer.
     """
-    end, count, clock = checkpoints_of(table).get(place[1], Checkpoint()), 0, PartitionClock()
-    for first, last in _ranges(table, place[1], begin, end.offset):
-        events = []
-        for event in _read(table, place, first=first, end=last):
-            clock = clock.after(event.time) if isinstance(event.message, _BEHAVIOR) else clock
-            events.append(event._replace(clock=clock.newest))
-        reached = end if last == end.offset else Checkpoint(last, end.base, clock=clock)
-        await _apply_patiently(stream, events, {place: reached})
-        count += len(events)
-    return count
+    tables = await asyncio.to_thread(_tables_of, catalog, store.spec.loop, places)
+    ends = {place: checkpoints_of(tables[place[0]]).get(place[1], Checkpoint()).offset for place in places}
+    shards = await store.fences(places)
+    return sum(max(end - min(fences[place] for fences in shards), 0) for place, end in ends.items())
+
+
+class Archived:
+    """The archived events of one layout's loop, on their way to its store.
+
+    Nobody is told of the batches here: they stay in the store's outbox, and the stream tells them.
+
+    Args:
+        store: of the layout.
+        most_events: in one batch.
+        share: of the time that applying may take, above 0 and at most 1; the rest is left to others.
+        forgotten: whether an event is of a user who was forgotten.
+    """
+
+    def __init__(
+        self,
+        store: OnlineStore,
+        *,
+        most_events: int,
+        share: float = 1.0,
+        forgotten: Callable[[Event], bool] = lambda _event: False,
+    ) -> None:
+        self._stream = LoopStream(store, on_batch=_ignore, most_events=most_events, forgotten=forgotten)
+        self._store, self._most_events, self._share = store, most_events, share
+
+    async def apply(self, catalog: Catalog, places: Sequence[Place]) -> int:
+        """Apply what the tables hold of topic partitions, from the store's fences on; answer how many events.
+
+        The catalogue comes first, since behaviour is counted by the fields of its items.
+
+        Raises:
+            Unavailable: the store does not answer; what was applied stands.
+        """
+        spec, name = self._store.spec, topic(self._store.spec.loop, _CATALOGUE)
+        tables = await asyncio.to_thread(_tables_of, catalog, spec.loop, [(name, 0), *places])
+        begin, count = await self._stream.assigned(places), 0
+        ends = {(name, number): each.offset for number, each in checkpoints_of(tables[name]).items()}
+        self._stream.follow_catalogue(max([spec.shards.kafka_partitions, *(number + 1 for _, number in ends)]))
+        catalogue = [place for place in places if place[0] == name]
+        for place in catalogue:
+            count += await self._apply_place(tables[name], place, begin[place])
+        if len(catalogue) < len(places):
+            await self._until_applied(ends)
+        for place in places:
+            if place[0] != name:
+                count += await self._apply_place(tables[place[0]], place, begin[place])
+        return count
+
+    async def _until_applied(self, ends: Mapping[Place, int]) -> None:
+        """Wait until the store holds the archived catalogue, of which others may apply a part at the same time."""
+        stand, since = -1, time.monotonic()
+        while time.monotonic() - since < _PATIENCE_S:
+            shards = await self._store.fences(ends)
+            missing = sum(max(end - fences[place], 0) for place, end in ends.items() for fences in shards)
+            if not missing:
+                return
+            if missing != stand:
+                stand, since = missing, time.monotonic()
+            await asyncio.sleep(_POLL_S)
+
+    async def _apply_place(self, table: Table, place: Place, begin: int) -> int:
+        """Apply what a table holds of a topic partition from an offset on; answer how many events.
+
+        The last batch ends where the table does, so that the stream goes on behind what was refused, too.
+        """
+        end, count, clock = checkpoints_of(table).get(place[1], Checkpoint()), 0, PartitionClock()
+        if table.name()[-1] == IMPRESSIONS and not counts_impressions(self._store.layout):
+            if begin < end.offset:
+                await _apply_patiently(self._stream, (), {place: end})
+            return 0
+        for first, last in await asyncio.to_thread(_ranges, table, place[1], begin, end.offset):
+            events = []
+            for event in await asyncio.to_thread(_read, table, place, first=first, end=last):
+                clock = clock.after(event.time) if isinstance(event.message, _BEHAVIOR) else clock
+                events.append(event._replace(clock=clock.newest))
+            reached = end if last == end.offset else Checkpoint(last, end.base, clock=clock)
+            await self._apply(Batch(events, (), {place: reached}))
+            count += len(events)
+        return count
+
+    async def _apply(self, batch: Batch) -> None:
+        """Apply a batch, leaving some of the time to others where they are to have it."""
+        for part in batch.parts(self._most_events) if self._share < 1 else [batch]:
+            started = time.monotonic()
+            await _apply_patiently(self._stream, part.events, part.ends)
+            await asyncio.sleep((time.monotonic() - started) * (1 / self._share - 1))
 
 
 def _ranges(table: Table, partition: int, begin: int, end: int) -> list[tuple[int, int]]:
@@ -161,9 +236,9 @@ async def _ignore(*_: object) -> None:
     pass
 
 
-def _tables_of(loop: str, places: Iterable[Place]) -> dict[str, str]:
-    names = {name for name, _ in places}
-    return {topic(loop, suffix): table for suffix, table in TRAINING_TABLE_OF.items() if topic(loop, suffix) in names}
+def _tables_of(catalog: Catalog, loop: str, places: Iterable[Place]) -> dict[str, Table]:
+    tables, names = {topic(loop, suffix): table for suffix, table in TRAINING_TABLE_OF.items()}, {n for n, _ in places}
+    return {name: ensure_table(catalog, loop, table) for name, table in tables.items() if name in names}
 
 
 def _read(table: Table, place: Place, *, first: int, end: int) -> list[Event]:

@@ -97,6 +97,10 @@ class LoopStream:
     The fences say what every virtual shard holds already. A batch that begins before a fence is sliced there, so a
     redelivery with other boundaries changes nothing.
 
+    Attributes:
+        store: of the loop.
+        most_events: in one batch, so in one script, during which Redis answers nobody else.
+
     Args:
         store: of the loop.
         on_batch: awaited after each applied batch, with the events that counted. The store remembers what it was told
@@ -114,7 +118,7 @@ class LoopStream:
         forgotten: Callable[[Event], bool] = lambda _event: False,
     ) -> None:
         self.store = store
-        self._most_events = most_events
+        self.most_events = most_events
         self._on_batch = on_batch
         self._forgotten = forgotten
         self._fences: list[Fences] = [{} for _ in range(store.shards)]
@@ -208,7 +212,7 @@ class LoopStream:
         """Apply batch after batch; while the store takes one in, the next is prepared."""
         running: asyncio.Task[None] | None = None
         try:
-            for batch in whole.parts(self._most_events):
+            for batch in whole.parts(self.most_events):
                 if running is not None:
                     # So that the batch before is on its way to the store when this one takes the processor.
                     await asyncio.wait([running], timeout=_SENDING_S)

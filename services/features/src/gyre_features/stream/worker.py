@@ -1,11 +1,12 @@
-"""One loop's stream from Kafka to its store, from the store's checkpoints on, the catalogue first."""
+"""One layout's stream from Kafka to its store, from the store's checkpoints on, the catalogue first."""
 
 import asyncio
 import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
@@ -25,7 +26,30 @@ _POLL_S = 0.05
 _PATIENCE_S = 10.0
 _RETRY_S = 0.5
 _TELLING_S = 5.0
+_PUBLISH_S = 1.0
 _LOG = logging.getLogger(__name__)
+
+Fill = Callable[[Sequence[Place]], Awaitable[None]]
+"""Applies what the warehouse holds of topic partitions beyond the store's checkpoints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """How a layout that is not filled yet is filled beside the others.
+
+    Attributes:
+        fill: does it, where anything is missing that Kafka is not to bring.
+        is_filling: whether the layout is still being filled, so that nobody reads it.
+        gives_way: whether another layout is read meanwhile, whose events come first.
+        share: of the time that applying events may take while it gives way, above 0 and at most 1.
+        most_events: in one batch, while it gives way.
+    """
+
+    fill: Fill
+    is_filling: Callable[[], bool]
+    gives_way: Callable[[], bool]
+    share: float
+    most_events: int
 
 
 class StreamWorker:
@@ -37,22 +61,43 @@ class StreamWorker:
         producer: Producer,
         *,
         most_events: int,
+        filling: Filling | None = None,
         forgotten: Callable[[Event], bool] = lambda _event: False,
     ) -> None:
         self._producer, self._loop = producer, store.spec.loop
+        self._filling, self._most_events = filling, most_events
         self._stream = LoopStream(store, on_batch=self._note, most_events=most_events, forgotten=forgotten)
         self._wait: asyncio.Task[None] | None = None
         self._refused: list[BatchApplied] = []
 
     async def stored(self, places: Sequence[Place]) -> Mapping[Place, Sequence[Checkpoint]]:
-        """Up to where the store holds topic partitions; what it was told of batches goes to Kafka first.
+        """Up to where the store holds topic partitions, once it is filled from the warehouse where it has to be.
+
+        What it was told of batches goes to Kafka meanwhile.
 
         Raises:
-            Unavailable: the store does not answer.
+            Unavailable: the store does not answer, or cannot be filled.
         """
+        if self._filling is not None:
+            await self._filled(self._filling.fill(places))
         for batch in await self._stream.untold():
             self._tell(batch)
         return await self._stream.checkpoints(places)
+
+    async def _filled(self, work: Awaitable[None]) -> None:
+        """Do the work, and publish the batches that it leaves in the store's outbox meanwhile."""
+        running = asyncio.ensure_future(work)
+        try:
+            while not running.done():
+                await asyncio.wait({running}, timeout=_PUBLISH_S)
+                for batch in await self._stream.untold():
+                    self._tell(batch)
+                await self._producer.flush()
+                await self._stream.clear_outbox()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        running.result()
 
     async def assigned(self, consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
         """Hold behaviour back until the catalogue, as long as it is now, stands in the store."""
@@ -90,18 +135,27 @@ class StreamWorker:
             Unavailable: the store does not answer; call again with the same batch.
             Rewound: the store holds less than it did.
         """
+        started, filling = time.monotonic(), self._filling
+        if filling is None or not filling.gives_way():
+            self._stream.most_events = self._most_events
+            await self._stream.apply(batch.events, batch.ends)
+            return
+        self._stream.most_events = filling.most_events
         await self._stream.apply(batch.events, batch.ends)
+        await asyncio.sleep((time.monotonic() - started) * (1 / filling.share - 1))
 
     async def _note(self, batch: BatchApplied, events: Sequence[Event]) -> None:
         # What was replayed came long ago.
         arrivals = [event.arrival_time for event in events if event.arrival_time and not event.first_arrival_time]
-        if arrivals:
+        is_read = self._filling is None or not self._filling.is_filling()
+        if arrivals and is_read:
             applied_time = batch.applied_time.ToNanoseconds() / 1e9
             freshness = instrument("gyre_features_freshness_seconds")
             for arrival in {min(arrivals), max(arrivals)}:
-                freshness.observe(max(applied_time - arrival, 0.0), loop=batch.loop)
+                freshness.observe(max(applied_time - arrival, 0.0), loop=batch.loop, layout=batch.layout)
         for source, count in Counter(event.topic for event in events).items():
-            instrument("gyre_features_events_total").add(count, loop=batch.loop, topic=source)
+            applied = instrument("gyre_features_events_total")
+            applied.add(count, loop=batch.loop, layout=batch.layout, topic=source)
         again, self._refused = self._refused, []
         for each in (*again, batch):
             self._tell(each)

@@ -1,0 +1,121 @@
+"""Fills a layout from the warehouse in a process of its own, so that the streams that are read are not slowed."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gyre_core.layouts import LayoutDefinition
+from gyre_runtime import Unavailable, load_loops
+from gyre_runtime.checkpoints import Place
+from gyre_runtime.events import Event
+from gyre_warehouse.tables import open_catalog
+from pyiceberg.exceptions import RESTError
+from sqlalchemy.exc import OperationalError
+
+from gyre_features.online.connection import open_redis, open_store
+from gyre_features.online.store import OnlineStore
+from gyre_features.privacy.tombstones import Tombstones
+from gyre_features.settings import StreamSettings
+from gyre_features.stream.backfill import Archived, missing_events
+
+_NICENESS = 10
+_FEW_EVENTS = 20_000
+"""So few events are applied by the stream's own process: another one takes seconds to start."""
+_KILL_S = 5.0
+
+
+@dataclass(frozen=True)
+class FillJob:
+    """What one process fills.
+
+    Attributes:
+        settings: where Kafka, the store and the warehouse are.
+        loop: its name.
+        definition: of the layout.
+        places: the topic partitions whose archived events are applied, from the store's fences on.
+        gives_way: other layouts are read meanwhile, whose events come first.
+    """
+
+    settings: StreamSettings
+    loop: str
+    definition: LayoutDefinition
+    places: tuple[Place, ...]
+    gives_way: bool
+
+
+async def run_fill(job: FillJob, store: OnlineStore, forgotten: Callable[[Event], bool]) -> None:
+    """Do a job: here where there is little to apply, else in a process, which ends where the caller is cancelled.
+
+    Args:
+        job: what is filled.
+        store: of the layout, on the caller's connection.
+        forgotten: whether an event is of a user who was forgotten.
+
+    Raises:
+        Unavailable: store or warehouse do not answer, or the process failed; what was applied stands, start again.
+    """
+    try:
+        catalog = await asyncio.to_thread(open_catalog, job.settings)
+        count = await missing_events(catalog, store, job.places)
+        if count > _FEW_EVENTS:
+            await _in_process(job)
+        elif count:
+            await _archived(job, store, forgotten).apply(catalog, job.places)
+    except (OperationalError, RESTError, OSError) as error:
+        raise Unavailable("WAREHOUSE_UNAVAILABLE", f"the warehouse does not answer: {error}") from error
+
+
+async def _in_process(job: FillJob) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_fill, args=(job,), daemon=True)
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    process.start()
+    loop.add_reader(process.sentinel, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process.sentinel)
+        if process.is_alive():
+            process.terminate()
+        await asyncio.to_thread(process.join, _KILL_S)
+        if process.is_alive():
+            process.kill()
+    if process.exitcode:
+        raise Unavailable("FILL_FAILED", f"filling {job.loop} from the warehouse ended with {process.exitcode}")
+
+
+def _fill(job: FillJob) -> None:
+    if job.gives_way:
+        os.nice(_NICENESS)
+    try:
+        asyncio.run(_applied(job))
+    except Exception as error:  # noqa: BLE001 - the outermost boundary of the process
+        sys.stderr.write(f"filling {job.loop} from the warehouse: {type(error).__name__}: {error}\n")
+        sys.exit(1)
+
+
+async def _applied(job: FillJob) -> None:
+    settings, newest = job.settings, load_loops(job.settings)[job.loop]
+    tombstones = Tombstones({job.loop: newest})
+    following = asyncio.create_task(tombstones.follow(settings))
+    try:
+        await tombstones.ready()
+        async with open_redis(settings) as redis:
+            store = open_store(settings, redis, job.definition.spec(newest))
+            catalog = await asyncio.to_thread(open_catalog, settings)
+            await _archived(job, store, tombstones.cover).apply(catalog, job.places)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+def _archived(job: FillJob, store: OnlineStore, forgotten: Callable[[Event], bool]) -> Archived:
+    settings = job.settings
+    if not job.gives_way:
+        return Archived(store, most_events=settings.features_batch_events, forgotten=forgotten)
+    most_events, share = settings.features_fill_batch_events, settings.features_fill_share
+    return Archived(store, most_events=most_events, share=share, forgotten=forgotten)

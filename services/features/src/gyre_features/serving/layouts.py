@@ -1,0 +1,127 @@
+"""The layouts that are read: each by its hash, from a store of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gyre_core.features import Layout, Reader
+from gyre_core.layouts import KnownLayout, LayoutState
+from gyre_core.spec import LoopSpec
+from gyre_runtime import Precondition, unknown_loop
+from gyre_runtime.layouts import LayoutCatalog
+
+from gyre_features.online.store import OnlineStore
+
+Open = Callable[[LoopSpec], OnlineStore]
+
+
+@dataclass(frozen=True)
+class ServedLayout:
+    """A layout that is read.
+
+    Attributes:
+        spec: the loop as the layout sees it.
+        store: of its values.
+        reader: of the store's values.
+        popularity_column: index of the column that orders candidates by popularity; None for none.
+    """
+
+    spec: LoopSpec
+    store: OnlineStore
+    reader: Reader
+    popularity_column: int | None
+
+    @property
+    def layout(self) -> Layout:
+        """The layout."""
+        return self.store.layout
+
+    @classmethod
+    def of(cls, spec: LoopSpec, store: OnlineStore) -> ServedLayout:
+        """The layout of a spec and its store."""
+        column = spec.serving.fallback_feature
+        return cls(spec, store, Reader(store.layout), store.layout.index[column] if column else None)
+
+
+class ServedLayouts:
+    """The layouts of some loops.
+
+    Args:
+        loops: the newest specs, by loop.
+        catalog: which layouts there are; while Kafka was not read yet, the newest alone is.
+        open: the store of the layout that a spec declares.
+    """
+
+    def __init__(self, loops: Mapping[str, LoopSpec], catalog: LayoutCatalog, open: Open) -> None:  # noqa: A002
+        self.loops, self._catalog, self._open = dict(loops), catalog, open
+        self._newest = {loop: ServedLayout.of(spec, open(spec)) for loop, spec in loops.items()}
+        self._others: dict[tuple[str, str], ServedLayout] = {}
+
+    def newest(self, loop: str) -> ServedLayout:
+        """The layout of gyre.yaml, filled or not.
+
+        Raises:
+            NotFound: the loop is not served here (UNKNOWN_LOOP).
+        """
+        if loop not in self._newest:
+            raise unknown_loop(loop)
+        return self._newest[loop]
+
+    def read(self, loop: str, layout: str) -> ServedLayout:
+        """The layout that is asked for by its hash, or by an empty one the newest that is filled.
+
+        Where no layout is filled, the newest is read as it is: there is nothing better.
+
+        Raises:
+            NotFound: the loop is not served here (UNKNOWN_LOOP).
+            Precondition: the layout is not filled, or not maintained (LAYOUT_NOT_SERVED).
+        """
+        newest, current = self.newest(loop), self._catalog.current(loop)
+        if not layout:
+            return newest if current is None else self._opened(loop, current) or newest
+        known = self._catalog.known(loop).get(layout)
+        if known is None and layout == newest.layout.hash:
+            return newest
+        is_read = known is not None and (known.state is LayoutState.READY or known == current)
+        found = self._opened(loop, known) if known is not None and is_read else None
+        if found is None:
+            raise Precondition("LAYOUT_NOT_SERVED", f"layout = {layout!r}: {_why(known)} for {loop}")
+        return found
+
+    def all(self, loop: str) -> list[OnlineStore]:
+        """The stores that may hold values of a loop: those of retired layouts, whose keys have not expired, too.
+
+        Raises:
+            NotFound: the loop is not served here (UNKNOWN_LOOP).
+        """
+        newest = self.newest(loop)
+        known = (self._opened(loop, each) for each in self._catalog.known(loop).values())
+        stores = {each.layout.hash: each.store for each in (newest, *known) if each is not None}
+        return list(stores.values())
+
+    def maintained(self, loop: str) -> list[KnownLayout]:
+        """What is known of the layouts that are not retired, the one declared last first."""
+        known = (each for each in self._catalog.known(loop).values() if each.is_maintained)
+        return sorted(known, key=lambda each: -each.declared_time)
+
+    def _opened(self, loop: str, known: KnownLayout) -> ServedLayout | None:
+        """A known layout; None where this release cannot compile it."""
+        newest = self._newest[loop]
+        if known.hash == newest.layout.hash:
+            return newest
+        spec = self._catalog.spec(loop, known.hash)
+        if spec is None:
+            return None
+        held = self._others.get((loop, known.hash))
+        if held is None or held.spec is not spec:
+            held = self._others[loop, known.hash] = ServedLayout.of(spec, self._open(spec))
+        return held
+
+
+def _why(known: KnownLayout | None) -> str:
+    if known is None:
+        return "is not known"
+    if known.state is LayoutState.FILLING:
+        return f"is being filled, {known.filled_share:.0%} so far,"
+    return "is not maintained any more" if known.state is LayoutState.RETIRED else "cannot be read by this release"

@@ -1,0 +1,98 @@
+"""One layout's stream: a consumer group of its own, and how far its store is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from aiokafka import TopicPartition
+from gyre_runtime.checkpoints import Place
+from gyre_runtime.kafka import Consumer, ConsumerWork
+
+from gyre_features.online.store import OnlineStore
+from gyre_features.stream.worker import CATALOGUE, StreamWorker
+
+_ROUND_S, _MAX_ROUNDS = 5.0, 10
+"""A layout is filled once what Kafka held at a moment was applied within so long after it, or in so many rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a layout is: offsets that its store holds, of those that it is to hold; and whether it follows Kafka."""
+
+    filled: int
+    total: int
+    is_filled: bool
+
+
+@dataclass
+class LayoutStream:
+    """Applies a loop's events to one layout.
+
+    Attributes:
+        store: of the layout.
+        worker: what applies events.
+        consumer: a member of the layout's own group.
+        topics: that it reads, full names.
+    """
+
+    store: OnlineStore
+    worker: StreamWorker
+    consumer: Consumer
+    topics: Sequence[str]
+    _ends: Mapping[TopicPartition, int] = field(default_factory=dict, init=False)
+    _since: float = field(default=0.0, init=False)
+    _rounds: int = field(default=0, init=False)
+
+    def work(self, ready: Callable[[], Awaitable[object]]) -> ConsumerWork:
+        """What applies events, once `ready` has returned."""
+        return ConsumerWork(self.consumer, self.worker.apply, ready=ready, close=self.worker.close)
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this member of the group, and no other, says how far the layout is."""
+        catalogue = TopicPartition(f"{self.store.spec.loop}.{CATALOGUE}", 0)
+        return self.consumer.has_joined and catalogue in self.consumer.kafka.assignment()
+
+    async def progress(self) -> Progress:
+        """How far the layout is.
+
+        The store is compared with the ends that the topics had a moment ago, since they move on under traffic. Once it
+        reaches them, it is filled if that took little time; otherwise the next ends are waited for.
+
+        Raises:
+            Unavailable: the store does not answer.
+            KafkaError: Kafka does not.
+        """
+        if not self._ends:
+            await self._take_ends()
+        shards = await self.store.checkpoints(list(self._ends))
+        held = {each: min(found[each].kafka_offset for found in shards) for each in self._ends}
+        filled = sum(min(held[each], end) for each, end in self._ends.items())
+        total = sum(self._ends.values())
+        if any(held[each] < end for each, end in self._ends.items()):
+            return Progress(filled, total, is_filled=False)
+        if time.monotonic() - self._since <= _ROUND_S or self._rounds >= _MAX_ROUNDS:
+            return Progress(total, total, is_filled=True)
+        await self._take_ends()
+        return Progress(filled, max(total, sum(self._ends.values())), is_filled=False)
+
+    async def _take_ends(self) -> None:
+        kafka = self.consumer.kafka
+        count = self.consumer.partitions_of
+        partitions = [TopicPartition(name, number) for name in self.topics for number in range(count(name))]
+        self._ends, self._since = await kafka.end_offsets(partitions), time.monotonic()
+        self._rounds += 1
+
+
+async def is_gone_from_kafka(consumer: Consumer, store: OnlineStore, places: Sequence[Place]) -> bool:
+    """Whether Kafka lacks some of what a store is to be told next.
+
+    Raises:
+        Unavailable: the store does not answer.
+        KafkaError: Kafka does not.
+    """
+    shards = await store.checkpoints(places)
+    starts = await consumer.kafka.beginning_offsets([TopicPartition(*place) for place in places])
+    return any(min(found[each].kafka_offset for found in shards) < start for each, start in starts.items())

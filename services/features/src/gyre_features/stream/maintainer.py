@@ -1,0 +1,248 @@
+"""Maintains the layouts of one loop side by side: those that gyre.yaml and the models name, each by its own stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from aiokafka.errors import KafkaError
+from gyre_core.features import Layout
+from gyre_core.layouts import (
+    Declared,
+    KnownLayout,
+    LayoutDefinition,
+    LayoutRefused,
+    LayoutState,
+    NamedModel,
+    Wants,
+    changes,
+    declare,
+    require_maintainable,
+    wanted_layouts,
+)
+from gyre_core.spec import LoopSpec
+from gyre_runtime import Precondition, Unavailable, instrument
+from gyre_runtime.kafka import ConsumerWork
+from gyre_runtime.layouts import LayoutCatalog
+from gyre_runtime.loop_work import LoopRunner
+
+from gyre_features.online.store import OnlineStore
+from gyre_features.stream.layout_stream import LayoutStream
+
+_LOOK_S = 1.0
+_PROGRESS_S = 5.0
+_REFUSED_S = 60.0
+_BOTH_LETTER_S = 30.0
+"""How long the layout before goes on writing dead letters, so that none is missed where the newer one takes over."""
+_LOG = logging.getLogger(__name__)
+
+Publish = Callable[[KnownLayout], Awaitable[None]]
+Open = Callable[[str, LoopSpec], LayoutStream]
+
+
+@dataclass
+class _Running:
+    """A layout's stream, made anew each time that it fails, and the task that does so."""
+
+    runner: LoopRunner
+    task: asyncio.Task[None]
+    stream: LayoutStream | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process says how far the layout is."""
+        return self.stream is not None and self.stream.is_leader
+
+
+@dataclass
+class LayoutMaintainer:
+    """Follows what is wanted of one loop, starts and ends the streams, and says how far each layout is; a `LoopWork`.
+
+    Every process of the stream runs one; a layout's state is said by the member of its group that leads, and what the
+    topic says is what all of them maintain. What gyre.yaml declares and cannot be maintained is refused: the loop is
+    then not healthy here, and the layouts that models name go on.
+
+    Attributes:
+        spec: of the loop, as gyre.yaml has it now.
+        catalog: the layouts of the topic.
+        models: the models that are named now.
+        publish: writes a layout's record, and returns once Kafka has it.
+        open: a layout's stream, from its hash and the loop's spec as it sees it.
+        ready: awaited before anything is done.
+        grace_s: how long a layout is maintained that nothing wants any more.
+    """
+
+    spec: LoopSpec
+    catalog: LayoutCatalog
+    models: Callable[[], Sequence[NamedModel]]
+    publish: Publish
+    open: Open
+    ready: Callable[[], Awaitable[object]]
+    grace_s: float
+    _running: dict[str, _Running] = field(default_factory=dict, init=False)
+    _unwanted: dict[str, float] = field(default_factory=dict, init=False)
+    _logged: dict[str, float] = field(default_factory=dict, init=False)
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _refusal: Precondition | None = field(default=None, init=False)
+    _is_declared: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._newest = Declared(Layout.compile(self.spec).hash, LayoutDefinition.of(self.spec))
+
+    def stop(self) -> None:
+        """End `run` after the batches under way."""
+        self._stopping.set()
+
+    async def check(self) -> bool:
+        """Whether every layout that is read gets on; raises why not, or why gyre.yaml's is refused."""
+        if self._refusal is not None:
+            raise self._refusal
+        current, known = self.catalog.current(self.spec.loop), self.catalog.known(self.spec.loop)
+        read = [each for each in known.values() if each.state is LayoutState.READY or each == current]
+        runners = [self._running[each.hash].runner for each in read if each.hash in self._running]
+        return bool(runners) and len(runners) == len(read) and all([await each.check() for each in runners])
+
+    async def run(self) -> None:
+        """Maintain until `stop`."""
+        await self.ready()
+        try:
+            while not self._stopping.is_set():
+                await self._look()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), _LOOK_S)
+        finally:
+            await asyncio.gather(*(self._end(each) for each in list(self._running)))
+
+    def stores(self) -> list[OnlineStore]:
+        """The stores of the layouts that are maintained."""
+        return [each.stream.store for each in self._running.values() if each.stream is not None]
+
+    async def _look(self) -> None:
+        """One look at everything; what Kafka or the store does not answer now, the next look asks again."""
+        try:
+            await self._declare()
+            await self._align()
+            for hash_, running in list(self._running.items()):
+                if running.leads and running.stream is not None:
+                    await self._follow(hash_, running.stream)
+            await self._change()
+        except (KafkaError, Unavailable) as error:
+            _LOG.warning("layouts are looked at later", extra={"loop": self.spec.loop, "problem": str(error)})
+
+    async def _declare(self) -> None:
+        """Have the topic say what gyre.yaml declares, at the start and whenever it is not maintained."""
+        known = self.catalog.known(self.spec.loop)
+        current = known.get(self._newest.hash)
+        if self._is_declared and current is not None and current.is_maintained:
+            return
+        try:
+            require_maintainable(self._newest.hash, self._newest.definition, known, self.models())
+        except LayoutRefused as refused:
+            self._refuse(Precondition(refused.reason, f"{self.spec.loop}: {refused}"))
+            return
+        self._refusal = None
+        wanted = declare(self._newest, known, now=time.time())
+        if wanted is not None:
+            await self._publish(wanted)
+        self._is_declared = True
+
+    def _refuse(self, refusal: Precondition) -> None:
+        if str(refusal) != str(self._refusal) or self._is_due("refusal", _REFUSED_S):
+            _LOG.error("gyre.yaml is refused: %s", refusal, extra={"loop": self.spec.loop, "reason": refusal.reason})
+        self._refusal = refusal
+
+    async def _align(self) -> None:
+        """Run the streams of the layouts that the topic says are maintained, and no others."""
+        loop, known = self.spec.loop, self.catalog.known(self.spec.loop)
+        for hash_ in list(self._running):
+            if hash_ not in known or not known[hash_].is_maintained:
+                await self._end(hash_)
+                instrument("gyre_features_layout_filled").set(0.0, loop=loop, layout=hash_)
+                _LOG.info("a layout is maintained no more: its keys expire", extra={"loop": loop, "layout": hash_})
+        for hash_, layout in known.items():
+            spec = self.catalog.spec(loop, hash_) if layout.is_maintained and hash_ not in self._running else None
+            if spec is not None:
+                self._begin(hash_, spec)
+                _LOG.info("a layout is maintained", extra={"loop": loop, "layout": hash_, "state": layout.state})
+
+    def _begin(self, hash_: str, spec: LoopSpec) -> None:
+        def make() -> ConsumerWork:
+            stream = self.open(hash_, spec)
+            self._running[hash_].stream = stream
+            return stream.work(self.ready)
+
+        runner = LoopRunner(self.spec.loop, make)
+        self._running[hash_] = _Running(runner, asyncio.create_task(runner.run(), name=f"layout {hash_}"))
+
+    async def _end(self, hash_: str) -> None:
+        running = self._running[hash_]
+        running.runner.stop()
+        await asyncio.gather(running.task, return_exceptions=True)
+        del self._running[hash_]
+
+    async def _follow(self, hash_: str, stream: LayoutStream) -> None:
+        """Say how far a layout is that is being filled."""
+        known = self.catalog.known(self.spec.loop).get(hash_)
+        if known is None:
+            return
+        if known.state is LayoutState.FILLING:
+            progress = await stream.progress()
+            after = replace(known, filled=progress.filled, total=progress.total)
+            if progress.is_filled:
+                after = known.moved(LayoutState.READY, now=time.time())
+            if progress.is_filled or self._is_due(hash_, _PROGRESS_S):
+                facts = {"loop": self.spec.loop, "layout": hash_, "filled": f"{after.filled_share:.1%}"}
+                _LOG.info("a layout is %s", after.state.lower(), extra=facts)
+            if after != known:
+                await self._publish(after)
+            known = after
+        instrument("gyre_features_layout_filled").set(known.filled_share, loop=self.spec.loop, layout=hash_)
+
+    def _is_due(self, what: str, every_s: float) -> bool:
+        """Whether something was not logged for so long."""
+        now = time.monotonic()
+        if now - self._logged.get(what, float("-inf")) < every_s:
+            return False
+        self._logged[what] = now
+        return True
+
+    async def _change(self) -> None:
+        """Fill what is wanted again, and retire what nothing wants any more; each layout's leader says it."""
+        known, now = self.catalog.known(self.spec.loop), time.time()
+        models = self.models()
+        wanted = wanted_layouts(self._newest.hash, models)
+        self._unwanted = {each: self._unwanted.get(each, now) for each in known if each not in wanted}
+        wants = Wants(self._newest.hash, models, self._unwanted, self.grace_s)
+        for layout in changes(wants, known, now=now):
+            running = self._running.get(layout.hash)
+            if running is None or running.leads:
+                await self._publish(layout)
+                facts = {"loop": self.spec.loop, "layout": layout.hash, "wanted_by": list(layout.wanted_by)}
+                _LOG.info("a layout is %s", layout.state.lower(), extra=facts)
+
+    async def _publish(self, layout: KnownLayout) -> None:
+        """Write a record, and wait until it is read here, so that the next look does not write it again."""
+        await self.publish(layout)
+        await self.catalog.catch_up(self.spec.loop)
+
+    def is_filling(self, hash_: str) -> bool:
+        """Whether a layout is being filled, so that nobody reads it."""
+        known = self.catalog.known(self.spec.loop).get(hash_)
+        return known is not None and known.state is LayoutState.FILLING
+
+    def gives_way(self, hash_: str) -> bool:
+        """Whether another layout is read while this one is being filled."""
+        current = self.catalog.current(self.spec.loop)
+        return self.is_filling(hash_) and current is not None and current.hash != hash_
+
+    def writes_dead_letters(self, hash_: str) -> bool:
+        """Whether a layout's stream writes the dead letters of the loop, which the others only count."""
+        current, known = self.catalog.current(self.spec.loop), self.catalog.known(self.spec.loop).get(hash_)
+        if current is None or current.hash == hash_:
+            return True
+        is_ready = known is not None and known.state is LayoutState.READY
+        return is_ready and time.time() - current.change_time < _BOTH_LETTER_S
