@@ -13,12 +13,9 @@ from typing import Any, NamedTuple
 
 from gyre_core.event_time import in_range
 from gyre_core.features import FieldValue
-from gyre_core.features.encoding import encode, slot_of
+from gyre_core.features.encoding import FLOAT32_MAX, encode, slot_of
+from gyre_core.shown import shown
 from gyre_core.spec import LoopSpec
-
-FLOAT32_MAX = 3.4028234663852886e38
-"""The greatest finite float32: what features are stored and read as."""
-_SHOWN_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +106,7 @@ def _field_problem(name: str, field: Any, value: FieldValue) -> str | None:
     """
     rule = _kind_rule(field, value)
     if rule is not None:
-        return f"{name} = {_shown(value)}: {rule}"
+        return f"{name} = {shown(value)}: {rule}"
     try:
         encode(slot_of(name, field), value)
     except (ValueError, OverflowError) as error:
@@ -139,11 +136,6 @@ def _number_rule(field: Any, value: FieldValue) -> str | None:
     if field.kind == "time":
         return None if all(map(in_range, reals)) else "must be a time from year 1 to 9999"
     return None if all(abs(each) <= FLOAT32_MAX for each in reals) else "must be finite and fit into float32"
-
-
-def _shown(value: FieldValue) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 1] + "…"
 
 
 def refuse_times(spec: LoopSpec, clock: PartitionClock, times: EventTimes) -> Refusal | None:

@@ -14,7 +14,8 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from gyre.options.v1 import constraints_pb2
-from gyre_core.admission import FLOAT32_MAX
+from gyre_core.features.encoding import FLOAT32_MAX
+from gyre_core.shown import shown
 
 from gyre_runtime.errors import Invalid, Violation
 
@@ -24,7 +25,6 @@ Checker = Callable[[Message], list[Violation]]
 Rule = Callable[[Any], str | None]
 FieldCheck = Callable[[Message], Iterable[Violation]]
 
-_SHOWN_CHARS = 64
 _MAX_VIOLATIONS = 32
 _FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 _OK: tuple[Violation, ...] = ()
@@ -94,8 +94,7 @@ def _is_map(field: FieldDescriptor) -> bool:
 
 
 def _shown(value: object) -> str:
-    text = repr(value) if isinstance(value, str | bytes | int | float) else type(value).__name__
-    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 1] + "…"
+    return shown(value) if isinstance(value, str | bytes | int | float) else type(value).__name__
 
 
 def _presence_check(field: FieldDescriptor) -> FieldCheck:

@@ -14,6 +14,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gyre_core.shown import cut
 from gyre_runtime import Invalid
 
 from gyre_client.importing.mapping import CsvFormat
@@ -43,8 +44,7 @@ class Rejected:
 
 def shown(value: object) -> str:
     """A value as the rejects show it: as text, cut where it is long."""
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return cut(value if isinstance(value, str) else repr(value), _SHOWN)
 
 
 def rows_of(

@@ -12,7 +12,7 @@ from gyre_core.features.events import FieldValue
 from gyre_core.features.identity import item_hash
 from gyre_core.features.slots import FieldSlot
 
-F32_MAX = 3.4028234663852886e38
+FLOAT32_MAX = 3.4028234663852886e38
 """The greatest finite float32."""
 _F32 = Struct("<f")
 UNKNOWN_TIME = (float("-inf"), 0.0)
@@ -20,7 +20,7 @@ UNKNOWN_TIME = (float("-inf"), 0.0)
 
 def round_f32(value: float) -> float:
     """The nearest float32, kept finite."""
-    return float(_F32.unpack(_F32.pack(min(max(value, -F32_MAX), F32_MAX)))[0])
+    return float(_F32.unpack(_F32.pack(min(max(value, -FLOAT32_MAX), FLOAT32_MAX)))[0])
 
 
 def time_pair(time: float) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from math import copysign, isfinite
 from struct import Struct
 from typing import Any
 
-from gyre_core.features.encoding import F32_MAX
+from gyre_core.features.encoding import FLOAT32_MAX
 from gyre_core.features.plans import Plan
 from gyre_core.features.slots import HEADER_BYTES, EntityLayout, bucket_of, mask_of
 
@@ -92,7 +92,7 @@ class State:
         """Add one event that `plan` covers; a late one adds its already decayed weight."""
         if time > self.reference_time:
             self._decay_to(time)
-        if value is not None and not -F32_MAX <= value <= F32_MAX:
+        if value is not None and not -FLOAT32_MAX <= value <= FLOAT32_MAX:
             value = _bounded(value)
         if time < self.reference_time:
             self._fold_late(plan, time, value, categories)
@@ -194,7 +194,7 @@ class State:
     def refold(self, plan: Plan, time: float, *, value: float | None, item: int, change: Change) -> None:
         """Take back what an event added for its item's categories, and add it for those that the item really held."""
         before, after = change
-        if value is not None and not -F32_MAX <= value <= F32_MAX:
+        if value is not None and not -FLOAT32_MAX <= value <= FLOAT32_MAX:
             value = _bounded(value)
         lag = max(self.reference_time - time, 0.0)
         self._move_by_category(plan.affinities, 1.0, lag, change)
@@ -309,7 +309,7 @@ def batch_of(value: bytes) -> int:
 
 def _bounded(value: float) -> float | None:
     """None for a value that is not finite; else the nearest that float32 holds, so that means can be read as such."""
-    return copysign(F32_MAX, value) if isfinite(value) else None
+    return copysign(FLOAT32_MAX, value) if isfinite(value) else None
 
 
 def _decayed(weight: float, lag: float, half_life_s: float) -> float:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from gyre_core.features.comparing import comparison
 from gyre_core.features.compiling import DecayedFeature, events_key, first_slots, plain_slots, ring_of
-from gyre_core.features.encoding import F32_MAX
+from gyre_core.features.encoding import FLOAT32_MAX
 from gyre_core.features.events import ENTITY_KINDS
 from gyre_core.features.frame import F32, F64, Block, Frame, Step
 from gyre_core.features.identity import item_hash
@@ -295,7 +295,7 @@ def _similarity(layout: Layout, feature: VectorFeature, other: str) -> Step:
         if cosine:
             norms = np.sqrt(np.einsum("ij,ij->i", theirs, theirs) * (own @ own))
             found = np.divide(found, norms, out=np.zeros_like(found), where=norms > 0)
-        out[:, to] = np.clip(found, -F32_MAX, F32_MAX)
+        out[:, to] = np.clip(found, -FLOAT32_MAX, FLOAT32_MAX)
 
     return step
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_SHOWN_VALUE = 60
+from gyre_core.shown import cut
 
 Loc = tuple[str | int, ...]
 """Where something stands in a spec: keys and indices."""
@@ -48,5 +48,4 @@ def shown(value: object) -> str:
     """A value as an error shows it: short, and nothing for a mapping or list, which the line already names."""
     if isinstance(value, dict | list | tuple) or value is None:
         return ""
-    text = repr(value)
-    return text if len(text) <= _SHOWN_VALUE else text[: _SHOWN_VALUE - 1] + "…"
+    return cut(repr(value))

@@ -12,6 +12,7 @@ from gyre.gateway.v1 import gateway_pb2 as pb
 from gyre_core.admission import EventTimes, PartitionClock, Refusal, refuse_times
 from gyre_core.event_time import END_TIME_S, FIRST_TIME_S
 from gyre_core.request_ids import new_request_id
+from gyre_core.shown import shown
 from gyre_core.spec import LoopSpec
 from gyre_privacy.masking import LoopPrivacy
 from gyre_runtime import Invalid, Violation
@@ -23,7 +24,6 @@ from gyre_runtime.fields import field_value
 from gyre_gateway.domain.events import Event
 from gyre_gateway.domain.requests import Method, Request
 
-_SHOWN_CHARS = 64
 _RESERVE_S, _RESERVE_SHARE = 0.01, 0.2
 _UNSET = "unset"
 _OF_FIELDS = frozenset({"UNKNOWN_FIELD", "FIELD_INVALID"})
@@ -37,8 +37,7 @@ _PLACES = {
 
 def invalid(field: str, value: object, rule: str, *, reason: str = "INVALID_FIELD") -> Invalid:
     """The error for one broken rule: `item_ids[3] = 'a': is given twice`."""
-    shown = value if value is _UNSET else repr(value)[:_SHOWN_CHARS]
-    violation = Violation(field, str(shown), rule)
+    violation = Violation(field, _UNSET if value is _UNSET else shown(value), rule)
     return Invalid(reason, str(violation), violations=[violation])
 
 
