@@ -196,6 +196,18 @@ def test_a_secret_that_cannot_be_read_is_named(tmp_path: Path, text: str | None,
     assert "only-an-id" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "field", ["warehouse_catalog_token_file", "warehouse_catalog_credential_file", "warehouse_s3_credential_file"]
+)
+def test_a_blank_secret_stops_the_start(tmp_path: Path, field: str) -> None:
+    """No catalogue or store is asked without the secret that a setting promises: the setting is named."""
+    blank = tmp_path / "blank"
+    blank.write_text(" \n")
+    settings = WarehouseSettings(warehouse=str(tmp_path), **{field: blank})
+    with pytest.raises(Precondition, match=f"GYRE_{field.upper()}=.*blank"):
+        catalog_properties(settings)
+
+
 def test_files_elsewhere_need_a_catalogue() -> None:
     """A SQLite catalogue cannot lie in a bucket, so it must be named."""
     with pytest.raises(Precondition, match=r"GYRE_WAREHOUSE='s3://bucket': .* GYRE_WAREHOUSE_CATALOG"):

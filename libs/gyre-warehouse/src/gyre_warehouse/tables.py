@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.errors import Precondition
-from gyre_runtime.settings import WarehouseSettings
+from gyre_runtime.settings import WarehouseSettings, variable_of
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import (
     CommitFailedException,
@@ -175,7 +175,8 @@ def open_catalog(settings: WarehouseSettings) -> Catalog:
     """Open the catalogue: SQLite beside the files by default, a REST catalogue and files in S3 by setting.
 
     Raises:
-        Precondition: a file of a secret cannot be read, or does not hold `id:secret` (WAREHOUSE_SECRET_UNREADABLE).
+        Precondition: a file of a secret cannot be read, is blank, or does not hold `id:secret`; the message names its
+            setting (WAREHOUSE_SECRET_UNREADABLE).
     """
     return load_catalog("gyre", **catalog_properties(settings))
 
@@ -205,28 +206,35 @@ def catalog_properties(settings: WarehouseSettings) -> dict[str, str]:
 def _secrets(settings: WarehouseSettings) -> dict[str, str]:
     properties = {}
     if settings.warehouse_catalog_token_file:
-        properties["token"] = _read(settings.warehouse_catalog_token_file)
+        properties["token"] = _read("warehouse_catalog_token_file", settings.warehouse_catalog_token_file)
     if settings.warehouse_catalog_credential_file:
-        properties["credential"] = ":".join(_pair(settings.warehouse_catalog_credential_file))
+        pair = _pair("warehouse_catalog_credential_file", settings.warehouse_catalog_credential_file)
+        properties["credential"] = ":".join(pair)
     if settings.warehouse_s3_credential_file:
-        properties["s3.access-key-id"], properties["s3.secret-access-key"] = _pair(
-            settings.warehouse_s3_credential_file
-        )
+        pair = _pair("warehouse_s3_credential_file", settings.warehouse_s3_credential_file)
+        properties["s3.access-key-id"], properties["s3.secret-access-key"] = pair
     return properties
 
 
-def _pair(path: Path) -> tuple[str, str]:
-    name, separator, secret = _read(path).partition(":")
+def _pair(field: str, path: Path) -> tuple[str, str]:
+    name, separator, secret = _read(field, path).partition(":")
     if not (name and separator and secret):
-        raise Precondition("WAREHOUSE_SECRET_UNREADABLE", f"{path}: must hold id:secret")
+        raise _unreadable(field, path, "must hold id:secret")
     return name, secret
 
 
-def _read(path: Path) -> str:
+def _read(field: str, path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
+        text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise Precondition("WAREHOUSE_SECRET_UNREADABLE", f"{path}: {type(error).__name__}") from error
+        raise _unreadable(field, path, type(error).__name__) from error
+    if not text:
+        raise _unreadable(field, path, "the file is blank")
+    return text
+
+
+def _unreadable(field: str, path: Path, rule: str) -> Precondition:
+    return Precondition("WAREHOUSE_SECRET_UNREADABLE", f"{variable_of(field)}={path}: {rule}")
 
 
 def ensure_table(catalog: Catalog, loop: str, table: str) -> Table:

@@ -17,7 +17,7 @@ from gyre_runtime.admission import Admission
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, ConsumerWork, Producer, ensure_topics
-from gyre_warehouse.tables import TABLE_OF, open_catalog
+from gyre_warehouse.tables import TABLE_OF, catalog_properties, open_catalog
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import RESTError
 
@@ -37,6 +37,7 @@ async def archive(lifespan: Lifespan, settings: ArchiveSettings) -> None:
     """Wire the process; it listens, and is not ready, while Kafka or the warehouse's catalogue is away."""
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, redactor)
+    catalog_properties(settings)  # a secret that cannot be used stops the start
     probe = await lifespan.enter(Producer(settings.kafka, source="gyre/features-archive"))
     lifespan.depends_on(Dependency("kafka", probe.ping))
     await lifespan.serve(build_server(settings, [], health=lifespan.health))
