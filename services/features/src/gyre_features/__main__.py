@@ -21,12 +21,13 @@ JOBS = {
 
 def main() -> None:
     """Read the process's name and run it."""
-    name = sys.argv[1] if len(sys.argv) == 2 else ""
+    dry_run = sys.argv[2:] == ["--dry-run"] and sys.argv[1] == "maintain"
+    name = sys.argv[1] if len(sys.argv) == 2 or dry_run else ""
     if name not in PROCESSES and name not in JOBS:
         sys.exit(f"usage: python -m gyre_features {'|'.join((*PROCESSES, *JOBS))}, not {name!r}")
     settings = load_settings(SETTINGS_OF[name])
     if name in JOBS:
-        module, job = JOBS[name]
+        module, job = ("maintain", "plan_all") if dry_run else JOBS[name]
         sys.exit(getattr(import_module(f"gyre_features.processes.{module}"), job)(settings))
     wire = getattr(import_module(f"gyre_features.processes.{name}"), name)
     if not isinstance(settings, ServiceSettings):

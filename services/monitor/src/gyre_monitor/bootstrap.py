@@ -13,6 +13,7 @@ from gyre_monitor.adapters.peers import KafkaTriggers, TrainerRuns
 from gyre_monitor.handlers import Figures, Monitor, Outbox, keep_small
 from gyre_monitor.settings import MonitorSettings
 from gyre_monitor.store.database import Database
+from gyre_monitor.store.model_retention import ModelRetention
 from gyre_monitor.store.projection import Projection
 from gyre_monitor.store.retention import Retention
 from gyre_monitor.transport.otlp import OtlpServer, TraceReceiver
@@ -65,7 +66,7 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
         lifespan.background("stream", stream.run(), stop=stream.stop)
 
     lifespan.background("figures", figures.run())
-    lifespan.background("retention", keep_small(database, _retention(settings)))
+    lifespan.background("retention", keep_small(database, _retention(settings), ModelRetention.of(loops)))
     lifespan.set_up("stream", follow(), required=False)
     servicer = MonitorServicer(
         database, loops, incident_gap_s=settings.monitor_incident_gap_s, topic_differences=topic_differences

@@ -18,6 +18,7 @@ from gyre_monitor.domain.outcomes import ArmTotals
 from gyre_monitor.ports import Runs, Triggers, TriggerToSend
 from gyre_monitor.store import flow, reports
 from gyre_monitor.store.database import Database
+from gyre_monitor.store.model_retention import ModelRetention
 from gyre_monitor.store.projection import Projection
 from gyre_monitor.store.retention import Retention
 
@@ -177,13 +178,14 @@ class Monitor:
                     await self._database.write(flow.note_run, loop, run)
 
 
-async def keep_small(database: Database, retention: Retention) -> None:
+async def keep_small(database: Database, retention: Retention, models: ModelRetention) -> None:
     """Prune the tables until cancelled."""
     while True:
         try:
             more = True
             while more:
                 more = await database.write(retention.prune)
+            await database.write(models.prune)
         except Unavailable as error:
             _LOG.warning("pruning later", extra={"problem": str(error)})
         await asyncio.sleep(_PRUNE_S)

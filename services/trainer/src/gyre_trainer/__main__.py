@@ -1,4 +1,4 @@
-"""Starts the trainer: `python -m gyre_trainer`; with `join LOOP FILE` or `plan LOOP` it makes a training set once."""
+"""Starts the trainer: `python -m gyre_trainer`, or does once what is named: `join`, `plan` or `maintain`."""
 
 import sys
 
@@ -22,13 +22,19 @@ def main() -> None:
 
 def _once(settings: TrainerSettings, given: list[str]) -> int:
     from gyre_trainer.joined import join_to_file, print_plan
+    from gyre_trainer.maintain import maintain
 
     match given:
+        case ["maintain"]:
+            return maintain(settings, dry_run=False)
+        case ["maintain", "--dry-run"]:
+            return maintain(settings, dry_run=True)
         case ["join", loop, file]:
             return join_to_file(settings, loop, file)
         case ["plan", loop]:
             return print_plan(settings, loop)
-    sys.exit(f"usage: python -m gyre_trainer [join LOOP FILE | plan LOOP], not {' '.join(given)!r}")
+    ways = "join LOOP FILE | plan LOOP | maintain [--dry-run]"
+    sys.exit(f"usage: python -m gyre_trainer [{ways}], not {' '.join(given)!r}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from gyre_trainer.adapters.process import JobProcess
 from gyre_trainer.adapters.store import SqliteRuns
 from gyre_trainer.adapters.warehouse import ArchivedWarehouse
 from gyre_trainer.handlers import Runs
+from gyre_trainer.maintain import maintain_forever
 from gyre_trainer.runner import Runner
 from gyre_trainer.settings import TrainerSettings
 from gyre_trainer.transport.erasures import Erasures, Record
@@ -45,6 +46,8 @@ async def bootstrap(lifespan: Lifespan, settings: TrainerSettings) -> Running:
     )
     erasures = Erasures(runs, _tagging(settings))
     lifespan.background("erasures", erasures.follow(settings.kafka, loops))
+    if settings.trainer_maintain_every_s:
+        lifespan.background("old models", maintain_forever(settings, settings.trainer_maintain_every_s))
     registration = Registration(add_TrainerServiceServicer_to_server, TrainerServicer(runs, announcer))
     server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))
 

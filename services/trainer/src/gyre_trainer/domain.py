@@ -83,6 +83,9 @@ class Run:
         erased_time: wall time at which rows that it used were erased, so that it cannot be repeated exactly, unix
             seconds; None while it can.
         erased_recorded: whether its record in MLflow says so.
+        removed_time: wall time at which the removal of its model began, which nothing named any more, unix seconds;
+            None while all of it is there.
+        is_removed: whether that has ended: neither artefact nor record in MLflow is left.
     """
 
     run_id: str
@@ -101,6 +104,8 @@ class Run:
     alerting: Mapping[str, float] | None = None
     erased_time: float | None = None
     erased_recorded: bool = False
+    removed_time: float | None = None
+    is_removed: bool = False
 
     @classmethod
     def queued(cls, trigger: Trigger, *, now: float) -> Run:

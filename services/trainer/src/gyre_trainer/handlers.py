@@ -48,9 +48,12 @@ class Runs:
         """Keep changes of a run and tell whoever watches it."""
         changed = replace(run, **changes)  # type: ignore[arg-type]  # fields of Run, checked by its constructor
         known = self._store.get(run.run_id)
-        if known is not None and changed.erased_time is None:
+        if known is not None:
             # Marked while whoever changes it held an older copy.
-            changed = replace(changed, erased_time=known.erased_time)
+            erased_time = changed.erased_time if changed.erased_time is not None else known.erased_time
+            changed = replace(
+                changed, erased_time=erased_time, removed_time=known.removed_time, is_removed=known.is_removed
+            )
         if state is not None and state is not run.state:
             changed = replace(changed, state=state, update_time=time.time())
         self._store.save(changed)

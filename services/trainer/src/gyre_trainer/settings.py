@@ -32,5 +32,7 @@ class TrainerSettings(ServiceSettings, KafkaSettings, StateSettings, JobSettings
 
     trainer_join_bytes: int = Field(1024 * 1024 * 1024, ge=128 * 1024 * 1024)
     """Memory that `python -m gyre_trainer join` keeps the join within, bytes; Python takes some more."""
+    trainer_maintain_every_s: float = Field(86_400.0, ge=0)
+    """Seconds between two removals of old models; 0 leaves them to the job `maintain`."""
     trainer_archive_wait_s: float = Field(60.0, gt=0)
     """Seconds to wait until the warehouse holds what Kafka held at the trigger."""

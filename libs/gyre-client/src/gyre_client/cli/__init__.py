@@ -4,10 +4,10 @@ import logging
 
 import typer
 
-from gyre_client.cli import dlq, features, importing, log, loop, models, privacy, quality, requests
+from gyre_client.cli import dlq, features, importing, log, loop, maintenance, models, privacy, quality, requests
 
 app = typer.Typer(help="Use and operate a Gyre mesh.", no_args_is_help=True, pretty_exceptions_enable=False)
-for module in (loop, requests, models, importing, privacy, quality):
+for module in (loop, requests, models, importing, privacy, quality, maintenance):
     module.register(app)
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(features.app, name="features")

@@ -46,6 +46,7 @@ def _runs(answer: trainer.ListRunsResponse) -> RenderableType:
         ndcg = f"{measured['ndcg_at_10']:.4f}" if "ndcg_at_10" in measured else ""
         state = word(trainer.RunState, run.state)
         why = f"{run.reason} (rows erased {when(run.erased_time)})" if run.HasField("erased_time") else run.reason
+        why = f"{why} (model removed {when(run.removed_time)})" if run.HasField("removed_time") else why
         made.add_row(run.run_id, state, run.version, ndcg, when(run.update_time), why.strip())
     return made
 

@@ -57,6 +57,10 @@ class TritonRepository:
         """See `ModelRepository`."""
         return await asyncio.to_thread(self._versions, loop)
 
+    async def installed(self, loop: str) -> list[str]:
+        """The versions of a loop that are there; half-written ones are left alone."""
+        return await asyncio.to_thread(self._installed, loop)
+
     async def remove(self, loop: str, version: str) -> None:
         """See `ModelRepository`."""
         await asyncio.to_thread(self._remove, self._root / triton_model(loop, version))
@@ -87,6 +91,10 @@ class TritonRepository:
         prefix = f"{loop}{SEPARATOR}"
         for draft in self._root.glob(f"{_HALF_WRITTEN}{prefix}*"):
             shutil.rmtree(draft, ignore_errors=True)
+        return self._installed(loop)
+
+    def _installed(self, loop: str) -> list[str]:
+        prefix = f"{loop}{SEPARATOR}"
         return sorted(each.name.removeprefix(prefix) for each in self._root.glob(f"{prefix}*"))
 
     def _remove(self, folder: Path) -> None:

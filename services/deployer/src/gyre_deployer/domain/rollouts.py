@@ -234,6 +234,12 @@ class LoopState:
         wanted = {self.live, self.last_good, under_way.version if under_way else ""}
         return frozenset(wanted - {""})
 
+    @property
+    def used(self) -> frozenset[str]:
+        """Versions whose files the model server needs: those that it holds, and the one that is rolled out."""
+        under_way = self.under_way
+        return frozenset({*self.loaded, *((under_way.version,) if under_way is not None else ())})
+
 
 def fold(loop: str, changes: Iterable[Change]) -> LoopState:
     """The state that a whole log says.

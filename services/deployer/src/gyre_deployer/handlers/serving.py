@@ -225,9 +225,8 @@ class Serving:
         Raises:
             Unavailable: the server is away.
         """
-        kept = {*state.loaded, state.under_way.version if state.under_way else ""}
         for version in await self._repository.versions(self._loop):
-            if version not in kept:
+            if version not in state.used:
                 await self.forget(version)
 
 

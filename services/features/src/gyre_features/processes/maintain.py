@@ -9,7 +9,7 @@ from gyre_warehouse.tables import TABLE_OF, ensure_table, open_catalog
 from pyiceberg.table import Table
 
 from gyre_features.settings import MaintenanceSettings
-from gyre_features.warehouse.maintenance import compact, expire, snapshots_of_models
+from gyre_features.warehouse.maintenance import compact, compactable, expire, outdated, snapshots_of_models
 
 Work = Callable[[Table, frozenset[int]], str]
 
@@ -27,6 +27,20 @@ def expire_all(settings: MaintenanceSettings) -> int:
 def maintain_all(settings: MaintenanceSettings) -> int:
     """Compact, then expire."""
     return max(compact_all(settings), expire_all(settings))
+
+
+def plan_all(settings: MaintenanceSettings) -> int:
+    """Print what `maintain` would do, and answer the exit code."""
+    return _each(settings, lambda table, named: _planned(settings, table, named))
+
+
+def _planned(settings: MaintenanceSettings, table: Table, named: frozenset[int]) -> str:
+    small = compactable(
+        table, target_bytes=settings.features_compact_bytes, least_files=settings.features_compact_files
+    )
+    before = datetime.now(UTC) - timedelta(seconds=settings.features_snapshots_kept_s)
+    old = outdated(table, before, settings.features_snapshots_kept, named)
+    return f"{small:,} small files to compact, {len(old):,} snapshots to expire, {len(named):,} are named by models"
 
 
 def _each(settings: MaintenanceSettings, work: Work) -> int:

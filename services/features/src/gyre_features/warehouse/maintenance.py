@@ -67,6 +67,11 @@ def compact(table: Table, *, target_bytes: int, least_files: int) -> Compacted:
     return done
 
 
+def compactable(table: Table, *, target_bytes: int, least_files: int) -> int:
+    """How many small files `compact` would rewrite now."""
+    return sum(len(tasks) for tasks in _groups(table, target_bytes, least_files))
+
+
 def _groups(table: Table, target_bytes: int, least_files: int) -> Iterator[list[FileScanTask]]:
     """The small files that are to become one, of one day each."""
     days: dict[int, list[FileScanTask]] = {}
@@ -158,7 +163,7 @@ def expire(
     gone, files = 0, 0
     for _ in range(_ATTEMPTS):
         table.refresh()
-        old = _outdated(table, now - keep, keep_count, named)
+        old = outdated(table, now - keep, keep_count, named)
         if not old:
             break
         before = files_of(table, [each for each in table.snapshots() if each.snapshot_id in old])
@@ -175,7 +180,8 @@ def expire(
     return Expired(gone, files, left)
 
 
-def _outdated(table: Table, before: datetime, keep_count: int, named: frozenset[int]) -> set[int]:
+def outdated(table: Table, before: datetime, keep_count: int, named: frozenset[int]) -> set[int]:
+    """The snapshots that expire: older than `before`, not among the newest, and not named; ids."""
     newest = sorted(table.snapshots(), key=lambda each: each.sequence_number or 0, reverse=True)
     kept = named | {each.snapshot_id for each in table.refs().values()}
     before_ms = int(before.timestamp() * 1000)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 0.5
@@ -77,6 +78,33 @@ def tag(uri: str, record_id: str, tags: Mapping[str, str], *, wait_s: float) -> 
         done.append(True)
 
     done: list[bool] = []
+    _within(wait_s, work)
+    return bool(done)
+
+
+def remove(uri: str, loop: str, run_id: str, *, wait_s: float) -> bool:
+    """Delete the records of one of our runs and their artefacts; answer whether MLflow did so within `wait_s`.
+
+    A record is deleted before its artefacts, so that none that is shown lacks them; a second call ends what was begun.
+    MLflow holds deleted records without their artefacts until `mlflow gc`.
+    """
+    done: list[bool] = []
+
+    def work() -> None:
+        client = MlflowClient(tracking_uri=uri)
+        try:
+            experiment = client.get_experiment_by_name(f"gyre/{loop}")
+            ids = [] if experiment is None else [experiment.experiment_id]
+            for run in client.search_runs(ids, f"tags.`{_RUN_TAG}` = '{run_id}'", ViewType.ALL) if ids else []:
+                if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
+                    client.delete_run(run.info.run_id)
+                artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=uri)
+                artifacts.delete_artifacts()  # type: ignore[no-untyped-call]
+        except (MlflowException, OSError) as error:
+            _LOG.warning("MLflow did not remove a run", extra={"run_id": run_id, "problem": type(error).__name__})
+            return
+        done.append(True)
+
     _within(wait_s, work)
     return bool(done)
 

@@ -34,10 +34,18 @@ order by state = 'QUEUED', create_time, rowid limit 1
 """
 _NEWEST = "select body from runs where loop = ? order by create_time desc, rowid desc limit ?"
 
-
+_MARK = """
+update runs set body = json_set(body, '$.removed_time', :now)
+where run_id = :run_id and json_extract(body, '$.removed_time') is null
+"""
+_MARK_DONE = """
+update runs set body = json_set(body, '$.is_removed', json('true'), '$.mlflow_run_id', '')
+where run_id = :run_id
+"""
 _REPEATABLE = "select body from runs where loop = ? and json_extract(body, '$.erased_time') is null"
 _UNRECORDED = """
 select body from runs where json_extract(body, '$.erased_time') is not null
+and json_extract(body, '$.removed_time') is null
 and json_extract(body, '$.mlflow_run_id') <> '' and not coalesce(json_extract(body, '$.erased_recorded'), 0)
 """
 
@@ -50,6 +58,7 @@ class SqliteRuns:
         self._db = sqlite3.connect(folder / FILE, isolation_level=None)
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = full")
+        self._db.execute("pragma busy_timeout = 10000")
         self._db.executescript(_SCHEMA)
 
     async def __aenter__(self) -> Self:
@@ -91,6 +100,14 @@ class SqliteRuns:
     def unrecorded(self) -> list[Run]:
         """See `RunStore`."""
         return self._read(_UNRECORDED)
+
+    def mark_removed(self, run_id: str, now: float, *, is_done: bool) -> None:
+        """Mark that the removal of a run's model has begun or, if `is_done`, has ended; only the job does that."""
+        self._db.execute(_MARK_DONE if is_done else _MARK, {"run_id": run_id, "now": now})
+
+    def forget(self, run_id: str) -> None:
+        """Remove a run."""
+        self._db.execute("delete from runs where run_id = ?", (run_id,))
 
     def _read(self, query: str, *values: object) -> list[Run]:
         with closing(self._db.execute(query, values)) as rows:

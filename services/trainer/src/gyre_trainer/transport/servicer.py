@@ -49,6 +49,7 @@ def encode(run: Run) -> pb.Run:
     """A run as a message."""
     return pb.Run(
         erased_time=None if run.erased_time is None else _timestamp(run.erased_time),
+        removed_time=None if run.removed_time is None else _timestamp(run.removed_time),
         run_id=run.run_id,
         loop=run.loop,
         state=pb.RunState.Value(f"RUN_STATE_{run.state.value}"),

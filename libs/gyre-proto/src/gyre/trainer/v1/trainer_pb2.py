@@ -27,7 +27,7 @@ from gyre.events.v1 import models_pb2 as gyre_dot_events_dot_v1_dot_models__pb2
 from gyre.options.v1 import constraints_pb2 as gyre_dot_options_dot_v1_dot_constraints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/trainer/v1/trainer.proto\x12\x0fgyre.trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bgyre/events/v1/models.proto\x1a!gyre/options/v1/constraints.proto\"\xdb\x03\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04loop\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.gyre.trainer.v1.RunState\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x12\n\ntrigger_id\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x0cmeasurements\x18\t \x03(\x0b\x32\x1b.gyre.events.v1.Measurement\x12\x36\n\tsnapshots\x18\n \x03(\x0b\x32#.gyre.trainer.v1.Run.SnapshotsEntry\x12\x15\n\rmlflow_run_id\x18\x0b \x01(\t\x12\x10\n\x08progress\x18\x0c \x01(\x01\x12/\n\x0b\x65rased_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x30\n\x0eSnapshotsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"Z\n\x0fStartRunRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12/\n\nrequest_id\x18\x02 \x01(\tB\x1b\x8a\xb5\x18\x17\x08\x01\"\x13[A-Za-z0-9_-]{1,64}\"5\n\x10StartRunResponse\x12!\n\x03run\x18\x01 \x01(\x0b\x32\x14.gyre.trainer.v1.Run\")\n\rGetRunRequest\x12\x18\n\x06run_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\"3\n\x0eGetRunResponse\x12!\n\x03run\x18\x01 \x01(\x0b\x32\x14.gyre.trainer.v1.Run\"G\n\x0fListRunsRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1c\n\x05limit\x18\x02 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00@\x8f@\"6\n\x10ListRunsResponse\x12\"\n\x04runs\x18\x01 \x03(\x0b\x32\x14.gyre.trainer.v1.Run\"+\n\x0fWatchRunRequest\x12\x18\n\x06run_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\"5\n\x10WatchRunResponse\x12!\n\x03run\x18\x01 \x01(\x0b\x32\x14.gyre.trainer.v1.Run*\xe0\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x16\n\x12RUN_STATE_SNAPSHOT\x10\x02\x12\x12\n\x0eRUN_STATE_GATE\x10\x03\x12\x16\n\x12RUN_STATE_TRAINING\x10\x04\x12\x18\n\x14RUN_STATE_EVALUATING\x10\x05\x12\x18\n\x14RUN_STATE_REGISTERED\x10\x06\x12\x15\n\x11RUN_STATE_REFUSED\x10\x07\x12\x14\n\x10RUN_STATE_FAILED\x10\x08\x32\xd0\x02\n\x0eTrainerService\x12O\n\x08StartRun\x12 .gyre.trainer.v1.StartRunRequest\x1a!.gyre.trainer.v1.StartRunResponse\x12I\n\x06GetRun\x12\x1e.gyre.trainer.v1.GetRunRequest\x1a\x1f.gyre.trainer.v1.GetRunResponse\x12O\n\x08ListRuns\x12 .gyre.trainer.v1.ListRunsRequest\x1a!.gyre.trainer.v1.ListRunsResponse\x12Q\n\x08WatchRun\x12 .gyre.trainer.v1.WatchRunRequest\x1a!.gyre.trainer.v1.WatchRunResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/trainer/v1/trainer.proto\x12\x0fgyre.trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bgyre/events/v1/models.proto\x1a!gyre/options/v1/constraints.proto\"\x8d\x04\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04loop\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.gyre.trainer.v1.RunState\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x12\n\ntrigger_id\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x0cmeasurements\x18\t \x03(\x0b\x32\x1b.gyre.events.v1.Measurement\x12\x36\n\tsnapshots\x18\n \x03(\x0b\x32#.gyre.trainer.v1.Run.SnapshotsEntry\x12\x15\n\rmlflow_run_id\x18\x0b \x01(\t\x12\x10\n\x08progress\x18\x0c \x01(\x01\x12/\n\x0b\x65rased_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cremoved_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x30\n\x0eSnapshotsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"Z\n\x0fStartRunRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12/\n\nrequest_id\x18\x02 \x01(\tB\x1b\x8a\xb5\x18\x17\x08\x01\"\x13[A-Za-z0-9_-]{1,64}\"5\n\x10StartRunResponse\x12!\n\x03run\x18\x01 \x01(\x0b\x32\x14.gyre.trainer.v1.Run\")\n\rGetRunRequest\x12\x18\n\x06run_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\"3\n\x0eGetRunResponse\x12!\n\x03run\x18\x01 \x01(\x0b\x32\x14.gyre.trainer.v1.Run\"G\n\x0fListRunsRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1c\n\x05limit\x18\x02 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00@\x8f@\"6\n\x10ListRunsResponse\x12\"\n\x04runs\x18\x01 \x03(\x0b\x32\x14.gyre.trainer.v1.Run\"+\n\x0fWatchRunRequest\x12\x18\n\x06run_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\"5\n\x10WatchRunResponse\x12!\n\x03run\x18\x01 \x01(\x0b\x32\x14.gyre.trainer.v1.Run*\xe0\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x16\n\x12RUN_STATE_SNAPSHOT\x10\x02\x12\x12\n\x0eRUN_STATE_GATE\x10\x03\x12\x16\n\x12RUN_STATE_TRAINING\x10\x04\x12\x18\n\x14RUN_STATE_EVALUATING\x10\x05\x12\x18\n\x14RUN_STATE_REGISTERED\x10\x06\x12\x15\n\x11RUN_STATE_REFUSED\x10\x07\x12\x14\n\x10RUN_STATE_FAILED\x10\x08\x32\xd0\x02\n\x0eTrainerService\x12O\n\x08StartRun\x12 .gyre.trainer.v1.StartRunRequest\x1a!.gyre.trainer.v1.StartRunResponse\x12I\n\x06GetRun\x12\x1e.gyre.trainer.v1.GetRunRequest\x1a\x1f.gyre.trainer.v1.GetRunResponse\x12O\n\x08ListRuns\x12 .gyre.trainer.v1.ListRunsRequest\x1a!.gyre.trainer.v1.ListRunsResponse\x12Q\n\x08WatchRun\x12 .gyre.trainer.v1.WatchRunRequest\x1a!.gyre.trainer.v1.WatchRunResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,28 +48,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRUNSREQUEST'].fields_by_name['limit']._serialized_options = b'\212\265\030\t1\000\000\000\000\000@\217@'
   _globals['_WATCHRUNREQUEST'].fields_by_name['run_id']._loaded_options = None
   _globals['_WATCHRUNREQUEST'].fields_by_name['run_id']._serialized_options = b'\212\265\030\004\010\001\030@'
-  _globals['_RUNSTATE']._serialized_start=1098
-  _globals['_RUNSTATE']._serialized_end=1322
+  _globals['_RUNSTATE']._serialized_start=1148
+  _globals['_RUNSTATE']._serialized_end=1372
   _globals['_RUN']._serialized_start=148
-  _globals['_RUN']._serialized_end=623
-  _globals['_RUN_SNAPSHOTSENTRY']._serialized_start=575
-  _globals['_RUN_SNAPSHOTSENTRY']._serialized_end=623
-  _globals['_STARTRUNREQUEST']._serialized_start=625
-  _globals['_STARTRUNREQUEST']._serialized_end=715
-  _globals['_STARTRUNRESPONSE']._serialized_start=717
-  _globals['_STARTRUNRESPONSE']._serialized_end=770
-  _globals['_GETRUNREQUEST']._serialized_start=772
-  _globals['_GETRUNREQUEST']._serialized_end=813
-  _globals['_GETRUNRESPONSE']._serialized_start=815
-  _globals['_GETRUNRESPONSE']._serialized_end=866
-  _globals['_LISTRUNSREQUEST']._serialized_start=868
-  _globals['_LISTRUNSREQUEST']._serialized_end=939
-  _globals['_LISTRUNSRESPONSE']._serialized_start=941
-  _globals['_LISTRUNSRESPONSE']._serialized_end=995
-  _globals['_WATCHRUNREQUEST']._serialized_start=997
-  _globals['_WATCHRUNREQUEST']._serialized_end=1040
-  _globals['_WATCHRUNRESPONSE']._serialized_start=1042
-  _globals['_WATCHRUNRESPONSE']._serialized_end=1095
-  _globals['_TRAINERSERVICE']._serialized_start=1325
-  _globals['_TRAINERSERVICE']._serialized_end=1661
+  _globals['_RUN']._serialized_end=673
+  _globals['_RUN_SNAPSHOTSENTRY']._serialized_start=625
+  _globals['_RUN_SNAPSHOTSENTRY']._serialized_end=673
+  _globals['_STARTRUNREQUEST']._serialized_start=675
+  _globals['_STARTRUNREQUEST']._serialized_end=765
+  _globals['_STARTRUNRESPONSE']._serialized_start=767
+  _globals['_STARTRUNRESPONSE']._serialized_end=820
+  _globals['_GETRUNREQUEST']._serialized_start=822
+  _globals['_GETRUNREQUEST']._serialized_end=863
+  _globals['_GETRUNRESPONSE']._serialized_start=865
+  _globals['_GETRUNRESPONSE']._serialized_end=916
+  _globals['_LISTRUNSREQUEST']._serialized_start=918
+  _globals['_LISTRUNSREQUEST']._serialized_end=989
+  _globals['_LISTRUNSRESPONSE']._serialized_start=991
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1045
+  _globals['_WATCHRUNREQUEST']._serialized_start=1047
+  _globals['_WATCHRUNREQUEST']._serialized_end=1090
+  _globals['_WATCHRUNRESPONSE']._serialized_start=1092
+  _globals['_WATCHRUNRESPONSE']._serialized_end=1145
+  _globals['_TRAINERSERVICE']._serialized_start=1375
+  _globals['_TRAINERSERVICE']._serialized_end=1711
 # @@protoc_insertion_point(module_scope)

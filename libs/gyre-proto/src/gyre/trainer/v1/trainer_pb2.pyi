@@ -108,6 +108,7 @@ class Run(_message.Message):
     MLFLOW_RUN_ID_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     ERASED_TIME_FIELD_NUMBER: _builtins.int
+    REMOVED_TIME_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Its id."""
     loop: _builtins.str
@@ -144,6 +145,12 @@ class Run(_message.Message):
     def erased_time(self) -> _timestamp_pb2.Timestamp:
         """When rows that it used were erased for a forgotten user, so that it cannot be repeated exactly; absent while it can."""
 
+    @_builtins.property
+    def removed_time(self) -> _timestamp_pb2.Timestamp:
+        """When the removal of its model began, which nothing named any more: artefact and record in MLflow may be gone. Absent
+        while they are there.
+        """
+
     def __init__(
         self,
         *,
@@ -160,10 +167,11 @@ class Run(_message.Message):
         mlflow_run_id: _builtins.str = ...,
         progress: _builtins.float = ...,
         erased_time: _timestamp_pb2.Timestamp | None = ...,
+        removed_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "erased_time", b"erased_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "erased_time", b"erased_time", "removed_time", b"removed_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "erased_time", b"erased_time", "loop", b"loop", "measurements", b"measurements", "mlflow_run_id", b"mlflow_run_id", "progress", b"progress", "reason", b"reason", "run_id", b"run_id", "snapshots", b"snapshots", "state", b"state", "trigger_id", b"trigger_id", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "erased_time", b"erased_time", "loop", b"loop", "measurements", b"measurements", "mlflow_run_id", b"mlflow_run_id", "progress", b"progress", "reason", b"reason", "removed_time", b"removed_time", "run_id", b"run_id", "snapshots", b"snapshots", "state", b"state", "trigger_id", b"trigger_id", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

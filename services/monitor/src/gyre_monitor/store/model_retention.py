@@ -1,0 +1,98 @@
+"""Bounds the tables of the flow of models: counts, rollouts, candidates and triggers older than the newest rollouts go.
+
+What an answer that is still known names stays, so that no lineage ends in nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from gyre_core.spec import LoopSpec
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, select
+
+from gyre_monitor.store.schema import ARMS, CANDIDATES, IMPRESSIONS, LATENCIES, ROLLOUTS, TRIGGERS
+
+_TRIGGERS_OF_A_ROLLOUT = 10
+_SLACK = 1.1
+"""By how much more than its number of rollouts a loop may have before it is looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRetention:
+    """How many of its newest rollouts are remembered of each loop, by name."""
+
+    rollouts: Mapping[str, int]
+
+    @classmethod
+    def of(cls, loops: Mapping[str, LoopSpec]) -> ModelRetention:
+        """What the loops' files say."""
+        return cls({name: spec.retention.rollouts for name, spec in loops.items()})
+
+    def plan(self, connection: Connection) -> dict[tuple[str, str], int]:
+        """How many rows of each loop and table would go: they are deleted and come back."""
+        savepoint = connection.begin_nested()
+        try:
+            return self._deleted(connection, self.rollouts)
+        finally:
+            savepoint.rollback()
+
+    def prune(self, connection: Connection, *, always: bool = False) -> dict[tuple[str, str], int]:
+        """Delete them, or only where there are markedly more than a loop may have; how many of each loop and table."""
+        due = [loop for loop, number in self.rollouts.items() if always or _is_due(connection, loop, number)]
+        return self._deleted(connection, due)
+
+    def _deleted(self, connection: Connection, loops: Iterable[str]) -> dict[tuple[str, str], int]:
+        return {
+            (loop, table.name): connection.execute(delete(table).where(condition)).rowcount
+            for loop in loops
+            for table, condition in _outdated(connection, loop, self.rollouts[loop])
+        }
+
+
+def _is_due(connection: Connection, loop: str, number: int) -> bool:
+    limits = ((ROLLOUTS, number), (TRIGGERS, number * _TRIGGERS_OF_A_ROLLOUT))
+    counts = (
+        (connection.scalar(select(func.count()).select_from(table).where(table.c.loop == loop)) or 0, limit)
+        for table, limit in limits
+    )
+    return any(count > limit * _SLACK for count, limit in counts)
+
+
+def _outdated(connection: Connection, loop: str, number: int) -> Iterator[tuple[Table, ColumnElement[bool]]]:
+    """The tables with the rows that go, in the order in which they may: what others name goes after those."""
+    newest = select(ROLLOUTS).where(ROLLOUTS.c.loop == loop).order_by(ROLLOUTS.c.first_epoch.desc())
+    oldest = connection.execute(newest.offset(number - 1).limit(1)).one_or_none()
+    answered = select(IMPRESSIONS.c.version).where(IMPRESSIONS.c.loop == loop)
+    if oldest is not None:
+        for table in (LATENCIES, ARMS):
+            yield table, and_(table.c.loop == loop, table.c.epoch < oldest.first_epoch)
+        counted = select(ARMS.c.version).where(ARMS.c.loop == loop, ARMS.c.epoch >= oldest.first_epoch)
+        rollout = ROLLOUTS.c
+        yield (
+            ROLLOUTS,
+            and_(
+                rollout.loop == loop,
+                rollout.first_epoch < oldest.first_epoch,
+                rollout.version.not_in(answered),
+                rollout.version.not_in(counted),
+            ),
+        )
+        rolled_out = select(rollout.version).where(rollout.loop == loop)
+        candidate = CANDIDATES.c
+        yield (
+            CANDIDATES,
+            and_(
+                candidate.loop == loop,
+                candidate.candidate_time < oldest.start_time,
+                candidate.version.not_in(rolled_out),
+                candidate.version.not_in(answered),
+            ),
+        )
+    trigger = TRIGGERS.c
+    own = trigger.loop == loop
+    last = select(trigger.trigger_time).where(own).order_by(trigger.trigger_time.desc())
+    bound = connection.scalar(last.offset(number * _TRIGGERS_OF_A_ROLLOUT).limit(1))
+    if bound is not None:
+        known = select(CANDIDATES.c.trigger_id).where(CANDIDATES.c.loop == loop)
+        yield TRIGGERS, and_(own, trigger.trigger_time <= bound, trigger.sent, trigger.trigger_id.not_in(known))
