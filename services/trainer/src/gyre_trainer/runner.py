@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Self, TypeVar
 
 from gyre_core.spec import LoopSpec
 from gyre_runtime import instrument, model_tracer
-from gyre_runtime.errors import is_transient
+from gyre_runtime.retrying import retry_transient
 from gyre_runtime.series import VersionSeries
 
 from gyre_trainer.domain import Candidate, JobFailed, Quality, Refused, Run, State, Task, quality_alerts
@@ -22,7 +21,6 @@ from gyre_trainer.handlers import Runs
 from gyre_trainer.ports import Announcer, Incumbents, Job, Warehouse
 
 _LOG = logging.getLogger(__name__)
-_FIRST_BACKOFF_S, _MOST_BACKOFF_S = 0.2, 10.0
 _STEP_OF = {State.SNAPSHOT: "snapshot", State.GATE: "gate", State.TRAINING: "train", State.EVALUATING: "evaluate"}
 T = TypeVar("T")
 
@@ -75,7 +73,9 @@ class Runner:
             with underway:
                 candidate = await self._worked(underway)
                 underway.step("register")
-                await _patiently(lambda: self.announcer.candidate(underway.run, candidate))
+                await retry_transient(
+                    lambda: self.announcer.candidate(underway.run, candidate), what="the candidate is announced"
+                )
         except Refused as refusal:
             return underway.end(State.REFUSED, reason=str(refusal), measurements=refusal.quality.measurements)
         except JobFailed as failure:
@@ -108,7 +108,7 @@ class Runner:
             instrument("gyre_quality_quarantined_total").add(count, loop=run.loop, rows=rows)
         said, firing = quality_alerts(run.loop, self.runs.alerting(run), quality, now=time.time())
         for alert in said:
-            await _patiently(partial(self.announcer.alert, alert))
+            await retry_transient(partial(self.announcer.alert, alert), what="an alert is sent")
         underway.run = self.runs.change(run, alerting=firing)
 
     async def _train(self, underway: _Underway) -> Candidate:
@@ -116,7 +116,7 @@ class Runner:
         run = underway.run
         pins = run.pins
         if pins is None:
-            pins = await _patiently(lambda: self.warehouse.pin(run.loop))
+            pins = await retry_transient(lambda: self.warehouse.pin(run.loop), what="snapshots are pinned")
             underway.run = run = self.runs.change(run.pinned(pins))
         incumbent = await self.incumbents.folder(run.loop)
         task = Task(
@@ -174,17 +174,3 @@ class _Underway:
     def end(self, state: State, **changes: object) -> Run:
         """Keep how the run ended."""
         return self._runs.change(self.run, state, progress=1.0, **changes)
-
-
-async def _patiently(action: Callable[[], Awaitable[T]]) -> T:
-    """Try until it succeeds or fails for good; what waits here waits for Kafka or the catalogue."""
-    backoff_s = _FIRST_BACKOFF_S
-    while True:
-        try:
-            return await action()
-        except Exception as error:
-            if not is_transient(error):
-                raise
-            _LOG.warning("trying again", extra={"problem": str(error), "in_s": backoff_s})
-        await asyncio.sleep(backoff_s)
-        backoff_s = min(backoff_s * 2, _MOST_BACKOFF_S)

@@ -14,15 +14,14 @@ from typing import Any
 from gyre_runtime import tracing
 from gyre_runtime.admission import Admission, Refusal
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place, RefusedRecord
-from gyre_runtime.errors import is_transient
 from gyre_runtime.events import Event
 from gyre_runtime.kafka._names import topic_labels
 from gyre_runtime.kafka.dead_letters import dead_letter
 from gyre_runtime.kafka.producer import Producer
 from gyre_runtime.metrics import instrument
+from gyre_runtime.retrying import retry_transient
 
 _LOG = logging.getLogger(__name__)
-_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.1, 10.0
 _MAX_LINKS = 16
 
 OnBatch = Callable[[Batch], Awaitable[object]]
@@ -119,23 +118,21 @@ class Delivery:
 
     async def _attempt(self, batch: Batch, handler: OnBatch) -> Exception | None:
         """Call the handler until it succeeds or fails for good; return the permanent error."""
-        backoff_s = _FIRST_BACKOFF_S
-        while True:
-            try:
-                await handler(batch)
-            except Rewound:
-                raise
-            except Exception as error:  # noqa: BLE001 - the boundary: sorted into transient and permanent
-                if not is_transient(error):
-                    return error
-                reason = getattr(error, "reason", type(error).__name__)
-                name = next(iter(batch.ends))[0]
-                instrument("gyre_consumer_retries_total").add(**topic_labels(name), reason=reason)
-                _LOG.warning("trying again", extra={"topic": name, "problem": str(error), "in_s": backoff_s})
-            else:
-                return None
-            await self._back_off(backoff_s)
-            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+
+        def count(error: Exception) -> None:
+            labels = topic_labels(next(iter(batch.ends))[0])
+            instrument("gyre_consumer_retries_total").add(
+                **labels, reason=getattr(error, "reason", type(error).__name__)
+            )
+
+        try:
+            what = f"a batch for {self.group}"
+            await retry_transient(lambda: handler(batch), what=what, on_retry=count, wait=self._back_off)
+        except (Rewound, Abandoned):
+            raise
+        except Exception as error:  # noqa: BLE001 - the boundary: who called sets the event aside
+            return error
+        return None
 
     async def _back_off(self, seconds: float) -> None:
         """Wait, unless the consumer stops or its partitions go.
