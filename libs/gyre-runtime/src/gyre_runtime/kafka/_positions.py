@@ -22,7 +22,7 @@ _CHECK_AGAIN_S = 2.0
 _LOG_EVERY_S = 60.0
 _STALLED_S = 30.0
 _LOOK_EVERY_S = 1.0
-_CHECK_EVERY_S = 10.0
+_CHECK_EVERY_S = 5.0
 
 Stored = Callable[[Sequence[Place]], Awaitable[Mapping[Place, Sequence[Checkpoint]]]]
 """The checkpoints that a store holds of topic partitions: one for each, or one for each part of the store."""

@@ -59,7 +59,9 @@ class LiveSketches:
     def _begun(self, loop: str, partition: int, reference: LiveReference) -> PartitionSketch:
         spec = self._loops[loop]
         rule = spec.quality.checks.drift
-        pane_rows = max(rule.max_rows // 2, rule.min_rows) // spec.shards.kafka_partitions
+        # Kafka may have more partitions than are declared.
+        partitions = max(spec.shards.kafka_partitions, partition + 1)
+        pane_rows = max(rule.max_rows // 2, rule.min_rows) // partitions
         known = self._stored(loop, partition)
         return PartitionSketch(loop, partition, reference, pane_rows=max(pane_rows, 1), known=known)
 

@@ -101,11 +101,13 @@ class StreamWorker:
 
     async def assigned(self, consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
         """Hold behaviour back until the catalogue, as long as it is now, stands in the store."""
-        declared, found = self._stream.store.spec.shards.kafka_partitions, consumer.partitions_of(self._catalogue)
-        if found > declared:
-            problem = f"{self._catalogue} has {found} partitions, gyre.yaml says shards.kafka_partitions: {declared}"
-            _LOG.warning("more partitions than declared: all are read", extra={"loop": self._loop, "problem": problem})
-        self._stream.follow_catalogue(max(found, declared))
+        declared = self._stream.store.spec.shards.kafka_partitions
+        found = {name: consumer.partitions_of(name) for name in {self._catalogue, *(each.topic for each in partitions)}}
+        if more := {name: count for name, count in found.items() if count > declared}:
+            problem = f"gyre.yaml says shards.kafka_partitions: {declared}, and Kafka has {max(more.values())}"
+            facts = {"loop": self._loop, "topics": sorted(more), "problem": problem}
+            _LOG.warning("more partitions than declared: all are read", extra=facts)
+        self._stream.follow_catalogue(max(found[self._catalogue], declared))
         if self._wait is not None:
             self._wait.cancel()
         behaviour = [each for each in partitions if each.topic != self._catalogue]
