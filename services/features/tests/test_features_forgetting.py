@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
@@ -16,12 +17,13 @@ from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, topic
 from gyre_features.online.store import OnlineStore
 from gyre_features.privacy.erasure import erase_user
-from gyre_features.privacy.tombstones import Tombstones
 from gyre_features.processes.serve import serve
 from gyre_features.settings import FeaturesSettings
 from gyre_features.warehouse.archive import Archive
 from gyre_local.testing import eventually
+from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Lifespan, ServiceSettings, channel
+from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.kafka import create_topics
 from gyre_warehouse.tables import (
     INTERACTIONS,
@@ -84,7 +86,7 @@ async def test_a_user_goes_from_a_table_that_got_columns_later(tmp_path: Path, s
     old = catalog.create_table((spec.loop, INTERACTIONS), schema=older)
     row = {"event_id": "old", "kafka_partition": 0, "kafka_offset": 0}
     rows = [{**row, "user_id": user} for user in ("u1", "u2")]
-    append(old, pa.Table.from_pylist(rows, old.schema().as_arrow()), {0: 0})
+    append(old, pa.Table.from_pylist(rows, old.schema().as_arrow()), {0: Checkpoint(0)})
     table = await _table(tmp_path, spec, history)
     before = _users_on_disk(tmp_path)
     erased, _, found = erase_user(table, "u1", since_ms=0)
@@ -205,3 +207,69 @@ async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
 def _rows(warehouse: Path, spec: LoopSpec) -> int:
     catalog = open_catalog(FeaturesSettings(warehouse=str(warehouse)))
     return int(ensure_table(catalog, spec.loop, INTERACTIONS).scan().to_arrow().num_rows)
+
+
+@pytest.mark.adapter
+async def test_no_buffer_of_late_events_holds_a_forgotten_user(  # noqa: PLR0917 (fixtures)
+    tmp_path: Path,
+    spec: LoopSpec,
+    history: Any,
+    kafka: str,
+    redis: Redis,
+    redis_url: str,
+    loop_file: Path,
+    start_process: Start,
+    produce: Produce,
+) -> None:
+    """Events that wait for fields of unknown items go with their user; a search of all bytes in Redis finds nobody."""
+    await create_topics(kafka, declared(spec))
+    other, marked = "somebody-else", "the-forgotten-user"
+    events = [
+        history.event("behavior.interactions", _rating(user, item), number)
+        for number, (user, item) in enumerate((user, item) for user in (marked, other) for item in ("new-1", "new-2"))
+    ]
+    start_process("stream")
+    start_process("archive", GYRE_FEATURES_ARCHIVE_S="0.2")
+    await produce(events)
+
+    async def holds(user: str) -> bool:
+        return await _holds(redis, spec, user.encode())
+
+    await eventually(lambda: holds(other), timeout_s=60, message="the events were applied")
+    await eventually(lambda: holds(marked), timeout_s=60, message="the events were applied")
+    await eventually(lambda: _rows(tmp_path / "warehouse", spec) == 4, timeout_s=60, message="the rows are stored")
+    settings = FeaturesSettings(loops=(loop_file,), kafka=kafka, redis=redis_url, drain_s=1, features_forget_wait_s=25)
+    async with Lifespan(drain_s=1) as lifespan:
+        running = await serve(lifespan, settings)
+        opened = await lifespan.enter(channel(running.server.address, ServiceSettings(), name="features"))
+        request = pb.DeleteEntityRequest(loop=spec.loop, kind=pb.ENTITY_KIND_USER, id=marked)
+        stub = FeaturesServiceStub(opened)
+        first = await stub.DeleteEntity(request, timeout=60)
+        assert not await holds(marked)
+        assert await holds(other)
+        second = await stub.DeleteEntity(request, timeout=60)
+    assert (first.warehouse_erased, first.erased_rows[INTERACTIONS]) == (True, 2)
+    assert second.erased_rows[INTERACTIONS] == 2, "a repeated call reports all that went"
+
+
+def _rating(user_id: str, item_id: str) -> behavior.Interaction:
+    return behavior.Interaction(user_id=user_id, item_id=item_id, type="rating", value=7)
+
+
+async def _holds(redis: Redis, spec: LoopSpec, wanted: bytes) -> bool:
+    """Whether any key of the loop, or anything in it, has these bytes; knows nothing of how keys are made."""
+    async for key in redis.scan_iter(f"*{spec.loop}*"):
+        kind = (await redis.type(key)).decode()
+        if kind == "string":
+            content = [await redis.get(key) or b""]
+        elif kind == "zset":
+            content = await redis.zrange(key, 0, -1)
+        elif kind == "hash":
+            content = [each for pair in (await redis.hgetall(key)).items() for each in pair]
+        elif kind == "set":
+            content = list(await redis.smembers(key))
+        else:
+            content = await redis.lrange(key, 0, -1)
+        if any(wanted in each for each in (key, *content)):
+            return True
+    return False

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from gyre.events.v1 import privacy_pb2 as privacy
 from gyre.monitor.v1 import monitor_pb2 as pb
 from gyre_core.keyring import Keyring
 from gyre_local.testing import eventually
@@ -29,3 +30,27 @@ async def test_a_raw_id_is_the_user_of_its_hash(start, settings, make, tmp_path:
         return [(each.impressions, each.clicked) for each in found.arms] == [(1, 1)]
 
     await eventually(credited, timeout_s=20, message="the click is credited")
+
+
+async def test_a_forgotten_user_leaves_nothing_in_the_database(start, settings, make) -> None:
+    """After a tombstone no page of the database files holds what the user did; what the user does later stays."""
+    service = await start()
+    await service.send("behavior.impressions", make.impression("request-of-the-forgotten", "ada"), key="ada")
+    await service.send("behavior.impressions", make.impression("request-of-another", "bob"), key="bob")
+    files = [settings.state_dir / name for name in ("monitor.db", "monitor.db-wal")]
+
+    def content() -> bytes:
+        return b"".join(file.read_bytes() for file in files if file.exists())
+
+    await eventually(
+        lambda: b"request-of-the-forgotten" in content() and b"request-of-another" in content(),
+        timeout_s=60,
+        message="both answers are stored",
+    )
+    tombstone = privacy.UserForgotten(user_id="ada")
+    tombstone.forgotten_time.GetCurrentTime()
+    await service.send("privacy.tombstones", tombstone, key="ada")
+    await eventually(lambda: b"request-of-the-forgotten" not in content(), timeout_s=60, message="the rows are gone")
+    assert b"request-of-another" in content()
+    await service.send("behavior.impressions", make.impression("request-after-that", "ada"), key="ada")
+    await eventually(lambda: b"request-after-that" in content(), timeout_s=60, message="later answers are stored")

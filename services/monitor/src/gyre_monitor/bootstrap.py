@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from gyre.monitor.v1.monitor_pb2_grpc import add_MonitorServiceServicer_to_server
 from gyre_privacy.masking import open_privacy
+from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, channel, load_loops
 from gyre_runtime.kafka import Producer, ensure_topics
 
 from gyre_monitor.adapters.peers import KafkaTriggers, TrainerRuns
-from gyre_monitor.handlers import Figures, Monitor, Outbox, keep_small
+from gyre_monitor.handlers import Erasures, Figures, Monitor, Outbox, keep_small
 from gyre_monitor.settings import MonitorSettings
 from gyre_monitor.store.database import Database
 from gyre_monitor.store.model_retention import ModelRetention
@@ -38,7 +39,9 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
     privacy = open_privacy(settings, loops, users_only=True)
     timeout_s = settings.monitor_flow_timeout_s
     database = await lifespan.enter(Database(settings.database_url))
-    projection = Projection(database, loops, timeout_s=timeout_s)
+    erasures = Erasures(database, lambda loop, user_id: privacy[loop].user(user_id))
+    tombstones = Tombstones(loops, on_tombstone=lambda loop, each, at: erasures.note(loop, each.user_id, at))
+    projection = Projection(database, loops, timeout_s=timeout_s, forgotten=tombstones.cover)
     await projection.prepare()
     otlp = await lifespan.enter(OtlpServer(settings.otlp_listen, TraceReceiver(database)))
     producer = await lifespan.enter(Producer(settings.kafka, source=SOURCE))
@@ -63,6 +66,9 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
             topic_differences.setdefault(each.topic.partition(".")[0], []).append(str(each))
         lifespan.background("triggers", outbox.run())
         lifespan.background("watch", monitor.watch())
+        lifespan.background("erasures", erasures.run())
+        lifespan.background("tombstones", tombstones.follow(settings))
+        await tombstones.ready()
         lifespan.background("stream", stream.run(), stop=stream.stop)
 
     lifespan.background("figures", figures.run())

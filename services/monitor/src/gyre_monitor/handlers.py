@@ -18,6 +18,7 @@ from gyre_monitor.domain.outcomes import ArmTotals
 from gyre_monitor.ports import Runs, Triggers, TriggerToSend
 from gyre_monitor.store import flow, reports
 from gyre_monitor.store.database import Database
+from gyre_monitor.store.erasure import erase_user
 from gyre_monitor.store.model_retention import ModelRetention
 from gyre_monitor.store.projection import Projection
 from gyre_monitor.store.retention import Retention
@@ -176,6 +177,41 @@ class Monitor:
             for run in runs:
                 if run.trigger_id in trigger_ids:
                     await self._database.write(flow.note_run, loop, run)
+
+
+class Erasures:
+    """Takes tombstones in, and erases the users that they name.
+
+    Args:
+        database: of the monitor.
+        token: a user's id as the loop keeps it.
+    """
+
+    def __init__(self, database: Database, token: Callable[[str, str], str]) -> None:
+        self._database, self._token = database, token
+        self._waiting: asyncio.Queue[tuple[str, str, int]] = asyncio.Queue()
+
+    def note(self, loop: str, user_id: str, offset: int) -> None:
+        """Take a tombstone in."""
+        self._waiting.put_nowait((loop, user_id, offset))
+
+    async def run(self) -> None:
+        """Erase until cancelled; what the database does not take is tried again."""
+        while True:
+            loop, user_id, offset = await self._waiting.get()
+            ids = list(dict.fromkeys((user_id, self._token(loop, user_id))))
+            deleted = await self._erased(loop, ids, offset)
+            if deleted:
+                await self._database.forget_deleted()
+                _LOG.info("a user was erased", extra={"loop": loop, "rows": deleted})
+
+    async def _erased(self, loop: str, ids: Sequence[str], offset: int) -> int:
+        while True:
+            try:
+                return await self._database.write(erase_user, loop, ids, self._database.user_key, offset)
+            except Unavailable as error:
+                _LOG.warning("an erasure waits", extra={"loop": loop, "problem": str(error)})
+                await asyncio.sleep(_RETRY_S)
 
 
 async def keep_small(database: Database, retention: Retention, models: ModelRetention) -> None:

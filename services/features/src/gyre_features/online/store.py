@@ -24,6 +24,12 @@ _IDENTITY_BYTES = 8
 _SHOWN_CHARS = 200
 _SCANNED = 1000
 """Keys that one step of a search looks at, so that no other command waits long."""
+_REPLACE_MEMBER = """
+if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 and ARGV[2] ~= '' then
+  redis.call('ZADD', KEYS[1], ARGV[3], ARGV[2])
+end
+"""
+"""Puts a member in the place of another that still stands; nothing is put where it was replaced meanwhile."""
 MEMBER_PREFIX_BYTES = 12
 """What the script puts before a batch's folds, so that no two members are equal."""
 
@@ -88,6 +94,7 @@ class OnlineStore:
         )
         self._duplicates_s = duplicates_s
         self._script = redis.register_script(_SCRIPT)
+        self._replace = redis.register_script(_REPLACE_MEMBER)
         plan = json.loads(script_plan(spec, layout, kept=popular_kept))
         self._plans = [json.dumps(self._plan_of(plan, shard)) for shard in range(self.shards)]
 
@@ -280,6 +287,30 @@ class OnlineStore:
         except RedisError as error:
             raise unavailable(error) from error
         return sorted(found, key=lambda each: -each[1])[:limit]
+
+    async def delete_late_events(self, user_id: str) -> int:
+        """Take a user's events out of the buffers that late item fields are applied from; answer how many went.
+
+        A member of a buffer holds events of many users, so it is written again without the user's.
+
+        Raises:
+            Unavailable: the store does not answer; what is left goes with the next call.
+        """
+        fields, deleted = self.layout.item_fields, 0
+        try:
+            for shard, known in ((shard, known) for shard in range(self.shards) for known in (True, False)):
+                name = self.names.folds(shard, known=known)
+                found: Any = await self._redis.zrange(name, 0, -1, withscores=True)
+                for member, score in found:
+                    events = fields.unpack_folds(member, MEMBER_PREFIX_BYTES)
+                    others = [each for each in events if each.user_id != user_id]
+                    if len(others) < len(events):
+                        left = member[:MEMBER_PREFIX_BYTES] + fields.pack_folds(others) if others else b""
+                        await self._replace(keys=[name], args=[member, left, repr(score)])
+                        deleted += len(events) - len(others)
+        except RedisError as error:
+            raise unavailable(error) from error
+        return deleted
 
     async def delete(self, kind: EntityKind, id: str) -> int:  # noqa: A002 - the field's name
         """Forget an entity, in the store's former format, too; answer how many keys went."""

@@ -37,7 +37,7 @@ class Eraser:
     def __init__(self, archives: Mapping[str, Archive], producer: Producer, kafka: str) -> None:
         self._archives, self._producer, self._kafka = archives, producer, kafka
         self._waiting: asyncio.Queue[tuple[str, privacy.UserForgotten]] = asyncio.Queue()
-        self._done: dict[str, dict[str, int]] = {}
+        self._done: dict[str, dict[str, privacy.UserErased]] = {}
 
     def note(self, loop: str, message: privacy.UserForgotten) -> None:
         """Take a tombstone in."""
@@ -55,15 +55,18 @@ class Eraser:
         try:
             if loop not in self._done:
                 told = await read_compacted(self._kafka, topic(loop, "privacy.erasures"), ERASED)
-                self._done[loop] = {key: _ns(event.message.forgotten_time) for key, event in told.items()}
-            if self._done[loop].get(message.user_id, 0) >= _ns(message.forgotten_time):
+                self._done[loop] = {key: event.message for key, event in told.items()}
+            earlier = self._done[loop].get(message.user_id)
+            if earlier is not None and _ns(earlier.forgotten_time) >= _ns(message.forgotten_time):
                 return True
             answer = await self._erase(loop, message)
+            if earlier is not None:
+                _add_earlier(answer, earlier)
             await self._producer.send(topic(loop, "privacy.erasures"), answer, key=message.user_id)
         except (Unavailable, TimeoutError) as error:
             _LOG.warning("an erasure waits", extra={"loop": loop, "problem": str(error)})
             return False
-        self._done[loop][message.user_id] = _ns(message.forgotten_time)
+        self._done[loop][message.user_id] = answer
         return True
 
     async def _erase(self, loop: str, message: privacy.UserForgotten) -> privacy.UserErased:
@@ -80,6 +83,15 @@ class Eraser:
         answer.erased_time.GetCurrentTime()
         _LOG.info("a user was erased", extra={"loop": loop, "rows": sum(answer.rows.values())})
         return answer
+
+
+def _add_earlier(answer: privacy.UserErased, earlier: privacy.UserErased) -> None:
+    """Count what an earlier tombstone of the user took, too: a repeated call reports all that went."""
+    for table, rows in earlier.rows.items():
+        answer.rows[table] += rows
+    for table, snapshots in earlier.expired.items():
+        known = set(answer.expired[table].ids)
+        answer.expired[table].ids.extend(each for each in snapshots.ids if each not in known)
 
 
 def _ns(time: object) -> int:

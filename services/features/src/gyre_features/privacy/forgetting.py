@@ -85,9 +85,9 @@ class Forgetting:
         await self._producer.send(topic(loop, "privacy.tombstones"), message, key=user_id)
         for key in dict.fromkeys((user_id, sent_as)):
             await self._producer.delete(topic(loop, "catalog.users"), key)
-        deleted = sum([await store.delete("user", user_id) for store in stores])
+        deleted = await _delete(stores, user_id)
         erased = await self._erased(loop, message)
-        deleted += sum([await store.delete("user", user_id) for store in stores])
+        deleted += await _delete(stores, user_id)
         found = [(await store.read(user_id, [])).user for store in stores]
         return Forgotten(message, deleted, sum(each is not None for each in found), erased)
 
@@ -103,3 +103,10 @@ class Forgetting:
             if time.monotonic() >= end:
                 return None
             await asyncio.sleep(_LOOK_AGAIN_S)
+
+
+async def _delete(stores: Sequence[OnlineStore], user_id: str) -> int:
+    """Delete a user from every layout's store, buffers of late events included; answer how many keys went."""
+    for store in stores:
+        await store.delete_late_events(user_id)
+    return sum([await store.delete("user", user_id) for store in stores])

@@ -12,6 +12,7 @@ from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_privacy.masking import Privacy, open_privacy
 from gyre_privacy.redaction import redactor
+from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Dependency, Lifespan, Unavailable, build_server, load_loops
 from gyre_runtime.admission import Admission
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place
@@ -22,7 +23,6 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import RESTError
 
 from gyre_features.privacy.erasure import Eraser
-from gyre_features.privacy.tombstones import Tombstones
 from gyre_features.processes.stream import TYPES
 from gyre_features.settings import ArchiveSettings
 from gyre_features.warehouse.archive import Archive
@@ -61,7 +61,7 @@ def _write(
     """Start what reads Kafka and writes the tables."""
     eraser: Eraser | None = None
 
-    def erase(loop: str, message: privacy_pb2.UserForgotten) -> None:
+    def erase(loop: str, message: privacy_pb2.UserForgotten, _offset: int) -> None:
         if eraser is not None:
             eraser.note(loop, message)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gyre_core.layouts import LayoutDefinition
+from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Unavailable, load_loops
 from gyre_runtime.checkpoints import Place
 from gyre_runtime.events import Event
@@ -19,7 +20,6 @@ from sqlalchemy.exc import OperationalError
 
 from gyre_features.online.connection import open_redis, open_store
 from gyre_features.online.store import OnlineStore
-from gyre_features.privacy.tombstones import Tombstones
 from gyre_features.settings import StreamSettings
 from gyre_features.stream.backfill import Archived, missing_events
 

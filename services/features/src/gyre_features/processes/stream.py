@@ -15,6 +15,7 @@ from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_privacy.masking import Privacy, open_privacy
 from gyre_privacy.redaction import redactor
+from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Dependency, Lifespan, build_server, load_loops
 from gyre_runtime.admission import Admission
 from gyre_runtime.checkpoints import Place
@@ -27,7 +28,6 @@ from redis.asyncio import Redis
 from gyre_features.online.connection import open_redis, open_store
 from gyre_features.online.leases import keep_leases
 from gyre_features.online.store import OnlineStore
-from gyre_features.privacy.tombstones import Tombstones
 from gyre_features.settings import StreamSettings
 from gyre_features.stream.layout_stream import LayoutStream, is_gone_from_kafka
 from gyre_features.stream.maintainer import LayoutMaintainer

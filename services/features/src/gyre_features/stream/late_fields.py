@@ -151,7 +151,7 @@ class LateFields:
         ):
             drop, left = [], [[fold for fold in folds if fold.is_known == is_known]]
             for member, own in members:
-                rest = [fold for fold in own if fold not in gone]
+                rest = [each for each in own if each not in gone and not self._forgotten(each.user_id, each.time)]
                 if len(rest) < len(own):
                     drop.append(member)
                     left.append(rest)

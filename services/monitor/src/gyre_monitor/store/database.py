@@ -80,6 +80,11 @@ class Database:
         bound = partial(_run, self._reader, lambda connection: work(connection, *args, **options))
         return await asyncio.get_running_loop().run_in_executor(self._read_threads, bound)
 
+    async def forget_deleted(self) -> None:
+        """Leave nothing of deleted rows in SQLite's write-ahead log; free pages are overwritten as they come free."""
+        if self._is_sqlite:
+            await asyncio.get_running_loop().run_in_executor(self._write_thread, _truncate_log, self._writer)
+
     async def ping(self) -> None:
         """Check that the database answers; for a `Dependency`."""
         await self.read(schema.user_key)
@@ -91,6 +96,14 @@ def _run(engine: Engine, work: Callable[[Connection], T]) -> T:
             return work(connection)
     except (OperationalError, InterfaceError) as error:
         raise Unavailable("DATABASE_UNAVAILABLE", f"the database did not answer: {error.orig}") from error
+
+
+def _truncate_log(engine: Engine) -> None:
+    connection = engine.raw_connection()
+    try:
+        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.close()
 
 
 def _open(url: str, begin: str) -> Engine:
@@ -122,6 +135,7 @@ def _tune_sqlite(connection: Any, _record: object) -> None:
         "journal_mode=WAL",
         "synchronous=NORMAL",
         "temp_store=MEMORY",
+        "secure_delete=ON",
         f"cache_size=-{_CACHE_KIB}",
     ):
         connection.execute(f"PRAGMA {setting}")

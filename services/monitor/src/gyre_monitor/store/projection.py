@@ -46,6 +46,7 @@ class Projection:
         loops: specs by name; events of other loops are not expected.
         timeout_s: after which a run that nothing is heard of holds back no trigger.
         wall: the clock, unix seconds.
+        forgotten: whether an event is of a user who was forgotten after it: it counts for nothing.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Projection:
         *,
         timeout_s: float,
         wall: Callable[[], float] = time.time,
+        forgotten: Callable[[Event], bool] = lambda _event: False,
     ) -> None:
         self._database, self._loops, self._timeout_s, self._wall = database, dict(loops), timeout_s, wall
+        self._forgotten = forgotten
         self.decides = False
         """Whether triggers may be decided: not before it is known which runs and rollouts are under way."""
 
@@ -136,7 +139,7 @@ class Projection:
         for suffix, note in flow.NOTES.items():
             for event in by_topic.get(suffix, ()):
                 note(connection, spec, event)
-        seen = [event for suffix in BEHAVIOUR for event in by_topic.get(suffix, ())]
+        seen = [each for suffix in BEHAVIOUR for each in by_topic.get(suffix, ()) if not self._forgotten(each)]
         if seen:
             change = BehaviourTables(connection, spec, self._database.user_key).record(seen, count_from)
             self._note_behaviour(connection, spec.loop, seen, change)

@@ -7,13 +7,15 @@ from contextlib import AsyncExitStack
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
-from gyre_privacy.masking import OF_USERS
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View
 from gyre_runtime.settings import KafkaSettings
 
+from gyre_privacy.masking import OF_USERS
+
 TYPES = message_types(privacy.UserForgotten)
-OnTombstone = Callable[[str, privacy.UserForgotten], object]
+OnTombstone = Callable[[str, privacy.UserForgotten, int], object]
+"""Called with the loop, the tombstone and its offset."""
 
 
 class Tombstones:
@@ -34,10 +36,10 @@ class Tombstones:
         """Wait until every tombstone from before the start is known."""
         await self._ready.wait()
 
-    def note(self, loop: str, message: privacy.UserForgotten) -> None:
+    def note(self, loop: str, message: privacy.UserForgotten, offset: int = 0) -> None:
         """Take a tombstone in."""
         self._times[loop, message.user_id] = message.forgotten_time.ToNanoseconds() / 1e9
-        self._on_tombstone(loop, message)
+        self._on_tombstone(loop, message, offset)
 
     def cover(self, event: Event) -> bool:
         """Whether an event is of a user who was forgotten after it.
@@ -71,6 +73,6 @@ class Tombstones:
     def _view(self, settings: KafkaSettings, name: str) -> View:
         def changed(_key: str, event: Event | None) -> None:
             if event is not None:
-                self.note(name, event.message)
+                self.note(name, event.message, event.offset)
 
         return View(settings.kafka, topic(name, "privacy.tombstones"), TYPES, on_change=changed)
