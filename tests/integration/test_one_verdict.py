@@ -1,0 +1,250 @@
+"""Generated records get one verdict from gateway, stream, archive, quality and import, and after a restart anywhere."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre.gateway.v1 import gateway_pb2 as pb
+from gyre_client.history import refusal_of
+from gyre_core.features import FieldsChanged, Interaction
+from gyre_core.spec import LoopSpec, parse_loop
+from gyre_core.topics import IMPORT_SOURCE, topic
+from gyre_features.processes.archive import ARCHIVED
+from gyre_features.processes.stream import TYPES
+from gyre_features.quality.watch import QualityWatch
+from gyre_gateway.transport.reading import tracked_event
+from gyre_privacy.masking import LoopPrivacy
+from gyre_runtime import Invalid
+from gyre_runtime.admission import Admission, Refusal
+from gyre_runtime.constraints import checker_for
+from gyre_runtime.events import JSON, encode
+from gyre_runtime.fields import field_values
+
+LOOP = """
+version: 1
+loop: shop
+clock: {clock}
+events: {{interactions: {{click: {{}}, rating: {{value: {{min: 0, max: 10}}}}}}}}
+items:
+  fields:
+    price: {{kind: number}}
+    genre: {{kind: category, values: [drama, action]}}
+    tags: {{kind: categories, buckets: 8}}
+    fresh: {{kind: boolean}}
+    released: {{kind: time}}
+    place: {{kind: vector, length: 2}}
+users: {{fields: {{age: {{kind: number}}}}}}
+features: [{{name: popular, kind: decayed_count, scope: item, events: [click], half_lives: [1d]}}]
+"""
+FIELDS: list[tuple[str, dict[str, Any]]] = [
+    ("price", {"number": 3.5}),
+    ("price", {"number": 1e39}),
+    ("price", {"number": float("nan")}),
+    ("price", {"boolean": True}),
+    ("genre", {"text": "drama"}),
+    ("genre", {"text": "opera"}),
+    ("genre", {"categories": behavior.Categories(values=["action"])}),
+    ("tags", {"categories": behavior.Categories(values=["a", "b"])}),
+    ("fresh", {"boolean": False}),
+    ("fresh", {"number": 1}),
+    ("released", {"text": "2013-04-03t00:00:00z"}),
+    ("released", {"text": "9999-12-31T23:59:59-23:59"}),
+    ("released", {"number": 1e13}),
+    ("place", {"vector": behavior.Vector(values=[1, 2])}),
+    ("place", {"vector": behavior.Vector(values=[1])}),
+    ("colour", {"text": "red"}),
+    ("price", {}),
+]
+SUFFIXES = ("behavior.interactions", "behavior.impressions", "catalog.items", "catalog.users")
+
+
+class Sent(NamedTuple):
+    """A record of Kafka, and what it was made from: a message, or None where its bytes or headers are broken."""
+
+    record: Any
+    message: Message | None
+    at: float
+
+
+def interactions(draw: random.Random) -> behavior.Interaction:
+    """Mostly right ones."""
+    made = behavior.Interaction(user_id=draw.choice(["u1", "u2", "", "u" * 200]) if draw.random() < 0.1 else "u1")
+    made.item_id, made.type = "i1", draw.choice(["click", "click", "rating", "stare", "Click!", ""])
+    if draw.random() < 0.5:
+        made.value = draw.choice([0.0, 5.0, 10.0, 10.5, -1.0, 1e39, float("inf"), float("nan")])
+    return made
+
+
+def impressions(draw: random.Random) -> behavior.Impression:
+    """Mostly wrong in one thing at most."""
+    made = behavior.Impression(request_id="r", user_id="u1", item_ids=["a", "b"], shown=1, method=1)
+    odd = draw.randrange(16)
+    if odd < 8:
+        name, value = [
+            ("method", draw.choice([0, 99])),
+            ("epoch", draw.choice([7, 2**53, 2**63])),
+            ("shown", draw.choice([0, 2, 3, 2**32 - 1])),
+            ("rest", draw.choice([9, 2**31, 2**32 - 1])),
+            ("latency_s", draw.choice([0.1, float("nan")])),
+            ("arm_propensity", draw.choice([0.5, 1.5])),
+            ("request_id", draw.choice(["", "r" * 65])),
+            ("feature_age_s", draw.choice([-1.0, float("inf")])),
+        ][odd]
+        setattr(made, name, value)
+    elif odd < 11:
+        lists: dict[str, list[Any]] = {"scores": [1.0, 2.0], "positions": [0, 2**32 - 1], "item_propensities": [0.5]}
+        name = draw.choice(list(lists))
+        getattr(made, name).extend(lists[name][: draw.randrange(3)])
+    elif odd < 14:
+        block = made.features
+        block.layout, block.rows, block.columns = draw.choice(["l", ""]), draw.choice([1, 2]), 1
+        block.values = draw.choice([b"\0" * 8, b"\0" * 7, b"\0\0\0\0\0\0\xc0\x7f"])
+    else:
+        made.context["hour"] = draw.choice([3.0, 1e39, float("nan")])
+    return made
+
+
+def changes(draw: random.Random, suffix: str) -> behavior.ItemChanged | behavior.UserChanged:
+    """An item or a user with some fields."""
+    if suffix == "catalog.users":
+        number = draw.choice([1.0, -1e39])
+        return behavior.UserChanged(user_id="u1", fields={"age": behavior.FieldValue(number=number)})
+    chosen = draw.sample(FIELDS, draw.randrange(3))
+    fields = {name: behavior.FieldValue(**value) for name, value in chosen}
+    return behavior.ItemChanged(item_id=draw.choice(["i1", ""]), fields=fields)
+
+
+def times(draw: random.Random, spec: LoopSpec, newest: float, now: float) -> float:
+    """An event time within the bounds or beyond them, never within seconds of one."""
+    base = now if spec.clock == "wall" else newest
+    away = [0, -60, 30, -spec.events.max_lateness_s - 99, spec.events.max_future_s + 99, -4e8, 200 * 86_400]
+    return base + draw.choice(away[:3]) + draw.random() if draw.random() < 0.8 else base + draw.choice(away)
+
+
+def records(spec: LoopSpec, count: int, seed: int) -> Iterator[Sent]:
+    """Records of all topics, each in one partition, as Kafka would hand them over now."""
+    draw, newest = random.Random(seed), 1_365_000_000.0
+    for offset in range(count):
+        now, suffix = time.time(), draw.choice(SUFFIXES)
+        kind = suffix if draw.random() < 0.97 else draw.choice(SUFFIXES)
+        made: Message = interactions(draw)
+        if kind != "behavior.interactions":
+            made = impressions(draw) if kind == "behavior.impressions" else changes(draw, kind)
+        at = round(times(draw, spec, newest, now), 6)
+        if spec.clock == "replay":
+            newest += draw.random() * 600
+        source = draw.choice(["shop", "shop", IMPORT_SOURCE])
+        record = encode(made, source=source, time=at, key="k")
+        headers, value, message = dict(record.headers), record.value, made if kind == suffix else None
+        if draw.random() < 0.1:
+            headers["content-type"], value = JSON, json_format.MessageToJson(made).encode()
+        if draw.random() < 0.05:
+            message = None
+            broken = draw.choice(["ce_id", "ce_source", "ce_type", "ce_time", "value", "odd_time", "bytes"])
+            headers.pop(broken, None)
+            value = None if broken == "value" and suffix.startswith("behavior") else value
+            value = b"\xff\xff" if broken == "bytes" else value
+            headers["ce_time"] = b"0001-01-01T00:00:00+01:00" if broken == "odd_time" else headers.get("ce_time", b"")
+        taken = {"topic": topic(spec.loop, suffix), "partition": 0, "offset": offset, "key": b"k"}
+        yield Sent(
+            SimpleNamespace(
+                **taken, value=value, headers=list(headers.items()), timestamp=now * 1000, timestamp_type=1
+            ),
+            message,
+            at,
+        )
+
+
+def reason(decision: object) -> str:
+    """The reason of a refusal; nothing for an event."""
+    return decision.reason if isinstance(decision, Refusal) else ""
+
+
+def of_gateway(spec: LoopSpec, sent: Sent) -> str | None:
+    """What `Track` says of the event; None where it does not take such events."""
+    names = {"Interaction": "interaction", "ItemChanged": "item_changed", "UserChanged": "user_changed"}
+    name = names.get(sent.message.DESCRIPTOR.name) if sent.message is not None else None
+    if sent.message is None or name is None:
+        return None
+    event = pb.TrackedEvent(**{name: sent.message})
+    event.event_time.FromMicroseconds(round(sent.at * 1e6))
+    request = pb.TrackRequest(loop=spec.loop, events=[event])
+    if checker_for(request.DESCRIPTOR)(request):
+        return "INVALID_FIELD"  # what the server's interceptor answers
+    try:
+        tracked_event(spec, LoopPrivacy(spec, None), "events[0]", request.events[0])
+    except Invalid as error:
+        return error.reason
+    return ""
+
+
+def of_import(spec: LoopSpec, sent: Sent) -> str | None:
+    """What `gyre import --dry-run` says of the event; None where files hold no such events."""
+    message = sent.message
+    if isinstance(message, behavior.Interaction):
+        value = message.value if message.HasField("value") else None
+        event: Any = Interaction(message.user_id, message.item_id, message.type, sent.at, value)
+    elif isinstance(message, behavior.ItemChanged):
+        event = FieldsChanged("item", message.item_id, sent.at, field_values(message.fields))
+    elif isinstance(message, behavior.UserChanged):
+        event = FieldsChanged("user", message.user_id, sent.at, field_values(message.fields))
+    else:
+        return None
+    return reason(refusal_of(spec, event))
+
+
+def watch_of(spec: LoopSpec) -> QualityWatch:
+    """The quality worker's watch, which is only asked what it decides."""
+    nothing: Any = None
+    return QualityWatch({spec.loop: spec}, TYPES, closed_until=nothing, tell=nothing, commit=nothing, idle_s=60)
+
+
+@pytest.mark.parametrize("clock", ["wall", "replay"])
+@pytest.mark.parametrize("count", [1000, pytest.param(50_000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+def test_every_record_gets_one_verdict(clock: str, count: int) -> None:
+    """What one refuses all refuse, for the same reason; a restart at any offset changes no verdict after it."""
+    spec = parse_loop(LOOP.format(clock=clock))
+    stream, archive = Admission({spec.loop: spec}, TYPES), Admission({spec.loop: spec}, ARCHIVED)
+    quality, reasons, draw = watch_of(spec)._admission, Counter[str](), random.Random(count)
+    restarted = Admission({spec.loop: spec}, TYPES)
+    for sent in records(spec, count, seed=count):
+        record = sent.record
+        place = record.topic, record.partition
+        if draw.random() < 0.02:
+            restarted = Admission({spec.loop: spec}, TYPES)
+            for suffix in SUFFIXES:
+                restarted.start(topic(spec.loop, suffix), 0, stream.clock(topic(spec.loop, suffix), 0))
+        verdict = reason(stream.decide(record))
+        examined = quality.examine(record)
+        others = {
+            "archive": reason(archive.decide(record)),
+            "quality": reason(examined[-1] if examined else None),
+            "after a restart": reason(restarted.decide(record)),
+        }
+        is_timely = verdict not in ("TOO_OLD", "IN_THE_FUTURE")
+        if clock == "wall" or (is_timely and verdict):
+            source = dict(record.headers).get("ce_source")
+            others |= _of(of_gateway, spec, sent) if source == b"shop" else _of(of_import, spec, sent)
+        assert others == dict.fromkeys(others, verdict), (place, sent.message, sent.at)
+        reasons[verdict] += 1
+    assert reasons.keys() >= {
+        "",
+        "UNKNOWN_TYPE",
+        "INVALID_FIELD",
+        "FIELD_INVALID",
+        "TOO_OLD",
+        "IN_THE_FUTURE",
+        "BAD_TIME",
+    }
+
+
+def _of(ask: Callable[[LoopSpec, Sent], str | None], spec: LoopSpec, sent: Sent) -> dict[str, str]:
+    said = ask(spec, sent)
+    return {} if said is None else {ask.__name__: said}
