@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from gyre_core.features import Layout, Reader, Replay, RequestContext
 from gyre_core.spec import LoopSpec
@@ -15,7 +16,8 @@ from gyre_features.stream.backfill import backfill
 from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_features.warehouse.archive import Archive
 from gyre_runtime.events import Event
-from gyre_warehouse.tables import open_catalog
+from gyre_warehouse.tables import ITEMS as CATALOGUE
+from gyre_warehouse.tables import append, arrow_schema, checkpoints_of, ensure_table, open_catalog
 from redis.asyncio import Redis
 
 pytestmark = pytest.mark.adapter
@@ -95,6 +97,20 @@ async def test_the_stream_goes_on_where_a_backfill_ends(
     ]
     await stream.apply(newer)
     await _assert_equal(store, [*archived, *newer])
+
+
+async def test_a_row_that_nobody_can_read_stops_no_backfill(
+    archived: list[Event], store: OnlineStore, spec: LoopSpec, tmp_path: Path, filling: Callable[[], Awaitable[int]]
+) -> None:
+    """Another message's fields in the catalogue are set aside; every other archived event is applied."""
+    catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path / "warehouse")))
+    table = ensure_table(catalog, spec.loop, CATALOGUE)
+    rows = table.scan(row_filter="kafka_partition = 0").to_arrow().slice(0, 1).to_pylist()
+    end = checkpoints_of(table)[0]
+    strange = {"event_id": "strange", "kafka_offset": end.offset, "fields": '{"userId": "u", "type": "rating"}'}
+    append(table, pa.Table.from_pylist([rows[0] | strange], arrow_schema(CATALOGUE)), {0: end.at(end.offset + 1)})
+    assert await filling() == len(archived)
+    await _assert_equal(store, archived)
 
 
 async def test_a_backfill_that_was_cut_short_is_started_again(

@@ -15,6 +15,7 @@ from gyre_runtime.kafka import Producer
 from gyre_runtime.settings import WarehouseSettings
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.adapters.warehouse import ArchivedWarehouse
+from gyre_trainer.quality.tables import check_tables
 from gyre_trainer.training_set import build
 from gyre_warehouse.tables import INTERACTIONS, append, ensure_table, open_catalog
 
@@ -89,6 +90,30 @@ def test_the_past_is_read_only_for_features_that_were_not_served(
     assert made.served.sum() == 3 - foreign
     assert (made.features == whole.features).all()
     assert (made.relevance == whole.relevance).all()
+
+
+def test_rows_that_nobody_can_read_fail_no_run(tmp_path: Path, make_spec, new_history) -> None:
+    """Another message's fields in the catalogue are set aside, counted and told in the report; the others are used."""
+    spec = make_spec(history=5)
+    layout, history = Layout.compile(spec), new_history()
+    history.item("a", time=BEGIN - HOUR_S, genre="drama")
+    history.item("b", time=BEGIN - HOUR_S, genre="comedy")
+    for number, fields in enumerate(['{"userId": "u", "itemId": "c", "type": "click"}', '{"itemId": "c"', None]):
+        history.item(f"c{number}", time=BEGIN - HOUR_S, genre="drama")
+        history.items[-1]["fields"] = fields
+    for number in range(6):
+        history.show(f"u{number}", ["a", "b"], time=BEGIN + number * HOUR_S)
+        history.act(f"u{number}", "a", time=BEGIN + number * HOUR_S + 60)
+    history.archive(tmp_path, spec.loop)
+    tables = LoopTables(WarehouseSettings(warehouse=str(tmp_path)), spec.loop)
+    pins = tables.pin(None)
+    found = tables.read(spec, layout, pins)
+    assert len(build(spec, layout, found, now=pins.now)) == 5
+    assert found.unreadable["items"] == (3, 5)
+    checks = [check for each in check_tables(spec, found, now=pins.now) for check in each.checks]
+    told = {each.column: (each.value, each.passed) for each in checks if each.name == "completeness.unreadable"}
+    assert told["items"] == (0.6, False)
+    assert told["interactions"] == (0.0, True)
 
 
 @pytest.mark.adapter

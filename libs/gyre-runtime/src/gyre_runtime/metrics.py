@@ -140,6 +140,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("gyre_features_parity_checked", "gauge", "1", ("loop",), "Impressions that the last check compared."),
     Metric("gyre_features_parity_unknown", "gauge", "1", ("loop",), "Impressions that the last check could not judge."),
     Metric("gyre_features_parity_seconds", "gauge", "s", ("loop",), "How long the last check took."),
+    Metric(
+        "gyre_warehouse_unreadable_rows_total",
+        "counter",
+        "1",
+        ("loop", "table"),
+        "Rows of the warehouse that no event can be made of, set aside by a backfill or a parity check.",
+    ),
     Metric("gyre_archive_rows_total", "counter", "1", ("loop", "table"), "Rows appended to the warehouse."),
     Metric("gyre_quality_windows_total", "counter", "1", ("loop", "topic"), "Quality windows told, so far or finally."),
     Metric("gyre_quality_live_value", "gauge", "1", ("loop", "check"), "What a check of the live stream last found."),

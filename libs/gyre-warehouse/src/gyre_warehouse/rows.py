@@ -1,19 +1,25 @@
 """Rows of the warehouse as the events that the feature algebra takes; for every replay, whoever does it."""
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from google.protobuf import json_format
+from google.protobuf.message import Message
 from gyre.events.v1 import behavior_pb2 as behavior
-from gyre_core.features import Event, FieldsChanged, Impression, Interaction, Layout
+from gyre_core.features import EntityKind, Event, FieldsChanged, Impression, Interaction, Layout
+from gyre_core.features.encoding import encode_all
+from gyre_core.features.slots import FieldSlot
 from gyre_core.spec import IMPRESSION
+from gyre_runtime import instrument
 from gyre_runtime.fields import field_values
 
 from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, ITEMS, USERS
 
+_LOG = logging.getLogger(__name__)
 _US = 1_000_000
 EVENT_COLUMNS = {
     INTERACTIONS: ("event_time", "user_id", "item_id", "type", "value"),
@@ -22,12 +28,58 @@ EVENT_COLUMNS = {
     USERS: ("event_time", "user_id", "fields"),
 }
 """What of each table an event is made from."""
+_CHANGES: Mapping[str, tuple[EntityKind, type[Message]]] = {
+    ITEMS: ("item", behavior.ItemChanged),
+    USERS: ("user", behavior.UserChanged),
+}
 
 
 def seconds_of(times: Any) -> npt.NDArray[np.float64]:
     """A column of times as unix seconds."""
     seconds: npt.NDArray[np.float64] = times.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() / _US
     return seconds
+
+
+def readable_rows(table: str, rows: pa.Table, layout: Layout) -> pa.Table:
+    """The rows that an event of a layout can be made of, in their order.
+
+    Tables can hold others from before a rule of admission was made: another message's fields, a value of another kind,
+    a null where a name must be. One such row must not fail what reads all of them.
+
+    Args:
+        table: name of the table.
+        rows: with the columns of `EVENT_COLUMNS`.
+        layout: whose fields the values must fit.
+    """
+    required = [name for name in EVENT_COLUMNS[table] if name != "value"]
+    given = np.ones(len(rows), dtype=bool)
+    for name in required:
+        given &= rows[name].is_valid().to_numpy()
+    if table in _CHANGES:
+        kind, message = _CHANGES[table]
+        slots, texts = layout.slots(kind).fields, rows["fields"].to_pylist()
+        given[given] = [_fits(slots, message, text) for text, is_given in zip(texts, given, strict=True) if is_given]
+    return rows if given.all() else rows.filter(pa.array(given))
+
+
+def count_unreadable(loop: str, table: str, stored: pa.Table, readable: pa.Table) -> pa.Table:
+    """Return what can be read of a loop's rows; count the others, and say so."""
+    count = len(stored) - len(readable)
+    if count:
+        instrument("gyre_warehouse_unreadable_rows_total").add(count, loop=loop, table=table)
+        facts = {"loop": loop, "table": table, "rows": count, "of": len(stored)}
+        _LOG.warning("rows that cannot be read are set aside", extra=facts)
+    return readable
+
+
+def _fits(slots: Sequence[FieldSlot], message: type[Message], text: str) -> bool:
+    """Whether a change's fields can be read, and encoded as a layout stores them."""
+    try:
+        change: Any = json_format.Parse(text, message())
+        encode_all(slots, field_values(change.fields))
+    except (json_format.ParseError, ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 def events_of(table: str, rows: pa.Table) -> list[Event]:

@@ -7,7 +7,8 @@ window is still open is left out, and so is one that nothing followed, which a l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import duckdb
@@ -41,6 +42,8 @@ class Tables:
         shown: all impressions without their features, where the layout counts impressions; `impressions` without it.
         labelling: the interactions that may be labels; all of them without it.
         users: all changes of users' fields; none without it.
+        unreadable: by `impressions`, `interactions`, `items` and `users`, how many rows were set aside, since no event
+            can be made of them, and how many there were.
     """
 
     impressions: pa.Table
@@ -49,6 +52,7 @@ class Tables:
     shown: pa.Table | None = None
     labelling: pa.Table | None = None
     users: pa.Table | None = None
+    unreadable: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ def _make(work: Work, settings: JobSettings, folder: Path, findings: Findings) -
         "unlabelled_impressions": float(data.unlabelled),
         "open_impressions": float(data.open_windows),
         "late_interactions": float(data.late),
+        "unreadable_rows": float(sum(count for count, _ in tables.unreadable.values())),
     }
     files = {**findings.files(), **reference_files(spec, data, layout)}
     golden = held_out.features[held_out.held]

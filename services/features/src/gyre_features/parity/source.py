@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gyre_core.features import Event, Layout
 from gyre_core.topics import topic
-from gyre_warehouse.rows import EVENT_COLUMNS, counts_impressions, events_of
+from gyre_warehouse.rows import EVENT_COLUMNS, count_unreadable, counts_impressions, events_of, readable_rows
 from gyre_warehouse.tables import IMPRESSIONS, TRAINING_TABLE_OF, offsets_of, read_columns
 from pyiceberg.table import Table
 
@@ -80,7 +80,7 @@ class ArchivedBatches:
             if name != IMPRESSIONS or counts_impressions(layout)
         }
         self._table_of = {topic(loop, suffix): name for suffix, name in counted.items()}
-        self._tables = tables
+        self._tables, self._loop, self._layout = tables, loop, layout
         self._held = {name: offsets_of(tables[name]) for name in counted.values()}
         self._events_at_once = events_at_once
 
@@ -121,7 +121,8 @@ class ArchivedBatches:
         for name, spans in by_table.items():
             asked = ["request_id"] if name == IMPRESSIONS else []
             columns = ["source", "event_id", *asked, *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset"]
-            rows = read_columns(self._tables[name], columns, rows=_within(spans)).sort_by("kafka_offset")
+            stored = read_columns(self._tables[name], columns, rows=_within(spans)).sort_by("kafka_offset")
+            rows = count_unreadable(self._loop, name, stored, readable_rows(name, stored, self._layout))
             partitions = rows["kafka_partition"].to_numpy()
             for place in spans:
                 own = rows.filter(partitions == place[1])

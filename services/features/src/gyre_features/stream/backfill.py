@@ -24,7 +24,7 @@ from gyre_core.topics import topic
 from gyre_runtime import Unavailable, load_loops
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place
 from gyre_runtime.events import Event
-from gyre_warehouse.rows import EVENT_COLUMNS, counts_impressions, seconds_of
+from gyre_warehouse.rows import EVENT_COLUMNS, count_unreadable, counts_impressions, readable_rows, seconds_of
 from gyre_warehouse.tables import (
     IMPRESSIONS,
     INTERACTIONS,
@@ -186,7 +186,7 @@ class Archived:
             return 0
         for first, last in await asyncio.to_thread(_ranges, table, place[1], begin, end.offset):
             events = []
-            for event in await asyncio.to_thread(_read, table, place, first=first, end=last):
+            for event in await asyncio.to_thread(_read, self._store.layout, table, place, first=first, end=last):
                 clock = clock.after(event.time) if isinstance(event.message, _BEHAVIOR) else clock
                 events.append(event._replace(clock=clock.newest))
             reached = end if last == end.offset else Checkpoint(last, end.base, clock=clock)
@@ -241,12 +241,13 @@ def _tables_of(catalog: Catalog, loop: str, places: Iterable[Place]) -> dict[str
     return {name: ensure_table(catalog, loop, table) for name, table in tables.items() if name in names}
 
 
-def _read(table: Table, place: Place, *, first: int, end: int) -> list[Event]:
+def _read(layout: Layout, table: Table, place: Place, *, first: int, end: int) -> list[Event]:
     """The archived events of a topic partition between two offsets, as consumers of Kafka get them."""
     name = table.name()[-1]
     columns = ["source", "event_id", *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset", "ingest_time"]
     wanted = f"kafka_partition = {place[1]} and kafka_offset >= {first} and kafka_offset < {end}"
-    rows = read_columns(table, columns, rows=wanted).sort_by("kafka_offset")
+    stored = read_columns(table, columns, rows=wanted).sort_by("kafka_offset")
+    rows = count_unreadable(place[0].partition(".")[0], name, stored, readable_rows(name, stored, layout))
     times, arrivals = seconds_of(rows["event_time"]).tolist(), seconds_of(rows["ingest_time"]).tolist()
     message = _MESSAGES[name]
     return [

@@ -14,7 +14,7 @@ from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Precondition, Unavailable
 from gyre_runtime.settings import WarehouseSettings
-from gyre_warehouse.rows import counts_impressions
+from gyre_warehouse.rows import counts_impressions, readable_rows
 from gyre_warehouse.tables import (
     IMPRESSIONS,
     INTERACTIONS,
@@ -118,13 +118,23 @@ class LoopTables:
         impressions = _scan(tables, pins.snapshots, IMPRESSIONS, _COLUMNS[IMPRESSIONS], newer)
         replays = not are_served(layout, impressions).all()
         counted = replays and counts_impressions(layout)
-        past = None if replays else newer
+        past, unreadable = None if replays else newer, dict[str, tuple[int, int]]()
+
+        def readable(name: str, rows: pa.Table) -> pa.Table:
+            found = readable_rows(name, rows, layout)
+            unreadable[name.partition("_")[2]] = len(rows) - len(found), len(rows)
+            return found
+
+        shown = readable(IMPRESSIONS, _scan(tables, pins.snapshots, IMPRESSIONS, _SHOWN)) if counted else None
         return Tables(
-            impressions=impressions,
-            interactions=_scan(tables, pins.snapshots, INTERACTIONS, _COLUMNS[INTERACTIONS], past),
-            items=_scan(tables, pins.snapshots, ITEMS, _COLUMNS[ITEMS]),
-            shown=_scan(tables, pins.snapshots, IMPRESSIONS, _SHOWN) if counted else None,
-            users=_scan(tables, pins.snapshots, USERS, _COLUMNS[USERS]),
+            impressions=readable(IMPRESSIONS, impressions),
+            interactions=readable(
+                INTERACTIONS, _scan(tables, pins.snapshots, INTERACTIONS, _COLUMNS[INTERACTIONS], past)
+            ),
+            items=readable(ITEMS, _scan(tables, pins.snapshots, ITEMS, _COLUMNS[ITEMS])),
+            shown=shown,
+            users=readable(USERS, _scan(tables, pins.snapshots, USERS, _COLUMNS[USERS])),
+            unreadable=unreadable,
         )
 
     def join(self, spec: LoopSpec, pins: Pins, *, path: Path, memory_bytes: int) -> Joined:

@@ -28,6 +28,7 @@ Rows = npt.NDArray[np.int64]
 _US = 1_000_000
 _MOST_PERIODS = 28
 _MOST_ITEMS = 20_000
+_MAX_UNREADABLE = 0.001
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,19 @@ def check_tables(spec: LoopSpec, tables: Tables, *, now: float) -> list[Subject]
         *_ids(spec, acted),
     ]
     return [
-        Subject("impressions", tuple(found)),
-        Subject("interactions", tuple(_moved(about, picked))),
-        Subject("items", tuple(_items(spec, tables.items))),
-        Subject("users", tuple(_users(spec, tables.users))),
+        Subject("impressions", (*_unreadable(tables, "impressions"), *found)),
+        Subject("interactions", (*_unreadable(tables, "interactions"), *_moved(about, picked))),
+        Subject("items", (*_unreadable(tables, "items"), *_items(spec, tables.items))),
+        Subject("users", (*_unreadable(tables, "users"), *_users(spec, tables.users))),
     ]
+
+
+def _unreadable(tables: Tables, name: str) -> Iterator[Check]:
+    """The share of a table's rows that no event can be made of; they were set aside already."""
+    count, of = tables.unreadable.get(name, (0, 0))
+    if of:
+        share, detail = count / of, f"{count} of {of} rows cannot be read, and were set aside"
+        yield Check("completeness.unreadable", name, share, _MAX_UNREADABLE, share <= _MAX_UNREADABLE, detail)
 
 
 def seconds(table: pa.Table) -> npt.NDArray[np.float64]:
