@@ -21,7 +21,7 @@ from gyre_local.testing import eventually
 from gyre_runtime import Unavailable
 from gyre_runtime.events import Event
 from gyre_runtime.kafka import Producer, create_topics
-from gyre_warehouse.tables import APPLIED, IMPRESSIONS, INTERACTIONS, ensure_table, open_catalog, read_columns
+from gyre_warehouse.tables import APPLIED, IMPRESSIONS, INTERACTIONS, REFUSED, ensure_table, open_catalog, read_columns
 
 Start = Callable[..., Any]
 BEGIN = 1_370_000_000.0
@@ -199,3 +199,22 @@ async def test_two_archives_share_the_partitions(
     first.wait()
     await eventually(lambda: len(_stored(warehouse, spec.loop)) >= 1000, timeout_s=60, message="all rows are there")
     assert _stored(warehouse, spec.loop) == sorted(f"e{each}" for each in range(1000))
+
+
+async def test_what_a_table_cannot_hold_is_set_aside(tmp_path: Path, spec: LoopSpec) -> None:
+    """One event beyond its column is in refused_rows once, by place and reason; those around it are in the table."""
+    catalog, name = open_catalog(FeaturesSettings(warehouse=str(tmp_path))), topic(spec.loop, "features.applied")
+    batches = [1, 2**63, 3]
+    events = [
+        Event(f"e{number}", "test", "", BEGIN, events_pb2.BatchApplied(batch=each), None, name, 0, number, "k", BEGIN)
+        for number, each in enumerate(batches)
+    ]
+    for _ in range(2):
+        archive = Archive(catalog, rows=1000, seconds=60, payload_bytes=10**9)
+        await archive.add(events)
+        await archive.flush()
+    held = ensure_table(catalog, spec.loop, APPLIED).scan().to_arrow()
+    assert held["batch"].to_pylist() == [1, 3]
+    (aside,) = ensure_table(catalog, spec.loop, REFUSED).scan().to_arrow().to_pylist()
+    assert (aside["topic"], aside["kafka_partition"], aside["kafka_offset"]) == (name, 0, 1)
+    assert aside["event_id"] == "e1"

@@ -141,6 +141,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("gyre_features_parity_unknown", "gauge", "1", ("loop",), "Impressions that the last check could not judge."),
     Metric("gyre_features_parity_seconds", "gauge", "s", ("loop",), "How long the last check took."),
     Metric(
+        "gyre_archive_refused_rows_total",
+        "counter",
+        "1",
+        ("loop", "topic", "reason"),
+        "Events that their table cannot hold, set aside in refused_rows.",
+    ),
+    Metric(
         "gyre_warehouse_unreadable_rows_total",
         "counter",
         "1",

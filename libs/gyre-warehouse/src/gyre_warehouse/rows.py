@@ -57,8 +57,9 @@ def readable_rows(table: str, rows: pa.Table, layout: Layout) -> pa.Table:
         given &= rows[name].is_valid().to_numpy()
     if table in _CHANGES:
         kind, message = _CHANGES[table]
-        slots, texts = layout.slots(kind).fields, rows["fields"].to_pylist()
-        given[given] = [_fits(slots, message, text) for text, is_given in zip(texts, given, strict=True) if is_given]
+        slots = layout.slots(kind).fields
+        texts: list[Any] = rows["fields"].to_pylist()
+        given[given] = [_fits(slots, message, texts[row]) for row in np.flatnonzero(given).tolist()]
     return rows if given.all() else rows.filter(pa.array(given))
 
 

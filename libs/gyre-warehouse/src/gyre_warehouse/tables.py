@@ -44,6 +44,8 @@ from pyiceberg.types import (
 INTERACTIONS, IMPRESSIONS, ITEMS = "behavior_interactions", "behavior_impressions", "catalog_items"
 USERS = "catalog_users"
 APPLIED = "features_applied"
+REFUSED = "refused_rows"
+"""Events that their table cannot hold: where they stand in Kafka, and why."""
 TRAINING_TABLE_OF = {
     "behavior.interactions": INTERACTIONS,
     "behavior.impressions": IMPRESSIONS,
@@ -115,6 +117,7 @@ _COLUMNS: dict[str, dict[str, IcebergType | str]] = {
     },
     ITEMS: {**_ORIGIN, "item_id": _TEXT, "fields": _TEXT, **_PLACE},
     USERS: {**_ORIGIN, "user_id": _TEXT, "fields": _TEXT, **_PLACE},
+    REFUSED: {**_ORIGIN, "topic": _TEXT, "reason": _TEXT, **_PLACE},
     APPLIED: {
         **_ORIGIN,
         "layout": _TEXT,

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -32,6 +33,8 @@ from gyre_warehouse.tables import (
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
+
+from gyre_features.warehouse.refused_rows import RefusedRows, rows_apart
 
 _LOG = logging.getLogger(__name__)
 _COMMITS_FOR_A_SECOND = 500
@@ -182,6 +185,7 @@ class Archive:
         self._commits = 0
         self._lock = asyncio.Lock()
         self._failing: tuple[float, Unavailable] | None = None
+        self._refused = RefusedRows(catalog)
 
     def checkpoints(self, topic: str) -> dict[int, Checkpoint]:
         """Up to where the table of a topic holds each of its partitions."""
@@ -209,7 +213,7 @@ class Archive:
                 waiting = self._waiting.get(event.topic)
                 if waiting is None or event.offset >= waiting.end(event.partition):
                     by_topic.setdefault(event.topic, []).append(event)
-            rows = {topic: rows_of(topic, self._counted(own)) for topic, own in by_topic.items()}
+            rows = {topic: self._rows(topic, self._counted(own)) for topic, own in by_topic.items()}
             if not self._waiting:
                 self._since = time.monotonic()
             for topic, table in rows.items():
@@ -220,6 +224,12 @@ class Archive:
                 waiting = self._waiting.setdefault(topic, _Waiting())
                 if end.offset > waiting.end(partition):
                     waiting.ends[partition] = end
+
+    def _rows(self, topic: str, events: Sequence[Event]) -> pa.Table:
+        """The rows of events; those that the table cannot hold are set aside."""
+        made, refused = rows_apart(partial(rows_of, topic), events)
+        self._refused.add(refused)
+        return pa.concat_tables(made) if made else rows_of(topic, [])
 
     async def run(self) -> None:
         """Append what waits too long, until cancelled; while the warehouse takes nothing, try again."""
@@ -254,6 +264,7 @@ class Archive:
         """
         async with self._lock:
             try:
+                await asyncio.to_thread(self._refused.flush)
                 for topic in list(self._waiting):
                     await asyncio.to_thread(self._append, topic, self._waiting[topic])
                     del self._waiting[topic]
