@@ -154,7 +154,7 @@ def test_features_that_were_served(checked: LoopSpec) -> None:
 
 
 def test_impossible_sequences_wait_for_their_impression(checked: LoopSpec) -> None:
-    """Interactions that come first are judged once their impression has come; those of unknown requests never are."""
+    """Interactions that come first are judged once their user's impression is there, those of others never."""
     counting = Counting(checked)
     for request, item, time in (
         ("r", "a", 0.0),
@@ -163,9 +163,9 @@ def test_impossible_sequences_wait_for_their_impression(checked: LoopSpec) -> No
         ("r", "rest", 1.0),
         ("r", "z", 1.0),
     ):
-        counting.add("behavior.interactions", _act(item=item, request=request), BEGIN + time)
-    counting.add("behavior.interactions", _act(item="a", request="unknown"), BEGIN)
-    counting.add("behavior.interactions", _act(item="a"), BEGIN)
+        counting.add("behavior.interactions", _act(item=item, request=request, user="u"), BEGIN + time)
+    for request, user in (("unknown", "u"), ("r", "another"), ("", "u")):
+        counting.add("behavior.interactions", _act(item="a", request=request, user=user), BEGIN)
     assert counting.found("sequence.never_shown") == (0, 0)
     shown = _impression(checked, "r", ["a", "b", "rest"], prices=[1, 1, 1])
     counting.add("behavior.impressions", shown, BEGIN)
@@ -337,10 +337,12 @@ async def test_the_worker_checks_the_live_stream_without_a_model(
     start_process("quality", GYRE_FEATURES_QUALITY_LIVE_S="0.5", GYRE_FEATURES_QUALITY_IDLE_S="0.5")
     phone, none = _title("call +44 20 7946 0958"), _title("")
     bot = _act(user="bot", item="z", request="r", value=11.0)
+    seen_by_bot = _impression(spec, "r", ["a", "b", "c"], prices=[99, 99, 99])
+    seen_by_bot.user_id = "bot"
     bad: list[Sent] = [
         ("catalog.items", behavior.ItemChanged(item_id="i", fields=phone), BEGIN - 30, "i"),
         ("catalog.items", behavior.ItemChanged(item_id="j", fields=none), BEGIN - 30, "j"),
-        ("behavior.impressions", _impression(spec, "r", ["a", "b", "c"], prices=[99, 99, 99]), BEGIN, "s"),
+        ("behavior.impressions", seen_by_bot, BEGIN, "s"),
         *(("behavior.interactions", bot, BEGIN + 1 + number, f"e{number % 25}") for number in range(40)),
     ]
     await _send(kafka, spec, bad)

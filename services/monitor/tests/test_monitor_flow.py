@@ -199,7 +199,7 @@ async def test_an_experiment_of_a_rollout_counts_only_its_time(projection, datab
 async def test_the_ids_behind_an_answer_are_known_without_any_trace(projection, database, log, make, loop) -> None:
     """Request, version, rollout, run, trigger, snapshots and interactions, in whatever order they were read."""
     later = [log.acted(make.interaction(), at=make.begin + at) for at in (9, 5, 4000)]
-    named = log.acted(make.interaction("u9", item="z", request_id="r1"), at=make.begin + 7000)
+    named = log.acted(make.interaction(item="z", request_id="r1"), at=make.begin + 7000)
     await projection.apply([*later, named, log.shown(make.impression("r1", epoch=7))])
     begun = make.rollout(loop, "ro1", "STARTED", epoch=2)
     begun.candidate.CopyFrom(make.candidate(loop, "v1", trigger_id="t7"))
