@@ -154,6 +154,11 @@ class Privacy:
         return self._loops[loop]
 
     @property
+    def redacts(self) -> bool:
+        """Whether a loop's texts are searched, which takes milliseconds a text."""
+        return any(each.redacts for each in self._loops.values())
+
+    @property
     def mask(self) -> Callable[[Event], None] | None:
         """What masks a decoded event in place, for `ConsumerOptions`; None where no loop has rules."""
         return self._mask if self._masking else None

@@ -181,9 +181,13 @@ class Admission:
         loops: specs by name.
         types: payload classes of all topics, by full proto name.
         mask: as in `Rules`.
+        is_slow: whether deciding a batch takes long enough to be done in a thread, as searching texts does.
     """
 
-    def __init__(self, loops: Mapping[str, LoopSpec], types: MessageTypes, mask: Mask | None = None) -> None:
+    def __init__(
+        self, loops: Mapping[str, LoopSpec], types: MessageTypes, mask: Mask | None = None, *, is_slow: bool = False
+    ) -> None:
+        self.is_slow = is_slow
         types = {**types, **_MARKS}
         self._rules = {name: Rules(types, spec, mask) for name, spec in loops.items()}
         self._others = Rules(types, None, mask)

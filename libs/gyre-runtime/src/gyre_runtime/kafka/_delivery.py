@@ -70,7 +70,10 @@ class Delivery:
             Abandoned: the consumer stops or its partitions go while the handler fails transiently.
             Rewound: the handler's store holds less than it did.
         """
-        events, refused = self._decide(records, ends)
+        if self.admission.is_slow:
+            events, refused = await asyncio.to_thread(self._decide, records, ends)
+        else:
+            events, refused = self._decide(records, ends)
         ends.update({place: replace(end, clock=self.admission.clock(*place)) for place, end in ends.items()})
         await asyncio.gather(*(self._refuse(record, refusal.reason, refusal.detail) for record, refusal in refused))
         by_place = {(each.topic, each.partition, each.offset + _base(each, ends)): each for each in records}

@@ -120,7 +120,7 @@ def _loop_work(
         options=ConsumerOptions(
             max_records=5000,
             dead_letters=False,
-            admission=Admission({spec.loop: spec}, ARCHIVED, privacy.mask),
+            admission=Admission({spec.loop: spec}, ARCHIVED, privacy.mask, is_slow=privacy.redacts),
             stored=stored,
             on_revoked=revoked,
         ),

@@ -152,7 +152,7 @@ def _layout_stream(parts: _Parts, maintainer: LayoutMaintainer, layout: tuple[st
     options = ConsumerOptions(
         max_records=_BATCHES_AT_ONCE * settings.features_batch_events,
         dead_letters=partial(maintainer.writes_dead_letters, hash_),
-        admission=Admission({loop: newest}, TYPES, parts.privacy.mask),
+        admission=Admission({loop: newest}, TYPES, parts.privacy.mask, is_slow=parts.privacy.redacts),
         stored=worker.stored,
         on_assigned=worker.assigned,
     )
