@@ -228,6 +228,31 @@ async def test_a_deletion_is_passed_over(spec: LoopSpec) -> None:
     assert committed[-1] == {(name, 1): 8}
 
 
+async def test_one_producers_clock_decides_for_nobody(spec: LoopSpec) -> None:
+    """An event almost `max_future` ahead neither puts the present window to rest, nor makes data fresher than now."""
+    told: list[pb.QualityWindow] = []
+
+    async def tell(windows: Any) -> None:
+        told.extend(windows)
+
+    async def closed_until(_: Any) -> dict[Any, float]:
+        return {}
+
+    async def commit(_: Any) -> None:
+        """Nothing is read again here."""
+
+    wall = spec.model_copy(update={"clock": "wall"})
+    watch = QualityWatch({spec.loop: wall}, TYPES, closed_until=closed_until, tell=tell, commit=commit, idle_s=0)
+    name, now = topic(spec.loop, "behavior.interactions"), time.time()
+    events = [("fast", now + 299), *(("same", now) for _ in range(4))]
+    records = [encode(_rating(1.0), source="test", id=id_, time=at) for id_, at in events]
+    await watch.observe([_Received(name, 0, offset, *record) for offset, record in enumerate(records)])
+    repeated = {(tally.seen, tally.at_fault) for each in told for tally in each.tallies if "duplicates" in tally.name}
+    assert (4, 3) in repeated
+    newest = max(each.newest_event_time.ToNanoseconds() / 1e9 for each in told)
+    assert newest <= time.time()
+
+
 class _Received:
     """A record as a consumer hands it over."""
 

@@ -17,7 +17,7 @@ from gyre_gateway.domain.routing import Route
 from gyre_local.testing import eventually
 from gyre_runtime import Invalid, Unavailable
 from gyre_runtime.events import Event, decode, message_types
-from gyre_runtime.kafka import Producer
+from gyre_runtime.kafka import Producer, read_records
 from gyre_runtime.telemetry import Telemetry
 
 from .conftest import Mesh, StartMesh, ids
@@ -231,6 +231,37 @@ async def test_the_replay_clock_takes_old_events(start: StartMesh, kafka: str) -
     old.event_time.FromNanoseconds(int((time.time() + 2 * 86_400) * 1e9))
     with pytest.raises(Invalid, match=r"IN_THE_FUTURE.*at most 1d"):
         await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[old]), timeout=5)
+
+
+async def test_times_at_the_edge_are_cut_or_refused(start: StartMesh, kafka: str) -> None:
+    """A request at the end of year 9999 is invalid, not a fault of the server; Track cuts nanoseconds off."""
+    mesh = await start(clock="replay")
+    request = pb.RankRequest(loop=mesh.loop, user_id="u", item_ids=["item-1"])
+    request.context.request_time.FromJsonString("9999-12-31T23:59:59.999999999Z")
+    (refused,) = await asyncio.gather(mesh.stub.Rank(request, timeout=5), return_exceptions=True)
+    assert isinstance(refused, Invalid), refused
+    assert refused.violations[0].field == "context.request_time"
+    event = click(event_id="edge")
+    event.event_time.FromJsonString("2013-03-01T12:00:00.123456999Z")
+    await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[event]), timeout=5)
+    (record,) = [each async for each in read_records(kafka, topic(mesh.loop, "behavior.interactions"))]
+    assert dict(record.headers)["ce_time"] == b"2013-03-01T12:00:00.123456Z"
+
+
+async def test_numbers_beyond_float32_are_refused_at_the_door(mesh: Mesh) -> None:
+    """A context or an event with 1e39 is refused by its field, and no model is asked."""
+    request = pb.RankRequest(loop=mesh.loop, user_id="u", item_ids=["item-1"])
+    request.context.numbers["hour"] = 1e39
+    year = behavior.ItemChanged(item_id="i", fields={"year": behavior.FieldValue(number=1e39)})
+    flag = behavior.ItemChanged(item_id="i", fields={"year": behavior.FieldValue(boolean=True)})
+    genre = behavior.Categories(values=["unheard-of"])
+    unlisted = behavior.ItemChanged(item_id="i", fields={"genres": behavior.FieldValue(categories=genre)})
+    calls = [mesh.stub.Rank(request, timeout=5)]
+    for item in (year, flag, unlisted):
+        events = [pb.TrackedEvent(item_changed=item)]
+        calls.append(mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=events), timeout=5))
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(each) for each in answers] == [Invalid] * 4, answers
 
 
 async def test_reports_acknowledge_epochs_at_once_and_say_goodbye(start: StartMesh, kafka: str) -> None:
