@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from gyre_core.models import PINS_FOLDER
 from gyre_features.privacy.erasure import erase_user
 from gyre_features.processes.maintain import compact_all, maintain_all
 from gyre_features.settings import FeaturesSettings
@@ -191,13 +192,16 @@ def test_the_same_file_is_known_however_it_is_written(table: Table, monkeypatch)
 
 
 def test_models_name_their_snapshots(tmp_path: Path) -> None:
-    """All artefacts of a loop count; one that cannot be read stops the expiry instead of losing what it names."""
+    """Artefacts and runs under way count; one that cannot be read stops the expiry instead of losing what it names."""
     for version, snapshots in (("v1", {INTERACTIONS: 11}), ("v2", {INTERACTIONS: 12, "catalog_items": 7})):
         folder = tmp_path / "shop" / version
         folder.mkdir(parents=True)
         (folder / "model.json").write_text(json.dumps({"snapshots": snapshots}))
+    pinned = tmp_path / "shop" / PINS_FOLDER / "run-1"
+    pinned.mkdir(parents=True)
+    (pinned / "model.json").write_text(json.dumps({"snapshots": {INTERACTIONS: 13}}))
     found = snapshots_of_models(tmp_path, "shop")
-    assert found == {INTERACTIONS: {11, 12}, "catalog_items": {7}}
+    assert found == {INTERACTIONS: {11, 12, 13}, "catalog_items": {7}}
     (tmp_path / "shop" / "v1" / "model.json").write_text("{}")
     with pytest.raises(ValueError, match=r"v1/model\.json: must name the snapshots"):
         snapshots_of_models(tmp_path, "shop")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from gyre.events.v1 import models_pb2 as models
-from gyre_core.models import MANIFEST_FILE
+from gyre_core.models import MANIFEST_FILE, PINS_FOLDER
 from gyre_core.spec.operations import RetentionSpec
 from gyre_core.topics import topic
 from gyre_runtime.kafka import Producer
 from gyre_trainer.adapters.mlflow import Entry, record
 from gyre_trainer.adapters.store import SqliteRuns
-from gyre_trainer.domain import Run, State
+from gyre_trainer.adapters.warehouse import ArchivedWarehouse
+from gyre_trainer.domain import Pins, Run, State
 from gyre_trainer.maintain import Maintenance
 from gyre_trainer.retention import StoredModel, plan
+from gyre_trainer.settings import TrainerSettings
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
@@ -137,6 +141,29 @@ def test_a_job_killed_at_any_step_leaves_no_dangling_reference(tmp_path: Path, m
         if not was_killed:
             break
     assert at > 10
+
+
+async def test_snapshots_of_a_run_under_way_stay_named(tmp_path: Path) -> None:
+    """What a run reads stands beside the artefacts until it is over; what a killed trainer left goes with the job."""
+    settings = TrainerSettings(artifacts=tmp_path / "artifacts", state_dir=tmp_path / "state")
+    warehouse = ArchivedWarehouse(settings, {})
+    store, folder = SqliteRuns(settings.state_dir), settings.artifacts / "shop"
+    pins = Pins({"behavior_impressions": 11}, NOW)
+    ended, running, released = (
+        replace(run_of(version, state), pins=pins)
+        for version, state in (("v1", State.FAILED), ("v2", State.TRAINING), ("v3", State.TRAINING))
+    )
+    for run in (ended, running, released):
+        store.save(run)
+        await warehouse.hold(run)
+    await warehouse.release(released)
+    manifests = sorted(folder.glob(f"{PINS_FOLDER}/*/{MANIFEST_FILE}"))
+    assert [path.parent.name for path in manifests] == ["run-v1", "run-v2"]
+    assert json.loads(manifests[0].read_text())["snapshots"] == {"behavior_impressions": 11}
+    job = Maintenance("shop", store, folder, lambda _loop, _run_id: True)
+    assert job.carry_out(plan([], set(), RetentionSpec(), now=NOW))
+    assert [path.parent.name for path in folder.glob(f"{PINS_FOLDER}/*/{MANIFEST_FILE}")] == ["run-v2"]
+    store.close()
 
 
 @pytest.mark.adapter

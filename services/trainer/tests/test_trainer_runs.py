@@ -42,6 +42,15 @@ class FakeWarehouse:
 
     failures: int = 0
     pinned: int = 0
+    held: set[str] = field(default_factory=set)
+
+    async def hold(self, run: Run) -> None:
+        """See `Warehouse`."""
+        self.held.add(run.run_id)
+
+    async def release(self, run: Run) -> None:
+        """See `Warehouse`."""
+        self.held.discard(run.run_id)
 
     async def pin(self, loop: str) -> Pins:
         """See `Warehouse`."""

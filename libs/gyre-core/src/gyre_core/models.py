@@ -21,6 +21,8 @@ LAYOUT_PARAMETER = "gyre_layout"
 
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
+PINS_FOLDER = ".pins"
+"""Folder beside a loop's artefacts that holds, for each run under way, a manifest of the snapshots that it reads."""
 MANIFEST_FILE = "model.json"
 QUALITY_FILE = "quality.json"
 QUALITY_PAGE = "quality.html"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from gyre_core.models import PINS_FOLDER
 from gyre_runtime import Unavailable, load_loops
 from gyre_runtime.named_models import named_versions
 
@@ -132,7 +133,14 @@ class Maintenance:
 
     def _remove_drafts(self) -> None:
         """Remove what was left by a job that was killed, and by a training run that was killed long ago."""
+        pinned = list((self._folder / PINS_FOLDER).glob("*"))  # before the runs: one that starts now is not among them
+        under_way = {run.run_id for run in self._store.newest(self._loop, -1) if not run.state.is_final}
+        for path in pinned:
+            if path.name not in under_way:
+                shutil.rmtree(path, ignore_errors=True)
         for path in self._folder.glob(f"{_DRAFT}*"):
+            if path.name == PINS_FOLDER:
+                continue
             if path.name.endswith(_REMOVED) or time.time() - path.stat().st_mtime > _DRAFT_AGE_S:
                 shutil.rmtree(path, ignore_errors=True)
 

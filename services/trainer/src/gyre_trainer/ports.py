@@ -43,6 +43,12 @@ class Warehouse(Protocol):
             Unavailable: Kafka or the catalogue does not answer.
         """
 
+    async def hold(self, run: Run) -> None:
+        """Let what a run is pinned to stay, whatever its age, until `release`."""
+
+    async def release(self, run: Run) -> None:
+        """Let it go: the run is over, and what it made names what it read."""
+
 
 class Job(Protocol):
     """Does the work of a run somewhere else."""

@@ -62,6 +62,7 @@ class Runner:
         links = [run.traceparent] if run.traceparent else []
         with model_tracer().span("training run", links=links, attributes=attributes) as span:
             ended = await self._ended(run)
+            await self.warehouse.release(ended)
             span.set_attributes({"gyre.state": ended.state.value, "gyre.version": ended.version})
         facts = {"run_id": ended.run_id, "loop": ended.loop, "state": ended.state.value, "version": ended.version}
         _LOG.info("training run ended", extra={**facts, "reason": ended.reason, **ended.measurements})
@@ -118,6 +119,7 @@ class Runner:
         if pins is None:
             pins = await retry_transient(lambda: self.warehouse.pin(run.loop), what="snapshots are pinned")
             underway.run = run = self.runs.change(run.pinned(pins))
+        await self.warehouse.hold(run)
         incumbent = await self.incumbents.folder(run.loop)
         task = Task(
             run_id=run.run_id,

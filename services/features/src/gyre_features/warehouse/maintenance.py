@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from gyre_core.models import MANIFEST_FILE
+from gyre_core.models import MANIFEST_FILE, PINS_FOLDER
 from gyre_runtime import Unavailable
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.expressions import AlwaysTrue
@@ -193,13 +193,14 @@ def outdated(table: Table, before: datetime, keep_count: int, named: frozenset[i
 
 
 def snapshots_of_models(artifacts: Path, loop: str) -> dict[str, frozenset[int]]:
-    """By table, the snapshots that the artefacts of a loop were made from; a snapshot stays as long as its artefact.
+    """By table, the snapshots that a loop's artefacts were made from, and those that its runs under way read.
 
     Raises:
         ValueError: an artefact cannot be read, so that nobody knows what it names.
     """
     found: dict[str, set[int]] = {}
-    for path in sorted((artifacts / loop).glob(f"*/{MANIFEST_FILE}")):
+    folder = artifacts / loop
+    for path in sorted([*folder.glob(f"*/{MANIFEST_FILE}"), *folder.glob(f"{PINS_FOLDER}/*/{MANIFEST_FILE}")]):
         try:
             snapshots = json.loads(path.read_text(encoding="utf-8"))["snapshots"]
             for table, snapshot in snapshots.items():

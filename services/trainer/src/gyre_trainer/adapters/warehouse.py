@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import shutil
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
+from gyre_core.models import MANIFEST_FILE, PINS_FOLDER
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable
 from gyre_warehouse.tables import TRAINING_TABLE_OF
 
 from gyre_trainer.adapters.tables import LoopTables
-from gyre_trainer.domain import Pins
+from gyre_trainer.domain import Pins, Run
 from gyre_trainer.settings import TrainerSettings
 
 _LOG = logging.getLogger(__name__)
@@ -47,6 +51,18 @@ class ArchivedWarehouse:
             )
         now = None if self._loops[loop].clock == "replay" else wall
         return await asyncio.to_thread(tables.pin, now)
+
+    async def hold(self, run: Run) -> None:
+        """See `Warehouse`: a manifest beside the artefacts, which the warehouse's job reads as it reads theirs."""
+        if run.pins is not None:
+            await asyncio.to_thread(_write_pins, self._pins(run), run.pins)
+
+    async def release(self, run: Run) -> None:
+        """See `Warehouse`."""
+        await asyncio.to_thread(shutil.rmtree, self._pins(run), ignore_errors=True)
+
+    def _pins(self, run: Run) -> Path:
+        return self._settings.artifacts.absolute() / run.loop / PINS_FOLDER / run.run_id
 
     async def _wait(self, tables: LoopTables, wanted: Offsets) -> int:
         """Wait for the archive; answer how many records it is behind when the time is over."""
@@ -99,3 +115,10 @@ def _partitions(kafka: AIOKafkaConsumer, names: Iterable[str]) -> list[TopicPart
     if missing:
         raise Unavailable("TOPICS_NOT_VISIBLE", f"Kafka does not show {', '.join(missing)}")
     return [TopicPartition(name, number) for name, numbers in found.items() for number in numbers]
+
+
+def _write_pins(folder: Path, pins: Pins) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{MANIFEST_FILE}"
+    draft.write_text(json.dumps({"snapshots": dict(pins.snapshots)}))
+    draft.rename(folder / MANIFEST_FILE)
