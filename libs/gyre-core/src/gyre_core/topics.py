@@ -296,6 +296,7 @@ TOPICS: tuple[TopicDecl, ...] = (
         retention_s=None,
         compacted=True,
         dead_letter=False,
+        is_status=True,
         description="The log's projection: which share of users gets which model version, under which epoch.",
     ),
     _decl(
@@ -354,6 +355,12 @@ def is_compacted(name: str) -> bool:
     """Whether a topic, by its full name, keeps the newest record of each key, so that one without a value deletes."""
     decl = _BY_SUFFIX.get(name.partition(".")[2])
     return decl is not None and decl.compacted
+
+
+def has_single_key(name: str) -> bool:
+    """Whether a topic, by its full name, is compacted to one record, its loop's, so that the newest is all it says."""
+    decl = _BY_SUFFIX.get(name.partition(".")[2])
+    return decl is not None and decl.compacted and decl.key == "loop"
 
 
 def max_record_bytes(name: str) -> int:

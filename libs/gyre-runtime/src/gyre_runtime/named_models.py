@@ -9,7 +9,7 @@ from gyre.events.v1.models_pb2 import CandidateRegistered, RolloutView
 from gyre_core.topics import topic
 
 from gyre_runtime.events import Unreadable, decode, message_types
-from gyre_runtime.kafka import read_compacted, read_records
+from gyre_runtime.kafka import Start, read_compacted, read_records
 
 _LOG = logging.getLogger(__name__)
 _VIEWS, _CANDIDATES = message_types(RolloutView), message_types(CandidateRegistered)
@@ -31,7 +31,8 @@ async def named_versions(bootstrap: str, loop: str) -> frozenset[str]:
     view = RolloutView() if event is None else event.message
     named = {view.last_good_version, *view.loaded_versions}
     named |= {arm.version for arm in view.arms} | {model.version for model in view.models}
-    async for record in read_records(bootstrap, topic(loop, "models.candidates"), start=view.candidates_offset):
+    undecided = Start(view.candidates_offset)
+    async for record in read_records(bootstrap, topic(loop, "models.candidates"), undecided):
         try:
             named.add(decode(record, _CANDIDATES).message.version)
         except Unreadable as error:

@@ -10,7 +10,7 @@ from gyre_runtime.kafka.producer import Producer
 from gyre_runtime.kafka.topic_configs import ConfigDifference, config_differences, mend_configs
 from gyre_runtime.kafka.topics import create_topics, ensure_topics
 from gyre_runtime.kafka.transactions import Transaction, TransactionalProducer
-from gyre_runtime.kafka.view import RecordReader, View, read_compacted, read_log, read_newest, read_records
+from gyre_runtime.kafka.view import RecordReader, Start, View, read_compacted, read_log, read_newest, read_records
 from gyre_runtime.kafka.work import ConsumerWork
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Producer",
     "RecordReader",
     "Rewound",
+    "Start",
     "Transaction",
     "TransactionalProducer",
     "View",

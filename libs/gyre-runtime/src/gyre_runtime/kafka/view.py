@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
+from gyre_core.topics import has_single_key
 
 from gyre_runtime.errors import Unavailable
 from gyre_runtime.events import Event, MessageTypes, Unreadable, decode
@@ -22,9 +25,36 @@ _LOG = logging.getLogger(__name__)
 _WAIT_MS = 100
 _RETRY_S = 0.5
 _NEAR_END = 50
-"""Offsets before the end among which `read_newest` looks first."""
+"""Offsets before the end among which the newest record is looked for first."""
 
+Offsets = dict[TopicPartition, int]
 OnChange = Callable[[str, Event | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where in a topic to begin to read: at the latest of what is given, in each partition.
+
+    Attributes:
+        offset: the first that is wanted.
+        last: only the last so many offsets, some of which transactions need for themselves; None for all.
+        max_age_s: only what is at most so old by the records' times, seconds; None for all.
+    """
+
+    offset: int = 0
+    last: int | None = None
+    max_age_s: float | None = None
+
+    async def of(self, kafka: AIOKafkaConsumer, firsts: Offsets, ends: Offsets) -> Offsets:
+        """The offset to begin at, by partition."""
+        found = {place: max(first, self.offset) for place, first in firsts.items()}
+        if self.last is not None:
+            found = {place: max(offset, ends[place] - self.last) for place, offset in found.items()}
+        if self.max_age_s is not None:
+            since_ms = round((time.time() - self.max_age_s) * 1000)
+            newer = await kafka.offsets_for_times(dict.fromkeys(found, since_ms))
+            found = {place: newer[place].offset if newer[place] else ends[place] for place in found}
+        return found
 
 
 class View:
@@ -32,20 +62,27 @@ class View:
 
     A record without a value removes its key. What cannot be read is counted and logged, and the key keeps its last
     good event. When the tailing ends by an error it begins anew, counted in `gyre_task_restarts_total`; until it has
-    caught up again the view is not ready.
+    caught up again the view is not ready. Of a topic of one key it reads the end only: however often that was written,
+    a start takes as long.
 
     Args:
         bootstrap: Kafka's host:port list.
         topic: full name.
         types: payload classes by full proto name.
         on_change: called with key and event, or None for a removed key, in the topic's order.
-        start: the offset to begin at in each partition; what is older is not seen.
+        start: where to begin; what is older is not seen.
     """
 
     def __init__(
-        self, bootstrap: str, topic: str, types: MessageTypes, *, on_change: OnChange | None = None, start: int = 0
+        self,
+        bootstrap: str,
+        topic: str,
+        types: MessageTypes,
+        *,
+        on_change: OnChange | None = None,
+        start: Start | None = None,
     ) -> None:
-        self._start = start
+        self._start = start or Start(last=_NEAR_END if has_single_key(topic) else None)
         self._bootstrap, self._topic, self._types, self._on_change = bootstrap, topic, types, on_change
         self._events: dict[str, Event] = {}
         self._ready = asyncio.Event()
@@ -105,7 +142,7 @@ class View:
         self._ready.clear()
         self._events.clear()
         async with _reader(self._bootstrap, self._topic, self._start) as (kafka, first_ends):
-            ends = first_ends
+            ends, may_be_before = first_ends, self._start.last is not None
             while True:
                 try:
                     if self._ends_passed:
@@ -124,7 +161,10 @@ class View:
                 for records in fetched.values():
                     for record in records:
                         self._apply(record)
-                if caught_up and not self._ends_passed:
+                if caught_up and may_be_before and not self._events:  # the end holds nothing but marks of transactions
+                    await kafka.seek_to_beginning(*ends)
+                    may_be_before = False
+                elif caught_up and not self._ends_passed:
                     self._ready.set()
                 async with self._changed:
                     self._changed.notify_all()
@@ -169,7 +209,7 @@ async def read_log(bootstrap: str, topic: str, types: MessageTypes, *, start: in
         Unreadable: a record is no such event; a log does not skip.
         Unavailable: Kafka went away.
     """
-    async for record in read_records(bootstrap, topic, start=start):
+    async for record in read_records(bootstrap, topic, Start(start)):
         yield decode(record, types)
 
 
@@ -182,29 +222,25 @@ async def read_newest(bootstrap: str, topic: str, types: MessageTypes) -> Event 
     """
     for last in (_NEAR_END, None):
         newest = None
-        async for record in read_records(bootstrap, topic, last=last):
+        async for record in read_records(bootstrap, topic, Start(last=last)):
             newest = record
         if newest is not None:
             return decode(newest, types)
     return None
 
 
-async def read_records(bootstrap: str, topic: str, *, start: int = 0, last: int | None = None) -> AsyncIterator[Any]:
+async def read_records(bootstrap: str, topic: str, start: Start | None = None) -> AsyncIterator[Any]:
     """Iterate over the records of a topic as they are (aiokafka's `ConsumerRecord`), to its present end.
 
     Args:
         bootstrap: Kafka's host:port list.
         topic: full name.
-        start: the offset to begin at in each partition.
-        last: only the records within the last so many offsets, some of which transactions need for themselves.
+        start: where to begin; at the beginning by default.
 
     Raises:
         Unavailable: Kafka went away.
     """
-    async with _reader(bootstrap, topic, start) as (kafka, ends):
-        if last is not None:
-            for partition, end in ends.items():
-                kafka.seek(partition, max(end - last, await kafka.position(partition)))
+    async with _reader(bootstrap, topic, start or Start()) as (kafka, ends):
         try:
             while not await _reached(kafka, ends):
                 for records in (await kafka.getmany(timeout_ms=_WAIT_MS)).values():
@@ -265,9 +301,7 @@ class RecordReader:
 
 
 @asynccontextmanager
-async def _reader(
-    bootstrap: str, topic: str, start: int = 0
-) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
+async def _reader(bootstrap: str, topic: str, start: Start) -> AsyncIterator[tuple[AIOKafkaConsumer, Offsets]]:
     """Yield a consumer at an offset of every partition, and their present ends as committed readers see them."""
     kafka = AIOKafkaConsumer(
         bootstrap_servers=bootstrap,
@@ -282,9 +316,10 @@ async def _reader(
         partitions = [TopicPartition(topic, number) for number in await _partitions(kafka, topic)]
         # Asked before the first fetch, which the broker may hold, and with it what is asked behind it.
         firsts, ends = await kafka.beginning_offsets(partitions), await kafka.end_offsets(partitions)
+        begins = await start.of(kafka, firsts, ends)
         kafka.assign(partitions)
-        for partition, first in firsts.items():
-            kafka.seek(partition, max(first, start))
+        for partition, offset in begins.items():
+            kafka.seek(partition, offset)
         yield kafka, ends
     finally:
         await kafka.stop()

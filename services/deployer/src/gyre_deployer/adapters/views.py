@@ -12,13 +12,13 @@ from gyre_core.topics import topic
 from gyre_runtime import Invalid
 from gyre_runtime.constraints import checker_for
 from gyre_runtime.events import Event, message_types
-from gyre_runtime.kafka import Consumer, ConsumerOptions, View
+from gyre_runtime.kafka import Consumer, ConsumerOptions, Start, View
 
 from gyre_deployer.domain.observation import Report
 from gyre_deployer.domain.rollouts import Candidate, LoopState
 from gyre_deployer.wire import candidate_of, report_of
 
-_FORGET_GATEWAY_S = 600.0
+_FORGET_GATEWAY_S = 120.0
 _CANDIDATES, _REPORTS, _VIEWS = (message_types(each) for each in (CandidateRegistered, GatewayReport, RolloutView))
 
 
@@ -35,7 +35,7 @@ class KafkaCandidates:
         self._next_offset = self._decided_offset = start
         self._check = checker_for(CandidateRegistered.DESCRIPTOR)
         name = topic(loop, "models.candidates")
-        self._view = View(bootstrap, name, _CANDIDATES, on_change=self._take, start=start)
+        self._view = View(bootstrap, name, _CANDIDATES, on_change=self._take, start=Start(start))
         self.consumer = Consumer(
             bootstrap,
             group=f"deployer-{loop}",
@@ -101,7 +101,9 @@ class KafkaGateways:
     def __init__(self, bootstrap: str, loop: str) -> None:
         self._loop = loop
         self._reports: dict[str, Report] = {}
-        self._view = View(bootstrap, topic(loop, "models.gateway-reports"), _REPORTS, on_change=self._take)
+        name = topic(loop, "models.gateway-reports")
+        recent = Start(max_age_s=_FORGET_GATEWAY_S)
+        self._view = View(bootstrap, name, _REPORTS, on_change=self._take, start=recent)
 
     async def __aenter__(self) -> Self:
         """Read the newest report of every gateway."""
