@@ -19,6 +19,7 @@ from gyre_core.reference import keys_table, markdown_table, topics_table
 from gyre_core.spec import Feature, Field, FieldFeature, json_schema
 from gyre_core.topics import DEAD_LETTER_SUFFIX
 from gyre_local.ports import PORTS_FILE, load_ports
+from gyre_privacy.stores import FILES_OF_OPERATORS, STORES
 from gyre_runtime.environment import TOLERATED
 from gyre_runtime.metrics import METRICS, Metric
 from gyre_runtime.settings import PARTS, SERVICES, ServiceSettings, Settings, variable_of
@@ -64,6 +65,19 @@ def keys() -> str:
         " `<layout hash>` names the feature layout, so two layouts live side by side."
     )
     return page("Redis keys", lead, keys_table().rstrip("\n"))
+
+
+def personal_data() -> str:
+    """The page of the stores that may hold a person."""
+    lead = (
+        "Every store that may hold something of a user, and until when it does after `DeleteEntity` (`gyre forget`)."
+        " `python -m gyre_privacy search LOOP USER FOLDER…` decodes each format and names the places that hold"
+        " the id, or a hash of it, with their stores; it knows nothing of how keys are made."
+    )
+    rows = [(each.name, each.holds, each.format, each.owner, each.erased, each.until) for each in STORES]
+    head = ("store", "what it holds", "format", "written by", "how a person leaves it", "holds until")
+    own = "\n".join(f"- {each}" for each in FILES_OF_OPERATORS)
+    return page("Stores that may hold a person", lead, table(head, rows), f"Not erased by Gyre:\n\n{own}")
 
 
 def metrics() -> str:
@@ -273,6 +287,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     NAMES_FILE.name: contract_names_file,
     "topics.md": topics,
     "keys.md": keys,
+    "personal-data.md": personal_data,
     "metrics.md": metrics,
     "ports.md": ports,
     "settings.md": settings,

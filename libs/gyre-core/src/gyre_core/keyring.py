@@ -67,11 +67,18 @@ class Keyring:
         if _TOKEN.match(value):
             return value
         name, secret = (_STABLE_ID, self.stable) if key == "stable" else self._current()
-        digest = hmac.digest(secret, f"{domain}\0{value}".encode(), "sha256")[:_TOKEN_BYTES]
-        return f"h{name}_{base64.urlsafe_b64encode(digest).rstrip(b'=').decode()}"
+        return f"h{name}_{base64.urlsafe_b64encode(_digest(secret, value, domain)).rstrip(b'=').decode()}"
+
+    def digest(self, value: str, *, domain: str) -> bytes:
+        """The hash of any value under the stable key, of a token, too: HMAC-SHA256 (RFC 2104) cut to 128 bits."""
+        return _digest(self.stable, value, domain)
 
     def _current(self) -> tuple[str, bytes]:
         if not self.rotating:
             raise ValueError("the key file has no rotating key: must have one for rules with key = rotating")
         name = max(self.rotating)
         return name, self.rotating[name]
+
+
+def _digest(secret: bytes, value: str, domain: str) -> bytes:
+    return hmac.digest(secret, f"{domain}\0{value}".encode(), "sha256")[:_TOKEN_BYTES]

@@ -182,13 +182,20 @@ def open_privacy(
         Precondition: a loop hashes and there is no key file (PRIVACY_KEY_MISSING) or none that can be read
             (PRIVACY_KEY_INVALID), or redacts and this process cannot (REDACTION_MISSING).
     """
-    keys = None
-    if settings.privacy_key_file is not None and any(spec.privacy.hashes for spec in loops.values()):
-        try:
-            keys = Keyring.from_file(settings.privacy_key_file)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise Precondition(
-                "PRIVACY_KEY_INVALID", f"{_KEY_VARIABLE}={settings.privacy_key_file}: {reason}"
-            ) from None
+    keys = read_keyring(settings) if any(spec.privacy.hashes for spec in loops.values()) else None
     return Privacy({name: LoopPrivacy(spec, keys, redactor, users_only=users_only) for name, spec in loops.items()})
+
+
+def read_keyring(settings: PrivacySettings) -> Keyring | None:
+    """The keys of the file that the settings name; None where they name none.
+
+    Raises:
+        Precondition: the file cannot be read (PRIVACY_KEY_INVALID).
+    """
+    if settings.privacy_key_file is None:
+        return None
+    try:
+        return Keyring.from_file(settings.privacy_key_file)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise Precondition("PRIVACY_KEY_INVALID", f"{_KEY_VARIABLE}={settings.privacy_key_file}: {reason}") from None

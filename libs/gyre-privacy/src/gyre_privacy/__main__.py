@@ -1,0 +1,53 @@
+"""`python -m gyre_privacy search LOOP USER FOLDER…`: where a person is found, for operators."""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from gyre_core.keyring import Keyring
+from gyre_runtime.environment import load_settings
+from gyre_runtime.settings import KafkaSettings, PrivacySettings, RedisSettings
+
+from gyre_privacy.masking import read_keyring
+from gyre_privacy.search import Finding, Places, needles_of, search
+from gyre_privacy.stores import store_of
+
+
+class SearchSettings(KafkaSettings, RedisSettings, PrivacySettings):
+    """What the search reads from the environment."""
+
+
+def main() -> None:
+    """Search, print what was found, and leave with 1 where somebody was, or where something could not be read."""
+    parser = argparse.ArgumentParser(prog="python -m gyre_privacy", description=__doc__)
+    command = parser.add_subparsers(dest="command", required=True).add_parser("search", help="find a person")
+    command.add_argument("loop", help="the loop, for hashes of the id")
+    command.add_argument("user", help="the user's id")
+    command.add_argument("folders", nargs="*", type=Path, help="folders to search: warehouse, state, artefacts, logs")
+    given, settings = parser.parse_args(), load_settings(SearchSettings)
+    keyring = read_keyring(settings)
+    needles = needles_of(_ids(given.user, keyring), keyring, loop=given.loop)
+    places = Places(settings.kafka, settings.redis, given.folders)
+    finding = asyncio.run(search(places, needles))
+    sys.stdout.write("".join(f"{line}\n" for line in _lines(finding)))
+    sys.exit(1 if finding.hits or finding.unread else 0)
+
+
+def _ids(user: str, keyring: Keyring | None) -> list[str]:
+    """The id, and what a loop that hashes ids makes of it."""
+    return [user] if keyring is None else [user, keyring.token(user, domain="user")]
+
+
+def _lines(finding: Finding) -> list[str]:
+    lines = []
+    for place, names in sorted(finding.hits.items()):
+        store = store_of(place)
+        kept = "no declared store" if store is None else f"{store.name}, until: {store.until}"
+        lines.append(f"{place}: {', '.join(sorted(names))} ({kept})")
+    lines += [f"{place}: not read: {reason}" for place, reason in sorted(finding.unread.items())]
+    return [*lines, f"{finding.looked} topics, keys and files searched, {len(finding.hits)} with the user"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""Searches all stores for a person: every format is decoded, and nothing is known of how keys are made."""
+
+from gyre_privacy.search.needles import Needle, needles_of
+from gyre_privacy.search.searching import Finding, Places, search
+
+__all__ = ["Finding", "Needle", "Places", "needles_of", "search"]

@@ -1,0 +1,58 @@
+"""What a search looks for: the bytes that stand for a person."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gyre_core.keyring import Keyring
+
+from gyre_privacy.pseudonyms import user_hash
+
+ID, HASH = "id", "hash"
+_BOUND_CHARS = 16
+"""To how many characters Iceberg cuts the bounds of text columns by default
+(https://iceberg.apache.org/docs/latest/configuration/, `write.metadata.metrics.default`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needle:
+    """Bytes that stand for a person.
+
+    Attributes:
+        name: `id`, an id by which the person is known, or `hash`, a keyed hash of one.
+        forms: the bytes in each encoding.
+        bound: what a lower bound of a text column keeps of it.
+    """
+
+    name: str
+    forms: tuple[bytes, ...]
+    bound: bytes = b""
+
+    def is_in(self, data: bytes, *, holds_bounds: bool = False) -> bool:
+        """Whether any form occurs in the data, in part where that `holds_bounds` of text columns."""
+        return any(form in data for form in self.forms) or bool(holds_bounds and self.bound and self.bound in data)
+
+
+def needles_of(ids: Iterable[str], keyring: Keyring | None = None, *, loop: str = "") -> list[Needle]:
+    """What to look for.
+
+    A short id also occurs within other values: what is found of it need not be of the person.
+
+    Args:
+        ids: by which the person is known: to producers, and to the loop.
+        keyring: where there is a privacy key, for hashes.
+        loop: whose hashes.
+    """
+    found = []
+    for each in dict.fromkeys(ids):
+        escaped = json.dumps(each)[1:-1].encode()
+        bound = each[:_BOUND_CHARS].encode() if len(each) > _BOUND_CHARS else b""
+        found.append(Needle(ID, tuple(dict.fromkeys((each.encode(), escaped))), bound))
+        if keyring is not None:
+            digest = user_hash(keyring, loop, each)
+            texts = (digest.hex().encode(), base64.b64encode(digest).rstrip(b"="), base64.urlsafe_b64encode(digest))
+            found.append(Needle(HASH, (digest, *(text.rstrip(b"=") for text in texts))))
+    return found

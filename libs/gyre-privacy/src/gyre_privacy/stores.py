@@ -1,0 +1,146 @@
+"""The one declaration of the stores that may hold a person: what each holds, how it is erased, and until when it holds.
+
+A search (`gyre_privacy.search`) names places; `store_of` says which declared store a place belongs to. A person who is
+found in a place of no declared store is a fault of this list.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+KAFKA, REDIS, FILE = "kafka:", "redis:", "file:"
+"""What the names of places begin with: a topic, a key, a file."""
+AT_ONCE = "at once"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreDecl:
+    """A store that may hold a person.
+
+    Attributes:
+        name: its name in reports.
+        places: the places that belong to it.
+        holds: what of a person it holds.
+        format: in which form, for whoever searches it.
+        owner: the process that writes it.
+        erased: how a person leaves it.
+        until: until when it may hold a person after `DeleteEntity`.
+    """
+
+    name: str
+    places: re.Pattern[str] = field(repr=False)
+    holds: str
+    format: str
+    owner: str
+    erased: str
+    until: str
+
+    @property
+    def is_erased_at_once(self) -> bool:
+        """Whether it holds nothing of a person any more when `DeleteEntity` has answered that all is done."""
+        return self.until == AT_ONCE
+
+
+def _store(name: str, places: str, *, holds: str, written: tuple[str, str], erased: str, until: str) -> StoreDecl:
+    """One row of the table below; `written` is the format and the owner."""
+    return StoreDecl(name, re.compile(places), holds, written[0], written[1], erased, until)
+
+
+_RECORDS = "Kafka records: key, headers, protobuf or JSON"
+
+STORES: tuple[StoreDecl, ...] = (
+    _store(
+        "dead letters",
+        rf"^{KAFKA}[^.]+\..+\.dlq$",
+        holds="events of the user that were refused, with their key and headers",
+        written=(_RECORDS, "features-stream"),
+        erased="retention; replayed, they count no more while the tombstone stands",
+        until="30 days",
+    ),
+    _store(
+        "behaviour topics",
+        rf"^{KAFKA}[^.]+\.behavior\.",
+        holds="the user's impressions and interactions",
+        written=(_RECORDS, "gateway, producers"),
+        erased="retention; what the tombstone covers counts no more",
+        until="`retention.behavior`",
+    ),
+    _store(
+        "users' topic",
+        rf"^{KAFKA}[^.]+\.catalog\.users$",
+        holds="the user's fields, and a record without a value under the user's id, which deletes them",
+        written=(_RECORDS, "producers"),
+        erased="compaction",
+        until="2 days: `max.compaction.lag.ms`, then `delete.retention.ms`",
+    ),
+    _store(
+        "tombstones",
+        rf"^{KAFKA}[^.]+\.privacy\.(tombstones|erasures)$",
+        holds="a hash of the user's id under the privacy key",
+        written=(_RECORDS, "features-serve, features-archive"),
+        erased="retention",
+        until="the longest of `retention.behavior` and 30 days, and 7 days more",
+    ),
+    _store(
+        "online store",
+        rf"^{REDIS}",
+        holds="the user's features and history under a key with the id; events that wait for fields of their items",
+        written=("Redis strings, sorted sets, hashes", "features-stream"),
+        erased="keys are deleted, in every maintained layout and in former formats; members are written again",
+        until=AT_ONCE,
+    ),
+    _store(
+        "online store on disk",
+        r"^file:(.*/)?redis/|\.aof$|\.rdb$",
+        holds="what Redis was told: its append-only file or snapshot",
+        written=("Redis protocol, RDB", "Redis"),
+        erased="the file is written again from memory (`BGREWRITEAOF`, `BGSAVE`)",
+        until="a minute; as Redis is set to save where Gyre may not ask it to",
+    ),
+    _store(
+        "warehouse rows",
+        rf"^{FILE}.*\.parquet$",
+        holds="the user's rows in the tables of impressions, interactions and users",
+        written=("Parquet", "features-archive"),
+        erased="rows are rewritten away, older snapshots expired, their files deleted",
+        until=AT_ONCE,
+    ),
+    _store(
+        "warehouse metadata",
+        rf"^{FILE}.*(\.avro|\.metadata\.json)$",
+        holds="bounds of columns, which are ids",
+        written=("Avro, JSON", "features-archive"),
+        erased="deleted with the snapshots that name them",
+        until=AT_ONCE,
+    ),
+    _store(
+        "monitor's database",
+        rf"^{FILE}.*monitor\.db(-wal|-shm)?$",
+        holds="the user's answers and interactions under a hash of the id",
+        written=("SQLite with its write-ahead log, or PostgreSQL", "monitor"),
+        erased="rows are deleted and overwritten, the log is truncated",
+        until=AT_ONCE,
+    ),
+    _store(
+        "Kafka's segments",
+        rf"^{FILE}.*/\d{{20}}\.log(\.\w+)?$",
+        holds="the records of the topics above, as they lie on the brokers' disks",
+        written=("record batches, compressed or not", "Kafka"),
+        erased="as their topics",
+        until="as their topics, and a segment's length",
+    ),
+)
+"""Every store, the more particular before the more general."""
+
+FILES_OF_OPERATORS = (
+    "a training set that was exported (`python -m gyre_trainer join`)",
+    "files that `gyre import` read, and those that list what it refused",
+    "backups of any store above",
+)
+"""What leaves Gyre's hands: whoever made the file has to delete it."""
+
+
+def store_of(place: str) -> StoreDecl | None:
+    """The declared store that a place belongs to; None for none."""
+    return next((each for each in STORES if each.places.search(place)), None)
