@@ -27,7 +27,7 @@ from gyre_quality.bins import Bins, fit_bins
 from gyre_quality.divergences import divergences
 from gyre_quality.domain_classifier import calibrate_classifier, rows_of
 from gyre_quality.drift import DriftRule, Reference, calibrate, judge, sketch_chunks, timeline
-from gyre_quality.labels import label_issues, least_confident
+from gyre_quality.labels import label_issues, lowest_confidence
 from gyre_quality.sketches import Reservoir, Sketch, merged
 from scipy.stats import wasserstein_distance
 
@@ -260,7 +260,7 @@ def _label_rows(folder: Path, name: str, votes: Mapping[int, int]) -> Iterator[R
     case = f"{name}: {len(errors)} errors in {len(votes)} voted on"
     for system, rows in (
         ("confident learning", issues.rows),
-        ("lowest self-confidence", least_confident(labels, probabilities, size)),
+        ("lowest self-confidence", lowest_confidence(labels, probabilities, size)),
     ):
         named = set(rows.tolist())
         voted = named & set(votes)

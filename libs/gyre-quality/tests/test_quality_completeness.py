@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from gyre_quality.completeness import check_duplicates, check_freshness, check_missing, check_ranges, check_volume
-from gyre_quality.sequences import Acted, BotRule, Shown, check_bots, check_sequences
+from gyre_quality.sequences import BotRule, InteractionColumns, Shown, check_bots, check_sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,7 +85,9 @@ def test_impossible_sequences_are_found():
     """A click before its impression and a click on what its user was never shown are told apart."""
     shown = Shown(["u"] * 4, ["r1", "r1", "r2", "r1"], ["a", "b", "a", "a"], [100.0, 100.0, 200.0, 90.0])
     users, requests = ["u", "u", "u", "u", "u", "u", "v"], ["r1", "r1", "r2", "r9", "r2", None, "r1"]
-    acted = Acted(users, requests, ["a", "b", "a", "a", "b", "z", "a"], [95.0, 101.0, 150.0, 1.0, 300.0, 0.0, 101.0])
+    acted = InteractionColumns(
+        users, requests, ["a", "b", "a", "a", "b", "z", "a"], [95.0, 101.0, 150.0, 1.0, 300.0, 0.0, 101.0]
+    )
     before, unshown = check_sequences(shown, acted)
     assert before.rows.tolist() == [2]
     assert unshown.rows.tolist() == [3, 4, 6]
@@ -99,7 +101,9 @@ ROW = st.tuples(st.sampled_from("uv"), st.sampled_from(["r", "q", None]), st.sam
 @given(st.lists(ROW, max_size=20), st.lists(ROW, max_size=20))
 def test_sequences_equal_a_plain_search(shown, acted):
     """The joined columns give what a loop over all pairs gives."""
-    before, unshown = check_sequences(Shown(*columns_of(shown)), Acted(*columns_of(acted)), tolerance_s=0.5)
+    before, unshown = check_sequences(
+        Shown(*columns_of(shown)), InteractionColumns(*columns_of(acted)), tolerance_s=0.5
+    )
     early, never = [], []
     for row, (user, request, item, time) in enumerate(acted):
         times = [at for *key, at in shown if request is not None and key == [user, request, item]]
@@ -119,14 +123,14 @@ def columns_of(rows: list[tuple]) -> list[list]:
 def test_clocks_may_disagree_a_little():
     """An interaction less than the tolerance before its impression is possible."""
     shown = Shown(pa.array(["u"]), pa.array(["r"]), pa.array(["a"]), pa.array([100.0]))
-    acted = Acted(pa.array(["u"]), pa.array(["r"]), pa.array(["a"]), pa.array([99.5]))
+    acted = InteractionColumns(pa.array(["u"]), pa.array(["r"]), pa.array(["a"]), pa.array([99.5]))
     assert check_sequences(shown, acted)[0].passed
     assert not check_sequences(shown, acted, tolerance_s=0.1)[0].passed
 
 
 def test_without_impressions_everything_was_never_shown():
     """No impressions at all is no crash."""
-    before, unshown = check_sequences(Shown([], [], [], []), Acted(["u"], ["r"], ["a"], [1.0]))
+    before, unshown = check_sequences(Shown([], [], [], []), InteractionColumns(["u"], ["r"], ["a"], [1.0]))
     assert before.passed
     assert unshown.rows.tolist() == [0]
 

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from gyre_quality.labels import label_consistency, label_issues, least_confident, out_of_fold_probabilities
+from gyre_quality.labels import label_consistency, label_issues, lowest_confidence, out_of_fold_probabilities
 from sklearn.linear_model import LogisticRegression
 
 
@@ -119,7 +119,7 @@ def test_human_votes_on_mnist(data):
     votes = {int(each["id"]): each["mturk"]["given"] for each in json.loads((folder / "mnist_mturk.json").read_text())}
     errors = {row for row, given in votes.items() if given < 3}
     issues = set(label_issues(labels, probabilities).rows.tolist())
-    baseline = set(least_confident(labels, probabilities, len(issues)).tolist())
+    baseline = set(lowest_confidence(labels, probabilities, len(issues)).tolist())
     assert len(issues & errors) / len(issues & set(votes)) >= 0.45
     assert len(issues & errors) / len(errors) >= 0.45
     assert len(issues & errors) > len(baseline & errors)

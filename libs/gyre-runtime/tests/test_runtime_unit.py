@@ -404,7 +404,7 @@ def test_a_lost_redis_is_transient() -> None:
 
 def test_the_retry_budget_is_earned() -> None:
     """Retries are bounded to the start allowance plus a share of the calls."""
-    budget = RetryBudget(ratio=0.5, most=10)
+    budget = RetryBudget(ratio=0.5, capacity=10)
     assert [budget.spend() for _ in range(11)] == [True] * 10 + [False]
     budget.earn()
     budget.earn()

@@ -15,7 +15,7 @@ from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import dead_letter_topic, declared, topic
 from gyre_features.online.store import OnlineStore
-from gyre_features.stream.loop_stream import LoopStream, Rewound, feature_event
+from gyre_features.stream.loop_stream import LoopStream, StoreLostState, feature_event
 from gyre_local.process import Process
 from gyre_local.testing import eventually
 from gyre_runtime import Unavailable
@@ -133,7 +133,7 @@ async def test_a_store_that_lost_events_says_so(redis: Redis, spec: LoopSpec, la
     stream, ratings = LoopStream(store, on_batch=_ignore), history.ratings(100)
     await stream.apply(ratings[:50])
     await redis.delete(*[key async for key in redis.scan_iter(store_keys(spec.loop))])
-    with pytest.raises(Rewound):
+    with pytest.raises(StoreLostState):
         await stream.apply(ratings[50:])
     place = (topic(spec.loop, "behavior.interactions"), 0)
     assert await stream.assigned([place]) == {place: 0}

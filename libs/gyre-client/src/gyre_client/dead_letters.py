@@ -169,7 +169,7 @@ class _Lost:
     """Reads records again whose letters do not hold them, and tells which are gone."""
 
     reader: RecordReader
-    tell: Callable[[str, str], object]
+    report: Callable[[str, str], object]
 
 
 async def _move(
@@ -189,7 +189,7 @@ async def _move(
                 else:
                     moved += 1
                     continue
-            lost.tell("/".join(_added(letter).get(name, "") for name in _PLACE), reason)
+            lost.report("/".join(_added(letter).get(name, "") for name in _PLACE), reason)
         await transaction.commit_offsets(following, group=GROUP)
     return moved
 
@@ -204,8 +204,8 @@ async def _whole(letter: Any, reader: RecordReader) -> Record | None:
     if record is None or record_hash(record) != added[RECORD_HASH]:
         return None
     own = [each for each in record.headers if each[0] != FIRST_APPEND_TIME]
-    came = [each for each in letter.headers if each[0] == FIRST_APPEND_TIME]
-    return _identified(Record(record.key, record.value, own + came), letter)
+    first_append = [each for each in letter.headers if each[0] == FIRST_APPEND_TIME]
+    return _identified(Record(record.key, record.value, own + first_append), letter)
 
 
 def _identified(record: Record, letter: Any) -> Record:

@@ -20,7 +20,7 @@ from gyre_client.settings import ClientSettings
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-MOST_EVENTS = 1000
+MAX_EVENTS = 1000
 """How many events one `Track` takes."""
 
 
@@ -183,8 +183,8 @@ class GyreClient:
         what was taken in already has the same ids and counts once.
         """
         ids: list[str] = []
-        for start in range(0, len(events), MOST_EVENTS):
-            chunk = map(_tracked, events[start : start + MOST_EVENTS])
+        for start in range(0, len(events), MAX_EVENTS):
+            chunk = map(_tracked, events[start : start + MAX_EVENTS])
             request = pb.TrackRequest(loop=loop, events=chunk, source=self._source)
             answer = await call(self._stub.Track, request, timeout_s=timeout_s or self._timeout_s)
             ids.extend(answer.event_ids)

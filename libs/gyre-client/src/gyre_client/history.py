@@ -96,7 +96,7 @@ class HistoryImport:
 
     def __init__(self, settings: KafkaSettings, spec: LoopSpec, *, suffixes: Iterable[str] = _SUFFIXES) -> None:
         self._settings, self._spec, self._suffixes = settings, spec, set(suffixes)
-        self._held = _Held()
+        self._held = _StoredIds()
         self._dropped: list[str] = []
         self._producer = Producer(
             settings.kafka,
@@ -166,7 +166,7 @@ class HistoryImport:
 
 
 @dataclass(slots=True)
-class _Held:
+class _StoredIds:
     """What the topics of a loop hold.
 
     Attributes:
@@ -203,9 +203,9 @@ class _Held:
             self.changed[place] = max(self.changed.get(place, time), time)
 
 
-async def _held(kafka: str, loop: str, suffixes: Iterable[str], *, replayed: LoopSpec | None = None) -> _Held:
+async def _held(kafka: str, loop: str, suffixes: Iterable[str], *, replayed: LoopSpec | None = None) -> _StoredIds:
     """What some topics of a loop hold; the clocks only of a loop that is replayed, whose spec is given."""
-    found = _Held()
+    found = _StoredIds()
     admission = Admission({loop: replayed} if replayed is not None else {}, _BEHAVIOR_TYPES)
     for suffix in suffixes:
         name = topic(loop, suffix)

@@ -10,7 +10,7 @@ from gyre.monitor.v1 import monitor_pb2 as pb
 from rich.markup import escape
 from rich.tree import Tree
 
-_MOST_ALIKE = 3
+_MAX_ALIKE = 3
 _SHOWN = ("gyre.arm", "gyre.version", "gyre.run_id", "gyre.rollout_id", "gyre.trigger_id", "gyre.share", "gyre.reason")
 
 
@@ -90,7 +90,7 @@ def _add(branch: Tree, node: SpanNode, prefix: str) -> None:
         by_name[root.span.name].append(root)
     for name, roots in by_name.items():
         # The fullest tell most; hundreds of alike events may have tipped one trigger.
-        shown = sorted(roots, key=lambda root: -sum(1 for _ in root.walk()))[:_MOST_ALIKE]
+        shown = sorted(roots, key=lambda root: -sum(1 for _ in root.walk()))[:_MAX_ALIKE]
         for root in shown:
             _add(below, root, "[magenta]linked →[/] ")
         if len(roots) > len(shown):

@@ -92,7 +92,7 @@ def rows_of(bins: Bins, columns: Columns) -> NDArray[np.float32]:
 
 
 def calibrate_classifier(
-    bins: Bins, chunks: Sequence[Reservoir], *, alpha: float = 0.01, most_chunks: int = 20
+    bins: Bins, chunks: Sequence[Reservoir], *, alpha: float = 0.01, max_chunks: int = 20
 ) -> DomainClassifier:
     """Learn from samples of the reference's chunks how far one of them stands out from the rest by itself.
 
@@ -100,14 +100,14 @@ def calibrate_classifier(
         bins: of the reference.
         chunks: one sample for each chunk, all of one capacity and seed.
         alpha: the probability of an alarm for a chunk of the reference.
-        most_chunks: a classifier is trained for each chunk: of more, evenly spaced ones are taken.
+        max_chunks: a classifier is trained for each chunk: of more, evenly spaced ones are taken.
 
     Raises:
         ValueError: fewer than `MIN_CHUNKS` chunks.
     """
     if len(chunks) < MIN_CHUNKS:
         raise ValueError(f"{len(chunks)} chunks: must be at least {MIN_CHUNKS} to calibrate")
-    picked = np.unique(np.linspace(0, len(chunks) - 1, min(most_chunks, len(chunks))).astype(int)).tolist()
+    picked = np.unique(np.linspace(0, len(chunks) - 1, min(max_chunks, len(chunks))).astype(int)).tolist()
     areas = []
     for index in picked:
         rest = _merged([chunk for other, chunk in enumerate(chunks) if other != index])

@@ -113,9 +113,9 @@ def calibrate(chunks: Sequence[Sketch]) -> Reference:
     whole = merged(chunks, chunks[0].bins)
     seen = np.stack([_chi_square_like(divergences(whole.without(chunk), chunk)) for chunk in chunks])
     scale, variance = seen.mean(axis=0), seen.var(axis=0, ddof=1)
-    most = np.maximum(np.count_nonzero(whole.counts, axis=1) - 1, 1)
+    limit = np.maximum(np.count_nonzero(whole.counts, axis=1) - 1, 1)
     freedom = 2 * scale**2 / np.where(variance > 0, variance, 1.0)
-    freedom = np.clip(np.where(variance > 0, freedom, 1.0), 1.0, most)
+    freedom = np.clip(np.where(variance > 0, freedom, 1.0), 1.0, limit)
     # One component, mostly the mean's, rules the tail of Wasserstein; matched moments would promise too thin a tail.
     freedom[MEASURES.index("wasserstein")] = 1.0
     rows = int(np.median([chunk.rows for chunk in chunks]))

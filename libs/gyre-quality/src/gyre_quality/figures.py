@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 _WIDTH, _HEIGHT, _BAR = 520, 180, 16
-_CHAR, _LEAST_LABEL, _MOST_LABEL = 6.2, 60, 260
+_CHAR, _MIN_LABEL, _MAX_LABEL = 6.2, 60, 260
 """Width of a letter of the plots' size, and the least and greatest of a column of labels."""
 _TOP, _VALUE = 34, 64
 """Room for the legend above a plot, and for a number beside a bar."""
@@ -44,7 +44,7 @@ def bars(title: str, values: Mapping[str, float], thresholds: Mapping[str, float
     thresholds = thresholds or {}
     shown = {name: max(value, 0.0) if isfinite(value) else 0.0 for name, value in values.items()}
     top = max([*shown.values(), *(value for value in thresholds.values() if isfinite(value))], default=0.0) or 1.0
-    label = min(max([_LEAST_LABEL, *(_CHAR * len(name) + 8 for name in shown)]), _MOST_LABEL)
+    label = min(max([_MIN_LABEL, *(_CHAR * len(name) + 8 for name in shown)]), _MAX_LABEL)
     scale = (_WIDTH - label - _VALUE) / top
     parts = []
     for index, (name, value) in enumerate(shown.items()):
@@ -113,8 +113,8 @@ def _colour(position: int) -> str:
 
 def _cut(text: str, width: float) -> str:
     """A text that fits a width, its end left out where it does not."""
-    most = max(int((width - 8) / _CHAR), 2)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    max_chars = max(int((width - 8) / _CHAR), 2)
+    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, *, dashed: bool = False) -> str:

@@ -58,14 +58,14 @@ def label_issues(labels: ArrayLike, probabilities: ArrayLike, *, method: Filter 
     return LabelIssues(np.asarray(rows, dtype=np.int64), predicted[np.arange(len(given)), given])
 
 
-def least_confident(labels: ArrayLike, probabilities: ArrayLike, count: int) -> Rows:
+def lowest_confidence(labels: ArrayLike, probabilities: ArrayLike, count: int) -> Rows:
     """The rows whose given label the model finds least likely: the ranking that confident learning has to beat."""
     given, predicted = _checked(labels, probabilities)
     return np.argsort(predicted[np.arange(len(given)), given], kind="stable")[:count].astype(np.int64)
 
 
 def out_of_fold_probabilities(
-    classifier: Any, features: ArrayLike, labels: ArrayLike, *, folds: int = 5, seed: int = 0
+    classifier: Any, features: ArrayLike, labels: ArrayLike, *, n_splits: int = 5, seed: int = 0
 ) -> NDArray[np.float64]:
     """The probabilities [rows, classes] of a scikit-learn-like classifier, each row predicted by a model without it.
 
@@ -78,10 +78,12 @@ def out_of_fold_probabilities(
 
     given = np.asarray(labels)
     classes, counts = np.unique(given, return_counts=True)
-    if counts.min() < folds:
+    if counts.min() < n_splits:
         rare = classes[counts.argmin()]
-        raise ValueError(f"labels: class {rare} has {counts.min()} rows, must have at least {folds} as there are folds")
-    cut = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        raise ValueError(
+            f"labels: class {rare} has {counts.min()} rows, must have at least {n_splits} as there are folds"
+        )
+    cut = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
     predicted = cross_val_predict(classifier, np.asarray(features), given, cv=cut, method="predict_proba", n_jobs=1)
     return np.asarray(predicted, dtype=np.float64)
 

@@ -26,7 +26,7 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Acted:
+class InteractionColumns:
     """What users did with them: columns of equal length; times in unix seconds."""
 
     users: Column
@@ -36,7 +36,7 @@ class Acted:
 
 
 def check_sequences(
-    shown: Shown, acted: Acted, *, tolerance_s: float = 1.0, max_share: float = 0.0
+    shown: Shown, interactions: InteractionColumns, *, tolerance_s: float = 1.0, max_share: float = 0.0
 ) -> tuple[Check, Check]:
     """Interactions before their impression, and interactions with what the named request never showed their user.
 
@@ -44,20 +44,20 @@ def check_sequences(
 
     Args:
         shown: all impressions that the interactions may refer to.
-        acted: the interactions; rows of the checks are theirs.
+        interactions: the interactions; rows of the checks are theirs.
         tolerance_s: how far clocks of browser and server may disagree.
         max_share: of the interactions that name a request.
     """
-    keys, known = _shared_keys(shown, acted)
-    shown_keys, acted_keys = keys
+    keys, known = _shared_keys(shown, interactions)
+    shown_keys, interaction_keys = keys
     order = np.argsort(shown_keys, kind="stable")
     # The earliest exposure counts where one request shows an item twice.
     unique, start = np.unique(shown_keys[order], return_index=True)
     first = np.minimum.reduceat(as_numbers(shown.times, "times")[order], start) if unique.size else np.empty(0)
-    at = np.minimum(np.searchsorted(unique, acted_keys), max(unique.size - 1, 0))
-    found = unique[at] == acted_keys if unique.size else np.zeros(acted_keys.size, dtype=bool)
-    times = as_numbers(acted.times, "times")[known]
-    early = np.zeros(acted_keys.size, dtype=bool)
+    at = np.minimum(np.searchsorted(unique, interaction_keys), max(unique.size - 1, 0))
+    found = unique[at] == interaction_keys if unique.size else np.zeros(interaction_keys.size, dtype=bool)
+    times = as_numbers(interactions.times, "times")[known]
+    early = np.zeros(interaction_keys.size, dtype=bool)
     early[found] = times[found] < first[at[found]] - tolerance_s
     total = max(known.size, 1)
     before, unshown = known[early], known[~found]
@@ -153,10 +153,14 @@ def bot_like(seen: Behaviour, rule: BotRule) -> NDArray[np.bool_]:
     return np.asarray((seen.events >= rule.min_events) & (fast | regular))
 
 
-def _shared_keys(shown: Shown, acted: Acted) -> tuple[tuple[Rows, Rows], Rows]:
+def _shared_keys(shown: Shown, interactions: InteractionColumns) -> tuple[tuple[Rows, Rows], Rows]:
     """Users' requests and items of both tables numbered alike, and the rows of interactions that name all."""
     size = len(shown.request_ids)
-    pairs = ((shown.users, acted.users), (shown.request_ids, acted.request_ids), (shown.items, acted.items))
+    pairs = (
+        (shown.users, interactions.users),
+        (shown.request_ids, interactions.request_ids),
+        (shown.items, interactions.items),
+    )
     numbers = [np.concatenate(as_shared_ids(*pair)) for pair in pairs]
     whole = np.logical_and.reduce([each >= 0 for each in numbers])
     known = np.flatnonzero(whole[size:])

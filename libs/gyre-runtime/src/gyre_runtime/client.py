@@ -35,12 +35,12 @@ class RetryBudget:
     """
 
     ratio: float = 0.1
-    most: float = 20.0
+    capacity: float = 20.0
     _tokens: float = field(default=10.0, init=False)
 
     def earn(self) -> None:
         """Note a call."""
-        self._tokens = min(self.most, self._tokens + self.ratio)
+        self._tokens = min(self.capacity, self._tokens + self.ratio)
 
     def spend(self) -> bool:
         """Take a retry, if one is left."""

@@ -108,13 +108,13 @@ def _presence_check(field: FieldDescriptor) -> FieldCheck:
 
 
 def _count_check(name: str, rules: constraints_pb2.FieldRules) -> FieldCheck:
-    least, most = rules.min_items, rules.max_items or math.inf
+    minimum, maximum = rules.min_items, rules.max_items or math.inf
 
     def check(message: Message) -> Iterable[Violation]:
         count = len(getattr(message, name))
-        if least <= count <= most:
+        if minimum <= count <= maximum:
             return _OK
-        bound = f"must have at least {least} items" if count < least else f"must have at most {most} items"
+        bound = f"must have at least {minimum} items" if count < minimum else f"must have at most {maximum} items"
         return (Violation(name, f"{count} items", bound),)
 
     return check
@@ -129,16 +129,16 @@ def _element_rule(field: FieldDescriptor, rules: constraints_pb2.FieldRules) -> 
 
 
 def _text_rule(rules: constraints_pb2.FieldRules, *, elements_required: bool) -> Rule | None:
-    least = max(rules.min_len, 1 if elements_required else 0)
-    most, pattern = rules.max_len or math.inf, re.compile(rules.pattern) if rules.pattern else None
-    if not (least or rules.max_len or pattern):
+    minimum = max(rules.min_len, 1 if elements_required else 0)
+    maximum, pattern = rules.max_len or math.inf, re.compile(rules.pattern) if rules.pattern else None
+    if not (minimum or rules.max_len or pattern):
         return None
 
     def rule(value: Any) -> str | None:
-        if len(value) < least:
-            return f"must have at least {least} characters"
-        if len(value) > most:
-            return f"must have at most {most} characters"
+        if len(value) < minimum:
+            return f"must have at least {minimum} characters"
+        if len(value) > maximum:
+            return f"must have at most {maximum} characters"
         if pattern is not None and value and not pattern.fullmatch(value):
             return f"must match {pattern.pattern}"
         return None
@@ -147,11 +147,11 @@ def _text_rule(rules: constraints_pb2.FieldRules, *, elements_required: bool) ->
 
 
 def _number_rule(field: FieldDescriptor, rules: constraints_pb2.FieldRules) -> Rule | None:
-    least = rules.min if rules.HasField("min") else -math.inf
-    most = rules.max if rules.HasField("max") else math.inf
+    minimum = rules.min if rules.HasField("min") else -math.inf
+    maximum = rules.max if rules.HasField("max") else math.inf
     finite = rules.finite and field.cpp_type in _FLOATS
     fits = FLOAT32_MAX if rules.float32 and field.cpp_type in _FLOATS else math.inf
-    if least == -math.inf and most == math.inf and not finite and fits == math.inf:
+    if minimum == -math.inf and maximum == math.inf and not finite and fits == math.inf:
         return None
 
     def rule(value: Any) -> str | None:
@@ -159,10 +159,10 @@ def _number_rule(field: FieldDescriptor, rules: constraints_pb2.FieldRules) -> R
             return "must be finite"
         if not -fits <= value <= fits:
             return "must fit into float32"
-        if not value >= least:
-            return f"must be at least {least:g}"
-        if not value <= most:
-            return f"must be at most {most:g}"
+        if not value >= minimum:
+            return f"must be at least {minimum:g}"
+        if not value <= maximum:
+            return f"must be at most {maximum:g}"
         return None
 
     return rule
@@ -189,11 +189,11 @@ def _value_check(field: FieldDescriptor, rule: Rule, rules: constraints_pb2.Fiel
     return check
 
 
-def _key_check(name: str, most: int) -> FieldCheck:
-    rule = f"must have keys of at most {most} characters"
+def _key_check(name: str, maximum: int) -> FieldCheck:
+    rule = f"must have keys of at most {maximum} characters"
 
     def check(message: Message) -> Iterable[Violation]:
-        bad = next((key for key in getattr(message, name) if len(key) > most), None)
+        bad = next((key for key in getattr(message, name) if len(key) > maximum), None)
         return _OK if bad is None else (Violation(name, _shown(bad), rule),)
 
     return check
@@ -201,7 +201,7 @@ def _key_check(name: str, most: int) -> FieldCheck:
 
 def _repeated_check(name: str, rule: Rule, rules: constraints_pb2.FieldRules) -> FieldCheck:
     lengths_only = bool(rules.max_len) and not rules.pattern
-    least, most = max(rules.min_len, 1 if rules.required else 0), rules.max_len
+    minimum, maximum = max(rules.min_len, 1 if rules.required else 0), rules.max_len
 
     def check(message: Message) -> Iterable[Violation]:
         values: Collection[Any] = getattr(message, name)
@@ -209,7 +209,7 @@ def _repeated_check(name: str, rule: Rule, rules: constraints_pb2.FieldRules) ->
             return _OK
         if lengths_only:
             lengths = set(map(len, values))
-            if min(lengths) >= least and max(lengths) <= most:
+            if min(lengths) >= minimum and max(lengths) <= maximum:
                 return _OK
         return _each(name, rule, enumerate(values))
 

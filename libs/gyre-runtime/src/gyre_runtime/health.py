@@ -99,7 +99,7 @@ class Health:
     async def start(self) -> None:
         """Say that the process is set up; from now on the dependencies decide."""
         self._started_at = time.monotonic()
-        await self._tell()
+        await self._publish()
 
     async def listen(self) -> None:
         """Say that the process lives, as soon as a server listens."""
@@ -108,13 +108,13 @@ class Health:
     async def drain(self) -> None:
         """Answer NOT_SERVING from now on."""
         self._draining = True
-        await self._tell()
+        await self._publish()
 
     async def watch(self) -> None:
         """Poll the dependencies until cancelled."""
         while True:
             await asyncio.gather(*(self._check(each) for each in tuple(self._dependencies)))
-            await self._tell()
+            await self._publish()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._looking.wait(), _POLL_S if self._all_up else _POLL_UNTIL_SERVING_S)
             self._looking.clear()
@@ -150,7 +150,7 @@ class Health:
         self._up[dependency.name] = up
         instrument("gyre_dependency_up").set(float(up), dependency=dependency.name)
 
-    async def _tell(self) -> None:
+    async def _publish(self) -> None:
         for service in self._services:
             await self.servicer.set(service, _status(self.serving))
         for loop in {each.loop for each in self._dependencies if each.loop}:

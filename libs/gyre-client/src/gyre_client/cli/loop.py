@@ -75,7 +75,7 @@ def topics(
         return
     made = table("topic", "key", "payload", "partitions", "kept", "written by")
     for each in declared(spec):
-        made.add_row(each.name, each.key, each.payload, str(each.partitions), _kept(each), each.owner)
+        made.add_row(each.name, each.key, each.payload, str(each.partitions), _retention(each), each.owner)
     console().print(made)
 
 
@@ -107,7 +107,7 @@ def clock(
     typer.echo(f"{loop}: a mark to {to} is in every partition of {' and '.join(BEHAVIOR)}")
 
 
-def _kept(each: Topic) -> str:
+def _retention(each: Topic) -> str:
     if each.compacted:
         return "newest of each key"
     return "for ever" if each.retention_s is None else f"{each.retention_s / _DAY_S:g} days"

@@ -1,7 +1,7 @@
 """Kafka as the mesh uses it: producers, the consumer, views of topics, and their creation."""
 
 from gyre_runtime.kafka._connection import Fenced, require_fits
-from gyre_runtime.kafka._delivery import Rewound
+from gyre_runtime.kafka._delivery import StoreLostState
 from gyre_runtime.kafka._names import DeclaredTopic
 from gyre_runtime.kafka._options import ConsumerOptions
 from gyre_runtime.kafka.consumer import Consumer
@@ -23,8 +23,8 @@ __all__ = [
     "LogReplaced",
     "Producer",
     "RecordReader",
-    "Rewound",
     "Start",
+    "StoreLostState",
     "Transaction",
     "TransactionalProducer",
     "View",

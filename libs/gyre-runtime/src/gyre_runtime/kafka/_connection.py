@@ -61,18 +61,18 @@ def require_fits(
     Raises:
         Invalid: it is larger (RECORD_TOO_LARGE).
     """
-    most = max_record_bytes(topic)
+    max_bytes = max_record_bytes(topic)
     rough = _FRAME_BYTES + len(key or b"") + len(value or b"")
     for name, text in headers:
         rough += 4 * len(name) + len(text or b"") + _FRAME_BYTES
-    if rough <= most:  # it fits, whatever aiokafka's slower estimate says
+    if rough <= max_bytes:  # it fits, whatever aiokafka's slower estimate says
         return
     size = record_bytes(key, value, headers)
-    if compressed and most < size <= _MAX_REQUEST_BYTES:
+    if compressed and max_bytes < size <= _MAX_REQUEST_BYTES:
         size = record_bytes(key, gzip.compress(value or b"", compresslevel=6), headers)
-    if size > most:
+    if size > max_bytes:
         name = topic.partition(".")[2]
-        raise Invalid("RECORD_TOO_LARGE", f"the record has {size:,} bytes: {name} takes at most {most:,}")
+        raise Invalid("RECORD_TOO_LARGE", f"the record has {size:,} bytes: {name} takes at most {max_bytes:,}")
 
 
 async def started_producer(

@@ -27,7 +27,7 @@ _MAX_LINKS = 16
 OnBatch = Callable[[Batch], Awaitable[object]]
 
 
-class Rewound(Exception):  # noqa: N818 - says what happened to the store
+class StoreLostState(Exception):  # noqa: N818 - says what happened to the store
     """A store holds less than it did, as after a crash of Redis: read on from its checkpoints."""
 
 
@@ -68,7 +68,7 @@ class Delivery:
 
         Raises:
             Abandoned: the consumer stops or its partitions go while the handler fails transiently.
-            Rewound: the handler's store holds less than it did.
+            StoreLostState: the handler's store holds less than it did.
         """
         if self.admission.is_slow:
             events, refused = await asyncio.to_thread(self._decide, records, ends)
@@ -131,7 +131,7 @@ class Delivery:
         try:
             what = f"a batch for {self.group}"
             await retry_transient(lambda: handler(batch), what=what, on_retry=count, wait=self._back_off)
-        except (Rewound, Abandoned):
+        except (StoreLostState, Abandoned):
             raise
         except Exception as error:  # noqa: BLE001 - the boundary: who called sets the event aside
             return error

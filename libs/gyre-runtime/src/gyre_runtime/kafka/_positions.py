@@ -117,10 +117,10 @@ class Positions:
     def __init__(self, resumption: Resumption | None) -> None:
         self._resumption = resumption
         self.ends: dict[TopicPartition, Checkpoint] = {}
-        self._stands: dict[TopicPartition, tuple[int, float]] = {}
+        self._unmoved_since: dict[TopicPartition, tuple[int, float]] = {}
         self._next_look = self._next_check = 0.0
 
-    def begin(self, partition: TopicPartition, checkpoint: Checkpoint) -> None:
+    def start(self, partition: TopicPartition, checkpoint: Checkpoint) -> None:
         """Begin a partition at a checkpoint whose log was just found to be the one that was applied."""
         self.ends[partition] = checkpoint
         self._next_check = time.monotonic() + _CHECK_EVERY_S
@@ -177,9 +177,9 @@ class Positions:
             end, last = self.ends.get(partition), kafka.last_stable_offset(partition)
             if end is None or last is None:
                 continue
-            before, since = self._stands.get(partition, (end.offset, now))
+            before, since = self._unmoved_since.get(partition, (end.offset, now))
             if before != end.offset or last <= end.kafka_offset:
                 since = now
-            self._stands[partition] = (end.offset, since)
+            self._unmoved_since[partition] = (end.offset, since)
             if now - since > _STALLED_S:
                 raise NoProgress(partition, last - end.kafka_offset, now - since)

@@ -23,7 +23,7 @@ from gyre_core.topics import dead_letter_topic
 from gyre_runtime.admission import Admission
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place
 from gyre_runtime.events import Event, MessageTypes
-from gyre_runtime.kafka._delivery import Abandoned, Delivery, OnBatch, Rewound, batch_span
+from gyre_runtime.kafka._delivery import Abandoned, Delivery, OnBatch, StoreLostState, batch_span
 from gyre_runtime.kafka._names import start_when_up, topic_labels
 from gyre_runtime.kafka._options import ConsumerOptions, OnPartitions
 from gyre_runtime.kafka._polling import CLIENT_MAX_WAIT_MS, FETCH_MAX_WAIT_MS, LongPoll
@@ -207,7 +207,7 @@ class Consumer:
         try:
             starts = await self._resumption.starts(partitions, reached)
             for partition in partitions:
-                self._positions.begin(partition, starts[partition])
+                self._positions.start(partition, starts[partition])
                 self._admission.start(partition.topic, partition.partition, starts[partition].clock)
                 self.kafka.seek(partition, starts[partition].kafka_offset)
             if self._options.on_assigned is not None:
@@ -291,7 +291,8 @@ class Consumer:
         """Hand over batches as `run` does, with what was refused and the checkpoints after them, until `stop`.
 
         A batch may hold no event, where only refused records or none were passed. What the handler raises for such a
-        batch and is not transient ends the run. `Rewound` lets every partition begin again at the store's checkpoints.
+        batch and is not transient ends the run. `StoreLostState` lets every partition begin again at the store's
+        checkpoints.
         """
 
         async def handle(batch: Batch) -> None:
@@ -324,7 +325,7 @@ class Consumer:
                     await self._delivery.process(records, ends, handler, one_by_one=one_by_one)
                 except Abandoned:
                     continue
-                except Rewound as error:
+                except StoreLostState as error:
                     _LOG.warning("reading on from the store's checkpoints", extra={"problem": str(error)})
                     await self._restart({})
                     continue
@@ -385,9 +386,9 @@ class Consumer:
             if not error.retriable:
                 raise
             _LOG.warning("commit failed: covered by the next one", extra={"problem": type(error).__name__})
-        self._tell_lag(offsets)
+        self._report_lag(offsets)
 
-    def _tell_lag(self, offsets: dict[TopicPartition, int]) -> None:
+    def _report_lag(self, offsets: dict[TopicPartition, int]) -> None:
         lag: dict[str, int] = {}
         for partition, offset in offsets.items():
             high = self.kafka.highwater(partition) if partition in self.kafka.assignment() else None

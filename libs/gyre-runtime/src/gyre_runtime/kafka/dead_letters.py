@@ -86,12 +86,12 @@ def _letters(record: Any, added: Headers) -> Iterator[Record]:
     yield Record(None, b"", added)
 
 
-def _within(headers: Iterable[tuple[str, bytes]], most: int) -> Headers:
+def _within(headers: Iterable[tuple[str, bytes]], max_bytes: int) -> Headers:
     """The first headers that have together at most so many bytes."""
     kept: Headers = []
     for name, value in headers:
-        most -= len(name) + len(value or b"")
-        if most < 0:
+        max_bytes -= len(name) + len(value or b"")
+        if max_bytes < 0:
             break
         kept.append((name, value))
     return kept

@@ -109,13 +109,13 @@ async def check_logs(
             continue
         if place in suspects and acceptance is not None:
             check.accepted.append(place)
-            begin = Checkpoint(acceptance.base + acceptance.offset, acceptance.base)
+            start = Checkpoint(acceptance.base + acceptance.offset, acceptance.base)
         else:
-            begin = reached.get(place) or min(checkpoints, key=lambda each: each.offset)
-        if begin.kafka_offset < starts[place]:
-            check.gaps.append(Gap(*place, begin.kafka_offset, starts[place]))
-            begin = begin.at(starts[place])
-        check.starts[place] = begin
+            start = reached.get(place) or min(checkpoints, key=lambda each: each.offset)
+        if start.kafka_offset < starts[place]:
+            check.gaps.append(Gap(*place, start.kafka_offset, starts[place]))
+            start = start.at(starts[place])
+        check.starts[place] = start
     return check
 
 

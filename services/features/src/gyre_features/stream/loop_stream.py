@@ -27,7 +27,7 @@ from gyre_runtime import instrument
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place, checkpoints_after
 from gyre_runtime.events import Event
 from gyre_runtime.fields import field_values
-from gyre_runtime.kafka import Rewound
+from gyre_runtime.kafka import StoreLostState
 
 from gyre_features.online.script import Applied, Fences, Known, ShelfChange, Stale, Write
 from gyre_features.online.store import OnlineStore, identity, request_identity
@@ -194,7 +194,7 @@ class LoopStream:
 
         Raises:
             Unavailable: the store does not answer; nothing is known to be lost, call again with the same events.
-            Rewound: the store lost what it held; call `checkpoints` and read on from there.
+            StoreLostState: the store lost what it held; call `checkpoints` and read on from there.
         """
         batch = Batch(events, (), checkpoints_after(events) if ends is None else ends)
         if self.store.shards > 1 and self._changes_fields(events):
@@ -338,7 +338,7 @@ class LoopStream:
         fences.update(found)
         self._forget_catalogue()
         if lost:
-            raise Rewound(f"{self.store.spec.loop}: the online store lost events of {len(lost)} partitions")
+            raise StoreLostState(f"{self.store.spec.loop}: the online store lost events of {len(lost)} partitions")
 
     def _forget_catalogue(self) -> None:
         self._items.clear()

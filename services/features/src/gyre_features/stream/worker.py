@@ -135,7 +135,7 @@ class StreamWorker:
 
         Raises:
             Unavailable: the store does not answer; call again with the same batch.
-            Rewound: the store holds less than it did.
+            StoreLostState: the store holds less than it did.
         """
         started, filling = time.monotonic(), self._filling
         if filling is None or not filling.gives_way():

@@ -34,8 +34,8 @@ class KafkaImpressions:
         """See `Impressions`."""
         request = answer.request
         name = self._topics[request.loop]
-        most = max_record_bytes(name) - _ENVELOPE_BYTES
-        record = fitting_impression(answer, logged_rest=self._logged_rest[request.loop], max_bytes=most)
+        max_bytes = max_record_bytes(name) - _ENVELOPE_BYTES
+        record = fitting_impression(answer, logged_rest=self._logged_rest[request.loop], max_bytes=max_bytes)
         event_id = impression_id(request.user_id, request.request_id)
         self._producer.enqueue(name, record, key=request.user_id, time=request.now, id=event_id)
 

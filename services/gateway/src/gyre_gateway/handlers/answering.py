@@ -47,9 +47,11 @@ class Answering:
         Without the features service it is the loop's own list, nobody's in particular, as this gateway last read it.
         """
         serving = self.spec.serving
-        most = min(max(serving.recommend.popular, limit), serving.max_candidates)
+        limit_popular = min(max(serving.recommend.popular, limit), serving.max_candidates)
         try:
-            found = await self._peers.features.popular(request, limit=most, timeout_s=serving.feature_timeout_s)
+            found = await self._peers.features.popular(
+                request, limit=limit_popular, timeout_s=serving.feature_timeout_s
+            )
         except GyreError:
             return self._from_memory(request, limit, NO_FEATURES)
         if not found:

@@ -169,7 +169,7 @@ def _noise(spec: LoopSpec, data: TrainingSet, layout: Layout) -> list[Check]:
         return []
     values = _flat(data)[rows][:, list(layout.model_indices)].astype(np.float64)
     squashed = np.sign(values) * np.log1p(np.abs(values))
-    probabilities = out_of_fold_probabilities(_classifier(), squashed, labels, folds=_FOLDS)
+    probabilities = out_of_fold_probabilities(_classifier(), squashed, labels, n_splits=_FOLDS)
     check = label_issues(labels, probabilities).check(rule.max_noise)
     return [replace(check, rows=rows[check.rows])]
 

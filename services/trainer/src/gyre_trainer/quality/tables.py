@@ -20,7 +20,7 @@ from gyre_privacy.detection import scanner
 from gyre_quality.columns import as_codes, as_numbers
 from gyre_quality.completeness import check_duplicates, check_freshness, check_missing, check_ranges, check_volume
 from gyre_quality.report import Check
-from gyre_quality.sequences import Acted, BotRule, Shown, check_bots, check_sequences
+from gyre_quality.sequences import BotRule, InteractionColumns, Shown, check_bots, check_sequences
 
 from gyre_trainer.training_set import Tables, newest_event_time
 
@@ -158,7 +158,7 @@ def _sequences(spec: LoopSpec, impressions: pa.Table, acted: pa.Table) -> list[C
     rows = np.flatnonzero((moments >= begin) & (moments <= times.max()))
     judged = acted.take(pa.array(rows, pa.int64()))
     users, requests, items = (_given(judged[name]) for name in ("user_id", "request_id", "item_id"))
-    names = Acted(users, requests, items, moments[rows])
+    names = InteractionColumns(users, requests, items, moments[rows])
     tolerance_s = rule.tolerance.seconds
     checks = check_sequences(_shown(impressions, times), names, tolerance_s=tolerance_s, max_share=rule.max_share)
     return list(_moved(list(checks), rows))
