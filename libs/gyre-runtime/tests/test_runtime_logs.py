@@ -12,7 +12,7 @@ from gyre_core.admission import PartitionClock
 from gyre_local.testing import eventually
 from gyre_runtime import Unavailable
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place, Witness, base_at
-from gyre_runtime.events import encode, message_types
+from gyre_runtime.events import Event, encode, message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, LogReplaced, Producer, TransactionalProducer, accept_log
 from gyre_runtime.kafka.logs import check_logs
 
@@ -174,3 +174,22 @@ async def test_no_progress_is_told(kafka: str, make_topic: MakeTopic, monkeypatc
         store.away = False
         await eventually(lambda: store.ids == ["a"], timeout_s=30)
         await eventually(consumer.check, timeout_s=10)
+
+
+async def test_a_group_without_a_store_reads_a_shorter_log_from_its_start(kafka: str, make_topic: MakeTopic) -> None:
+    """A running consumer that handles events at least once goes on with a topic that was made again, and is shorter."""
+    name, seen = await make_topic("clicks"), list[str]()
+
+    async def handle(events: list[Event]) -> None:
+        seen.extend(event.id for event in events)
+
+    await send(kafka, name, "a", "b", "c")
+    async with Consumer(kafka, group=name, topics=[name], types=TYPES) as consumer:
+        task = asyncio.create_task(consumer.run(handle))
+        await eventually(lambda: seen == ["a", "b", "c"], timeout_s=30)
+        await delete_topic(kafka, name)
+        await make_topic("clicks")
+        await send(kafka, name, "d")
+        await eventually(lambda: seen[3:] == ["d"], timeout_s=40)
+        consumer.stop()
+        await task

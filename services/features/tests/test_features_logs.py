@@ -153,7 +153,11 @@ async def test_a_topic_made_anew_with_more_records_is_read_once_it_is_accepted(
         assert "partition 0: the record at offset 19 was" in said
     assert await stand(20)
     address, loop_service = f"127.0.0.1:{port}", f"features-stream/{spec.loop}"
-    assert await _health(address, loop_service) == health_pb2.HealthCheckResponse.NOT_SERVING
+
+    async def not_serving() -> bool:
+        return await _health(address, loop_service) == health_pb2.HealthCheckResponse.NOT_SERVING
+
+    await eventually(not_serving, timeout_s=20, message="the loop does not serve")
     _accept(kafka, spec, "start")
     await eventually(lambda: stand(80), timeout_s=60, message="the new log is counted beside the old one")
 

@@ -97,6 +97,20 @@ def report_gap(gap: Gap) -> None:
     instrument("gyre_consumer_gone_total").add(gap.end - gap.first, **topic_labels(gap.topic))
 
 
+async def seek_to_start(kafka: AIOKafkaConsumer, positions: Mapping[TopicPartition, int]) -> None:
+    """Read partitions from the start of their logs, which do not reach to the positions any more; say what is gone."""
+    starts = await kafka.beginning_offsets(list(positions))
+    for partition, position in positions.items():
+        if position < starts[partition]:
+            report_gap(Gap(partition.topic, partition.partition, position, starts[partition]))
+        else:
+            _LOG.error(
+                "the log ends before the position: reading it from its start",
+                extra={"topic": partition.topic, "partition": partition.partition, "position": position},
+            )
+        kafka.seek(partition, starts[partition])
+
+
 class NoProgress(Unavailable):
     """Records wait, and the position in front of them stands."""
 

@@ -27,9 +27,8 @@ from gyre_runtime.kafka._delivery import Abandoned, Delivery, OnBatch, StoreLost
 from gyre_runtime.kafka._names import start_when_up, topic_labels
 from gyre_runtime.kafka._options import ConsumerOptions, OnPartitions
 from gyre_runtime.kafka._polling import CLIENT_MAX_WAIT_MS, FETCH_MAX_WAIT_MS, LongPoll
-from gyre_runtime.kafka._positions import Positions, Resumption, report_gap
+from gyre_runtime.kafka._positions import Positions, Resumption, seek_to_start
 from gyre_runtime.kafka._undecodable import UNDECODABLE, read_around
-from gyre_runtime.kafka.logs import Gap
 from gyre_runtime.kafka.producer import Producer
 from gyre_runtime.kafka.topics import DeadLetterTopic, create_topics
 from gyre_runtime.metrics import instrument
@@ -82,6 +81,7 @@ class Consumer:
         self._resumption = None if options.stored is None else Resumption(bootstrap, options.stored)
         self._positions = Positions(self._resumption)
         self._starting: asyncio.Task[None] | None = None
+        self._has_begun = self._resumption is None
 
     async def __aenter__(self) -> Self:
         """Connect and join the group, waiting for the broker as long as it takes."""
@@ -190,6 +190,7 @@ class Consumer:
         """
         self._held.clear()
         hook = self._options.on_assigned
+        self._has_begun = self._has_begun or not partitions
         if not partitions or (hook is None and self._resumption is None):
             return
         self.kafka.pause(*partitions)
@@ -206,6 +207,7 @@ class Consumer:
             return
         try:
             starts = await self._resumption.starts(partitions, reached)
+            self._has_begun = True
             for partition in partitions:
                 self._positions.start(partition, starts[partition])
                 self._admission.start(partition.topic, partition.partition, starts[partition].clock)
@@ -246,14 +248,14 @@ class Consumer:
             self._poll.interrupt()
 
     async def check(self) -> bool:
-        """Check that what waits in Kafka is taken; for a `Dependency`.
+        """Check that the partitions were begun, and that what waits in them is taken; for a `Dependency`.
 
         Raises:
             LogReplaced: another log stands in Kafka than the one that was applied.
             Unavailable: the store does not answer, or a position stands though records wait (NO_PROGRESS).
         """
         self._positions.check(self.kafka, self.kafka.assignment() - self._held)
-        return True
+        return self._has_begun
 
     def partitions_of(self, topic: str) -> int:
         """How many partitions Kafka says that one of the topics has, 0 while that is not known."""
@@ -349,24 +351,11 @@ class Consumer:
         return {}
 
     async def _out_of_range(self, positions: Mapping[TopicPartition, int]) -> None:
-        """The log does not reach to where we read: its beginning was deleted, its tail is lost, or it is another one.
-
-        Where a store's checkpoints say what was applied, that is found out before anything is read; others handle
-        events at least once, so they begin at the log's start.
-        """
+        """The log does not reach to where we read: a store's checkpoints say why, others read from its start."""
         if self._resumption is not None:
             await self._restart(dict(self._positions.ends))
             return
-        starts = await self.kafka.beginning_offsets(list(positions))
-        for partition, position in positions.items():
-            if position < starts[partition]:
-                report_gap(Gap(partition.topic, partition.partition, position, starts[partition]))
-            else:
-                _LOG.error(
-                    "the log ends before the position: reading it from its start",
-                    extra={"topic": partition.topic, "partition": partition.partition, "position": position},
-                )
-            self.kafka.seek(partition, starts[partition])
+        await seek_to_start(self.kafka, positions)
 
     async def _still_ours(self) -> bool:
         """Wait while paused; say whether the partitions, and so the records in hand, are still this member's."""
