@@ -31,7 +31,7 @@ from gyre_core.topics import declared, topic
 from gyre_deployer.bootstrap import Running, bootstrap
 from gyre_deployer.settings import DeployerSettings
 from gyre_local.testing import TritonServer, eventually
-from gyre_runtime import Channel, Lifespan, ServiceSettings, channel, setup_telemetry, start_span
+from gyre_runtime import Channel, GyreError, Lifespan, ServiceSettings, channel, setup_telemetry, start_span
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, View, create_topics, read_log
 from gyre_runtime.telemetry import Telemetry
@@ -332,6 +332,14 @@ class Deployer:
         )
         return answer
 
+    async def answers(self) -> bool:
+        """Whether it knows the loop's rollouts."""
+        try:
+            await self.listed()
+        except GyreError:
+            return False
+        return True
+
     async def rollout(self, version: str) -> pb.Rollout | None:
         """The rollout of a version."""
         return next((each for each in await self.rollouts() if each.version == version), None)
@@ -364,9 +372,10 @@ async def deployer_at(place: Place, **changes: Any) -> AsyncIterator[Deployer]:
     async with Lifespan(drain_s=2) as lifespan:
         running = await bootstrap(lifespan, place.settings(**changes))
         await lifespan.health.start()
-        await lifespan.health.wait_serving(60)
         async with _connected(running.server.address) as connected:
-            yield Deployer(place.loop, DeployerServiceStub(connected), lifespan, running)
+            deployer = Deployer(place.loop, DeployerServiceStub(connected), lifespan, running)
+            await eventually(deployer.answers, timeout_s=60, message="the deployer answers for the loop")
+            yield deployer
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -118,7 +119,8 @@ async def test_memory_disk_and_start_are_flat(spawn, running, models, place, gat
             await maintain(place, tmp_path)
             memory[number] = resident_bytes(program.process.pid)
             disk[number] = size_bytes(place.triton.repository, tmp_path / "artifacts")
-            await program.kill()
+            program.process.send_signal(signal.SIGTERM)
+            assert await program.ended() == 0
             start[number] = await best_start_s(running)
             program = await spawn()
     store.close()
