@@ -23,6 +23,8 @@ from gyre_runtime.retrying import restart_for_ever
 
 _LOG = logging.getLogger(__name__)
 _WAIT_MS = 100
+_ONCE_MAX_WAIT_MS = 20
+"""Of a read that ends: the mark of a transaction at the end is seen when the broker stops waiting for more."""
 _RETRY_S = 0.5
 _NEAR_END = 50
 """Offsets before the end among which the newest record is looked for first."""
@@ -240,7 +242,7 @@ async def read_records(bootstrap: str, topic: str, start: Start | None = None) -
     Raises:
         Unavailable: Kafka went away.
     """
-    async with _reader(bootstrap, topic, start or Start()) as (kafka, ends):
+    async with _reader(bootstrap, topic, start or Start(), max_wait_ms=_ONCE_MAX_WAIT_MS) as (kafka, ends):
         try:
             while not await _reached(kafka, ends):
                 for records in (await kafka.getmany(timeout_ms=_WAIT_MS)).values():
@@ -301,14 +303,16 @@ class RecordReader:
 
 
 @asynccontextmanager
-async def _reader(bootstrap: str, topic: str, start: Start) -> AsyncIterator[tuple[AIOKafkaConsumer, Offsets]]:
+async def _reader(
+    bootstrap: str, topic: str, start: Start, *, max_wait_ms: int = FETCH_MAX_WAIT_MS
+) -> AsyncIterator[tuple[AIOKafkaConsumer, Offsets]]:
     """Yield a consumer at an offset of every partition, and their present ends as committed readers see them."""
     kafka = AIOKafkaConsumer(
         bootstrap_servers=bootstrap,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         isolation_level="read_committed",
-        fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+        fetch_max_wait_ms=max_wait_ms,
         consumer_timeout_ms=CLIENT_MAX_WAIT_MS,
     )
     try:
