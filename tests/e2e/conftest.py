@@ -111,7 +111,7 @@ class Mesh:
             )
             for number in range(ITEMS)
         ]
-        await self.gateway.Track(TrackRequest(loop=self.loop, events=events), timeout=20)
+        await self.gateway.Track(TrackRequest(loop=self.loop, events=events), timeout=30)
 
     async def rank(self, user: int, *, trace: Trace = ()) -> RankResponse:
         """Rank all items for a user."""
@@ -121,7 +121,7 @@ class Mesh:
         request = RankRequest(
             loop=self.loop, user_id=f"u{user}", item_ids=items, request_id=uuid4().hex, context=context
         )
-        answer: RankResponse = await self.gateway.Rank(request, timeout=10, metadata=trace)
+        answer: RankResponse = await self.gateway.Rank(request, timeout=30, metadata=trace)
         return answer
 
     def liked(self, user: int) -> str:
@@ -136,7 +136,7 @@ class Mesh:
             user_id=f"u{user}", item_id=self.liked(user), type="click", request_id=answer.provenance.request_id
         )
         events = [TrackedEvent(event_id=uuid4().hex, interaction=click)]
-        await self.gateway.Track(TrackRequest(loop=self.loop, events=events), timeout=10, metadata=trace)
+        await self.gateway.Track(TrackRequest(loop=self.loop, events=events), timeout=30, metadata=trace)
         return answer
 
     async def visits(self, count: int, *, at_once: int = 4) -> list[RankResponse]:

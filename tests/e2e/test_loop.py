@@ -29,7 +29,7 @@ PROMOTED = deployer.ROLLOUT_STATE_PROMOTED
 
 async def newest_rollout(mesh) -> deployer.Rollout | None:
     """The newest rollout of the loop."""
-    answer = await mesh.deployer.ListRollouts(deployer.ListRolloutsRequest(loop=mesh.loop), timeout=5)
+    answer = await mesh.deployer.ListRollouts(deployer.ListRolloutsRequest(loop=mesh.loop), timeout=30)
     return answer.rollouts[0] if answer.rollouts else None
 
 
@@ -44,11 +44,11 @@ async def test_a_click_is_soon_a_feature(mesh) -> None:
     """A tracked click changes the item's count as the next reads see it."""
     column = Layout.compile(mesh.spec).index["popular_1h"]
     click = TrackedEvent(interaction=Interaction(user_id="first", item_id="i7", type="click"))
-    await mesh.gateway.Track(TrackRequest(loop=mesh.loop, events=[click]), timeout=5)
+    await mesh.gateway.Track(TrackRequest(loop=mesh.loop, events=[click]), timeout=30)
 
     async def counted() -> bool:
         request = GetFeaturesRequest(loop=mesh.loop, user_id="first", item_ids=["i7"])
-        answer = await mesh.features.GetFeatures(request, timeout=5)
+        answer = await mesh.features.GetFeatures(request, timeout=30)
         values = memoryview(answer.features.values).cast("f")
         return values[column] > 0.9
 
@@ -79,7 +79,7 @@ async def served_by(mesh, version: str):
 async def test_recommendations_come_from_what_is_popular(mesh) -> None:
     """`Recommend` finds candidates by itself and orders them with the model."""
     request = RecommendRequest(loop=mesh.loop, user_id="u1", limit=5)
-    answer = await mesh.gateway.Recommend(request, timeout=5)
+    answer = await mesh.gateway.Recommend(request, timeout=30)
     assert len({item.item_id for item in answer.items}) == 5
     assert answer.provenance.model_version
 
@@ -128,7 +128,7 @@ async def test_an_answer_can_be_traced_to_its_trigger(mesh) -> None:
 
     async def complete() -> monitor.GetLineageResponse | None:
         try:
-            found = await mesh.monitor.GetLineage(request, timeout=10)
+            found = await mesh.monitor.GetLineage(request, timeout=30)
         except NotFound:
             return None
         services = {span.service for span in found.spans}
@@ -166,7 +166,7 @@ async def test_the_loops_status_names_every_stage(mesh) -> None:
     """Every part of the loop says what it is doing, and how long the loop took."""
 
     async def measured() -> monitor.GetLoopStatusResponse | None:
-        found = await mesh.monitor.GetLoopStatus(monitor.GetLoopStatusRequest(loop=mesh.loop), timeout=5)
+        found = await mesh.monitor.GetLoopStatus(monitor.GetLoopStatusRequest(loop=mesh.loop), timeout=30)
         return found if found.loop_time_s > 0 else None
 
     status = await eventually(measured, timeout_s=20, message="the loop time is known")
@@ -181,7 +181,7 @@ async def test_versions_are_compared_by_arm(mesh) -> None:
     newest = await newest_rollout(mesh)
 
     async def counted() -> list[monitor.ArmMetrics]:
-        found = await mesh.monitor.GetExperiment(monitor.GetExperimentRequest(loop=mesh.loop), timeout=5)
+        found = await mesh.monitor.GetExperiment(monitor.GetExperimentRequest(loop=mesh.loop), timeout=30)
         return [arm for arm in found.arms if arm.version == newest.version and arm.clicked > 0]
 
     arms = await eventually(counted, timeout_s=20, message="clicks on the new version are counted")
@@ -249,13 +249,13 @@ async def test_a_killed_stream_loses_and_doubles_nothing(mesh) -> None:
         for n in range(3000)
     ]
     for start in range(0, len(clicks), 500):
-        await mesh.gateway.Track(TrackRequest(loop=mesh.loop, events=clicks[start : start + 500]), timeout=20)
+        await mesh.gateway.Track(TrackRequest(loop=mesh.loop, events=clicks[start : start + 500]), timeout=30)
         if start in (500, 1500):
             os.kill(mesh.pid("features-stream"), signal.SIGKILL)
 
     async def all_counted() -> float:
         request = GetFeaturesRequest(loop=mesh.loop, user_id="c1", item_ids=["once"])
-        answer = await mesh.features.GetFeatures(request, timeout=5)
+        answer = await mesh.features.GetFeatures(request, timeout=30)
         count = memoryview(answer.features.values).cast("f")[column]
         assert count > 2985, count
         return count

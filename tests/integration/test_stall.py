@@ -101,7 +101,7 @@ class Mesh:
         """The rollout of a version, empty before there is one."""
         request = deployer_pb.ListRolloutsRequest(loop=self.loop)
         try:
-            answer = await self.deployer.ListRollouts(request, timeout=10)
+            answer = await self.deployer.ListRollouts(request, timeout=30)
         except Unavailable:
             return deployer_pb.Rollout()  # it is still reading its log
         return next((each for each in answer.rollouts if each.version == version), deployer_pb.Rollout())
@@ -124,7 +124,7 @@ class Mesh:
                 user_id=f"u{random.randrange(10_000)}",
                 item_ids=ITEMS,
             )
-            answer = (await self.gateway.Rank(request, timeout=10)).provenance
+            answer = (await self.gateway.Rank(request, timeout=30)).provenance
             outcomes.append((answer.arm, answer.degraded_reason))
             await asyncio.sleep(0.02)  # the pace of a caller, not a wait for a condition
 

@@ -71,7 +71,7 @@ class World:
     def metric(self, process: str, name: str) -> float:
         """The sum of a metric of a process."""
         url = f"http://{self.stack.ports.address(process, 'metrics')}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as page:
+        with urllib.request.urlopen(url, timeout=30) as page:
             text = page.read().decode()
         return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE))
 
@@ -80,7 +80,7 @@ class World:
         async with grpc.aio.insecure_channel(self.address(name)) as bare:
             request = health_pb2.HealthCheckRequest(service=service)
             try:
-                answer = await health_pb2_grpc.HealthStub(bare).Check(request, timeout=10)
+                answer = await health_pb2_grpc.HealthStub(bare).Check(request, timeout=30)
             except grpc.aio.AioRpcError as error:
                 return error.code().name
         return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
@@ -133,9 +133,9 @@ async def test_processes_start_before_what_they_need(world: World) -> None:
         gateway = GatewayServiceStub(bare)
         for number in range(QUEUE + 2):
             request = RankRequest(loop=LOOP, user_id="u1", item_ids=["a", "b"], request_id=f"early-{number}")
-            assert len((await gateway.Rank(request, timeout=20)).items) == 2
+            assert len((await gateway.Rank(request, timeout=30)).items) == 2
         click = TrackedEvent(event_id="c1", interaction=Interaction(user_id="u1", item_id="a", type="click"))
-        assert await _code(gateway.Track(TrackRequest(loop=LOOP, events=[click]), timeout=20)) == UNAVAILABLE
+        assert await _code(gateway.Track(TrackRequest(loop=LOOP, events=[click]), timeout=30)) == UNAVAILABLE
         await eventually(lambda: world.metric("gateway", "gyre_gateway_impressions_dropped_total") == 2)
         await _what_needs_nothing_is_answered(world)
 
@@ -145,7 +145,7 @@ async def test_processes_start_before_what_they_need(world: World) -> None:
         await world.expect({"redis", "triton"})
         world.start("kafka")
         await world.expect({"redis", "triton", "kafka"})
-        await eventually(lambda: gateway.Track(TrackRequest(loop=LOOP, events=[click]), timeout=20))
+        await eventually(lambda: gateway.Track(TrackRequest(loop=LOOP, events=[click]), timeout=30))
     await eventually(lambda: _is_applied(world), timeout_s=PATIENCE_S, message="the click is a feature")
     kafka, types = world.stack.ports.address("kafka", "broker"), message_types(Impression)
     logged = [event.message.request_id async for event in read_log(kafka, f"{LOOP}.behavior.impressions", types)]
@@ -178,19 +178,19 @@ async def _what_needs_nothing_is_answered(world: World) -> None:
         grpc.aio.insecure_channel(world.address("deployer")) as deployer,
         grpc.aio.insecure_channel(world.address("features-serve")) as features,
     ):
-        assert not (await TrainerServiceStub(trainer).ListRuns(ListRunsRequest(loop=LOOP), timeout=20)).runs
-        await MonitorServiceStub(monitor).GetLoopStatus(GetLoopStatusRequest(loop=LOOP), timeout=20)
-        rollouts = DeployerServiceStub(deployer).ListRollouts(ListRolloutsRequest(loop=LOOP), timeout=20)
+        assert not (await TrainerServiceStub(trainer).ListRuns(ListRunsRequest(loop=LOOP), timeout=30)).runs
+        await MonitorServiceStub(monitor).GetLoopStatus(GetLoopStatusRequest(loop=LOOP), timeout=30)
+        rollouts = DeployerServiceStub(deployer).ListRollouts(ListRolloutsRequest(loop=LOOP), timeout=30)
         assert await _code(rollouts) == UNAVAILABLE
         request = GetFeaturesRequest(loop=LOOP, user_id="u1", item_ids=["a"])
-        assert await _code(FeaturesServiceStub(features).GetFeatures(request, timeout=20)) == UNAVAILABLE
+        assert await _code(FeaturesServiceStub(features).GetFeatures(request, timeout=30)) == UNAVAILABLE
 
 
 async def _is_applied(world: World) -> bool:
     """Whether the click on `a` is read as a feature."""
     async with grpc.aio.insecure_channel(world.address("features-serve")) as bare:
         request = GetFeaturesRequest(loop=LOOP, user_id="u1", item_ids=["a"])
-        answer = await FeaturesServiceStub(bare).GetFeatures(request, timeout=20)
+        answer = await FeaturesServiceStub(bare).GetFeatures(request, timeout=30)
     return bool(answer.item_batches[0] > 0)
 
 

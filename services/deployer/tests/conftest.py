@@ -328,7 +328,7 @@ class Deployer:
     async def listed(self) -> pb.ListRolloutsResponse:
         """All rollouts and the view."""
         answer: pb.ListRolloutsResponse = await self.stub.ListRollouts(
-            pb.ListRolloutsRequest(loop=self.loop), timeout=5
+            pb.ListRolloutsRequest(loop=self.loop), timeout=30
         )
         return answer
 

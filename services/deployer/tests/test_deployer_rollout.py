@@ -162,7 +162,7 @@ async def test_a_candidate_that_was_rolled_back_may_be_offered_again(start, mode
 
     async def offer(request_id: str) -> str:
         request = StartRolloutRequest(loop=loop, version="v2", request_id=request_id)
-        return (await deployer.stub.StartRollout(request, timeout=5)).rollout.rollout_id
+        return (await deployer.stub.StartRollout(request, timeout=30)).rollout.rollout_id
 
     again = await offer("once-more")
     assert again != first.rollout_id

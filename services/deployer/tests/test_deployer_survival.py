@@ -161,7 +161,7 @@ async def test_a_kafka_that_comes_back_is_written_again(start, models, place, ka
 
     async def promoted() -> bool:
         try:
-            await deployer.stub.Promote(request, timeout=20)
+            await deployer.stub.Promote(request, timeout=30)
         except (Unavailable, DeadlineExceeded):
             return False
         return True

@@ -206,7 +206,7 @@ class Mesh:
         self,
         *item_ids: str,
         user: str = "user-1",
-        timeout: float = 5.0,  # noqa: ASYNC109 - gRPC's name
+        timeout: float = 30.0,  # noqa: ASYNC109 - gRPC's name
         metadata: object = None,
         **more: object,
     ) -> pb.RankResponse:

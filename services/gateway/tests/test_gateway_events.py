@@ -50,11 +50,12 @@ async def test_an_impression_holds_what_was_shown_and_served(mesh: Mesh, kafka: 
     epoch = await mesh.roll_out(("live", "v1", 1.0))
     items = [f"item-{n}" for n in range(1, 11)]
     context = pb.RequestContext(numbers={"device": 3.0}, labels={"referrer": "search"})
+    before = time.time()
     answer = await mesh.rank(*items, limit=4, request_id="request-1", context=context)
     (event,) = await read(kafka, topic(mesh.loop, "behavior.impressions"), 1)
     record = event.message
     assert (event.source, event.key) == ("gyre/gateway", "user-1")
-    assert abs(event.time - time.time()) < 10
+    assert before - 0.001 <= event.time <= time.time()
     assert list(record.item_ids[:4]) == ids(answer)
     assert len(set(record.item_ids)) == 7
     assert (record.shown, record.rest, record.request_id, record.user_id) == (4, 6, "request-1", "user-1")
@@ -123,7 +124,7 @@ def click(user: str = "user-1", **more: object) -> pb.TrackedEvent:
 async def test_track_sends_a_thousand_events_at_once(mesh: Mesh, kafka: str) -> None:
     """A call of 1,000 events is answered with their ids in order, each event once in Kafka."""
     events = [click(f"user-{n}", event_id=f"event-{n}") for n in range(1000)]
-    await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click()]), timeout=5)
+    await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click()]), timeout=30)
     answer = await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=events), timeout=30)
     assert list(answer.event_ids) == [f"event-{n}" for n in range(1000)]
     stored = await read(kafka, topic(mesh.loop, "behavior.interactions"), 1001)
@@ -145,13 +146,13 @@ async def test_a_request_belongs_to_its_user(mesh: Mesh, kafka: str) -> None:
 async def test_applications_that_say_who_they_are_do_not_share_ids(mesh: Mesh, kafka: str) -> None:
     """Events of one id from two applications have sources of their own; who says nothing keeps the common one."""
     for source in ("shop", "blog.v2", ""):
-        await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click(event_id="1")], source=source), timeout=5)
+        await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click(event_id="1")], source=source), timeout=30)
     stored = await read(kafka, topic(mesh.loop, "behavior.interactions"), 3)
     assert sorted((event.source, event.id) for event in stored) == [
         ("gateway", "1"), ("gateway/blog.v2", "1"), ("gateway/shop", "1"),
     ]  # fmt: skip
     with pytest.raises(Invalid, match="source"):
-        await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click()], source="a shop"), timeout=5)
+        await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click()], source="a shop"), timeout=30)
 
 
 async def test_tracked_events_keep_their_identity(mesh: Mesh, kafka: str) -> None:
@@ -162,8 +163,9 @@ async def test_tracked_events_keep_their_identity(mesh: Mesh, kafka: str) -> Non
     )
     user = behavior.UserChanged(user_id="user-9")
     request.events.add(event_id="user", user_changed=user)
-    request.events[0].event_time.FromNanoseconds(int((time.time() - 60) * 1e9))
-    first, again = [await mesh.stub.Track(request, timeout=5) for _ in range(2)]
+    clicked = int(time.time()) - 60
+    request.events[0].event_time.FromSeconds(clicked)
+    first, again = [await mesh.stub.Track(request, timeout=30) for _ in range(2)]
     assert first.event_ids[0] == again.event_ids[0] == "mine"
     assert first.event_ids[1] != again.event_ids[1]
     stored = await read(kafka, topic(mesh.loop, "behavior.interactions"), 4)
@@ -171,7 +173,7 @@ async def test_tracked_events_keep_their_identity(mesh: Mesh, kafka: str) -> Non
     assert len({(event.source, event.time, event.key) for event in mine}) == 1
     assert len(mine) == 2
     assert {event.source for event in stored} == {"gateway"}
-    assert abs(mine[0].time - (time.time() - 60)) < 10
+    assert mine[0].time == clicked
     (changed, _) = await read(kafka, topic(mesh.loop, "catalog.items"), 2)
     assert (changed.key, changed.message) == ("item-9", item)
     (known, _) = await read(kafka, topic(mesh.loop, "catalog.users"), 2)
@@ -209,11 +211,11 @@ async def test_a_bad_event_names_field_value_and_rule_and_nothing_is_taken(mesh:
     )
     for event, field, value, rule in cases:
         with pytest.raises(Invalid) as caught:
-            await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click(), event]), timeout=5)
+            await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click(), event]), timeout=30)
         broken = caught.value.violations[0]
         assert (broken.field, broken.rule) == (f"events[1].{field}", rule)
         assert value in broken.value
-    await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click(event_id="good")]), timeout=5)
+    await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click(event_id="good")]), timeout=30)
     assert [event.id for event in await read(kafka, topic(mesh.loop, "behavior.interactions"), 1)] == ["good"]
 
 
@@ -221,16 +223,16 @@ async def test_the_replay_clock_takes_old_events(start: StartMesh, kafka: str) -
     """On the replay clock an event needs a time, may be years old, but not in the future."""
     mesh = await start(clock="replay")
     with pytest.raises(Invalid) as caught:
-        await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click()]), timeout=5)
+        await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click()]), timeout=30)
     assert caught.value.violations[0].field == "events[0].event_time"
     old = click()
     old.event_time.FromJsonString("2013-03-01T12:00:00Z")
-    await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[old]), timeout=5)
+    await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[old]), timeout=30)
     (event,) = await read(kafka, topic(mesh.loop, "behavior.interactions"), 1)
     assert event.time == old.event_time.seconds
     old.event_time.FromNanoseconds(int((time.time() + 2 * 86_400) * 1e9))
     with pytest.raises(Invalid, match=r"IN_THE_FUTURE.*at most 1d"):
-        await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[old]), timeout=5)
+        await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[old]), timeout=30)
 
 
 async def test_times_at_the_edge_are_cut_or_refused(start: StartMesh, kafka: str) -> None:
@@ -238,12 +240,12 @@ async def test_times_at_the_edge_are_cut_or_refused(start: StartMesh, kafka: str
     mesh = await start(clock="replay")
     request = pb.RankRequest(loop=mesh.loop, user_id="u", item_ids=["item-1"])
     request.context.request_time.FromJsonString("9999-12-31T23:59:59.999999999Z")
-    (refused,) = await asyncio.gather(mesh.stub.Rank(request, timeout=5), return_exceptions=True)
+    (refused,) = await asyncio.gather(mesh.stub.Rank(request, timeout=30), return_exceptions=True)
     assert isinstance(refused, Invalid), refused
     assert refused.violations[0].field == "context.request_time"
     event = click(event_id="edge")
     event.event_time.FromJsonString("2013-03-01T12:00:00.123456999Z")
-    await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[event]), timeout=5)
+    await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[event]), timeout=30)
     (record,) = [each async for each in read_records(kafka, topic(mesh.loop, "behavior.interactions"))]
     assert dict(record.headers)["ce_time"] == b"2013-03-01T12:00:00.123456Z"
 
@@ -256,10 +258,10 @@ async def test_numbers_beyond_float32_are_refused_at_the_door(mesh: Mesh) -> Non
     flag = behavior.ItemChanged(item_id="i", fields={"year": behavior.FieldValue(boolean=True)})
     genre = behavior.Categories(values=["unheard-of"])
     unlisted = behavior.ItemChanged(item_id="i", fields={"genres": behavior.FieldValue(categories=genre)})
-    calls = [mesh.stub.Rank(request, timeout=5)]
+    calls = [mesh.stub.Rank(request, timeout=30)]
     for item in (year, flag, unlisted):
         events = [pb.TrackedEvent(item_changed=item)]
-        calls.append(mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=events), timeout=5))
+        calls.append(mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=events), timeout=30))
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(each) for each in answers] == [Invalid] * 4, answers
 

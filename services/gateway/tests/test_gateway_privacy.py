@@ -52,7 +52,7 @@ async def test_nothing_that_leaves_the_gateway_holds_a_raw_value(
     click = pb.TrackedEvent(interaction=behavior.Interaction(user_id=RAW, item_id="item-1", type="click"))
     year = behavior.ItemChanged(item_id="item-1", fields={"year": behavior.FieldValue(number=1999)})
     request = pb.TrackRequest(loop=mesh.loop, events=[click, pb.TrackedEvent(item_changed=year)])
-    await mesh.stub.Track(request, timeout=10)
+    await mesh.stub.Track(request, timeout=30)
 
     token = Keyring.from_file(key_file).token(RAW, domain="user")
     (asked,) = mesh.features.requests

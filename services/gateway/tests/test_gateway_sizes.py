@@ -63,14 +63,14 @@ async def test_a_tracked_text_has_a_bound(mesh: Mesh, kafka: str) -> None:
     event = pb.TrackedEvent(event_id="long")
     event.item_changed.item_id = "i"
     event.item_changed.fields["genres"].text = "x" * 1_200_000
-    call = mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[event]), timeout=10)
+    call = mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[event]), timeout=30)
     refused = await outcome(call)
     assert isinstance(refused, Invalid)
     assert [each.field for each in refused.violations] == ["events[0].item_changed.fields[genres].text"]
     for number in range(4):
         event = pb.TrackedEvent(event_id=f"e{number}")
         event.item_changed.item_id = "i"
-        await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[event]), timeout=10)
+        await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[event]), timeout=30)
     assert [each.id for each in await logged(kafka, topic(mesh.loop, "catalog.items"))] == [f"e{n}" for n in range(4)]
 
 
@@ -81,7 +81,7 @@ async def test_of_a_call_with_a_too_large_event_none_is_taken(mesh: Mesh, kafka:
         large.fields[f"f{number}"].text = "\N{WATER WAVE}" * 10_000
     small = behavior.ItemChanged(item_id="i")
     events = [TrackedEvent("catalog.items", "i", name, 1.0, each) for name, each in (("e0", small), ("e1", large))]
-    refused = await outcome(KafkaIntake(mesh.producer).send(mesh.loop, events))
+    refused = await outcome(KafkaIntake(mesh.producer).send(mesh.loop, events, application=""))
     assert isinstance(refused, Invalid)
     assert refused.reason == "RECORD_TOO_LARGE"
     assert [each.field for each in refused.violations] == ["events[1].item_changed"]

@@ -24,7 +24,7 @@ TRIGGERS = ("training.triggers", models.TrainingTrigger)
 
 async def status(service) -> pb.GetLoopStatusResponse:
     """The loop's status."""
-    return await service.stub.GetLoopStatus(pb.GetLoopStatusRequest(loop=service.loop), timeout=5)
+    return await service.stub.GetLoopStatus(pb.GetLoopStatusRequest(loop=service.loop), timeout=30)
 
 
 async def test_every_method_refuses_what_it_does_not_know(start) -> None:
@@ -32,24 +32,24 @@ async def test_every_method_refuses_what_it_does_not_know(start) -> None:
     service = await start()
     stub, loop = service.stub, service.loop
     calls = [
-        (stub.GetLoopStatus(pb.GetLoopStatusRequest(loop="elsewhere"), timeout=5), "UNKNOWN_LOOP"),
-        (stub.GetExperiment(pb.GetExperimentRequest(loop="elsewhere"), timeout=5), "UNKNOWN_LOOP"),
-        (stub.GetExperiment(pb.GetExperimentRequest(loop=loop, rollout_id="none"), timeout=5), "UNKNOWN_ROLLOUT"),
-        (stub.ListAlerts(pb.ListAlertsRequest(loop="elsewhere"), timeout=5), "UNKNOWN_LOOP"),
-        (stub.ListIncidents(pb.ListIncidentsRequest(loop="elsewhere"), timeout=5), "UNKNOWN_LOOP"),
-        (stub.GetLineage(pb.GetLineageRequest(loop="elsewhere", request_id="r"), timeout=5), "UNKNOWN_LOOP"),
-        (stub.GetLineage(pb.GetLineageRequest(loop=loop, request_id="none"), timeout=5), "UNKNOWN_REQUEST"),
+        (stub.GetLoopStatus(pb.GetLoopStatusRequest(loop="elsewhere"), timeout=30), "UNKNOWN_LOOP"),
+        (stub.GetExperiment(pb.GetExperimentRequest(loop="elsewhere"), timeout=30), "UNKNOWN_LOOP"),
+        (stub.GetExperiment(pb.GetExperimentRequest(loop=loop, rollout_id="none"), timeout=30), "UNKNOWN_ROLLOUT"),
+        (stub.ListAlerts(pb.ListAlertsRequest(loop="elsewhere"), timeout=30), "UNKNOWN_LOOP"),
+        (stub.ListIncidents(pb.ListIncidentsRequest(loop="elsewhere"), timeout=30), "UNKNOWN_LOOP"),
+        (stub.GetLineage(pb.GetLineageRequest(loop="elsewhere", request_id="r"), timeout=30), "UNKNOWN_LOOP"),
+        (stub.GetLineage(pb.GetLineageRequest(loop=loop, request_id="none"), timeout=30), "UNKNOWN_REQUEST"),
     ]
     for call, reason in calls:
         with pytest.raises(NotFound) as caught:
             await call
         assert caught.value.reason == reason
     wrong = [
-        (stub.GetLoopStatus(pb.GetLoopStatusRequest(), timeout=5), "loop"),
-        (stub.GetExperiment(pb.GetExperimentRequest(), timeout=5), "loop"),
-        (stub.ListAlerts(pb.ListAlertsRequest(), timeout=5), "loop"),
-        (stub.ListIncidents(pb.ListIncidentsRequest(), timeout=5), "loop"),
-        (stub.GetLineage(pb.GetLineageRequest(loop=loop), timeout=5), "request_id"),
+        (stub.GetLoopStatus(pb.GetLoopStatusRequest(), timeout=30), "loop"),
+        (stub.GetExperiment(pb.GetExperimentRequest(), timeout=30), "loop"),
+        (stub.ListAlerts(pb.ListAlertsRequest(), timeout=30), "loop"),
+        (stub.ListIncidents(pb.ListIncidentsRequest(), timeout=30), "loop"),
+        (stub.GetLineage(pb.GetLineageRequest(loop=loop), timeout=30), "request_id"),
     ]
     for call, field in wrong:
         with pytest.raises(Invalid) as invalid:
@@ -125,7 +125,7 @@ async def test_figures_by_arm_and_version(start, make, metrics) -> None:
     await service.send("behavior.interactions", make.interaction("u1", kind="buy", value=5), at=make.begin + 1)
 
     async def complete() -> pb.ArmMetrics | None:
-        found = await service.stub.GetExperiment(pb.GetExperimentRequest(loop=service.loop), timeout=5)
+        found = await service.stub.GetExperiment(pb.GetExperimentRequest(loop=service.loop), timeout=30)
         each = found.arms[0] if found.arms else pb.ArmMetrics()
         return each if (each.impressions, each.clicked, each.converted) == (4, 1, 1) else None
 
@@ -190,20 +190,20 @@ async def test_alerts_and_incidents(start) -> None:
         await tell(*given)
 
     async def known() -> list[events.Alert]:
-        found = await service.stub.ListAlerts(pb.ListAlertsRequest(loop=service.loop), timeout=5)
+        found = await service.stub.ListAlerts(pb.ListAlertsRequest(loop=service.loop), timeout=30)
         return list(found.alerts) if len(found.alerts) == 3 else []
 
     alerts = await eventually(known, timeout_s=20, message="the alerts are known")
     assert [(each.alert_id, each.HasField("end_time")) for each in alerts] == [("c", True), ("b", False), ("a", True)]
-    firing = await service.stub.ListAlerts(pb.ListAlertsRequest(loop=service.loop, firing=True), timeout=5)
+    firing = await service.stub.ListAlerts(pb.ListAlertsRequest(loop=service.loop, firing=True), timeout=30)
     assert [each.alert_id for each in firing.alerts] == ["b"]
     assert (firing.alerts[0].severity, firing.alerts[0].message) == (events.ALERT_SEVERITY_WARNING, "p99 is high")
-    found = await service.stub.ListIncidents(pb.ListIncidentsRequest(loop=service.loop), timeout=5)
+    found = await service.stub.ListIncidents(pb.ListIncidentsRequest(loop=service.loop), timeout=30)
     assert [[each.alert_id for each in incident.alerts] for incident in found.incidents] == [["a", "b", "c"]]
     await tell("b", 1010, 1200)
 
     async def ended() -> list[pb.Incident]:
-        found = await service.stub.ListIncidents(pb.ListIncidentsRequest(loop=service.loop), timeout=5)
+        found = await service.stub.ListIncidents(pb.ListIncidentsRequest(loop=service.loop), timeout=30)
         return list(found.incidents) if len(found.incidents) == 2 else []
 
     newest, oldest = await eventually(ended, timeout_s=20, message="the alert has ended")
@@ -247,7 +247,7 @@ async def test_the_chain_behind_an_answer_over_linked_traces(start, make, teleme
 
     async def complete() -> pb.GetLineageResponse | None:
         try:
-            found = await service.stub.GetLineage(pb.GetLineageRequest(loop=loop, request_id="r1"), timeout=5)
+            found = await service.stub.GetLineage(pb.GetLineageRequest(loop=loop, request_id="r1"), timeout=30)
         except NotFound:
             return None
         return found if found.lineage.rollout_id and len(found.spans) >= 6 else None

@@ -26,7 +26,7 @@ async def test_a_raw_id_is_the_user_of_its_hash(start, settings, make, tmp_path:
     await service.send("behavior.interactions", make.interaction("person-of-flesh"), at=make.begin + 1)
 
     async def credited() -> bool:
-        found = await service.stub.GetExperiment(pb.GetExperimentRequest(loop=service.loop), timeout=5)
+        found = await service.stub.GetExperiment(pb.GetExperimentRequest(loop=service.loop), timeout=30)
         return [(each.impressions, each.clicked) for each in found.arms] == [(1, 1)]
 
     await eventually(credited, timeout_s=20, message="the click is credited")

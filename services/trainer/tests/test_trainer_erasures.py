@@ -96,7 +96,7 @@ async def test_callers_see_that_rows_were_erased(start: Any, stack: Any) -> None
         await producer.send(topic(stack.loop, "privacy.erasures"), message, key="u")
 
     async def marked() -> bool:
-        answer = await service.stub.GetRun(pb.GetRunRequest(run_id=run.run_id), timeout=10)
+        answer = await service.stub.GetRun(pb.GetRunRequest(run_id=run.run_id), timeout=30)
         return answer.run.erased_time.seconds == 1_700_000_000
 
     await eventually(marked, timeout_s=30, message="the run is marked")
