@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from bench_report import Row, show, timed, write
 from gyre_core.spec import LoopSpec, parse_loop
+from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.settings import WarehouseSettings
 from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, append, arrow_schema, ensure_table, open_catalog
 
@@ -112,8 +113,8 @@ def make(folder: Path, shape: Shape) -> None:
     for start in range(0, shape.impressions, shape.chunk):
         impressions, interactions = _chunk(shape, start, offset)
         offset += len(interactions)
-        append(shown, impressions, {0: start + len(impressions)})
-        append(acted, interactions, {0: offset})
+        append(shown, impressions, {0: Checkpoint(start + len(impressions))})
+        append(acted, interactions, {0: Checkpoint(offset)})
 
 
 def _chunk(shape: Shape, start: int, offset: int) -> tuple[pa.Table, pa.Table]:

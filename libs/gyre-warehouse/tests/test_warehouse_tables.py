@@ -27,11 +27,18 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.types import ListType, NestedField, StringType
 
-LATER = ("context", "global_batch", "labels", "positions")
+LATER = ("context", "global_batch", "labels", "positions", "thinning")
 """What the first version of the table of impressions did not have."""
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROW = {"event_id": "e1", "event_time": NOW, "item_ids": ["a", "b"], "kafka_partition": 0, "kafka_offset": 0}
-FULL = {**ROW, "context": [("hour", 7.0)], "labels": [("device", "tv")], "positions": [1, 0], "global_batch": 9}
+FULL = {
+    **ROW,
+    "context": [("hour", 7.0)],
+    "labels": [("device", "tv")],
+    "positions": [1, 0],
+    "global_batch": 9,
+    "thinning": "features",
+}
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def test_the_warehouse_lives_there_as_it_does_here(request: pytest.FixtureReques
     for number in range(8):
         append(table, rows(10 * number, day=number // 4), {0: Checkpoint(10 * number + 10)})
     with pytest.raises(CommitFailedException):
-        append(zombie, rows(0, day=0), {0: 10})
+        append(zombie, rows(0, day=0), {0: Checkpoint(10)})
     table = ensure_table(open_catalog(settings), "shop", INTERACTIONS)
     assert offsets_of(table) == {0: 80}
     assert held(table) == Counter(f"e{number}" for number in range(80))

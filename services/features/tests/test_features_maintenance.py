@@ -57,7 +57,7 @@ def table(tmp_path: Path) -> Table:
     """Three days of six small files each."""
     made = load(tmp_path)
     for number in range(18):
-        append(made, rows(10 * number, day=number // 6), {0: 10 * number + 10})
+        append(made, rows(10 * number, day=number // 6), {0: Checkpoint(10 * number + 10)})
     return made
 
 

@@ -12,6 +12,7 @@ from gyre_local.holders import refuse_busy_ports
 from gyre_local.process import tail
 from gyre_local.stack import Member, Stack
 from gyre_local.supervisor import ProcessState, Supervisor, log_path
+from gyre_local.timeouts import Deadline
 
 POLL_S = 0.2
 _ENDED = {
@@ -52,7 +53,7 @@ def bring_up(stack: Stack, members: Sequence[Member], report: Report) -> None:
     # What runs already stays in the configuration, even when only some members are brought up now.
     kept = [member.prepare() for member in stack.members.values() if member.name in up - set(recipes)]
     supervisor.apply([*recipes.values(), *kept])
-    deadlines: dict[str, float] = {}
+    deadlines: dict[str, Deadline] = {}
     waiting = {member.name: member for member in members}
     while waiting:
         for member in list(waiting.values()):
@@ -60,7 +61,7 @@ def bring_up(stack: Stack, members: Sequence[Member], report: Report) -> None:
                 if any(name in waiting for name in member.after):
                     continue
                 supervisor.start(member.name)
-                deadlines[member.name] = time.monotonic() + recipes[member.name].start_timeout_s
+                deadlines[member.name] = Deadline(recipes[member.name].start_timeout_s)
                 report(member.name, "starting")
             elif _check_started(supervisor, member, deadline=deadlines[member.name]):
                 del waiting[member.name]
@@ -68,7 +69,7 @@ def bring_up(stack: Stack, members: Sequence[Member], report: Report) -> None:
         time.sleep(POLL_S)
 
 
-def _check_started(supervisor: Supervisor, member: Member, *, deadline: float) -> bool:
+def _check_started(supervisor: Supervisor, member: Member, *, deadline: Deadline) -> bool:
     """True when the member is healthy, False while it may still become so."""
     log = log_path(supervisor.places, member.name)
     state = supervisor.states()[member.name]
@@ -80,7 +81,7 @@ def _check_started(supervisor: Supervisor, member: Member, *, deadline: float) -
     try:
         member.probe()
     except NotReady as reason:
-        if time.monotonic() > deadline:
+        if deadline.passed:
             raise LocalStackError(
                 f"{member.name} runs but is not healthy: {reason}. Its log {log} ends with:\n{tail(log)}"
             ) from reason

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gyre_local.failures import LocalStackError, NotReady
 from gyre_local.recipe import Recipe
+from gyre_local.timeouts import Deadline, scaled
 
 POLL_S = 0.03
 TAIL_LINES = 25
@@ -80,7 +81,7 @@ class Process:
         return child
 
     def _await_ready(self, child: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + self.recipe.start_timeout_s
+        deadline = Deadline(self.recipe.start_timeout_s)
         while True:
             if child.poll() is not None:
                 raise LocalStackError(
@@ -90,9 +91,9 @@ class Process:
             try:
                 self.recipe.probe()
             except NotReady as reason:
-                if time.monotonic() > deadline:
+                if deadline.passed:
                     raise LocalStackError(
-                        f"{self.recipe.name} was not ready after {self.recipe.start_timeout_s:g} s ({reason}). "
+                        f"{self.recipe.name} was not ready after {deadline.limit_s:.3g} s ({reason}). "
                         f"Its log {self.log} ends with:\n{tail(self.log)}"
                     ) from reason
                 time.sleep(POLL_S)
@@ -107,7 +108,7 @@ class Process:
         if child.poll() is None:
             child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(self.recipe.stop_timeout_s)
+                child.wait(scaled(self.recipe.stop_timeout_s))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()

@@ -25,6 +25,7 @@ from gyre_local.failures import LocalStackError
 from gyre_local.places import Places
 from gyre_local.process import POLL_S, guarded, tail
 from gyre_local.recipe import Recipe
+from gyre_local.timeouts import Deadline
 
 LOG_BYTES = "10MB"
 LOG_BACKUPS = 3
@@ -156,8 +157,8 @@ class Supervisor:
     def _launch(self) -> None:
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.config)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        deadline = time.monotonic() + 15
-        while done.returncode == 0 and time.monotonic() < deadline:
+        deadline = Deadline(15)
+        while done.returncode == 0 and not deadline.passed:
             if self.is_running():
                 return
             time.sleep(POLL_S)
@@ -220,12 +221,12 @@ class Supervisor:
         """End supervisord, once its processes are stopped, and return when it is gone.
 
         Raises:
-            LocalStackError: it is still there after 30 s.
+            LocalStackError: it is still there after 30 s, on a busy machine later.
         """
         self._call("shutdown")
-        deadline = time.monotonic() + 30
+        deadline = Deadline(30)
         while (self.places.var / "supervisord.pid").exists() or self.is_running():
-            if time.monotonic() > deadline:
+            if deadline.passed:
                 raise LocalStackError(f"supervisord did not end; see {self.places.logs / 'supervisord.log'}")
             time.sleep(POLL_S)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import pytest
+import pytest_timeout
 
 from gyre_local.components import kafka as kafka_component
 from gyre_local.components import redis as redis_component
@@ -26,6 +27,7 @@ from gyre_local.components import triton as triton_component
 from gyre_local.ports import PORTS_FILE, Ports, load_ports
 from gyre_local.process import Process, running
 from gyre_local.reserve import free_ports
+from gyre_local.timeouts import Deadline, scaled
 
 HOST = "127.0.0.1"
 POLL_S = 0.02
@@ -61,9 +63,9 @@ async def eventually(
     An AssertionError that the condition raises counts as "not yet"; the last one is shown when the time is over.
 
     Raises:
-        AssertionError: it did not hold within `timeout_s`.
+        AssertionError: it did not hold within `timeout_s`, scaled to the machine (see `gyre_local.timeouts`).
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = Deadline(timeout_s)
     while True:
         last: object = None
         try:
@@ -74,14 +76,14 @@ async def eventually(
         else:
             if last:
                 return cast("T", last)
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{message} did not hold within {timeout_s:g} s, last: {last!r}")
+        if deadline.passed:
+            raise AssertionError(f"{message} did not hold within {deadline.limit_s:.3g} s, last: {last!r}")
         await asyncio.sleep(POLL_S)
 
 
 def eventually_sync(condition: Callable[[], T], *, timeout_s: float = 10.0, message: str = "the condition") -> T:
     """Do what `eventually` does, from a test that is not async."""
-    deadline = time.monotonic() + timeout_s
+    deadline = Deadline(timeout_s)
     while True:
         last: object = None
         try:
@@ -92,8 +94,8 @@ def eventually_sync(condition: Callable[[], T], *, timeout_s: float = 10.0, mess
             if outcome:
                 return outcome
             last = outcome
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{message} did not hold within {timeout_s:g} s, last: {last!r}")
+        if deadline.passed:
+            raise AssertionError(f"{message} did not hold within {deadline.limit_s:.3g} s, last: {last!r}")
         time.sleep(POLL_S)
 
 
@@ -128,6 +130,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Print where a long run is, where no person watches a terminal."""
     if not config.get_terminal_writer().hasmarkup and not hasattr(config, "workerinput"):
         config.pluginmanager.register(RunningTest(config), "gyre-running-test")
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool:
+    """The timeout of a test grows with the machine, as the limits within it do; 0 stays none."""
+    return bool(pytest_timeout.pytest_timeout_set_timer(item, settings._replace(timeout=scaled(settings.timeout))))
 
 
 def free_stack_ports(path: Path) -> Ports:
