@@ -1,5 +1,6 @@
 """A small loop, its events, and the processes of the service under test."""
 
+import json
 import os
 import random
 import struct
@@ -100,6 +101,14 @@ def layout(spec: LoopSpec) -> Layout:
     return Layout.compile(spec)
 
 
+@pytest.fixture(scope="session")
+def privacy_key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The key file of the processes under test."""
+    path = tmp_path_factory.mktemp("privacy") / "keys.json"
+    path.write_text(json.dumps({"stable": "cd" * 32}))
+    return path
+
+
 class Started(subprocess.Popen[bytes]):
     """A process of the service under test, and the file with what it logs."""
 
@@ -121,11 +130,16 @@ def loop_file(tmp_path: Path, spec: LoopSpec) -> Path:
 
 
 @pytest.fixture
-def start_process(tmp_path: Path, loop_file: Path, kafka: str, redis_url: str) -> Iterator[Start]:
-    """Start a process of the service on the session's Kafka and Redis; it is ended with the test."""
+def start_process(
+    tmp_path: Path, loop_file: Path, kafka: str, redis_url: str, privacy_key_file: Path
+) -> Iterator[Start]:
+    """Start a process of the service on the session's Kafka and Redis; it is ended with the test.
+
+    A variable that is None is left out.
+    """
     started: list[Started] = []
 
-    def start(name: str, **env: str) -> Started:
+    def start(name: str, **env: str | None) -> Started:
         settings = {
             "GYRE_LOOPS": str(loop_file),
             "GYRE_KAFKA": kafka,
@@ -134,9 +148,11 @@ def start_process(tmp_path: Path, loop_file: Path, kafka: str, redis_url: str) -
             "GYRE_STATE_DIR": str(tmp_path / "state"),
             "GYRE_LISTEN": "127.0.0.1:0",
             "GYRE_METRICS_LISTEN": "127.0.0.1:0",
+            "GYRE_PRIVACY_KEY_FILE": str(privacy_key_file),
         }
         clean = {key: value for key, value in os.environ.items() if not key.startswith("GYRE_")}
-        process = Started(name, {**clean, **settings, **env}, tmp_path / f"{name}-{len(started)}.log")
+        own = {key: value for key, value in {**settings, **env}.items() if value is not None}
+        process = Started(name, {**clean, **own}, tmp_path / f"{name}-{len(started)}.log")
         started.append(process)
         return process
 

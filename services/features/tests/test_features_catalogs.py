@@ -146,7 +146,7 @@ def test_the_warehouse_lives_there_as_it_does_here(request: pytest.FixtureReques
     assert held(table) == Counter(f"e{number}" for number in range(80))
     done = compact(table, target_bytes=1024 * 1024, least_files=2)
     assert (done.files, done.into, done.rows) == (4, 1, 40)
-    assert erase_user(table, "u3", since_ms=0)[0] == 16
+    assert erase_user(table, "u3".__eq__, since_ms=0)[0] == 16
     append(table, rows(80, day=2), {0: Checkpoint(90)})
     now = datetime.now(UTC)
     gone = expire(table, keep=DAY, keep_count=1, named=frozenset(), orphan_age=DAY, now=now + 2 * DAY)

@@ -12,6 +12,7 @@ from gyre.events.v1 import privacy_pb2 as privacy
 from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre_core.features import Layout
+from gyre_core.keyring import Keyring
 from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, topic
@@ -21,6 +22,7 @@ from gyre_features.processes.serve import serve
 from gyre_features.settings import FeaturesSettings
 from gyre_features.warehouse.archive import Archive
 from gyre_local.testing import eventually
+from gyre_privacy.pseudonyms import user_hash
 from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Lifespan, ServiceSettings, channel
 from gyre_runtime.checkpoints import Checkpoint
@@ -69,8 +71,8 @@ async def test_nothing_of_a_user_is_left_in_any_file(tmp_path: Path, spec: LoopS
     before = _users_on_disk(tmp_path)
     own = before.count("u1")
     assert own > 1
-    rows, expired, found = erase_user(table, "u1", since_ms=0)
-    assert (rows, len(expired), found) == (own, 3, 0)
+    rows, expired, found = erase_user(table, "u1".__eq__, since_ms=0)
+    assert (rows, len(expired), found) == (own, 4, 0)
     assert sorted(_users_on_disk(tmp_path)) == sorted(user for user in before if user != "u1")
     again = ensure_table(open_catalog(FeaturesSettings(warehouse=str(tmp_path))), spec.loop, INTERACTIONS)
     assert sorted(again.scan().to_arrow()["user_id"].to_pylist()) == sorted(_users_on_disk(tmp_path))
@@ -89,7 +91,7 @@ async def test_a_user_goes_from_a_table_that_got_columns_later(tmp_path: Path, s
     append(old, pa.Table.from_pylist(rows, old.schema().as_arrow()), {0: Checkpoint(0)})
     table = await _table(tmp_path, spec, history)
     before = _users_on_disk(tmp_path)
-    erased, _, found = erase_user(table, "u1", since_ms=0)
+    erased, _, found = erase_user(table, "u1".__eq__, since_ms=0)
     assert (erased, found) == (before.count("u1"), 0)
     left = read_columns(table, ["event_id", "user_id", "value"]).to_pylist()
     assert sorted(each["user_id"] for each in left) == sorted(user for user in before if user != "u1")
@@ -100,7 +102,7 @@ async def test_a_user_goes_from_a_table_that_got_columns_later(tmp_path: Path, s
 async def test_an_unknown_user_costs_no_snapshot(tmp_path: Path, spec: LoopSpec, history: Any) -> None:
     """Where there are no rows nothing is rewritten, so that training sets stay repeatable."""
     table = await _table(tmp_path, spec, history)
-    assert erase_user(table, "nobody", since_ms=2**60) == (0, [], 0)
+    assert erase_user(table, "nobody".__eq__, since_ms=2**60) == (0, [], 0)
     assert len(table.snapshots()) == 3
 
 
@@ -120,20 +122,25 @@ async def test_an_erasure_that_was_cut_short_is_finished(
 
     monkeypatch.setattr(type(table.io), "delete", cut)
     with pytest.raises(KeyboardInterrupt):
-        erase_user(table, "u1", since_ms=0)
+        erase_user(table, "u1".__eq__, since_ms=0)
     monkeypatch.undo()
     again = ensure_table(open_catalog(FeaturesSettings(warehouse=str(tmp_path))), spec.loop, INTERACTIONS)
-    rows, expired, found = erase_user(again, "u1", since_ms=0)
+    rows, expired, found = erase_user(again, "u1".__eq__, since_ms=0)
     assert (rows, found) == (0, 0)
     assert len(expired) >= 3
     assert "u1" not in _users_on_disk(tmp_path)
 
 
+@pytest.mark.parametrize("keyring", [None, Keyring(b"k" * 32)], ids=["id", "hash"])
 @pytest.mark.parametrize(("clock", "late"), [("replay", False), ("wall", True)])
-def test_what_counts_after_a_tombstone(spec: LoopSpec, history: Any, clock: str, late: bool) -> None:
+def test_what_counts_after_a_tombstone(
+    spec: LoopSpec, history: Any, clock: str, late: bool, keyring: Keyring | None
+) -> None:
     """What reached Kafka before it is covered; what is sent again later is so where the event's time can tell."""
-    tombstones = Tombstones({spec.loop: spec.model_copy(update={"clock": clock})})
+    tombstones = Tombstones({spec.loop: spec.model_copy(update={"clock": clock})}, keyring)
     message = privacy.UserForgotten(user_id="u1")
+    if keyring is not None:
+        message = privacy.UserForgotten(user_hash=user_hash(keyring, spec.loop, "u1"))
     message.forgotten_time.FromNanoseconds(int((BEGIN + 50) * 1e9))
     tombstones.note(spec.loop, message)
     own, other = history.rating(1, 1), history.rating(2, 1)
@@ -156,6 +163,7 @@ async def test_a_forgotten_user_stays_forgotten(  # noqa: PLR0917 (fixtures)
     loop_file: Path,
     start_process: Start,
     produce: Produce,
+    privacy_key_file: Path,
 ) -> None:
     """`DeleteEntity` proves it in both stores; a lost Redis that is rebuilt from Kafka does not bring the user back."""
     await create_topics(kafka, declared(spec))
@@ -168,7 +176,14 @@ async def test_a_forgotten_user_stays_forgotten(  # noqa: PLR0917 (fixtures)
     await _until(lambda: _applied(store, 90))
     await eventually(lambda: _rows(warehouse, spec) == 90, timeout_s=60, message="the rows are stored")
 
-    settings = FeaturesSettings(loops=(loop_file,), kafka=kafka, redis=redis_url, drain_s=1, features_forget_wait_s=25)
+    settings = FeaturesSettings(
+        loops=(loop_file,),
+        kafka=kafka,
+        redis=redis_url,
+        drain_s=1,
+        features_forget_wait_s=25,
+        privacy_key_file=privacy_key_file,
+    )
     async with Lifespan(drain_s=1) as lifespan:
         running = await serve(lifespan, settings)
         opened = await lifespan.enter(channel(running.server.address, ServiceSettings(), name="features"))
@@ -220,6 +235,7 @@ async def test_no_buffer_of_late_events_holds_a_forgotten_user(  # noqa: PLR0917
     loop_file: Path,
     start_process: Start,
     produce: Produce,
+    privacy_key_file: Path,
 ) -> None:
     """Events that wait for fields of unknown items go with their user; a search of all bytes in Redis finds nobody."""
     await create_topics(kafka, declared(spec))
@@ -238,7 +254,14 @@ async def test_no_buffer_of_late_events_holds_a_forgotten_user(  # noqa: PLR0917
     await eventually(lambda: holds(other), timeout_s=60, message="the events were applied")
     await eventually(lambda: holds(marked), timeout_s=60, message="the events were applied")
     await eventually(lambda: _rows(tmp_path / "warehouse", spec) == 4, timeout_s=60, message="the rows are stored")
-    settings = FeaturesSettings(loops=(loop_file,), kafka=kafka, redis=redis_url, drain_s=1, features_forget_wait_s=25)
+    settings = FeaturesSettings(
+        loops=(loop_file,),
+        kafka=kafka,
+        redis=redis_url,
+        drain_s=1,
+        features_forget_wait_s=25,
+        privacy_key_file=privacy_key_file,
+    )
     async with Lifespan(drain_s=1) as lifespan:
         running = await serve(lifespan, settings)
         opened = await lifespan.enter(channel(running.server.address, ServiceSettings(), name="features"))

@@ -70,12 +70,12 @@ def bare(loop_name: str) -> str:
 
 
 @pytest.fixture
-async def start(loop_file: Path, bare: str, kafka: str, tmp_path: Path) -> AsyncIterator[Start]:
+async def start(loop_file: Path, bare: str, kafka: str, tmp_path: Path, privacy_key_file: Path) -> AsyncIterator[Start]:
     """Start the service, in the test's own process, on a Redis."""
     (tmp_path / "bare.yaml").write_text(BARE.format(loop=bare))
     opened: list[Lifespan] = []
 
-    async def on(redis_url: str) -> Service:
+    async def on(redis_url: str, **changes: Any) -> Service:
         settings = FeaturesSettings(
             loops=(loop_file, tmp_path / "bare.yaml"),
             kafka=kafka,
@@ -83,7 +83,8 @@ async def start(loop_file: Path, bare: str, kafka: str, tmp_path: Path) -> Async
             artifacts=tmp_path / "artifacts",
             drain_s=1,
             features_forget_wait_s=0,
-        )
+            privacy_key_file=privacy_key_file,
+        ).model_copy(update=changes)
         lifespan = await Lifespan(drain_s=1).__aenter__()
         opened.append(lifespan)
         running = await serve(lifespan, settings)
@@ -357,6 +358,15 @@ async def test_a_deleted_entity_is_forgotten(service: Service, spec: LoopSpec, f
     assert "i1" not in popular.item_ids
     request = pb.DeleteEntityRequest(loop=spec.loop, kind=9, id="x")  # type: ignore[arg-type]
     assert await _refused(stub.DeleteEntity(request, timeout=30)) == (Invalid, "UNKNOWN_KIND")
+
+
+async def test_nobody_is_forgotten_without_a_key(start: Start, redis_url: str, spec: LoopSpec) -> None:
+    """A tombstone is a hash under a key: where there is none the answer names the setting."""
+    service = await start(redis_url, privacy_key_file=None)
+    request = pb.DeleteEntityRequest(loop=spec.loop, kind=pb.ENTITY_KIND_USER, id="u1")
+    with pytest.raises(Precondition, match="GYRE_PRIVACY_KEY_FILE is not set") as refused:
+        await service.features.DeleteEntity(request, timeout=30)
+    assert refused.value.reason == "PRIVACY_KEY_MISSING"
 
 
 async def test_redis_away_and_back(start: Start, own_redis: Process, spec: LoopSpec) -> None:

@@ -171,7 +171,7 @@ def test_no_process_starts_without_the_key(key_file: Path, start_process: Start)
     """Each process that takes in events ends at once, and its log names the setting and the loop."""
     key_file.unlink()
     for name in ("serve", "stream", "archive", "quality"):
-        process = start_process(name)
+        process = start_process(name, GYRE_PRIVACY_KEY_FILE=None)
         try:
             assert process.wait(30) == 1
         except subprocess.TimeoutExpired:

@@ -78,6 +78,7 @@ async def test_a_forgotten_users_fields_are_gone_everywhere(  # noqa: PLR0917 (f
     loop_file: Path,
     start_process: Callable[..., Any],
     produce: Produce,
+    privacy_key_file: Path,
 ) -> None:
     """Store, warehouse and, once compacted, Kafka lose them; a lost Redis that reads everything again stays without."""
     await create_topics(kafka, declared(spec))
@@ -88,7 +89,14 @@ async def test_a_forgotten_users_fields_are_gone_everywhere(  # noqa: PLR0917 (f
     await eventually(lambda: _stands(store, "ann", 1.0), timeout_s=60, message="the fields are served")
     await eventually(lambda: _archived(warehouse, spec) == ["ann", "bob"], timeout_s=60, message="rows are stored")
 
-    settings = FeaturesSettings(loops=(loop_file,), kafka=kafka, redis=redis_url, drain_s=1, features_forget_wait_s=25)
+    settings = FeaturesSettings(
+        loops=(loop_file,),
+        kafka=kafka,
+        redis=redis_url,
+        drain_s=1,
+        features_forget_wait_s=25,
+        privacy_key_file=privacy_key_file,
+    )
     async with Lifespan(drain_s=1) as lifespan:
         running = await serve(lifespan, settings)
         opened = await lifespan.enter(channel(running.server.address, ServiceSettings(), name="features"))

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import models_pb2 as models
 from gyre.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
+from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import declared, topic
 from gyre_local.reserve import free_ports
@@ -29,6 +30,7 @@ from gyre_runtime.events import Event, MessageTypes, decode, message_types
 from gyre_runtime.kafka import Producer, create_topics
 
 BEGIN = 1_700_000_000.0
+KEYS = Keyring(b"k" * 32)
 SPEC = """
 version: 1
 loop: {loop}
@@ -149,7 +151,7 @@ class Fold:
         """The loop's totals after the batches."""
 
         async def folded() -> Any:
-            projection = Projection(self._database, {loop: spec_of(loop)}, timeout_s=600)
+            projection = Projection(self._database, {loop: spec_of(loop)}, keyring=KEYS, timeout_s=600)
             await projection.prepare()
             for batch in batches:
                 await projection.apply(batch)
@@ -200,7 +202,7 @@ async def project(database: Database, loop: str, wall: Wall) -> Project:
     """Build a projection of the loop, with changes to its spec, that may decide."""
 
     async def make(**changes: str) -> Projection:
-        made = Projection(database, {loop: spec_of(loop, **changes)}, timeout_s=600, wall=wall)
+        made = Projection(database, {loop: spec_of(loop, **changes)}, keyring=KEYS, timeout_s=600, wall=wall)
         await made.prepare()
         made.decides = True
         return made

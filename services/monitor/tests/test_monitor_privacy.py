@@ -8,6 +8,7 @@ from gyre.events.v1 import privacy_pb2 as privacy
 from gyre.monitor.v1 import monitor_pb2 as pb
 from gyre_core.keyring import Keyring
 from gyre_local.testing import eventually
+from gyre_privacy.pseudonyms import user_hash
 from gyre_runtime import Precondition
 
 pytestmark = pytest.mark.adapter
@@ -32,9 +33,14 @@ async def test_a_raw_id_is_the_user_of_its_hash(start, settings, make, tmp_path:
     await eventually(credited, timeout_s=20, message="the click is credited")
 
 
-async def test_a_forgotten_user_leaves_nothing_in_the_database(start, settings, make) -> None:
+@pytest.mark.parametrize("form", ["hash", "id"])
+async def test_a_forgotten_user_leaves_nothing_in_the_database(
+    start, settings, make, tmp_path: Path, form: str
+) -> None:
     """After a tombstone no page of the database files holds what the user did; what the user does later stays."""
-    service = await start()
+    key_file = tmp_path / "keys.json"
+    key_file.write_text(json.dumps({"stable": "ab" * 32}))
+    service = await start(privacy_key_file=key_file if form == "hash" else None)
     await service.send("behavior.impressions", make.impression("request-of-the-forgotten", "ada"), key="ada")
     await service.send("behavior.impressions", make.impression("request-of-another", "bob"), key="bob")
     files = [settings.state_dir / name for name in ("monitor.db", "monitor.db-wal")]
@@ -48,6 +54,8 @@ async def test_a_forgotten_user_leaves_nothing_in_the_database(start, settings, 
         message="both answers are stored",
     )
     tombstone = privacy.UserForgotten(user_id="ada")
+    if form == "hash":
+        tombstone = privacy.UserForgotten(user_hash=user_hash(Keyring.from_file(key_file), service.loop, "ada"))
     tombstone.forgotten_time.GetCurrentTime()
     await service.send("privacy.tombstones", tombstone, key="ada")
     await eventually(lambda: b"request-of-the-forgotten" not in content(), timeout_s=60, message="the rows are gone")

@@ -1,19 +1,24 @@
 """Events folded into a real database file: exact counts over redelivery and any order, and who is credited."""
 
 import sqlite3
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from gyre_core.keyring import Keyring
 from gyre_core.topics import IMPORT_SOURCE
 from gyre_monitor.domain.outcomes import ArmTotals
 from gyre_monitor.store import reports, schema
 from gyre_monitor.store.database import Database, insert_new, upsert
+from gyre_monitor.store.projection import Projection
+from gyre_monitor.store.schema import IMPRESSIONS
 from gyre_runtime import Precondition
 from gyre_runtime.events import Event
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -124,17 +129,45 @@ async def test_simulated_interactions_on_real_answers_count(projection, database
     assert (await database.read(reports.status, loop, now=0.0)).interactions_since_trigger == 1
 
 
-async def test_no_user_id_is_stored(projection, database, log, make, tmp_path: Path) -> None:
-    """The database file holds no user id in clear, and two databases know a user under different keys."""
+async def test_no_user_id_is_stored(projection, log, make, tmp_path: Path) -> None:
+    """The database file holds no user id in clear."""
     await projection.apply(
         [log.shown(make.impression("r1", "ada@example.org")), log.acted(make.interaction("ada@example.org"))]
     )
     content = b"".join((tmp_path / name).read_bytes() for name in ("monitor.db", "monitor.db-wal"))
     assert b"r1" in content
     assert b"ada@example.org" not in content
-    async with Database(f"sqlite:///{tmp_path / 'other.db'}") as other:
-        assert len(database.user_key) == 32
-        assert database.user_key != other.user_key
+
+
+async def test_what_was_hashed_under_another_key_goes(projection, database, loop, log, make) -> None:
+    """Nobody could find a user in it any more; what is hashed under the same key stays over a restart."""
+    await projection.apply([log.shown(make.impression("r1", "ada"))])
+
+    async def rows_with(keyring: Keyring) -> int:
+        await Projection(database, {loop: projection._loops[loop]}, keyring=keyring, timeout_s=600).prepare()
+        return await database.read(lambda connection: len(connection.execute(select(IMPRESSIONS.c.id)).all()))
+
+    assert await rows_with(Keyring(b"k" * 32)) == 1
+    assert await rows_with(Keyring(b"l" * 32)) == 0
+
+
+async def test_a_key_beside_its_hashes_goes_with_them(tmp_path: Path, loop, spec, log, make) -> None:
+    """A database of the version before loses key and rows in the first start; nothing of either is in its files."""
+    file = tmp_path / "monitor.db"
+    async with Database(f"sqlite:///{file}") as former:
+        projection = Projection(former, {loop: spec}, keyring=Keyring(b"f" * 32), timeout_s=600)
+        await projection.prepare()
+        await projection.apply([log.shown(make.impression("request-of-before", "ada"))])
+    with closing(sqlite3.connect(file)) as plain:
+        plain.execute("delete from meta where name = 'key_id'")
+        plain.execute("insert into meta values ('user_key', ?)", ("5ec4e7" * 10,))
+        plain.execute("update meta set value = '2' where name = 'schema_version'")
+        plain.commit()
+    async with Database(f"sqlite:///{file}") as opened:
+        await Projection(opened, {loop: spec}, keyring=Keyring(b"k" * 32), timeout_s=600).prepare()
+        content = b"".join((tmp_path / name).read_bytes() for name in ("monitor.db", "monitor.db-wal"))
+    assert b"5ec4e7" not in content
+    assert b"request-of-before" not in content
 
 
 def truth(shown: list[Event], acted: list[Event]) -> tuple[int, int]:

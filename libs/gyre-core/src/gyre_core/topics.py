@@ -35,7 +35,7 @@ class TopicDecl:
 
     `retention_s` None keeps records for ever (or, compacted, the newest of each key); `partitions` is a number, or
     `sharded` for the loop's `shards.kafka_partitions`; `retention_s` of `behavior` topics, and of those that hold the
-    flow of models, gives way to the loop's own.
+    flow of models, gives way to the loop's own, and that of `privacy` topics follows from it.
     A compacted topic with `retention_s` also forgets keys that were not written for so long. After `compaction_lag_s`
     at the latest an older record of a key, or a deleted one, is compacted away; None leaves that to Kafka. No record
     exceeds `max_bytes`, its headers included. `append_time` topics carry the time at which the broker took the record,
@@ -92,7 +92,7 @@ class Topic:
             config["retention.ms"] = str(-1 if self.retention_s is None else round(self.retention_s * 1000))
         if self.is_status:
             config |= {"segment.ms": _ms(_STATUS_SEGMENT_S), "segment.bytes": str(_STATUS_SEGMENT_BYTES)}
-        elif not self.compacted and self.retention_s is not None:
+        elif self.retention_s is not None:
             config["segment.ms"] = _ms(segment_s(self.retention_s))
         if self.compaction_lag_s is not None:
             config["max.compaction.lag.ms"] = _ms(self.compaction_lag_s)
@@ -235,9 +235,9 @@ TOPICS: tuple[TopicDecl, ...] = (
     _decl(
         "privacy.tombstones",
         "UserForgotten",
-        key="user id",
+        key="user hash",
         owner="features",
-        retention_s=None,
+        retention_s=_DEAD_LETTER_RETENTION_S + _MAX_SEGMENT_S,
         compacted=True,
         dead_letter=False,
         description="Users to be forgotten: what was sent before counts no more, whoever reads it again.",
@@ -245,9 +245,9 @@ TOPICS: tuple[TopicDecl, ...] = (
     _decl(
         "privacy.erasures",
         "UserErased",
-        key="user id",
+        key="user hash",
         owner="features",
-        retention_s=None,
+        retention_s=_DEAD_LETTER_RETENTION_S + _MAX_SEGMENT_S,
         compacted=True,
         dead_letter=False,
         description="What the warehouse has erased of whom, and which snapshots went with it.",
@@ -388,6 +388,11 @@ def behavior_kept_s(loop: LoopSpec) -> float:
     return max(loop.retention.behavior_s, _DEAD_LETTER_RETENTION_S)
 
 
+def tombstones_kept_s(loop: LoopSpec) -> float:
+    """How long tombstones are kept: no event that one covers outlives it in Kafka, seconds."""
+    return behavior_kept_s(loop) + segment_s(behavior_kept_s(loop))
+
+
 def declared(loop: LoopSpec) -> list[Topic]:
     """Every topic of a loop, dead-letter topics included, with its partitions and retention resolved."""
     topics: list[Topic] = []
@@ -402,6 +407,8 @@ def declared(loop: LoopSpec) -> list[Topic]:
 def _retention_s(loop: LoopSpec, decl: TopicDecl) -> float | None:
     if decl.suffix.startswith("behavior."):
         return loop.retention.behavior_s
+    if decl.suffix.startswith("privacy."):
+        return tombstones_kept_s(loop)
     return loop.retention.model_log_s if decl.suffix in _MODEL_LOG else decl.retention_s
 
 

@@ -1,11 +1,19 @@
-"""What stands for a user where the id itself must not: tombstones, and the monitor's database."""
+"""What stands for a user where the id itself must not: in tombstones, and in the monitor's database."""
 
 from __future__ import annotations
 
-from gyre_core.keyring import Keyring
+import base64
+import json
+import os
+import secrets
+from pathlib import Path
 
-HASH_BYTES = 16
+from gyre.events.v1 import privacy_pb2 as privacy
+from gyre_core.keyring import Keyring
+from gyre_runtime.errors import Precondition
+
 _DOMAIN = "forgotten"
+_KEY_BYTES = 32
 
 
 def user_hash(keyring: Keyring, loop: str, user_id: str) -> bytes:
@@ -17,3 +25,63 @@ def user_hash(keyring: Keyring, loop: str, user_id: str) -> bytes:
         user_id: as the loop keeps it, hashed or not.
     """
     return keyring.digest(user_id, domain=f"{_DOMAIN}\0{loop}")
+
+
+def record_key(message: privacy.UserForgotten | privacy.UserErased) -> str:
+    """The key of a tombstone's or an erasure's record."""
+    return base64.urlsafe_b64encode(message.user_hash).rstrip(b"=").decode() or message.user_id
+
+
+class Pseudonyms:
+    """Tells of whom tombstones are; those of the former form name the user, and need no key.
+
+    Args:
+        keyring: None where the process has no key file.
+    """
+
+    def __init__(self, keyring: Keyring | None) -> None:
+        self._keyring = keyring
+
+    def of(self, loop: str, user_id: str) -> bytes:
+        """The hash of a user's id.
+
+        Raises:
+            Precondition: there is no key file (PRIVACY_KEY_MISSING).
+        """
+        return user_hash(self._key(), loop, user_id)
+
+    def of_message(self, loop: str, message: privacy.UserForgotten | privacy.UserErased) -> bytes:
+        """What a tombstone says of whom it is: the hash, or the id where the former form has no hash.
+
+        Raises:
+            Precondition: it is a hash, and there is no key file (PRIVACY_KEY_MISSING).
+        """
+        if message.user_hash:
+            self._key()
+            return bytes(message.user_hash)
+        return self.of(loop, message.user_id) if self._keyring is not None else message.user_id.encode()
+
+    def names(self, loop: str, user_id: str) -> bytes:
+        """What `of_message` answers for tombstones of a user."""
+        return self.of(loop, user_id) if self._keyring is not None else user_id.encode()
+
+    def _key(self) -> Keyring:
+        if self._keyring is None:
+            message = "GYRE_PRIVACY_KEY_FILE is not set: users are forgotten by hashes under its key"
+            raise Precondition("PRIVACY_KEY_MISSING", message)
+        return self._keyring
+
+
+def own_keyring(path: Path) -> Keyring:
+    """The keys of a file that is written with a new key, for its owner alone, where there is none.
+
+    Raises:
+        OSError: it can be neither read nor written.
+        ValueError: it holds no keys.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            json.dump({"stable": secrets.token_hex(_KEY_BYTES)}, file)
+    return Keyring.from_file(path)

@@ -80,7 +80,7 @@ STORES: tuple[StoreDecl, ...] = (
         holds="a hash of the user's id under the privacy key",
         written=(_RECORDS, "features-serve, features-archive"),
         erased="retention",
-        until="the longest of `retention.behavior` and 30 days, and 7 days more",
+        until="the longest of `retention.behavior` and 30 days, and at most 7 days more",
     ),
     _store(
         "online store",

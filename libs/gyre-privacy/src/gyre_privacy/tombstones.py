@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from gyre.events.v1 import privacy_pb2 as privacy
+from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime.events import Event, message_types
@@ -12,6 +13,7 @@ from gyre_runtime.kafka import View
 from gyre_runtime.settings import KafkaSettings
 
 from gyre_privacy.masking import OF_USERS
+from gyre_privacy.pseudonyms import Pseudonyms
 
 TYPES = message_types(privacy.UserForgotten)
 OnTombstone = Callable[[str, privacy.UserForgotten, int], object]
@@ -23,12 +25,15 @@ class Tombstones:
 
     Args:
         loops: by name.
+        keyring: what ids are hashed under; None where the process has no key file.
         on_tombstone: told each loop and tombstone, in the topic's order, those from before the start, too.
     """
 
-    def __init__(self, loops: Mapping[str, LoopSpec], *, on_tombstone: OnTombstone = lambda *_: None) -> None:
-        self._loops = dict(loops)
-        self._times: dict[tuple[str, str], float] = {}
+    def __init__(
+        self, loops: Mapping[str, LoopSpec], keyring: Keyring | None, *, on_tombstone: OnTombstone = lambda *_: None
+    ) -> None:
+        self._loops, self._pseudonyms = dict(loops), Pseudonyms(keyring)
+        self._times: dict[tuple[str, bytes], float] = {}
         self._on_tombstone = on_tombstone
         self._ready = asyncio.Event()
 
@@ -37,8 +42,12 @@ class Tombstones:
         await self._ready.wait()
 
     def note(self, loop: str, message: privacy.UserForgotten, offset: int = 0) -> None:
-        """Take a tombstone in."""
-        self._times[loop, message.user_id] = message.forgotten_time.ToNanoseconds() / 1e9
+        """Take a tombstone in.
+
+        Raises:
+            Precondition: it holds a hash, and there is no key to compare it with (PRIVACY_KEY_MISSING).
+        """
+        self._times[loop, self._pseudonyms.of_message(loop, message)] = message.forgotten_time.ToNanoseconds() / 1e9
         self._on_tombstone(loop, message, offset)
 
     def cover(self, event: Event) -> bool:
@@ -51,7 +60,7 @@ class Tombstones:
         if not self._times or not isinstance(message, OF_USERS):
             return False
         loop = event.topic.partition(".")[0]
-        forgotten = self._times.get((loop, message.user_id))
+        forgotten = self._times.get((loop, self._pseudonyms.names(loop, message.user_id)))
         if forgotten is None:
             return False
         happened = event.time if self._loops[loop].clock == "wall" else event.arrival_time

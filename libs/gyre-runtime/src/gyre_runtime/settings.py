@@ -247,7 +247,7 @@ class PrivacySettings(Settings):
     """The keys that personal data is hashed with."""
 
     privacy_key_file: Path | None = None
-    """File of the keys that ids are hashed with (JSON); needed where a loop's `privacy` hashes."""
+    """File of the keys that ids are hashed with (JSON); needed to forget users, and where a loop's `privacy` hashes."""
 
 
 class GatewayPeer(Settings):

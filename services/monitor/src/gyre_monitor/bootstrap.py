@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gyre.events.v1.privacy_pb2 import UserForgotten
 from gyre.monitor.v1.monitor_pb2_grpc import add_MonitorServiceServicer_to_server
-from gyre_privacy.masking import open_privacy
+from gyre_privacy.masking import open_privacy, read_keyring
+from gyre_privacy.pseudonyms import own_keyring, user_hash
 from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, channel, load_loops
 from gyre_runtime.kafka import Producer, ensure_topics
@@ -39,9 +41,18 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
     privacy = open_privacy(settings, loops, users_only=True)
     timeout_s = settings.monitor_flow_timeout_s
     database = await lifespan.enter(Database(settings.database_url))
-    erasures = Erasures(database, lambda loop, user_id: privacy[loop].user(user_id))
-    tombstones = Tombstones(loops, on_tombstone=lambda loop, each, at: erasures.note(loop, each.user_id, at))
-    projection = Projection(database, loops, timeout_s=timeout_s, forgotten=tombstones.cover)
+    shared = read_keyring(settings)
+    keyring = shared or own_keyring(settings.state_dir / "user-key.json")
+
+    def users(loop: str, message: UserForgotten) -> list[bytes]:
+        if message.user_hash:
+            return [message.user_hash]
+        ids = dict.fromkeys((message.user_id, privacy[loop].user(message.user_id)))
+        return [user_hash(keyring, loop, each) for each in ids]
+
+    erasures = Erasures(database, users)
+    tombstones = Tombstones(loops, shared, on_tombstone=erasures.note)
+    projection = Projection(database, loops, keyring=keyring, timeout_s=timeout_s, forgotten=tombstones.cover)
     await projection.prepare()
     otlp = await lifespan.enter(OtlpServer(settings.otlp_listen, TraceReceiver(database)))
     producer = await lifespan.enter(Producer(settings.kafka, source=SOURCE))

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gyre.events.v1.privacy_pb2 import UserForgotten
 from gyre_runtime import GyreError, Unavailable, instrument
 from gyre_runtime.events import Event
 from gyre_runtime.series import VersionSeries
@@ -184,31 +185,30 @@ class Erasures:
 
     Args:
         database: of the monitor.
-        token: a user's id as the loop keeps it.
+        users: the hashes that a tombstone's user may stand under, by loop.
     """
 
-    def __init__(self, database: Database, token: Callable[[str, str], str]) -> None:
-        self._database, self._token = database, token
-        self._waiting: asyncio.Queue[tuple[str, str, int]] = asyncio.Queue()
+    def __init__(self, database: Database, users: Callable[[str, UserForgotten], Sequence[bytes]]) -> None:
+        self._database, self._users = database, users
+        self._waiting: asyncio.Queue[tuple[str, UserForgotten, int]] = asyncio.Queue()
 
-    def note(self, loop: str, user_id: str, offset: int) -> None:
+    def note(self, loop: str, message: UserForgotten, offset: int) -> None:
         """Take a tombstone in."""
-        self._waiting.put_nowait((loop, user_id, offset))
+        self._waiting.put_nowait((loop, message, offset))
 
     async def run(self) -> None:
         """Erase until cancelled; what the database does not take is tried again."""
         while True:
-            loop, user_id, offset = await self._waiting.get()
-            ids = list(dict.fromkeys((user_id, self._token(loop, user_id))))
-            deleted = await self._erased(loop, ids, offset)
+            loop, message, offset = await self._waiting.get()
+            deleted = await self._erased(loop, self._users(loop, message), offset)
             if deleted:
                 await self._database.forget_deleted()
                 _LOG.info("a user was erased", extra={"loop": loop, "rows": deleted})
 
-    async def _erased(self, loop: str, ids: Sequence[str], offset: int) -> int:
+    async def _erased(self, loop: str, users: Sequence[bytes], offset: int) -> int:
         while True:
             try:
-                return await self._database.write(erase_user, loop, ids, self._database.user_key, offset)
+                return await self._database.write(erase_user, loop, users, offset)
             except Unavailable as error:
                 _LOG.warning("an erasure waits", extra={"loop": loop, "problem": str(error)})
                 await asyncio.sleep(_RETRY_S)

@@ -16,6 +16,7 @@ daemonize no
 save ""
 appendonly {appendonly}
 appendfsync everysec
+rdbcompression no
 maxmemory-policy noeviction
 tcp-backlog 128
 """

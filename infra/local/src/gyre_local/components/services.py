@@ -1,8 +1,11 @@
 """The processes of the six services, wired to each other and to the infrastructure by `GYRE_*` variables."""
 
+import json
 import os
+import secrets
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -42,16 +45,16 @@ PEERS = {
 
 _ALWAYS = ("GYRE_LOOPS", "GYRE_OTLP")
 USES = {
-    "gateway": ("GYRE_KAFKA", "GYRE_FEATURES", "GYRE_INFERENCE"),
-    "features-serve": ("GYRE_KAFKA", "GYRE_REDIS", "GYRE_ARTIFACTS"),
-    "features-stream": ("GYRE_KAFKA", "GYRE_REDIS", "GYRE_WAREHOUSE"),
-    "features-archive": ("GYRE_KAFKA", "GYRE_WAREHOUSE"),
-    "features-quality": ("GYRE_KAFKA", "GYRE_ARTIFACTS", "GYRE_STATE_DIR"),
+    "gateway": ("GYRE_KAFKA", "GYRE_FEATURES", "GYRE_INFERENCE", "GYRE_PRIVACY_KEY_FILE"),
+    "features-serve": ("GYRE_KAFKA", "GYRE_REDIS", "GYRE_ARTIFACTS", "GYRE_PRIVACY_KEY_FILE"),
+    "features-stream": ("GYRE_KAFKA", "GYRE_REDIS", "GYRE_WAREHOUSE", "GYRE_PRIVACY_KEY_FILE"),
+    "features-archive": ("GYRE_KAFKA", "GYRE_WAREHOUSE", "GYRE_PRIVACY_KEY_FILE"),
+    "features-quality": ("GYRE_KAFKA", "GYRE_ARTIFACTS", "GYRE_STATE_DIR", "GYRE_PRIVACY_KEY_FILE"),
     "features-check": ("GYRE_WAREHOUSE",),
     "inference": ("GYRE_KAFKA", "GYRE_TRITON"),
     "trainer": ("GYRE_KAFKA", "GYRE_WAREHOUSE", "GYRE_ARTIFACTS", "GYRE_MLFLOW", "GYRE_STATE_DIR"),
     "deployer": ("GYRE_KAFKA", "GYRE_TRITON", "GYRE_TRITON_REPOSITORY"),
-    "monitor": ("GYRE_KAFKA", "GYRE_TRAINER", "GYRE_STATE_DIR"),
+    "monitor": ("GYRE_KAFKA", "GYRE_TRAINER", "GYRE_STATE_DIR", "GYRE_PRIVACY_KEY_FILE"),
 }
 """What each process is told of beside itself: what its settings class has, and nothing else."""
 
@@ -72,6 +75,7 @@ def shared_env(ports: Ports, places: Places, loops: Sequence[Path]) -> dict[str,
         "GYRE_OTLP": ports.address("monitor", "otlp"),
         "GYRE_WAREHOUSE": str(places.state("warehouse")),
         "GYRE_ARTIFACTS": str(places.state("artifacts")),
+        "GYRE_PRIVACY_KEY_FILE": str(places.state("privacy") / "keys.json"),
         **{variable: ports.address(process, "grpc") for variable, process in PEERS.items()},
     }
 
@@ -83,6 +87,7 @@ def prepare(name: str, places: Places, ports: Ports, *, loops: Sequence[Path]) -
     shared = [places.state(part) for part in SHARED_STATE]
     for directory in (state, *shared, places.state("triton") / "models"):
         directory.mkdir(parents=True, exist_ok=True)
+    write_privacy_key(places)
     where = {**shared_env(ports, places, loops), "GYRE_STATE_DIR": str(state)}
     env = {
         **{variable: where[variable] for variable in (*_ALWAYS, *USES[name])},
@@ -104,6 +109,16 @@ def prepare(name: str, places: Places, ports: Ports, *, loops: Sequence[Path]) -
         start_timeout_s=90,
         stop_timeout_s=25,
     )
+
+
+def write_privacy_key(places: Places) -> None:
+    """Write the key that ids of users are hashed under, for this user alone, where there is none."""
+    file = places.state("privacy") / "keys.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(number, "w", encoding="utf-8") as opened:
+            json.dump({"stable": secrets.token_hex(32)}, opened)
 
 
 def probe(name: str, ports: Ports) -> Probe:

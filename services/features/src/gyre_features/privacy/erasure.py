@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 from gyre.events.v1 import privacy_pb2 as privacy
+from gyre_core.keyring import Keyring
 from gyre_core.topics import topic
+from gyre_privacy.pseudonyms import Pseudonyms, record_key
 from gyre_runtime import Unavailable
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, read_compacted
 from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, USERS
-from pyiceberg.expressions import EqualTo
+from pyiceberg.expressions import In
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Snapshot
 
@@ -32,10 +35,14 @@ class Eraser:
         archives: the one writer of each loop's tables; it must leave out what the tombstones cover.
         producer: for what was erased.
         kafka: host:port list.
+        keyring: what ids are hashed under in tombstones; None where the process has no key file.
     """
 
-    def __init__(self, archives: Mapping[str, Archive], producer: Producer, kafka: str) -> None:
+    def __init__(
+        self, archives: Mapping[str, Archive], producer: Producer, kafka: str, keyring: Keyring | None
+    ) -> None:
         self._archives, self._producer, self._kafka = archives, producer, kafka
+        self._pseudonyms = Pseudonyms(keyring)
         self._waiting: asyncio.Queue[tuple[str, privacy.UserForgotten]] = asyncio.Queue()
         self._done: dict[str, dict[str, privacy.UserErased]] = {}
 
@@ -56,25 +63,28 @@ class Eraser:
             if loop not in self._done:
                 told = await read_compacted(self._kafka, topic(loop, "privacy.erasures"), ERASED)
                 self._done[loop] = {key: event.message for key, event in told.items()}
-            earlier = self._done[loop].get(message.user_id)
+            earlier = self._done[loop].get(record_key(message))
             if earlier is not None and _ns(earlier.forgotten_time) >= _ns(message.forgotten_time):
                 return True
             answer = await self._erase(loop, message)
             if earlier is not None:
                 _add_earlier(answer, earlier)
-            await self._producer.send(topic(loop, "privacy.erasures"), answer, key=message.user_id)
+            await self._producer.send(topic(loop, "privacy.erasures"), answer, key=record_key(message))
         except (Unavailable, TimeoutError) as error:
             _LOG.warning("an erasure waits", extra={"loop": loop, "problem": str(error)})
             return False
-        self._done[loop][message.user_id] = answer
+        self._done[loop][record_key(message)] = answer
         return True
 
     async def _erase(self, loop: str, message: privacy.UserForgotten) -> privacy.UserErased:
-        answer = privacy.UserErased(user_id=message.user_id, forgotten_time=message.forgotten_time)
+        answer = privacy.UserErased(
+            user_id=message.user_id, user_hash=message.user_hash, forgotten_time=message.forgotten_time
+        )
+        wanted, names = self._pseudonyms.of_message(loop, message), self._pseudonyms.names
         since_ms = _ns(message.forgotten_time) // 1_000_000
 
         def work(table: Table) -> tuple[int, list[int], int]:
-            return erase_user(table, message.user_id, since_ms=since_ms)
+            return erase_user(table, lambda user_id: names(loop, user_id) == wanted, since_ms=since_ms)
 
         for name, (rows, expired, found) in (await self._archives[loop].alone(loop, OF_USERS, work)).items():
             answer.rows[name] = rows
@@ -98,14 +108,14 @@ def _ns(time: object) -> int:
     return int(time.ToNanoseconds())  # type: ignore[attr-defined]
 
 
-def erase_user(table: Table, user_id: str, *, since_ms: int) -> tuple[int, list[int], int]:
+def erase_user(table: Table, is_user: Callable[[str], bool], *, since_ms: int) -> tuple[int, list[int], int]:
     """Rewrite a user's rows away and drop every older snapshot with the files that only such hold.
 
     The files go before the snapshots are expired, so that a crash between the two leaves what a second call finds.
 
     Args:
         table: with a column `user_id`.
-        user_id: whose rows.
+        is_user: whether a user id is that of the one who is erased; asked for every id of the table.
         since_ms: the tombstone's time, unix milliseconds: a rewrite after it may be one that a crash cut short.
 
     Returns:
@@ -114,22 +124,32 @@ def erase_user(table: Table, user_id: str, *, since_ms: int) -> tuple[int, list[
     Raises:
         CommitFailedException: somebody else committed meanwhile; call again.
     """
-    of_user = EqualTo(term="user_id", value=user_id)
-    rows = table.scan(row_filter=of_user, selected_fields=("user_id",)).to_arrow().num_rows
+    rows, ids = _rows_of(table, is_user)
     begun = any(_rewrites(each) and each.timestamp_ms >= since_ms for each in table.snapshots())
     if not rows and not begun:
         return 0, [], 0
     if rows:
-        table.delete(of_user)
-        table.refresh()
+        table.delete(In(term="user_id", literals=set(ids)))
+    # The snapshot that deletes names the files that it took away with their bounds, which are ids; the next does not.
+    table.append(table.schema().as_arrow().empty_table())
+    table.refresh()
     current = table.current_snapshot()
     old = [each for each in table.snapshots() if current is None or each.snapshot_id != current.snapshot_id]
     delete_files(table, files_of(table, old), files_of(table, [current] if current else []))
-    ids = [each.snapshot_id for each in old]
-    if ids:
-        table.maintenance.expire_snapshots().by_ids(ids).commit()
+    expired = [each.snapshot_id for each in old]
+    if expired:
+        table.maintenance.expire_snapshots().by_ids(expired).commit()
         table.refresh()
-    return rows, ids, table.scan(row_filter=of_user, selected_fields=("user_id",)).to_arrow().num_rows
+    return rows, expired, _rows_of(table, is_user)[0]
+
+
+def _rows_of(table: Table, is_user: Callable[[str], bool]) -> tuple[int, list[str]]:
+    """How many rows a user has, and under which ids: hashes can be found only by hashing every id of the table."""
+    rows: Counter[str] = Counter()
+    for batch in table.scan(selected_fields=("user_id",)).to_arrow_batch_reader():
+        rows.update(each for each in batch.column("user_id").to_pylist() if each is not None)
+    own = [user_id for user_id in rows if is_user(user_id)]
+    return sum(rows[user_id] for user_id in own), own
 
 
 def _rewrites(snapshot: Snapshot) -> bool:

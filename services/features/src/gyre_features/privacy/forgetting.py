@@ -9,8 +9,10 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
 from gyre.events.v1 import privacy_pb2 as privacy
+from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
+from gyre_privacy.pseudonyms import Pseudonyms, record_key
 from gyre_runtime import Unavailable
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, View, ensure_topics
@@ -47,10 +49,12 @@ class Forgetting:
     Attributes:
         loops: by name.
         wait_s: how long the archive is waited for, seconds.
+        keyring: what ids are hashed under in tombstones; None where the process has no key file.
     """
 
     loops: Mapping[str, LoopSpec]
     wait_s: float
+    keyring: Keyring | None
     _producer: Producer | None = field(default=None, init=False)
     _connected: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _erasures: dict[str, View] = field(default_factory=dict, init=False)
@@ -73,21 +77,23 @@ class Forgetting:
         The online store is searched last, so that a batch that was under way when the tombstone came is seen, too.
 
         Raises:
+            Precondition: there is no key file (PRIVACY_KEY_MISSING).
             Unavailable: Kafka or the online store do not answer; ask again.
         """
+        loop = stores[0].spec.loop
+        message = privacy.UserForgotten(user_hash=Pseudonyms(self.keyring).of(loop, user_id))
         with suppress(TimeoutError):
             await asyncio.wait_for(self._connected.wait(), _CONNECT_S)
         if self._producer is None:
             raise Unavailable("KAFKA_UNAVAILABLE", "the tombstone cannot be written: Kafka does not answer")
-        loop = stores[0].spec.loop
-        message = privacy.UserForgotten(user_id=user_id)
         message.forgotten_time.FromNanoseconds(time.time_ns())
-        await self._producer.send(topic(loop, "privacy.tombstones"), message, key=user_id)
+        await self._producer.send(topic(loop, "privacy.tombstones"), message, key=record_key(message))
         for key in dict.fromkeys((user_id, sent_as)):
             await self._producer.delete(topic(loop, "catalog.users"), key)
         deleted = await _delete(stores, user_id)
         erased = await self._erased(loop, message)
         deleted += await _delete(stores, user_id)
+        await stores[0].rewrite_file()
         found = [(await store.read(user_id, [])).user for store in stores]
         return Forgotten(message, deleted, sum(each is not None for each in found), erased)
 
@@ -96,7 +102,7 @@ class Forgetting:
         view, wanted = self._erasures[loop], message.forgotten_time.ToNanoseconds()
         end = time.monotonic() + self.wait_s
         while True:
-            event = view.get(message.user_id)
+            event = view.get(record_key(message))
             if event is not None and event.message.forgotten_time.ToNanoseconds() >= wanted:
                 told: privacy.UserErased = event.message
                 return told

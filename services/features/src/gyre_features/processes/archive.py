@@ -10,7 +10,7 @@ from gyre.events.v1 import features_pb2 as events_pb2
 from gyre.events.v1 import privacy_pb2
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
-from gyre_privacy.masking import Privacy, open_privacy
+from gyre_privacy.masking import Privacy, open_privacy, read_keyring
 from gyre_privacy.redaction import redactor
 from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Dependency, Lifespan, Unavailable, build_server, load_loops
@@ -65,9 +65,10 @@ def _write(
         if eraser is not None:
             eraser.note(loop, message)
 
-    tombstones = Tombstones(loops, on_tombstone=erase)
+    keyring = read_keyring(settings)
+    tombstones = Tombstones(loops, keyring, on_tombstone=erase)
     writers = {name: _archive(settings, catalog, tombstones) for name in loops}
-    eraser = Eraser(writers, probe, settings.kafka)
+    eraser = Eraser(writers, probe, settings.kafka, keyring)
     lifespan.background("tombstones", tombstones.follow(settings))
     for name, writer in writers.items():
         lifespan.background(f"append in time for {name}", writer.run())

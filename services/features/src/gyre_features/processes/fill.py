@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gyre_core.layouts import LayoutDefinition
+from gyre_privacy.masking import read_keyring
 from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Unavailable, load_loops
 from gyre_runtime.checkpoints import Place
@@ -100,7 +101,7 @@ def _fill(job: FillJob) -> None:
 
 async def _applied(job: FillJob) -> None:
     settings, newest = job.settings, load_loops(job.settings)[job.loop]
-    tombstones = Tombstones({job.loop: newest})
+    tombstones = Tombstones({job.loop: newest}, read_keyring(settings))
     following = asyncio.create_task(tombstones.follow(settings))
     try:
         await tombstones.ready()

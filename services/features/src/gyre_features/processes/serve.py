@@ -11,7 +11,7 @@ from gyre.features.v1 import data_quality_pb2_grpc as quality_rpc
 from gyre.features.v1 import features_pb2_grpc as rpc
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
-from gyre_privacy.masking import open_privacy
+from gyre_privacy.masking import open_privacy, read_keyring
 from gyre_privacy.redaction import redactor
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, load_loops
 from gyre_runtime.events import Event, message_types
@@ -47,7 +47,7 @@ async def serve(lifespan: Lifespan, settings: ServeSettings) -> Serving:
     windows = QualityWindows(kept=settings.features_quality_kept)
     lifespan.depends_on(Dependency("redis", layouts.newest(next(iter(loops))).store.ping))
     caught_up = asyncio.Event()
-    forgetting = Forgetting(loops, settings.features_forget_wait_s)
+    forgetting = Forgetting(loops, settings.features_forget_wait_s, read_keyring(settings))
     lifespan.background("layouts", catalog.follow())
     lifespan.background("erasures", forgetting.follow(settings))
     live: dict[str, events_pb2.LiveQuality] = {}

@@ -13,7 +13,7 @@ from gyre.events.v1 import models_pb2 as models
 from gyre_core.layouts import KnownLayout, LayoutDefinition, NamedModel
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
-from gyre_privacy.masking import Privacy, open_privacy
+from gyre_privacy.masking import Privacy, open_privacy, read_keyring
 from gyre_privacy.redaction import redactor
 from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Dependency, Lifespan, build_server, load_loops
@@ -59,7 +59,7 @@ async def stream(lifespan: Lifespan, settings: StreamSettings) -> None:
     redis = await lifespan.enter(open_redis(settings))
     producer = await lifespan.enter(Producer(settings.kafka, source="gyre/features-stream"))
     catalog = await lifespan.enter(LayoutCatalog(settings.kafka, loops))
-    parts = _Parts(settings, privacy, redis, producer, Tombstones(loops), catalog)
+    parts = _Parts(settings, privacy, redis, producer, Tombstones(loops, read_keyring(settings)), catalog)
     maintainers: dict[str, LayoutMaintainer] = {}
 
     def stores() -> list[OnlineStore]:

@@ -129,6 +129,7 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
 
         Raises:
             NotFound: the loop is not served.
+            Precondition: a user, and there is no key file (PRIVACY_KEY_MISSING).
             Unavailable: Kafka or the store do not answer; ask again.
         """
         stores = self._layouts.all(request.loop)

@@ -6,12 +6,13 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import IMPORT_SOURCE
+from gyre_privacy.pseudonyms import user_hash
 from gyre_runtime.events import Event
 from gyre_runtime.tracing import is_sampled
 from sqlalchemy import ColumnElement, Connection, bindparam, select
@@ -20,15 +21,9 @@ from gyre_monitor.domain.outcomes import Action, Answer, ArmTotals, Request, att
 from gyre_monitor.store.database import chunks, insert_new, upsert
 from gyre_monitor.store.schema import ARMS, IMPRESSIONS, INTERACTIONS, LATENCIES
 
-KEY_BYTES = 16
 _MAX_TIPPING = 16
 Arm = tuple[str, str, int]
 Row = dict[str, Any]
-
-
-def hashed_user(user_id: str, key: bytes) -> bytes:
-    """A user id as it is stored: keyed BLAKE2b, so that the database alone names nobody."""
-    return blake2b(user_id.encode(), key=key, digest_size=KEY_BYTES).digest()
 
 
 @dataclass(slots=True)
@@ -67,8 +62,8 @@ class _Known:
 class BehaviourTables:
     """Writes one loop's behaviour; to be used within a transaction."""
 
-    def __init__(self, connection: Connection, spec: LoopSpec, user_key: bytes) -> None:
-        self._connection, self._spec, self._key = connection, spec, user_key
+    def __init__(self, connection: Connection, spec: LoopSpec, keyring: Keyring) -> None:
+        self._connection, self._spec, self._keyring = connection, spec, keyring
         self._clicks, self._conversions = set(spec.experiment.clicks), set(spec.experiment.conversions)
         self._window_s = spec.training.label.attribution_window_s
 
@@ -110,7 +105,7 @@ class BehaviourTables:
 
     def _known(self, event: Event) -> _Known:
         message: behavior.Impression = event.message
-        user = hashed_user(message.user_id, self._key)
+        user = user_hash(self._keyring, self._spec.loop, message.user_id)
         answer = Answer(message.request_id, user, event.time, tuple(message.item_ids[: message.shown]))
         return _Known(answer, (message.model_version, message.arm, message.epoch))
 
@@ -125,7 +120,7 @@ class BehaviourTables:
 
     def _action(self, event: Event) -> Action:
         message: behavior.Interaction = event.message
-        user = hashed_user(message.user_id, self._key)
+        user = user_hash(self._keyring, self._spec.loop, message.user_id)
         return Action(event.id, message.request_id, user, message.item_id, message.type, event.time)
 
     def _count_answer(self, change: Behaviour, event: Event, known: _Known) -> None:

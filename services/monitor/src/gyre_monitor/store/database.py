@@ -31,9 +31,6 @@ class Database:
 
     Args:
         url: SQLAlchemy's database URL.
-
-    Attributes:
-        user_key: what user ids are hashed under, once entered.
     """
 
     def __init__(self, url: str) -> None:
@@ -41,7 +38,6 @@ class Database:
         self._writer, self._reader = _open(url, "BEGIN IMMEDIATE"), _open(url, "BEGIN")
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="sql-write")
         self._read_threads = ThreadPoolExecutor(_READERS, thread_name_prefix="sql-read")
-        self.user_key = b""
 
     async def __aenter__(self) -> Self:
         """Create or migrate the tables.
@@ -50,7 +46,6 @@ class Database:
             Unavailable: the database cannot be reached (DATABASE_UNAVAILABLE).
         """
         await self.write(schema.migrate)
-        self.user_key = await self.read(schema.user_key)
         return self
 
     async def __aexit__(
@@ -87,7 +82,7 @@ class Database:
 
     async def ping(self) -> None:
         """Check that the database answers; for a `Dependency`."""
-        await self.read(schema.user_key)
+        await self.read(schema.version)
 
 
 def _run(engine: Engine, work: Callable[[Connection], T]) -> T:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec
 from gyre_runtime.events import Event
 from sqlalchemy import Connection, exists, func, select, update
@@ -15,13 +17,15 @@ from sqlalchemy import Connection, exists, func, select, update
 from gyre_monitor.store import flow
 from gyre_monitor.store.behaviour import Behaviour, BehaviourTables
 from gyre_monitor.store.database import Database, insert_new, upsert
-from gyre_monitor.store.schema import LOOPS, OFFSETS, STAGES, TRIGGERS
+from gyre_monitor.store.schema import LOOPS, OFFSETS, STAGES, TRIGGERS, use_key
 
 BEHAVIOUR = ("behavior.impressions", "behavior.interactions")
 APPLIED = "features.applied"
 CONTROL = ("training.triggers", "models.candidates", "models.rollout-events")
 ALERT = "alerts"
 _MAX_TIPPING = 16
+_KEY_ID = "key id"
+_LOG = logging.getLogger(__name__)
 Place = tuple[str, int]
 
 
@@ -44,6 +48,7 @@ class Projection:
     Args:
         database: where.
         loops: specs by name; events of other loops are not expected.
+        keyring: what user ids are hashed under.
         timeout_s: after which a run that nothing is heard of holds back no trigger.
         wall: the clock, unix seconds.
         forgotten: whether an event is of a user who was forgotten after it: it counts for nothing.
@@ -54,17 +59,21 @@ class Projection:
         database: Database,
         loops: Mapping[str, LoopSpec],
         *,
+        keyring: Keyring,
         timeout_s: float,
         wall: Callable[[], float] = time.time,
         forgotten: Callable[[Event], bool] = lambda _event: False,
     ) -> None:
         self._database, self._loops, self._timeout_s, self._wall = database, dict(loops), timeout_s, wall
-        self._forgotten = forgotten
+        self._forgotten, self._keyring = forgotten, keyring
         self.decides = False
         """Whether triggers may be decided: not before it is known which runs and rollouts are under way."""
 
     async def prepare(self) -> None:
-        """Give each loop its row."""
+        """Give each loop its row; what was hashed under another key goes."""
+        if deleted := await self._database.write(use_key, self._keyring.digest("", domain=_KEY_ID).hex()):
+            await self._database.forget_deleted()
+            _LOG.warning("rows under another privacy key were dropped", extra={"rows": deleted})
         await self._database.write(self._prepare)
 
     def _prepare(self, connection: Connection) -> None:
@@ -141,7 +150,7 @@ class Projection:
                 note(connection, spec, event)
         seen = [each for suffix in BEHAVIOUR for each in by_topic.get(suffix, ()) if not self._forgotten(each)]
         if seen:
-            change = BehaviourTables(connection, spec, self._database.user_key).record(seen, count_from)
+            change = BehaviourTables(connection, spec, self._keyring).record(seen, count_from)
             self._note_behaviour(connection, spec.loop, seen, change)
             changes.arms |= {(spec.loop, version, arm) for version, arm, _ in change.totals}
         applied = by_topic.get(APPLIED, ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +44,7 @@ def _unless_empty(name: str) -> dict[str, Any]:
 
 
 META = Table("meta", METADATA, _text("name", primary_key=True), Column("value", Text, nullable=False))
-"""`schema_version`, and `user_key`, under which user ids are hashed."""
+"""`schema_version`, and `key_id`, which tells keys apart that user ids are hashed under, and no key from it."""
 
 OFFSETS = Table(
     "offsets",
@@ -229,7 +228,6 @@ SPANS = Table(
 
 def _create(connection: Connection) -> None:
     METADATA.create_all(connection)
-    connection.execute(META.insert(), {"name": "user_key", "value": secrets.token_hex(32)})
 
 
 def _scope_requests(connection: Connection) -> None:
@@ -239,7 +237,12 @@ def _scope_requests(connection: Connection) -> None:
     index.create(connection)
 
 
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create, _scope_requests)
+def _drop_key(connection: Connection) -> None:
+    """Take the key of user ids away from beside its hashes; `use_key` takes the hashes."""
+    connection.execute(META.delete().where(META.c.name == "user_key"))
+
+
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create, _scope_requests, _drop_key)
 """What turns a database of version n into one of version n + 1; a new one runs all of them."""
 
 
@@ -267,6 +270,22 @@ def migrate(connection: Connection) -> None:
         connection.execute(META.update().where(META.c.name == "schema_version"), {"value": value})
 
 
-def user_key(connection: Connection) -> bytes:
-    """The key that user ids of this database are hashed under."""
-    return bytes.fromhex(connection.execute(select(META.c.value).where(META.c.name == "user_key")).scalar_one())
+def version(connection: Connection) -> int:
+    """The version of the tables."""
+    return int(connection.execute(select(META.c.value).where(META.c.name == "schema_version")).scalar_one())
+
+
+def use_key(connection: Connection, key_id: str) -> int:
+    """Drop what was hashed under another key, which nobody can be found in any more; answer how many rows went.
+
+    Args:
+        connection: within a transaction.
+        key_id: tells the key that user ids are hashed under from others.
+    """
+    stored = connection.scalar(select(META.c.value).where(META.c.name == "key_id"))
+    if stored == key_id:
+        return 0
+    deleted = sum(connection.execute(table.delete()).rowcount for table in (IMPRESSIONS, INTERACTIONS))
+    connection.execute(META.delete().where(META.c.name == "key_id"))
+    connection.execute(META.insert(), {"name": "key_id", "value": key_id})
+    return deleted

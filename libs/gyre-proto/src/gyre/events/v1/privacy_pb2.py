@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from gyre.options.v1 import constraints_pb2 as gyre_dot_options_dot_v1_dot_constraints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgyre/events/v1/privacy.proto\x12\x0egyre.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!gyre/options/v1/constraints.proto\"g\n\rUserForgotten\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12:\n\x0e\x66orgotten_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x8a\xb5\x18\x02\x08\x01\"\xa5\x03\n\nUserErased\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x01\x12:\n\x0e\x66orgotten_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x8a\xb5\x18\x02\x08\x01\x12=\n\x04rows\x18\x03 \x03(\x0b\x32$.gyre.events.v1.UserErased.RowsEntryB\t\x8a\xb5\x18\x05@@X\x80\x01\x12\x43\n\x07\x65xpired\x18\x04 \x03(\x0b\x32\'.gyre.events.v1.UserErased.ExpiredEntryB\t\x8a\xb5\x18\x05@@X\x80\x01\x12\x12\n\nfound_rows\x18\x05 \x01(\x04\x12/\n\x0b\x65rased_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a+\n\tRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1aI\n\x0c\x45xpiredEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.gyre.events.v1.Snapshots:\x02\x38\x01\"\"\n\tSnapshots\x12\x15\n\x03ids\x18\x01 \x03(\x03\x42\x08\x8a\xb5\x18\x04@\xa0\x8d\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgyre/events/v1/privacy.proto\x12\x0egyre.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!gyre/options/v1/constraints.proto\"\x80\x01\n\rUserForgotten\x12\x18\n\x07user_id\x18\x01 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x01\x12:\n\x0e\x66orgotten_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x8a\xb5\x18\x02\x08\x01\x12\x19\n\tuser_hash\x18\x03 \x01(\x0c\x42\x06\x8a\xb5\x18\x02\x18\x10\"\xbe\x03\n\nUserErased\x12\x18\n\x07user_id\x18\x01 \x01(\tB\x07\x8a\xb5\x18\x03\x18\x80\x01\x12:\n\x0e\x66orgotten_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x8a\xb5\x18\x02\x08\x01\x12=\n\x04rows\x18\x03 \x03(\x0b\x32$.gyre.events.v1.UserErased.RowsEntryB\t\x8a\xb5\x18\x05@@X\x80\x01\x12\x43\n\x07\x65xpired\x18\x04 \x03(\x0b\x32\'.gyre.events.v1.UserErased.ExpiredEntryB\t\x8a\xb5\x18\x05@@X\x80\x01\x12\x12\n\nfound_rows\x18\x05 \x01(\x04\x12/\n\x0b\x65rased_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\tuser_hash\x18\x07 \x01(\x0c\x42\x06\x8a\xb5\x18\x02\x18\x10\x1a+\n\tRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1aI\n\x0c\x45xpiredEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.gyre.events.v1.Snapshots:\x02\x38\x01\"\"\n\tSnapshots\x12\x15\n\x03ids\x18\x01 \x03(\x03\x42\x08\x8a\xb5\x18\x04@\xa0\x8d\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +34,35 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gyre.events.v1.privacy_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_USERFORGOTTEN'].fields_by_name['user_id']._loaded_options = None
-  _globals['_USERFORGOTTEN'].fields_by_name['user_id']._serialized_options = b'\212\265\030\005\010\001\030\200\001'
+  _globals['_USERFORGOTTEN'].fields_by_name['user_id']._serialized_options = b'\212\265\030\003\030\200\001'
   _globals['_USERFORGOTTEN'].fields_by_name['forgotten_time']._loaded_options = None
   _globals['_USERFORGOTTEN'].fields_by_name['forgotten_time']._serialized_options = b'\212\265\030\002\010\001'
+  _globals['_USERFORGOTTEN'].fields_by_name['user_hash']._loaded_options = None
+  _globals['_USERFORGOTTEN'].fields_by_name['user_hash']._serialized_options = b'\212\265\030\002\030\020'
   _globals['_USERERASED_ROWSENTRY']._loaded_options = None
   _globals['_USERERASED_ROWSENTRY']._serialized_options = b'8\001'
   _globals['_USERERASED_EXPIREDENTRY']._loaded_options = None
   _globals['_USERERASED_EXPIREDENTRY']._serialized_options = b'8\001'
   _globals['_USERERASED'].fields_by_name['user_id']._loaded_options = None
-  _globals['_USERERASED'].fields_by_name['user_id']._serialized_options = b'\212\265\030\005\010\001\030\200\001'
+  _globals['_USERERASED'].fields_by_name['user_id']._serialized_options = b'\212\265\030\003\030\200\001'
   _globals['_USERERASED'].fields_by_name['forgotten_time']._loaded_options = None
   _globals['_USERERASED'].fields_by_name['forgotten_time']._serialized_options = b'\212\265\030\002\010\001'
   _globals['_USERERASED'].fields_by_name['rows']._loaded_options = None
   _globals['_USERERASED'].fields_by_name['rows']._serialized_options = b'\212\265\030\005@@X\200\001'
   _globals['_USERERASED'].fields_by_name['expired']._loaded_options = None
   _globals['_USERERASED'].fields_by_name['expired']._serialized_options = b'\212\265\030\005@@X\200\001'
+  _globals['_USERERASED'].fields_by_name['user_hash']._loaded_options = None
+  _globals['_USERERASED'].fields_by_name['user_hash']._serialized_options = b'\212\265\030\002\030\020'
   _globals['_SNAPSHOTS'].fields_by_name['ids']._loaded_options = None
   _globals['_SNAPSHOTS'].fields_by_name['ids']._serialized_options = b'\212\265\030\004@\240\215\006'
-  _globals['_USERFORGOTTEN']._serialized_start=116
-  _globals['_USERFORGOTTEN']._serialized_end=219
-  _globals['_USERERASED']._serialized_start=222
-  _globals['_USERERASED']._serialized_end=643
-  _globals['_USERERASED_ROWSENTRY']._serialized_start=525
-  _globals['_USERERASED_ROWSENTRY']._serialized_end=568
-  _globals['_USERERASED_EXPIREDENTRY']._serialized_start=570
-  _globals['_USERERASED_EXPIREDENTRY']._serialized_end=643
-  _globals['_SNAPSHOTS']._serialized_start=645
-  _globals['_SNAPSHOTS']._serialized_end=679
+  _globals['_USERFORGOTTEN']._serialized_start=117
+  _globals['_USERFORGOTTEN']._serialized_end=245
+  _globals['_USERERASED']._serialized_start=248
+  _globals['_USERERASED']._serialized_end=694
+  _globals['_USERERASED_ROWSENTRY']._serialized_start=576
+  _globals['_USERERASED_ROWSENTRY']._serialized_end=619
+  _globals['_USERERASED_EXPIREDENTRY']._serialized_start=621
+  _globals['_USERERASED_EXPIREDENTRY']._serialized_end=694
+  _globals['_SNAPSHOTS']._serialized_start=696
+  _globals['_SNAPSHOTS']._serialized_end=730
 # @@protoc_insertion_point(module_scope)

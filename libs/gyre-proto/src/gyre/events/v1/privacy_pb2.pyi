@@ -22,15 +22,18 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class UserForgotten(_message.Message):
     """A user is to be forgotten: what reached Kafka before `forgotten_time` counts no more, whoever reads it again.
-    Topic privacy.tombstones, key user_id.
+    Topic privacy.tombstones, key user_hash in URL-safe Base64 without padding.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
     FORGOTTEN_TIME_FIELD_NUMBER: _builtins.int
+    USER_HASH_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user. Required."""
+    """The user, in tombstones that were written before there were hashes. Default: empty, user_hash says who."""
+    user_hash: _builtins.bytes
+    """Hash of the user's id in the loop under the privacy key, 16 bytes. Default: empty, user_id says who."""
     @_builtins.property
     def forgotten_time(self) -> _timestamp_pb2.Timestamp:
         """Wall time of the request. Required."""
@@ -40,10 +43,11 @@ class UserForgotten(_message.Message):
         *,
         user_id: _builtins.str = ...,
         forgotten_time: _timestamp_pb2.Timestamp | None = ...,
+        user_hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["forgotten_time", b"forgotten_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["forgotten_time", b"forgotten_time", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forgotten_time", b"forgotten_time", "user_hash", b"user_hash", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -51,7 +55,7 @@ Global___UserForgotten: _TypeAlias = UserForgotten  # noqa: Y015
 
 @_typing.final
 class UserErased(_message.Message):
-    """The warehouse holds nothing of a user from before `forgotten_time`. Topic privacy.erasures, key user_id."""
+    """The warehouse holds nothing of a user from before `forgotten_time`. Topic privacy.erasures, key as the tombstone's."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -102,10 +106,13 @@ class UserErased(_message.Message):
     EXPIRED_FIELD_NUMBER: _builtins.int
     FOUND_ROWS_FIELD_NUMBER: _builtins.int
     ERASED_TIME_FIELD_NUMBER: _builtins.int
+    USER_HASH_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user. Required."""
+    """The tombstone's user_id. Default: empty."""
     found_rows: _builtins.int
     """Rows of the user that a search afterwards found: 0."""
+    user_hash: _builtins.bytes
+    """The tombstone's user_hash. Default: empty."""
     @_builtins.property
     def forgotten_time(self) -> _timestamp_pb2.Timestamp:
         """The tombstone's time. Required."""
@@ -131,10 +138,11 @@ class UserErased(_message.Message):
         expired: _abc.Mapping[_builtins.str, Global___Snapshots] | None = ...,
         found_rows: _builtins.int = ...,
         erased_time: _timestamp_pb2.Timestamp | None = ...,
+        user_hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["erased_time", b"erased_time", "forgotten_time", b"forgotten_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["erased_time", b"erased_time", "expired", b"expired", "forgotten_time", b"forgotten_time", "found_rows", b"found_rows", "rows", b"rows", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erased_time", b"erased_time", "expired", b"expired", "forgotten_time", b"forgotten_time", "found_rows", b"found_rows", "rows", b"rows", "user_hash", b"user_hash", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
