@@ -20,6 +20,7 @@ from gyre_deployer.handlers.loading import LoadAttempts
 from gyre_deployer.handlers.reconcile import Reconciler
 from gyre_deployer.handlers.recovery import Recovery
 from gyre_deployer.handlers.serving import Serving, WarmUp
+from gyre_deployer.handlers.waiting import Waiting
 from gyre_deployer.ports import Artifact, FencedByPeer, Refused
 from gyre_deployer.wire import snapshot_message, state_of, view_message
 from gyre_local.testing import eventually
@@ -47,6 +48,7 @@ class World:
     ending: set[str] = field(default_factory=set)
     lost_artifacts: set[str] = field(default_factory=set)
     loads: list[str] = field(default_factory=list)
+    filling: dict[str, str] = field(default_factory=dict)
     now: float = 1000.0
     calls: int = 0
     failing_call: int = -1
@@ -261,6 +263,26 @@ class Reports:
         return list(self.world.reports.values())
 
 
+@dataclass(frozen=True)
+class FakeLayouts:
+    """The layouts that the world's features service maintains, and what it says of those that it still fills."""
+
+    world: World
+
+    @property
+    def loop(self) -> str:
+        """See `Layouts`."""
+        return self.world.spec.loop
+
+    def columns(self, layout: str) -> Sequence[str] | None:
+        """See `Layouts`."""
+        return self.world.layout.columns if layout in (self.world.layout.hash, *self.world.filling) else None
+
+    def waits_for(self, layout: str) -> str:
+        """See `Layouts`."""
+        return self.world.filling.get(layout, "")
+
+
 @dataclass
 class Process:
     """One life of the deployer in the world."""
@@ -277,11 +299,13 @@ class Process:
         server, repository = FakeServer(world), FakeRepository(world)
         clock = lambda: world.now  # noqa: E731 - the world's time, wherever it is then
         attempts = LoadAttempts(world.spec.loop, server, repository, first_backoff_s=0.1, now=clock)
-        serving = Serving(world.layout, server, repository, FakeArtifacts(world), WarmUp(2, 5), attempts)
+        layouts = FakeLayouts(world)
+        serving = Serving(layouts, server, repository, FakeArtifacts(world), WarmUp(2, 5), attempts)
         candidates = Registered(world)
         recovery = Recovery(ledger, serving, FakeAlerts(world), now=clock)
         ledger.candidates = candidates
-        reconciler = Reconciler(world.spec, ledger, recovery, candidates, Reports(world), now=clock)
+        waiting = Waiting(ledger, candidates, layouts, 600.0, clock)
+        reconciler = Reconciler(world.spec, ledger, recovery, waiting, Reports(world), now=clock)
         return cls(world, ledger, reconciler, Commands(ledger, candidates))
 
     async def look(self) -> None:
@@ -655,3 +679,31 @@ async def test_a_write_is_not_cut_in_two_by_a_cancelled_caller(world: World) -> 
         await process.look()
     assert len(world.log) == process.ledger.state.epoch
     assert [each.kind for each in world.log if each.kind == Kind.PAUSED] in ([], [Kind.PAUSED])
+
+
+async def test_a_candidate_whose_layout_is_filled_holds_nobody_back(world: World) -> None:
+    """It waits, named in the projection, while others are rolled out; filled, it is next; too late, it is refused."""
+    process = Process.begin(world)
+    world.filling["f" * 16] = "layout ffff is being filled: 43 %"
+    world.register("v1", layout="f" * 16)
+    await process.look()
+    assert [(each.version, each.role, each.layout) for each in world.views[-1].models] == [("v1", 4, "f" * 16)]
+    assert process.ledger.waiting_for == "v1: layout ffff is being filled: 43 %"
+    written = len(world.views)
+    await process.look()
+    assert len(world.views) == written
+    world.register("v0", layout=world.layout.hash)
+    world.registered.reverse()
+    for _ in range(8):
+        await process.look()
+    assert told(world, "v0") == FIRST
+    assert told(world, "v1") == []
+    world.filling["f" * 16] = ""
+    await process.look()
+    assert told(world, "v1")[0] == ("STARTED", 0.0)
+    world.filling["e" * 16] = "layout eeee is being filled: 99 %"
+    world.register("v2", layout="e" * 16)
+    await process.look()
+    world.now += 601
+    await process.look()
+    assert told(world, "v2") == [("REFUSED", 0.0)]

@@ -81,6 +81,7 @@ class ToldFeatures(features_rpc.FeaturesServiceServicer):
     refused_layouts: set[str] = field(default_factory=set)
     popular: list[str] = field(default_factory=list)
     own_popular: dict[str, list[str]] = field(default_factory=dict)
+    popularity_column: int | None = 0
     requests: list[features_pb.GetFeaturesRequest] = field(default_factory=list)
     popular_requests: list[features_pb.ListPopularRequest] = field(default_factory=list)
 
@@ -102,7 +103,11 @@ class ToldFeatures(features_rpc.FeaturesServiceServicer):
         columns = len(self.layout.columns)
         matrix = np.array([[popularity_of(item)] * columns for item in request.item_ids], dtype="<f4")
         response = features_pb.GetFeaturesResponse(
-            item_batches=range(len(matrix)), user_batch=7, global_batch=9, feature_age_s=12.5
+            item_batches=range(len(matrix)),
+            user_batch=7,
+            global_batch=9,
+            feature_age_s=12.5,
+            popularity_column=self.popularity_column,
         )
         response.features.layout = request.layout or self.layout.hash
         response.features.rows, response.features.columns = matrix.shape

@@ -13,7 +13,7 @@ USERS = [f"user-{number}" for number in range(4000)]
 def split(epoch: int, share: float, *, last_good: str = "v0") -> Rollout:
     """A candidate v2 with a share beside the live v1."""
     arms = (RolloutArm("live", Target("v1", "a"), 1 - share), RolloutArm("candidate", Target("v2", "b"), share))
-    return Rollout(epoch, arms, last_good_version=last_good)
+    return Rollout(epoch, arms, last_good=Target(last_good) if last_good else None)
 
 
 class Moment:
@@ -221,7 +221,7 @@ def test_counts_are_those_of_versions_in_use() -> None:
     for number in range(1, 501):
         live, candidate = Target(f"v{number}"), Target(f"v{number + 1}")
         arms = (RolloutArm("live", live, 0.5), RolloutArm("candidate", candidate, 0.5))
-        router.adopt(Rollout(number, arms, last_good_version=f"v{number - 1}"))
+        router.adopt(Rollout(number, arms, last_good=Target(f"v{number - 1}")))
         for version in (live.version, candidate.version):
             router.note_scored(attempt(router, version=version), 0.001)
     report = report_of(router, "g1", lease_s=5, leaving=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from gyre.events.v1.models_pb2 import RolloutArm, RolloutView
+from gyre_core.spec import PositionFeature
 from gyre_core.topics import topic
 from gyre_local.testing import eventually
 from gyre_runtime.kafka import Producer
@@ -92,6 +93,19 @@ def test_the_live_model_is_the_measure(settings: TrainerSettings, task: Task, ma
         "reference.bin",
         "classifier.bin",
     }
+
+
+def test_a_live_model_of_another_layout_is_the_measure(settings: TrainerSettings, task: Task, make_spec) -> None:
+    """After a feature was added the live model is asked the features of its own layout, and measures as it did."""
+    first = execute(replace(task, version="w1"), settings, lambda _state, _progress: None)
+    spec = make_spec()
+    place = PositionFeature(name="place_again", kind="position")
+    more = spec.model_copy(update={"features": (*spec.features, place)})
+    second = replace(task, version="w2", run_id="run-2", incumbent=first["folder"], spec=more.model_dump_json())
+    found = execute(second, settings, lambda _state, _progress: None)
+    assert found["layout"] != first["layout"]
+    measured = found["measurements"]
+    assert measured.get("incumbent_ndcg_at_10") == pytest.approx(first["measurements"]["ndcg_at_10"])
 
 
 async def test_a_job_that_is_killed_has_failed(settings: TrainerSettings, task: Task) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 
 from gyre.deployer.v1.deployer_pb2_grpc import add_DeployerServiceServicer_to_server
-from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, load_loops
 from gyre_runtime.kafka import Producer, ensure_topics
+from gyre_runtime.layouts import LayoutCatalog
 
 from gyre_deployer.adapters.alerts import KafkaAlerts
 from gyre_deployer.adapters.artifacts import ArtifactFolders
 from gyre_deployer.adapters.kafka_log import SOURCE, KafkaRolloutLog
+from gyre_deployer.adapters.layouts import KnownLayouts
 from gyre_deployer.adapters.repository import TritonRepository
 from gyre_deployer.adapters.triton import Triton
 from gyre_deployer.adapters.views import KafkaCandidates, KafkaGateways, own_projection
@@ -23,6 +25,7 @@ from gyre_deployer.handlers.loading import LoadAttempts
 from gyre_deployer.handlers.reconcile import Reconciler
 from gyre_deployer.handlers.recovery import Recovery
 from gyre_deployer.handlers.serving import Serving, WarmUp
+from gyre_deployer.handlers.waiting import Waiting
 from gyre_deployer.settings import DeployerSettings
 from gyre_deployer.transport.servicer import DeployerServicer
 
@@ -72,15 +75,20 @@ async def _serve_loop(lifespan: Lifespan, settings: DeployerSettings, spec: Loop
     alerts = KafkaAlerts(await lifespan.enter(Producer(settings.kafka, source=SOURCE)))
     projection = await lifespan.enter(own_projection(settings.kafka, loop, ledger.note_epoch))
     repository = TritonRepository(settings.triton_repository)
+    catalog = await lifespan.enter(LayoutCatalog(settings.kafka, {loop: spec}))
+    await catalog.ready()
+    lifespan.background(f"layouts of {loop}", catalog.follow())
+    layouts = KnownLayouts(spec, catalog)
     serving = Serving(
-        Layout.compile(spec),
+        layouts,
         triton,
         repository,
         ArtifactFolders(),
         WarmUp(settings.deployer_warmup_requests, settings.deployer_warmup_rows),
         LoadAttempts(loop, triton, repository, first_backoff_s=settings.deployer_load_backoff_s),
     )
-    reconciler = Reconciler(spec, ledger, Recovery(ledger, serving, alerts), candidates, gateways)
+    waiting = Waiting(ledger, candidates, layouts, settings.deployer_layout_wait_s, time.time)
+    reconciler = Reconciler(spec, ledger, Recovery(ledger, serving, alerts), waiting, gateways)
     for name, check in (
         ("candidates", candidates.check),
         ("gateway reports", gateways.check),

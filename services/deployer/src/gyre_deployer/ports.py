@@ -81,6 +81,20 @@ class Candidates(Protocol):
         """Leave out those that have a rollout; the offset in their topic before which every one has."""
 
 
+class Layouts(Protocol):
+    """The feature layouts of a loop."""
+
+    @property
+    def loop(self) -> str:
+        """The loop's name."""
+
+    def columns(self, layout: str) -> Sequence[str] | None:
+        """The columns of a layout, by its hash; None for one that nobody ever declared."""
+
+    def waits_for(self, layout: str) -> str:
+        """Why a model that reads a layout cannot be asked yet, in words; empty where nothing is in the way."""
+
+
 class Gateways(Protocol):
     """What the gateways say."""
 

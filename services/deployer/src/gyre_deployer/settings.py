@@ -20,3 +20,5 @@ class DeployerSettings(ServiceSettings, KafkaSettings, TritonSettings, ModelRepo
     """Candidates to score in each of them."""
     deployer_load_backoff_s: float = Field(1.0, gt=0, le=60)
     """Pause after a version could not be loaded, seconds; it doubles with each further failure, up to a minute."""
+    deployer_layout_wait_s: float = Field(3600.0, gt=0)
+    """How long a candidate waits for its feature layout to be filled, seconds; after that it is refused."""

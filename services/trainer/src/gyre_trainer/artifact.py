@@ -6,9 +6,9 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gyre_core.models import MANIFEST_FILE, MODEL_FILE
 
@@ -33,6 +33,7 @@ class Manifest:
         data_time: the loop's time of the training set, unix seconds.
         measurements: by name.
         sha256: of the graph, hexadecimal.
+        definition: what the layout is compiled from, a `gyre_core.layouts.LayoutDefinition`; empty in older models.
     """
 
     loop: str
@@ -46,12 +47,13 @@ class Manifest:
     data_time: float
     measurements: dict[str, float]
     sha256: str
+    definition: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """The manifest of an artefact folder; fields of later times are passed over."""
         known = json.loads((folder / MANIFEST_FILE).read_text())
-        return cls(**{name: known[name] for name in cls.__dataclass_fields__})
+        return cls(**{name: known[name] for name in cls.__dataclass_fields__ if name in known or name != "definition"})
 
 
 def graph(folder: Path) -> Path:

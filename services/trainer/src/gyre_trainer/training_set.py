@@ -151,6 +151,37 @@ def build(spec: LoopSpec, layout: Layout, tables: Tables, *, now: float | None =
     return made
 
 
+def features_under(layout: Layout, tables: Tables, data: TrainingSet) -> F32:
+    """The features of a training set's impressions in another layout, float32 of shape [impressions, items, columns].
+
+    What was served in that layout is used, the rest is computed again, as in `build`.
+
+    Args:
+        layout: the other one.
+        tables: what the training set was built from.
+        data: the training set, with its rows.
+    """
+    if data.rows is None:
+        raise ValueError("rows: must name the impressions of the training set")
+    keys: Any = zip(tables.impressions["source"].to_pylist(), tables.impressions["event_id"].to_pylist(), strict=True)
+    places: dict[tuple[str, str], int] = {}
+    for index, key in enumerate(keys):
+        places.setdefault(key, index)
+    wanted: Any = zip(data.rows["source"].to_pylist(), data.rows["event_id"].to_pylist(), strict=True)
+    rows = tables.impressions.take(pa.array([places[key] for key in wanted], pa.int64()))
+    count = len(data)
+    items: list[Any] = rows["item_ids"].to_pylist()
+    made = replace(
+        data,
+        features=np.zeros((count, data.relevance.shape[1], len(layout.columns)), dtype=np.float32),
+        served=np.zeros(count, dtype=np.bool_),
+        unknown_items=np.zeros(count, dtype=np.int64),
+    )
+    _fill_served(layout, rows, items, made)
+    _fill_replayed(layout, tables, rows, items, made)
+    return made.features
+
+
 def newest_event_time(*tables: pa.Table) -> float:
     """The newest event time of some tables, unix seconds; 0 where they are empty."""
     newest = [pc.max(_micros(table)).as_py() for table in tables if table.num_rows]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gyre_core.features import Layout
+from gyre_core.layouts import LayoutDefinition
 from gyre_core.models import MANIFEST_FILE
 from gyre_core.spec import LoopSpec
 
@@ -22,7 +23,7 @@ from gyre_trainer.quality.examples import reference_files
 from gyre_trainer.quality.findings import Findings, quality_in
 from gyre_trainer.quality.gate import pass_gate
 from gyre_trainer.settings import JobSettings
-from gyre_trainer.training_set import TrainingSet
+from gyre_trainer.training_set import F32, TrainingSet, features_under
 
 _LOG = logging.getLogger(__name__)
 
@@ -83,7 +84,9 @@ def _make(work: Work, settings: JobSettings, folder: Path, findings: Findings) -
     """Read, check, join, train, evaluate, write."""
     task, spec, layout = work.task, work.spec, work.layout
     work.tell(State.SNAPSHOT, 0.05)
-    tables = LoopTables(settings, spec.loop).read(spec, layout, Pins(task.snapshots, task.now))
+    incumbent = Incumbent.read(task, spec, layout)
+    beside = incumbent.layout if incumbent is not None and incumbent.layout.hash != layout.hash else None
+    tables = LoopTables(settings, spec.loop).read(spec, layout, Pins(task.snapshots, task.now), beside=beside)
     work.tell(State.GATE, 0.2)
     data = pass_gate(findings, layout, tables)
     training, held_out = data.split(spec.training.evaluation.holdout)
@@ -93,6 +96,10 @@ def _make(work: Work, settings: JobSettings, folder: Path, findings: Findings) -
     from gyre_trainer.ranker import score
 
     measured = _evaluate(work, held_out, score(model, held_out.features))
+    if incumbent is not None:
+        rows = held_out.features if beside is None else features_under(beside, tables, held_out)
+        measured["incumbent_ndcg_at_10"] = incumbent.ndcg(rows, held_out)
+        check_against_incumbent(spec, measured["ndcg_at_10"], measured["incumbent_ndcg_at_10"])
     measured |= {
         "impressions": float(len(data)),
         "served_share": float(data.served.mean()),
@@ -124,12 +131,7 @@ def _trained(work: Work, training: TrainingSet) -> tuple[Any, float]:
 
 
 def _evaluate(work: Work, held_out: TrainingSet, scores: Any) -> dict[str, float]:
-    """Measure the candidate beside popularity and the live model on the held-out impressions.
-
-    Raises:
-        Refused: it is worse than the live model by more than the rule allows.
-    """
-    from gyre_trainer.export import score_with
+    """Measure the candidate beside popularity on the held-out impressions."""
     from gyre_trainer.ranker import evaluate
 
     measured = evaluate(scores, held_out.relevance)
@@ -137,17 +139,40 @@ def _evaluate(work: Work, held_out: TrainingSet, scores: Any) -> dict[str, float
     if popular is not None:
         column = held_out.features[:, :, work.layout.index[popular]]
         measured["popularity_ndcg_at_10"] = evaluate(column, held_out.relevance)["ndcg_at_10"]
-    if not work.task.incumbent:
-        return measured
-    incumbent = Path(work.task.incumbent)
-    if Manifest.read(incumbent).layout != work.layout.hash:
-        _LOG.warning("the live model reads another layout: it is not compared", extra={"folder": str(incumbent)})
-        return measured
-    rows = held_out.features.reshape(-1, held_out.features.shape[2])
-    beside = score_with(artifact.graph(incumbent), rows).reshape(held_out.relevance.shape)
-    measured["incumbent_ndcg_at_10"] = evaluate(beside, held_out.relevance)["ndcg_at_10"]
-    check_against_incumbent(work.spec, measured["ndcg_at_10"], measured["incumbent_ndcg_at_10"])
     return measured
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """The live model, and the layout that it reads."""
+
+    folder: Path
+    layout: Layout
+
+    @classmethod
+    def read(cls, task: Task, spec: LoopSpec, newest: Layout) -> Incumbent | None:
+        """The model of a task to compare with; None for none, or where its layout cannot be compiled any more."""
+        if not task.incumbent:
+            return None
+        folder = Path(task.incumbent)
+        manifest = Manifest.read(folder)
+        if manifest.layout == newest.hash:
+            return cls(folder, newest)
+        if manifest.definition:
+            layout = Layout.compile(LayoutDefinition.model_validate(manifest.definition).spec(spec))
+            if layout.hash == manifest.layout:
+                return cls(folder, layout)
+        facts = {"folder": task.incumbent, "layout": manifest.layout}
+        _LOG.warning("the live model's layout is not known: it is not compared", extra=facts)
+        return None
+
+    def ndcg(self, features: F32, held_out: TrainingSet) -> float:
+        """Its NDCG@10 on held-out impressions, by their features in its own layout, [impressions, items, columns]."""
+        from gyre_trainer.export import score_with
+        from gyre_trainer.ranker import evaluate
+
+        scores = score_with(artifact.graph(self.folder), features.reshape(-1, features.shape[2]))
+        return evaluate(scores.reshape(held_out.relevance.shape), held_out.relevance)["ndcg_at_10"]
 
 
 def _manifest(work: Work, measured: dict[str, float]) -> Manifest:
@@ -163,6 +188,7 @@ def _manifest(work: Work, measured: dict[str, float]) -> Manifest:
         data_time=work.task.now,
         measurements=measured,
         sha256="",
+        definition=LayoutDefinition.of(work.spec).model_dump(mode="json"),
     )
 
 

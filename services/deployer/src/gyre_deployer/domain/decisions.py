@@ -92,6 +92,11 @@ def begin(waiting: Sequence[Candidate], chosen: Candidate, state: LoopState, off
     return [*refusals, _first(chosen, Kind.STARTED, state, "a candidate was registered")]
 
 
+def refuse_waiting(candidate: Candidate, state: LoopState, reason: str) -> Change:
+    """Refuse a candidate whose rollout has not begun."""
+    return _first(candidate, Kind.REFUSED, state, reason)
+
+
 def _first(candidate: Candidate, kind: Kind, state: LoopState, reason: str, offer: str = "") -> Change:
     return Change(
         rollout_id=rollout_id(state.loop, candidate.version, offer),

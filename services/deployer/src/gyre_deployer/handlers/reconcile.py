@@ -24,7 +24,6 @@ from gyre_deployer.domain.decisions import (
     follow,
     next_step,
     open_traffic,
-    pending,
     refuse,
     roll_back,
 )
@@ -34,8 +33,8 @@ from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Ro
 from gyre_deployer.handlers.ledger import ConcurrentChange, RolloutLedger
 from gyre_deployer.handlers.loading import Postponed
 from gyre_deployer.handlers.recovery import Recovery, span_of
-from gyre_deployer.handlers.starting import start_rollout
-from gyre_deployer.ports import Candidates, Gateways, Refused
+from gyre_deployer.handlers.waiting import Waiting
+from gyre_deployer.ports import Gateways, Refused
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ class Reconciler:
         spec: LoopSpec,
         ledger: RolloutLedger,
         recovery: Recovery,
-        candidates: Candidates,
+        waiting: Waiting,
         gateways: Gateways,
         *,
         now: Callable[[], float] = time.time,
@@ -72,8 +71,8 @@ class Reconciler:
         self._recovery = recovery
         self._ledger = ledger
         self._serving = recovery.serving
-        self._candidates = candidates
         self._gateways = gateways
+        self._waiting = waiting
         self._now = now
         self._stopping = False
         self._watch: Watch | None = None
@@ -130,20 +129,13 @@ class Reconciler:
         """
         self._held_for = ""
         await self._ledger.sync()
-        await self._begin_next()
+        await self._waiting.look()
         await self._keep_loaded()
         await self._take_step()
         await self._retire()
         await self._sweep()
         await self._ledger.snapshot()
-        self._ledger.waiting_for = self._held_for
-
-    async def _begin_next(self) -> None:
-        """Start the newest candidate that waits, once nothing is under way."""
-        state = self._ledger.state
-        waiting = pending(self._candidates.all(), state)
-        if waiting and state.under_way is None:
-            await start_rollout(self._ledger, state, waiting, waiting[-1])
+        self._ledger.waiting_for = self._held_for or self._waiting.problem
 
     async def _keep_loaded(self) -> None:
         """Have Triton hold what it should, also after its restart, and give up what it cannot load.

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from gyre_core.features import Layout
 from gyre_core.models import triton_model
 from gyre_runtime import instrument
 
 from gyre_deployer.domain.loading import LoadRecord
 from gyre_deployer.domain.rollouts import Candidate, LoopState
 from gyre_deployer.handlers.loading import LoadAttempts, Postponed
-from gyre_deployer.ports import F32, Artifact, Artifacts, ModelRepository, ModelServer, Refused
+from gyre_deployer.ports import F32, Artifact, Artifacts, Layouts, ModelRepository, ModelServer, Refused
 
 TOLERANCE = 1e-4
 """The largest difference from a golden answer, absolute, or relative to it where it is greater than 1."""
@@ -48,15 +47,14 @@ class Serving:
 
     def __init__(
         self,
-        layout: Layout,
+        layouts: Layouts,
         server: ModelServer,
         repository: ModelRepository,
         artifacts: Artifacts,
         warm_up: WarmUp,
         attempts: LoadAttempts,
     ) -> None:
-        self._layout = layout
-        self._loop = layout.loop
+        self._loop, self._layouts = layouts.loop, layouts
         self._server = server
         self._repository = repository
         self._artifacts = artifacts
@@ -85,10 +83,10 @@ class Serving:
         return await self._worst_difference(candidate.version, artifact)
 
     async def _checked(self, candidate: Candidate) -> Artifact:
-        columns = self._layout.columns
-        if candidate.layout != self._layout.hash:
-            raise Refused(f"layout = {candidate.layout!r}: must be {self._layout.hash!r}, the loop's current one")
-        unknown = [name for name in candidate.columns if name not in self._layout.index]
+        columns = self._layouts.columns(candidate.layout)
+        if columns is None:
+            raise Refused(f"layout = {candidate.layout!r}: must be one that gyre.yaml declares, or declared once")
+        unknown = [name for name in candidate.columns if name not in columns]
         if unknown or len(set(candidate.columns)) < len(candidate.columns):
             raise Refused(f"columns = {unknown or list(candidate.columns)}: must be columns of the layout, each once")
         artifact = await self._artifacts.read(candidate)
@@ -121,7 +119,8 @@ class Serving:
             await self._load(candidate.version)
 
     async def _install(self, candidate: Candidate, artifact: Artifact) -> bool:
-        return await self._repository.install(candidate, artifact.graph, len(self._layout.columns))
+        """Put a version into the repository; its golden requests are as wide as the layout that it reads."""
+        return await self._repository.install(candidate, artifact.graph, artifact.features.shape[1])
 
     async def _load(self, version: str) -> None:
         await self._server.load(triton_model(self._loop, version))

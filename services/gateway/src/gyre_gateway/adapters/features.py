@@ -41,6 +41,7 @@ class GrpcFeatures:
             user_batch=answer.user_batch,
             global_batch=answer.global_batch,
             age_s=answer.feature_age_s,
+            popularity_column=answer.popularity_column if answer.HasField("popularity_column") else None,
         )
         _require_whole(features, len(request.item_ids))
         return features

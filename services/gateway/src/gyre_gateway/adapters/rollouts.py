@@ -39,10 +39,12 @@ def rollout_view(bootstrap: str, router: Router, on_newer: Callable[[], None]) -
 
 def rollout_of(view: models.RolloutView) -> Rollout:
     """Read a rollout view."""
+    layouts = {each.version: each.layout for each in view.models}
+    last_good = view.last_good_version
     return Rollout(
         epoch=view.epoch,
         arms=tuple(RolloutArm(arm.name, Target(arm.version, arm.layout), arm.share) for arm in view.arms),
-        last_good_version=view.last_good_version,
+        last_good=Target(last_good, layouts.get(last_good, "")) if last_good else None,
         rollout_id=view.rollout_id,
         traceparent=view.traceparent,
     )

@@ -52,6 +52,7 @@ class Features:
         user_batch: the same of the user.
         global_batch: the same of the loop as a whole.
         age_s: age of the user's newest update, seconds; negative when unknown.
+        popularity_column: index of the column that orders candidates by popularity; None where the layout has none.
     """
 
     layout: str
@@ -62,6 +63,7 @@ class Features:
     user_batch: int
     global_batch: int
     age_s: float
+    popularity_column: int | None = None
 
     def matrix(self) -> F32:
         """The values, of shape [rows, columns]."""

@@ -38,7 +38,7 @@ class Rollout:
 
     epoch: int = 0
     arms: tuple[RolloutArm, ...] = ()
-    last_good_version: str = ""
+    last_good: Target | None = None
     rollout_id: str = ""
     traceparent: str = ""
 
@@ -215,8 +215,8 @@ def _route(rollout: Rollout, arm: RolloutArm) -> Route:
     """The route of an arm: its version, then the live one, then the last good one."""
     known = {each.target.version: each.target for each in rollout.arms}
     live = next((each.target for each in rollout.arms if each.name == LIVE), None)
-    last_good = rollout.last_good_version
-    wanted = [arm.target, live, known.get(last_good, Target(last_good)) if last_good else None]
+    last_good = rollout.last_good
+    wanted = [arm.target, live, known.get(last_good.version, last_good) if last_good else None]
     targets = {target.version: target for target in wanted if target is not None}
     return Route(
         epoch=rollout.epoch,

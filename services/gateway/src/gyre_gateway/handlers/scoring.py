@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
 from gyre_runtime import DeadlineExceeded, GyreError, Invalid
 
@@ -36,9 +35,6 @@ class Scorer:
         self._router = router
         self._features = features
         self._models = models
-        self._layout = Layout.compile(spec)
-        column = spec.serving.fallback_feature
-        self._popularity = self._layout.index[column] if column else None
         # A version that has taken so long is slow already by the loop's own limit.
         self._granted_s = min(spec.serving.inference_timeout_s, spec.rollout.guardrails.max_latency_p99_s)
 
@@ -61,7 +57,7 @@ class Scorer:
 
     async def _features_for(self, request: Request, target: Target, known: Features | None) -> Features:
         """The features that a target reads: those at hand where they are of its layout."""
-        if known is not None and known.layout == (target.layout or self._layout.hash):
+        if known is not None and known.layout == target.layout:
             return known
         try:
             return await self._read(request, target.layout)
@@ -107,16 +103,18 @@ class Scorer:
 
     async def _without_model(self, request: Request, route: Route, reason: str, features: Features | None) -> Scored:
         """Order by popularity, or as the caller did where the loop or the features do not tell it."""
-        if features is None or features.layout != self._layout.hash:
+        if features is None or features.popularity_column is None:
             try:
                 features = await self._read(request, "")
             except GyreError:
                 features = None
         if features is None:
             reason = NO_FEATURES if reason == "NO_MODEL" else reason
-        if features is None or self._popularity is None or features.columns != len(self._layout.columns):
+        if features is None or features.popularity_column is None:
             return Scored(caller_order(len(request.item_ids)), route, degraded_reason=reason, features=features)
-        return Scored(features.matrix()[:, self._popularity], route, degraded_reason=reason, features=features)
+        return Scored(
+            features.matrix()[:, features.popularity_column], route, degraded_reason=reason, features=features
+        )
 
 
 def _within(request: Request, wanted_s: float) -> float:

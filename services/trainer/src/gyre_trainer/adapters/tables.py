@@ -103,11 +103,17 @@ class LoopTables:
             now = max((_newest_event_time(tables[name], snapshots[name]) for name in behaviour), default=0.0)
         return Pins(snapshots, now)
 
-    def read(self, spec: LoopSpec, layout: Layout, pins: Pins) -> Tables:
+    def read(self, spec: LoopSpec, layout: Layout, pins: Pins, *, beside: Layout | None = None) -> Tables:
         """Read what a training set needs of pinned snapshots, no column and no row more.
 
         The past before the oldest impression is read only where features must be computed again: with served ones,
         what is read is bounded by `training.history`.
+
+        Args:
+            spec: of the loop.
+            layout: that is trained on.
+            pins: the snapshots.
+            beside: the layout of the model that is compared, where it is another one.
 
         Raises:
             Unavailable: the catalogue does not answer.
@@ -116,8 +122,9 @@ class LoopTables:
         begin = _begin(tables, pins, spec)
         newer = None if begin is None else f"event_time >= '{begin.isoformat()}'"
         impressions = _scan(tables, pins.snapshots, IMPRESSIONS, _COLUMNS[IMPRESSIONS], newer)
-        replays = not are_served(layout, impressions).all()
-        counted = replays and counts_impressions(layout)
+        layouts = [layout] if beside is None else [layout, beside]
+        replayed = [each for each in layouts if not are_served(each, impressions).all()]
+        replays, counted = bool(replayed), any(counts_impressions(each) for each in replayed)
         past, unreadable = None if replays else newer, dict[str, tuple[int, int]]()
 
         def readable(name: str, rows: pa.Table) -> pa.Table:

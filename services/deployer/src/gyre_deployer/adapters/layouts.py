@@ -1,0 +1,41 @@
+"""The feature layouts of a loop, as the topic `features.layouts` says they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gyre_core.features import Layout
+from gyre_core.layouts import LayoutState
+from gyre_core.spec import LoopSpec
+from gyre_runtime.layouts import LayoutCatalog
+
+
+class KnownLayouts:
+    """See `Layouts`.
+
+    Args:
+        spec: of the loop, as gyre.yaml has it now; its layout is known without the topic.
+        catalog: the layouts of the topic.
+    """
+
+    def __init__(self, spec: LoopSpec, catalog: LayoutCatalog) -> None:
+        self.loop, self._newest, self._catalog = spec.loop, Layout.compile(spec), catalog
+        self._columns: dict[str, Sequence[str]] = {self._newest.hash: self._newest.columns}
+
+    def columns(self, layout: str) -> Sequence[str] | None:
+        """See `Layouts`."""
+        if layout not in self._columns:
+            spec = self._catalog.spec(self.loop, layout)
+            if spec is None:
+                return None
+            self._columns[layout] = Layout.compile(spec).columns
+        return self._columns[layout]
+
+    def waits_for(self, layout: str) -> str:
+        """See `Layouts`; a layout that the topic does not know is refused when its model is validated."""
+        known = self._catalog.known(self.loop).get(layout)
+        if known is None or known.state is LayoutState.READY:
+            return ""
+        if known.state is LayoutState.FILLING:
+            return f"layout {layout} is being filled: {known.filled_share:.0%}"
+        return f"layout {layout} is to be filled again"
