@@ -86,7 +86,7 @@ class Turn:
 
     async def _history(self) -> None:
         """Items first, so that every affinity counts; then behaviour; both taken in before the next stage."""
-        backlog = Backlog(self.settings, self.loop)
+        backlog = Backlog(self.settings, self.spec)
         sent = await self._import("catalogue", self.scenario.items)
         await self._taken_in("features know the catalogue", backlog.of_features)
         behaviour: list[Event] = [*self.scenario.history, *self.scenario.shown]

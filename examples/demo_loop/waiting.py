@@ -9,11 +9,12 @@ from aiokafka.admin import AIOKafkaAdminClient
 from gyre.deployer.v1 import deployer_pb2 as deployer
 from gyre.trainer.v1 import trainer_pb2 as trainer
 from gyre_client import ClientSettings, Mesh, Unavailable, call
-from gyre_core.topics import topic
+from gyre_core.features import Layout
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import stream_group, topic
 from gyre_warehouse.tables import TRAINING_TABLE_OF, ensure_table, offsets_of, open_catalog
 
 T = TypeVar("T")
-STREAM_GROUP = "features-stream"
 POLL_S = 0.3
 TIMEOUT_S = 5.0
 RUN_ENDS = {trainer.RUN_STATE_REGISTERED, trainer.RUN_STATE_REFUSED, trainer.RUN_STATE_FAILED}
@@ -48,15 +49,16 @@ async def until(look: Callable[[], Awaitable[T | None]], *, what: str, timeout_s
 class Backlog:
     """How many records of a loop the feature store and the warehouse have still to take in."""
 
-    def __init__(self, settings: ClientSettings, loop: str) -> None:
-        self._settings, self._loop = settings, loop
-        self._topics = {topic(loop, suffix): table for suffix, table in TRAINING_TABLE_OF.items()}
+    def __init__(self, settings: ClientSettings, spec: LoopSpec) -> None:
+        self._settings, self._loop = settings, spec.loop
+        self._group = stream_group(spec.loop, Layout.compile(spec).hash)
+        self._topics = {topic(spec.loop, suffix): table for suffix, table in TRAINING_TABLE_OF.items()}
 
     async def of_features(self) -> int:
-        """Records behind the position that the stream has committed."""
+        """Records behind the position that the stream of the layout of `gyre.yaml` has committed."""
         ends = await self._ends()
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.kafka, group_id=f"{STREAM_GROUP}-{self._loop}", enable_auto_commit=False
+            bootstrap_servers=self._settings.kafka, group_id=self._group, enable_auto_commit=False
         )
         await consumer.start()
         try:

@@ -351,6 +351,11 @@ def topic(loop: str, suffix: str) -> str:
     return f"{loop}.{_BY_SUFFIX[suffix].suffix}"
 
 
+def stream_group(loop: str, layout: str) -> str:
+    """The consumer group whose committed offsets say how far a loop's topics were taken into a layout, by its hash."""
+    return f"features-stream-{loop}-{layout}"
+
+
 def is_compacted(name: str) -> bool:
     """Whether a topic, by its full name, keeps the newest record of each key, so that one without a value deletes."""
     decl = _BY_SUFFIX.get(name.partition(".")[2])

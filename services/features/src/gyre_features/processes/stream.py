@@ -12,7 +12,7 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import models_pb2 as models
 from gyre_core.layouts import KnownLayout, LayoutDefinition, NamedModel
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import topic
+from gyre_core.topics import stream_group, topic
 from gyre_privacy.masking import Privacy, open_privacy, read_keyring
 from gyre_privacy.redaction import redactor
 from gyre_privacy.tombstones import Tombstones
@@ -33,7 +33,6 @@ from gyre_features.stream.layout_stream import LayoutStream, is_gone_from_kafka
 from gyre_features.stream.maintainer import LayoutMaintainer
 from gyre_features.stream.worker import CATALOGUE, Filling, StreamWorker
 
-GROUP = "features-stream"
 TOPICS = ("behavior.impressions", "behavior.interactions", CATALOGUE, "catalog.users")
 TYPES = message_types(behavior.Impression, behavior.Interaction, behavior.ItemChanged, behavior.UserChanged)
 _BATCHES_AT_ONCE = 4
@@ -156,7 +155,7 @@ def _layout_stream(parts: _Parts, maintainer: LayoutMaintainer, layout: tuple[st
         stored=worker.stored,
         on_assigned=worker.assigned,
     )
-    consumer = Consumer(settings.kafka, group=f"{GROUP}-{loop}-{hash_}", topics=topics, types=TYPES, options=options)
+    consumer = Consumer(settings.kafka, group=stream_group(loop, hash_), topics=topics, types=TYPES, options=options)
     return LayoutStream(store, worker, consumer, topics)
 
 
