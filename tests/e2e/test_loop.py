@@ -18,6 +18,7 @@ from gyre.monitor.v1 import monitor_pb2 as monitor
 from gyre_core.features import Layout
 from gyre_core.topics import dead_letter_topic, topic
 from gyre_local.testing import eventually
+from gyre_local.timeouts import scaled
 from gyre_runtime import NotFound
 from gyre_runtime.events import Record
 from gyre_runtime.kafka import Producer
@@ -270,7 +271,7 @@ async def test_what_was_served_is_what_a_replay_gives(mesh) -> None:
     request = CheckParityRequest(loop=mesh.loop, impressions=10_000)
 
     async def whole() -> ParityReport | None:
-        found = (await mesh.parity.CheckParity(request, timeout=60)).report
+        found = (await mesh.parity.CheckParity(request, timeout=scaled(60))).report
         return found if found.impressions and not found.pending else None
 
     report = await eventually(whole, timeout_s=90, message="the warehouse holds what was served")
