@@ -85,12 +85,13 @@ def _impressions(spec: LoopSpec, count: int, *, first: int = 0, shift: float = 0
     matrix, made = _features(layout, 7 * count, seed=first + 1, shift=shift), []
     for number in range(count):
         ids = [f"i{item}" for item in range(7)]
-        message = behavior.Impression(request_id=f"r{first + number}", user_id=f"u{number}", item_ids=ids, shown=5)
+        request, method = f"r{first + number}", behavior.IMPRESSION_METHOD_RANK
+        message = behavior.Impression(request_id=request, user_id=f"u{number}", item_ids=ids, shown=5, method=method)
         block = message.features
         block.layout, block.rows, block.columns = layout.hash, 7, len(layout.columns)
         block.values = matrix[7 * number : 7 * number + 7].tobytes()
         at, name = BEGIN + first + number, topic(spec.loop, "behavior.impressions")
-        made.append(Event(f"r{first + number}", "test", "", at, message, None, name, 0, first + number, "k", at))
+        made.append(Event(request, "test", "", at, message, None, name, 0, first + number, "k", at))
     return made
 
 

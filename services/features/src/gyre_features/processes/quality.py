@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
 import faust
@@ -151,7 +152,7 @@ def _observe(
     async def observe(stream: Any) -> None:
         try:
             async for events in stream.noack_take(settings.features_quality_batch, within=0.05):
-                await watch.observe([event.message for event in events])
+                await watch.observe([ReceivedFromFaust.of(event.message) for event in events])
         except Exception as error:
             failed.set_exception(error)
             raise
@@ -162,6 +163,32 @@ def _observe(
     app.agent(app.topic(*topics, key_serializer="raw", value_serializer="raw", acks=False))(observe)
     app.on_partitions_revoked.connect(revoked, weak=False)
     return failed
+
+
+@dataclass(slots=True)
+class ReceivedFromFaust:
+    """A record as aiokafka gave it to faust, whose own messages hold Kafka's time in seconds.
+
+    Attributes:
+        timestamp: of the record, unix milliseconds; 0 where it has none.
+        timestamp_type: 0 for the producer's time, 1 for the broker's.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    key: Any
+    value: Any
+    headers: Any
+    timestamp: int
+    timestamp_type: int
+
+    @classmethod
+    def of(cls, message: Any) -> Self:
+        """The record of a faust message."""
+        place = message.topic, message.partition, message.offset
+        timestamp_ms = round((message.timestamp or 0) * 1000)
+        return cls(*place, message.key, message.value, message.headers, timestamp_ms, message.timestamp_type or 0)
 
 
 async def _ticks(watch: QualityWatch) -> None:
