@@ -7,7 +7,7 @@
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -87,12 +87,14 @@ def promotions(folder: Path) -> dict[int, frozenset[str]]:
     return {week: frozenset(products) for week, products in found.items()}
 
 
-def products(folder: Path, time: float, wanted: frozenset[str]) -> Iterator[FieldsChanged]:
-    """The wanted products of the catalogue as of `time`."""
+def products(
+    folder: Path, time: float, wanted: frozenset[str], listed: Mapping[str, Collection[str]]
+) -> Iterator[FieldsChanged]:
+    """The wanted products of the catalogue as of `time`; unlisted departments and categories are left out."""
     for row in _rows(folder / "products.csv"):
         if row["product_id"] in wanted:
             fields: dict[str, FieldValue] = {"private_label": row["brand"] == "Private"}
             for name, column in (("department", "department"), ("category", "product_category")):
-                if row[column] and row[column] != "NA":
+                if row[column] in listed[name]:
                     fields[name] = row[column]
             yield FieldsChanged("item", row["product_id"], time, fields)

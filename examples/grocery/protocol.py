@@ -13,7 +13,7 @@ from random import Random
 from demo_loop.scenario import OTHERS, Choice, RecentItems, Scenario, split
 from grocery.dataset import products, promotions, purchases
 from gyre_core.features import Interaction
-from gyre_core.spec import Duration
+from gyre_core.spec import Duration, load_loop
 
 SPEC_FILE = Path(__file__).with_name("gyre.yaml")
 HISTORY_SHARE = 0.7
@@ -28,10 +28,12 @@ def scenario(folder: Path) -> Scenario:
     choices = list(among_promoted(bought, promotions(folder), seed=_SEED))
     history, impressions, following = split(choices, history_share=HISTORY_SHARE, shown=SHOWN, live=len(choices))
     wanted = frozenset(each.item_id for each, _ in bought)
+    fields = load_loop(SPEC_FILE).items.fields
+    listed = {name: frozenset(getattr(fields[name], "values", ())) for name in ("department", "category")}
     return Scenario(
         spec_file=SPEC_FILE,
         title="The Complete Journey, sample",
-        items=list(products(folder, bought[0][0].time, wanted)),
+        items=list(products(folder, bought[0][0].time, wanted, listed)),
         history=history,
         shown=impressions,
         live=following,
