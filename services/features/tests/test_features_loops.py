@@ -1,19 +1,21 @@
 """Several loops and more partitions: no loop stops another, and what Kafka has is read, whatever was declared."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec, load_loop, parse_loop
 from gyre_core.topics import declared, topic
 from gyre_features.online.store import OnlineStore
+from gyre_features.processes.stream import GROUP, TOPICS
 from gyre_features.settings import FeaturesSettings
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
@@ -137,3 +139,39 @@ async def test_added_partitions_are_read_archived_and_backfilled(  # noqa: PLR09
     newer = _changed(loop_file)
     assert await asyncio.to_thread(start_process("backfill").wait, 90) == 0
     assert await applied(newer, {0: 10, 4: 7})
+
+
+@asynccontextmanager
+async def _member_that_does_nothing(kafka: str, group: str, topics: list[str]) -> AsyncIterator[AIOKafkaConsumer]:
+    """A member of a group that takes its share of partitions, the first of each topic, and applies nothing."""
+    member = AIOKafkaConsumer(bootstrap_servers=kafka, group_id=group, client_id="a", enable_auto_commit=False)
+    member.subscribe(topics)
+    await member.start()
+    try:
+        yield member
+    finally:
+        await member.stop()
+
+
+async def test_behaviour_is_not_held_for_ever_by_a_failed_wait(  # noqa: PLR0917 - fixtures
+    kafka: str, redis: Redis, spec: LoopSpec, layout: Layout, history: Any, start_process: Start
+) -> None:
+    """Where the wait for the catalogue fails, the loop's work fails and starts again, and then applies behaviour."""
+    await create_topics(kafka, declared(spec))
+    store, clicks, items = OnlineStore(redis, spec, layout), topic(spec.loop, CLICKS), topic(spec.loop, "catalog.items")
+    await _send(kafka, spec, history, 1, partition=1)
+    topics = [topic(spec.loop, each) for each in TOPICS]
+    broken = store.names.fence(0, (items, 0))
+    async with _member_that_does_nothing(kafka, f"{GROUP}-{spec.loop}-{layout.hash}", topics) as member:
+        await eventually(lambda: len(member.assignment()) == 2 * len(topics), message="the member has all partitions")
+        await redis.set(broken, "no checkpoint")
+        worker = start_process("stream")
+        message = "the failure ends the loop's work"
+        await eventually(lambda: "a loop's work failed" in worker.log.read_text(), timeout_s=60, message=message)
+        assert TopicPartition(items, 0) in member.assignment()
+        await redis.delete(broken)
+
+        async def applied() -> bool:
+            return (await store.fences([(clicks, 1)]))[0][clicks, 1] == 1
+
+        await eventually(applied, timeout_s=60, message="behaviour is applied")

@@ -43,9 +43,11 @@ class LoopRunner:
         """Work until `stop`."""
         backoff_s = _FIRST_BACKOFF_S
         while not self._stopping.is_set():
-            self._work = self._make()
             try:
+                self._work = self._make()
                 await self._work.run()
+                if not self._stopping.is_set():
+                    raise RuntimeError("it returned, though nobody stopped it")  # noqa: TRY301 - restarted as any failure
             except Exception as error:  # noqa: BLE001 - the boundary between loops: told, counted and tried again
                 self._problem = error
                 _LOG.critical("a loop's work failed", exc_info=error, extra={"loop": self._loop, "in_s": backoff_s})

@@ -172,6 +172,11 @@ class Consumer:
         self._held.difference_update(partitions)
         self.kafka.resume(*self.kafka.assignment().intersection(partitions))
 
+    def fail(self, error: Exception) -> None:
+        """Let `run` raise the error of what works beside it, such as a task that was to `release` partitions."""
+        self._failure = error
+        self._poll.interrupt()
+
     async def before_revoked(self, partitions: tuple[TopicPartition, ...]) -> None:
         """Wait for the batch under way, or end its retries; aiokafka calls this before partitions move."""
         self._revoking.set()
@@ -218,8 +223,7 @@ class Consumer:
         except IllegalStateError as error:
             _LOG.info("partitions moved meanwhile: the next assignment begins again", extra={"problem": str(error)})
         except Exception as error:  # noqa: BLE001 - raised by `run`
-            self._failure = error
-            self._poll.interrupt()
+            self.fail(error)
 
     async def _end_starting(self) -> None:
         if self._starting is not None:
@@ -244,8 +248,7 @@ class Consumer:
         try:
             await hook(self, partitions)
         except Exception as error:  # noqa: BLE001 - raised by `run`
-            self._failure = error
-            self._poll.interrupt()
+            self.fail(error)
 
     async def check(self) -> bool:
         """Check that the partitions were begun, and that what waits in them is taken; for a `Dependency`.

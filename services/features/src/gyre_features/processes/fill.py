@@ -102,16 +102,14 @@ def _fill(job: FillJob) -> None:
 async def _applied(job: FillJob) -> None:
     settings, newest = job.settings, load_loops(job.settings)[job.loop]
     tombstones = Tombstones({job.loop: newest}, read_keyring(settings))
-    following = asyncio.create_task(tombstones.follow(settings))
-    try:
+    async with asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(tombstones.follow(settings))
         await tombstones.ready()
         async with open_redis(settings) as redis:
             store = open_store(settings, redis, job.definition.spec(newest))
             catalog = await asyncio.to_thread(open_catalog, settings)
             await _archived(job, store, tombstones.cover).apply(catalog, job.places)
-    finally:
         following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
 
 
 def _archived(job: FillJob, store: OnlineStore, forgotten: Callable[[Event], bool]) -> Archived:

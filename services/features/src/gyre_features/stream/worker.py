@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
@@ -115,6 +116,7 @@ class StreamWorker:
             consumer.hold(*behaviour)
             wait = _release_after_catalogue(consumer, self._stream, behaviour)
             self._wait = asyncio.create_task(wait, name=f"catalogue of {self._loop} first")
+            self._wait.add_done_callback(partial(_fail_with, consumer))
 
     @property
     def _catalogue(self) -> str:
@@ -175,6 +177,13 @@ class StreamWorker:
         key, id_ = str(batch.shard), identity_of(batch)
         if not self._producer.enqueue(name, batch, key=key, time=time_ns / 1e9, id=id_, on_settled=settled):
             settled(arrived=False)
+
+
+def _fail_with(consumer: Consumer, task: asyncio.Task[None]) -> None:
+    """End the consumer's run with the error of a task, without which its partitions would be held for ever."""
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, Exception):
+        consumer.fail(error)
 
 
 async def _release_after_catalogue(consumer: Consumer, stream: LoopStream, behaviour: Sequence[TopicPartition]) -> None:

@@ -47,3 +47,5 @@ class LoopPopular:
         except GyreError as error:
             self._due = 0.0
             _LOG.warning("popular items not read", extra={"loop": request.loop, "problem": str(error)})
+        except Exception as error:  # noqa: BLE001 - nobody awaits the task: said here, read again after a while
+            _LOG.error("popular items not read", exc_info=error, extra={"loop": request.loop})
