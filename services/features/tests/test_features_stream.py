@@ -18,7 +18,7 @@ from gyre_features.online.store import OnlineStore
 from gyre_features.stream.loop_stream import LoopStream, StoreLostState, feature_event
 from gyre_local.process import Process
 from gyre_local.testing import eventually
-from gyre_runtime import Unavailable
+from gyre_runtime import GyreError, Unavailable
 from gyre_runtime.events import Event, Record, message_types
 from gyre_runtime.kafka import Producer, create_topics
 from gyre_runtime.kafka.view import read_log, read_records
@@ -125,6 +125,38 @@ async def test_an_item_changed_by_another_worker_is_read_again(
     replay = Replay(layout)
     replay.apply(feature_event(each) for each in [*history.catalogue(), changed, ratings[2]])
     assert (await store.read("u2", [])).user[16:] == replay.value("user", "u2")[16:]
+
+
+async def _held(redis: Redis, loop: str) -> dict[bytes, Any]:
+    """What every key of a loop holds; the members of a set, which Redis dumps in any order."""
+    found = {}
+    async for key in redis.scan_iter(store_keys(loop)):
+        found[key] = await (redis.smembers(key) if await redis.type(key) == b"set" else redis.dump(key))
+    return found
+
+
+@pytest.mark.parametrize("target", ["outbox", "popular", "category", "shelf"])
+async def test_a_key_of_another_type_leaves_no_half_of_a_batch(  # noqa: PLR0917 - fixtures
+    redis: Redis, spec: LoopSpec, layout: Layout, history: Any, target: str
+) -> None:
+    """A batch that Redis refuses for the type of one key changes none; once the key is gone, it counts once."""
+    store = OnlineStore(redis, spec, layout)
+    stream, catalogue, ratings = LoopStream(store, on_batch=_ignore), history.catalogue(), history.ratings(40)
+    await stream.apply([*catalogue, *ratings[:20]])
+    popular, category = store.names.popular(0)[:2]
+    folds = store.names.folds(0, known=True)
+    name = {"outbox": store.names.outbox(0), "popular": popular, "category": category, "shelf": folds}[target]
+    before = await redis.dump(name)
+    await redis.set(name, "not what the script writes")
+    held = await _held(redis, spec.loop)
+    with pytest.raises(GyreError, match="STORE_REFUSED.*WRONGTYPE"):
+        await stream.apply(ratings[20:])
+    assert await _held(redis, spec.loop) == held
+    await redis.delete(name)
+    if before is not None:
+        await redis.restore(name, 0, before)
+    await LoopStream(store, on_batch=_ignore).apply(ratings[20:])
+    await _assert_equal_to_replay(store, [*catalogue, *ratings])
 
 
 async def test_a_store_that_lost_events_says_so(redis: Redis, spec: LoopSpec, layout: Layout, history: Any) -> None:

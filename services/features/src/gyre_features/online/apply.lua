@@ -24,7 +24,8 @@
 --
 -- Answers {1, batch number, time as in the outbox, watched fence, ...}; or {0, fence, ...} with the fences as they stand
 -- when they are not the expected ones; or {2, index, ...} with the identities, counted from 0, that were applied before;
--- or {3} when there is a later batch than `base` or the catalogue moved. Only 1 changes anything.
+-- or {3} when there is a later batch than `base` or the catalogue moved. Only 1 changes anything. WRONGTYPE, with the
+-- key, where a key to write is of another type than the script writes: Redis undoes nothing of a script that fails.
 local plan, call = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
 local fences = #call.expected
 
@@ -208,8 +209,9 @@ end
 -- Comparable between items at any time: a count c as of time t with half-life h has the score t / h + log2(c).
 local function popularity(numbers)
   local count = numbers[plan.programs.i.first_sum + plan.popular.slot]
-  if count <= 0 then return nil end
-  return string.format('%.17g', numbers[1] / plan.popular.half_life_s + math.log(count) / math.log(2))
+  if not (count > 0) then return nil end
+  local score = numbers[1] / plan.popular.half_life_s + math.log(count) / math.log(2)
+  return score == score and string.format('%.17g', score) or nil
 end
 
 for _, program in pairs(plan.programs) do prepare(program) end
@@ -251,6 +253,17 @@ for chunk = first, #KEYS, 1000 do
         if numbers[at + category - 1] > 0 then rank(popular + category, score, id) end
       end
     end
+  end
+end
+
+local types = {[fences + 2] = 'hash'}
+if #identities > 0 then types[fences + 3] = 'set' end
+for s = 1, #(call.shelves or {}) do types[fences + 4 + s] = 'zset' end
+for at in pairs(ranked) do types[at] = 'zset' end
+for at, wanted in pairs(types) do
+  local found = redis.call('TYPE', KEYS[at]).ok
+  if found ~= 'none' and found ~= wanted then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[at] .. ' holds a ' .. found .. ', and a ' .. wanted .. ' is to be written')
   end
 end
 
