@@ -22,6 +22,7 @@ from gyre_core.features import (
     items_needed,
     merge,
 )
+from gyre_core.features.encoding import FLOAT32_MAX
 from gyre_core.spec import LoopSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -153,6 +154,16 @@ def test_context_comes_with_the_request(layout: Layout) -> None:
     row = Store(layout).row("ann", ["i0"], context)
     assert (row["hour"][0], row["weekday"][0], row["screen"][0]) == (13, 1, 390)
     assert Store(layout).row("ann", ["i0"], RequestContext(0.0))["screen"][0] == 1080
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39, float("inf"), float("nan")])
+def test_a_context_number_that_no_column_holds_is_the_default(layout: Layout, value: float) -> None:
+    """What is not finite in float32 reaches no model; the greatest that is does."""
+    read_as = [
+        Store(layout).row("ann", ["i0"], RequestContext(0.0, {"screen_width": each}))["screen"][0]
+        for each in (value, FLOAT32_MAX, -FLOAT32_MAX)
+    ]
+    assert read_as == [1080, np.float32(FLOAT32_MAX), np.float32(-FLOAT32_MAX)]
 
 
 def test_a_late_request_sees_no_growth(layout: Layout) -> None:

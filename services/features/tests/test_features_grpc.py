@@ -285,6 +285,28 @@ async def test_a_history_is_newest_first(service: Service, spec: LoopSpec, bare:
         assert not (await stub.GetHistory(pb.GetHistoryRequest(loop=loop, user_id=user), timeout=30)).entries
 
 
+async def test_a_history_has_the_events_own_times(  # noqa: PLR0917 - fixtures
+    service: Service, spec: LoopSpec, store: OnlineStore, history: Any, filled: Any
+) -> None:
+    """To the microsecond, also where float32 or a truncation would give another: .999999 stays .999999."""
+    micros = [999_999, 1, 500_000, 123_457]
+    rating = history.rating(8, 1)
+    rating.user_id = "exact"
+    events = [
+        history.event("behavior.interactions", rating, len(filled) + number, time=BEGIN + number + each / 1e6)
+        for number, each in enumerate(micros)
+    ]
+
+    async def ignore(*_: object) -> None:
+        pass
+
+    await LoopStream(store, on_batch=ignore).apply(events)
+    request = pb.GetHistoryRequest(loop=spec.loop, user_id="exact")
+    answer = await service.features.GetHistory(request, timeout=30)
+    found = [each.event_time.ToMicroseconds() for each in answer.entries]
+    assert found == [round(BEGIN + number) * 1_000_000 + each for number, each in enumerate(micros)][::-1]
+
+
 async def test_the_columns_are_described_in_order(service: Service, spec: LoopSpec, layout: Layout) -> None:
     """Layout hash, and name, feature, kind and scope of each column."""
     answer = await service.features.DescribeFeatures(pb.DescribeFeaturesRequest(loop=spec.loop), timeout=30)

@@ -322,6 +322,7 @@ def _context(feature: ContextFeature, to: int) -> Step:
             value = (time // _DAY_S + 3) % 7
         else:
             value = numbers.get(feature.field, feature.default)
-        out[:, to] = value if np.isfinite(value) else feature.default
+        # False for NaN, too. The gateway refuses such a number; an impression of a producer's own may hold one.
+        out[:, to] = value if abs(value) <= FLOAT32_MAX else feature.default
 
     return step
