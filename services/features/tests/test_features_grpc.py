@@ -285,7 +285,7 @@ async def test_a_history_is_newest_first(service: Service, spec: LoopSpec, bare:
         assert not (await stub.GetHistory(pb.GetHistoryRequest(loop=loop, user_id=user), timeout=30)).entries
 
 
-async def test_a_history_has_the_events_own_times(  # noqa: PLR0917 - fixtures
+async def test_a_history_has_the_events_own_times(
     service: Service, spec: LoopSpec, store: OnlineStore, history: Any, filled: Any
 ) -> None:
     """To the microsecond, also where float32 or a truncation would give another: .999999 stays .999999."""

@@ -13,9 +13,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec, load_loop, parse_loop
-from gyre_core.topics import declared, topic
+from gyre_core.topics import declared, stream_group, topic
 from gyre_features.online.store import OnlineStore
-from gyre_features.processes.stream import GROUP, TOPICS
+from gyre_features.processes.stream import TOPICS
 from gyre_features.settings import FeaturesSettings
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
@@ -153,7 +153,7 @@ async def _member_that_does_nothing(kafka: str, group: str, topics: list[str]) -
         await member.stop()
 
 
-async def test_behaviour_is_not_held_for_ever_by_a_failed_wait(  # noqa: PLR0917 - fixtures
+async def test_behaviour_is_not_held_for_ever_by_a_failed_wait(
     kafka: str, redis: Redis, spec: LoopSpec, layout: Layout, history: Any, start_process: Start
 ) -> None:
     """Where the wait for the catalogue fails, the loop's work fails and starts again, and then applies behaviour."""
@@ -162,7 +162,7 @@ async def test_behaviour_is_not_held_for_ever_by_a_failed_wait(  # noqa: PLR0917
     await _send(kafka, spec, history, 1, partition=1)
     topics = [topic(spec.loop, each) for each in TOPICS]
     broken = store.names.fence(0, (items, 0))
-    async with _member_that_does_nothing(kafka, f"{GROUP}-{spec.loop}-{layout.hash}", topics) as member:
+    async with _member_that_does_nothing(kafka, stream_group(spec.loop, layout.hash), topics) as member:
         await eventually(lambda: len(member.assignment()) == 2 * len(topics), message="the member has all partitions")
         await redis.set(broken, "no checkpoint")
         worker = start_process("stream")

@@ -136,7 +136,7 @@ async def _held(redis: Redis, loop: str) -> dict[bytes, Any]:
 
 
 @pytest.mark.parametrize("target", ["outbox", "popular", "category", "shelf"])
-async def test_a_key_of_another_type_leaves_no_half_of_a_batch(  # noqa: PLR0917 - fixtures
+async def test_a_key_of_another_type_leaves_no_half_of_a_batch(
     redis: Redis, spec: LoopSpec, layout: Layout, history: Any, target: str
 ) -> None:
     """A batch that Redis refuses for the type of one key changes none; once the key is gone, it counts once."""
@@ -149,7 +149,7 @@ async def test_a_key_of_another_type_leaves_no_half_of_a_batch(  # noqa: PLR0917
     before = await redis.dump(name)
     await redis.set(name, "not what the script writes")
     held = await _held(redis, spec.loop)
-    with pytest.raises(GyreError, match="STORE_REFUSED.*WRONGTYPE"):
+    with pytest.raises(GyreError, match=r"STORE_REFUSED.*WRONGTYPE"):
         await stream.apply(ratings[20:])
     assert await _held(redis, spec.loop) == held
     await redis.delete(name)
