@@ -389,7 +389,7 @@ class LoopStream:
                     duplicates["DUPLICATE"] += 1
         requests: dict[bytes, Event] = {}
         for event in sent.values():
-            if isinstance(event.message, behavior.Impression):
+            if isinstance(event.message, behavior.Impression) and event.message.request_id:
                 code = request_identity(event.message.user_id, event.message.request_id)
                 if code in known or requests.setdefault(code, event) is not event:
                     duplicates["DUPLICATE_REQUEST"] += 1
