@@ -63,8 +63,9 @@ def test_services_are_wired_by_variables(stack: Stack) -> None:
     assert recipe.env["GYRE_FEATURES"] == "127.0.0.1:17025"
     assert recipe.env["GYRE_LOOPS"] == "/loops/one.yaml:/loops/two.yaml"
     assert recipe.env["GYRE_KAFKA"] == "127.0.0.1:17000"
-    assert recipe.env["GYRE_STATE_DIR"] == str(stack.places.var / "gateway")
-    assert stack.members["monitor"].prepare().env["GYRE_OTLP_LISTEN"] == "127.0.0.1:17062"
+    monitor = stack.members["monitor"].prepare()
+    assert monitor.env["GYRE_STATE_DIR"] == str(stack.places.var / "monitor")
+    assert monitor.env["GYRE_OTLP_LISTEN"] == "127.0.0.1:17062"
 
 
 def test_every_metrics_port_is_scraped() -> None:

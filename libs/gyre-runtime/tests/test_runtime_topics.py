@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre_core.topics import declared
+from gyre_local.testing import eventually
 from gyre_runtime import load_loops
 from gyre_runtime.events import decode, message_types
 from gyre_runtime.kafka import Producer, config_differences, create_topics, ensure_topics, mend_configs, read_records
@@ -22,7 +23,7 @@ async def test_a_record_of_behaviour_carries_the_time_of_its_append(kafka: str) 
     await ensure_topics(KafkaSettings(kafka=kafka), SPECS.values())
     async with Producer(kafka, source="test") as producer:
         await producer.send("tiny.behavior.interactions", Interaction(user_id="u", item_id="i", type="click"), key="u")
-    (record,) = [each async for each in read_records(kafka, "tiny.behavior.interactions")]
+    *_, record = [each async for each in read_records(kafka, "tiny.behavior.interactions")]
     event = decode(record, TYPES)
     assert event.has_append_time
     assert event.arrival_time == record.timestamp / 1000
@@ -58,6 +59,10 @@ async def test_a_topic_that_is_not_as_declared_is_said_and_mended(
         set(getattr(record, "differs", ())) >= {"max.message.bytes", "message.timestamp.type"} for record in told
     ] == [True]
     assert {each.topic for each in await mend_configs(kafka, declared(spec))} == {foreign_topic}
-    assert await config_differences(kafka, declared(spec)) == []
+
+    async def as_declared() -> bool:
+        return await config_differences(kafka, declared(spec)) == []
+
+    await eventually(as_declared, timeout_s=20, message="the broker applies what was altered")
     kept = await config_differences(kafka, [Foreign(foreign_topic)])
     assert {each.setting for each in kept} == {"max.message.bytes", "message.timestamp.type"}
