@@ -1,6 +1,7 @@
 """What is declared once is said the same everywhere: settings, ports, commands and links in files of all kinds."""
 
 import importlib.util
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 import yaml
 from gyre_client import ClientSettings
 from gyre_client.cli import app
+from gyre_core.keyring import Keyring
 from gyre_features.__main__ import JOBS
 from gyre_local.components import services
 from gyre_local.places import Places
@@ -160,12 +162,54 @@ def _literals(component: str) -> dict[str, str]:
 def test_compose_and_kubernetes_agree_on_addresses() -> None:
     """Processes find each other under the same names in both."""
     own = {"GYRE_KAFKA_REPLICATION", "GYRE_LOOPS", "GYRE_TRACE_RATIO", "GYRE_LOG_LEVEL", "GYRE_OTLP"}
-    cluster = _cluster()
+    cluster = {name: environ | _privacy_of(name) for name, environ in _cluster().items()}
     for name, environ in _compose().items():
         assert environ.keys() - own == cluster[name].keys() - own, name
         assert {each: environ[each] for each in environ.keys() - own} == {
             each: cluster[name][each] for each in environ.keys() - own
         }, name
+
+
+def _privacy_of(name: str) -> dict[str, str]:
+    """What the component `privacy` gives to a process or job on Kubernetes."""
+    content = yaml.safe_load((ROOT / "k8s" / "components" / "privacy" / "kustomization.yaml").read_text())
+    is_patched = any(re.fullmatch(each["target"]["name"], name) for each in content["patches"])
+    return _literals("privacy") if is_patched else {}
+
+
+def test_the_key_file_is_given_to_whoever_hashes_ids(tmp_path: Path) -> None:
+    """In containers, on Kubernetes and locally each process and job that has the setting gets the file, alone."""
+    variable, folder = "GYRE_PRIVACY_KEY_FILE", str(KEY_FILE.parent)
+    using = {name for name, cls in SETTINGS.items() if "privacy_key_file" in cls.model_fields}
+    compose, cluster = _compose(), _containers()
+    assert {"features-serve", "features-stream", "features-archive", "features-backfill", "monitor"} <= using
+    assert {name for name, environ in compose.items() if variable in environ} == using & compose.keys()
+    assert {name for name in cluster if _privacy_of(name)} == using & cluster.keys()
+    local = _local(tmp_path)
+    assert {name for name, environ in local.items() if variable in environ} == using & local.keys()
+    assert using <= compose.keys() & cluster.keys()
+    for name in using:
+        assert compose[name][variable] == str(KEY_FILE)
+        assert f"privacy:{folder}:ro" in COMPOSE["services"][name]["volumes"], name
+    for name in ("mount", "mount-job"):
+        patches = yaml.safe_load((ROOT / "k8s" / "components" / "privacy" / f"{name}.yaml").read_text())
+        mounted = [each["value"] for each in patches if each["path"].endswith("/volumeMounts/-")]
+        assert mounted == [{"name": "privacy", "mountPath": folder, "readOnly": True}]
+
+
+def test_compose_makes_the_key_with_its_first_start(tmp_path: Path) -> None:
+    """The service that prepares the volumes writes a key that can be read, for its owner alone, and keeps it after."""
+    entry, keys = COMPOSE["services"]["volumes"], tmp_path / "privacy" / "keys.json"
+    keys.parent.mkdir()
+    script = entry["command"][0].replace("$$", "$").replace("/v/", f"{tmp_path}/").replace(" /v\n", f" {tmp_path}\n")
+    made = []
+    for _ in range(2):
+        whole = f"chown() {{ :; }}\n{script}"
+        subprocess.run([*entry["entrypoint"], whole], check=True, timeout=30)
+        made.append(Keyring.from_file(keys).token("u1", domain="user"))
+    assert made[0] == made[1]
+    assert keys.stat().st_mode & 0o777 == 0o400
+    assert len(json.loads(keys.read_text())["stable"]) == 64
 
 
 def test_every_variable_that_a_page_names_exists() -> None:

@@ -101,7 +101,7 @@ def test_overlays_render(overlay: str) -> None:
 def test_scheduled_jobs_are_what_the_service_does_once() -> None:
     """A CronJob never runs twice at a time, ends, is confined as a process is, and does a job of its image."""
     jobs = [document["spec"] for _, document in _documents() if document["kind"] == "CronJob"]
-    assert len(jobs) == 1
+    assert len(jobs) == 2
     for spec in jobs:
         assert spec["concurrencyPolicy"] == "Forbid"
         assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] > 0

@@ -7,14 +7,19 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from gyre.features.v1 import features_pb2 as pb
+from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre_core.features import Layout, Reader, Replay, RequestContext
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_features.online.store import OnlineStore
+from gyre_features.processes.serve import serve
 from gyre_features.settings import FeaturesSettings
 from gyre_features.stream.backfill import backfill
 from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_features.warehouse.archive import Archive
+from gyre_privacy.search import Places, needles_of, search
+from gyre_runtime import Lifespan, Precondition, ServiceSettings, channel
 from gyre_runtime.events import Event
 from gyre_warehouse.tables import ITEMS as CATALOGUE
 from gyre_warehouse.tables import append, arrow_schema, checkpoints_of, ensure_table, open_catalog
@@ -23,17 +28,22 @@ from redis.asyncio import Redis
 pytestmark = pytest.mark.adapter
 ITEMS = [f"i{number}" for number in range(12)]
 RATINGS = 240
+MARKED, OTHER = "marked-7f3a91", "other-2c8b17"
 
 
 @pytest.fixture
 async def archived(tmp_path: Path, spec: LoopSpec, history: Any) -> list[Event]:
     """A catalogue and ratings over two partitions by user, in the warehouse."""
     events = [*history.catalogue(), *_by_user(history.ratings(RATINGS))]
+    await _archive(tmp_path, events)
+    return events
+
+
+async def _archive(tmp_path: Path, events: Sequence[Event]) -> None:
     catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path / "warehouse")))
     archive = Archive(catalog, rows=10**6, seconds=60, payload_bytes=10**9)
     await archive.add(events)
     await archive.flush()
-    return events
 
 
 def _by_user(ratings: Sequence[Event]) -> list[Event]:
@@ -64,10 +74,13 @@ async def _assert_equal(store: OnlineStore, events: Sequence[Event]) -> None:
 
 
 @pytest.fixture
-def filling(tmp_path: Path, loop_file: Path, redis_url: str, spec: LoopSpec) -> Callable[[], Awaitable[int]]:
+def filling(
+    tmp_path: Path, loop_file: Path, kafka: str, redis_url: str, spec: LoopSpec
+) -> Callable[[], Awaitable[int]]:
     """Run a backfill in the test's own process; answers how many events it read."""
+    warehouse = str(tmp_path / "warehouse")
     settings = FeaturesSettings(
-        loops=(loop_file,), redis=redis_url, warehouse=str(tmp_path / "warehouse"), features_batch_events=50
+        loops=(loop_file,), kafka=kafka, redis=redis_url, warehouse=warehouse, features_batch_events=50
     )
     return lambda: asyncio.to_thread(backfill, settings, spec, processes=1)
 
@@ -147,6 +160,48 @@ async def test_the_batches_of_a_backfill_are_told_later(
     assert [batch.batch for batch in told] == list(range(1, len(told) + 1))
     assert sum(batch.events for batch in told) == len(archived)
     assert sum(each.end - each.first for batch in told for each in batch.ranges) == len(archived)
+
+
+async def test_a_forgotten_user_is_not_brought_back(  # noqa: PLR0917 (fixtures)
+    tmp_path: Path,
+    history: Any,
+    spec: LoopSpec,
+    loop_file: Path,
+    kafka: str,
+    redis_url: str,
+    privacy_key_file: Path,
+) -> None:
+    """Rows that the archive has not erased yet, since it is away, count no more: a search of Redis finds nobody."""
+    ratings = _by_user(history.ratings(RATINGS))
+    for event in ratings:
+        event.message.user_id = {"u1": MARKED, "u2": OTHER}.get(event.message.user_id, "u3")
+    await _archive(tmp_path, [*history.catalogue(), *ratings])
+    settings = FeaturesSettings(
+        loops=(loop_file,),
+        kafka=kafka,
+        redis=redis_url,
+        warehouse=str(tmp_path / "warehouse"),
+        drain_s=1,
+        features_forget_wait_s=0,
+        privacy_key_file=privacy_key_file,
+    )
+    async with Lifespan(drain_s=1) as lifespan:
+        running = await serve(lifespan, settings)
+        opened = await lifespan.enter(channel(running.server.address, ServiceSettings(), name="features"))
+        request = pb.DeleteEntityRequest(loop=spec.loop, kind=pb.ENTITY_KIND_USER, id=MARKED)
+        answer = await FeaturesServiceStub(opened).DeleteEntity(request, timeout=40)
+    assert not answer.warehouse_erased
+    await asyncio.to_thread(backfill, settings, spec, processes=1)
+    assert await _found(redis_url, spec, OTHER)
+    assert not await _found(redis_url, spec, MARKED)
+    blind = settings.model_copy(update={"privacy_key_file": None})
+    with pytest.raises(Precondition, match="PRIVACY_KEY_MISSING"):
+        await asyncio.to_thread(backfill, blind, spec, processes=1)
+
+
+async def _found(redis_url: str, spec: LoopSpec, user_id: str) -> set[str]:
+    """The keys of the loop that hold a user's id, whatever they are."""
+    return set((await search(Places(redis=redis_url, loop=spec.loop), needles_of([user_id]))).hits)
 
 
 async def _ignore(*_: object) -> None:

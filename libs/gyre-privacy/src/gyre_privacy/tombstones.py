@@ -1,21 +1,25 @@
 """Who is to be forgotten: the loops' tombstones, followed, and the question whether an event counts still."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Self
 
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import topic
+from gyre_core.topics import declared, topic
+from gyre_runtime.errors import Precondition, Unavailable
 from gyre_runtime.events import Event, message_types
-from gyre_runtime.kafka import View
+from gyre_runtime.kafka import View, create_topics
 from gyre_runtime.settings import KafkaSettings
 
 from gyre_privacy.masking import OF_USERS
 from gyre_privacy.pseudonyms import Pseudonyms
 
 TYPES = message_types(privacy.UserForgotten)
+_SUFFIX = "privacy.tombstones"
+_TIMEOUT_S = 30.0
 OnTombstone = Callable[[str, privacy.UserForgotten, int], object]
 """Called with the loop, the tombstone and its offset."""
 
@@ -71,17 +75,63 @@ class Tombstones:
         return [event for event in events if not self.cover(event)] if self._times else list(events)
 
     async def follow(self, settings: KafkaSettings) -> None:
-        """Follow the topics for as long as the process lives; raises what ends the following."""
+        """Follow the topics for as long as the process lives.
+
+        Raises:
+            Precondition: a tombstone holds a hash, and there is no key to compare it with (PRIVACY_KEY_MISSING).
+        """
+        refusal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         async with AsyncExitStack() as stack:
-            views = [await stack.enter_async_context(self._view(settings, name)) for name in self._loops]
-            for view in views:
-                await view.ready()
-            self._ready.set()
-            await asyncio.gather(*(view.wait_for(lambda _: False) for view in views))
+            views = [await stack.enter_async_context(self._view(settings, name, refusal)) for name in self._loops]
+            ready = asyncio.gather(*(view.ready() for view in views))
+            stack.callback(ready.cancel)
+            waited: list[asyncio.Future[Any]] = [ready, refusal]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if not refusal.done():
+                self._ready.set()
+            await refusal
 
-    def _view(self, settings: KafkaSettings, name: str) -> View:
+    @asynccontextmanager
+    async def following(self, settings: KafkaSettings) -> AsyncIterator[Self]:
+        """Follow the topics inside of the block, for a job: it begins once every tombstone from before is known.
+
+        A topic that is not there is created, as the processes do.
+
+        Raises:
+            Precondition: there is no key to compare hashes with (PRIVACY_KEY_MISSING).
+            Unavailable: Kafka does not say within 30 s who was forgotten (TOMBSTONES_UNKNOWN).
+        """
+        following = asyncio.create_task(self._follow_created(settings))
+        ready = asyncio.create_task(self.ready())
+        try:
+            await asyncio.wait([following, ready], timeout=_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                following.result()
+            if not ready.done():
+                message = f"Kafka at {settings.kafka} does not say within {_TIMEOUT_S:g} s who was forgotten"
+                raise Unavailable("TOMBSTONES_UNKNOWN", message)
+            yield self
+            if following.done():
+                following.result()
+        finally:
+            for task in (following, ready):
+                task.cancel()
+            await asyncio.gather(following, ready, return_exceptions=True)
+
+    async def _follow_created(self, settings: KafkaSettings) -> None:
+        names = {topic(loop, _SUFFIX) for loop in self._loops}
+        topics = [each for spec in self._loops.values() for each in declared(spec) if each.name in names]
+        await create_topics(settings.kafka, topics, replication=settings.kafka_replication)
+        await self.follow(settings)
+
+    def _view(self, settings: KafkaSettings, name: str, refusal: asyncio.Future[None]) -> View:
         def changed(_key: str, event: Event | None) -> None:
-            if event is not None:
+            if event is None:
+                return
+            try:
                 self.note(name, event.message, event.offset)
+            except Precondition as error:
+                if not refusal.done():
+                    refusal.set_exception(error)
 
-        return View(settings.kafka, topic(name, "privacy.tombstones"), TYPES, on_change=changed)
+        return View(settings.kafka, topic(name, _SUFFIX), TYPES, on_change=changed)

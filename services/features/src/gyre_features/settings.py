@@ -106,7 +106,7 @@ class MaintenanceSettings(LoopSettings, WarehouseSettings, ArtifactSettings, Fea
     """Seconds that files which no snapshot names are left alone: more than any commit takes."""
 
 
-class BackfillSettings(LoopSettings, WarehouseSettings, OnlineStoreSettings):
+class BackfillSettings(LoopSettings, KafkaSettings, WarehouseSettings, PrivacySettings, OnlineStoreSettings):
     """What the job `backfill` reads from the environment."""
 
     features_backfill_processes: int = Field(2, ge=1, le=64)

@@ -3,19 +3,19 @@
 import sys
 import time
 
-from gyre_runtime import Unavailable, load_loops
+from gyre_runtime import Precondition, Unavailable, load_loops
 
 from gyre_features.settings import BackfillSettings
 from gyre_features.stream.backfill import backfill
 
 
 def backfill_all(settings: BackfillSettings) -> int:
-    """Backfill every loop, print how much was read, and answer the exit code: 1 where the store does not answer."""
+    """Backfill every loop, print how much was read, and answer the exit code: 1 where something needed is away."""
     for name, spec in load_loops(settings).items():
         started = time.perf_counter()
         try:
             count = backfill(settings, spec, processes=settings.features_backfill_processes)
-        except Unavailable as error:
+        except (Precondition, Unavailable) as error:
             sys.stdout.write(f"{name}: {error}: what was applied stands; start again\n")
             return 1
         sys.stdout.write(f"{name}: {count:,} events applied in {time.perf_counter() - started:.1f} s\n")

@@ -102,14 +102,10 @@ def _fill(job: FillJob) -> None:
 async def _applied(job: FillJob) -> None:
     settings, newest = job.settings, load_loops(job.settings)[job.loop]
     tombstones = Tombstones({job.loop: newest}, read_keyring(settings))
-    async with asyncio.TaskGroup() as tasks:
-        following = tasks.create_task(tombstones.follow(settings))
-        await tombstones.ready()
-        async with open_redis(settings) as redis:
-            store = open_store(settings, redis, job.definition.spec(newest))
-            catalog = await asyncio.to_thread(open_catalog, settings)
-            await _archived(job, store, tombstones.cover).apply(catalog, job.places)
-        following.cancel()
+    async with tombstones.following(settings), open_redis(settings) as redis:
+        store = open_store(settings, redis, job.definition.spec(newest))
+        catalog = await asyncio.to_thread(open_catalog, settings)
+        await _archived(job, store, tombstones.cover).apply(catalog, job.places)
 
 
 def _archived(job: FillJob, store: OnlineStore, forgotten: Callable[[Event], bool]) -> Archived:

@@ -21,6 +21,8 @@ from gyre_core.admission import PartitionClock
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
+from gyre_privacy.masking import read_keyring
+from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Unavailable, load_loops
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place
 from gyre_runtime.events import Event
@@ -55,15 +57,17 @@ _BEHAVIOR = (behavior.Interaction, behavior.Impression)
 def backfill(settings: BackfillSettings, spec: LoopSpec, *, processes: int) -> int:
     """Apply all archived events of a loop that its present layout does not hold; answer how many were read.
 
-    The catalogue comes first, since behaviour is counted by the fields of its items.
+    The catalogue comes first, since behaviour is counted by the fields of its items. Events that a tombstone covers
+    count for nothing, whether the archive has erased their rows yet or not.
 
     Args:
-        settings: where the warehouse and the store are.
+        settings: where Kafka, the warehouse and the store are.
         spec: the loop.
         processes: how many work side by side.
 
     Raises:
-        Unavailable: the store does not answer; start again.
+        Precondition: users were forgotten, and there is no key to tell whom (PRIVACY_KEY_MISSING).
+        Unavailable: Kafka or the store do not answer; start again.
     """
     layout = Layout.compile(spec)
     places = _archived(settings, spec.loop)
@@ -99,8 +103,10 @@ def apply_archived(settings: BackfillSettings, loop: str, places: Sequence[Place
 
 
 async def _apply(settings: BackfillSettings, spec: LoopSpec, places: Sequence[Place]) -> int:
-    async with open_redis(settings) as redis:
-        archived = Archived(open_store(settings, redis, spec), most_events=settings.features_batch_events)
+    tombstones = Tombstones({spec.loop: spec}, read_keyring(settings))
+    async with tombstones.following(settings), open_redis(settings) as redis:
+        store, most_events = open_store(settings, redis, spec), settings.features_batch_events
+        archived = Archived(store, most_events=most_events, forgotten=tombstones.cover)
         return await archived.apply(open_catalog(settings), places)
 
 
