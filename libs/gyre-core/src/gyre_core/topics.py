@@ -37,7 +37,8 @@ class TopicDecl:
     `sharded` for the loop's `shards.kafka_partitions`; `retention_s` of `behavior` topics, and of those that hold the
     flow of models, gives way to the loop's own, and that of `privacy` topics follows from it.
     A compacted topic with `retention_s` also forgets keys that were not written for so long. After `compaction_lag_s`
-    at the latest an older record of a key, or a deleted one, is compacted away; None leaves that to Kafka. No record
+    at the latest an older record of a key, or a deleted one, may be compacted away, and after as long again the record
+    that deleted it; None leaves that to Kafka. No record
     exceeds `max_bytes`, its headers included. `append_time` topics carry the time at which the broker took the record,
     by which lateness is judged, instead of the producer's. `is_status` topics hold few keys that are written all the
     time: small segments keep them small. What is not `served` is declared for clients to come, and no process uses it.
@@ -95,7 +96,7 @@ class Topic:
         elif self.retention_s is not None:
             config["segment.ms"] = _ms(segment_s(self.retention_s))
         if self.compaction_lag_s is not None:
-            config["max.compaction.lag.ms"] = _ms(self.compaction_lag_s)
+            config["max.compaction.lag.ms"] = config["delete.retention.ms"] = _ms(self.compaction_lag_s)
         return config
 
 

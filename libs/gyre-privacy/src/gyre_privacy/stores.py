@@ -71,8 +71,8 @@ STORES: tuple[StoreDecl, ...] = (
         rf"^{KAFKA}[^.]+\.catalog\.users$",
         holds="the user's fields, and a record without a value under the user's id, which deletes them",
         written=(_RECORDS, "producers"),
-        erased="compaction",
-        until="2 days: `max.compaction.lag.ms`, then `delete.retention.ms`",
+        erased="compaction, for which features-archive closes segments where nobody else writes",
+        until="4 days: `max.compaction.lag.ms`, then `delete.retention.ms`, and the rounds of compaction between",
     ),
     _store(
         "tombstones",

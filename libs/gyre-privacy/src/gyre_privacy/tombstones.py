@@ -54,6 +54,10 @@ class Tombstones:
         self._times[loop, self._pseudonyms.of_message(loop, message)] = message.forgotten_time.ToNanoseconds() / 1e9
         self._on_tombstone(loop, message, offset)
 
+    def exist(self, loop: str) -> bool:
+        """Whether anybody was forgotten in a loop, as far as its topic remembers."""
+        return any(name == loop for name, _ in self._times)
+
     def cover(self, event: Event) -> bool:
         """Whether an event is of a user who was forgotten after it.
 

@@ -67,6 +67,8 @@ class ArchiveSettings(ServiceSettings, KafkaSettings, WarehouseSettings, Privacy
     """Bytes of payload after which the archive commits."""
     features_archive_s: float = Field(2.0, gt=0)
     """Seconds after which the archive commits what it has."""
+    features_users_compaction_s: float = Field(21_600.0, gt=0)
+    """Seconds between two records that let Kafka compact forgotten users out of `catalog.users`."""
 
 
 class QualitySettings(ServiceSettings, KafkaSettings, ArtifactSettings, StateSettings, PrivacySettings, FeaturesPart):

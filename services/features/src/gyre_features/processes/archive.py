@@ -22,6 +22,7 @@ from gyre_warehouse.tables import TABLE_OF, catalog_properties, open_catalog
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import RESTError
 
+from gyre_features.privacy.compaction import keep_compacting
 from gyre_features.privacy.erasure import Eraser
 from gyre_features.processes.stream import TYPES
 from gyre_features.settings import ArchiveSettings
@@ -74,6 +75,8 @@ def _write(
         lifespan.background(f"append in time for {name}", writer.run())
         lifespan.for_loop(name, partial(_loop_work, settings, loops[name], writer, tombstones, privacy))
     lifespan.background("erase", eraser.run())
+    every_s = settings.features_users_compaction_s
+    lifespan.background("compaction of users", keep_compacting(probe, loops, tombstones, every_s=every_s))
 
 
 def _archive(settings: ArchiveSettings, catalog: Catalog, tombstones: Tombstones) -> Archive:
