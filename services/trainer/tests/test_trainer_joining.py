@@ -99,4 +99,4 @@ def test_the_command_says_what_it_left_out(warehouse, tmp_path, make_spec, capsy
     )
     assert f"{IMPRESSIONS} " in said
     assert join_to_file(settings, "other", "x.parquet") == 1
-    assert "other: is no loop of GYRE_LOOPS" in capsys.readouterr().err
+    assert "loop = 'other': is not served here" in capsys.readouterr().err

@@ -61,7 +61,7 @@ class Process:
         child = self.launch()
         try:
             self._await_ready(child)
-        except BaseException:
+        except BaseException:  # raised again: interrupted by the keyboard, too, no process stays behind
             self.stop()
             raise
 

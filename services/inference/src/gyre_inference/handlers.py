@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gyre_core.models import triton_model
-from gyre_runtime import GyreError, Invalid, NotFound, Precondition, Violation, instrument, start_span
+from gyre_runtime import GyreError, Invalid, Precondition, Violation, instrument, start_span, unknown_loop
 
 from gyre_inference.domain import Block, Catalogue, ServedModel, malformed, mismatch
 from gyre_inference.ports import ModelServer
@@ -95,7 +95,7 @@ class Inference:
 
     def _require(self, loop: str) -> None:
         if not self._catalogue.knows(loop):
-            raise NotFound("UNKNOWN_LOOP", f"this process does not serve the loop {loop!r}")
+            raise unknown_loop(loop)
 
 
 def _require_whole(block: Block) -> None:

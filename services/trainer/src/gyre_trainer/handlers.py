@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import replace
 
-from gyre_runtime import Invalid, NotFound, Violation, inject, instrument, model_tracer
+from gyre_runtime import Invalid, NotFound, Violation, inject, instrument, model_tracer, unknown_loop
 
 from gyre_trainer.domain import Run, SnapshotId, State, Trigger, manual_trigger_id
 from gyre_trainer.ports import Announcer, RunStore
@@ -118,7 +118,7 @@ class Runs:
             NotFound: it does not (UNKNOWN_LOOP).
         """
         if loop not in self._loops:
-            raise NotFound("UNKNOWN_LOOP", f"this process does not serve the loop {loop!r}")
+            raise unknown_loop(loop)
 
     async def watch(self, run_id: str) -> AsyncIterator[Run]:
         """Yield a run as it is and at each change, until nothing follows.

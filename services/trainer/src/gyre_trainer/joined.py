@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from gyre_core.spec import LoopSpec
-from gyre_runtime import NotFound, Precondition, load_loops
+from gyre_runtime import NotFound, Precondition, load_loops, unknown_loop
 
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.domain import Pins
@@ -49,6 +49,6 @@ def print_plan(settings: TrainerSettings, loop: str) -> int:
 def _pinned(settings: TrainerSettings, loop: str) -> tuple[LoopSpec, LoopTables, Pins]:
     spec = load_loops(settings).get(loop)
     if spec is None:
-        raise NotFound("UNKNOWN_LOOP", f"{loop}: is no loop of GYRE_LOOPS")
+        raise unknown_loop(loop)
     tables = LoopTables(settings, loop)
     return spec, tables, tables.pin(None if spec.clock == "replay" else time.time())

@@ -65,7 +65,7 @@ async def started_admin(bootstrap: str) -> AIOKafkaAdminClient:
         admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=_TIMEOUT_MS)
         try:
             await admin.start()
-        except BaseException:
+        except BaseException:  # raised again: a start that is cancelled, too, leaves no connection open
             await admin.close()
             raise
         made.append(admin)

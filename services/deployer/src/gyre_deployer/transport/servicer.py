@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 
 from gyre.deployer.v1 import deployer_pb2 as pb
 from gyre.deployer.v1 import deployer_pb2_grpc as rpc
-from gyre_runtime import NotFound, Unavailable
+from gyre_runtime import Unavailable, unknown_loop
 
 from gyre_deployer.domain.rollouts import Rollout
 from gyre_deployer.handlers.commands import Commands
@@ -29,7 +29,7 @@ class DeployerServicer(rpc.DeployerServiceServicer):
         if loop is None and name in self._served:
             raise Unavailable("LOG_NOT_READ", f"loop = {name!r}: its log is still being read from Kafka")
         if loop is None:
-            raise NotFound("UNKNOWN_LOOP", f"loop = {name!r}: is not served here", metadata={"loop": name})
+            raise unknown_loop(name)
         return loop
 
     def _message(self, loop: str, rollout: Rollout) -> pb.Rollout:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from gyre_core import keys
 from gyre_core.features import ENTITY_KINDS, EntityKind
-
-Place = tuple[str, int]
+from gyre_runtime.checkpoints import Place
 
 
 class Names:

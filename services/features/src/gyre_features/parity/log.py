@@ -14,13 +14,12 @@ from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
+from gyre_runtime.checkpoints import Place
 from gyre_warehouse.rows import seconds_of
 from pyiceberg.conversions import from_bytes
 from pyiceberg.io.pyarrow import ArrowScan
 from pyiceberg.table import FileScanTask, Table
 from pyiceberg.types import LongType
-
-from gyre_features.online.keys import Place
 
 _OUT_OF_ORDER_S = 5.0
 """How far apart the clocks of two workers of a shard may be."""

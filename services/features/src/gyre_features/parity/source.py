@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from gyre_core.features import Event, Layout
 from gyre_core.topics import topic
+from gyre_runtime.checkpoints import Place
 from gyre_warehouse.rows import EVENT_COLUMNS, count_unreadable, counts_impressions, events_of, readable_rows
 from gyre_warehouse.tables import IMPRESSIONS, TRAINING_TABLE_OF, offsets_of, read_columns
 from pyiceberg.table import Table
 
-from gyre_features.online.keys import Place
 from gyre_features.parity.log import LoggedBatch
 
 

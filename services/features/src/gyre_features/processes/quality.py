@@ -17,10 +17,10 @@ from gyre_core.topics import topic
 from gyre_privacy.masking import Privacy, open_privacy
 from gyre_privacy.redaction import redactor
 from gyre_runtime import Dependency, Lifespan, load_loops
+from gyre_runtime.checkpoints import Place
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, View, ensure_topics
 
-from gyre_features.online.keys import Place
 from gyre_features.processes.stream import TOPICS, TYPES
 from gyre_features.quality.flow import LiveFlow, send_however_long
 from gyre_features.quality.report import QualityWindows

@@ -16,10 +16,10 @@ from gyre.events.v1 import models_pb2 as models
 from gyre_core.spec import CHECKS, LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable, instrument
+from gyre_runtime.checkpoints import Place
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, View
 
-from gyre_features.online.keys import Place
 from gyre_features.quality.findings import LIVE_QUALITY
 from gyre_features.quality.judging import JudgedFeatures, follow_up, judge_features, live_quality, worst
 from gyre_features.quality.live import LiveReference

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from gyre.events.v1 import features_pb2 as pb
 from gyre_core.spec import LoopSpec
+from gyre_runtime.checkpoints import Place
 from gyre_runtime.events import Event
 
-from gyre_features.online.keys import Place
 from gyre_features.quality.live import LiveReference, PartitionSketch
 
 IMPRESSIONS = "behavior.impressions"

@@ -10,9 +10,9 @@ from gyre_core.admission import refuse_times
 from gyre_core.spec import LoopSpec
 from gyre_runtime import instrument
 from gyre_runtime.admission import Admission, Refusal, times_of
+from gyre_runtime.checkpoints import Place
 from gyre_runtime.events import Event, MessageTypes, ReceivedRecord
 
-from gyre_features.online.keys import Place
 from gyre_features.quality.sketching import LiveSketches
 from gyre_features.quality.tallies import LoopChecks, ShownRequests, Tallies
 from gyre_features.quality.windows import PartitionWindows

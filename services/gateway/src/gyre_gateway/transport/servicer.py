@@ -9,7 +9,7 @@ from typing import NoReturn
 from gyre.gateway.v1 import gateway_pb2 as pb
 from gyre.gateway.v1 import gateway_pb2_grpc as rpc
 from gyre_privacy.masking import Privacy
-from gyre_runtime import NotFound, Unsupported, instrument
+from gyre_runtime import Unsupported, instrument, unknown_loop
 from gyre_runtime.tracing import parse
 from opentelemetry import trace
 
@@ -32,7 +32,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
     def _loop(self, name: str) -> Answering:
         loop = self._loops.get(name)
         if loop is None:
-            raise NotFound("UNKNOWN_LOOP", f"loop = {name!r}: is not served here", metadata={"loop": name})
+            raise unknown_loop(name)
         return loop
 
     async def Rank(self, request: pb.RankRequest, context: object) -> pb.RankResponse:

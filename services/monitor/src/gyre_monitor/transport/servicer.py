@@ -11,7 +11,7 @@ from gyre.events.v1 import monitor_pb2 as events
 from gyre.monitor.v1 import monitor_pb2 as pb
 from gyre.monitor.v1 import monitor_pb2_grpc as rpc
 from gyre_core.spec import LoopSpec
-from gyre_runtime import NotFound
+from gyre_runtime import NotFound, unknown_loop
 
 from gyre_monitor.domain.incidents import AlertRecord, incidents
 from gyre_monitor.domain.outcomes import ArmTotals
@@ -51,7 +51,7 @@ class MonitorServicer(rpc.MonitorServiceServicer):
     def _spec(self, loop: str) -> LoopSpec:
         spec = self._loops.get(loop)
         if spec is None:
-            raise NotFound("UNKNOWN_LOOP", f"loop = {loop!r}: is not watched here", metadata={"loop": loop})
+            raise unknown_loop(loop)
         return spec
 
     async def GetLoopStatus(self, request: pb.GetLoopStatusRequest, context: object) -> pb.GetLoopStatusResponse:
