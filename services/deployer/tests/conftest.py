@@ -38,6 +38,8 @@ from gyre_runtime.telemetry import Telemetry
 from onnx import TensorProto, helper
 from tritonclient.grpc.aio import InferenceServerClient
 
+from .fakes import World
+
 LOOP = """
 version: 1
 loop: {loop}
@@ -80,6 +82,12 @@ def loop_file(loop: str, tmp_path: Path) -> Path:
 def spec(loop_file: Path) -> LoopSpec:
     """The loop's spec."""
     return load_loop(loop_file)
+
+
+@pytest.fixture
+def world(spec: LoopSpec) -> World:
+    """An empty world."""
+    return World(spec)
 
 
 @pytest.fixture

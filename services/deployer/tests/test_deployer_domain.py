@@ -86,7 +86,8 @@ def moves(state: LoopState) -> list[Change]:
     if rollout.state == State.WARMED:
         found.append(decisions.open_traffic(rollout, STEPS))
     if rollout.state == State.CANARY:
-        found += [decisions.advance(rollout, STEPS, "on"), decisions.reopen(rollout, "again")]
+        found += [decisions.advance(rollout, STEPS, "on"), decisions.return_traffic(rollout, STEPS, "again")]
+        found.append(decisions.withdraw_traffic(rollout, "away"))
     else:
         found.append(decisions.refuse(rollout, "no"))
     return found

@@ -105,7 +105,7 @@ async def test_the_log_reads_what_it_wrote_and_fences_its_twin(kafka, loop, topi
 
 async def test_a_restarted_triton_gets_its_models_back(start, models, place, gateway, triton) -> None:
     """All loaded versions are loaded again within seconds, and the canary that was under way goes on to its end."""
-    deployer = await start()
+    deployer = await start(deployer_outage_pause_s=0.2)
     await models.register("v1")
     await deployer.reaches("v1", "PROMOTED")
     gateway.requests = 0

@@ -62,6 +62,17 @@ async def test_a_corrupted_repository_is_mended_from_the_artefact(start, models,
     assert "ROLLED_BACK" not in await kinds(place, "v2")
 
 
+async def test_outages_of_triton_cost_no_candidate_its_rollout(start, models, place, gateway, triton) -> None:
+    """Killed six times during a canary, Triton gets its models back each time; after that the candidate is promoted."""
+    deployer = await canary_beside_live(start, models, gateway)
+    for _ in range(6):
+        await restart(triton)
+        await eventually(lambda: place.is_served("v2"), timeout_s=60, message="v2 is loaded again")
+    gateway.requests = 100
+    await deployer.reaches("v2", "PROMOTED", timeout_s=60)
+    assert len(await kinds(place, "v2")) <= 16
+
+
 async def test_a_candidate_that_triton_cannot_load_again_is_rolled_back(start, models, place, gateway, triton) -> None:
     """Live serves, the candidate ends with a bounded number of changes, and a newer one is rolled out."""
     deployer = await canary_beside_live(start, models, gateway)

@@ -88,7 +88,8 @@ async def _serve_loop(lifespan: Lifespan, settings: DeployerSettings, spec: Loop
         LoadAttempts(loop, triton, repository, first_backoff_s=settings.deployer_load_backoff_s),
     )
     waiting = Waiting(ledger, candidates, layouts, settings.deployer_layout_wait_s, time.time)
-    reconciler = Reconciler(spec, ledger, Recovery(ledger, serving, alerts), waiting, gateways)
+    recovery = Recovery(ledger, serving, alerts, first_pause_s=settings.deployer_outage_pause_s)
+    reconciler = Reconciler(spec, ledger, recovery, waiting, gateways)
     for name, check in (
         ("candidates", candidates.check),
         ("gateway reports", gateways.check),

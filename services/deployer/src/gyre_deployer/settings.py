@@ -20,5 +20,7 @@ class DeployerSettings(ServiceSettings, KafkaSettings, TritonSettings, ModelRepo
     """Candidates to score in each of them."""
     deployer_load_backoff_s: float = Field(1.0, gt=0, le=60)
     """Pause after a version could not be loaded, seconds; it doubles with each further failure, up to a minute."""
+    deployer_outage_pause_s: float = Field(1.0, gt=0, le=600)
+    """How long Triton must answer after an outage before a candidate has traffic again, seconds; doubles each time."""
     deployer_layout_wait_s: float = Field(3600.0, gt=0)
     """How long a candidate waits for its feature layout to be filled, seconds; after that it is refused."""

@@ -21,6 +21,8 @@ class Step(StrEnum):
     WARM = "warm"
     OPEN = "open"
     OBSERVE = "observe"
+    RETURN = "return"
+    """Give traffic again to a candidate from which it was withdrawn."""
     NOTHING = "nothing"
 
 
@@ -56,8 +58,6 @@ class StepProgress:
         return spoiled + tripped
 
 
-MAX_REOPENINGS = 5
-"""How often a rollout's steps are observed anew because the model server was away, before it is rolled back."""
 _STEPS = {State.STARTED: Step.VALIDATE, State.VALIDATED: Step.LOAD, State.LOADED: Step.WARM, State.WARMED: Step.OPEN}
 
 
@@ -71,6 +71,8 @@ def next_step(rollout: Rollout) -> Step:
     """What a rollout needs next; a paused one is still watched while it has users."""
     if rollout.is_on_traffic:
         return Step.OBSERVE
+    if rollout.state == State.CANARY:
+        return Step.RETURN
     return _STEPS.get(rollout.state, Step.NOTHING)
 
 
@@ -159,12 +161,6 @@ def give_up(state: LoopState, version: str, problem: str) -> list[Change]:
     return changes
 
 
-def reopenings(rollout: Rollout) -> int:
-    """How often a step of a rollout was observed anew under an epoch of its own."""
-    shifts = [(change.step, change.share) for change in rollout.changes if change.kind == Kind.SHIFTED]
-    return len(shifts) - len(set(shifts))
-
-
 def open_traffic(rollout: Rollout, steps: Sequence[RolloutStep]) -> Change:
     """Give a warm candidate its first users; the first model of a loop gets all of them at once."""
     if not rollout.live_version:
@@ -179,9 +175,14 @@ def advance(rollout: Rollout, steps: Sequence[RolloutStep], reason: str) -> Chan
     return _shift(rollout, steps, rollout.step + 1, reason)
 
 
-def reopen(rollout: Rollout, reason: str) -> Change:
-    """The same step again under a new epoch, which closes the circuits that gateways opened."""
-    return follow(rollout, Kind.SHIFTED, reason)
+def withdraw_traffic(rollout: Rollout, reason: str) -> Change:
+    """Send no request to a candidate for now; it stays at its step."""
+    return follow(rollout, Kind.SHIFTED, reason, share=0.0)
+
+
+def return_traffic(rollout: Rollout, steps: Sequence[RolloutStep], reason: str) -> Change:
+    """The same step again, under an epoch from which on it is observed anew."""
+    return _shift(rollout, steps, min(rollout.step, len(steps) - 1), reason)
 
 
 def _shift(rollout: Rollout, steps: Sequence[RolloutStep], step: int, reason: str) -> Change:

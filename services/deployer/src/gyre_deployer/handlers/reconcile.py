@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from gyre_core.spec import LoopSpec
-from gyre_runtime import Unavailable
 from gyre_runtime.errors import is_transient
 from opentelemetry.trace import Span
 
@@ -47,11 +46,13 @@ class Watch:
         epoch: of the change that began the step.
         began: when the watching began, unix seconds; after a restart of this process it begins anew.
         observation: what was seen since.
+        outages: of the model server, when the watching began; a further one lets it begin anew.
     """
 
     epoch: int
     began: float
     observation: Observation
+    outages: int
 
 
 class Reconciler:
@@ -76,7 +77,6 @@ class Reconciler:
         self._now = now
         self._stopping = False
         self._watch: Watch | None = None
-        self._was_away = False
         self._missing: Mapping[str, str] = {}
         self._held_for = ""
         self._acknowledged: dict[str, float] = {}
@@ -138,22 +138,9 @@ class Reconciler:
         self._ledger.waiting_for = self._held_for or self._waiting.problem
 
     async def _keep_loaded(self) -> None:
-        """Have Triton hold what it should, also after its restart, and give up what it cannot load.
-
-        A restart is not the fault of a candidate that takes traffic; a load that Triton does not survive is.
-        """
-        try:
-            await self._recovery.give_up()
-            restoration = await self._serving.restore(self._ledger.state)
-        except Unavailable:
-            self._was_away = True
-            raise
+        restoration = await self._recovery.restore()
         self._missing = restoration.missing
         await self._recovery.publish_alert(self._missing)
-        if self._was_away or restoration.restored:
-            self._watch = None
-            await self._recovery.observe_anew()
-            self._was_away = False
 
     async def _take_step(self) -> None:
         state = self._ledger.state
@@ -166,6 +153,7 @@ class Reconciler:
             Step.WARM: self._warm,
             Step.OPEN: self._open,
             Step.OBSERVE: self._observe,
+            Step.RETURN: self._return_traffic,
         }
         take = steps.get(next_step(rollout))
         if rollout.version in self._missing:
@@ -203,6 +191,9 @@ class Reconciler:
         change = open_traffic(rollout, self._spec.rollout.steps)
         await self._write(state, change, "shift" if change.kind == Kind.SHIFTED else "promote")
 
+    async def _return_traffic(self, _: LoopState, rollout: Rollout) -> None:
+        self._held_for = await self._recovery.return_traffic(rollout, self._spec.rollout.steps)
+
     async def _observe(self, state: LoopState, rollout: Rollout) -> None:
         """Judge the candidate by what the gateways saw of it in this step."""
         now, reports = self._now(), self._gateways.reports()
@@ -214,11 +205,11 @@ class Reconciler:
         await self._act(state, rollout, decision, reason)
 
     def _watched(self, rollout: Rollout, reports: Sequence[Report], now: float) -> Watch:
-        watch = self._watch
-        if watch is None or watch.epoch != rollout.observed_epoch:
+        watch, outages = self._watch, self._recovery.outages
+        if watch is None or (watch.epoch, watch.outages) != (rollout.observed_epoch, outages):
             versions, guardrails = (rollout.version, rollout.live_version), self._spec.rollout.guardrails
             begun = Observation.begin(reports, versions, lambda live: is_breach(live, guardrails))
-            watch = Watch(rollout.observed_epoch, now, begun)
+            watch = Watch(rollout.observed_epoch, now, begun, outages)
         self._watch = replace(watch, observation=watch.observation.advanced(reports, now))
         return self._watch
 

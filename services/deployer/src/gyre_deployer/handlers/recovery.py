@@ -1,21 +1,24 @@
-"""What follows where the model server was away or cannot load a version: rollbacks, a step observed anew, an alert."""
+"""What follows where the model server was away or cannot load a version: rollbacks, traffic withdrawn, an alert."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
 
+from gyre_core.spec import RolloutStep
 from gyre_runtime import Unavailable, model_tracer
 from opentelemetry.trace import Span
 
 from gyre_deployer.domain.alerts import Alert, live_model_alert
-from gyre_deployer.domain.decisions import MAX_REOPENINGS, give_up, reopen, reopenings, roll_back
-from gyre_deployer.domain.rollouts import LoopState, Rollout, State
+from gyre_deployer.domain.decisions import give_up, return_traffic, roll_back, withdraw_traffic
+from gyre_deployer.domain.loading import LoadRecord
+from gyre_deployer.domain.outages import last_withdrawal, trial_of
+from gyre_deployer.domain.rollouts import Change, LoopState, Rollout, State
 from gyre_deployer.handlers.ledger import RolloutLedger
-from gyre_deployer.handlers.serving import Serving
+from gyre_deployer.handlers.serving import Restoration, Serving
 from gyre_deployer.ports import Alerts
 
 _LOG = logging.getLogger(__name__)
@@ -30,56 +33,121 @@ def span_of(loop: str, name: str, rollout: Rollout) -> AbstractContextManager[Sp
 class Recovery:
     """Brings one loop's rollouts in line with what the model server can hold.
 
+    Args:
+        ledger: of the loop.
+        serving: the loop's versions on the model server.
+        alerts: publishes the loop's.
+        first_pause_s: how long the server must answer after an outage before the candidate has traffic again, seconds;
+            see `OutageTrial`.
+        now: the wall clock, unix seconds.
+
     Attributes:
         serving: the loop's versions on the model server.
+        outages: how often the server was found to be away, or to have lost its models.
     """
 
     def __init__(
-        self, ledger: RolloutLedger, serving: Serving, alerts: Alerts, *, now: Callable[[], float] = time.time
+        self,
+        ledger: RolloutLedger,
+        serving: Serving,
+        alerts: Alerts,
+        *,
+        first_pause_s: float,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._now = now
         self._ledger = ledger
         self.serving = serving
+        self.outages = 0
         self._alerts = alerts
+        self._first_pause_s = first_pause_s
         self._published: Alert | None = None
-        self._outages: dict[str, int] = {}
+        self._answers_since: float | None = None
 
-    async def give_up(self) -> None:
-        """Write down what follows from versions that cannot be loaded; a live one without a successor stays.
+    async def restore(self) -> Restoration:
+        """Have the model server hold what it should, also after its restart, and give up what it cannot load.
+
+        A restart is not the fault of a candidate that has traffic; a load that the server does not survive is.
 
         Raises:
             ConcurrentChange: the state is another by now.
             Unavailable: the model server or the log is away.
         """
-        unloadable = await self.serving.unloadable()
+        async with self._server_asked():
+            unloadable = await self.serving.unloadable()
+        await self._give_up(unloadable)
+        async with self._server_asked():
+            restoration = await self.serving.restore(self._ledger.state)
+        if restoration.restored:
+            await self._note_outage()
+        if self._answers_since is None:
+            self._answers_since = self._now()
+        return restoration
+
+    @asynccontextmanager
+    async def _server_asked(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except Unavailable:
+            await self._note_outage()
+            raise
+
+    async def _give_up(self, unloadable: Mapping[str, LoadRecord]) -> None:
+        """Write down what follows from versions that cannot be loaded; a live one without a successor stays."""
         for version in sorted(unloadable, key=lambda each: each == self._ledger.state.live):
             state = self._ledger.state
             reason = f"cannot be loaded, after attempt {unloadable[version].attempts}: {unloadable[version].problem}"
             changes = give_up(state, version, reason)
             if changes:
                 _LOG.error("a version is given up", extra={"loop": state.loop, "version": version, "problem": reason})
-                with span_of(state.loop, "give up", state.rollouts[changes[0].rollout_id]):
-                    await self._ledger.append(state, changes)
+                await self._append("give up", state, changes)
 
-    async def observe_anew(self) -> None:
-        """Let the step be watched anew, under an epoch for which gateways ask the candidate again.
-
-        That is bounded: a candidate during whose rollout the model server was away again and again is rolled back.
-        """
+    async def _note_outage(self) -> None:
+        """Withdraw the traffic of a candidate once for each outage; before the first answer nobody knows of one."""
+        if self._answers_since is None:
+            return
         state = self._ledger.state
         rollout = state.under_way
-        if rollout is None:
-            return
-        self._outages = {rollout.id: self._outages.get(rollout.id, 0) + 1}
-        outages = max(self._outages[rollout.id], reopenings(rollout) + 1)
-        if outages > MAX_REOPENINGS:
-            change = roll_back(rollout, f"Triton was away {outages} times during the rollout")
-        elif rollout.state == State.CANARY:
-            change = reopen(rollout, "Triton was away: the step is observed anew")
-        else:
-            return
-        with span_of(state.loop, "observe anew", rollout):
-            await self._ledger.append(state, [change])
+        if rollout is not None and rollout.state == State.CANARY:
+            changes = self._after_outage(rollout)
+            if changes:
+                await self._append("withdraw traffic", state, changes)
+        self.outages += 1
+        self._answers_since = None
+
+    def _after_outage(self, rollout: Rollout) -> list[Change]:
+        before = trial_of(rollout, self._first_pause_s)
+        trial = before.with_outage(self._now())
+        if trial.is_failed:
+            problem = f"{trial.suspicious} times in a row soon after the candidate had traffic, and never without it"
+            return [roll_back(rollout, f"Triton went away {problem}")]
+        if rollout.is_on_traffic or before.suspicious:
+            reason = f"Triton was away: no traffic until it has answered for {trial.pause_s:.1f} s"
+            return [withdraw_traffic(rollout, reason)]
+        return []
+
+    async def return_traffic(self, rollout: Rollout, steps: Sequence[RolloutStep]) -> str:
+        """Give traffic again to a candidate from which it was withdrawn, once the server has answered for the pause.
+
+        Returns:
+            What it waits for, in words for a person; empty for nothing.
+
+        Raises:
+            ConcurrentChange: the state is another by now.
+            Unavailable: the log cannot be written.
+        """
+        trial, withdrawn = trial_of(rollout, self._first_pause_s), last_withdrawal(rollout)
+        since = max(self._answers_since or self._now(), withdrawn.time if withdrawn is not None else 0.0)
+        left_s = since + trial.pause_s - self._now()
+        if left_s > 0:
+            return f"step {rollout.step + 1}: no traffic for {left_s:.1f} s more, since Triton was away"
+        reason = f"Triton has answered for {trial.pause_s:.1f} s: the step is observed anew"
+        await self._append("return traffic", self._ledger.state, [return_traffic(rollout, steps, reason)])
+        return ""
+
+    async def _append(self, what: str, state: LoopState, changes: Sequence[Change]) -> None:
+        with span_of(state.loop, what, state.rollouts[changes[0].rollout_id]):
+            await self._ledger.append(state, changes)
 
     async def publish_alert(self, missing: Mapping[str, str]) -> None:
         """Publish what people must know of the live model, where that is new; Kafka being away delays it.

@@ -73,7 +73,9 @@ class _RolloutEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Roll
     ROLLOUT_EVENT_KIND_WARMED: _RolloutEventKind.ValueType  # 4
     """The candidate answered warm-up requests."""
     ROLLOUT_EVENT_KIND_SHIFTED: _RolloutEventKind.ValueType  # 5
-    """The candidate's share of traffic changed."""
+    """The candidate's share of traffic changed. At 0 a candidate that had traffic has none for a while, since the model
+    server was away: that does not count against it.
+    """
     ROLLOUT_EVENT_KIND_PROMOTED: _RolloutEventKind.ValueType  # 6
     """The candidate became the live model."""
     ROLLOUT_EVENT_KIND_ROLLED_BACK: _RolloutEventKind.ValueType  # 7
@@ -105,7 +107,9 @@ ROLLOUT_EVENT_KIND_LOADED: RolloutEventKind.ValueType  # 3
 ROLLOUT_EVENT_KIND_WARMED: RolloutEventKind.ValueType  # 4
 """The candidate answered warm-up requests."""
 ROLLOUT_EVENT_KIND_SHIFTED: RolloutEventKind.ValueType  # 5
-"""The candidate's share of traffic changed."""
+"""The candidate's share of traffic changed. At 0 a candidate that had traffic has none for a while, since the model
+server was away: that does not count against it.
+"""
 ROLLOUT_EVENT_KIND_PROMOTED: RolloutEventKind.ValueType  # 6
 """The candidate became the live model."""
 ROLLOUT_EVENT_KIND_ROLLED_BACK: RolloutEventKind.ValueType  # 7

@@ -1,0 +1,350 @@
+"""Hand-written fakes of all that the deployer works with, and one life of the deployer among them."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from gyre.events.v1.models_pb2 import RolloutView
+from gyre_core.features import Layout
+from gyre_core.models import split_model
+from gyre_core.spec import LoopSpec
+from gyre_deployer.domain.alerts import Alert
+from gyre_deployer.domain.loading import LoadRecord
+from gyre_deployer.domain.observation import Counts, Report
+from gyre_deployer.domain.rollouts import Candidate, Change, LoopState, apply
+from gyre_deployer.handlers.commands import Commands
+from gyre_deployer.handlers.ledger import RolloutLedger
+from gyre_deployer.handlers.loading import LoadAttempts
+from gyre_deployer.handlers.reconcile import Reconciler
+from gyre_deployer.handlers.recovery import Recovery
+from gyre_deployer.handlers.serving import Serving, WarmUp
+from gyre_deployer.handlers.waiting import Waiting
+from gyre_deployer.ports import Artifact, Refused
+from gyre_deployer.wire import snapshot_message, state_of, view_message
+from gyre_runtime import Unavailable
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+@dataclass
+class World:
+    """Everything outside of the process, which outlives its crashes."""
+
+    spec: LoopSpec
+    log: list[Change] = field(default_factory=list)
+    views: list[RolloutView] = field(default_factory=list)
+    snapshots: list[LoopState] = field(default_factory=list)
+    registered: list[Candidate] = field(default_factory=list)
+    reports: dict[str, Report] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    served: set[str] = field(default_factory=set)
+    load_records: dict[str, LoadRecord] = field(default_factory=dict)
+    alerts: list[Alert] = field(default_factory=list)
+    ending: set[str] = field(default_factory=set)
+    lost_artifacts: set[str] = field(default_factory=set)
+    loads: list[str] = field(default_factory=list)
+    filling: dict[str, str] = field(default_factory=dict)
+    now: float = 1000.0
+    calls: int = 0
+    failing_call: int = -1
+    failure: type[BaseException] = Crash
+    holds: asyncio.Event | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """The loop's layout."""
+        return Layout.compile(self.spec)
+
+    def register(self, version: str, **changes: object) -> Candidate:
+        """Announce a candidate."""
+        candidate = Candidate(
+            self.spec.loop, version, f"run-{version}", self.layout.hash, self.layout.columns, f"/{version}", "0" * 64
+        )
+        self.registered.append(replace(candidate, **changes))  # type: ignore[arg-type]
+        return self.registered[-1]
+
+    def fail(self) -> None:
+        """Count a call to the outside; the chosen one fails."""
+        self.calls += 1
+        if self.calls == self.failing_call:
+            if self.failure is Unavailable:
+                raise Unavailable("AWAY", "for a moment")
+            raise self.failure
+
+    def serve(self, version: str, requests: int, *, failures: int = 0, instance: str = "g1", **traits: object) -> None:
+        """Let a gateway have seen further requests, and acknowledge the newest epoch."""
+        before = self.reports.get(instance, Report(instance, 0, 0.0, 0.0))
+        counts = dict(before.counts)
+        more = Counts(requests, failures, (0.1,), (requests - failures, 0))
+        counts[version] = counts.get(version, Counts()).plus(more)
+        epoch = self.log[-1].epoch if self.log else 0
+        self.reports[instance] = replace(
+            before,
+            epoch=epoch,
+            time=self.now,
+            lease_s=5.0,
+            counts=counts,
+            **traits,  # type: ignore[arg-type]
+        )
+
+
+class FakeLog:
+    """See `RolloutLog`; fails before or after the write."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def read(self) -> tuple[LoopState, int]:
+        """See `RolloutLog`."""
+        self.world.fail()
+        state = self.world.snapshots[-1] if self.world.snapshots else LoopState(self.world.spec.loop)
+        snapshot_epoch = state.epoch
+        for change in self.world.log[snapshot_epoch:]:
+            state = apply(state, change)
+        return state, snapshot_epoch
+
+    async def append(
+        self, changes: Sequence[Change], state: LoopState, *, waiting: Sequence[Candidate], is_snapshot: bool
+    ) -> None:
+        """See `RolloutLog`."""
+        self.world.fail()
+        self.world.log.extend(changes)
+        self.world.views.append(view_message(state, waiting))
+        if is_snapshot:
+            self.world.snapshots.append(state_of(snapshot_message(state, len(self.world.log))))
+        self.world.fail()
+
+    async def reopen(self) -> None:
+        """See `RolloutLog`."""
+
+
+class FakeServer:
+    """See `ModelServer`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def is_live(self) -> bool:
+        """See `ModelServer`."""
+        return True
+
+    async def is_ready(self, name: str) -> bool:
+        """See `ModelServer`."""
+        self.world.fail()
+        return name in self.world.served
+
+    async def ready_models(self) -> frozenset[str]:
+        """See `ModelServer`."""
+        self.world.fail()
+        return frozenset(self.world.served)
+
+    async def load(self, name: str) -> None:
+        """See `ModelServer`."""
+        self.world.fail()
+        if self.world.holds is not None:
+            await self.world.holds.wait()
+        _, version = split_model(name) or ("", "")
+        self.world.loads.append(version)
+        if version in self.world.ending:
+            self.world.served.clear()
+            raise Unavailable("AWAY", "the connection broke")
+        if self.world.files.get(version) == b"broken":
+            raise Refused("cannot be loaded")
+        assert version in self.world.files
+        self.world.served.add(name)
+        self.world.fail()
+
+    async def unload(self, name: str) -> None:
+        """See `ModelServer`."""
+        self.world.fail()
+        self.world.served.discard(name)
+
+    async def score(self, name: str, features: np.ndarray) -> np.ndarray:
+        """See `ModelServer`."""
+        self.world.fail()
+        assert name in self.world.served
+        return features.sum(axis=1)
+
+
+class FakeRepository:
+    """See `ModelRepository`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def install(self, candidate: Candidate, graph: bytes, columns: int) -> bool:
+        """See `ModelRepository`."""
+        changed = self.world.files.get(candidate.version) != graph
+        self.world.files[candidate.version] = graph
+        self.world.fail()
+        return changed
+
+    async def load_records(self, loop: str) -> dict[str, LoadRecord]:
+        """See `ModelRepository`."""
+        self.world.fail()
+        return dict(self.world.load_records)
+
+    async def write_load_record(self, loop: str, version: str, record: LoadRecord | None) -> None:
+        """See `ModelRepository`."""
+        self.world.fail()
+        self.world.load_records.pop(version, None)
+        if record is not None:
+            self.world.load_records[version] = record
+        self.world.fail()
+
+    async def holds(self, loop: str, version: str) -> bool:
+        """See `ModelRepository`."""
+        return version in self.world.files
+
+    async def versions(self, loop: str) -> list[str]:
+        """See `ModelRepository`."""
+        return sorted(self.world.files)
+
+    async def remove(self, loop: str, version: str) -> None:
+        """See `ModelRepository`."""
+        self.world.files.pop(version, None)
+        self.world.fail()
+
+
+class FakeArtifacts:
+    """See `Artifacts`: the candidate's URI is its graph."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def read(self, candidate: Candidate) -> Artifact:
+        """See `Artifacts`."""
+        if candidate.version in self.world.lost_artifacts:
+            raise Refused("the artefact cannot be read")
+        graph = b"broken" if "broken" in candidate.artifact_uri else candidate.artifact_uri.encode()
+        features = np.ones((4, 3), np.float32)
+        return Artifact(graph, features, features.sum(axis=1))
+
+
+class FakeAlerts:
+    """See `Alerts`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def publish(self, alert: Alert) -> None:
+        """See `Alerts`."""
+        self.world.alerts.append(alert)
+
+
+class Registered:
+    """See `Candidates`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def all(self) -> list[Candidate]:
+        """See `Candidates`."""
+        return self.world.registered
+
+    def settle(self, state: LoopState) -> int:
+        """See `Candidates`."""
+        return 0
+
+
+class Reports:
+    """See `Gateways`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def reports(self) -> list[Report]:
+        """See `Gateways`."""
+        return list(self.world.reports.values())
+
+
+@dataclass(frozen=True)
+class FakeLayouts:
+    """The layouts that the world's features service maintains, and what it says of those that it still fills."""
+
+    world: World
+
+    @property
+    def loop(self) -> str:
+        """See `Layouts`."""
+        return self.world.spec.loop
+
+    def columns(self, layout: str) -> Sequence[str] | None:
+        """See `Layouts`."""
+        return self.world.layout.columns if layout in (self.world.layout.hash, *self.world.filling) else None
+
+    def waits_for(self, layout: str) -> str:
+        """See `Layouts`."""
+        return self.world.filling.get(layout, "")
+
+
+@dataclass
+class Process:
+    """One life of the deployer in the world."""
+
+    world: World
+    ledger: RolloutLedger
+    reconciler: Reconciler
+    commands: Commands
+
+    @classmethod
+    def begin(cls, world: World) -> "Process":
+        """A new process, which knows nothing yet."""
+        ledger = RolloutLedger(world.spec.loop, FakeLog(world), now=lambda: world.now)
+        server, repository = FakeServer(world), FakeRepository(world)
+        clock = lambda: world.now  # noqa: E731 - the world's time, wherever it is then
+        attempts = LoadAttempts(world.spec.loop, server, repository, first_backoff_s=0.1, now=clock)
+        layouts = FakeLayouts(world)
+        serving = Serving(layouts, server, repository, FakeArtifacts(world), WarmUp(2, 5), attempts)
+        candidates = Registered(world)
+        recovery = Recovery(ledger, serving, FakeAlerts(world), first_pause_s=0.5, now=clock)
+        ledger.candidates = candidates
+        waiting = Waiting(ledger, candidates, layouts, 600.0, clock)
+        reconciler = Reconciler(world.spec, ledger, recovery, waiting, Reports(world), now=clock)
+        return cls(world, ledger, reconciler, Commands(ledger, candidates))
+
+    async def look(self) -> None:
+        """One look, as `run` takes it: what is away is tried again."""
+        try:
+            await self.reconciler.reconcile()
+        except Unavailable:
+            await self.ledger.reconnect()
+
+
+def told(world: World, version: str) -> list[tuple[str, float]]:
+    """Kind and share of each change of a version."""
+    return [(each.kind.value, each.share) for each in world.log if each.version == version]
+
+
+WAY_UP = [
+    ("STARTED", 0.0),
+    ("VALIDATED", 0.0),
+    ("LOADED", 0.0),
+    ("WARMED", 0.0),
+    ("SHIFTED", 0.1),
+    ("SHIFTED", 0.5),
+    ("SHIFTED", 1.0),
+    ("PROMOTED", 1.0),
+]
+
+
+async def canary(world: World) -> Process:
+    """A process with v1 live, and v2 at its first step."""
+    process = Process.begin(world)
+    for version in ("v1", "v2"):
+        world.register(version)
+        for _ in range(6):
+            await process.look()
+    assert told(world, "v2") == WAY_UP[:5]
+    return process
+
+
+async def looks(process: Process, count: int, *, pause_s: float = 0.5) -> None:
+    """Look so many times while time goes by and v1 and v2 are served, as far as Triton holds them."""
+    for _ in range(count):
+        await process.look()
+        process.world.now += pause_s
+        process.world.serve("v1", 0)

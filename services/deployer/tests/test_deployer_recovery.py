@@ -1,0 +1,221 @@
+"""What follows on hand-written fakes where the model server goes away, loses versions, or cannot load them again."""
+
+import pytest
+from gyre_deployer.domain.rollouts import Kind
+from gyre_runtime import Precondition
+
+from .fakes import Process, World, canary, looks, told
+
+
+async def test_a_candidate_that_cannot_be_restored_is_rolled_back(world: World) -> None:
+    """Live is back at the first look; the candidate is tried three times with pauses, and two changes say the end."""
+    process = await canary(world)
+    before = len(world.log)
+    world.files["v2"] = b"broken"
+    world.lost_artifacts.add("v2")
+    world.served.clear()
+    world.loads.clear()
+    await process.look()
+    assert world.served == {f"{world.spec.loop}--v1"}
+    await looks(process, 200, pause_s=0.05)
+    assert world.loads == ["v1", "v2", "v2", "v2"]
+    assert told(world, "v2")[-2:] == [("ROLLED_BACK", 0.0), ("UNLOADED", 0.0)]
+    assert len(world.log) - before <= 3
+    world.register("v3")
+    await looks(process, 6)
+    assert told(world, "v3")[-1] == ("SHIFTED", 0.1)
+
+
+async def test_a_candidate_that_ends_triton_at_load_is_loaded_once(world: World) -> None:
+    """It is rolled back as soon as Triton is back, before anything else is loaded, also by a restarted deployer."""
+    process = await canary(world)
+    world.register("v3")
+    await process.commands.roll_back(process.ledger.state.current, "")
+    world.ending.add("v3")
+    await looks(process, 3)
+    world.loads.clear()
+    process = Process.begin(world)
+    await looks(process, 50)
+    assert told(world, "v3") == [("STARTED", 0.0), ("ROLLED_BACK", 0.0)]
+    assert "the model server ended while it was loading" in str([change.reason for change in world.log])
+    assert "v3" not in world.loads
+    assert world.served == {f"{world.spec.loop}--v1"}
+    assert world.load_records == {}
+
+
+async def promoted_twice(world: World) -> Process:
+    """A process with v2 live and v1 last good."""
+    process = await canary(world)
+    await process.commands.promote(process.ledger.state.current, "")
+    await process.look()
+    assert (process.ledger.state.live, process.ledger.state.last_good) == ("v2", "v1")
+    return process
+
+
+async def test_an_unloadable_live_model_falls_back_to_the_last_good_one(world: World) -> None:
+    """Traffic goes to what loads, an alert fires until the next promotion, and the log grows by two changes."""
+    process = await promoted_twice(world)
+    before = len(world.log)
+    world.files["v2"] = b"broken"
+    world.lost_artifacts.add("v2")
+    world.served.clear()
+    world.loads.clear()
+    await looks(process, 100, pause_s=0.05)
+    assert world.loads[:2] == ["v2", "v1"]
+    assert world.loads.count("v2") == 3
+    assert [change.kind for change in world.log[before:]] == [Kind.FELL_BACK, Kind.UNLOADED]
+    state = process.ledger.state
+    assert (state.live, state.last_good, state.loaded) == ("v1", "", ("v1",))
+    assert [each.end_time for each in world.alerts] == [None]
+    world.register("v3")
+    await looks(process, 6)
+    await process.commands.promote(process.ledger.state.current, "")
+    await looks(process, 3)
+    assert [each.end_time is None for each in world.alerts] == [True, False]
+    assert len({each.alert_id for each in world.alerts}) == 1
+
+
+async def test_a_candidate_beside_a_live_model_that_falls_back_goes_on(world: World) -> None:
+    """A rollout under way is then compared with, and rolled back to, what is live by now."""
+    process = await promoted_twice(world)
+    world.register("v3")
+    await looks(process, 6)
+    assert told(world, "v3")[-1] == ("SHIFTED", 0.1)
+    world.files["v2"] = b"broken"
+    world.lost_artifacts.add("v2")
+    world.served.clear()
+    await looks(process, 20)
+    rollout = process.ledger.state.under_way
+    assert rollout is not None
+    assert (rollout.version, rollout.live_version) == ("v3", "v1")
+    await process.commands.promote(rollout.id, "")
+    await process.commands.roll_back(rollout.id, "")
+    assert process.ledger.state.live == "v1"
+
+
+async def test_an_unloadable_last_good_model_is_dropped(world: World) -> None:
+    """The log says so once, live is untouched, and nothing is fallen back to any more."""
+    process = await promoted_twice(world)
+    before = len(world.log)
+    world.files["v1"] = b"broken"
+    world.lost_artifacts.add("v1")
+    world.served.clear()
+    await looks(process, 100)
+    assert [(each.kind, each.version) for each in world.log[before:]] == [(Kind.DROPPED, "v1"), (Kind.UNLOADED, "v1")]
+    assert (process.ledger.state.live, process.ledger.state.last_good) == ("v2", "")
+    assert world.alerts == []
+    with pytest.raises(Precondition):
+        await process.commands.roll_back(process.ledger.state.rollouts[process.ledger.state.current].id, "")
+
+
+async def test_a_live_model_without_a_successor_is_tried_for_ever_and_holds_nobody_back(world: World) -> None:
+    """Pauses grow to a minute, an alert fires, the log stands still, a fix is rolled out; once it loads, that ends."""
+    process = await canary(world)
+    await process.commands.roll_back(process.ledger.state.current, "")
+    await looks(process, 5)
+    before = len(world.log)
+    world.files["v1"] = b"broken"
+    world.lost_artifacts.add("v1")
+    world.served.clear()
+    world.loads.clear()
+    await looks(process, 600)
+    assert len(world.log) == before
+    assert 5 < len(world.loads) < 20
+    assert [each.end_time for each in world.alerts] == [None]
+    world.register("v3")
+    await looks(process, 6)
+    assert told(world, "v3")[-1] == ("SHIFTED", 0.1)
+    world.lost_artifacts.clear()
+    await looks(process, 200)
+    assert f"{world.spec.loop}--v1" in world.served
+    assert [each.end_time is None for each in world.alerts] == [True, False]
+
+
+def changes(world: World, before: int) -> list[tuple[str, float]]:
+    """Kind and share of each change since the log was so long."""
+    return [(each.kind.value, each.share) for each in world.log[before:]]
+
+
+async def test_outages_that_come_with_and_without_traffic_never_end_a_rollout(world: World) -> None:
+    """Through 40 outages one second apart the log grows by a few changes; after them the candidate is promoted."""
+    process = await canary(world)
+    before = len(world.log)
+    for _ in range(40):
+        world.served.clear()
+        await looks(process, 2)
+    assert len(world.log) - before <= 8
+    assert {kind for kind, _ in changes(world, before)} == {"SHIFTED"}
+    for _ in range(60):
+        world.serve("v2", 100)
+        await looks(process, 1)
+    assert told(world, "v2")[-1] == ("PROMOTED", 1.0)
+
+
+async def test_a_candidate_whose_requests_end_triton_is_rolled_back(world: World) -> None:
+    """Where Triton goes away each time that the candidate has traffic, and never without it, that is the end."""
+    process = await canary(world)
+    before = len(world.log)
+    for _ in range(200):
+        rollout = process.ledger.state.under_way
+        if rollout is not None and rollout.is_on_traffic:
+            world.served.clear()
+        await looks(process, 1)
+    *shifts, back, unloaded = changes(world, before)
+    assert (back, unloaded) == (("ROLLED_BACK", 0.0), ("UNLOADED", 0.0))
+    assert shifts == [("SHIFTED", 0.0), ("SHIFTED", 0.1)] * (len(shifts) // 2)
+    assert len(shifts) <= 14
+    assert "5 times in a row soon after the candidate had traffic" in world.log[-2].reason
+    assert world.served == {f"{world.spec.loop}--v1"}
+
+
+async def test_an_outage_without_traffic_acquits_a_candidate(world: World) -> None:
+    """One while it has none begins the count anew, also for a deployer that was started again since."""
+    process = await canary(world)
+    ended_under_traffic = 0
+    for _ in range(400):
+        rollout = process.ledger.state.under_way
+        assert rollout is not None
+        if rollout.is_on_traffic:
+            world.served.clear()
+            ended_under_traffic += 1
+        elif ended_under_traffic == 4 and "outage" not in world.filling:
+            world.served.clear()
+            world.filling["outage"] = "was"
+            await looks(process, 1)
+            process = Process.begin(world)
+        if ended_under_traffic == 8:
+            break
+        await looks(process, 1)
+    assert ended_under_traffic == 8
+    assert told(world, "v2")[-1] != ("ROLLED_BACK", 0.0)
+
+
+async def test_outages_before_a_candidate_has_traffic_say_nothing_of_it(world: World) -> None:
+    """Through 30 outages a paused candidate waits; then it goes on."""
+    process = Process.begin(world)
+    world.register("v1")
+    await looks(process, 6)
+    world.register("v2")
+    while told(world, "v2")[-1:] != [("LOADED", 0.0)]:
+        await process.look()
+    paused = process.ledger.state.current
+    await process.commands.pause(paused, "", resume=False)
+    for _ in range(30):
+        world.served.clear()
+        await looks(process, 2)
+    await process.commands.pause(paused, "", resume=True)
+    await looks(process, 3)
+    assert [kind for kind, _ in told(world, "v2")[3:]] == ["PAUSED", "RESUMED", "WARMED", "SHIFTED"]
+
+
+async def test_lost_files_of_a_loaded_version_are_installed_again(world: World) -> None:
+    """A repository that lost its files gets them back from the artefacts."""
+    process = await canary(world)
+    world.files.clear()
+    world.served.clear()
+    await process.look()
+    assert sorted(world.files) == ["v1", "v2"]
+    assert len(world.served) == 2
+    await looks(process, 3)
+    assert told(world, "v2")[-2:] == [("SHIFTED", 0.0), ("SHIFTED", 0.1)]
+    assert "anew" in world.log[-1].reason
