@@ -12,7 +12,7 @@ from gyre.features.v1 import parity_pb2 as features
 from gyre.monitor.v1 import monitor_pb2 as monitor
 from gyre.trainer.v1 import trainer_pb2 as trainer
 from gyre_client import ClientSettings, GyreError, Mesh, NotFound, call, import_history
-from gyre_client.cli.features import summary
+from gyre_client.cli.features import reports_of, summary
 from gyre_client.cli.models import word
 from gyre_core.features import Event
 from gyre_core.spec import LoopSpec, load_loop
@@ -253,7 +253,8 @@ class Turn:
         request = features.CheckParityRequest(loop=self.loop, impressions=_CHECKED)
 
         async def look() -> features.ParityReport | None:
-            self.parity = (await call(self.mesh.parity.CheckParity, request, timeout_s=_PATIENCE_S, attempts=1)).report
+            answer = await call(self.mesh.parity.CheckParity, request, timeout_s=_PATIENCE_S, attempts=1)
+            self.parity = reports_of(answer)[0]
             return self.parity if self.parity.impressions and not self.parity.pending else None
 
         found = await until(look, what="a whole check", timeout_s=_CHECK_S)

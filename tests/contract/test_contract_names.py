@@ -15,6 +15,10 @@ RENAMED: dict[str, str] = {
     "metric gyre_deployer_reloads_total{loop,version}": "metric gyre_deployer_reloads_total{loop}",
     "metric gyre_features_events_total{loop,topic}": "metric gyre_features_events_total{loop,layout,topic}",
     "metric gyre_features_freshness_seconds{loop}": "metric gyre_features_freshness_seconds{loop,layout}",
+    "metric gyre_features_parity_checked{loop}": "metric gyre_features_parity_checked{loop,layout}",
+    "metric gyre_features_parity_mismatches{loop}": "metric gyre_features_parity_mismatches{loop,layout}",
+    "metric gyre_features_parity_seconds{loop}": "metric gyre_features_parity_seconds{loop,layout}",
+    "metric gyre_features_parity_unknown{loop}": "metric gyre_features_parity_unknown{loop,layout}",
 }
 """The old name of the contract, as its file has it, and the new one, while both are understood: for one release.
 

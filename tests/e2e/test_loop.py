@@ -271,7 +271,7 @@ async def test_what_was_served_is_what_a_replay_gives(mesh) -> None:
     request = CheckParityRequest(loop=mesh.loop, impressions=10_000)
 
     async def whole() -> ParityReport | None:
-        found = (await mesh.parity.CheckParity(request, timeout=scaled(60))).report
+        (found,) = (await mesh.parity.CheckParity(request, timeout=scaled(60))).reports
         return found if found.impressions and not found.pending else None
 
     report = await eventually(whole, timeout_s=90, message="the warehouse holds what was served")

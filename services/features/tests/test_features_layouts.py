@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2 as events_pb2
 from gyre.events.v1 import models_pb2 as models
 from gyre.features.v1 import features_pb2 as pb
@@ -19,6 +20,7 @@ from gyre_core.topics import declared, topic
 from gyre_features.stream.loop_stream import feature_event
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
+from gyre_local.timeouts import scaled
 from gyre_runtime import GyreError, ServiceSettings, channel
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, create_topics, read_compacted
@@ -88,16 +90,40 @@ class Loop:
 
         await eventually(reached, timeout_s=90, message=f"layout {layout} is in state {state}")
 
-    async def matrix(self, at: float, layout: str = "", *, user: str = "u1") -> np.ndarray:
-        """What is served of all items at a time."""
+    async def read(self, at: float, layout: str = "", *, user: str = "u1") -> pb.GetFeaturesResponse:
+        """What is answered of all items at a time."""
         moment = Timestamp()
         moment.FromNanoseconds(int(at * 1e9))
         request = pb.GetFeaturesRequest(
             loop=self.spec.loop, user_id=user, item_ids=ITEMS, layout=layout, request_time=moment
         )
-        block = (await self.features.GetFeatures(request, timeout=10)).features
-        assert layout in ("", block.layout)
-        return np.frombuffer(block.values, "<f4").reshape(block.rows, block.columns)
+        answer: pb.GetFeaturesResponse = await self.features.GetFeatures(request, timeout=10)
+        assert layout in ("", answer.features.layout)
+        return answer
+
+    async def matrix(self, at: float, layout: str = "", *, user: str = "u1") -> np.ndarray:
+        """What is served of all items at a time."""
+        return values_of((await self.read(at, layout, user=user)).features)
+
+    async def show(self, request_id: str, at: float, layout: str, *, wrong: float = 0.0) -> None:
+        """Read a layout and log the impression as the gateway does; `wrong` is added to its first number."""
+        answer = await self.read(at, layout)
+        matrix = values_of(answer.features).copy()
+        matrix[0, 0] += wrong
+        answer.features.values = matrix.tobytes()
+        message = behavior.Impression(
+            request_id=request_id, user_id="u1", item_ids=ITEMS, shown=len(ITEMS), features=answer.features,
+            method=behavior.IMPRESSION_METHOD_RANK, user_batch=answer.user_batch, global_batch=answer.global_batch,
+            item_batches=answer.item_batches,
+        )  # fmt: skip
+        async with Producer(self.kafka, source="test") as producer:
+            await producer.send(topic(self.spec.loop, "behavior.impressions"), message, key="u1", time=at)
+
+    async def parity(self) -> tuple[int, str]:
+        """Exit code and output of a check of all layouts."""
+        process = self.start("check-once")
+        code = await asyncio.to_thread(process.wait, scaled(60))
+        return code, process.log.read_text()
 
 
 @pytest.fixture
@@ -111,6 +137,11 @@ async def loop(loop_file: Path, kafka: str, start_process: Callable[..., Any], s
         await made.restart(name)
     yield made
     await opened.close()
+
+
+def values_of(block: behavior.FeatureBlock) -> np.ndarray:
+    """The numbers of a read, by item and column."""
+    return np.frombuffer(block.values, "<f4").reshape(block.rows, block.columns)
 
 
 def replayed(spec: LoopSpec, events: Sequence[Event], *, user: str = "u1") -> np.ndarray:
@@ -140,6 +171,25 @@ async def until_served(loop: Loop, spec: LoopSpec, events: Sequence[Event]) -> N
     await eventually(served, timeout_s=90, message=f"layout {hash_} is served")
 
 
+async def until_checked(loop: Loop, mismatches: dict[str, int], *, at: float) -> None:
+    """Log two reads of each layout, one of them with so many wrong numbers, and wait until a check says so of each."""
+    for layout, count in mismatches.items():
+        await loop.show(f"right-{layout}", at, layout)
+        await loop.show(f"checked-{layout}", at, layout, wrong=0.01 * count)
+
+    async def checked() -> bool:
+        code, found = await loop.parity()
+        values = 2 * len(ITEMS) * len(Layout.compile(loop.spec).columns)
+        said = [
+            f"parity: 2 impressions, {values} values, {count} mismatches, 0 unknown, 0 pending\n  layout {layout}:"
+            in found
+            for layout, count in mismatches.items()
+        ]
+        return all(said) and code == (1 if any(mismatches.values()) else 0)
+
+    await eventually(checked, timeout_s=60, message="each layout is checked with its own definition")
+
+
 async def test_a_changed_file_takes_no_layout_away_that_a_model_names(loop: Loop, history: Any, produce: Any) -> None:
     """Beside a new layout that of the live model is served and kept up, until no model names it any more."""
     events = [*history.catalogue(), *history.ratings(300)]
@@ -159,6 +209,7 @@ async def test_a_changed_file_takes_no_layout_away_that_a_model_names(loop: Loop
     states = {key: (each.state, list(each.wanted_by)) for key, each in (await loop.layouts()).items()}
     ready = events_pb2.LAYOUT_STATE_READY
     assert states == {before: (ready, ["live v1"]), after: (ready, ["gyre.yaml"])}
+    await until_checked(loop, {before: 1, after: 0}, at=moment_of(more) - AFTER_S + 60)
     await loop.name_models(("v2", models.MODEL_ROLE_LIVE, after), epoch=2)
     await loop.until(before, events_pb2.LAYOUT_STATE_RETIRED)
     with pytest.raises(GyreError, match="is not maintained any more") as refused:

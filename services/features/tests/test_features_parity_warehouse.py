@@ -365,12 +365,12 @@ async def test_an_erased_user_is_no_mismatch(loop: Loop) -> None:
 
 
 @pytest.mark.adapter
-async def test_a_loop_is_checked_when_somebody_asks(loop: Loop, loop_file: Path) -> None:
+async def test_a_loop_is_checked_when_somebody_asks(loop: Loop, loop_file: Path, kafka: str) -> None:
     """The process answers a new check with its examples, and afterwards the last one; unknown loops are refused."""
     await turn(loop, range(3))
     await loop.read("u1", BEGIN + 3000, wrong=0.01)
     await loop.archive.flush()
-    settings = FeaturesSettings(loops=(loop_file,), warehouse=str(loop.warehouse))
+    settings = FeaturesSettings(loops=(loop_file,), kafka=kafka, warehouse=str(loop.warehouse))
     async with Lifespan(drain_s=1) as lifespan:
         server = await check(lifespan, settings)
         async with channel(server.address, ServiceSettings(), name="features-check") as open_channel:
@@ -378,10 +378,12 @@ async def test_a_loop_is_checked_when_somebody_asks(loop: Loop, loop_file: Path)
             with pytest.raises(NotFound) as caught:
                 await stub.GetParity(pb.GetParityRequest(loop=loop.spec.loop), timeout=5)
             assert caught.value.reason == "NO_REPORT"
-            report = (await stub.CheckParity(pb.CheckParityRequest(loop=loop.spec.loop), timeout=60)).report
+            found = await stub.CheckParity(pb.CheckParityRequest(loop=loop.spec.loop), timeout=60)
+            (report,) = found.reports
             assert (report.impressions, report.mismatches, dict(report.unknown), report.pending) == (4, 1, {}, 0)
             assert [each.request_id for each in report.examples] == ["r4"]
-            assert (await stub.GetParity(pb.GetParityRequest(loop=loop.spec.loop), timeout=5)).report == report
+            last = await stub.GetParity(pb.GetParityRequest(loop=loop.spec.loop), timeout=5)
+            assert [*last.reports] == [last.report] == [found.report] == [report]
             with pytest.raises(NotFound) as caught:
                 await stub.CheckParity(pb.CheckParityRequest(loop="nowhere"), timeout=5)
             assert caught.value.reason == "UNKNOWN_LOOP"
@@ -398,7 +400,7 @@ async def test_a_scheduled_check_is_a_metric(
     await loop.archive.flush()
     (port,) = free_ports(1)
     start_process("check", GYRE_FEATURES_CHECK_INTERVAL_S="0.2", GYRE_METRICS_LISTEN=f"127.0.0.1:{port}")
-    wanted = f'gyre_features_parity_mismatches{{loop="{spec.loop}"}} 1.0'
+    wanted = f'gyre_features_parity_mismatches{{layout="{loop.layout.hash}",loop="{spec.loop}"}} 1.0'
 
     async def told() -> bool:
         try:

@@ -129,7 +129,7 @@ NEEDS = {
     "features-stream": ("kafka", "redis"),
     "features-archive": ("kafka",),
     "features-quality": ("kafka",),
-    "features-check": (),
+    "features-check": ("kafka",),
     "inference": ("kafka", "triton"),
     "trainer": ("kafka", "mlflow"),
     "deployer": ("kafka", "triton", "inference"),

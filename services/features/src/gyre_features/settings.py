@@ -82,13 +82,13 @@ class QualitySettings(ServiceSettings, KafkaSettings, ArtifactSettings, StateSet
     """Seconds between two judgements of live features beside the training set of the live model."""
 
 
-class CheckSettings(ServiceSettings, WarehouseSettings, DuplicateSettings):
+class CheckSettings(ServiceSettings, KafkaSettings, WarehouseSettings, DuplicateSettings):
     """What `features-check` and the job `check-once` read from the environment."""
 
     features_check_interval_s: float = Field(3600.0, gt=0)
     """Seconds between two parity checks of each loop."""
     features_check_impressions: int = Field(1000, ge=1, le=100_000)
-    """Most impressions that a parity check compares, the newest."""
+    """Most impressions of each layout that a parity check compares, the newest."""
     features_check_period_s: float = Field(86_400.0, gt=0)
     """How far back a parity check looks for impressions, seconds of wall time."""
 

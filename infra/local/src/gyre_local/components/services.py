@@ -50,7 +50,7 @@ USES = {
     "features-stream": ("GYRE_KAFKA", "GYRE_REDIS", "GYRE_WAREHOUSE", "GYRE_PRIVACY_KEY_FILE"),
     "features-archive": ("GYRE_KAFKA", "GYRE_WAREHOUSE", "GYRE_PRIVACY_KEY_FILE"),
     "features-quality": ("GYRE_KAFKA", "GYRE_ARTIFACTS", "GYRE_STATE_DIR", "GYRE_PRIVACY_KEY_FILE"),
-    "features-check": ("GYRE_WAREHOUSE",),
+    "features-check": ("GYRE_KAFKA", "GYRE_WAREHOUSE"),
     "inference": ("GYRE_KAFKA", "GYRE_TRITON"),
     "trainer": ("GYRE_KAFKA", "GYRE_WAREHOUSE", "GYRE_ARTIFACTS", "GYRE_MLFLOW", "GYRE_STATE_DIR"),
     "deployer": ("GYRE_KAFKA", "GYRE_TRITON", "GYRE_TRITON_REPOSITORY"),

@@ -33,19 +33,25 @@ def check(
     """Replay the warehouse and compare with what was served; ends with 1 where a number differs."""
     if last:
         last_request = pb.GetParityRequest(loop=loop)
-        report = ask(
-            "features_check", lambda mesh: call(mesh.parity.GetParity, last_request, timeout_s=TIMEOUT_S)
-        ).report
+        last_answer = ask("features_check", lambda mesh: call(mesh.parity.GetParity, last_request, timeout_s=TIMEOUT_S))
+        reports = reports_of(last_answer)
     else:
         request = pb.CheckParityRequest(loop=loop, impressions=impressions)
         with Heartbeat(lambda: [f"parity of {loop}: replaying the warehouse"], out=sys.stderr):
-            report = ask(
+            answer = ask(
                 "features_check",
                 lambda mesh: call(mesh.parity.CheckParity, request, timeout_s=_CHECK_TIMEOUT_S, attempts=1),
-            ).report
-    show(report, as_json=as_json, render=lambda: _render(report))
-    if report.mismatches:
+            )
+        reports = reports_of(answer)
+    answered = pb.CheckParityResponse(reports=reports)
+    show(answered, as_json=as_json, render=lambda: Group(*(_render(each) for each in reports)))
+    if any(each.mismatches for each in reports):
         raise typer.Exit(1)
+
+
+def reports_of(answer: pb.CheckParityResponse | pb.GetParityResponse) -> list[pb.ParityReport]:
+    """The reports of an answer, one for each layout, the newest first; a service of the release before gives one."""
+    return list(answer.reports) or [answer.report]
 
 
 def summary(report: pb.ParityReport) -> str:

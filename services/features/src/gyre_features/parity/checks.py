@@ -10,30 +10,48 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 
+from gyre_core.layouts import KnownLayout
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Unavailable, instrument, load_loops
+from gyre_runtime.kafka import ensure_topics
+from gyre_runtime.layouts import read_layouts
 from gyre_warehouse.tables import open_catalog
 
-from gyre_features.parity.loop import LoopReport, check_loop
+from gyre_features.parity.layouts import check_layouts
+from gyre_features.parity.loop import LoopReport
 from gyre_features.parity.served import Period
 from gyre_features.settings import CheckSettings
 
 _NICENESS = 10
+_KAFKA_TIMEOUT_S = 30.0
 _LOG = logging.getLogger(__name__)
 
 
-def run_check(settings: CheckSettings, loop: str, most: int) -> LoopReport:
-    """Check one loop, in this process."""
+def run_check(settings: CheckSettings, loop: str, most: int) -> list[LoopReport]:
+    """Check the layouts of one loop, in this process.
+
+    Raises:
+        TimeoutError: Kafka, which has the layouts' definitions, does not answer.
+    """
+    spec = load_loops(settings)[loop]
+    known = asyncio.run(_known_layouts(settings, spec))
     period = Period(most, begin=time.time() - settings.features_check_period_s)
-    return check_loop(
-        open_catalog(settings),
-        load_loops(settings)[loop],
-        period=period,
-        duplicates_s=settings.features_duplicates_s,
-    )
+    catalog, duplicates_s = open_catalog(settings), settings.features_duplicates_s
+    return check_layouts(catalog, spec, known, period=period, duplicates_s=duplicates_s)
 
 
-def _run_nicely(settings: CheckSettings, loop: str, most: int) -> LoopReport | str:
+async def _known_layouts(settings: CheckSettings, spec: LoopSpec) -> dict[str, KnownLayout]:
+    """The layouts of a loop by hash; none where no process has declared any yet."""
+    try:
+        async with asyncio.timeout(_KAFKA_TIMEOUT_S):
+            await ensure_topics(settings, [spec])
+            return await read_layouts(settings.kafka, spec.loop, timeout_s=_KAFKA_TIMEOUT_S)
+    except TimeoutError as error:
+        problem = f"Kafka, which has the definitions of the layouts, did not answer in {_KAFKA_TIMEOUT_S:.0f} s"
+        raise TimeoutError(problem) from error
+
+
+def _run_nicely(settings: CheckSettings, loop: str, most: int) -> list[LoopReport] | str:
     """What `run_check` gives, or what went wrong in words, since not every error survives the way between processes."""
     os.nice(_NICENESS)
     try:
@@ -47,30 +65,34 @@ class Checks:
 
     Attributes:
         loops: by name.
-        last: the last report, by loop.
+        last: the reports of the last check, one for each layout, by loop.
     """
 
     def __init__(self, settings: CheckSettings, loops: Mapping[str, LoopSpec]) -> None:
         self._settings = settings
         self._turn = asyncio.Lock()
         self.loops = loops
-        self.last: dict[str, LoopReport] = {}
+        self.last: dict[str, list[LoopReport]] = {}
 
-    async def check(self, loop: str, *, most: int | None = None) -> LoopReport:
-        """Check a loop now.
+    async def check(self, loop: str, *, most: int | None = None) -> list[LoopReport]:
+        """Check a loop now, layout by layout.
 
         Raises:
-            Unavailable: the warehouse cannot be read (CHECK_FAILED).
+            Unavailable: the warehouse, or the definitions of the layouts, cannot be read (CHECK_FAILED).
         """
         async with self._turn:
             found = await self._apart(loop, most or self._settings.features_check_impressions)
         if isinstance(found, str):
             raise Unavailable("CHECK_FAILED", f"loop = {loop!r}: could not be checked: {found:.300}")
+        gone = {each.layout for each in self.last.get(loop, ())} - {each.layout for each in found}
+        for report in (*found, *(LoopReport(loop, layout) for layout in gone)):
+            _record(report)
+        for report in found:
+            _log(report)
         self.last[loop] = found
-        _tell(found)
         return found
 
-    async def _apart(self, loop: str, most: int) -> LoopReport | str:
+    async def _apart(self, loop: str, most: int) -> list[LoopReport] | str:
         pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         try:
             running = asyncio.get_running_loop()
@@ -91,8 +113,8 @@ class Checks:
                     _LOG.warning("a check waits for the next turn", extra={"loop": loop, "problem": str(error)})
 
 
-def _tell(report: LoopReport) -> None:
-    """Metrics and one line in the log."""
+def _record(report: LoopReport) -> None:
+    """Set the metrics of a layout; those of a layout that is not checked any more are 0 from then on."""
     found = report.found
     for name, value in (
         ("mismatches", found.mismatches),
@@ -100,7 +122,12 @@ def _tell(report: LoopReport) -> None:
         ("unknown", found.unknown),
         ("seconds", report.seconds),
     ):
-        instrument(f"gyre_features_parity_{name}").set(value, loop=report.loop)
+        instrument(f"gyre_features_parity_{name}").set(value, loop=report.loop, layout=report.layout)
+
+
+def _log(report: LoopReport) -> None:
+    """Write one line."""
+    found = report.found
     facts = {"impressions": found.impressions, "mismatches": found.mismatches, "unknown": found.unknown}
-    level = logging.ERROR if found.mismatches else logging.INFO
-    _LOG.log(level, "parity was checked", extra={"loop": report.loop, "pending": report.pending, **facts})
+    where = {"loop": report.loop, "layout": report.layout, "pending": report.pending}
+    _LOG.log(logging.ERROR if found.mismatches else logging.INFO, "parity was checked", extra={**where, **facts})

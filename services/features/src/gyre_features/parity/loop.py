@@ -1,4 +1,4 @@
-"""The check of one loop: what was served in a period against the replay of the warehouse up to each read."""
+"""The check of one layout: what was served in a period against the replay of the warehouse up to each read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REBUILT_SLACK_S = 60.0
 
 @dataclass
 class LoopReport:
-    """What a check of a loop found.
+    """What a check found of one layout of a loop.
 
     Attributes:
         loop: its name.
@@ -50,11 +50,11 @@ class LoopReport:
 
 
 def check_loop(catalog: Catalog, spec: LoopSpec, *, period: Period, duplicates_s: int) -> LoopReport:
-    """Check what a loop served under its present layout.
+    """Check what a loop served under one layout.
 
     Args:
         catalog: of the warehouse.
-        spec: the loop.
+        spec: the loop as the layout sees it.
         period: which impressions.
         duplicates_s: how long the stream remembers identities at least, seconds: a setting of the stream.
     """
@@ -64,6 +64,9 @@ def check_loop(catalog: Catalog, spec: LoopSpec, *, period: Period, duplicates_s
     names = (IMPRESSIONS, APPLIED, INTERACTIONS, ITEMS, USERS)
     tables = {name: ensure_table(catalog, spec.loop, name) for name in names}
     served = read_served(tables[IMPRESSIONS], layout, period)
+    if not served:
+        report.seconds = time.time() - report.check_time
+        return report
     shards = read_log(tables[APPLIED], layout.hash, settled=_settled(spec, served), window_s=duplicates_s)
     archived = ArchivedBatches(spec.loop, layout, tables)
     batches = _held(archived, shards)

@@ -19,11 +19,11 @@ class ParityServicer(rpc.ParityServiceServicer):
 
         Raises:
             NotFound: the loop is not served.
-            Unavailable: the warehouse cannot be read (CHECK_FAILED).
+            Unavailable: the warehouse, or the definitions of the layouts, cannot be read (CHECK_FAILED).
         """
         self._require(request.loop)
-        report = await self._checks.check(request.loop, most=request.impressions or None)
-        return pb.CheckParityResponse(report=_report(report))
+        reports = [_report(each) for each in await self._checks.check(request.loop, most=request.impressions or None)]
+        return pb.CheckParityResponse(report=reports[0], reports=reports)
 
     async def GetParity(self, request: pb.GetParityRequest, context: object) -> pb.GetParityResponse:
         """Answer what the last check of a loop found.
@@ -32,10 +32,10 @@ class ParityServicer(rpc.ParityServiceServicer):
             NotFound: the loop is not served, or was not checked yet (NO_REPORT).
         """
         self._require(request.loop)
-        report = self._checks.last.get(request.loop)
-        if report is None:
+        reports = [_report(each) for each in self._checks.last.get(request.loop, ())]
+        if not reports:
             raise NotFound("NO_REPORT", f"loop = {request.loop!r}: was not checked since this process started")
-        return pb.GetParityResponse(report=_report(report))
+        return pb.GetParityResponse(report=reports[0], reports=reports)
 
     def _require(self, loop: str) -> None:
         if loop not in self._checks.loops:

@@ -24,20 +24,21 @@ def check_once(settings: CheckSettings) -> int:
     """Check every loop, print what was found, and answer the exit code: 0 where nothing mismatches."""
     mismatches = 0
     for loop in load_loops(settings):
-        report = run_check(settings, loop, settings.features_check_impressions)
-        mismatches += report.found.mismatches
-        sys.stdout.write("".join(f"{line}\n" for line in lines(report)))
+        for report in run_check(settings, loop, settings.features_check_impressions):
+            mismatches += report.found.mismatches
+            sys.stdout.write("".join(f"{line}\n" for line in lines(report)))
     return 1 if mismatches else 0
 
 
 def lines(report: LoopReport) -> Iterator[str]:
-    """A report for people."""
+    """The report of one layout, for people."""
     found = report.found
     yield (
         f"{report.loop}: parity: {found.impressions:,} impressions, {found.values:,} values, "
         f"{found.mismatches:,} mismatches, {found.unknown:,} unknown, {report.pending:,} pending"
     )
-    yield f"  {report.events:,} events in {report.batches:,} batches replayed in {report.seconds:.1f} s"
+    replayed = f"{report.events:,} events in {report.batches:,} batches replayed in {report.seconds:.1f} s"
+    yield f"  layout {report.layout}: {replayed}"
     for reason, count in found.reasons.most_common():
         yield f"  unknown: {count:,}: {reason}"
     if found.examples:

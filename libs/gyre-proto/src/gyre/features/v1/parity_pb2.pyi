@@ -17,11 +17,16 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CheckParityRequest(_message.Message):
-    """Asks for a check."""
+    """Asks for a check of all layouts of a loop."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -30,7 +35,7 @@ class CheckParityRequest(_message.Message):
     loop: _builtins.str
     """The loop. Required."""
     impressions: _builtins.int
-    """At most so many impressions, the newest. Default 0: as many as a scheduled check takes."""
+    """At most so many impressions of each layout, the newest. Default 0: as many as a scheduled check takes."""
     def __init__(
         self,
         *,
@@ -52,18 +57,27 @@ class CheckParityResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPORT_FIELD_NUMBER: _builtins.int
+    REPORTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def report(self) -> Global___ParityReport:
-        """What it found."""
+        """What it found of the newest layout, as in `reports`; for callers of the release before."""
+
+    @_builtins.property
+    def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParityReport]:
+        """What it found: a report for each layout that is maintained, or under which the loop answered in the period that the
+        check looks back. The newest layout of gyre.yaml is first. At least one.
+        """
 
     def __init__(
         self,
         *,
         report: Global___ParityReport | None = ...,
+        reports: _abc.Iterable[Global___ParityReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report", "reports", b"reports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -98,18 +112,27 @@ class GetParityResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPORT_FIELD_NUMBER: _builtins.int
+    REPORTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def report(self) -> Global___ParityReport:
-        """What the last check found."""
+        """What the last check found of the newest layout, as in `reports`; for callers of the release before."""
+
+    @_builtins.property
+    def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParityReport]:
+        """What the last check found: a report for each layout that was maintained then, or under which the loop had answered.
+        The newest layout of gyre.yaml is first. At least one.
+        """
 
     def __init__(
         self,
         *,
         report: Global___ParityReport | None = ...,
+        reports: _abc.Iterable[Global___ParityReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report", "reports", b"reports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -155,7 +178,7 @@ Global___ParityMismatch: _TypeAlias = ParityMismatch  # noqa: Y015
 
 @_typing.final
 class ParityReport(_message.Message):
-    """What a check found."""
+    """What a check found of one layout of a loop."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

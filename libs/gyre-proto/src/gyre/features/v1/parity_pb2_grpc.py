@@ -59,7 +59,7 @@ class ParityServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetParity(self, request, context):
-        """The report of the last check of a loop, whoever asked for it.
+        """The reports of the last check of a loop, whoever asked for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class ParityServiceStub:
     CheckParity: _grpc.UnaryUnaryMultiCallable[_parity_pb2.CheckParityRequest, _parity_pb2.CheckParityResponse]
     """Checks a loop now, and answers when that is done."""
     GetParity: _grpc.UnaryUnaryMultiCallable[_parity_pb2.GetParityRequest, _parity_pb2.GetParityResponse]
-    """The report of the last check of a loop, whoever asked for it."""
+    """The reports of the last check of a loop, whoever asked for it."""
 
 @_typing.type_check_only
 class ParityServiceAsyncStub(ParityServiceStub):
@@ -46,7 +46,7 @@ class ParityServiceAsyncStub(ParityServiceStub):
     CheckParity: _aio.UnaryUnaryMultiCallable[_parity_pb2.CheckParityRequest, _parity_pb2.CheckParityResponse]  # type: ignore[assignment]
     """Checks a loop now, and answers when that is done."""
     GetParity: _aio.UnaryUnaryMultiCallable[_parity_pb2.GetParityRequest, _parity_pb2.GetParityResponse]  # type: ignore[assignment]
-    """The report of the last check of a loop, whoever asked for it."""
+    """The reports of the last check of a loop, whoever asked for it."""
 
 class ParityServiceServicer(metaclass=_abc_1.ABCMeta):
     """Replays the warehouse and compares with what was served."""
@@ -65,6 +65,6 @@ class ParityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _parity_pb2.GetParityRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_parity_pb2.GetParityResponse, _abc.Awaitable[_parity_pb2.GetParityResponse]]:
-        """The report of the last check of a loop, whoever asked for it."""
+        """The reports of the last check of a loop, whoever asked for it."""
 
 def add_ParityServiceServicer_to_server(servicer: ParityServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,61 @@
+"""The check of a loop, layout by layout: each replays from its own definition, and is compared with what it served."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from gyre_core.features import Layout
+from gyre_core.layouts import KnownLayout, compiled
+from gyre_core.spec import LoopSpec
+from gyre_warehouse.tables import IMPRESSIONS, ensure_table, read_columns
+from pyiceberg.catalog import Catalog
+from pyiceberg.table import Table
+
+from gyre_features.parity.checking import ParityReport
+from gyre_features.parity.loop import LoopReport, check_loop
+from gyre_features.parity.served import Period
+
+NOT_COMPILED = "this release cannot compile their layout"
+
+
+def count_served(table: Table, begin: float) -> Counter[str]:
+    """How many impressions of a table arrived since `begin` (unix seconds), by the hash of their features' layout."""
+    since = datetime.fromtimestamp(begin, UTC).isoformat()
+    column = read_columns(table, ["layout"], rows=f"layout != '' and ingest_time >= '{since}'")["layout"]
+    return Counter(str(each) for each in column.to_pylist())
+
+
+def check_layouts(
+    catalog: Catalog, newest: LoopSpec, known: Mapping[str, KnownLayout], *, period: Period, duplicates_s: int
+) -> list[LoopReport]:
+    """Check each layout of a loop that is maintained, or under which it answered in the period; the newest comes first.
+
+    Args:
+        catalog: of the warehouse.
+        newest: the loop, as its gyre.yaml has it.
+        known: the loop's layouts, by hash.
+        period: which impressions, of each layout.
+        duplicates_s: how long the stream remembers identities at least, seconds.
+    """
+    first = Layout.compile(newest).hash
+    served = count_served(ensure_table(catalog, newest.loop, IMPRESSIONS), period.begin)
+    specs: dict[str, LoopSpec | None] = {first: newest}
+    for layout in sorted(known.values(), key=lambda each: -each.declared_time):
+        if layout.hash != first and (layout.is_maintained or layout.hash in served):
+            specs[layout.hash] = compiled(layout, newest)
+    specs |= dict.fromkeys(sorted(served.keys() - specs.keys()))
+    return [
+        _unknown(newest.loop, hash_, served[hash_])
+        if spec is None
+        else check_loop(catalog, spec, period=period, duplicates_s=duplicates_s)
+        for hash_, spec in specs.items()
+    ]
+
+
+def _unknown(loop: str, layout: str, impressions: int) -> LoopReport:
+    """The report of a layout that nothing can be said about."""
+    found = ParityReport(reasons=+Counter({NOT_COMPILED: impressions}))
+    return LoopReport(loop, layout, found, check_time=time.time())
