@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from gyre.deployer.v1 import deployer_pb2 as deployer
 from gyre.deployer.v1 import deployer_pb2_grpc as deployer_rpc
+from gyre.events.v1 import features_pb2 as features
 from gyre.monitor.v1 import monitor_pb2 as monitor
 from gyre.monitor.v1 import monitor_pb2_grpc as monitor_rpc
 from gyre.trainer.v1 import trainer_pb2 as trainer
@@ -31,8 +32,15 @@ class ToldMesh(
     async def GetLoopStatus(self, request: Any, context: Any) -> monitor.GetLoopStatusResponse:  # noqa: N802
         """Two stages, and what is left to the next run."""
         stages = [monitor.StageStatus(stage="events", state="idle", count=1234), monitor.StageStatus(stage="rollout")]
+        layouts = [
+            features.FeatureLayout(
+                layout="new", state=features.LAYOUT_STATE_FILLING, filled_events=370, total_events=1000,
+                wanted_by=["gyre.yaml"],
+            ),
+            features.FeatureLayout(layout="old", state=features.LAYOUT_STATE_READY, wanted_by=["live v1"]),
+        ]  # fmt: skip
         return monitor.GetLoopStatusResponse(
-            stages=stages, interactions_since_trigger=7, volume_threshold=100, loop_time_s=12.5
+            stages=stages, interactions_since_trigger=7, volume_threshold=100, loop_time_s=12.5, layouts=layouts
         )
 
     async def GetExperiment(self, request: Any, context: Any) -> monitor.GetExperimentResponse:  # noqa: N802
@@ -128,6 +136,9 @@ async def test_status_shows_stages_and_what_is_left(run: Callable[..., Any]) -> 
     assert "1,234" in output
     assert "7 of 100 interactions to the next run" in output
     assert "after 12.5 s" in output
+    rows = [" ".join(line.split()) for line in output.splitlines()]
+    assert any(row.startswith("new filling 37 % (370 of 1,000 events) gyre.yaml") for row in rows)
+    assert any(row.startswith("old ready 100 % live v1") for row in rows)
 
 
 async def test_experiment_asks_for_one_rollout(run: Callable[..., Any], told: ToldMesh) -> None:

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import models_pb2 as models
 from gyre.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
+from gyre_core.features import Layout
 from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import declared, topic
@@ -85,13 +86,13 @@ def interaction(user: str = "u1", item: str = "a", kind: str = "click", **change
     return behavior.Interaction(user_id=user, item_id=item, type=kind, **changes)
 
 
-def candidate(loop: str, version: str, *, trigger_id: str = "t1") -> models.CandidateRegistered:
-    """A candidate of the run `run-<version>`."""
+def candidate(loop: str, version: str, *, trigger_id: str = "t1", layout: str = "") -> models.CandidateRegistered:
+    """A candidate of the run `run-<version>`, by default of the loop's own layout."""
     return models.CandidateRegistered(
         loop=loop,
         version=version,
         run_id=f"run-{version}",
-        layout="abc",
+        layout=layout or Layout.compile(spec_of(loop)).hash,
         columns=["clicks_1d"],
         artifact_uri="/tmp/none",
         sha256="0" * 64,

@@ -70,6 +70,21 @@ async def test_every_end_of_a_rollout_lets_the_next_trigger_go(kind, projection,
     assert len(found.triggers) == 1
 
 
+@pytest.mark.parametrize("known", ["a canary", "a candidate that waits"])
+async def test_a_candidate_of_an_older_layout_holds_no_run_of_the_newest_back(
+    known, projection, log, make, loop
+) -> None:
+    """Where gyre.yaml declares another layout than that of the candidate under way, the next trigger goes at once."""
+    await projection.apply([log.add("models.candidates", make.candidate(loop, "v1", layout="0123456789abcdef"))])
+    for epoch, kind in enumerate(["STARTED", "SHIFTED"] if known == "a canary" else [], start=1):
+        event = make.rollout(loop, "ro1", kind, epoch=epoch, share=0.1)
+        await projection.apply([log.add("models.rollout-events", event)])
+    (own,) = (await projection.apply(clicks(log, make, 10))).triggers
+    assert (await projection.apply(clicks(log, make, 10))).triggers == []
+    await projection.apply([log.add("models.candidates", make.candidate(loop, "v2", trigger_id=own))])
+    assert (await projection.apply(clicks(log, make, 10))).triggers == []
+
+
 async def test_a_run_that_failed_holds_nothing_back(projection, database, log, make, loop) -> None:
     """Once the trainer says that a run was refused, the volume counts for the next trigger."""
     (first,) = (await projection.apply(clicks(log, make, 10))).triggers

@@ -9,11 +9,13 @@ from gyre.events.v1 import monitor_pb2 as events
 from gyre.monitor.v1 import monitor_pb2 as pb
 from gyre.trainer.v1 import trainer_pb2 as trainer_pb
 from gyre.trainer.v1 import trainer_pb2_grpc as trainer_rpc
+from gyre_core.layouts import KnownLayout, LayoutDefinition, LayoutState
 from gyre_core.topics import topic
 from gyre_local.testing import eventually
 from gyre_runtime import Health, Invalid, NotFound, Registration, ServiceSettings, build_server, setup_telemetry
 from gyre_runtime.kafka import create_topics
 from gyre_runtime.kafka.topics import DeadLetterTopic
+from gyre_runtime.layouts import layout_message
 from gyre_runtime.tracing import inject, start_span
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -79,6 +81,24 @@ async def test_the_status_names_topics_that_are_not_as_declared(start, spec, set
         )
 
     await eventually(told, timeout_s=20, message="the status names the topic")
+
+
+async def test_the_status_tells_the_layouts_and_how_far_they_are(start, spec) -> None:
+    """Of the layouts that are not retired state, progress and users are told, the one declared last first."""
+    service = await start()
+    definition = LayoutDefinition.of(spec)
+    for hash_, state, at in (("old", "READY", 1.0), ("new", "FILLING", 2.0), ("gone", "RETIRED", 0.0)):
+        by = (f"by {hash_}",)
+        layout = KnownLayout(hash_, definition, LayoutState(state), at, at, filled=3, total=4, wanted_by=by)
+        await service.send("features.layouts", layout_message(service.loop, layout), key=hash_)
+
+    async def told() -> bool:
+        found = (await status(service)).layouts
+        assert not any(each.definition for each in found)
+        shares = [(each.layout, each.filled_events, each.total_events, *each.wanted_by) for each in found]
+        return shares == [("new", 3, 4, "by new"), ("old", 3, 4, "by old")]
+
+    await eventually(told, timeout_s=20, message="the status tells the layouts")
 
 
 async def test_a_loop_that_turns_is_seen_in_every_stage(start, make) -> None:

@@ -132,6 +132,14 @@ class LayoutCatalog:
         """The layout that is read where none is asked for: the newest one that is filled, else the newest."""
         return self._current[loop]
 
+    def summaries(self, loop: str) -> list[pb.FeatureLayout]:
+        """The records of a loop's layouts that are not retired, the one declared last first, without definitions."""
+        known = [each for each in self._known[loop].values() if each.is_maintained]
+        made = [layout_message(loop, each) for each in sorted(known, key=lambda each: -each.declared_time)]
+        for each in made:
+            each.ClearField("definition")
+        return made
+
     def spec(self, loop: str, layout: str) -> LoopSpec | None:
         """The spec of a loop as one of its layouts sees it; None where this release cannot compile that layout."""
         known = self._known[loop].get(layout)

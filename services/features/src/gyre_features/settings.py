@@ -43,6 +43,8 @@ class ServeSettings(ServiceSettings, KafkaSettings, ArtifactSettings, PrivacySet
 
     features_forget_wait_s: float = Field(10.0, ge=0)
     """Seconds that `DeleteEntity` waits for the archive to rewrite the warehouse before it answers without it."""
+    features_layouts_wait_s: float = Field(10.0, ge=0, le=600)
+    """Seconds that a start waits at most for the feature layouts, which Kafka holds, before it is ready without."""
     features_quality_kept: int = Field(1000, ge=1)
     """How many quality windows of each topic `GetReport` can answer from."""
 

@@ -11,6 +11,7 @@ from gyre_privacy.pseudonyms import own_keyring, user_hash
 from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, channel, load_loops
 from gyre_runtime.kafka import Producer, ensure_topics
+from gyre_runtime.layouts import LayoutCatalog
 
 from gyre_monitor.adapters.peers import KafkaTriggers, TrainerRuns
 from gyre_monitor.handlers import Erasures, Figures, Monitor, Outbox, keep_small
@@ -56,6 +57,8 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
     await projection.prepare()
     otlp = await lifespan.enter(OtlpServer(settings.otlp_listen, TraceReceiver(database)))
     producer = await lifespan.enter(Producer(settings.kafka, source=SOURCE))
+    layouts = await lifespan.enter(LayoutCatalog(settings.kafka, loops))
+    lifespan.background("layouts", layouts.follow())
     outbox, figures = Outbox(database, KafkaTriggers(producer)), Figures(database, tuple(loops))
     runs = TrainerRuns(await lifespan.enter(channel(settings.trainer, settings, name="trainer")))
     monitor = Monitor(database, projection, outbox=outbox, figures=figures, runs=runs, timeout_s=timeout_s)
@@ -86,7 +89,11 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
     lifespan.background("retention", keep_small(database, _retention(settings), ModelRetention.of(loops)))
     lifespan.set_up("stream", follow(), required=False)
     servicer = MonitorServicer(
-        database, loops, incident_gap_s=settings.monitor_incident_gap_s, topic_differences=topic_differences
+        database,
+        loops,
+        layouts=layouts,
+        incident_gap_s=settings.monitor_incident_gap_s,
+        topic_differences=topic_differences,
     )
     registration = Registration(add_MonitorServiceServicer_to_server, servicer)
     server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))

@@ -1,10 +1,12 @@
 """Commands about the loop's file, and about what the loop is doing."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from gyre.events.v1 import features_pb2 as events
 from gyre.monitor.v1 import monitor_pb2 as pb
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec, SpecError, json_schema, load_loop
@@ -114,7 +116,7 @@ def _retention(each: Topic) -> str:
 
 
 def status(loop: LoopArgument, *, as_json: JsonOption = False) -> None:
-    """Show the stage that every part of the loop is in."""
+    """Show the stage that every part of the loop is in, and its feature layouts."""
     request = pb.GetLoopStatusRequest(loop=loop)
     answer = ask("monitor", lambda mesh: call(mesh.monitor.GetLoopStatus, request, timeout_s=TIMEOUT_S))
     show(answer, as_json=as_json, render=lambda: _stages(answer))
@@ -134,7 +136,22 @@ def _stages(answer: pb.GetLoopStatusResponse) -> RenderableType:
     lines += answer.topic_differences
     if answer.topic_differences:
         lines.append("`gyre topics GYRE_YAML --apply` makes the topics as they are declared")
-    return Group(made, *lines)
+    return Group(made, *([_layouts(answer.layouts)] if answer.layouts else []), *lines)
+
+
+def _layouts(layouts: Iterable[events.FeatureLayout]) -> RenderableType:
+    made = table("feature layout", "state", "filled", "wanted by", "since (UTC)")
+    for each in layouts:
+        state = events.LayoutState.Name(each.state).removeprefix("LAYOUT_STATE_").lower()
+        made.add_row(each.layout, state, _filled(each), ", ".join(each.wanted_by), when(each.change_time))
+    return made
+
+
+def _filled(layout: events.FeatureLayout) -> str:
+    if layout.state == events.LAYOUT_STATE_READY:
+        return "100 %"
+    share = layout.filled_events / layout.total_events if layout.total_events else 0.0
+    return f"{100 * min(share, 1.0):.0f} % ({layout.filled_events:,} of {layout.total_events:,} events)"
 
 
 def experiment(

@@ -38,7 +38,10 @@ class Serving:
 
 
 async def serve(lifespan: Lifespan, settings: ServeSettings) -> Serving:
-    """Wire the process; features are served while Kafka is away, reports are then empty."""
+    """Wire the process; it is ready once the layouts of every loop are known, or have been waited for long enough.
+
+    While Kafka is away the layouts that are known are served, at least those of gyre.yaml; reports are then empty.
+    """
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, redactor)
     redis = await lifespan.enter(open_redis(settings))
@@ -46,6 +49,9 @@ async def serve(lifespan: Lifespan, settings: ServeSettings) -> Serving:
     layouts = ServedLayouts(loops, catalog, partial(open_store, settings, redis))
     windows = QualityWindows(kept=settings.features_quality_kept)
     lifespan.depends_on(Dependency("redis", layouts.newest(next(iter(loops))).store.ping))
+    for loop in loops:
+        check, waits_s = partial(_knows_layouts, catalog, loop), settings.features_layouts_wait_s
+        lifespan.depends_on(Dependency(f"layouts of {loop}", check, required_s=waits_s))
     caught_up = asyncio.Event()
     forgetting = Forgetting(loops, settings.features_forget_wait_s, read_keyring(settings))
     lifespan.background("layouts", catalog.follow())
@@ -59,6 +65,11 @@ async def serve(lifespan: Lifespan, settings: ServeSettings) -> Serving:
     ]
     server = await lifespan.serve(build_server(settings, services, health=lifespan.health))
     return Serving(server, caught_up)
+
+
+async def _knows_layouts(catalog: LayoutCatalog, loop: str) -> bool:
+    """Whether what stood in the topic of a loop's layouts at the start is known."""
+    return catalog.is_ready(loop)
 
 
 async def _follow(

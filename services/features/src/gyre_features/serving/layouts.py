@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from gyre.events.v1 import features_pb2 as events_pb2
 from gyre_core.features import Layout, Reader
 from gyre_core.layouts import KnownLayout, LayoutState
 from gyre_core.spec import LoopSpec
@@ -100,10 +101,9 @@ class ServedLayouts:
         stores = {each.layout.hash: each.store for each in (newest, *known) if each is not None}
         return list(stores.values())
 
-    def maintained(self, loop: str) -> list[KnownLayout]:
-        """What is known of the layouts that are not retired, the one declared last first."""
-        known = (each for each in self._catalog.known(loop).values() if each.is_maintained)
-        return sorted(known, key=lambda each: -each.declared_time)
+    def summaries(self, loop: str) -> list[events_pb2.FeatureLayout]:
+        """What is known of the layouts that are not retired, the one declared last first, without definitions."""
+        return self._catalog.summaries(loop)
 
     def _opened(self, loop: str, known: KnownLayout) -> ServedLayout | None:
         """A known layout; None where this release cannot compile it."""

@@ -11,7 +11,6 @@ from gyre_core.spec import LoopSpec
 from gyre_core.topics import behavior_kept_s
 from gyre_privacy.masking import Privacy
 from gyre_runtime import Invalid, Precondition, Violation, instrument
-from gyre_runtime.layouts import layout_message
 
 from gyre_features.serving.layouts import ServedLayouts
 from gyre_features.serving.popular import popular_for
@@ -100,9 +99,7 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
             pb.FeatureColumn(name=each.name, feature=each.feature, kind=each.kind, scope=each.scope)
             for each in layout.described
         ]
-        known = [layout_message(request.loop, each) for each in self._layouts.maintained(request.loop)]
-        for each in known:
-            each.ClearField("definition")
+        known = self._layouts.summaries(request.loop)
         return pb.DescribeFeaturesResponse(layout=layout.hash, columns=columns, layouts=known)
 
     async def ListPopular(self, request: pb.ListPopularRequest, context: object) -> pb.ListPopularResponse:

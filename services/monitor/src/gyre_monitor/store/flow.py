@@ -69,6 +69,7 @@ def note_candidate(connection: Connection, spec: LoopSpec, event: Event) -> None
         "trigger_id": message.trigger_id,
         "snapshots": json.dumps(dict(message.snapshots)),
         "candidate_time": event.time,
+        "layout": message.layout,
     }
     insert_new(connection, CANDIDATES, [row])
 
@@ -126,12 +127,13 @@ NOTES: Mapping[str, Callable[[Connection, LoopSpec, Event], None]] = {
 """What stores an event, by the topic's name within the loop."""
 
 
-def decide(connection: Connection, spec: LoopSpec, *, now: float, timeout_s: float) -> str | None:
+def decide(connection: Connection, spec: LoopSpec, *, newest: str, now: float, timeout_s: float) -> str | None:
     """Write a trigger down if a run is due and none is under way, to be sent afterwards; return its id.
 
     Args:
         connection: within the transaction that counted what tips it.
         spec: of the loop.
+        newest: hash of the spec's feature layout.
         now: wall clock, unix seconds.
         timeout_s: after which a run or a candidate that nothing more is heard of holds back no trigger.
     """
@@ -141,7 +143,7 @@ def decide(connection: Connection, spec: LoopSpec, *, now: float, timeout_s: flo
     clock = now if spec.clock == "wall" else row.clock
     elapsed_s = None if clock is None or row.schedule_from is None else clock - row.schedule_from
     found = due(spec.training.triggers, Standing(row.interactions_since_trigger, elapsed_s))
-    if found is None or is_under_way(connection, spec.loop, now=now, timeout_s=timeout_s):
+    if found is None or is_under_way(connection, spec.loop, newest=newest, now=now, timeout_s=timeout_s):
         return None
     trigger_id = f"{found.reason.name.lower()}-{uuid.uuid4().hex}"
     trigger = _trigger(spec.loop, trigger_id, reason=found.reason, at=now)
@@ -151,19 +153,29 @@ def decide(connection: Connection, spec: LoopSpec, *, now: float, timeout_s: flo
     return trigger_id
 
 
-def is_under_way(connection: Connection, loop: str, *, now: float, timeout_s: float) -> bool:
-    """Whether a run or a rollout of the loop is under way, as far as the topics tell.
+def is_under_way(connection: Connection, loop: str, *, newest: str, now: float, timeout_s: float) -> bool:
+    """Whether a run of the loop, or a candidate of its newest layout, is under way, as far as the topics tell.
 
     A trigger waits for its candidate, a candidate for its rollout, a rollout for its end. The first two do not wait for
-    ever: a run may be refused where nobody tells it.
+    ever: a run may be refused where nobody tells it. A candidate of an older layout holds nothing back: gyre.yaml asks
+    for a model that reads the newest one, and the deployer lets that wait for its turn.
+
+    Args:
+        connection: to the database.
+        loop: its name.
+        newest: hash of the layout of the loop's gyre.yaml.
+        now: wall clock, unix seconds.
+        timeout_s: after which a run or a candidate that nothing more is heard of counts as over.
     """
     trigger, candidate, rollout = TRIGGERS.c, CANDIDATES.c, ROLLOUTS.c
     answered = exists().where(candidate.loop == trigger.loop, candidate.trigger_id == trigger.trigger_id)
     rolled_out = exists().where(rollout.loop == candidate.loop, rollout.version == candidate.version)
     recent = now - timeout_s
     run = exists().where(trigger.loop == loop, trigger.trigger_time > recent, not_(trigger.closed), not_(answered))
-    waiting = exists().where(candidate.loop == loop, candidate.candidate_time > recent, not_(rolled_out))
-    rolling = exists().where(rollout.loop == loop, rollout.kind.not_in(OVER))
+    older = and_(candidate.layout != "", candidate.layout != newest)
+    waiting = exists().where(candidate.loop == loop, candidate.candidate_time > recent, not_(rolled_out), not_(older))
+    of_older = exists().where(candidate.loop == rollout.loop, candidate.version == rollout.version, older)
+    rolling = exists().where(rollout.loop == loop, rollout.kind.not_in(OVER), not_(of_older))
     return bool(connection.scalar(select(or_(run, waiting, rolling))))
 
 

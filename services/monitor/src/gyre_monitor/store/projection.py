@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gyre_core.features import Layout
 from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec
 from gyre_runtime.events import Event
@@ -66,6 +67,7 @@ class Projection:
     ) -> None:
         self._database, self._loops, self._timeout_s, self._wall = database, dict(loops), timeout_s, wall
         self._forgotten, self._keyring = forgotten, keyring
+        self._newest = {name: Layout.compile(spec).hash for name, spec in loops.items()}
         self.decides = False
         """Whether triggers may be decided: not before it is known which runs and rollouts are under way."""
 
@@ -122,7 +124,8 @@ class Projection:
     def _decide(self, connection: Connection, loop: str) -> str | None:
         if not self.decides:
             return None
-        return flow.decide(connection, self._loops[loop], now=self._wall(), timeout_s=self._timeout_s)
+        spec, newest = self._loops[loop], self._newest[loop]
+        return flow.decide(connection, spec, newest=newest, now=self._wall(), timeout_s=self._timeout_s)
 
     def _apply(self, connection: Connection, events: Sequence[Event]) -> Changes:
         stored, count_from = _offsets(connection)

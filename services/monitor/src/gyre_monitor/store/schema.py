@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    inspect,
     select,
     text,
 )
@@ -168,8 +169,10 @@ CANDIDATES = Table(
     _text("trigger_id"),
     Column("snapshots", Text, nullable=False),
     Column("candidate_time", Float, nullable=False),
+    Column("layout", Text, nullable=False, server_default=""),
     Index("candidates_by_trigger", "loop", "trigger_id"),
 )
+"""`layout` is the hash of the feature layout that a candidate reads; empty where a release before stored it."""
 
 ROLLOUTS = Table(
     "rollouts",
@@ -242,7 +245,13 @@ def _drop_key(connection: Connection) -> None:
     connection.execute(META.delete().where(META.c.name == "user_key"))
 
 
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create, _scope_requests, _drop_key)
+def _add_layouts(connection: Connection) -> None:
+    """Let candidates have a layout."""
+    if "layout" not in {each["name"] for each in inspect(connection).get_columns(CANDIDATES.name)}:
+        connection.execute(text("ALTER TABLE candidates ADD COLUMN layout TEXT NOT NULL DEFAULT ''"))
+
+
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create, _scope_requests, _drop_key, _add_layouts)
 """What turns a database of version n into one of version n + 1; a new one runs all of them."""
 
 

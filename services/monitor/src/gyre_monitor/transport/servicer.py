@@ -12,6 +12,7 @@ from gyre.monitor.v1 import monitor_pb2 as pb
 from gyre.monitor.v1 import monitor_pb2_grpc as rpc
 from gyre_core.spec import LoopSpec
 from gyre_runtime import NotFound, unknown_loop
+from gyre_runtime.layouts import LayoutCatalog
 
 from gyre_monitor.domain.incidents import AlertRecord, incidents
 from gyre_monitor.domain.outcomes import ArmTotals
@@ -30,6 +31,7 @@ class MonitorServicer(rpc.MonitorServiceServicer):
     Args:
         database: what is known.
         loops: specs by name.
+        layouts: the feature layouts of the loops.
         incident_gap_s: alerts at most so many seconds apart belong together.
         topic_differences: what is not as declared of each loop's topics; may be filled later.
         wall: the clock, unix seconds.
@@ -40,13 +42,14 @@ class MonitorServicer(rpc.MonitorServiceServicer):
         database: Database,
         loops: Mapping[str, LoopSpec],
         *,
+        layouts: LayoutCatalog,
         incident_gap_s: float,
         topic_differences: Mapping[str, Sequence[str]] = MappingProxyType({}),
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._database, self._loops = database, dict(loops)
         self._incident_gap_s, self._wall = incident_gap_s, wall
-        self._topic_differences = topic_differences
+        self._topic_differences, self._layouts = topic_differences, layouts
 
     def _spec(self, loop: str) -> LoopSpec:
         spec = self._loops.get(loop)
@@ -63,6 +66,7 @@ class MonitorServicer(rpc.MonitorServiceServicer):
             volume_threshold=volume.events if volume else 0,
             loop_time_s=found.loop_time_s,
             topic_differences=self._topic_differences.get(request.loop, ()),
+            layouts=self._layouts.summaries(request.loop),
         )
         for each in found.stages:
             stage = answer.stages.add(stage=each.stage, state=each.state, subject=each.subject, count=each.count)

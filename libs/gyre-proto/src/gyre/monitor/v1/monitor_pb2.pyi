@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from gyre.events.v1 import features_pb2 as _features_pb2
 from gyre.events.v1 import monitor_pb2 as _monitor_pb2
 import builtins as _builtins
 import sys
@@ -93,6 +94,7 @@ class GetLoopStatusResponse(_message.Message):
     VOLUME_THRESHOLD_FIELD_NUMBER: _builtins.int
     LOOP_TIME_S_FIELD_NUMBER: _builtins.int
     TOPIC_DIFFERENCES_FIELD_NUMBER: _builtins.int
+    LAYOUTS_FIELD_NUMBER: _builtins.int
     interactions_since_trigger: _builtins.int
     """Interactions since the last training trigger."""
     volume_threshold: _builtins.int
@@ -109,6 +111,12 @@ class GetLoopStatusResponse(_message.Message):
         each. `gyre topics GYRE_YAML --apply` mends it. Empty when all is as declared, and before Kafka was there.
         """
 
+    @_builtins.property
+    def layouts(self) -> _containers.RepeatedCompositeFieldContainer[_features_pb2.FeatureLayout]:
+        """Every feature layout of the loop that is not retired, the one declared last first: its state, how much of it is filled, and what wants
+        it. Without definitions. Empty until the topic features.layouts has been read.
+        """
+
     def __init__(
         self,
         *,
@@ -117,10 +125,11 @@ class GetLoopStatusResponse(_message.Message):
         volume_threshold: _builtins.int = ...,
         loop_time_s: _builtins.float = ...,
         topic_differences: _abc.Iterable[_builtins.str] | None = ...,
+        layouts: _abc.Iterable[_features_pb2.FeatureLayout] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interactions_since_trigger", b"interactions_since_trigger", "loop_time_s", b"loop_time_s", "stages", b"stages", "topic_differences", b"topic_differences", "volume_threshold", b"volume_threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interactions_since_trigger", b"interactions_since_trigger", "layouts", b"layouts", "loop_time_s", b"loop_time_s", "stages", b"stages", "topic_differences", b"topic_differences", "volume_threshold", b"volume_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
