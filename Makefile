@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 LOOP ?= movies
 NAME ?=
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 
 # The uv on PATH, or one of our own in var/. Exported, so that what we start uses the same one.
 export UV := $(or $(shell command -v uv),$(CURDIR)/var/uv/bin/uv)
@@ -57,8 +58,8 @@ status: sync ## show every process and its health
 logs: sync ## show the logs: make logs NAME=gateway follows one
 	@$(LOCAL) logs $(if $(NAME),$(NAME) --follow)
 
-test: setup ## unit, adapter, gRPC and end-to-end tests: make test PYTEST_ARGS="services/gateway -x"
-	@$(RUN) pytest -m "not slow" $(PYTEST_ARGS)
+test: setup ## unit, adapter, gRPC and end-to-end tests: make test PYTEST_ARGS="services/gateway -x" TEST_WORKERS=0
+	@$(RUN) pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-slow: setup ## soaks and large runs
 	@$(RUN) pytest -m slow $(PYTEST_ARGS)

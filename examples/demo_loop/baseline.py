@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from gyre_core.features import Interaction
+from gyre_core.features import UserInteraction
 
 
 class DecayedPopularity:
@@ -12,7 +12,7 @@ class DecayedPopularity:
         self._half_life_s = half_life_s
         self._counts: dict[str, tuple[float, float]] = {}
 
-    def add(self, interactions: Iterable[Interaction]) -> None:
+    def add(self, interactions: Iterable[UserInteraction]) -> None:
         """Count interactions, in the order of time."""
         for each in interactions:
             self._counts[each.item_id] = (self._count(each.item_id, each.time) + 1.0, each.time)

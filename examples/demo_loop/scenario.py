@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from gyre_core.features import FieldsChanged, Impression, Interaction
+from gyre_core.features import FieldsChanged, Impression, UserInteraction
 from gyre_core.spec import Duration
 
 A_WEEK = Duration.parse("7d")
@@ -18,7 +18,7 @@ OTHERS = 99
 class Choice:
     """Something that a user did, and the candidates it was chosen from; without candidates it is only told."""
 
-    interaction: Interaction
+    interaction: UserInteraction
     candidates: tuple[str, ...] = ()
 
     @property
@@ -46,7 +46,7 @@ class Scenario:
     spec_file: Path
     title: str
     items: Sequence[FieldsChanged]
-    history: Sequence[Interaction]
+    history: Sequence[UserInteraction]
     shown: Sequence[Impression]
     live: Sequence[Choice]
     enough: int
@@ -101,7 +101,7 @@ class RecentItems:
         return tuple(candidates)
 
 
-def with_candidates(interactions: Iterable[Interaction], *, window_s: float, seed: int) -> Iterator[Choice]:
+def with_candidates(interactions: Iterable[UserInteraction], *, window_s: float, seed: int) -> Iterator[Choice]:
     """Draw the candidates of each interaction from the items that had an event within `window_s` before it.
 
     An interaction whose own item had none, or before there are enough items, gets no candidates. Drawing from
@@ -117,7 +117,7 @@ def with_candidates(interactions: Iterable[Interaction], *, window_s: float, see
 
 def split(
     choices: Sequence[Choice], *, history_share: float, shown: int, live: int
-) -> tuple[list[Interaction], list[Impression], list[Choice]]:
+) -> tuple[list[UserInteraction], list[Impression], list[Choice]]:
     """Part choices in the order of time into history, impressions made up for its newest events, and what comes live.
 
     Args:

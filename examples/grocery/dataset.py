@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
-from gyre_core.features import FieldsChanged, FieldValue, Interaction
+from gyre_core.features import FieldsChanged, FieldValue, UserInteraction
 
 CHECKSUMS = {
     "products.csv": "ffebe0a1251d3ab769aceb8d6898dc6ef70dd0cd52a1421bfc239ff2fd084c5a",
@@ -59,11 +59,11 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file)
 
 
-def purchases(folder: Path) -> list[tuple[Interaction, int]]:
+def purchases(folder: Path) -> list[tuple[UserInteraction, int]]:
     """Every line of a basket with its week, in the order of time; the value is what was paid, in dollars."""
     found = [
         (
-            Interaction(
+            UserInteraction(
                 row["household_id"],
                 row["product_id"],
                 "purchase",

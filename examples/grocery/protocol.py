@@ -12,7 +12,7 @@ from random import Random
 
 from demo_loop.scenario import OTHERS, Choice, RecentItems, Scenario, split
 from grocery.dataset import products, promotions, purchases
-from gyre_core.features import Interaction
+from gyre_core.features import UserInteraction
 from gyre_core.spec import Duration, load_loop
 
 SPEC_FILE = Path(__file__).with_name("gyre.yaml")
@@ -45,7 +45,7 @@ def scenario(folder: Path) -> Scenario:
 
 
 def among_promoted(
-    bought: Iterable[tuple[Interaction, int]], promoted: dict[int, frozenset[str]], *, seed: int
+    bought: Iterable[tuple[UserInteraction, int]], promoted: dict[int, frozenset[str]], *, seed: int
 ) -> Iterator[Choice]:
     """Give the purchases of promoted products their candidates; all others are only told.
 

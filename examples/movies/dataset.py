@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from gyre_core.features import FieldsChanged, FieldValue, Interaction
+from gyre_core.features import FieldsChanged, FieldValue, UserInteraction
 
 ORIGIN = "https://raw.githubusercontent.com/sidooms/MovieTweetings/master/snapshots/100K/"
 CHECKSUMS = {
@@ -80,12 +80,12 @@ def download(folder: Path) -> Path:
     return folder
 
 
-def ratings(folder: Path) -> list[Interaction]:
+def ratings(folder: Path) -> list[UserInteraction]:
     """All ratings in the order of time."""
     found = []
     for line in (folder / "ratings.dat").read_text(encoding="utf-8").splitlines():
         user_id, item_id, value, time = line.split("::")
-        found.append(Interaction(user_id, item_id, "rating", float(time), float(value)))
+        found.append(UserInteraction(user_id, item_id, "rating", float(time), float(value)))
     # Seconds repeat: users and items decide, so that the order is the same everywhere.
     return sorted(found, key=lambda each: (each.time, each.user_id, each.item_id))
 

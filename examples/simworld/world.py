@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from gyre_core.features import FieldsChanged, Interaction
+from gyre_core.features import FieldsChanged, UserInteraction
 
 CATEGORIES = ("books", "film", "games", "garden", "music", "sport")
 TASTE, QUALITY, PRICE = 5.0, 0.8, 0.5
@@ -31,7 +31,7 @@ F64 = npt.NDArray[np.float64]
 class Event:
     """A choice in the world: the click, and the candidates that it was chosen from."""
 
-    interaction: Interaction
+    interaction: UserInteraction
     candidates: tuple[str, ...]
 
 
@@ -99,4 +99,4 @@ class World:
             # The largest of utility plus Gumbel noise is a draw from the logit.
             noisy = self.utility(user_id, candidates) + self._random.gumbel(size=CANDIDATES)
             clicked = candidates[int(noisy.argmax())]
-            yield Event(Interaction(user_id, clicked, "click", round(time, 3)), candidates)
+            yield Event(UserInteraction(user_id, clicked, "click", round(time, 3)), candidates)

@@ -16,7 +16,7 @@ from gyre_client.cli import app
 from gyre_core.keyring import Keyring
 from gyre_features.__main__ import JOBS
 from gyre_local.components import services
-from gyre_local.places import Places
+from gyre_local.places import StackDirectories
 from gyre_local.ports import PORTS_FILE, load_ports
 from gyre_runtime import load_settings
 from gyre_runtime.environment import TOLERATED
@@ -101,7 +101,7 @@ def _containers() -> dict[str, dict[str, Any]]:
 
 def _local(tmp: Path) -> dict[str, dict[str, str]]:
     """The environment that the local stack gives to each process."""
-    places = Places(tmp)
+    places = StackDirectories(tmp)
     recipes = [services.prepare(name, places, PORTS, loops=[Path("gyre.yaml")]) for name in services.MODULES]
     return {
         each.name: {name: text for name, text in each.env.items() if name != "PYTHONUNBUFFERED"} for each in recipes

@@ -70,6 +70,15 @@ def is_retired(name: str) -> bool:
     return bool(words & RETIRED_WORDS) or RETIRED_NAMES.search(name) is not None or name.lstrip("_") in RETIRED_CLASSES
 
 
+def sources() -> Iterator[tuple[str, Path]]:
+    """Every module of the product with its package, without the generated stubs."""
+    for pattern in ("libs/*/src/**/*.py", "services/*/src/**/*.py", "infra/local/src/**/*.py"):
+        for path in ROOT.glob(pattern):
+            package = path.relative_to(ROOT).parts[1]
+            if package != "gyre-proto":
+                yield package, path
+
+
 def identifiers(source: str) -> Iterator[str]:
     """Names that a module gives: classes, functions, arguments, variables, attributes."""
     for node in ast.walk(ast.parse(source)):
@@ -86,14 +95,8 @@ def identifiers(source: str) -> Iterator[str]:
 def found() -> set[str]:
     """`package identifier` of every retired one in the sources."""
     retired = set()
-    for path in [
-        *ROOT.glob("libs/*/src/**/*.py"),
-        *ROOT.glob("services/*/src/**/*.py"),
-        *ROOT.glob("infra/local/src/**/*.py"),
-    ]:
-        package = path.relative_to(ROOT).parts[1]
-        if package != "gyre-proto":
-            retired |= {f"{package} {name}" for name in identifiers(path.read_text()) if is_retired(name)}
+    for package, path in sources():
+        retired |= {f"{package} {name}" for name in identifiers(path.read_text()) if is_retired(name)}
     return retired
 
 
@@ -122,3 +125,13 @@ def test_the_search_finds_them() -> None:
     assert not any(
         map(is_retired, ("almost", "known", "unfolded", "understand", "max_events", "retention_s", "before"))
     )
+
+
+def test_class_names_are_unique() -> None:
+    """A class's name says which class it is, in whatever package it is met."""
+    places: dict[str, list[str]] = {}
+    for _, path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -18,7 +18,7 @@ from gyre.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
 from gyre.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from gyre_core.spec import LoopSpec, load_loop
 from gyre_local import operations
-from gyre_local.places import Places
+from gyre_local.places import StackDirectories
 from gyre_local.ports import Ports
 from gyre_local.stack import Stack, build_stack
 from gyre_local.supervisor import Supervisor
@@ -154,7 +154,7 @@ class Mesh:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Every process of the local stack, healthy."""
     directory = tmp_path_factory.mktemp("mesh")
-    made = build_stack(Places(directory / "var"), free_stack_ports(directory / "ports.toml"), [LOOP_FILE])
+    made = build_stack(StackDirectories(directory / "var"), free_stack_ports(directory / "ports.toml"), [LOOP_FILE])
     try:
         operations.bring_up(made, list(made.members.values()), lambda _name, _step: None)
         yield made

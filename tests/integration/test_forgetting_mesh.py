@@ -16,12 +16,11 @@ from gyre.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 from gyre_core.keyring import Keyring
 from gyre_core.spec import load_loop
 from gyre_core.topics import declared, topic
-from gyre_local.places import Places
+from gyre_local.places import StackDirectories
 from gyre_local.process import Process
 from gyre_local.stack import Stack, build_stack
 from gyre_local.testing import eventually, free_stack_ports
-from gyre_privacy.search import Finding, needles_of, search
-from gyre_privacy.search import Places as Searched
+from gyre_privacy.search import SearchedStores, SearchHit, needles_of, search
 from gyre_privacy.stores import STORES
 from gyre_runtime.kafka import Producer
 
@@ -53,7 +52,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
 def stack(tmp_path: Path) -> Iterator[Stack]:
     """The parts of the mesh that take a person in, on a broker that looks after its topics often."""
     ports = free_stack_ports(tmp_path / "ports.toml")
-    stack = build_stack(Places(tmp_path / "var"), ports, [LOOP_FILE])
+    stack = build_stack(StackDirectories(tmp_path / "var"), ports, [LOOP_FILE])
     running = []
     for name in STARTED:
         recipe = stack.members[name].prepare()
@@ -70,14 +69,14 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         process.stop()
 
 
-async def _looked(stack: Stack) -> Finding:
+async def _looked(stack: Stack) -> SearchHit:
     keyring = Keyring.from_file(stack.places.state("privacy") / "keys.json")
     redis = f"redis://{stack.ports.address('redis', 'server')}/0"
-    places = Searched(stack.ports.address("kafka", "broker"), redis, [stack.places.var])
+    places = SearchedStores(stack.ports.address("kafka", "broker"), redis, [stack.places.var])
     return await search(places, needles_of([MARKED], keyring, loop=LOOP))
 
 
-def _stores(finding: Finding, *needles: str) -> set[str]:
+def _stores(finding: SearchHit, *needles: str) -> set[str]:
     """The declared stores that hold the person; a place of no declared store fails."""
     found = set()
     for place, names in finding.hits.items():

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.gateway.v1 import gateway_pb2 as pb
 from gyre_client.history import refusal_of
-from gyre_core.features import FieldsChanged, Interaction
+from gyre_core.features import FieldsChanged, UserInteraction
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import IMPORT_SOURCE, topic
 from gyre_features.processes.archive import ARCHIVED
@@ -190,7 +190,7 @@ def of_import(spec: LoopSpec, sent: Sent) -> str | None:
     message = sent.message
     if isinstance(message, behavior.Interaction):
         value = message.value if message.HasField("value") else None
-        event: Any = Interaction(message.user_id, message.item_id, message.type, sent.at, value)
+        event: Any = UserInteraction(message.user_id, message.item_id, message.type, sent.at, value)
     elif isinstance(message, behavior.ItemChanged):
         event = FieldsChanged("item", message.item_id, sent.at, field_values(message.fields))
     elif isinstance(message, behavior.UserChanged):
@@ -203,7 +203,7 @@ def of_import(spec: LoopSpec, sent: Sent) -> str | None:
 def watch_of(spec: LoopSpec) -> QualityWatch:
     """The quality worker's watch, which is only asked what it decides."""
     nothing: Any = None
-    return QualityWatch({spec.loop: spec}, TYPES, closed_until=nothing, tell=nothing, commit=nothing, idle_s=60)
+    return QualityWatch({spec.loop: spec}, TYPES, closed_until=nothing, publish=nothing, commit=nothing, idle_s=60)
 
 
 @pytest.mark.parametrize("clock", ["wall", "replay"])

@@ -23,7 +23,7 @@ from gyre.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
 from gyre.trainer.v1.trainer_pb2 import ListRunsRequest
 from gyre.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from gyre_local.components.services import MODULES
-from gyre_local.places import Places
+from gyre_local.places import StackDirectories
 from gyre_local.process import Process
 from gyre_local.stack import Stack, build_stack
 from gyre_local.testing import eventually, free_stack_ports
@@ -110,7 +110,7 @@ async def _true(condition: "asyncio.Future[None] | object") -> bool:
 def world(tmp_path: Path) -> Iterator[World]:
     """The stack, of which nothing runs yet."""
     ports = free_stack_ports(tmp_path / "ports.toml")
-    made = World(build_stack(Places(tmp_path / "var"), ports, [LOOP_FILE]))
+    made = World(build_stack(StackDirectories(tmp_path / "var"), ports, [LOOP_FILE]))
     yield made
     for process in reversed(made.running.values()):
         process.stop()

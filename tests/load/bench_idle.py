@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench_report import Row, show, write
 from gyre_local import operations
-from gyre_local.places import Places
+from gyre_local.places import StackDirectories
 from gyre_local.stack import DEFAULT_LOOP, Stack, build_stack
 from gyre_local.supervisor import Supervisor
 from gyre_local.testing import free_stack_ports
@@ -37,7 +37,9 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gyre-idle-") as folder:
         directory = Path(folder)
-        stack = build_stack(Places(directory / "var"), free_stack_ports(directory / "ports.toml"), [DEFAULT_LOOP])
+        stack = build_stack(
+            StackDirectories(directory / "var"), free_stack_ports(directory / "ports.toml"), [DEFAULT_LOOP]
+        )
         try:
             operations.bring_up(stack, list(stack.members.values()), lambda _name, _step: None)
             rows = _measure(stack, settle_s=given.settle, seconds=given.seconds)

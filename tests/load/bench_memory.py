@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench_mesh import infrastructure
 from bench_report import Row, show, write
-from gyre_core.features import EntityKind, Event, FieldsChanged, Fold, Interaction, Layout, aggregate
+from gyre_core.features import Contribution, EntityKind, Event, FieldsChanged, Layout, UserInteraction, aggregate
 from gyre_core.spec import LoopSpec, load_loop
 from gyre_features.online import OnlineStore
 from gyre_features.online.layout_program import lease_s
@@ -52,7 +52,9 @@ async def measure(url: str, spec: LoopSpec, entities: int) -> list[Row]:
             rows.append(Row("packed value", case, "size", size, "bytes"))
             rows.append(Row("Redis", f"{entities:,} {case}", "memory", used / entities, "bytes/entity"))
             rows.append(Row("Redis", f"a million {case}", "memory", used / entities * 1e6 / 1e9, "GB"))
-        rows.append(Row("Redis", "remembered folds", "memory", await _folds(redis, store, entities), "bytes/event"))
+        rows.append(
+            Row("Redis", "remembered folds", "memory", await _contributions(redis, store, entities), "bytes/event")
+        )
     return rows
 
 
@@ -60,7 +62,7 @@ def _value(spec: LoopSpec, layout: Layout, kind: EntityKind, count: int, seed: i
     """The packed value of an entity with so many events, a second apart, of random types and values."""
     chance, names = random.Random(seed), list(spec.events.interactions)
     events: list[Event] = [FieldsChanged("item", "i", 1e9, {})]
-    events += [Interaction("u", "i", chance.choice(names), 1e9 + n, chance.randint(1, 10)) for n in range(count)]
+    events += [UserInteraction("u", "i", chance.choice(names), 1e9 + n, chance.randint(1, 10)) for n in range(count)]
     return aggregate(layout, events, lambda _: None)[kind, kind[0]].pack(1)
 
 
@@ -78,14 +80,19 @@ async def _filled(redis: Redis, store: OnlineStore, kind: EntityKind, values: Se
     return await _used(redis) - before
 
 
-async def _folds(redis: Redis, store: OnlineStore, events: int) -> float:
+async def _contributions(redis: Redis, store: OnlineStore, events: int) -> float:
     """What Redis takes for what one event read of its item's fields, for as long as those may change late."""
     await redis.flushall()
     before, fields, type_ = await _used(redis), store.layout.item_fields, store.layout.events[0]
     for first in range(0, events, _CHUNK):
         numbers = range(first, first + _CHUNK)
-        folds = [Fold(f"item-{n % 3000:05d}", f"user-{n:08d}", type_, 1e9 + n, 7.0, 5, is_known=True) for n in numbers]
-        await redis.zadd(store.names.folds(0, known=True), {fields.pack_folds(folds): 1e9 + first})
+        contributions = [
+            Contribution(f"item-{n % 3000:05d}", f"user-{n:08d}", type_, 1e9 + n, 7.0, 5, is_known=True)
+            for n in numbers
+        ]
+        await redis.zadd(
+            store.names.contributions(0, known=True), {fields.pack_contributions(contributions): 1e9 + first}
+        )
     return (await _used(redis) - before) / events
 
 

@@ -20,7 +20,7 @@ from gyre_core.features import Layout
 from gyre_core.models import INPUT, LAYOUT_PARAMETER, MODEL_FILE, OUTPUT, triton_model
 from gyre_core.spec import LoopSpec, load_loop
 from gyre_core.topics import declared, topic
-from gyre_local.places import Places
+from gyre_local.places import StackDirectories
 from gyre_local.ports import PORTS_FILE, Ports, load_ports
 from gyre_local.process import Process
 from gyre_local.reserve import free_ports
@@ -81,7 +81,7 @@ class Mesh:
 def infrastructure(names: Sequence[str] = INFRASTRUCTURE) -> Iterator[Mesh]:
     """Kafka, Redis and Triton in a directory of their own; whatever runs at the end is stopped."""
     with tempfile.TemporaryDirectory(prefix="gyre-bench-") as directory:
-        stack = build_stack(Places(Path(directory)), _free_ports(), [LOOP_FILE])
+        stack = build_stack(StackDirectories(Path(directory)), _free_ports(), [LOOP_FILE])
         mesh = Mesh(stack, load_loop(LOOP_FILE), {})
         try:
             for name in names:

@@ -224,8 +224,8 @@ def feast_historical(folder: Path) -> dict[str, float]:
     count, held, acted = _exploded(folder, FEAST_MOST)
     held["impression"] = held["event_id"].str.slice(1).astype("int64")
     for name, rows, also in (("shown", held, ["impression"]), ("acted", acted, [])):
-        touches = rows["user_id"].astype(str) + "|" + rows["item_id"].astype(str)
-        given = rows.assign(touch_id=touches).rename(columns={"event_time": "event_timestamp"})
+        writes = rows["user_id"].astype(str) + "|" + rows["item_id"].astype(str)
+        given = rows.assign(touch_id=writes).rename(columns={"event_time": "event_timestamp"})
         given[["touch_id", "event_timestamp", *also]].to_parquet(directory / f"{name}.parquet")
     command = [str(python), str(Path(__file__).with_name("feast_historical.py")), str(directory), str(WINDOW_S)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -28,11 +28,11 @@ def main(directory: Path, window_s: float) -> None:
     """Declare the view, join, print."""
     (directory / "feature_store.yaml").write_text(CONFIG, encoding="utf-8")
     store = FeatureStore(repo_path=str(directory))
-    touch = Entity(name="touch", join_keys=["touch_id"], value_type=ValueType.STRING)
+    write = Entity(name="touch", join_keys=["touch_id"], value_type=ValueType.STRING)
     source = FileSource(path=str(directory / "shown.parquet"), timestamp_field="event_timestamp")
     schema = [Field(name="impression", dtype=Int64)]
     window = timedelta(seconds=window_s)
-    store.apply([touch, FeatureView(name="shown", entities=[touch], ttl=window, schema=schema, source=source)])
+    store.apply([write, FeatureView(name="shown", entities=[write], ttl=window, schema=schema, source=source)])
     acted = pd.read_parquet(directory / "acted.parquet")
     started = time.perf_counter()
     found = store.get_historical_features(entity_df=acted, features=["shown:impression"]).to_df()

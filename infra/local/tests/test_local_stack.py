@@ -21,7 +21,7 @@ from gyre_local.components.prometheus import scrape_config
 from gyre_local.failures import LocalStackError, NotReady
 from gyre_local.holders import refuse_busy_ports
 from gyre_local.operations import levels
-from gyre_local.places import Places
+from gyre_local.places import StackDirectories
 from gyre_local.ports import load_ports
 from gyre_local.recipe import Recipe
 from gyre_local.reserve import FIRST, LAST, free_ports
@@ -33,7 +33,7 @@ from gyre_local.supervisor import render, socket_path
 def stack(tmp_path: Path) -> Stack:
     """A stack of the repository's ports in a directory of its own."""
     return build_stack(
-        Places(tmp_path / "var"), load_ports(offset=0), [Path("/loops/one.yaml"), Path("/loops/two.yaml")]
+        StackDirectories(tmp_path / "var"), load_ports(offset=0), [Path("/loops/one.yaml"), Path("/loops/two.yaml")]
     )
 
 
@@ -86,7 +86,7 @@ def test_the_supervisor_gets_commands_and_environment_unharmed(tmp_path: Path) -
         env={"GYRE_ODD": "a,b=50%"},
     )
     parser = configparser.RawConfigParser()
-    parser.read_string(render(Places(tmp_path), [recipe]))
+    parser.read_string(render(StackDirectories(tmp_path), [recipe]))
     section = dict(parser["program:odd"])
     assert shlex.split(section["command"].replace("%%", "%"))[-3:] == list(recipe.command)
     assert section["environment"] == 'GYRE_ODD="a,b=50%%"'
@@ -95,9 +95,9 @@ def test_the_supervisor_gets_commands_and_environment_unharmed(tmp_path: Path) -
 
 def test_a_deep_directory_gets_a_short_socket(tmp_path: Path) -> None:
     """The supervisor's socket fits into a unix socket address however deep the checkout lies."""
-    deep = Places(tmp_path / ("deep" * 30))
+    deep = StackDirectories(tmp_path / ("deep" * 30))
     assert len(str(socket_path(deep))) < 100
-    assert socket_path(deep) != socket_path(Places(tmp_path / ("deeper" * 30)))
+    assert socket_path(deep) != socket_path(StackDirectories(tmp_path / ("deeper" * 30)))
 
 
 def test_a_busy_port_is_named_with_its_holder_and_remedy(stack: Stack) -> None:
@@ -140,7 +140,7 @@ def test_a_missing_uv_or_libpython_names_the_remedy(monkeypatch: pytest.MonkeyPa
 
 def test_loops_are_remembered(tmp_path: Path) -> None:
     """The commands after `up` serve the loops that it was given; a loop that does not exist is refused."""
-    places, loop = Places(tmp_path / "var"), tmp_path / "gyre.yaml"
+    places, loop = StackDirectories(tmp_path / "var"), tmp_path / "gyre.yaml"
     assert recorded_loops(places)[0].name == "gyre.yaml"
     with pytest.raises(LocalStackError, match="there is no such loop"):
         record_loops(places, [loop])

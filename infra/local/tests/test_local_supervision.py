@@ -12,7 +12,7 @@ import pytest
 from gyre_local import operations, probes
 from gyre_local.components import redis
 from gyre_local.failures import LocalStackError
-from gyre_local.places import Places
+from gyre_local.places import StackDirectories
 from gyre_local.ports import Ports
 from gyre_local.process import Process, running
 from gyre_local.recipe import Recipe
@@ -35,7 +35,7 @@ def fails_at_once(directory: Path) -> Recipe:
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
     """Two Redis servers, the second after the first, and a process that fails; taken down afterwards."""
-    places = Places(tmp_path / "var")
+    places = StackDirectories(tmp_path / "var")
     first, second = free_ports(2)
     members = [
         Member(
@@ -56,7 +56,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     operations.take_down(stack, lambda *_: None)
 
 
-def prepared_redis(name: str, places: Places, port: int) -> Recipe:
+def prepared_redis(name: str, places: StackDirectories, port: int) -> Recipe:
     """A Redis under another name."""
     return replace(redis.prepare(places.state(name), host=HOST, port=port), name=name)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_client import ClientSettings, import_history
-from gyre_core.features import FieldsChanged, Interaction
+from gyre_core.features import FieldsChanged, UserInteraction
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import BEHAVIOR, topic
 from gyre_runtime.admission import Admission
@@ -51,7 +51,7 @@ async def send_click(kafka: str, spec: LoopSpec, time: float) -> None:
 async def test_an_import_crosses_gaps(kafka: str, spec: LoopSpec) -> None:
     """History with pauses of months is admitted whole in a replay, whichever partitions it is in, also in two parts."""
     settings = ClientSettings(kafka=kafka)
-    events = [Interaction(f"u{n % 9}", "i", "click", BEGIN + 40 * DAY_S * (n // 9) + n) for n in range(36)]
+    events = [UserInteraction(f"u{n % 9}", "i", "click", BEGIN + 40 * DAY_S * (n // 9) + n) for n in range(36)]
     await import_history(settings, spec, events[:18])
     await import_history(settings, spec, events)
     assert await decided(kafka, spec) == {"admitted": 36}

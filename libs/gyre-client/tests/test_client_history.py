@@ -7,7 +7,7 @@ import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_client import ClientSettings, Imported, Invalid, import_history
 from gyre_client.history import imported_ids, prepare
-from gyre_core.features import Event, FieldsChanged, Impression, Interaction
+from gyre_core.features import Event, FieldsChanged, Impression, UserInteraction
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import IMPORT_SOURCE, topic
 from gyre_runtime.events import decode, message_types
@@ -22,7 +22,7 @@ def some_history(count: int) -> list[Event]:
     for number in range(count):
         user = f"u{number % 7}"
         events.append(Impression(user, ("i0", "i1"), 200.0 + number))
-        events.append(Interaction(user, "i0", "rating", 200.0 + number, 5.0))
+        events.append(UserInteraction(user, "i0", "rating", 200.0 + number, 5.0))
     return events
 
 
@@ -64,7 +64,7 @@ async def test_imported_events_say_what_they_are(kafka: str, spec: LoopSpec) -> 
 async def test_a_history_that_breaks_a_rule_is_refused_before_anything_is_sent(kafka: str, spec: LoopSpec) -> None:
     """One rating out of range anywhere, and no event of the history is in Kafka."""
     settings = ClientSettings(kafka=kafka)
-    events = [*some_history(3), Interaction("u", "i", "rating", 300.0, 11.0)]
+    events = [*some_history(3), UserInteraction("u", "i", "rating", 300.0, 11.0)]
     with pytest.raises(Invalid, match="must be 0 to 10"):
         await import_history(settings, spec, events)
     await ensure_topics(settings, [spec])
@@ -74,7 +74,7 @@ async def test_a_history_that_breaks_a_rule_is_refused_before_anything_is_sent(k
 @pytest.mark.parametrize(
     "event",
     [
-        Interaction("u", "i", "purchase", 1.0),
+        UserInteraction("u", "i", "purchase", 1.0),
         FieldsChanged("item", "i", 1.0, {"colour": "red"}),
         FieldsChanged("user", "u", 1.0, {"colour": "red"}),
     ],
@@ -88,12 +88,12 @@ def test_what_the_loop_does_not_declare_is_refused(spec: LoopSpec, event: Event)
 def test_an_event_id_depends_on_all_of_the_event(spec: LoopSpec) -> None:
     """Same content, same id; any difference, another id."""
     variants = [
-        Interaction("u", "i", "rating", 1.0, 5.0),
-        Interaction("v", "i", "rating", 1.0, 5.0),
-        Interaction("u", "j", "rating", 1.0, 5.0),
-        Interaction("u", "i", "rating", 2.0, 5.0),
-        Interaction("u", "i", "rating", 1.0, 6.0),
-        Interaction("u", "i", "click", 1.0),
+        UserInteraction("u", "i", "rating", 1.0, 5.0),
+        UserInteraction("v", "i", "rating", 1.0, 5.0),
+        UserInteraction("u", "j", "rating", 1.0, 5.0),
+        UserInteraction("u", "i", "rating", 2.0, 5.0),
+        UserInteraction("u", "i", "rating", 1.0, 6.0),
+        UserInteraction("u", "i", "click", 1.0),
         Impression("u", ("i",), 1.0),
         Impression("u", ("i", "j"), 1.0),
     ]
@@ -116,7 +116,7 @@ async def test_progress_counts_every_event_once(kafka: str, spec: LoopSpec) -> N
 @pytest.mark.slow
 async def test_the_import_is_fast(kafka: str, spec: LoopSpec) -> None:
     """An interaction costs less than 100 µs of processor time, and so 10,000 a second reach Kafka."""
-    events = [Interaction(f"u{number % 999}", f"i{number}", "click", float(number)) for number in range(50_000)]
+    events = [UserInteraction(f"u{number % 999}", f"i{number}", "click", float(number)) for number in range(50_000)]
     started = time.process_time()
     await import_history(ClientSettings(kafka=kafka), spec, events)
     rate = len(events) / (time.process_time() - started)

@@ -19,7 +19,7 @@ from gyre_client.importing import FileImport, files, load_mapping
 from gyre_client.importing.events import events_by
 from gyre_client.importing.mapping import ItemMapping, UserMapping
 from gyre_client.importing.rows import Rejected, Row, rows_of
-from gyre_core.features import FieldsChanged, Interaction
+from gyre_core.features import FieldsChanged, UserInteraction
 from gyre_core.spec import LoopSpec, SpecError, load_loop, parse_loop, parse_yaml
 from gyre_core.topics import topic
 from gyre_runtime.events import decode, message_types
@@ -131,7 +131,9 @@ def test_events_come_in_the_order_of_time_whatever_the_size(
         run.close()
     assert len(runs) == 15
     expected = sorted(range(100), key=lambda number: times[number])
-    assert [each.user_id for each in merged if isinstance(each, Interaction)] == [f"u{number}" for number in expected]
+    assert [each.user_id for each in merged if isinstance(each, UserInteraction)] == [
+        f"u{number}" for number in expected
+    ]
 
 
 def test_items_carry_their_fields(tmp_path: Path, spec: LoopSpec) -> None:
@@ -183,7 +185,7 @@ def test_broken_lines_cost_only_themselves(tmp_path: Path, spec: LoopSpec, mappi
         (2, "must have 5 columns, not 2"),
         (3, "must be UTF-8 text"),
     ]
-    assert [each.user_id for each in made if isinstance(each, Interaction)] == ["u\n1", "u3"]
+    assert [each.user_id for each in made if isinstance(each, UserInteraction)] == ["u\n1", "u3"]
     assert [each.line for each in read] == [2, 3, 4, 6]
 
 

@@ -17,7 +17,7 @@ from grocery.dataset import find as find_grocery
 from grocery.protocol import among_promoted
 from grocery.protocol import scenario as grocery_scenario
 from gyre_client.history import prepare
-from gyre_core.features import Interaction, Layout, Replay, RequestContext
+from gyre_core.features import Layout, Replay, RequestContext, UserInteraction
 from gyre_core.spec import load_loop, parse_loop
 from gyre_runtime import Unavailable
 from movies import dataset
@@ -84,7 +84,7 @@ def test_the_scenario_parts_time_in_order() -> None:
 
 def test_candidates_are_drawn_from_recent_items_only() -> None:
     """An item counts while an event of it is within the window; without enough of them nothing is drawn."""
-    events = [Interaction("u", f"i{number % 150}", "click", float(number)) for number in range(600)]
+    events = [UserInteraction("u", f"i{number % 150}", "click", float(number)) for number in range(600)]
     choices = list(with_candidates(events, window_s=140.0, seed=1))
     assert not choices[50].candidates
     # Items come back after 150 s, when they have just left the window of 140 s.
@@ -110,7 +110,7 @@ def test_recent_items_forget_and_count_right() -> None:
 
 def test_the_split_keeps_what_has_no_candidates() -> None:
     """A live interaction without candidates is told, too, but does not count as a request."""
-    clicks = [Interaction("u", "i", "click", float(number)) for number in range(20)]
+    clicks = [UserInteraction("u", "i", "click", float(number)) for number in range(20)]
     choices = [Choice(click, ("i",) if click.time % 2 else ()) for click in clicks]
     history, shown, live = split(choices, history_share=0.5, shown=3, live=4)
     assert (len(history), [each.time for each in shown]) == (10, [5.0, 7.0, 9.0])
@@ -231,7 +231,9 @@ def test_without_data_the_simulated_world_is_run(monkeypatch: pytest.MonkeyPatch
 def test_groceries_are_chosen_among_what_was_promoted_and_sells() -> None:
     """Candidates come from the week's promotions that were sold of late; other purchases are only told."""
     seen = frozenset(f"p{number}" for number in range(0, 400, 2))
-    bought = [(Interaction("h", f"p{n % 400}", "purchase", 1000.0 * n, 1.0), 1 if n < 900 else 2) for n in range(1200)]
+    bought = [
+        (UserInteraction("h", f"p{n % 400}", "purchase", 1000.0 * n, 1.0), 1 if n < 900 else 2) for n in range(1200)
+    ]
     choices = list(among_promoted(bought, {1: seen}, seed=3))
     assert not any(choice.candidates for choice in choices[:400])
     assert not any(choice.candidates for choice in choices[900:])

@@ -13,12 +13,12 @@ from gyre_core.features import (
     Event,
     FieldsChanged,
     Impression,
-    Interaction,
     Layout,
     Reader,
     Replay,
     RequestContext,
     State,
+    UserInteraction,
     aggregate,
     item_hash,
     items_needed,
@@ -76,14 +76,14 @@ def read(layout: Layout, events: Sequence[Event], *, time: float = START, user: 
     return store.row(user, time)
 
 
-def rating(user: str, item: str, *, time: float = START, value: float | None = 9.0) -> Interaction:
+def rating(user: str, item: str, *, time: float = START, value: float | None = 9.0) -> UserInteraction:
     """A rating."""
-    return Interaction(user, item, "rating", time, value)
+    return UserInteraction(user, item, "rating", time, value)
 
 
-def click(user: str, item: str, *, time: float = START) -> Interaction:
+def click(user: str, item: str, *, time: float = START) -> UserInteraction:
     """A click."""
-    return Interaction(user, item, "click", time)
+    return UserInteraction(user, item, "click", time)
 
 
 def test_a_count_by_category_is_the_mean_over_the_candidates_categories(layout: Layout) -> None:
@@ -267,7 +267,7 @@ features:
 def test_values_are_packed_in_the_stores_format() -> None:
     """Byte by byte what format 2 is: who changes it gives the store another format, so that no old value is misread."""
     layout = Layout.compile(parse_loop(SMALL, source="test"))
-    events = [FieldsChanged("item", "i", 5.0, {"price": 1.5}), Interaction("u", "i", "click", 7200.0, 1.0)]
+    events = [FieldsChanged("item", "i", 5.0, {"price": 1.5}), UserInteraction("u", "i", "click", 7200.0, 1.0)]
     found = {kind: value.pack(3) for (kind, _), value in aggregate(layout, events, lambda _: None).items()}
     item = struct.pack("<dQ" + "dd" + "dd" + "dd" + "f4x", 7200, 3, 2, 5, 1, 1, 1, 0, 1.5)
     user = struct.pack("<dQ" + "Q" + "dQ", 7200, 3, 1, 7200, item_hash("i"))

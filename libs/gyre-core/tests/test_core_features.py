@@ -10,12 +10,12 @@ from gyre_core.features import (
     Event,
     FieldsChanged,
     Impression,
-    Interaction,
     Layout,
     Reader,
     Replay,
     RequestContext,
     State,
+    UserInteraction,
     aggregate,
     batch_of,
     item_hash,
@@ -65,9 +65,9 @@ def layout(full_loop: LoopSpec) -> Layout:
     return Layout.compile(full_loop)
 
 
-def rating(user: str, item: str, *, days: float, value: float = 8.0) -> Interaction:
+def rating(user: str, item: str, *, days: float, value: float = 8.0) -> UserInteraction:
     """A rating so many days after the start."""
-    return Interaction(user, item, "rating", START + days * DAY, value)
+    return UserInteraction(user, item, "rating", START + days * DAY, value)
 
 
 def read(layout: Layout, events: Iterable[Event], *, days: float, user: str = "ann") -> dict[str, np.ndarray]:
@@ -106,7 +106,7 @@ def test_means_are_smoothed_by_their_prior(layout: Layout) -> None:
 def test_rates_count_shown_items(layout: Layout) -> None:
     """A click on one of two shown items raises its rate and lowers the other's."""
     shown = Impression("ann", ["i0", "i1"], START)
-    row = read(layout, [shown, Interaction("ann", "i0", "click", START)], days=0)
+    row = read(layout, [shown, UserInteraction("ann", "i0", "click", START)], days=0)
     np.testing.assert_allclose(row["item_ctr_7d"][:3], [1.4 / 21, 0.4 / 21, 0.02], rtol=1e-6)
 
 
@@ -223,7 +223,7 @@ def test_a_field_of_the_wrong_kind_is_refused(layout: Layout) -> None:
 
 def test_items_needed_are_those_whose_categories_count(layout: Layout) -> None:
     """Only ratings feed affinity and history, so only their items are looked up."""
-    events = [rating("ann", "i0", days=0), Interaction("ann", "i1", "click", START), rating("bob", "i0", days=1)]
+    events = [rating("ann", "i0", days=0), UserInteraction("ann", "i1", "click", START), rating("bob", "i0", days=1)]
     assert items_needed(layout, events) == ["i0"]
 
 
@@ -355,7 +355,9 @@ def test_a_loop_without_global_features_reads_the_same_way(minimal_loop: LoopSpe
     """A kind of entity that stores nothing costs nothing and breaks nothing."""
     layout = Layout.compile(minimal_loop)
     store = Store(layout)
-    store.apply([FieldsChanged("item", "i0", START, {"category": "hats"}), Interaction("ann", "i0", "click", START)])
+    store.apply(
+        [FieldsChanged("item", "i0", START, {"category": "hats"}), UserInteraction("ann", "i0", "click", START)]
+    )
     row = store.row("ann", ["i0", "i1"], RequestContext(START + 7 * DAY))
     np.testing.assert_allclose(row["item_clicks_7d"], [0.5, 0])
     assert row["item_category_hats"].tolist() == [1, 0]

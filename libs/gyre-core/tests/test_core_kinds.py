@@ -11,17 +11,17 @@ from gyre_core.features import (
     Event,
     FieldsChanged,
     Impression,
-    Interaction,
     Layout,
     Reader,
     Replay,
     RequestContext,
     State,
+    UserInteraction,
     aggregate,
     items_needed,
     merge,
 )
-from gyre_core.features.smoothing import MOST_WEIGHT, learnt_prior
+from gyre_core.features.smoothing import MAX_WEIGHT, learnt_prior
 from gyre_core.spec import PRIOR_BUCKETS, LoopSpec, Prior, SpecError, load_loop, parse_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,9 +69,9 @@ def read(
     return dict(zip(layout.columns, matrix.T, strict=True))
 
 
-def click(user: str, item: str, *, time: float = START) -> Interaction:
+def click(user: str, item: str, *, time: float = START) -> UserInteraction:
     """A click."""
-    return Interaction(user, item, "click", time)
+    return UserInteraction(user, item, "click", time)
 
 
 def test_a_vector_has_a_column_for_each_number(layout: Layout) -> None:
@@ -206,7 +206,7 @@ def test_items_of_one_rate_are_smoothed_the_most() -> None:
     below = np.full((1, PRIOR_BUCKETS), 50_000.0) + draw.integers(0, 5_000, PRIOR_BUCKETS)
     above = below * 0.05
     _, weight = learnt_prior(above, below, np.array([below.sum()]), Prior(mean=0.5, weight=10))
-    assert weight[0] == pytest.approx(MOST_WEIGHT)
+    assert weight[0] == pytest.approx(MAX_WEIGHT)
 
 
 def test_by_category_the_mean_is_that_of_the_candidates_categories(layout: Layout) -> None:

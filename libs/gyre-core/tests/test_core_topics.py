@@ -72,7 +72,7 @@ def test_keys_carry_loop_layout_and_shard() -> None:
     """An entity's key names the store's format, loop, shard, layout, kind and id, in that order."""
     key = keys.entity_key("movies", "abc", shard=3, kind="item", id="tt1")
     assert key == "gyre2:{movies:3}:abc:item:tt1"
-    assert keys.fence_key("movies", "abc", shard=0, topic="movies.catalog.items", partition=2).startswith(
+    assert keys.applied_offset_key("movies", "abc", shard=0, topic="movies.catalog.items", partition=2).startswith(
         keys.prefix("movies", "abc", shard=0)
     )
 

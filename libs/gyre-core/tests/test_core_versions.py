@@ -6,15 +6,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from gyre_core.features import (
+    Contribution,
+    ContributionBuffers,
     Event,
     FieldsChanged,
-    Fold,
     Impression,
-    Interaction,
     Layout,
-    Remembered,
     Replay,
     RequestContext,
+    UserInteraction,
     with_version,
 )
 from gyre_core.spec import parse_loop
@@ -53,9 +53,9 @@ def layout() -> Layout:
     return Layout.compile(parse_loop(SPEC, source="test"))
 
 
-def click(item: str, minute: float, user: str = "ann") -> Interaction:
+def click(item: str, minute: float, user: str = "ann") -> UserInteraction:
     """A click."""
-    return Interaction(user, item, "click", START + 60 * minute)
+    return UserInteraction(user, item, "click", START + 60 * minute)
 
 
 def change(item: str, minute: float, *genres: str) -> FieldsChanged:
@@ -116,8 +116,8 @@ def test_any_order_gives_what_the_order_of_time_gives(layout: Layout, data: st.D
     at = st.integers(0, 59).map(lambda minute: START + 60.0 * minute)
     item, user = st.sampled_from(ITEMS), st.sampled_from(USERS)
     genres = st.lists(st.sampled_from(["action", "drama", "comedy"]), unique=True, max_size=2)
-    clicks = st.builds(Interaction, user, item, st.just("click"), at)
-    rated = st.builds(Interaction, user, item, st.just("rating"), at, st.floats(-5, 5, width=32))
+    clicks = st.builds(UserInteraction, user, item, st.just("click"), at)
+    rated = st.builds(UserInteraction, user, item, st.just("rating"), at, st.floats(-5, 5, width=32))
     shown = st.builds(Impression, user, st.lists(item, min_size=1, max_size=3), at)
     versions = st.builds(
         lambda item_id, time, held: FieldsChanged("item", item_id, time, {"genres": held, "maker": "".join(held)}),
@@ -145,13 +145,15 @@ def test_versions_go_when_no_event_may_come_that_is_so_old(layout: Layout) -> No
 def test_packed_folds_and_versions_come_back(layout: Layout) -> None:
     """What is remembered elsewhere is the same when it is read, names beyond ASCII and missing values included."""
     fields, draw = layout.item_fields, random.Random(3)
-    folds = [
-        Fold("öl", "zoë", draw.choice(layout.events), START + n, draw.choice([float("nan"), 2.5]), n % 8, n % 2 > 0)
+    contributions = [
+        Contribution(
+            "öl", "zoë", draw.choice(layout.events), START + n, draw.choice([float("nan"), 2.5]), n % 8, n % 2 > 0
+        )
         for n in range(20)
     ]
-    back = fields.unpack_folds(b"prefix" + fields.pack_folds(folds), 6)
+    back = fields.unpack_contributions(b"prefix" + fields.pack_contributions(contributions), 6)
     told = [(f.item_id, f.user_id, f.type, f.time, f.given, f.mask, f.is_known) for f in back]
-    assert told == [(f.item_id, f.user_id, f.type, f.time, f.given, f.mask, f.is_known) for f in folds]
+    assert told == [(f.item_id, f.user_id, f.type, f.time, f.given, f.mask, f.is_known) for f in contributions]
     versions = tuple(fields.version(START + n, (n % 2, 1, 0, *[0] * 8)) for n in range(3))
     assert fields.unpack(None, fields.pack(versions)) == versions
 
@@ -159,12 +161,12 @@ def test_packed_folds_and_versions_come_back(layout: Layout) -> None:
 def test_what_is_remembered_is_bounded_by_age_and_count(layout: Layout) -> None:
     """A batch's folds go when an event is newer by the bound, and the oldest when there are too many batches."""
 
-    def fold(second: float) -> Fold:
-        return Fold("i0", "ann", "click", START + second, float("nan"), 0, is_known=False)
+    def contribution(second: float) -> Contribution:
+        return Contribution("i0", "ann", "click", START + second, float("nan"), 0, is_known=False)
 
-    kept = Remembered(layout, most=3)
+    kept = ContributionBuffers(layout, max_batches=3)
     for second in range(5):
-        kept.add([fold(second)])
+        kept.add([contribution(second)])
     assert [each.time - START for each in kept.of("i0")] == [2, 3, 4]
     kept.cut(START + HOUR + 3.5)
     assert [each.time - START for each in kept.of("i0")] == [4]

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,9 +17,12 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from gyre_core.keyring import Keyring
 from gyre_core.topics import TOPICS, Topic
-from gyre_local.process import Process
+from gyre_local.components import kafka as kafka_component
+from gyre_local.process import Process, running
+from gyre_local.reserve import free_ports
+from gyre_local.testing import HOST
 from gyre_privacy.pseudonyms import user_hash
-from gyre_privacy.search import Places, needles_of, search
+from gyre_privacy.search import SearchedStores, needles_of, search
 from gyre_privacy.stores import KAFKA, REDIS, STORES, store_of
 from gyre_runtime.kafka import create_topics
 from redis.asyncio import Redis
@@ -86,7 +89,7 @@ async def test_every_format_of_files_is_decoded(name: str, tmp_path: Path) -> No
     """The person is found in compressed columns, free pages, long values, write-ahead logs, archives and names."""
     WRITERS[name](tmp_path / name)
     (tmp_path / "other.txt").write_text("somebody-else")
-    finding = await search(Places(folders=[tmp_path]), NEEDLES)
+    finding = await search(SearchedStores(folders=[tmp_path]), NEEDLES)
     assert [Path(place).name.removesuffix("-wal") for place in finding.hits] == [name]
     assert not finding.unread
 
@@ -94,7 +97,9 @@ async def test_every_format_of_files_is_decoded(name: str, tmp_path: Path) -> No
 async def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     """A file that is not of the format it begins as is no proof that nobody is in it."""
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
-    finding = await search(Places(kafka="127.0.0.1:1", redis="redis://127.0.0.1:1/0", folders=[tmp_path]), NEEDLES)
+    finding = await search(
+        SearchedStores(kafka="127.0.0.1:1", redis="redis://127.0.0.1:1/0", folders=[tmp_path]), NEEDLES
+    )
     assert set(finding.unread) == {KAFKA, REDIS, f"file:{tmp_path / 'torn.parquet'}"}
 
 
@@ -110,7 +115,7 @@ async def test_topics_and_their_segments_are_read(
         for record in ({"key": MARKED.encode()}, {"headers": [("user", MARKED.encode())]}):
             await producer.send_and_wait(name, b"x" * 5000 + b"value", **record)
     folder = kafka_process.recipe.directory
-    finding = await search(Places(kafka=kafka, folders=[folder], loop=loop_name), NEEDLES)
+    finding = await search(SearchedStores(kafka=kafka, folders=[folder], loop=loop_name), NEEDLES)
     segments = [place for place in finding.hits if place.endswith(".log") and loop_name in place]
     assert f"{KAFKA}{name}" in finding.hits
     assert len(segments) == 1
@@ -135,7 +140,7 @@ async def test_every_type_of_key_is_read(redis_url: str, loop_name: str) -> None
         former = f"gyre:{loop_name}:abc:{{0}}:user:{MARKED}"
         await redis.set(former, b"1")
         await redis.set(f"gyre2:{{{loop_name}:0}}:abc:user:other", b"1")
-        finding = await search(Places(redis=redis_url, loop=loop_name), NEEDLES)
+        finding = await search(SearchedStores(redis=redis_url, loop=loop_name), NEEDLES)
         await redis.delete(former, *names, f"gyre2:{{{loop_name}:0}}:abc:user:other")
     assert finding.places("id") == {f"{REDIS}{name}" for name in (*names, former)}
 
@@ -148,8 +153,18 @@ def test_every_topic_of_users_is_of_a_declared_store() -> None:
             assert store_of(f"{KAFKA}shop.{decl.suffix}.dlq") is STORES[0]
 
 
+@pytest.fixture
+def empty_kafka(tmp_path: Path) -> Iterator[str]:
+    """A broker without the topics of other tests, since the command reads them all."""
+    broker, controller = free_ports(2)
+    address = kafka_component.BrokerAddress(HOST, broker=broker, controller=controller)
+    recipe = kafka_component.prepare(tmp_path / "kafka", address, quick_start=True)
+    with running(recipe, log=tmp_path / "kafka.log"):
+        yield f"{HOST}:{broker}"
+
+
 @pytest.mark.adapter
-def test_operators_search_by_command(tmp_path: Path, kafka: str, redis_url: str) -> None:
+def test_operators_search_by_command(tmp_path: Path, empty_kafka: str, redis_url: str) -> None:
     """`python -m gyre_privacy search` names each place, its store and until when, and leaves with 1."""
     key_file = tmp_path / "keys.json"
     key_file.write_text(json.dumps({"stable": "ab" * 32}))
@@ -157,7 +172,7 @@ def test_operators_search_by_command(tmp_path: Path, kafka: str, redis_url: str)
     data.mkdir()
     (data / "monitor.db").write_bytes(user_hash(Keyring.from_file(key_file), "shop", "nobody-52c"))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GYRE_")}
-    environment |= {"GYRE_KAFKA": kafka, "GYRE_REDIS": redis_url, "GYRE_PRIVACY_KEY_FILE": str(key_file)}
+    environment |= {"GYRE_KAFKA": empty_kafka, "GYRE_REDIS": redis_url, "GYRE_PRIVACY_KEY_FILE": str(key_file)}
     command = [sys.executable, "-m", "gyre_privacy", "search", "shop", "nobody-52c", str(data)]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert f"{data / 'monitor.db'}: hash (monitor's database, until: at once)" in found.stdout

@@ -429,7 +429,7 @@ async def test_topics_are_created_once_and_grow(kafka: str, loop_name: str) -> N
 async def test_a_producer_starts_before_its_broker(tmp_path: Path) -> None:
     """Without a broker it starts, refuses what is sent, keeps what is enqueued within its bound, and delivers that."""
     broker, controller = free_ports(2)
-    address = kafka_component.Address("127.0.0.1", broker=broker, controller=controller)
+    address = kafka_component.BrokerAddress("127.0.0.1", broker=broker, controller=controller)
     recipe = kafka_component.prepare(tmp_path / "kafka", address, quick_start=True)
     topic, dropped = "early.behavior.interactions", []
     bootstrap = f"127.0.0.1:{broker}"

@@ -28,7 +28,7 @@ from gyre_core.features import Layout
 from gyre_core.models import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, triton_model
 from gyre_core.spec import LoopSpec, load_loop
 from gyre_core.topics import declared, topic
-from gyre_deployer.bootstrap import Running, bootstrap
+from gyre_deployer.bootstrap import RunningDeployer, bootstrap
 from gyre_deployer.settings import DeployerSettings
 from gyre_local.testing import TritonServer, eventually
 from gyre_runtime import Channel, GyreError, Lifespan, ServiceSettings, channel, setup_telemetry, start_span
@@ -327,7 +327,7 @@ class Deployer:
     loop: str
     stub: DeployerServiceStub
     lifespan: Lifespan
-    running: Running
+    running: RunningDeployer
 
     async def rollouts(self) -> list[pb.Rollout]:
         """All rollouts, newest first."""

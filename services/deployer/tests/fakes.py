@@ -11,16 +11,16 @@ from gyre_core.models import split_model
 from gyre_core.spec import LoopSpec
 from gyre_deployer.domain.alerts import Alert
 from gyre_deployer.domain.loading import LoadRecord
-from gyre_deployer.domain.observation import Counts, Report
+from gyre_deployer.domain.observation import ObservedGateway, VersionRequests
 from gyre_deployer.domain.rollouts import Candidate, Change, LoopState, apply
 from gyre_deployer.handlers.commands import Commands
 from gyre_deployer.handlers.ledger import RolloutLedger
 from gyre_deployer.handlers.loading import LoadAttempts
 from gyre_deployer.handlers.reconcile import Reconciler
 from gyre_deployer.handlers.recovery import Recovery
-from gyre_deployer.handlers.serving import Serving, WarmUp
+from gyre_deployer.handlers.serving import ServedVersions, WarmUp
 from gyre_deployer.handlers.waiting import Waiting
-from gyre_deployer.ports import Artifact, Refused
+from gyre_deployer.ports import Artifact, CandidateRefused
 from gyre_deployer.wire import snapshot_message, state_of, view_message
 from gyre_runtime import Unavailable
 
@@ -38,7 +38,7 @@ class World:
     views: list[RolloutView] = field(default_factory=list)
     snapshots: list[LoopState] = field(default_factory=list)
     registered: list[Candidate] = field(default_factory=list)
-    reports: dict[str, Report] = field(default_factory=dict)
+    reports: dict[str, ObservedGateway] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     served: set[str] = field(default_factory=set)
     load_records: dict[str, LoadRecord] = field(default_factory=dict)
@@ -76,10 +76,10 @@ class World:
 
     def serve(self, version: str, requests: int, *, failures: int = 0, instance: str = "g1", **traits: object) -> None:
         """Let a gateway have seen further requests, and acknowledge the newest epoch."""
-        before = self.reports.get(instance, Report(instance, 0, 0.0, 0.0))
+        before = self.reports.get(instance, ObservedGateway(instance, 0, 0.0, 0.0))
         counts = dict(before.counts)
-        more = Counts(requests, failures, (0.1,), (requests - failures, 0))
-        counts[version] = counts.get(version, Counts()).plus(more)
+        more = VersionRequests(requests, failures, (0.1,), (requests - failures, 0))
+        counts[version] = counts.get(version, VersionRequests()).plus(more)
         epoch = self.log[-1].epoch if self.log else 0
         self.reports[instance] = replace(
             before,
@@ -152,7 +152,7 @@ class FakeServer:
             self.world.served.clear()
             raise Unavailable("AWAY", "the connection broke")
         if self.world.files.get(version) == b"broken":
-            raise Refused("cannot be loaded")
+            raise CandidateRefused("cannot be loaded")
         assert version in self.world.files
         self.world.served.add(name)
         self.world.fail()
@@ -218,7 +218,7 @@ class FakeArtifacts:
     async def read(self, candidate: Candidate) -> Artifact:
         """See `Artifacts`."""
         if candidate.version in self.world.lost_artifacts:
-            raise Refused("the artefact cannot be read")
+            raise CandidateRefused("the artefact cannot be read")
         graph = b"broken" if "broken" in candidate.artifact_uri else candidate.artifact_uri.encode()
         features = np.ones((4, 3), np.float32)
         return Artifact(graph, features, features.sum(axis=1))
@@ -256,7 +256,7 @@ class Reports:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def reports(self) -> list[Report]:
+    def reports(self) -> list[ObservedGateway]:
         """See `Gateways`."""
         return list(self.world.reports.values())
 
@@ -298,7 +298,7 @@ class Process:
         clock = lambda: world.now  # noqa: E731 - the world's time, wherever it is then
         attempts = LoadAttempts(world.spec.loop, server, repository, first_backoff_s=0.1, now=clock)
         layouts = FakeLayouts(world)
-        serving = Serving(layouts, server, repository, FakeArtifacts(world), WarmUp(2, 5), attempts)
+        serving = ServedVersions(layouts, server, repository, FakeArtifacts(world), WarmUp(2, 5), attempts)
         candidates = Registered(world)
         recovery = Recovery(ledger, serving, FakeAlerts(world), first_pause_s=0.5, now=clock)
         ledger.candidates = candidates

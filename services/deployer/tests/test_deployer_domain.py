@@ -7,9 +7,9 @@ import pytest
 from gyre_core.spec import Duration, GuardrailSpec, RolloutStep
 from gyre_deployer.domain import decisions
 from gyre_deployer.domain.guardrails import Outcome, Verdict, is_breach, judge
-from gyre_deployer.domain.observation import SETTLING_S, Counts, Observation, Report, lagging, tripped
+from gyre_deployer.domain.observation import SETTLING_S, Observation, ObservedGateway, VersionRequests, lagging, tripped
 from gyre_deployer.domain.projection import arms
-from gyre_deployer.domain.rollouts import ENDED, RUNNING, Candidate, Change, Kind, LoopState, State, apply, fold
+from gyre_deployer.domain.rollouts import ENDED, RUNNING, Candidate, Change, Kind, LoopState, RolloutState, apply, fold
 from gyre_deployer.wire import change_message, change_of, view_message
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,18 +40,18 @@ def begun(state: LoopState, version: str) -> LoopState:
     return numbered(state, *decisions.begin([model(version)], model(version), state))
 
 
-def at(state: LoopState, wanted: State) -> LoopState:
+def at(state: LoopState, wanted: RolloutState) -> LoopState:
     """The state with the rollout under way brought to a state by the shortest way."""
     ways = {
-        State.STARTED: [],
-        State.VALIDATED: [Kind.VALIDATED],
-        State.LOADED: [Kind.VALIDATED, Kind.LOADED],
-        State.WARMED: [Kind.VALIDATED, Kind.LOADED, Kind.WARMED],
-        State.CANARY: [Kind.VALIDATED, Kind.LOADED, Kind.WARMED, Kind.SHIFTED],
-        State.PAUSED: [Kind.PAUSED],
-        State.PROMOTED: [Kind.VALIDATED, Kind.LOADED, Kind.WARMED, Kind.PROMOTED],
-        State.ROLLED_BACK: [Kind.ROLLED_BACK],
-        State.REFUSED: [Kind.REFUSED],
+        RolloutState.STARTED: [],
+        RolloutState.VALIDATED: [Kind.VALIDATED],
+        RolloutState.LOADED: [Kind.VALIDATED, Kind.LOADED],
+        RolloutState.WARMED: [Kind.VALIDATED, Kind.LOADED, Kind.WARMED],
+        RolloutState.CANARY: [Kind.VALIDATED, Kind.LOADED, Kind.WARMED, Kind.SHIFTED],
+        RolloutState.PAUSED: [Kind.PAUSED],
+        RolloutState.PROMOTED: [Kind.VALIDATED, Kind.LOADED, Kind.WARMED, Kind.PROMOTED],
+        RolloutState.ROLLED_BACK: [Kind.ROLLED_BACK],
+        RolloutState.REFUSED: [Kind.REFUSED],
     }
     rollout_id = state.current
     for kind in ways[wanted]:
@@ -77,15 +77,19 @@ def moves(state: LoopState) -> list[Change]:
             found.append(decisions.roll_back(live, "back"))
         return found
     found.append(decisions.roll_back(rollout, "back"))
-    if rollout.state == State.PAUSED:
+    if rollout.state == RolloutState.PAUSED:
         return [*found, decisions.follow(rollout, Kind.RESUMED, "on")]
     found.append(decisions.follow(rollout, Kind.PAUSED, "hold"))
-    forward = {State.STARTED: Kind.VALIDATED, State.VALIDATED: Kind.LOADED, State.LOADED: Kind.WARMED}
+    forward = {
+        RolloutState.STARTED: Kind.VALIDATED,
+        RolloutState.VALIDATED: Kind.LOADED,
+        RolloutState.LOADED: Kind.WARMED,
+    }
     if rollout.state in forward:
         found.append(decisions.follow(rollout, forward[rollout.state], "on"))
-    if rollout.state == State.WARMED:
+    if rollout.state == RolloutState.WARMED:
         found.append(decisions.open_traffic(rollout, STEPS))
-    if rollout.state == State.CANARY:
+    if rollout.state == RolloutState.CANARY:
         found += [decisions.advance(rollout, STEPS, "on"), decisions.return_traffic(rollout, STEPS, "again")]
         found.append(decisions.withdraw_traffic(rollout, "away"))
     else:
@@ -116,23 +120,23 @@ def test_whatever_happens_the_state_stays_whole(choices: list[int]) -> None:
 
 def test_a_change_that_cannot_follow_is_refused() -> None:
     """Every change comes only from the states that the design gives it; the log is never folded into nonsense."""
-    live = at(begun(LoopState("shop"), "v1"), State.PROMOTED)
+    live = at(begun(LoopState("shop"), "v1"), RolloutState.PROMOTED)
     allowed = {
-        State.STARTED: {Kind.VALIDATED},
-        State.VALIDATED: {Kind.LOADED},
-        State.LOADED: {Kind.WARMED},
-        State.WARMED: {Kind.SHIFTED, Kind.PROMOTED},
-        State.CANARY: {Kind.SHIFTED, Kind.PROMOTED},
-        State.PAUSED: {Kind.RESUMED, Kind.PROMOTED, Kind.ROLLED_BACK},
-        State.PROMOTED: {Kind.ROLLED_BACK, Kind.UNLOADED, Kind.FELL_BACK},
-        State.ROLLED_BACK: {Kind.UNLOADED},
-        State.REFUSED: {Kind.UNLOADED},
+        RolloutState.STARTED: {Kind.VALIDATED},
+        RolloutState.VALIDATED: {Kind.LOADED},
+        RolloutState.LOADED: {Kind.WARMED},
+        RolloutState.WARMED: {Kind.SHIFTED, Kind.PROMOTED},
+        RolloutState.CANARY: {Kind.SHIFTED, Kind.PROMOTED},
+        RolloutState.PAUSED: {Kind.RESUMED, Kind.PROMOTED, Kind.ROLLED_BACK},
+        RolloutState.PROMOTED: {Kind.ROLLED_BACK, Kind.UNLOADED, Kind.FELL_BACK},
+        RolloutState.ROLLED_BACK: {Kind.UNLOADED},
+        RolloutState.REFUSED: {Kind.UNLOADED},
     }
     for state in RUNNING:
         allowed[state] |= {Kind.PAUSED, Kind.ROLLED_BACK}
-    for state in RUNNING - {State.CANARY}:
+    for state in RUNNING - {RolloutState.CANARY}:
         allowed[state] |= {Kind.REFUSED}
-    for state, kind in product(State, Kind):
+    for state, kind in product(RolloutState, Kind):
         there = at(begun(live, "v2"), state)
         change = decisions.follow(there.rollouts[there.current], kind, "why")
         if kind in allowed[state]:
@@ -156,7 +160,7 @@ def test_epochs_and_starts_are_guarded() -> None:
 
 def test_promotion_and_the_way_back() -> None:
     """The live model becomes the last good one; a rolled-back promotion makes it live again, and is no fallback."""
-    state = at(begun(at(begun(LoopState("shop"), "v1"), State.PROMOTED), "v2"), State.PROMOTED)
+    state = at(begun(at(begun(LoopState("shop"), "v1"), RolloutState.PROMOTED), "v2"), RolloutState.PROMOTED)
     assert (state.live, state.last_good, state.unnamed) == ("v2", "v1", {})
     state = numbered(state, decisions.roll_back(state.rollouts[state.current], "complaints"))
     assert (state.live, state.last_good) == ("v1", "")
@@ -166,13 +170,13 @@ def test_promotion_and_the_way_back() -> None:
 
 def test_a_paused_canary_keeps_its_users() -> None:
     """Pausing changes no share, and resuming goes back to the same step, observed anew."""
-    canary = at(begun(at(begun(LoopState("shop"), "v1"), State.PROMOTED), "v2"), State.CANARY)
+    canary = at(begun(at(begun(LoopState("shop"), "v1"), RolloutState.PROMOTED), "v2"), RolloutState.CANARY)
     rollout = canary.rollouts[canary.current]
     paused = numbered(canary, decisions.follow(rollout, Kind.PAUSED, "lunch"))
     assert [arm.share for arm in arms(paused)] == [arm.share for arm in arms(canary)]
     resumed = numbered(paused, decisions.follow(paused.rollouts[paused.current], Kind.RESUMED, "on"))
     after = resumed.rollouts[resumed.current]
-    assert (after.state, after.share, after.step) == (State.CANARY, 0.1, 0)
+    assert (after.state, after.share, after.step) == (RolloutState.CANARY, 0.1, 0)
     assert after.observed_epoch == resumed.epoch > rollout.observed_epoch
 
 
@@ -213,9 +217,9 @@ def test_the_log_keeps_every_field(change: Change) -> None:
 
 def test_the_view_carries_what_requests_need() -> None:
     """The projection of a canary names arms, versions, layouts, runs, the rollout and its trace context."""
-    state = at(begun(LoopState("shop"), "v1"), State.PROMOTED)
+    state = at(begun(LoopState("shop"), "v1"), RolloutState.PROMOTED)
     (start,) = decisions.begin([model("v2")], model("v2"), state)
-    state = at(numbered(state, replace(start, traceparent="00-trace")), State.CANARY)
+    state = at(numbered(state, replace(start, traceparent="00-trace")), RolloutState.CANARY)
     view = view_message(state)
     assert [(arm.name, arm.version, arm.share, arm.run_id, arm.layout) for arm in view.arms] == [
         ("live", "v1", 0.9, "run-v1", "layout"),
@@ -226,12 +230,12 @@ def test_the_view_carries_what_requests_need() -> None:
     assert not view_message(LoopState("shop")).arms
 
 
-def seen(requests: int, failures: int = 0, *, slow: int = 0, bucket: int = 3) -> Counts:
+def seen(requests: int, failures: int = 0, *, slow: int = 0, bucket: int = 3) -> VersionRequests:
     """Counts of a version whose scored requests are fast but for some."""
     fast = requests - failures - slow
     latencies = [fast, 0, 0, 0, 0]
     latencies[bucket] += slow
-    return Counts(requests, failures, BOUNDS, tuple(latencies))
+    return VersionRequests(requests, failures, BOUNDS, tuple(latencies))
 
 
 @pytest.mark.parametrize(
@@ -259,7 +263,7 @@ def seen(requests: int, failures: int = 0, *, slow: int = 0, bucket: int = 3) ->
     ],
 )
 def test_guardrails_hold_only_what_is_significant_against_a_candidate(
-    candidate: Counts, live: Counts, outcome: Outcome
+    candidate: VersionRequests, live: VersionRequests, outcome: Outcome
 ) -> None:
     """Errors, p99 and its ratio fail a candidate when chance does not explain them, and live does not share them."""
     verdict = judge(candidate, live, GUARDRAILS)
@@ -277,7 +281,7 @@ def test_guardrails_hold_only_what_is_significant_against_a_candidate(
         (seen(20, slow=2), True),
     ],
 )
-def test_a_second_is_breached_when_live_shows_more_than_chance(live: Counts, breaches: bool) -> None:
+def test_a_second_is_breached_when_live_shows_more_than_chance(live: VersionRequests, breaches: bool) -> None:
     """One interval of the live model is past a limit where the exact tail is below 5 %."""
     assert is_breach(live, GUARDRAILS) == breaches
 
@@ -291,13 +295,13 @@ def test_more_failures_never_help(requests: int, failures: int, more: int) -> No
     assert outcomes == sorted(outcomes)
 
 
-def report(instance: str, version: str, counts: Counts, **traits: object) -> Report:
+def report(instance: str, version: str, counts: VersionRequests, **traits: object) -> ObservedGateway:
     """What a gateway says of one version."""
     given_traits = {"epoch": 1, "time": 100.0, "lease_s": 5.0} | traits
-    return Report(instance, counts={version: counts}, **given_traits)  # type: ignore[arg-type]
+    return ObservedGateway(instance, counts={version: counts}, **given_traits)  # type: ignore[arg-type]
 
 
-def watching(*reports: Report) -> Observation:
+def watching(*reports: ObservedGateway) -> Observation:
     """An observation of v2 beside v1 that begins with these reports."""
     return Observation.begin(reports, ("v2", "v1"), lambda counts: is_breach(counts, GUARDRAILS))
 
@@ -305,11 +309,11 @@ def watching(*reports: Report) -> Observation:
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9), st.booleans(), st.booleans()), max_size=40))
 def test_what_was_seen_is_the_sum_of_all_growth(rounds: list[tuple[str, int, bool, bool]]) -> None:
     """However often reports are read, the totals are all requests since the start, over restarts of gateways too."""
-    counters = {"a": seen(50, 5), "b": Counts()}
+    counters = {"a": seen(50, 5), "b": VersionRequests()}
     observation = watching(report("a", "v2", counters["a"]))
     total = failed = 0
     for number, (instance, growth, restarts, is_read_twice) in enumerate(rounds):
-        before = Counts() if restarts and counters[instance].requests > growth else counters[instance]
+        before = VersionRequests() if restarts and counters[instance].requests > growth else counters[instance]
         counters[instance] = before.plus(seen(growth, growth // 2))
         total, failed = total + growth, failed + growth // 2
         reports = [report(each, "v2", counts) for each, counts in counters.items()]
@@ -319,7 +323,7 @@ def test_what_was_seen_is_the_sum_of_all_growth(rounds: list[tuple[str, int, boo
     observation = observation.advanced([], len(rounds) + SETTLING_S)
     totals = observation.candidate
     assert (totals.requests, totals.failures, totals.scored) == (total, failed, total - failed)
-    assert (observation.live, observation.spoiled) == (Counts(), 0)
+    assert (observation.live, observation.spoiled) == (VersionRequests(), 0)
 
 
 SECOND = st.tuples(st.integers(0, 20), st.booleans(), st.sampled_from(["idle", "well", "stalled"]))
@@ -328,12 +332,12 @@ SECOND = st.tuples(st.integers(0, 20), st.booleans(), st.sampled_from(["idle", "
 @given(st.lists(SECOND, max_size=30))
 def test_intervals_are_spoiled_by_live_beside_them(seconds: list[tuple[int, bool, str]]) -> None:
     """What counts is each interval without a breach in it, in the one before, or in the next that asked live."""
-    candidate, live, observation = Counts(), Counts(), watching()
+    candidate, live, observation = VersionRequests(), VersionRequests(), watching()
     for number, (requests, fails, state) in enumerate(seconds):
         candidate = candidate.plus(seen(requests, requests if fails else 0))
         live = live.plus({"idle": seen(0), "well": seen(10), "stalled": seen(10, 10)}[state])
         both = {"v2": candidate, "v1": live}
-        observation = observation.advanced([Report("a", 1, 100.0, 5.0, counts=both)], float(number))
+        observation = observation.advanced([ObservedGateway("a", 1, 100.0, 5.0, counts=both)], float(number))
     observation = observation.advanced([], len(seconds) + SETTLING_S)
     told = [(number, *each) for number, each in enumerate(seconds) if each[0] or each[2] != "idle"]
     expected = spoiled = failures = 0
@@ -351,13 +355,13 @@ def test_intervals_are_spoiled_by_live_beside_them(seconds: list[tuple[int, bool
 
 def test_a_stall_of_everything_is_not_held_against_the_candidate() -> None:
     """Twenty seconds in which both time out, begun within a second by the candidate alone, spoil no verdict."""
-    candidate, live, observation = Counts(), Counts(), watching()
+    candidate, live, observation = VersionRequests(), VersionRequests(), watching()
     for second in range(60):
         stalled = 20 <= second < 40
         candidate = candidate.plus(seen(10, 10 if stalled else 4 if second == 19 else 0))
         live = live.plus(seen(90, 90 if stalled else 0))
         both = {"v2": candidate, "v1": live}
-        observation = observation.advanced([Report("a", 1, 100.0, 5.0, counts=both)], float(second))
+        observation = observation.advanced([ObservedGateway("a", 1, 100.0, 5.0, counts=both)], float(second))
         verdict = judge(observation.candidate, observation.live, GUARDRAILS)
         assert verdict.outcome == Outcome.PASSED, (second, verdict.reason)
     assert observation.spoiled == 22
@@ -366,17 +370,17 @@ def test_a_stall_of_everything_is_not_held_against_the_candidate() -> None:
 
 def test_a_candidate_that_fails_alone_is_failed_within_seconds() -> None:
     """Beside a live model that is well, a fifth of 10 requests a second failing is enough after three seconds."""
-    candidate, live, observation = Counts(), Counts(), watching()
+    candidate, live, observation = VersionRequests(), VersionRequests(), watching()
     for second in range(3):
         candidate, live = candidate.plus(seen(10, 2)), live.plus(seen(90, second % 2))
         both = {"v2": candidate, "v1": live}
-        observation = observation.advanced([Report("a", 1, 100.0, 5.0, counts=both)], float(second))
+        observation = observation.advanced([ObservedGateway("a", 1, 100.0, 5.0, counts=both)], float(second))
     assert judge(observation.candidate, observation.live, GUARDRAILS).outcome == Outcome.FAILED
 
 
 def test_latencies_in_other_buckets_are_left_out() -> None:
     """Two releases of gateways with other buckets still add up their requests and failures."""
-    other = Counts(10, 1, (0.2,), (9, 0))
+    other = VersionRequests(10, 1, (0.2,), (9, 0))
     total = seen(5).plus(other)
     assert (total.requests, total.failures, total.bounds, total.scored) == (15, 1, BOUNDS, 5)
 
@@ -385,11 +389,11 @@ def test_who_lags_and_who_tripped() -> None:
     """Only gateways whose lease holds and that are not leaving count, and only what they say under the epoch."""
     on = {"tripped": frozenset({"v2"})}
     reports = [
-        report("behind", "v2", Counts(), epoch=3),
-        report("current", "v2", Counts(), epoch=4, **on),
-        report("dead", "v2", Counts(), epoch=3, time=90.0),
-        report("leaving", "v2", Counts(), epoch=3, is_leaving=True),
-        report("earlier", "v2", Counts(), epoch=3, **on),
+        report("behind", "v2", VersionRequests(), epoch=3),
+        report("current", "v2", VersionRequests(), epoch=4, **on),
+        report("dead", "v2", VersionRequests(), epoch=3, time=90.0),
+        report("leaving", "v2", VersionRequests(), epoch=3, is_leaving=True),
+        report("earlier", "v2", VersionRequests(), epoch=3, **on),
     ]
     assert lagging(reports, 4, 104.0) == ["behind", "earlier"]
     assert tripped(reports, "v2", 4, 104.0) == ["current"]
@@ -412,11 +416,11 @@ def test_a_step_ends_when_it_was_held_and_passed(
     outcome: Outcome, seconds: float, requests: int, decision: decisions.Decision
 ) -> None:
     """Time, requests and guardrails together end a step; a failure ends it at once; a paused rollout only goes back."""
-    state = at(begun(at(begun(LoopState("shop"), "v1"), State.PROMOTED), "v2"), State.CANARY)
+    state = at(begun(at(begun(LoopState("shop"), "v1"), RolloutState.PROMOTED), "v2"), RolloutState.CANARY)
     rollout = state.rollouts[state.current]
     verdict, held = Verdict(outcome, "why"), decisions.StepProgress(seconds, requests)
     assert decisions.decide(rollout, verdict, held, STEPS)[0] == decision
-    paused = replace(rollout, state=State.PAUSED)
+    paused = replace(rollout, state=RolloutState.PAUSED)
     kept = decision if decision != decisions.Decision.ADVANCE else decisions.Decision.HOLD
     assert decisions.decide(paused, verdict, held, STEPS)[0] == kept
     avoided = replace(held, tripped=1, spoiled=7)
@@ -427,7 +431,7 @@ def test_a_step_ends_when_it_was_held_and_passed(
 
 def test_the_steps_lead_to_promotion_also_when_gyre_yaml_got_shorter() -> None:
     """Each step takes its share, the last is followed by the promotion, and so is one that does not exist any more."""
-    state = at(begun(at(begun(LoopState("shop"), "v1"), State.PROMOTED), "v2"), State.CANARY)
+    state = at(begun(at(begun(LoopState("shop"), "v1"), RolloutState.PROMOTED), "v2"), RolloutState.CANARY)
     shares = []
     while (rollout := state.under_way) is not None:
         assert decisions.next_step(rollout) == decisions.Step.OBSERVE
@@ -435,7 +439,7 @@ def test_the_steps_lead_to_promotion_also_when_gyre_yaml_got_shorter() -> None:
         shares.append(state.rollouts[state.current].share)
     assert shares == [0.5, 1.0, 1.0]
     assert state.rollouts[state.current].state in ENDED
-    longer = at(begun(state, "v3"), State.CANARY)
+    longer = at(begun(state, "v3"), RolloutState.CANARY)
     last = replace(longer.rollouts[longer.current], step=7)
     verdict = Verdict(Outcome.PASSED, "")
     assert decisions.decide(last, verdict, decisions.StepProgress(0, 0), STEPS)[0] == decisions.Decision.ADVANCE

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 from gyre_core.spec import LoopSpec
-from gyre_deployer.domain.observation import Report
-from gyre_deployer.domain.rollouts import Kind, State
+from gyre_deployer.domain.observation import ObservedGateway
+from gyre_deployer.domain.rollouts import Kind, RolloutState
 from gyre_deployer.handlers.ledger import ConcurrentChange
 from gyre_deployer.ports import FencedByPeer
 from gyre_local.testing import eventually
@@ -80,7 +80,7 @@ async def test_a_version_is_unloaded_only_after_the_last_deadline(world: World) 
     await process.look()
     assert told(world, "v2")[-1][0] == "ROLLED_BACK"
     world.serve("v1", 0, instance="g1")
-    world.reports["g2"] = Report("g2", epoch=1, time=world.now, lease_s=5.0)
+    world.reports["g2"] = ObservedGateway("g2", epoch=1, time=world.now, lease_s=5.0)
     world.now += 4.9
     world.serve("v1", 0, instance="g1")
     await process.look()
@@ -166,7 +166,7 @@ async def test_a_bad_candidate_does_not_reach_the_log_as_loaded(world: World) ->
     assert world.files == {}
     rollout = process.ledger.state.of_version("v1")
     assert rollout is not None
-    assert (rollout.state, rollout.reason) == (State.REFUSED, "cannot be loaded")
+    assert (rollout.state, rollout.reason) == (RolloutState.REFUSED, "cannot be loaded")
 
 
 async def test_a_write_is_not_cut_in_two_by_a_cancelled_caller(world: World) -> None:

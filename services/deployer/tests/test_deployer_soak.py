@@ -12,7 +12,7 @@ import pytest
 from gyre_core.models import MANIFEST_FILE, MODEL_FILE
 from gyre_local.testing import eventually
 from gyre_trainer.adapters.store import SqliteRuns
-from gyre_trainer.domain import Run, State
+from gyre_trainer.domain import Run, RunState
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 ROLLOUTS, WARM_UP = 500, 50
@@ -102,7 +102,7 @@ async def test_memory_disk_and_start_are_flat(spawn, running, models, place, gat
     for number in range(1, ROLLOUTS + 1):
         version = f"v{number:04d}"
         old_s = time.time() - 3600
-        run = Run(f"run-{version}", place.loop, f"t-{number}", "", State.REGISTERED, old_s, old_s, version=version)
+        run = Run(f"run-{version}", place.loop, f"t-{number}", "", RunState.REGISTERED, old_s, old_s, version=version)
         store.save(run)
         await models.register(version)
 

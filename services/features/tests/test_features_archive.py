@@ -123,13 +123,13 @@ async def test_rows_wait_longer_where_commits_pile_up(
 def _count_looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A list that grows by the patience of each look of the archive at what waits."""
     looks: list[float] = []
-    patience = Archive._patience_s
+    patience = Archive._max_wait_s
 
     def looked(archive: Archive) -> float:
         looks.append(patience.__get__(archive))
         return looks[-1]
 
-    monkeypatch.setattr(Archive, "_patience_s", property(looked))
+    monkeypatch.setattr(Archive, "_max_wait_s", property(looked))
     return looks
 
 

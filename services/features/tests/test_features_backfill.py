@@ -18,7 +18,7 @@ from gyre_features.settings import FeaturesSettings
 from gyre_features.stream.backfill import backfill
 from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_features.warehouse.archive import Archive
-from gyre_privacy.search import Places, needles_of, search
+from gyre_privacy.search import SearchedStores, needles_of, search
 from gyre_runtime import Lifespan, Precondition, ServiceSettings, channel
 from gyre_runtime.events import Event
 from gyre_warehouse.tables import ITEMS as CATALOGUE
@@ -130,7 +130,7 @@ async def test_a_backfill_that_was_cut_short_is_started_again(
     archived: list[Event], store: OnlineStore, filling: Callable[[], Awaitable[int]]
 ) -> None:
     """What was applied before stands, and the rest is added: nothing twice, nothing missing."""
-    stream = LoopStream(store, on_batch=_ignore, most_events=50)
+    stream = LoopStream(store, on_batch=_ignore, max_events=50)
     catalogue, ratings = archived[:12], archived[12:]
     await stream.assigned({(event.topic, event.partition) for event in archived})
     await stream.apply([*catalogue, *[event for event in ratings if event.partition == 0][:70]])
@@ -156,10 +156,10 @@ async def test_the_batches_of_a_backfill_are_told_later(
 ) -> None:
     """Its batches wait in the outbox with all of their offsets, so that the log has no hole."""
     await filling()
-    told = await LoopStream(store, on_batch=_ignore).untold()
-    assert [batch.batch for batch in told] == list(range(1, len(told) + 1))
-    assert sum(batch.events for batch in told) == len(archived)
-    assert sum(each.end - each.first for batch in told for each in batch.ranges) == len(archived)
+    published = await LoopStream(store, on_batch=_ignore).unpublished()
+    assert [batch.batch for batch in published] == list(range(1, len(published) + 1))
+    assert sum(batch.events for batch in published) == len(archived)
+    assert sum(each.end - each.first for batch in published for each in batch.ranges) == len(archived)
 
 
 async def test_a_forgotten_user_is_not_brought_back(  # noqa: PLR0917 (fixtures)
@@ -201,7 +201,7 @@ async def test_a_forgotten_user_is_not_brought_back(  # noqa: PLR0917 (fixtures)
 
 async def _found(redis_url: str, spec: LoopSpec, user_id: str) -> set[str]:
     """The keys of the loop that hold a user's id, whatever they are."""
-    return set((await search(Places(redis=redis_url, loop=spec.loop), needles_of([user_id]))).hits)
+    return set((await search(SearchedStores(redis=redis_url, loop=spec.loop), needles_of([user_id]))).hits)
 
 
 async def _ignore(*_: object) -> None:

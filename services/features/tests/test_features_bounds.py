@@ -132,7 +132,7 @@ async def test_a_store_that_does_not_answer_holds_the_stream_back(  # noqa: PLR0
 async def _fence(store: OnlineStore) -> int:
     """How many interactions stand in the store."""
     name, partitions = topic(store.spec.loop, "behavior.interactions"), range(store.spec.shards.kafka_partitions)
-    return sum((await store.fences([(name, each) for each in partitions]))[0].values())
+    return sum((await store.applied_offsets([(name, each) for each in partitions]))[0].values())
 
 
 async def _applied(store: OnlineStore, count: int) -> bool:

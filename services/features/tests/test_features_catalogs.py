@@ -144,7 +144,7 @@ def test_the_warehouse_lives_there_as_it_does_here(request: pytest.FixtureReques
     table = ensure_table(open_catalog(settings), "shop", INTERACTIONS)
     assert offsets_of(table) == {0: 80}
     assert held(table) == Counter(f"e{number}" for number in range(80))
-    done = compact(table, target_bytes=1024 * 1024, least_files=2)
+    done = compact(table, target_bytes=1024 * 1024, min_files=2)
     assert (done.files, done.into, done.rows) == (4, 1, 40)
     assert erase_user(table, "u3".__eq__, since_ms=0)[0] == 16
     append(table, rows(80, day=2), {0: Checkpoint(90)})

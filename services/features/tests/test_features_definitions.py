@@ -81,7 +81,7 @@ class Happened:
     def __init__(self, type_: str, user: str, item: str, time: float, value: float | None = None) -> None:
         self.type, self.user, self.item, self.time, self.value = type_, user, item, time, value
 
-    def touches(self, entity: EntityId) -> bool:
+    def writes(self, entity: EntityId) -> bool:
         """Whether it counts for an entity."""
         return entity in (("user", self.user), ("item", self.item), ("global", GLOBAL_ID))
 
@@ -223,7 +223,7 @@ async def test_the_store_holds_what_the_definitions_give(
     entities.append(("global", GLOBAL_ID))
     stored = await store.values(entities)
     for entity in entities:
-        own, value = [each for each in events if each.touches(entity)], stored[entity]
+        own, value = [each for each in events if each.writes(entity)], stored[entity]
         assert value is not None
         assert_as_defined(State.unpack(layout.slots(entity[0]), value), own)
     clicks = SumSlot("count", ("click",), 86_400.0)

@@ -211,8 +211,10 @@ async def test_a_forgotten_user_stays_forgotten(  # noqa: PLR0917 (fixtures)
 
 async def _applied(store: OnlineStore, count: int) -> bool:
     name = topic(store.spec.loop, "behavior.interactions")
-    (fences,) = await store.fences([(name, each) for each in range(store.spec.shards.kafka_partitions)])
-    return sum(fences.values()) >= count
+    (applied_offsets,) = await store.applied_offsets(
+        [(name, each) for each in range(store.spec.shards.kafka_partitions)]
+    )
+    return sum(applied_offsets.values()) >= count
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:

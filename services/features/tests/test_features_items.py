@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from gyre_core.features import Versions
-from gyre_core.features.versions import Held, Version
+from gyre_core.features.versions import ItemCategories, Version
 from gyre_features.stream.item_lookup import KnownItems
 
-OLD, NEW = (Version(1.0, (), Held(1, {})),), (Version(2.0, (), Held(2, {})),)
+OLD, NEW = (Version(1.0, (), ItemCategories(1, {})),), (Version(2.0, (), ItemCategories(2, {})),)
 
 
 class Store:

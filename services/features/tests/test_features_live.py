@@ -95,7 +95,7 @@ def _impressions(spec: LoopSpec, count: int, *, first: int = 0, shift: float = 0
     return made
 
 
-def _told(reference: LiveReference, shown: list[Event], *, partition: int = 0) -> events.LiveSketch:
+def _published(reference: LiveReference, shown: list[Event], *, partition: int = 0) -> events.LiveSketch:
     part = PartitionSketch("l", partition, reference, pane_rows=10_000, known=None)
     for event in shown:
         part.count(event.offset, event)
@@ -103,16 +103,16 @@ def _told(reference: LiveReference, shown: list[Event], *, partition: int = 0) -
 
 
 def _judged(
-    spec: LoopSpec, reference: LiveReference, told: list[events.LiveSketch], *, now: float
+    spec: LoopSpec, reference: LiveReference, published: list[events.LiveSketch], *, now: float
 ) -> events.LiveQuality | None:
-    return live_quality(spec, judge_features(spec, reference, told), Judged(), now=now)
+    return live_quality(spec, judge_features(spec, reference, published), Judged(), now=now)
 
 
 def test_two_workers_sketches_are_those_of_one(judged_spec: LoopSpec, reference: LiveReference) -> None:
     """Whoever counts which impressions, in whatever order, counts and sample of all together are the same."""
     shown = _impressions(judged_spec, 600)
-    alone = whole_of(reference, [_told(reference, shown)])
-    parts = [_told(reference, shown[1::2], partition=1), _told(reference, shown[::2])]
+    alone = whole_of(reference, [_published(reference, shown)])
+    parts = [_published(reference, shown[1::2], partition=1), _published(reference, shown[::2])]
     both = whole_of(reference, parts)
     np.testing.assert_array_equal(both.sketch.counts, alone.sketch.counts)
     np.testing.assert_allclose(both.sketch.mean, alone.sketch.mean, rtol=1e-6, atol=1e-6)
@@ -121,7 +121,7 @@ def test_two_workers_sketches_are_those_of_one(judged_spec: LoopSpec, reference:
     assert alone.sample is not None
     np.testing.assert_array_equal(both.sample.ids, alone.sample.ids)
     np.testing.assert_array_equal(both.sample.values, alone.sample.values)
-    first, second = (_judged(judged_spec, reference, each, now=1.0) for each in (parts, [_told(reference, shown)]))
+    first, second = (_judged(judged_spec, reference, each, now=1.0) for each in (parts, [_published(reference, shown)]))
     assert first is not None
     assert second is not None
     assert [each.passed for each in first.findings] == [each.passed for each in second.findings]
@@ -133,16 +133,16 @@ def test_a_successor_goes_on_from_what_was_told(judged_spec: LoopSpec, reference
     part = PartitionSketch("l", 0, reference, pane_rows=10_000, known=None)
     for event in shown[:100]:
         part.count(event.offset, event)
-    told = part.message()
-    part.told(told)
+    published = part.message()
+    part.published(published)
     assert part.resume_offset == 100
     for event in shown[100:150]:
         part.count(event.offset, event)
     assert part.resume_offset == 100
-    successor = PartitionSketch("l", 0, reference, pane_rows=10_000, known=told)
+    successor = PartitionSketch("l", 0, reference, pane_rows=10_000, known=published)
     for event in shown[60:]:
         successor.count(event.offset, event)
-    ended, alone = successor.message(), _told(reference, shown)
+    ended, alone = successor.message(), _published(reference, shown)
     assert (ended.end_offset, ended.newest_event_time) == (alone.end_offset, alone.newest_event_time)
     whole, expected = whole_of(reference, [ended]), whole_of(reference, [alone])
     np.testing.assert_array_equal(whole.sketch.counts, expected.sketch.counts)
@@ -179,8 +179,10 @@ def test_old_rows_are_forgotten(judged_spec: LoopSpec, reference: LiveReference)
 
 def test_alerts_follow_the_actions_of_the_loop(judged_spec: LoopSpec, reference: LiveReference) -> None:
     """Calm data says nothing; drift alerts, critically where the action blocks; it goes on since then, and resolves."""
-    calm = _judged(judged_spec, reference, [_told(reference, _impressions(judged_spec, 300))], now=10.0)
-    moved = _judged(judged_spec, reference, [_told(reference, _impressions(judged_spec, 300, shift=1.0))], now=20.0)
+    calm = _judged(judged_spec, reference, [_published(reference, _impressions(judged_spec, 300))], now=10.0)
+    moved = _judged(
+        judged_spec, reference, [_published(reference, _impressions(judged_spec, 300, shift=1.0))], now=20.0
+    )
     assert calm is not None
     assert moved is not None
     assert follow_up(calm, {}) == []
@@ -189,13 +191,15 @@ def test_alerts_follow_the_actions_of_the_loop(judged_spec: LoopSpec, reference:
     assert alerts["live drift.psi"].severity == monitor.ALERT_SEVERITY_CRITICAL
     assert alerts["live drift.wasserstein"].severity == monitor.ALERT_SEVERITY_WARNING
     assert alerts["live drift.psi"].alert_id == f"{judged_spec.loop}-live-drift.psi"
-    again = _judged(judged_spec, reference, [_told(reference, _impressions(judged_spec, 300, shift=1.0))], now=30.0)
+    again = _judged(
+        judged_spec, reference, [_published(reference, _impressions(judged_spec, 300, shift=1.0))], now=30.0
+    )
     assert again is not None
     assert {alert.start_time.seconds for alert in follow_up(again, moved.failing)} == {20}
     resolved = follow_up(calm, again.failing)
     assert {alert.name for alert in resolved} == alerts.keys()
     assert all(alert.end_time.seconds == 10 for alert in resolved)
-    few = [_told(reference, _impressions(judged_spec, 39))]
+    few = [_published(reference, _impressions(judged_spec, 39))]
     assert _judged(judged_spec, reference, few, now=1.0) is None
 
 
@@ -227,8 +231,8 @@ async def test_the_worker_judges_alerts_and_resumes(
     types = message_types(events.LiveQuality, monitor.Alert)
 
     async def judged(rows: int) -> bool:
-        told = await read_compacted(kafka, topic(spec.loop, "features.live-quality"), types)
-        return spec.loop in told and told[spec.loop].message.rows == rows
+        published = await read_compacted(kafka, topic(spec.loop, "features.live-quality"), types)
+        return spec.loop in published and published[spec.loop].message.rows == rows
 
     await eventually(lambda: judged(1000), timeout_s=60, message="the calm impressions are judged")
     assert not await read_compacted(kafka, topic(spec.loop, "alerts"), types)

@@ -67,13 +67,15 @@ class Counting:
 
     def found(self, name: str, column: str = "") -> tuple[int, int]:
         """How many were seen and at fault."""
-        told = [each for of in self._of.values() for each in of.told() if (each.name, each.column) == (name, column)]
-        return sum(each.seen for each in told), sum(each.at_fault for each in told)
+        published = [
+            each for of in self._of.values() for each in of.published() if (each.name, each.column) == (name, column)
+        ]
+        return sum(each.seen for each in published), sum(each.at_fault for each in published)
 
     def window(self, suffix: str, start: float, *, partition: int = 0, unreadable: int = 0) -> pb.QualityWindow:
         """What the topic's window is told as."""
         of = self._of.get(suffix)
-        tallies = of.told() if of is not None else []
+        tallies = of.published() if of is not None else []
         made = pb.QualityWindow(loop=self.spec.loop, topic=topic(self.spec.loop, suffix), tallies=tallies)
         made.partition, made.unreadable = partition, unreadable
         made.window_start_time.FromSeconds(int(start))
@@ -206,7 +208,9 @@ def test_windows_that_ended_a_while_ago_rest(checked: LoopSpec) -> None:
     count(BEGIN + 1, "b")
     count(BEGIN + 180, "c")
     count(BEGIN + 2, "a")
-    (first,) = [told for _, told in windows.due(idle=True) if told.window_start_time.ToSeconds() == BEGIN]
+    (first,) = [
+        published for _, published in windows.due(idle=True) if published.window_start_time.ToSeconds() == BEGIN
+    ]
     found = {(each.name, each.column): (each.seen, each.at_fault) for each in first.tallies}
     assert found["completeness.duplicates", "interactions.event_id"] == (4, 2)
     assert found["completeness.range", "interactions.value.rating"] == (5, 5)
@@ -264,16 +268,16 @@ def test_few_events_say_something_only_where_none_is_tolerated(checked: LoopSpec
         ("completeness.missing", "items.title"): (0.0, True),
     }
     assert "completeness.duplicates" in judged.undecided
-    told = live_quality(checked, None, judged, now=20.0)
-    assert told is not None
+    published = live_quality(checked, None, judged, now=20.0)
+    assert published is not None
     before = pb.LiveQuality()
     for name in ("completeness.duplicates", "completeness.volume"):
         before.failing[name].FromSeconds(10)
-    alerts = {alert.name: alert for alert in follow_up(told, before.failing, judged.undecided)}
+    alerts = {alert.name: alert for alert in follow_up(published, before.failing, judged.undecided)}
     assert alerts.keys() == {"live personal_data", "live completeness.volume"}
     assert alerts["live personal_data"].severity == monitor.ALERT_SEVERITY_CRITICAL
     assert alerts["live completeness.volume"].end_time.seconds == 20
-    assert {name: at.seconds for name, at in told.failing.items()} == {
+    assert {name: at.seconds for name, at in published.failing.items()} == {
         "completeness.duplicates": 10,
         "personal_data": 20,
     }
@@ -357,8 +361,8 @@ async def test_the_worker_checks_the_live_stream_without_a_model(
     }
 
     async def alerts() -> dict[str, Any]:
-        told = await read_compacted(kafka, topic(spec.loop, "alerts"), types)
-        return {key.removeprefix(f"{spec.loop}-live-"): event.message for key, event in told.items()}
+        published = await read_compacted(kafka, topic(spec.loop, "alerts"), types)
+        return {key.removeprefix(f"{spec.loop}-live-"): event.message for key, event in published.items()}
 
     async def raised() -> bool:
         assert wanted <= (await alerts()).keys(), sorted(await alerts())
@@ -366,10 +370,10 @@ async def test_the_worker_checks_the_live_stream_without_a_model(
 
     await eventually(raised, timeout_s=60, message="every check found its fault")
     assert (await alerts())["personal_data"].severity == monitor.ALERT_SEVERITY_CRITICAL
-    told = (await read_compacted(kafka, topic(spec.loop, "features.live-quality"), types))[spec.loop].message
-    assert told.version == ""
-    assert wanted <= set(told.failing)
-    assert "7946" not in str(told)
+    published = (await read_compacted(kafka, topic(spec.loop, "features.live-quality"), types))[spec.loop].message
+    assert published.version == ""
+    assert wanted <= set(published.failing)
+    assert "7946" not in str(published)
 
     good: list[Sent] = []
     for window in range(3):

@@ -98,11 +98,11 @@ async def test_a_loop_whose_archive_fails_does_not_stop_another(  # noqa: PLR091
     archive = start_process("archive", GYRE_LOOPS=files, GYRE_LISTEN=f"127.0.0.1:{port}", GYRE_FEATURES_ARCHIVE_S="0.2")
     await eventually(lambda: _rows(tmp_path, spec.loop) == 10, timeout_s=60, message="the rows are appended")
 
-    async def told() -> bool:
+    async def published() -> bool:
         services = ("", f"features-archive/{spec.loop}", f"features-archive/{other.loop}")
         return [await _health(f"127.0.0.1:{port}", each) for each in services] == [SERVING, SERVING, NOT_SERVING]
 
-    await eventually(told, timeout_s=30, message="health tells the loops apart")
+    await eventually(published, timeout_s=30, message="health tells the loops apart")
     assert archive.poll() is None
     assert "WAREHOUSE_SCHEMA_CONFLICT" in archive.log.read_text()
 
@@ -117,8 +117,8 @@ async def test_added_partitions_are_read_archived_and_backfilled(  # noqa: PLR09
 
     async def applied(layout: Layout, ends: dict[int, int]) -> bool:
         store = OnlineStore(redis, spec, layout)
-        (fences,) = await store.fences([(topic(spec.loop, CLICKS), each) for each in ends])
-        return [fences[topic(spec.loop, CLICKS), each] for each in ends] == list(ends.values())
+        (applied_offsets,) = await store.applied_offsets([(topic(spec.loop, CLICKS), each) for each in ends])
+        return [applied_offsets[topic(spec.loop, CLICKS), each] for each in ends] == list(ends.values())
 
     layout = Layout.compile(spec)
     await eventually(lambda: applied(layout, {0: 10}), timeout_s=60, message="the stream reads")
@@ -161,7 +161,7 @@ async def test_behaviour_is_not_held_for_ever_by_a_failed_wait(
     store, clicks, items = OnlineStore(redis, spec, layout), topic(spec.loop, CLICKS), topic(spec.loop, "catalog.items")
     await _send(kafka, spec, history, 1, partition=1)
     topics = [topic(spec.loop, each) for each in TOPICS]
-    broken = store.names.fence(0, (items, 0))
+    broken = store.names.applied_offset(0, (items, 0))
     async with _member_that_does_nothing(kafka, stream_group(spec.loop, layout.hash), topics) as member:
         await eventually(lambda: len(member.assignment()) == 2 * len(topics), message="the member has all partitions")
         await redis.set(broken, "no checkpoint")
@@ -172,6 +172,6 @@ async def test_behaviour_is_not_held_for_ever_by_a_failed_wait(
         await redis.delete(broken)
 
         async def applied() -> bool:
-            return (await store.fences([(clicks, 1)]))[0][clicks, 1] == 1
+            return (await store.applied_offsets([(clicks, 1)]))[0][clicks, 1] == 1
 
         await eventually(applied, timeout_s=60, message="behaviour is applied")

@@ -74,21 +74,21 @@ def files(table: Table) -> int:
 def test_small_files_of_old_days_become_one(table: Table) -> None:
     """Each day but the newest is one file afterwards; rows and offsets are the same, and a second call does nothing."""
     before = table.scan().to_arrow().sort_by("kafka_offset")
-    done = compact(table, target_bytes=MEGABYTE, least_files=2)
+    done = compact(table, target_bytes=MEGABYTE, min_files=2)
     assert (done.files, done.into, done.rows) == (12, 2, 120)
     assert files(table) == 2 + 6
     assert table.scan().to_arrow().sort_by("kafka_offset") == before
     assert offsets_of(table) == {0: 180}
-    assert compact(table, target_bytes=MEGABYTE, least_files=2).files == 0
+    assert compact(table, target_bytes=MEGABYTE, min_files=2).files == 0
 
 
 def test_files_grow_to_the_target_only(table: Table) -> None:
     """Files are put together as long as their sizes stay within the target, and large ones are left alone."""
     (size, *_) = [task.file.file_size_in_bytes for task in table.scan().plan_files()]
-    done = compact(table, target_bytes=int(size * 3.5), least_files=2)
+    done = compact(table, target_bytes=int(size * 3.5), min_files=2)
     assert (done.files, done.into) == (12, 4)
-    assert compact(table, target_bytes=size, least_files=2).files == 0
-    assert compact(table, target_bytes=MEGABYTE, least_files=3).files == 0
+    assert compact(table, target_bytes=size, min_files=2).files == 0
+    assert compact(table, target_bytes=MEGABYTE, min_files=3).files == 0
 
 
 def archive(folder: Path, first: int, stop: threading.Event, written: list[int]) -> None:
@@ -114,7 +114,7 @@ def test_an_archive_goes_on_meanwhile(table: Table, tmp_path: Path) -> None:
         while (len(written) < 15 or rewritten < 30) and rounds < 200:
             rounds += 1
             own.refresh()
-            rewritten += compact(own, target_bytes=MEGABYTE, least_files=2).files
+            rewritten += compact(own, target_bytes=MEGABYTE, min_files=2).files
             later = datetime.now(UTC) + DAY
             expire(own, keep=DAY, keep_count=3, named=frozenset(), orphan_age=10 * DAY, now=later)
     finally:
@@ -137,7 +137,7 @@ def test_a_file_that_is_gone_is_not_brought_back(table: Table, tmp_path: Path) -
 
 def test_a_compaction_is_no_erasure(table: Table) -> None:
     """An erasure of somebody without rows after a compaction leaves old snapshots, and so runs, as they are."""
-    compact(table, target_bytes=MEGABYTE, least_files=2)
+    compact(table, target_bytes=MEGABYTE, min_files=2)
     assert erase_user(table, "nobody".__eq__, since_ms=0) == (0, [], 0)
     assert len(table.snapshots()) == 20
 
@@ -145,7 +145,7 @@ def test_a_compaction_is_no_erasure(table: Table) -> None:
 def test_old_snapshots_go_with_their_files(table: Table) -> None:
     """Those that are old, not among the newest and named by no model go, with the files that only they held."""
     named = table.snapshots()[2].snapshot_id
-    compact(table, target_bytes=MEGABYTE, least_files=2)
+    compact(table, target_bytes=MEGABYTE, min_files=2)
     kept = table.scan(snapshot_id=named).to_arrow()
     later = datetime.now(UTC) + 2 * DAY
     rule = {"keep": DAY, "keep_count": 2, "named": frozenset({named}), "orphan_age": 10 * DAY}

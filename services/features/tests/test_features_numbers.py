@@ -8,7 +8,7 @@ from functools import lru_cache
 from importlib.resources import files
 
 import pytest
-from gyre_core.features import Interaction, Layout, State, aggregate, merge
+from gyre_core.features import Layout, State, UserInteraction, aggregate, merge
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_features.online import Applied, OnlineStore, Write
 from gyre_features.online.layout_program import script_plan
@@ -106,12 +106,12 @@ async def test_decayed_sums_stay_exact_over_many_merges(redis: Redis, spec: Loop
         for user, stream in streams.items():
             ticks, value = next(stream)
             exact[user].add(ticks, value)
-            event = Interaction(user, "i", "click", BEGIN + ticks * TICK_S, value)
+            event = UserInteraction(user, "i", "click", BEGIN + ticks * TICK_S, value)
             delta = aggregate(layout, [event], lambda _: None)["user", user]
             deltas["user", user] = delta.pack(0)
             values[user] = merge(slots, values.get(user), delta.pack(number + 1))
         following = {place: Checkpoint(number + 1)}
-        write = Write({place: number}, following, deltas, identities=[], description=b"-", told=[number])
+        write = Write({place: number}, following, deltas, identities=[], description=b"-", published=[number])
         keys, arguments = packed(write, 0, store.names, plan=plan, window_s=600)
         pipe.evalsha(script, len(keys), *keys, *arguments)
         if len(pipe) == _SCRIPTS_AT_ONCE:

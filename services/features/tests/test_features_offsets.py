@@ -60,8 +60,8 @@ async def _until_fences(store: OnlineStore, kafka: str, spec: LoopSpec) -> None:
 
     async def reached() -> bool:
         ends = (await _ends(kafka, spec)).get(TRAINING_TABLE_OF[CLICKS], {})
-        (fences,) = await store.fences(places)
-        return all(fences[place] == ends.get(place[1], 0) for place in places)
+        (applied_offsets,) = await store.applied_offsets(places)
+        return all(applied_offsets[place] == ends.get(place[1], 0) for place in places)
 
     await eventually(reached, timeout_s=60, message="the store stands at the end of the log")
 

@@ -8,10 +8,10 @@ import pytest
 from gyre_core.features import (
     GLOBAL_ID,
     FieldsChanged,
-    Interaction,
     Layout,
     Reader,
     RequestContext,
+    UserInteraction,
     aggregate,
     merge,
 )
@@ -78,7 +78,7 @@ def story(layout: Layout) -> tuple[Store, list[Served]]:
     for step in range(30):
         now = 1000.0 + 60 * step
         clicks = [
-            Interaction(f"u{random.randrange(5)}", random.choice(ITEMS), "click", now - random.random() * 90)
+            UserInteraction(f"u{random.randrange(5)}", random.choice(ITEMS), "click", now - random.random() * 90)
             for _ in range(random.randrange(1, 9))
         ]
         store.apply(clicks, now)

@@ -13,10 +13,10 @@ def batch(number: int, *, time: float | None = None, first: int | None = None) -
     return LoggedBatch(0, number, 10, at, {PLACE: (begin, begin + 10)}, first=number)
 
 
-def story(*told: LoggedBatch, settled_before: float = 0.0, window_s: int = 300) -> ShardLog:
+def story(*published: LoggedBatch, settled_before: float = 0.0, window_s: int = 300) -> ShardLog:
     """What the log is after some records."""
     log = ShardLog(Settled(before=settled_before), window_s)
-    for each in told:
+    for each in published:
         log.add(each)
     return log
 
@@ -47,8 +47,8 @@ def test_numbers_that_begin_again_replace_those_of_before() -> None:
 
 def test_what_is_settled_is_joined() -> None:
     """Batches from before everything that is checked become one for each window of duplicates; newer ones stay."""
-    told = [batch(number, time=290.0 + 5 * number) for number in range(1, 5)] + [batch(5, time=SETTLED)]
-    log = story(*told, settled_before=SETTLED)
+    published = [batch(number, time=290.0 + 5 * number) for number in range(1, 5)] + [batch(5, time=SETTLED)]
+    log = story(*published, settled_before=SETTLED)
     assert [(each.first, each.number, each.count, each.events) for each in log.batches] == [
         (1, 1, 1, 10),
         (2, 4, 3, 30),

@@ -21,7 +21,7 @@ from gyre_core.topics import topic
 from gyre_features.online.store import OnlineStore
 from gyre_features.parity.log import Settled, read_log
 from gyre_features.parity.loop import REBUILT, LoopReport, check_loop
-from gyre_features.parity.served import Period
+from gyre_features.parity.served import CheckWindow
 from gyre_features.privacy.erasure import erase_user
 from gyre_features.processes.check import check
 from gyre_features.settings import FeaturesSettings
@@ -59,11 +59,11 @@ class Loop:
         self.store = OnlineStore(self.redis, self.spec, self.layout, duplicates_s=DUPLICATES_S)
         self.catalog = open_catalog(FeaturesSettings(warehouse=str(self.warehouse)))
         self.archive = Archive(self.catalog, rows=100_000, seconds=60, payload_bytes=10**9)
-        self.stream = LoopStream(self.store, on_batch=self.note, most_events=40)
+        self.stream = LoopStream(self.store, on_batch=self.note, max_events=40)
 
     async def assign(self) -> None:
         """Begin where the store stands."""
-        self.stream = LoopStream(self.store, on_batch=self.note, most_events=40)
+        self.stream = LoopStream(self.store, on_batch=self.note, max_events=40)
         await self.stream.assigned(
             [(topic(self.spec.loop, each), 0) for each in ("catalog.items", "behavior.interactions")]
         )
@@ -106,7 +106,7 @@ class Loop:
     async def check(self, *, most: int = 10_000) -> LoopReport:
         """Everything into the warehouse, then the check."""
         await self.archive.flush()
-        return check_loop(self.catalog, self.spec, period=Period(most, 0.0), duplicates_s=DUPLICATES_S)
+        return check_loop(self.catalog, self.spec, window=CheckWindow(most, 0.0), duplicates_s=DUPLICATES_S)
 
 
 @pytest.fixture
@@ -402,7 +402,7 @@ async def test_a_scheduled_check_is_a_metric(
     start_process("check", GYRE_FEATURES_CHECK_INTERVAL_S="0.2", GYRE_METRICS_LISTEN=f"127.0.0.1:{port}")
     wanted = f'gyre_features_parity_mismatches{{layout="{loop.layout.hash}",loop="{spec.loop}"}} 1.0'
 
-    async def told() -> bool:
+    async def published() -> bool:
         try:
             page = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{port}/metrics", timeout=2)
         except OSError:
@@ -410,7 +410,7 @@ async def test_a_scheduled_check_is_a_metric(
         with page:
             return wanted in page.read().decode()
 
-    await eventually(told, timeout_s=40, message="the mismatch is on the metrics page")
+    await eventually(published, timeout_s=40, message="the mismatch is on the metrics page")
 
 
 @pytest.mark.adapter

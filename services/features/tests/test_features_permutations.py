@@ -15,7 +15,7 @@ from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import topic
 from gyre_features.online import OnlineStore, Write
-from gyre_features.parity import AppliedBatch, BatchReplay, Touch
+from gyre_features.parity import AppliedBatch, BatchReplay, EntityWrite
 from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_runtime import Unavailable
 from gyre_runtime.events import Event
@@ -122,7 +122,7 @@ async def _deliver(redis: Redis, spec: LoopSpec, layout: Layout, log: dict[Any, 
     at = dict.fromkeys(log, 0)
     while any(at[place] < len(events) for place, events in log.items()):
         if not workers or draw(st.integers(0, 4)) == 0:
-            workers = [*workers[-1:], LoopStream(store, on_batch=_ignore, most_events=draw(size))]
+            workers = [*workers[-1:], LoopStream(store, on_batch=_ignore, max_events=draw(size))]
             at = await workers[-1].assigned(log)
         batch = []
         for place in draw(st.permutations(list(log))):
@@ -199,7 +199,7 @@ async def test_workers_that_change_items_and_fold_events_at_once_agree(redis: Re
     store = OnlineStore(redis, spec, layout)
 
     async def work(places: Sequence[Any]) -> None:
-        worker = LoopStream(store, on_batch=_ignore, most_events=8)
+        worker = LoopStream(store, on_batch=_ignore, max_events=8)
         await worker.assigned(places)
         for first in range(0, 400, 8):
             await worker.apply([event for place in places for event in log[place][first : first + 8]])
@@ -224,25 +224,25 @@ async def test_a_replay_of_the_batches_makes_up_for_late_fields_as_the_store_did
     ]
     chance.shuffle(made)
     log = _log(spec.loop, [_event(number, time, message) for number, (time, message) in enumerate(made)])
-    store, batches, served = OnlineStore(redis, spec, layout), list[AppliedBatch](), dict[Touch, bytes]()
+    store, batches, served = OnlineStore(redis, spec, layout), list[AppliedBatch](), dict[EntityWrite, bytes]()
 
     async def note(batch: BatchApplied, kept: Sequence[Event]) -> None:
         time, events = batch.applied_time.ToNanoseconds() / 1e9, [feature_event(event) for event in kept]
         batches.append(AppliedBatch(batch.shard, batch.batch, time, events))
 
-    worker = LoopStream(store, on_batch=note, most_events=25)
+    worker = LoopStream(store, on_batch=note, max_events=25)
     for first in range(0, 400, 20):
         await worker.apply([event for own in log.values() for event in own[first : first + 20]])
         for (kind, id_), value in (await store.values([("user", user) for user in USERS])).items():
             if value is not None:
-                served[Touch(kind, id_, batch_of(value))] = value
+                served[EntityWrite(kind, id_, batch_of(value))] = value
     replay = BatchReplay(layout, shards=1, wanted=served)
     replay.apply(batches)
     assert len(served) > len(USERS)
     values, context = await store.values([("item", item) for item in ITEMS]), RequestContext(START + HOUR)
     items = [values["item", item] for item in ITEMS]
-    for touch, value in served.items():
-        found, wanted = (reader.matrix(each, None, items, ITEMS, context)[0] for each in (replay.kept[touch], value))
+    for write, value in served.items():
+        found, wanted = (reader.matrix(each, None, items, ITEMS, context)[0] for each in (replay.kept[write], value))
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 

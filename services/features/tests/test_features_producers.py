@@ -62,8 +62,8 @@ async def test_what_the_page_says_feeds_the_store_once(  # noqa: PLR0917 (fixtur
     places = [(name, number) for number in range(spec.shards.kafka_partitions)]
 
     async def applied() -> bool:
-        (fences,) = await store.fences(places)
-        return sum(fences.values()) == 2 * len(USERS[language])
+        (applied_offsets,) = await store.applied_offsets(places)
+        return sum(applied_offsets.values()) == 2 * len(USERS[language])
 
     await eventually(applied, timeout_s=60, message="all records were applied")
     for user in USERS[language]:

@@ -51,12 +51,12 @@ def _count(windows: PartitionWindows, offset: int, event: Event | None) -> str |
     return windows.count(offset, event)
 
 
-def _tell(windows: PartitionWindows, *, idle: bool = False) -> list[pb.QualityWindow]:
-    told = []
+def _publish(windows: PartitionWindows, *, idle: bool = False) -> list[pb.QualityWindow]:
+    published = []
     for window, message in list(windows.due(idle=idle)):
-        windows.told(window, final=message.final)
-        told.append(message)
-    return told
+        windows.published(window, final=message.final)
+        published.append(message)
+    return published
 
 
 def test_a_window_counts_types_and_ranges(spec: LoopSpec) -> None:
@@ -66,9 +66,9 @@ def test_a_window_counts_types_and_ranges(spec: LoopSpec) -> None:
         _count(windows, offset, _event(spec, _rating(value), time=BEGIN + offset))
     _count(windows, 5, _event(spec, _rating(None, kind="click"), time=BEGIN + 5))
     _count(windows, 6, None)
-    (told,) = _tell(windows, idle=True)
-    assert (told.events, told.unreadable, dict(told.types)) == (6, 1, {"rating": 5, "click": 1})
-    (found,) = told.ranges
+    (published,) = _publish(windows, idle=True)
+    assert (published.events, published.unreadable, dict(published.types)) == (6, 1, {"rating": 5, "click": 1})
+    (found,) = published.ranges
     assert (found.field, found.count, found.missing) == ("value", 3, 2)
     assert (found.min, found.max, found.sum) == (3.0, 9.0, 18.0)
 
@@ -86,24 +86,24 @@ def test_number_fields_of_items_have_ranges(spec: LoopSpec) -> None:
     ):
         message = behavior.ItemChanged(item_id=f"i{offset}", fields=fields)
         _count(windows, offset, _event(spec, message, time=BEGIN, suffix="catalog.items"))
-    (told,) = _tell(windows, idle=True)
-    assert [(each.field, each.count, each.missing, each.sum) for each in told.ranges] == [("price", 1, 2, 4.5)]
+    (published,) = _publish(windows, idle=True)
+    assert [(each.field, each.count, each.missing, each.sum) for each in published.ranges] == [("price", 1, 2, 4.5)]
 
 
 def test_a_window_is_told_after_its_end_and_finally_after_the_lateness(spec: LoopSpec) -> None:
     """The loop's clock decides: so far at the end, finally after max_lateness, and in between only with changes."""
     windows = _windows(spec)
     _count(windows, 0, _event(spec, _rating(1.0), time=BEGIN))
-    assert _tell(windows) == []
+    assert _publish(windows) == []
     _count(windows, 1, _event(spec, _rating(1.0), time=BEGIN + 60))
-    (so_far,) = _tell(windows)
+    (so_far,) = _publish(windows)
     assert (so_far.window_start_time.ToSeconds(), so_far.events, so_far.final) == (BEGIN, 1, False)
-    assert _tell(windows) == []
+    assert _publish(windows) == []
     _count(windows, 2, _event(spec, _rating(1.0), time=BEGIN + 59))
-    (late,) = _tell(windows)
+    (late,) = _publish(windows)
     assert (late.events, late.final) == (2, False)
     _count(windows, 3, _event(spec, _rating(1.0), time=BEGIN + 60 + 3600))
-    final = [each for each in _tell(windows) if each.final]
+    final = [each for each in _publish(windows) if each.final]
     assert [(each.window_start_time.ToSeconds(), each.events) for each in final] == [(BEGIN, 2)]
     assert _count(windows, 4, _event(spec, _rating(1.0), time=BEGIN + 59)) == "WINDOW_CLOSED"
 
@@ -118,15 +118,15 @@ def test_late_events_are_gathered_before_a_window_is_told_again(
     windows = PartitionWindows(spec, source, 0, tallies=_tallies(spec), closed_until=0.0, again_s=1.0)
     _count(windows, 0, _event(spec, _rating(1.0), time=BEGIN))
     _count(windows, 1, _event(spec, _rating(1.0), time=BEGIN + 60))
-    assert [each.events for each in _tell(windows)] == [1]
+    assert [each.events for each in _publish(windows)] == [1]
     _count(windows, 2, _event(spec, _rating(1.0), time=BEGIN + 58))
     _count(windows, 3, _event(spec, _rating(1.0), time=BEGIN + 59))
-    assert _tell(windows) == []
+    assert _publish(windows) == []
     moment = 101.0
-    assert [each.events for each in _tell(windows)] == [3]
+    assert [each.events for each in _publish(windows)] == [3]
     _count(windows, 4, _event(spec, _rating(1.0), time=BEGIN + 57))
     _count(windows, 5, _event(spec, _rating(1.0), time=BEGIN + 60 + 3600))
-    assert [each.events for each in _tell(windows) if each.final] == [4]
+    assert [each.events for each in _publish(windows) if each.final] == [4]
 
 
 def test_a_successor_begins_at_the_oldest_open_window(spec: LoopSpec) -> None:
@@ -137,7 +137,7 @@ def test_a_successor_begins_at_the_oldest_open_window(spec: LoopSpec) -> None:
     _count(windows, 12, _event(spec, _rating(1.0), time=BEGIN + 10))
     assert windows.resume_offset == 10
     _count(windows, 13, _event(spec, _rating(1.0), time=BEGIN + 3665))
-    _tell(windows)
+    _publish(windows)
     assert windows.resume_offset == 11
 
 
@@ -147,7 +147,7 @@ def test_a_window_that_was_told_finally_is_not_told_again(spec: LoopSpec) -> Non
     assert _count(windows, 0, _event(spec, _rating(1.0), time=BEGIN + 59)) == "WINDOW_CLOSED"
     assert _count(windows, 1, _event(spec, _rating(1.0), time=BEGIN + 60)) is None
     assert _count(windows, 1, _event(spec, _rating(1.0), time=BEGIN + 60)) == "COUNTED"
-    assert [each.events for each in _tell(windows, idle=True)] == [1]
+    assert [each.events for each in _publish(windows, idle=True)] == [1]
 
 
 def test_made_up_types_do_not_grow_without_bound(spec: LoopSpec) -> None:
@@ -155,9 +155,9 @@ def test_made_up_types_do_not_grow_without_bound(spec: LoopSpec) -> None:
     windows = _windows(spec)
     for offset in range(200):
         _count(windows, offset, _event(spec, _rating(None, kind=f"t{offset}"), time=BEGIN))
-    (told,) = _tell(windows, idle=True)
-    assert len(told.types) == 65
-    assert told.types[OTHER_TYPES] == 136
+    (published,) = _publish(windows, idle=True)
+    assert len(published.types) == 65
+    assert published.types[OTHER_TYPES] == 136
 
 
 def test_a_report_adds_partitions_up_and_replaces_what_is_told_again() -> None:
@@ -191,13 +191,13 @@ async def test_offsets_move_only_after_the_window_was_told(spec: LoopSpec) -> No
     async def closed_until(places: Any) -> dict[Any, float]:
         return {}
 
-    async def tell(windows: Sequence[pb.QualityWindow]) -> None:
+    async def publish(windows: Sequence[pb.QualityWindow]) -> None:
         log.extend(("told", each.window_start_time.ToSeconds(), each.final) for each in windows)
 
     async def commit(offsets: Any) -> None:
         log.append(("committed", *offsets.values()))
 
-    watch = QualityWatch({spec.loop: spec}, TYPES, closed_until=closed_until, tell=tell, commit=commit, idle_s=60)
+    watch = QualityWatch({spec.loop: spec}, TYPES, closed_until=closed_until, publish=publish, commit=commit, idle_s=60)
     name = topic(spec.loop, "behavior.interactions")
     for offset, at in enumerate([BEGIN, BEGIN + 30, BEGIN + 4000]):
         record = encode(_rating(1.0), source="test", time=at)
@@ -207,11 +207,11 @@ async def test_offsets_move_only_after_the_window_was_told(spec: LoopSpec) -> No
 
 async def test_a_deletion_is_passed_over(spec: LoopSpec) -> None:
     """A record without a value deletes its key from a compacted topic: it is neither an event nor unreadable."""
-    told: list[pb.QualityWindow] = []
+    published: list[pb.QualityWindow] = []
     committed: list[Any] = []
 
-    async def tell(windows: Any) -> None:
-        told.extend(windows)
+    async def publish(windows: Any) -> None:
+        published.extend(windows)
 
     async def closed_until(_: Any) -> dict[Any, float]:
         return {}
@@ -219,21 +219,21 @@ async def test_a_deletion_is_passed_over(spec: LoopSpec) -> None:
     async def commit(offsets: Any) -> None:
         committed.append(dict(offsets))
 
-    watch = QualityWatch({spec.loop: spec}, TYPES, closed_until=closed_until, tell=tell, commit=commit, idle_s=0)
+    watch = QualityWatch({spec.loop: spec}, TYPES, closed_until=closed_until, publish=publish, commit=commit, idle_s=0)
     name = topic(spec.loop, "catalog.items")
     record = encode(behavior.ItemChanged(item_id="i"), source="test", time=BEGIN)
     await watch.observe([_Received(name, 0, 0, *record)])
     await watch.observe([_Received(name, 1, 7, b"i", None, [])])
-    assert [(each.events, each.unreadable) for each in told] == [(1, 0)]
+    assert [(each.events, each.unreadable) for each in published] == [(1, 0)]
     assert committed[-1] == {(name, 1): 8}
 
 
 async def test_one_producers_clock_decides_for_nobody(spec: LoopSpec) -> None:
     """An event almost `max_future` ahead neither puts the present window to rest, nor makes data fresher than now."""
-    told: list[pb.QualityWindow] = []
+    published: list[pb.QualityWindow] = []
 
-    async def tell(windows: Any) -> None:
-        told.extend(windows)
+    async def publish(windows: Any) -> None:
+        published.extend(windows)
 
     async def closed_until(_: Any) -> dict[Any, float]:
         return {}
@@ -242,14 +242,16 @@ async def test_one_producers_clock_decides_for_nobody(spec: LoopSpec) -> None:
         """Nothing is read again here."""
 
     wall = spec.model_copy(update={"clock": "wall"})
-    watch = QualityWatch({spec.loop: wall}, TYPES, closed_until=closed_until, tell=tell, commit=commit, idle_s=0)
+    watch = QualityWatch({spec.loop: wall}, TYPES, closed_until=closed_until, publish=publish, commit=commit, idle_s=0)
     name, now = topic(spec.loop, "behavior.interactions"), time.time()
     events = [("fast", now + 299), *(("same", now) for _ in range(4))]
     records = [encode(_rating(1.0), source="test", id=id_, time=at) for id_, at in events]
     await watch.observe([_Received(name, 0, offset, *record) for offset, record in enumerate(records)])
-    repeated = {(tally.seen, tally.at_fault) for each in told for tally in each.tallies if "duplicates" in tally.name}
+    repeated = {
+        (tally.seen, tally.at_fault) for each in published for tally in each.tallies if "duplicates" in tally.name
+    }
     assert (4, 3) in repeated
-    newest = max(each.newest_event_time.ToNanoseconds() / 1e9 for each in told)
+    newest = max(each.newest_event_time.ToNanoseconds() / 1e9 for each in published)
     assert newest <= time.time()
 
 
@@ -270,13 +272,13 @@ async def _produce(kafka: str, spec: LoopSpec, first: int, end: int, *, step_s: 
             producer.enqueue(name, message, key=f"u{each}", time=BEGIN + each * step_s)
 
 
-async def _told(kafka: str, spec: LoopSpec) -> list[pb.QualityWindow]:
+async def _published(kafka: str, spec: LoopSpec) -> list[pb.QualityWindow]:
     types = message_types(pb.QualityWindow)
     return [event.message async for event in read_log(kafka, topic(spec.loop, "features.quality"), types)]
 
 
-def _latest(told: Sequence[pb.QualityWindow]) -> dict[tuple[str, int, float], pb.QualityWindow]:
-    return {(each.topic, each.partition, each.window_start_time.ToSeconds()): each for each in told}
+def _latest(published: Sequence[pb.QualityWindow]) -> dict[tuple[str, int, float], pb.QualityWindow]:
+    return {(each.topic, each.partition, each.window_start_time.ToSeconds()): each for each in published}
 
 
 @pytest.mark.adapter
@@ -291,7 +293,7 @@ async def test_the_worker_survives_kills_and_rebalances(kafka: str, spec: LoopSp
     victim = start_process("quality", **env)
 
     async def began() -> bool:
-        return any(each.final for each in await _told(kafka, spec))
+        return any(each.final for each in await _published(kafka, spec))
 
     await eventually(began, timeout_s=40, message="windows were told")
     victim.kill()
@@ -300,7 +302,7 @@ async def test_the_worker_survives_kills_and_rebalances(kafka: str, spec: LoopSp
     successor = start_process("quality", **env)
 
     async def going_on() -> bool:
-        return sum(each.events for each in _latest(await _told(kafka, spec)).values()) >= 3100
+        return sum(each.events for each in _latest(await _published(kafka, spec)).values()) >= 3100
 
     await eventually(going_on, timeout_s=60, message="the successor goes on")
     companion = start_process("quality", **env)
@@ -308,15 +310,15 @@ async def test_the_worker_survives_kills_and_rebalances(kafka: str, spec: LoopSp
     await _produce(kafka, spec, 3500, 4000, step_s=3.0)
 
     async def whole() -> bool:
-        return sum(each.events for each in _latest(await _told(kafka, spec)).values()) >= 4000
+        return sum(each.events for each in _latest(await _published(kafka, spec)).values()) >= 4000
 
     await eventually(whole, timeout_s=60, message="every event is in a window")
-    told = await _told(kafka, spec)
-    latest = _latest(told)
+    published = await _published(kafka, spec)
+    latest = _latest(published)
     assert sum(each.events for each in latest.values()) == 4000
     assert sum(each.unreadable for each in latest.values()) == 1
     assert sum(each.ranges[0].sum for each in latest.values()) == sum(each % 10 for each in range(4000))
-    for each in told:
+    for each in published:
         if each.final:
             assert each.events == latest[each.topic, each.partition, each.window_start_time.ToSeconds()].events
     for each in (successor, companion):
@@ -344,7 +346,7 @@ async def test_the_worker_waits_for_kafka(
         kafka_process.start()
 
     async def whole() -> bool:
-        return sum(each.events for each in _latest(await _told(kafka, spec)).values()) == 50
+        return sum(each.events for each in _latest(await _published(kafka, spec)).values()) == 50
 
     await eventually(whole, timeout_s=60, message="the worker counted what it found")
 

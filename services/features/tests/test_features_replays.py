@@ -50,8 +50,8 @@ async def _ends(kafka: str, spec: LoopSpec) -> dict[int, int]:
 async def _applied(redis: Redis, kafka: str, spec: LoopSpec) -> bool:
     """Whether the loop's layout stands at the end of the clicks."""
     store, ends = OnlineStore(redis, spec, Layout.compile(spec)), await _ends(kafka, spec)
-    (fences,) = await store.fences([(topic(spec.loop, CLICKS), each) for each in ends])
-    return all(fences[topic(spec.loop, CLICKS), partition] >= end for partition, end in ends.items())
+    (applied_offsets,) = await store.applied_offsets([(topic(spec.loop, CLICKS), each) for each in ends])
+    return all(applied_offsets[topic(spec.loop, CLICKS), partition] >= end for partition, end in ends.items())
 
 
 async def _counted(redis: Redis, spec: LoopSpec) -> float:

@@ -55,7 +55,10 @@ async def _assert_equal_to_replay(store: OnlineStore, events: Sequence[Event]) -
 async def _applied(store: OnlineStore, suffix: str = "behavior.interactions") -> int:
     """How many records of a topic stand in the store, by its fences."""
     name, partitions = topic(store.spec.loop, suffix), range(store.spec.shards.kafka_partitions)
-    return min(sum(fences.values()) for fences in await store.fences([(name, each) for each in partitions]))
+    return min(
+        sum(applied_offsets.values())
+        for applied_offsets in await store.applied_offsets([(name, each) for each in partitions])
+    )
 
 
 async def _until_applied(store: OnlineStore, count: int) -> None:
@@ -144,8 +147,8 @@ async def test_a_key_of_another_type_leaves_no_half_of_a_batch(
     stream, catalogue, ratings = LoopStream(store, on_batch=_ignore), history.catalogue(), history.ratings(40)
     await stream.apply([*catalogue, *ratings[:20]])
     popular, category = store.names.popular(0)[:2]
-    folds = store.names.folds(0, known=True)
-    name = {"outbox": store.names.outbox(0), "popular": popular, "category": category, "shelf": folds}[target]
+    contributions = store.names.contributions(0, known=True)
+    name = {"outbox": store.names.outbox(0), "popular": popular, "category": category, "shelf": contributions}[target]
     before = await redis.dump(name)
     await redis.set(name, "not what the script writes")
     held = await _held(redis, spec.loop)
@@ -180,28 +183,28 @@ async def test_a_batch_that_a_dead_worker_did_not_tell_is_told_by_the_next(  # n
     await create_topics(kafka, declared(spec))
     store, ratings = OnlineStore(redis, spec, layout), history.ratings(100)
     await produce(ratings)
-    dead = LoopStream(store, on_batch=_ignore, most_events=20)
+    dead = LoopStream(store, on_batch=_ignore, max_events=20)
     # Its producer may spread the ratings over partitions as it likes: the dead worker had some of the first's.
     name, types = topic(spec.loop, "behavior.interactions"), message_types(behavior.Interaction)
     first = [event async for event in read_log(kafka, name, types) if event.partition == 0]
     await dead.apply(first[:30])
-    untold = await dead.untold()
-    assert [each.batch for each in untold] == [1, 2]
+    unpublished = await dead.unpublished()
+    assert [each.batch for each in unpublished] == [1, 2]
     worker = start_process("stream", **SMALL)
 
-    async def told() -> list[features_pb2.BatchApplied] | None:
-        found = await _told(kafka, spec)
+    async def published() -> list[features_pb2.BatchApplied] | None:
+        found = await _published(kafka, spec)
         return found if sum(each.events for each in found) == len(ratings) else None
 
-    found = await eventually(told, timeout_s=40, message="every batch was told")
-    assert [each for each in found if each.batch <= 2] == untold
+    found = await eventually(published, timeout_s=40, message="every batch was told")
+    assert [each for each in found if each.batch <= 2] == unpublished
     assert [each.batch for each in found] == list(range(1, len(found) + 1))
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(15) == 0
     assert await store.outbox(0) == {}
 
 
-async def _told(kafka: str, spec: LoopSpec) -> list[features_pb2.BatchApplied]:
+async def _published(kafka: str, spec: LoopSpec) -> list[features_pb2.BatchApplied]:
     """The batches of `features.applied` by number; each may have been told more than once, in the same words."""
     types = message_types(features_pb2.BatchApplied)
     log = [event.message async for event in read_log(kafka, topic(spec.loop, "features.applied"), types)]
@@ -237,10 +240,10 @@ async def test_kills_and_rebalances_lose_nothing_and_double_nothing(  # noqa: PL
     assert await _applied(store) == 3000
     await _assert_equal_to_replay(store, [*catalogue, *people, *ratings])
 
-    async def told() -> bool:
-        return sum(each.events for each in await _told(kafka, spec)) == len(catalogue) + len(people) + len(ratings)
+    async def published() -> bool:
+        return sum(each.events for each in await _published(kafka, spec)) == len(catalogue) + len(people) + len(ratings)
 
-    await eventually(told, timeout_s=20, message="every batch was told, those of the killed, too")
+    await eventually(published, timeout_s=20, message="every batch was told, those of the killed, too")
 
 
 async def test_redis_away_and_back(  # noqa: PLR0917 - fixtures
@@ -291,7 +294,7 @@ async def test_what_cannot_be_read_is_in_the_dead_letters_with_its_reason(  # no
     assert ("VALUE_OUT_OF_RANGE", "rating value 11: must be 0 to 10") in reasons
 
     async def announced() -> bool:
-        log = await _told(kafka, spec)
+        log = await _published(kafka, spec)
         _assert_no_overlap([each for batch in log for each in batch.ranges])
         return sum(batch.events for batch in log) == len(ratings)
 

@@ -18,7 +18,7 @@ from gyre.inference.v1 import inference_pb2_grpc as inference_rpc
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec, load_loop
 from gyre_core.topics import topic
-from gyre_gateway.bootstrap import Running, bootstrap
+from gyre_gateway.bootstrap import RunningGateway, bootstrap
 from gyre_gateway.settings import GatewaySettings
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
@@ -174,7 +174,7 @@ class Mesh:
     """The gateway between its peers."""
 
     spec: LoopSpec
-    running: Running
+    running: RunningGateway
     lifespan: Lifespan
     stub: GatewayServiceStub
     features: ToldFeatures

@@ -12,7 +12,7 @@ from gyre.gateway.v1 import gateway_pb2 as pb
 from gyre_core.topics import topic
 from gyre_gateway.adapters.impressions import KafkaImpressions, count_drop
 from gyre_gateway.domain.ranking import Ranking
-from gyre_gateway.domain.requests import Answer, Request, Scored
+from gyre_gateway.domain.requests import RankedAnswer, Request, Scored
 from gyre_gateway.domain.routing import Route
 from gyre_local.testing import eventually
 from gyre_runtime import Invalid, Unavailable
@@ -90,11 +90,11 @@ async def test_degraded_and_explored_answers_leave_impressions(start: StartMesh,
     }
 
 
-def answer_of(loop: str, number: int) -> Answer:
+def answer_of(loop: str, number: int) -> RankedAnswer:
     """An answer to write down."""
     request = Request(loop, "u", ["a", "b"], f"r{number}", 1.0, {}, {}, "rank", started=0.0, deadline=1.0)
     ranking = Ranking(np.arange(2), explored=False, propensity=0.0)
-    return Answer(request, Scored(np.ones(2, np.float32), Route()), ranking, 2, 0.01)
+    return RankedAnswer(request, Scored(np.ones(2, np.float32), Route()), ranking, 2, 0.01)
 
 
 async def test_impressions_are_bounded_and_their_loss_is_counted(mesh: Mesh, kafka: str, telemetry: Telemetry) -> None:

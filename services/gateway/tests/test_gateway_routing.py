@@ -3,17 +3,17 @@
 import pytest
 from gyre_gateway.adapters.reports import report_of
 from gyre_gateway.domain.circuit import BACKOFF_S, MAX_BACKOFF_S
-from gyre_gateway.domain.routing import LATENCY_BOUNDS_S, Attempt, Rollout, RolloutArm, Route, Router, Target
+from gyre_gateway.domain.routing import LATENCY_BOUNDS_S, Attempt, RolloutArm, Route, Router, Target, TrafficSplit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 USERS = [f"user-{number}" for number in range(4000)]
 
 
-def split(epoch: int, share: float, *, last_good: str = "v0") -> Rollout:
+def split(epoch: int, share: float, *, last_good: str = "v0") -> TrafficSplit:
     """A candidate v2 with a share beside the live v1."""
     arms = (RolloutArm("live", Target("v1", "a"), 1 - share), RolloutArm("candidate", Target("v2", "b"), share))
-    return Rollout(epoch, arms, last_good=Target(last_good) if last_good else None)
+    return TrafficSplit(epoch, arms, last_good=Target(last_good) if last_good else None)
 
 
 class Moment:
@@ -27,7 +27,7 @@ class Moment:
         return self.now
 
 
-def following(rollout: Rollout, moment: Moment | None = None) -> Router:
+def following(rollout: TrafficSplit, moment: Moment | None = None) -> Router:
     """A router that uses a rollout state."""
     router = Router("shop", "salt", monotonic=moment or Moment())
     router.adopt(rollout)
@@ -55,7 +55,7 @@ def user_of(router: Router, arm: str) -> str:
 
 def test_before_the_first_model_there_is_nothing_to_ask() -> None:
     """Without arms a route has no target, whatever the epoch."""
-    router = following(Rollout(epoch=3))
+    router = following(TrafficSplit(epoch=3))
     assert router.route("user-1").targets == ()
     assert router.route("user-1").epoch == router.epoch == 3
 
@@ -107,7 +107,7 @@ def test_a_state_whose_shares_are_no_split_is_refused() -> None:
     router = following(split(5, 0.5))
     arms = (RolloutArm("live", Target("v9"), 0.5),)
     with pytest.raises(ValueError, match="sum to 1"):
-        router.adopt(Rollout(6, arms))
+        router.adopt(TrafficSplit(6, arms))
     assert router.epoch == 5
     assert router.route("user-1").targets[0].version in {"v1", "v2"}
 
@@ -181,7 +181,7 @@ def test_what_does_not_trip(case: str) -> None:
     """Nothing trips the live or a sole version; a server out of reach and an old epoch's failures trip none."""
     router = following(split(1, 0.5))
     if case == "the only version":
-        router.adopt(Rollout(2, (RolloutArm("candidate", Target("v2"), 1.0),)))
+        router.adopt(TrafficSplit(2, (RolloutArm("candidate", Target("v2"), 1.0),)))
     fail(
         router,
         30,
@@ -221,7 +221,7 @@ def test_counts_are_those_of_versions_in_use() -> None:
     for number in range(1, 501):
         live, candidate = Target(f"v{number}"), Target(f"v{number + 1}")
         arms = (RolloutArm("live", live, 0.5), RolloutArm("candidate", candidate, 0.5))
-        router.adopt(Rollout(number, arms, last_good=Target(f"v{number - 1}")))
+        router.adopt(TrafficSplit(number, arms, last_good=Target(f"v{number - 1}")))
         for version in (live.version, candidate.version):
             router.note_scored(attempt(router, version=version), 0.001)
     report = report_of(router, "g1", lease_s=5, leaving=False)

@@ -10,9 +10,9 @@ from gyre.gateway.v1 import gateway_pb2 as pb
 from gyre_core.topics import topic
 from gyre_gateway.adapters.impressions import KafkaImpressions
 from gyre_gateway.adapters.intake import KafkaIntake
-from gyre_gateway.domain.events import Event as TrackedEvent
+from gyre_gateway.domain.events import OutgoingEvent
 from gyre_gateway.domain.ranking import Ranking
-from gyre_gateway.domain.requests import Answer, Features, Request, Scored
+from gyre_gateway.domain.requests import Features, RankedAnswer, Request, Scored
 from gyre_gateway.domain.routing import Route
 from gyre_local.testing import eventually
 from gyre_runtime import GyreError, Invalid
@@ -80,7 +80,7 @@ async def test_of_a_call_with_a_too_large_event_none_is_taken(mesh: Mesh, kafka:
     for number in range(40):
         large.fields[f"f{number}"].text = "\N{WATER WAVE}" * 10_000
     small = behavior.ItemChanged(item_id="i")
-    events = [TrackedEvent("catalog.items", "i", name, 1.0, each) for name, each in (("e0", small), ("e1", large))]
+    events = [OutgoingEvent("catalog.items", "i", name, 1.0, each) for name, each in (("e0", small), ("e1", large))]
     refused = await outcome(KafkaIntake(mesh.producer).send(mesh.loop, events, application=""))
     assert isinstance(refused, Invalid)
     assert refused.reason == "RECORD_TOO_LARGE"
@@ -88,7 +88,7 @@ async def test_of_a_call_with_a_too_large_event_none_is_taken(mesh: Mesh, kafka:
     assert await logged(kafka, topic(mesh.loop, "catalog.items")) == []
 
 
-def answer_of(loop: str, *, shown: int, columns: int, request_id: str = "r") -> Answer:
+def answer_of(loop: str, *, shown: int, columns: int, request_id: str = "r") -> RankedAnswer:
     """An answer of 1,000 candidates with as many columns of features, of which some are shown."""
     items = [f"{number:04d}" + "\N{WATER WAVE}" * 124 for number in range(1000)]
     numbers = {f"{number:02d}" + "n" * 62: 1.0 for number in range(64)}
@@ -99,7 +99,7 @@ def answer_of(loop: str, *, shown: int, columns: int, request_id: str = "r") -> 
     values = np.ones((1000, columns), dtype="<f4").tobytes()
     features = Features("0" * 64, 1000, columns, values, range(1000), 7, 9, 1.0)
     scored = Scored(np.arange(1000, 0, -1).astype(np.float32), Route(), version="v1", features=features)
-    return Answer(request, scored, Ranking(np.arange(1000), explored=True, propensity=0.001), shown, 0.01)
+    return RankedAnswer(request, scored, Ranking(np.arange(1000), explored=True, propensity=0.001), shown, 0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What a request must be, and what the service remembers of the models."""
 
 import pytest
-from gyre_inference.domain import Block, Catalogue, ServedModel, malformed, mismatch
+from gyre_inference.domain import Catalogue, FeatureBlock, ServedModel, malformed, mismatch
 
 MODEL = ServedModel("shop--v1", layout="abc", columns=3, max_rows=64)
 
@@ -9,26 +9,26 @@ MODEL = ServedModel("shop--v1", layout="abc", columns=3, max_rows=64)
 @pytest.mark.parametrize(
     ("block", "problem"),
     [
-        (Block("abc", 0, 3, b""), "at least one row"),
-        (Block("abc", 2, 3, bytes(23)), "24 bytes, not 23"),
-        (Block("abc", 2, 3, bytes(25)), "24 bytes, not 25"),
+        (FeatureBlock("abc", 0, 3, b""), "at least one row"),
+        (FeatureBlock("abc", 2, 3, bytes(23)), "24 bytes, not 23"),
+        (FeatureBlock("abc", 2, 3, bytes(25)), "24 bytes, not 25"),
     ],
 )
-def test_a_block_of_another_size_is_malformed(block: Block, problem: str) -> None:
+def test_a_block_of_another_size_is_malformed(block: FeatureBlock, problem: str) -> None:
     """The values must be exactly rows × columns float32."""
     assert problem in str(malformed(block))
 
 
 def test_a_whole_block_is_well_formed() -> None:
     """A block with as many bytes as its shape says is accepted."""
-    assert malformed(Block("abc", 2, 3, bytes(24))) is None
+    assert malformed(FeatureBlock("abc", 2, 3, bytes(24))) is None
 
 
 def test_another_layout_or_width_does_not_fit() -> None:
     """A block of another layout, or with another count of columns, is not what the model reads."""
-    assert "layout abc" in str(mismatch(MODEL, Block("xyz", 1, 3, bytes(12))))
-    assert "3 columns" in str(mismatch(MODEL, Block("abc", 1, 4, bytes(16))))
-    assert mismatch(MODEL, Block("abc", 1, 3, bytes(12))) is None
+    assert "layout abc" in str(mismatch(MODEL, FeatureBlock("xyz", 1, 3, bytes(12))))
+    assert "3 columns" in str(mismatch(MODEL, FeatureBlock("abc", 1, 4, bytes(16))))
+    assert mismatch(MODEL, FeatureBlock("abc", 1, 3, bytes(12))) is None
 
 
 def test_a_new_rollout_state_forgets_versions_that_are_gone() -> None:

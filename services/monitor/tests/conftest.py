@@ -21,7 +21,7 @@ from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import declared, topic
 from gyre_local.reserve import free_ports
-from gyre_monitor.bootstrap import Running, bootstrap
+from gyre_monitor.bootstrap import RunningMonitor, bootstrap
 from gyre_monitor.settings import MonitorSettings
 from gyre_monitor.store import reports
 from gyre_monitor.store.database import Database
@@ -221,7 +221,7 @@ async def projection(project: Project) -> Projection:
 class Service:
     """The running service, and a producer beside it."""
 
-    running: Running
+    running: RunningMonitor
     channel: Channel
     lifespan: Lifespan
     producer: Producer

@@ -4,7 +4,7 @@ import pytest
 from gyre_core.spec import Duration
 from gyre_core.spec.operations import TriggerSpec, VolumeTrigger
 from gyre_monitor.domain.incidents import AlertRecord, incidents
-from gyre_monitor.domain.outcomes import LATENCY_BOUNDS_S, Action, Answer, ArmTotals, attributed, latency_bucket
+from gyre_monitor.domain.outcomes import LATENCY_BOUNDS_S, Action, ArmTotals, LoggedAnswer, attributed, latency_bucket
 from gyre_monitor.domain.stages import flowing, rollout, training
 from gyre_monitor.domain.traces import StoredSpan, parents_first
 from gyre_monitor.domain.triggers import Due, Reason, Standing, due
@@ -12,9 +12,11 @@ from gyre_monitor.domain.triggers import Due, Reason, Standing, due
 WINDOW_S = 60.0
 
 
-def answer(request_id: str, *, at: float = 0.0, user: bytes = b"u", items: tuple[str, ...] = ("a", "b")) -> Answer:
+def answer(
+    request_id: str, *, at: float = 0.0, user: bytes = b"u", items: tuple[str, ...] = ("a", "b")
+) -> LoggedAnswer:
     """An answer to one user."""
-    return Answer(request_id, user, at, items)
+    return LoggedAnswer(request_id, user, at, items)
 
 
 def action(event_id: str, *, at: float, user: bytes = b"u", item: str = "a", request_id: str = "") -> Action:
@@ -22,7 +24,7 @@ def action(event_id: str, *, at: float, user: bytes = b"u", item: str = "a", req
     return Action(event_id, request_id, user, item, "click", at)
 
 
-def credited(answers: list[Answer], actions: list[Action]) -> dict[str, list[str]]:
+def credited(answers: list[LoggedAnswer], actions: list[Action]) -> dict[str, list[str]]:
     """Event ids by request id."""
     found = attributed(answers, actions, window_s=WINDOW_S)
     return {request_id: [each.event_id for each in actions] for (_, request_id), actions in found.items()}

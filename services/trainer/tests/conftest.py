@@ -27,7 +27,7 @@ from gyre_runtime import Channel, Lifespan, ServiceSettings, channel, setup_tele
 from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.kafka import create_topics
 from gyre_runtime.settings import WarehouseSettings
-from gyre_trainer.bootstrap import Running, bootstrap
+from gyre_trainer.bootstrap import RunningTrainer, bootstrap
 from gyre_trainer.settings import TrainerSettings
 from gyre_trainer.training_set import Tables
 from gyre_warehouse.tables import (
@@ -244,7 +244,7 @@ async def stack(loop: str, tmp_path: Path, kafka: str) -> Stack:
 class Service:
     """A trainer in the test's own process."""
 
-    running: Running
+    running: RunningTrainer
     stub: TrainerServiceStub
     lifespan: Lifespan
 

@@ -13,9 +13,9 @@ from gyre_core.topics import topic
 from gyre_local.testing import eventually
 from gyre_runtime.kafka import Producer
 from gyre_trainer.adapters.store import SqliteRuns
-from gyre_trainer.domain import Pins, Run, State, Trigger
-from gyre_trainer.handlers import Runs
-from gyre_trainer.transport.erasures import TAG, Erasures
+from gyre_trainer.domain import Pins, Run, RunState, Trigger
+from gyre_trainer.handlers import RunRegistry
+from gyre_trainer.transport.erasures import TAG, ErasureConsumer
 
 LOOP = "shop"
 
@@ -30,7 +30,7 @@ def store(tmp_path: Path) -> Iterator[SqliteRuns]:
 def _run(name: str, *snapshots: int, loop: str = LOOP, record: str = "") -> Run:
     pins = Pins({"behavior_interactions": snapshots[0], "behavior_impressions": snapshots[1]}, 0.0)
     made = Run.queued(Trigger(name, loop), now=1.0).pinned(pins)
-    return replace(made, state=State.REGISTERED, mlflow_run_id=record)
+    return replace(made, state=RunState.REGISTERED, mlflow_run_id=record)
 
 
 def _erased(at_s: int, **snapshots: int) -> privacy.UserErased:
@@ -43,12 +43,12 @@ def _erased(at_s: int, **snapshots: int) -> privacy.UserErased:
 
 async def test_runs_that_read_what_is_gone_are_marked(store: SqliteRuns) -> None:
     """A snapshot of the right table and loop marks its runs with the first such erasure; others stay repeatable."""
-    runs = Runs(store, [LOOP, "other"])
+    runs = RunRegistry(store, [LOOP, "other"])
     hit, missed, elsewhere = _run("a", 1, 2), _run("b", 3, 4), _run("c", 1, 2, loop="other")
     queued = Run.queued(Trigger("d", LOOP), now=1.0)
     for each in (hit, missed, elsewhere, queued):
         store.save(each)
-    erasures = Erasures(runs, lambda *_: True)
+    erasures = ErasureConsumer(runs, lambda *_: True)
     erasures.note(LOOP, _erased(50, behavior_interactions=1, behavior_impressions=9))
     erasures.note(LOOP, _erased(90, behavior_impressions=2))
     await erasures.mark()
@@ -59,9 +59,9 @@ async def test_runs_that_read_what_is_gone_are_marked(store: SqliteRuns) -> None
 
 async def test_a_mark_survives_whoever_holds_an_older_copy(store: SqliteRuns) -> None:
     """A run that is marked while it is under way stays marked when its progress is kept."""
-    runs, run = Runs(store, [LOOP]), _run("a", 1, 2)
+    runs, run = RunRegistry(store, [LOOP]), _run("a", 1, 2)
     store.save(run)
-    erasures = Erasures(runs, lambda *_: True)
+    erasures = ErasureConsumer(runs, lambda *_: True)
     erasures.note(LOOP, _erased(50, behavior_interactions=1))
     await erasures.mark()
     assert runs.change(run, progress=0.5).erased_time == 50.0
@@ -70,15 +70,15 @@ async def test_a_mark_survives_whoever_holds_an_older_copy(store: SqliteRuns) ->
 
 async def test_a_record_is_told_until_it_is_taken(store: SqliteRuns) -> None:
     """While MLflow takes nothing the tag waits, also over a restart; once taken it is not sent again."""
-    runs, run = Runs(store, [LOOP]), _run("a", 1, 2, record="m1")
+    runs, run = RunRegistry(store, [LOOP]), _run("a", 1, 2, record="m1")
     store.save(run)
     sent: list[Any] = []
-    away = Erasures(runs, lambda *_: False)
+    away = ErasureConsumer(runs, lambda *_: False)
     away.note(LOOP, _erased(0, behavior_interactions=1))
     await away.mark()
     await away.tell()
     assert runs.unrecorded()
-    back = Erasures(runs, lambda *given: sent.append(given) or True)
+    back = ErasureConsumer(runs, lambda *given: sent.append(given) or True)
     await back.tell()
     await back.tell()
     assert sent == [("m1", {TAG: "1970-01-01T00:00:00+00:00"})]

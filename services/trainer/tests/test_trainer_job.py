@@ -18,7 +18,7 @@ from gyre_trainer.adapters.kafka import LiveModels
 from gyre_trainer.adapters.process import JobProcess
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.artifact import Manifest
-from gyre_trainer.domain import JobFailed, Refused, State, Task
+from gyre_trainer.domain import JobFailed, RunState, Task, TrainingRefused
 from gyre_trainer.settings import TrainerSettings
 from gyre_trainer.work import execute
 
@@ -53,21 +53,21 @@ def task(settings: TrainerSettings, make_spec) -> Task:
 
 
 @pytest.fixture
-def told() -> list[State]:
+def told() -> list[RunState]:
     """The states that the job told."""
     return []
 
 
-def test_a_task_is_done_once(settings: TrainerSettings, task: Task, told: list[State]) -> None:
+def test_a_task_is_done_once(settings: TrainerSettings, task: Task, told: list[RunState]) -> None:
     """A second start of a run takes the artefact that the first one finished, without training again."""
     first = execute(task, settings, lambda state, _progress: told.append(state))
-    assert list(dict.fromkeys(told)) == [State.SNAPSHOT, State.GATE, State.TRAINING, State.EVALUATING]
+    assert list(dict.fromkeys(told)) == [RunState.SNAPSHOT, RunState.GATE, RunState.TRAINING, RunState.EVALUATING]
     folder = Path(first["folder"])
     written = {each.name: each.stat().st_mtime_ns for each in folder.iterdir()}
     assert written.keys() == {"model.onnx", "golden.npz", "model.json", *REPORT}
     told.clear()
     assert execute(task, settings, lambda state, _progress: told.append(state)) == first
-    assert told == [State.EVALUATING]
+    assert told == [RunState.EVALUATING]
     assert {each.name: each.stat().st_mtime_ns for each in folder.iterdir()} == written
     assert [each.name for each in folder.parent.iterdir()] == [folder.name]
     manifest = Manifest.read(folder)
@@ -87,7 +87,7 @@ def test_the_live_model_is_the_measure(settings: TrainerSettings, task: Task, ma
     evaluation = spec.training.evaluation.model_copy(update={"min_relative_ndcg": 0.5})
     strict = spec.model_copy(update={"training": spec.training.model_copy(update={"evaluation": evaluation})})
     third = replace(second, version="v3", spec=strict.model_dump_json())
-    with pytest.raises(Refused, match="min_relative_ndcg"):
+    with pytest.raises(TrainingRefused, match="min_relative_ndcg"):
         execute(third, settings, lambda _state, _progress: None)
     assert {each.name for each in (settings.artifacts / "shop" / "v3").iterdir()} == {*REPORT} - {
         "reference.bin",
@@ -112,7 +112,7 @@ async def test_a_job_that_is_killed_has_failed(settings: TrainerSettings, task: 
     """The reason says how the job ended."""
     own = _children()
 
-    def kill(_state: State, _progress: float) -> None:
+    def kill(_state: RunState, _progress: float) -> None:
         (job,) = _children() - own
         os.kill(job, signal.SIGKILL)
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from gyre_trainer.domain import Refused
+from gyre_trainer.domain import TrainingRefused
 from gyre_trainer.export import OPSET, export, score_with
 from gyre_trainer.gate import check_against_incumbent, check_data
 from gyre_trainer.ranker import Ranker, evaluate, score, train
@@ -117,7 +117,7 @@ def test_the_gate_names_what_it_refuses(make_spec, layout, data, field: str) -> 
         broken[3, 2, layout.index["taste_30d"]] = np.nan
         given = replace(data, features=broken)
         message = r"features\.taste_30d: 1 values are not finite: must be 0"
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(TrainingRefused, match=message):
         check_data(spec, layout, given)
 
 
@@ -125,5 +125,5 @@ def test_a_model_worse_than_the_live_one_is_refused(spec) -> None:
     """A candidate may lose no more than the rule allows against the live model."""
     check_against_incumbent(spec, 0.491, 0.5)
     check_against_incumbent(spec, 0.1, 0.0)
-    with pytest.raises(Refused, match=r"min_relative_ndcg: -0\.0300 .* must be at least -0\.0200"):
+    with pytest.raises(TrainingRefused, match=r"min_relative_ndcg: -0\.0300 .* must be at least -0\.0200"):
         check_against_incumbent(spec, 0.485, 0.5)

@@ -18,7 +18,7 @@ from gyre_runtime.kafka import Producer
 from gyre_trainer.adapters.mlflow import Entry, record
 from gyre_trainer.adapters.store import SqliteRuns
 from gyre_trainer.adapters.warehouse import ArchivedWarehouse
-from gyre_trainer.domain import Pins, Run, State
+from gyre_trainer.domain import Pins, Run, RunState
 from gyre_trainer.maintain import Maintenance
 from gyre_trainer.retention import StoredModel, plan
 from gyre_trainer.settings import TrainerSettings
@@ -85,7 +85,7 @@ class Killed:
             raise Crash
 
 
-def run_of(version: str, state: State = State.REGISTERED) -> Run:
+def run_of(version: str, state: RunState = RunState.REGISTERED) -> Run:
     """A run that ended a hundred days ago."""
     at = NOW - 100 * DAY_S
     return Run(f"run-{version}", "shop", f"t-{version}", "", state, at, at, version=version, mlflow_run_id="m")
@@ -151,7 +151,7 @@ async def test_snapshots_of_a_run_under_way_stay_named(tmp_path: Path) -> None:
     pins = Pins({"behavior_impressions": 11}, NOW)
     ended, running, released = (
         replace(run_of(version, state), pins=pins)
-        for version, state in (("v1", State.FAILED), ("v2", State.TRAINING), ("v3", State.TRAINING))
+        for version, state in (("v1", RunState.FAILED), ("v2", RunState.TRAINING), ("v3", RunState.TRAINING))
     )
     for run in (ended, running, released):
         store.save(run)
@@ -176,9 +176,9 @@ async def test_the_job_prints_its_plan_and_removes_what_nothing_names(stack, loo
         put(folder, version)
         entry = Entry(loop, f"run-{version}", version, {}, {}, {}, folder / version)
         recorded = await asyncio.to_thread(record, mlflow_uri, entry, wait_s=120)
-        run = Run(f"run-{version}", loop, f"t-{version}", "", State.REGISTERED, 1000.0, 1000.0, version=version)
+        run = Run(f"run-{version}", loop, f"t-{version}", "", RunState.REGISTERED, 1000.0, 1000.0, version=version)
         store.save(Run(**{**run.__dict__, "mlflow_run_id": recorded}))
-    underway = Run("run-v5", loop, "t-v5", "", State.TRAINING, 1000.0, 1000.0, version="v5")
+    underway = Run("run-v5", loop, "t-v5", "", RunState.TRAINING, 1000.0, 1000.0, version="v5")
     store.save(underway)
     store.close()
     async with Producer(stack.kafka, source="tests") as producer:

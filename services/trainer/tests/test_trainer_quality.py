@@ -14,7 +14,7 @@ import pytest
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec, QualitySpec
 from gyre_trainer.adapters.tables import LoopTables
-from gyre_trainer.domain import Refused, Task
+from gyre_trainer.domain import Task, TrainingRefused
 from gyre_trainer.quality.examples import Before, check_examples, drift_since, reference_files
 from gyre_trainer.quality.findings import Findings, quality_in
 from gyre_trainer.quality.gate import pass_gate
@@ -277,7 +277,9 @@ def test_each_action(spec: LoopSpec, layout: Layout, history, action: str, refus
     ruled = with_quality(spec, completeness__duplicates=action)
     findings = Findings(ruled, task_of(ruled, BEGIN + STEP_S * 400.0))
     if refused:
-        with pytest.raises(Refused, match=r"completeness\.duplicates of interactions\.event_id = 0\.09091: .* 0\.01"):
+        with pytest.raises(
+            TrainingRefused, match=r"completeness\.duplicates of interactions\.event_id = 0\.09091: .* 0\.01"
+        ):
             pass_gate(findings, layout, history.tables())
     else:
         pass_gate(findings, layout, history.tables())
@@ -309,11 +311,11 @@ def test_a_poisoned_snapshot_is_refused(tmp_path: Path, learnt, new_history, mak
     _poison(new_history).archive(tmp_path / "warehouse", "shop")
     pins = tables.pin(None)
     task = Task("run-2", "t2", "v2", strict.model_dump_json(), pins.snapshots, pins.now, str(live))
-    with pytest.raises(Refused, match=r"quality: completeness\.duplicates") as refusal:
+    with pytest.raises(TrainingRefused, match=r"quality: completeness\.duplicates") as refusal:
         execute(task, settings, lambda *_: None)
     assert {check.name for check in refusal.value.quality.failed} >= {"completeness.duplicates"}
     drifting = with_quality(spec, drift="block")
-    with pytest.raises(Refused, match=r"quality: drift\.") as refusal:
+    with pytest.raises(TrainingRefused, match=r"quality: drift\.") as refusal:
         execute(replace(task, spec=drifting.model_dump_json()), settings, lambda *_: None)
     names = {check.name for check in refusal.value.quality.failed}
     assert {"completeness.duplicates", "completeness.range", "drift.psi"} <= names

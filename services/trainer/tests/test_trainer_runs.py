@@ -13,27 +13,29 @@ from gyre_local.testing import eventually
 from gyre_runtime import Invalid, NotFound, ServiceSettings, Unavailable, setup_telemetry
 from gyre_trainer.adapters.store import SqliteRuns
 from gyre_trainer.domain import (
-    Candidate,
     CheckOutcome,
     JobFailed,
     Pins,
     Quality,
     QualityAlert,
-    Refused,
     Run,
-    State,
+    RunState,
     Task,
+    TrainedCandidate,
+    TrainingRefused,
     Trigger,
     version_of,
 )
-from gyre_trainer.handlers import Runs, start_run
+from gyre_trainer.handlers import RunRegistry, start_run
 from gyre_trainer.ports import OnProgress
 from gyre_trainer.runner import Runner
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 TRACEPARENT = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
-CANDIDATE = Candidate(Path("/artifacts/shop/v"), "abc", ("popular_1d",), "0" * 64, {"ndcg_at_10": 0.5}, "mlflow-1")
+CANDIDATE = TrainedCandidate(
+    Path("/artifacts/shop/v"), "abc", ("popular_1d",), "0" * 64, {"ndcg_at_10": 0.5}, "mlflow-1"
+)
 
 
 @dataclass
@@ -65,16 +67,18 @@ class FakeWarehouse:
 class FakeJob:
     """Goes through all states and ends as it is told."""
 
-    outcome: Candidate | Exception = CANDIDATE
+    outcome: TrainedCandidate | Exception = CANDIDATE
     tasks: list[Task] = field(default_factory=list)
     hold: asyncio.Event | None = None
 
-    async def run(self, task: Task, on_progress: OnProgress) -> Candidate:
+    async def run(self, task: Task, on_progress: OnProgress) -> TrainedCandidate:
         """See `Job`."""
         self.tasks.append(task)
-        for progress, state in enumerate((State.SNAPSHOT, State.GATE, State.TRAINING, State.EVALUATING), start=1):
+        for progress, state in enumerate(
+            (RunState.SNAPSHOT, RunState.GATE, RunState.TRAINING, RunState.EVALUATING), start=1
+        ):
             on_progress(state, progress / 5)
-            if self.hold is not None and state is State.TRAINING:
+            if self.hold is not None and state is RunState.TRAINING:
                 await self.hold.wait()
         if isinstance(self.outcome, Exception):
             raise self.outcome
@@ -95,7 +99,7 @@ class FakeAnnouncer:
 
     failures: int = 0
     triggers: list[Trigger] = field(default_factory=list)
-    candidates: list[tuple[Run, Candidate]] = field(default_factory=list)
+    candidates: list[tuple[Run, TrainedCandidate]] = field(default_factory=list)
     alerts: list[QualityAlert] = field(default_factory=list)
 
     def _fail(self) -> None:
@@ -108,7 +112,7 @@ class FakeAnnouncer:
         self._fail()
         self.triggers.append(trigger)
 
-    async def candidate(self, run: Run, candidate: Candidate) -> None:
+    async def candidate(self, run: Run, candidate: TrainedCandidate) -> None:
         """See `Announcer`."""
         self._fail()
         self.candidates.append((run, candidate))
@@ -137,7 +141,7 @@ class World:
         """Begin again with what the file holds."""
         self.store.close()
         self.store = SqliteRuns(self.folder)
-        self.runs = Runs(self.store, ["shop", "news"])
+        self.runs = RunRegistry(self.store, ["shop", "news"])
         loops = {"shop": self.spec, "news": self.spec}
         self.runner = Runner(self.runs, loops, self.warehouse, self.job, FakeIncumbents(), self.announcer)
 
@@ -174,12 +178,12 @@ async def test_a_run_goes_through_every_state(world: World, seen: list[Run]) -> 
     await asyncio.sleep(0)
     states = list(dict.fromkeys(run.state for run in seen))
     assert states == [
-        State.QUEUED,
-        State.SNAPSHOT,
-        State.GATE,
-        State.TRAINING,
-        State.EVALUATING,
-        State.REGISTERED,
+        RunState.QUEUED,
+        RunState.SNAPSHOT,
+        RunState.GATE,
+        RunState.TRAINING,
+        RunState.EVALUATING,
+        RunState.REGISTERED,
     ]
     assert ended == world.runs.get(ended.run_id)
     assert (ended.measurements, ended.mlflow_run_id, ended.progress) == ({"ndcg_at_10": 0.5}, "mlflow-1", 1.0)
@@ -193,12 +197,18 @@ async def test_a_run_goes_through_every_state(world: World, seen: list[Run]) -> 
 @pytest.mark.parametrize(
     ("outcome", "state", "reason"),
     [
-        (Refused("training.gate.min_impressions: 3: must be at least 20"), State.REFUSED, "must be at least 20"),
-        (JobFailed("the job ended with code -9"), State.FAILED, "code -9"),
-        (RuntimeError("u17 did this"), State.FAILED, "RuntimeError"),
+        (
+            TrainingRefused("training.gate.min_impressions: 3: must be at least 20"),
+            RunState.REFUSED,
+            "must be at least 20",
+        ),
+        (JobFailed("the job ended with code -9"), RunState.FAILED, "code -9"),
+        (RuntimeError("u17 did this"), RunState.FAILED, "RuntimeError"),
     ],
 )
-async def test_what_does_not_pass_is_not_announced(world: World, outcome: Exception, state: State, reason: str) -> None:
+async def test_what_does_not_pass_is_not_announced(
+    world: World, outcome: Exception, state: RunState, reason: str
+) -> None:
     """A refused or failed run says why and announces nothing; an unexpected error gives away no more than its class."""
     world.job.outcome = outcome
     ended = await world.runner.carry_out(world.runs.queue(Trigger("t1", "shop")))
@@ -218,7 +228,7 @@ def _found(*, psi: bool = True, bots: bool | None = None) -> Quality:
 
 async def test_alerts_fire_and_resolve(world: World) -> None:
     """A failed check fires with one id and start until a run passes it; one that a run could not make keeps firing."""
-    world.job.outcome = Refused("quality: drift.psi", _found(psi=False, bots=False))
+    world.job.outcome = TrainingRefused("quality: drift.psi", _found(psi=False, bots=False))
     first = await world.runner.carry_out(world.runs.queue(Trigger("t1", "shop")))
     assert first.measurements == {"quality_checks": 2, "quality_failed": 2, "quality_quarantined_rows": 3}
     fired = {alert.outcome.name: alert for alert in world.announcer.alerts}
@@ -242,7 +252,7 @@ async def test_alerts_fire_and_resolve(world: World) -> None:
 
 async def test_alerts_are_of_a_loop(world: World) -> None:
     """What fires in one loop neither fires nor resolves in another, and without checks nothing is said."""
-    world.job.outcome = Refused("quality: drift.psi", _found(psi=False))
+    world.job.outcome = TrainingRefused("quality: drift.psi", _found(psi=False))
     await world.runner.carry_out(world.runs.queue(Trigger("t1", "shop")))
     world.job.outcome = replace(CANDIDATE, quality=_found())
     other = await world.runner.carry_out(world.runs.queue(Trigger("t1", "news")))
@@ -257,7 +267,7 @@ async def test_what_is_away_is_waited_for(world: World) -> None:
     """A warehouse and a Kafka that do not answer at first delay a run, and do not fail it."""
     world.warehouse.failures, world.announcer.failures = 1, 1
     ended = await world.runner.carry_out(world.runs.queue(Trigger("t1", "shop")))
-    assert ended.state is State.REGISTERED
+    assert ended.state is RunState.REGISTERED
     assert len(world.announcer.candidates) == 1
 
 
@@ -274,7 +284,7 @@ async def test_a_run_begins_anew_with_the_same_pins(world: World) -> None:
     world.restart()
     due = world.runs.next_due()
     assert due is not None
-    assert (due.trigger_id, due.state) == ("t1", State.TRAINING)
+    assert (due.trigger_id, due.state) == ("t1", RunState.TRAINING)
     ended = await world.runner.carry_out(due)
     first, second = world.job.tasks
     assert first == second
@@ -282,7 +292,7 @@ async def test_a_run_begins_anew_with_the_same_pins(world: World) -> None:
     assert world.warehouse.pinned == 1
     following = world.runs.next_due()
     assert following is not None
-    assert (following.trigger_id, following.state) == ("t2", State.QUEUED)
+    assert (following.trigger_id, following.state) == ("t2", RunState.QUEUED)
 
 
 async def test_the_runner_wakes_for_a_new_run(world: World) -> None:
@@ -346,7 +356,7 @@ async def test_a_run_can_be_watched_after_its_end(world: World) -> None:
     assert await _all(world.runs, run.run_id) == [ended]
 
 
-async def _all(runs: Runs, run_id: str) -> list[Run]:
+async def _all(runs: RunRegistry, run_id: str) -> list[Run]:
     return [each async for each in runs.watch(run_id)]
 
 
@@ -362,7 +372,7 @@ def test_a_run_is_kept_as_it_is(tmp_path: Path) -> None:
     """Every field survives the file."""
     run = replace(
         Run.queued(Trigger("t1", "shop", TRACEPARENT), now=12.5).pinned(Pins({"catalog_items": 2**62}, 1.5)),
-        state=State.REGISTERED,
+        state=RunState.REGISTERED,
         progress=1.0,
         reason="why",
         measurements={"ndcg_at_10": 0.25},

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-from gyre_core.features import FieldsChanged, Interaction, Layout, Replay, RequestContext
+from gyre_core.features import FieldsChanged, Layout, Replay, RequestContext, UserInteraction
 from gyre_core.spec import ContextFeature, LabelSpec, PositionFeature
 from gyre_trainer.training_set import build
 from hypothesis import given, settings
@@ -195,7 +195,7 @@ def test_features_stand_strictly_before_the_impression(spec, layout, new_history
     replay.apply(
         FieldsChanged("item", item, BEGIN - 900, {"genre": genre}) for item, genre in (("a", "drama"), ("b", "comedy"))
     )
-    replay.apply(Interaction("u0", "a", "click", BEGIN + at) for at in (-600, -300))
+    replay.apply(UserInteraction("u0", "a", "click", BEGIN + at) for at in (-600, -300))
     wanted, _ = replay.matrix("u0", ["a", "b"], RequestContext(BEGIN))
     np.testing.assert_array_equal(made.features[0], wanted)
     assert 1.9 < made.features[0, 0, layout.index["popular_7d"]] < 2.0

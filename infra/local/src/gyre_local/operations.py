@@ -26,7 +26,7 @@ Report = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
-class Health:
+class ProcessHealth:
     """One line of the status table."""
 
     name: str
@@ -118,7 +118,7 @@ def levels(members: Iterable[Member]) -> list[list[Member]]:
     return groups
 
 
-def look(stack: Stack, members: Sequence[Member]) -> list[Health]:
+def look(stack: Stack, members: Sequence[Member]) -> list[ProcessHealth]:
     """The state and health of `members`, probed at the same time."""
     supervisor = Supervisor(stack.places)
     states = supervisor.states()
@@ -126,7 +126,9 @@ def look(stack: Stack, members: Sequence[Member]) -> list[Health]:
     with concurrent.futures.ThreadPoolExecutor(max_workers=len(members)) as pool:
         reasons = list(pool.map(lambda member: _reason(member, states.get(member.name)), members))
     return [
-        Health(member.name, process=states.get(member.name), restarts=restarts.get(member.name, 0), reason=reason)
+        ProcessHealth(
+            member.name, process=states.get(member.name), restarts=restarts.get(member.name, 0), reason=reason
+        )
         for member, reason in zip(members, reasons, strict=True)
     ]
 

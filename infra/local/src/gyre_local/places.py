@@ -25,7 +25,7 @@ def exclusive(lock: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Places:
+class StackDirectories:
     """The directories of one local stack."""
 
     var: Path
@@ -40,6 +40,6 @@ class Places:
         return self.var / name
 
 
-def stack_places() -> Places:
+def stack_places() -> StackDirectories:
     """The directories of this checkout's stack: `GYRE_VAR`, or `var/` at the root of the repository."""
-    return Places(var=Path(os.environ.get("GYRE_VAR") or REPOSITORY / "var").absolute())
+    return StackDirectories(var=Path(os.environ.get("GYRE_VAR") or REPOSITORY / "var").absolute())

@@ -9,7 +9,7 @@ from pathlib import Path
 from gyre_local import probes
 from gyre_local.components import kafka, mlflow, prometheus, redis, services, triton
 from gyre_local.failures import LocalStackError
-from gyre_local.places import REPOSITORY, Places
+from gyre_local.places import REPOSITORY, StackDirectories
 from gyre_local.ports import Ports
 from gyre_local.recipe import Probe, Recipe
 
@@ -39,7 +39,7 @@ class Stack:
     """All members, in an order in which each comes after those it needs."""
 
     members: Mapping[str, Member]
-    places: Places
+    places: StackDirectories
     ports: Ports
     loops: Sequence[Path]
 
@@ -61,19 +61,19 @@ class Stack:
         ]
 
 
-def build_stack(places: Places, ports: Ports, loops: Sequence[Path]) -> Stack:
+def build_stack(places: StackDirectories, ports: Ports, loops: Sequence[Path]) -> Stack:
     """The whole stack of one checkout, serving `loops`."""
     members = [*_infrastructure(places, ports), *_services(places, ports, loops)]
     return Stack(members={member.name: member for member in members}, places=places, ports=ports, loops=loops)
 
 
-def recorded_loops(places: Places) -> list[Path]:
+def recorded_loops(places: StackDirectories) -> list[Path]:
     """The loops that the stack was last brought up with, the movies example before that."""
     record = places.var / "loops.json"
     return [Path(loop) for loop in json.loads(record.read_text())] if record.exists() else [DEFAULT_LOOP]
 
 
-def record_loops(places: Places, loops: Sequence[Path]) -> None:
+def record_loops(places: StackDirectories, loops: Sequence[Path]) -> None:
     """Remember the loops for the commands that follow.
 
     Raises:
@@ -86,17 +86,17 @@ def record_loops(places: Places, loops: Sequence[Path]) -> None:
     (places.var / "loops.json").write_text(json.dumps([str(loop) for loop in loops]))
 
 
-def _infrastructure(places: Places, ports: Ports) -> list[Member]:
+def _infrastructure(places: StackDirectories, ports: Ports) -> list[Member]:
     host = ports.host
     broker, controller = ports.port("kafka", "broker"), ports.port("kafka", "controller")
     redis_port, mlflow_port = ports.port("redis", "server"), ports.port("mlflow", "http")
-    triton_address = triton.Address(
+    triton_address = triton.TritonAddress(
         host=host,
         http=ports.port("triton", "http"),
         grpc=ports.port("triton", "grpc"),
         metrics=ports.port("triton", "metrics"),
     )
-    kafka_address = kafka.Address(host, broker=broker, controller=controller)
+    kafka_address = kafka.BrokerAddress(host, broker=broker, controller=controller)
     prepared: list[tuple[str, Callable[[], Recipe], Probe]] = [
         (
             "mlflow",  # the slowest to start, so the first
@@ -138,7 +138,7 @@ NEEDS = {
 """What is started before each service. Any order works, but this one starts without a restart or a warning."""
 
 
-def _services(places: Places, ports: Ports, loops: Sequence[Path]) -> list[Member]:
+def _services(places: StackDirectories, ports: Ports, loops: Sequence[Path]) -> list[Member]:
     return [
         Member(
             name,

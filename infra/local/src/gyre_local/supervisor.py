@@ -22,7 +22,7 @@ from typing import Any, cast
 from supervisor.xmlrpc import SupervisorTransport
 
 from gyre_local.failures import LocalStackError
-from gyre_local.places import Places
+from gyre_local.places import StackDirectories
 from gyre_local.process import POLL_S, guarded, tail
 from gyre_local.recipe import Recipe
 from gyre_local.timeouts import Deadline
@@ -57,7 +57,7 @@ class ProcessState:
         return self.state in {"BACKOFF", "EXITED", "FATAL", "UNKNOWN"}
 
 
-def socket_path(places: Places) -> Path:
+def socket_path(places: StackDirectories) -> Path:
     """The socket in `var/`, or one in the temporary directory where that path is too long for a unix socket."""
     inside = places.var / "supervisor.sock"
     if len(str(inside)) < SOCKET_PATH_LIMIT:
@@ -66,7 +66,7 @@ def socket_path(places: Places) -> Path:
     return Path(tempfile.gettempdir()) / f"gyre-{digest}.sock"
 
 
-def render(places: Places, recipes: Sequence[Recipe]) -> str:
+def render(places: StackDirectories, recipes: Sequence[Recipe]) -> str:
     """The configuration of supervisord for `recipes`."""
     socket_file = socket_path(places)
     head = f"""\
@@ -89,7 +89,7 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
     return "\n".join([head, *(_program(places, recipe) for recipe in recipes)])
 
 
-def _program(places: Places, recipe: Recipe) -> str:
+def _program(places: StackDirectories, recipe: Recipe) -> str:
     environment = ",".join(f'{name}="{_escaped(value)}"' for name, value in sorted(recipe.env.items()))
     return f"""\
 [program:{recipe.name}]
@@ -113,7 +113,7 @@ def _escaped(value: str) -> str:
     return value.replace("%", "%%")
 
 
-def log_path(places: Places, name: str) -> Path:
+def log_path(places: StackDirectories, name: str) -> Path:
     """The log of one process."""
     return places.logs / f"{name}.log"
 
@@ -121,7 +121,7 @@ def log_path(places: Places, name: str) -> Path:
 class Supervisor:
     """One stack's supervisord."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: StackDirectories) -> None:
         self.places = places
         self.config = places.var / "supervisord.conf"
 

@@ -173,7 +173,7 @@ def kafka_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]
     """The session's Kafka broker as a process, for tests that stop and start it."""
     broker, controller = free_ports(2)
     directory = tmp_path_factory.mktemp("kafka")
-    address = kafka_component.Address(HOST, broker=broker, controller=controller)
+    address = kafka_component.BrokerAddress(HOST, broker=broker, controller=controller)
     recipe = kafka_component.prepare(directory, address, quick_start=True)
     with running(recipe, log=directory / "kafka.log") as process:
         yield process
@@ -206,7 +206,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A real Triton, the session's own, with an empty model repository."""
     http, grpc_port, metrics = free_ports(3)
     directory = tmp_path_factory.mktemp("triton")
-    address = triton_component.Address(HOST, http=http, grpc=grpc_port, metrics=metrics)
+    address = triton_component.TritonAddress(HOST, http=http, grpc=grpc_port, metrics=metrics)
     recipe = triton_component.prepare(directory, address)
     with running(recipe, log=directory / "triton.log") as process:
         yield TritonServer(

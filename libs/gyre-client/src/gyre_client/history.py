@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.admission import PartitionClock, Refusal
 from gyre_core.event_time import parse_time
-from gyre_core.features import Event, FieldsChanged, Impression, Interaction
+from gyre_core.features import Event, FieldsChanged, Impression, UserInteraction
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import BEHAVIOR, IMPORT_SOURCE, topic
 from gyre_runtime import Invalid, Unavailable
@@ -246,12 +246,12 @@ def prepare(spec: LoopSpec, event: Event) -> Prepared:
 
 
 def _made(event: Event) -> Prepared:
-    if isinstance(event, Interaction):
+    if isinstance(event, UserInteraction):
         return _interaction(event)
     return _impression(event) if isinstance(event, Impression) else _fields(event)
 
 
-def _interaction(event: Interaction) -> Prepared:
+def _interaction(event: UserInteraction) -> Prepared:
     message = behavior.Interaction(user_id=event.user_id, item_id=event.item_id, type=event.type)
     if event.value is not None:
         message.value = event.value

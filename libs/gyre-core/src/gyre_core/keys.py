@@ -116,14 +116,14 @@ def former_entity_key(loop: str, layout_hash: str, *, shard: int, kind: str, id:
     return f"gyre:{loop}:{layout_hash}:{{{shard}}}:{kind}:{id}"
 
 
-def fence_prefix(loop: str, layout_hash: str, *, shard: int) -> str:
+def applied_offset_prefix(loop: str, layout_hash: str, *, shard: int) -> str:
     """What the keys of all fences of a virtual shard begin with."""
     return f"{prefix(loop, layout_hash, shard=shard)}fence:"
 
 
-def fence_key(loop: str, layout_hash: str, *, shard: int, topic: str, partition: int) -> str:
+def applied_offset_key(loop: str, layout_hash: str, *, shard: int, topic: str, partition: int) -> str:
     """The key of the next offset to apply from a topic partition on a virtual shard."""
-    return f"{fence_prefix(loop, layout_hash, shard=shard)}{topic}:{partition}"
+    return f"{applied_offset_prefix(loop, layout_hash, shard=shard)}{topic}:{partition}"
 
 
 def batch_key(loop: str, layout_hash: str, *, shard: int) -> str:
@@ -141,7 +141,7 @@ def lease_key(loop: str, layout_hash: str, *, shard: int) -> str:
     return f"{prefix(loop, layout_hash, shard=shard)}lease"
 
 
-def folds_key(loop: str, layout_hash: str, *, shard: int, known: bool) -> str:
+def contributions_key(loop: str, layout_hash: str, *, shard: int, known: bool) -> str:
     """The key of the remembered folds of a virtual shard, on known items or on unknown ones."""
     return f"{prefix(loop, layout_hash, shard=shard)}folds:{'known' if known else 'unknown'}"
 

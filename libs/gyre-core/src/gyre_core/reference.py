@@ -45,7 +45,7 @@ def _topic_row(decl: TopicDecl) -> tuple[str, ...]:
         decl.key,
         f"`{decl.payload}`",
         str(decl.partitions),
-        _kept(decl),
+        _retention(decl),
         f"{decl.max_bytes:,}",
         "of the append" if decl.append_time else "of the producer",
         "yes" if decl.dead_letter else "no",
@@ -54,7 +54,7 @@ def _topic_row(decl: TopicDecl) -> tuple[str, ...]:
     )
 
 
-def _kept(decl: TopicDecl) -> str:
+def _retention(decl: TopicDecl) -> str:
     if decl.compacted and decl.retention_s is not None:
         return f"the newest of each key, {decl.retention_s / _DAY_S:g} days"
     if decl.compacted:

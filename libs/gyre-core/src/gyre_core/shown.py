@@ -3,11 +3,11 @@
 MAX_CHARS = 64
 
 
-def cut(text: str, most: int = MAX_CHARS) -> str:
+def cut(text: str, max_chars: int = MAX_CHARS) -> str:
     """A text of at most so many characters; an ellipsis stands for what was cut off."""
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
-def shown(value: object, most: int = MAX_CHARS) -> str:
+def shown(value: object, max_chars: int = MAX_CHARS) -> str:
     """A value as Python writes it, of at most so many characters."""
-    return cut(repr(value), most)
+    return cut(repr(value), max_chars)

@@ -373,8 +373,8 @@ def max_record_bytes(name: str) -> int:
     """The most bytes that a record of a topic, by its full name, may have with key and headers; dead letters, too."""
     source, is_dead_letter = name.removesuffix(DEAD_LETTER_SUFFIX), name.endswith(DEAD_LETTER_SUFFIX)
     decl = _BY_SUFFIX.get(source.partition(".")[2])
-    most = KAFKA_MAX_BYTES if decl is None else decl.max_bytes
-    return most + _DEAD_LETTER_EXTRA_BYTES if is_dead_letter else most
+    max_bytes = KAFKA_MAX_BYTES if decl is None else decl.max_bytes
+    return max_bytes + _DEAD_LETTER_EXTRA_BYTES if is_dead_letter else max_bytes
 
 
 def carries(name: str, payload: str) -> bool:

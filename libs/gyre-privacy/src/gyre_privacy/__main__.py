@@ -10,7 +10,7 @@ from gyre_runtime.environment import load_settings
 from gyre_runtime.settings import KafkaSettings, PrivacySettings, RedisSettings
 
 from gyre_privacy.masking import read_keyring
-from gyre_privacy.search import Finding, Places, needles_of, search
+from gyre_privacy.search import SearchedStores, SearchHit, needles_of, search
 from gyre_privacy.stores import store_of
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     given, settings = parser.parse_args(), load_settings(SearchSettings)
     keyring = read_keyring(settings)
     needles = needles_of(_ids(given.user, keyring), keyring, loop=given.loop)
-    places = Places(settings.kafka, settings.redis, given.folders)
+    places = SearchedStores(settings.kafka, settings.redis, given.folders)
     finding = asyncio.run(search(places, needles))
     sys.stdout.write("".join(f"{line}\n" for line in _lines(finding)))
     sys.exit(1 if finding.hits or finding.unread else 0)
@@ -39,7 +39,7 @@ def _ids(user: str, keyring: Keyring | None) -> list[str]:
     return [user] if keyring is None else [user, keyring.token(user, domain="user")]
 
 
-def _lines(finding: Finding) -> list[str]:
+def _lines(finding: SearchHit) -> list[str]:
     lines = []
     for place, names in sorted(finding.hits.items()):
         store = store_of(place)

@@ -86,7 +86,7 @@ class BotRule:
 
 
 @dataclass(frozen=True, slots=True)
-class Behaviour:
+class UserBehaviour:
     """What each user's events look like, one entry for each user that has events.
 
     Attributes:
@@ -122,7 +122,7 @@ def check_bots(users: Column, times: Column, *, rule: BotRule | None = None, max
     return Check("bots", "", share, max_share, share <= max_share, detail, rows)
 
 
-def behaviour(users: NDArray[np.int64], times: NDArray[np.float64]) -> Behaviour:
+def behaviour(users: NDArray[np.int64], times: NDArray[np.float64]) -> UserBehaviour:
     """Each user's pace; users below 0 and missing times are left out."""
     known = (users >= 0) & np.isfinite(times)
     users, times = users[known], times[known]
@@ -139,10 +139,10 @@ def behaviour(users: NDArray[np.int64], times: NDArray[np.float64]) -> Behaviour
     # Events at one instant have no pace of their own: a page that sends its clicks in one go is no timer.
     paced = np.isfinite(middle) & (middle > 0)
     variation = np.divide(away, middle, out=np.full(distinct.size, np.inf), where=paced)
-    return Behaviour(distinct, events, busiest, variation)
+    return UserBehaviour(distinct, events, busiest, variation)
 
 
-def bot_like(seen: Behaviour, rule: BotRule) -> NDArray[np.bool_]:
+def bot_like(seen: UserBehaviour, rule: BotRule) -> NDArray[np.bool_]:
     """Which users are too fast for their peers or too regular for a person."""
     logs = np.log(np.maximum(seen.busiest_minute, 1))
     middle = np.median(logs) if logs.size else 0.0

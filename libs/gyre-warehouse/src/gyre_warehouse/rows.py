@@ -10,7 +10,7 @@ import pyarrow as pa
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from gyre.events.v1 import behavior_pb2 as behavior
-from gyre_core.features import EntityKind, Event, FieldsChanged, Impression, Interaction, Layout
+from gyre_core.features import EntityKind, Event, FieldsChanged, Impression, Layout, UserInteraction
 from gyre_core.features.encoding import encode_all
 from gyre_core.features.slots import FieldSlot
 from gyre_core.spec import IMPRESSION
@@ -90,7 +90,7 @@ def events_of(table: str, rows: pa.Table) -> list[Event]:
     made: Iterable[Event]
     if table == INTERACTIONS:
         users, items, types, values = columns
-        made = map(Interaction, users, items, types, times, values)
+        made = map(UserInteraction, users, items, types, times, values)
     elif table == IMPRESSIONS:
         made = map(_impression, *columns, times)
     else:

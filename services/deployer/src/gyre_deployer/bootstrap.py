@@ -17,34 +17,34 @@ from gyre_deployer.adapters.artifacts import ArtifactFolders
 from gyre_deployer.adapters.kafka_log import SOURCE, KafkaRolloutLog
 from gyre_deployer.adapters.layouts import KnownLayouts
 from gyre_deployer.adapters.repository import TritonRepository
-from gyre_deployer.adapters.triton import Triton
+from gyre_deployer.adapters.triton import TritonControl
 from gyre_deployer.adapters.views import KafkaCandidates, KafkaGateways, own_projection
 from gyre_deployer.handlers.commands import Commands
 from gyre_deployer.handlers.ledger import RolloutLedger
 from gyre_deployer.handlers.loading import LoadAttempts
 from gyre_deployer.handlers.reconcile import Reconciler
 from gyre_deployer.handlers.recovery import Recovery
-from gyre_deployer.handlers.serving import Serving, WarmUp
+from gyre_deployer.handlers.serving import ServedVersions, WarmUp
 from gyre_deployer.handlers.waiting import Waiting
 from gyre_deployer.settings import DeployerSettings
 from gyre_deployer.transport.servicer import DeployerServicer
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningDeployer:
     """What tests and programs that embed the service may look at."""
 
     server: Server
     ledgers: dict[str, RolloutLedger]
 
 
-async def bootstrap(lifespan: Lifespan, settings: DeployerSettings) -> Running:
+async def bootstrap(lifespan: Lifespan, settings: DeployerSettings) -> RunningDeployer:
     """Wire the service; it serves once every loop's log is folded, and waits for Triton where it needs it.
 
     It listens meanwhile, and answers for the loops whose logs are folded already.
     """
     loops = load_loops(settings)
-    triton = await lifespan.enter(Triton(settings, timeout_s=settings.deployer_triton_timeout_s))
+    triton = await lifespan.enter(TritonControl(settings, timeout_s=settings.deployer_triton_timeout_s))
     lifespan.depends_on(Dependency("triton", triton.is_live, required=False))
     commands: dict[str, Commands] = {}
     ledgers: dict[str, RolloutLedger] = {}
@@ -58,10 +58,12 @@ async def bootstrap(lifespan: Lifespan, settings: DeployerSettings) -> Running:
 
     for name, spec in loops.items():
         lifespan.set_up(f"log of {name}", fold(spec))
-    return Running(server, ledgers)
+    return RunningDeployer(server, ledgers)
 
 
-async def _serve_loop(lifespan: Lifespan, settings: DeployerSettings, spec: LoopSpec, triton: Triton) -> Commands:
+async def _serve_loop(
+    lifespan: Lifespan, settings: DeployerSettings, spec: LoopSpec, triton: TritonControl
+) -> Commands:
     """One loop: fence a twin first, then fold the log, and only then write."""
     loop = spec.loop
     arrived = asyncio.Event()
@@ -79,7 +81,7 @@ async def _serve_loop(lifespan: Lifespan, settings: DeployerSettings, spec: Loop
     await catalog.ready()
     lifespan.background(f"layouts of {loop}", catalog.follow())
     layouts = KnownLayouts(spec, catalog)
-    serving = Serving(
+    serving = ServedVersions(
         layouts,
         triton,
         repository,

@@ -14,7 +14,7 @@ from gyre_runtime import Unavailable, load_loops
 
 from gyre_deployer.adapters.kafka_log import KafkaRolloutLog
 from gyre_deployer.adapters.repository import TritonRepository
-from gyre_deployer.adapters.triton import Triton
+from gyre_deployer.adapters.triton import TritonControl
 from gyre_deployer.settings import DeployerSettings
 
 
@@ -30,7 +30,7 @@ def maintain(settings: DeployerSettings, *, dry_run: bool) -> int:
 
 async def _maintain(settings: DeployerSettings, *, dry_run: bool) -> None:
     repository = TritonRepository(settings.triton_repository)
-    async with Triton(settings, timeout_s=settings.deployer_triton_timeout_s) as triton:
+    async with TritonControl(settings, timeout_s=settings.deployer_triton_timeout_s) as triton:
         for loop, spec in load_loops(settings).items():
             # The folder first: a version that is installed after this is not among it, whatever the log says by then.
             installed = await repository.installed(loop)

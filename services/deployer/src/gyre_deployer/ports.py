@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from gyre_deployer.domain.alerts import Alert
 from gyre_deployer.domain.loading import LoadRecord
-from gyre_deployer.domain.observation import Report
+from gyre_deployer.domain.observation import ObservedGateway
 from gyre_deployer.domain.rollouts import Candidate, Change, LoopState
 
 F32 = npt.NDArray[np.float32]
 
 
-class Refused(Exception):  # noqa: N818 - reads as what it says about the candidate
+class CandidateRefused(Exception):  # noqa: N818 - reads as what it says about the candidate
     """A candidate is not fit to be served, and trying again does not help."""
 
 
@@ -98,7 +98,7 @@ class Layouts(Protocol):
 class Gateways(Protocol):
     """What the gateways say."""
 
-    def reports(self) -> list[Report]:
+    def reports(self) -> list[ObservedGateway]:
         """The newest report of each gateway that ever reported."""
 
 
@@ -118,7 +118,7 @@ class ModelServer(Protocol):
         """Load a model from the repository, again where its files changed.
 
         Raises:
-            Refused: the server cannot load it.
+            CandidateRefused: the server cannot load it.
             Unavailable: the call broke off or took too long; whether the model is loaded is not known.
         """
 
@@ -129,7 +129,7 @@ class ModelServer(Protocol):
         """The scores, float32 [rows], of float32 [rows, columns].
 
         Raises:
-            Refused: the model fails.
+            CandidateRefused: the model fails.
         """
 
 
@@ -162,7 +162,7 @@ class Artifacts(Protocol):
         """Read a candidate's files.
 
         Raises:
-            Refused: a file is missing, broken, or not what was announced.
+            CandidateRefused: a file is missing, broken, or not what was announced.
         """
 
 

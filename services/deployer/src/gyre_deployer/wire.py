@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gyre.deployer.v1 import deployer_pb2 as pb
 from gyre.events.v1 import models_pb2 as events
 
-from gyre_deployer.domain.observation import Counts, Report
+from gyre_deployer.domain.observation import ObservedGateway, VersionRequests
 from gyre_deployer.domain.projection import arms, named_models
 from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, rollout_of
 
@@ -208,16 +208,18 @@ def rollout_message(loop: str, rollout: Rollout, *, waiting_for: str = "") -> pb
     )
 
 
-def report_of(message: events.GatewayReport) -> Report:
+def report_of(message: events.GatewayReport) -> ObservedGateway:
     """What a gateway said."""
-    return Report(
+    return ObservedGateway(
         instance=message.instance,
         epoch=message.epoch,
         time=seconds(message.report_time),
         lease_s=message.lease_s,
         is_leaving=message.leaving,
         counts={
-            each.version: Counts(each.requests, each.failures, tuple(each.latency_bounds_s), tuple(each.latency_counts))
+            each.version: VersionRequests(
+                each.requests, each.failures, tuple(each.latency_bounds_s), tuple(each.latency_counts)
+            )
             for each in message.versions
         },
         tripped=frozenset(each.version for each in message.versions if each.tripped),

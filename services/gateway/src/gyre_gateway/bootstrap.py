@@ -27,14 +27,14 @@ from gyre_gateway.transport.servicer import GatewayServicer
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningGateway:
     """What tests and programs that embed the service may look at."""
 
     server: Server
     routers: dict[str, Router]
 
 
-async def bootstrap(lifespan: Lifespan, settings: GatewaySettings) -> Running:
+async def bootstrap(lifespan: Lifespan, settings: GatewaySettings) -> RunningGateway:
     """Wire the service; it serves once every loop's rollout state has been read, or has been waited for long enough.
 
     Kafka, features and inference may be away: requests are then answered without them. What Kafka does not take waits
@@ -64,7 +64,7 @@ async def bootstrap(lifespan: Lifespan, settings: GatewaySettings) -> Running:
     servicer = GatewayServicer(answering, KafkaIntake(producer), privacy)
     registration = Registration(rpc.add_GatewayServiceServicer_to_server, servicer)
     server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))
-    return Running(server, routers)
+    return RunningGateway(server, routers)
 
 
 async def _routers(

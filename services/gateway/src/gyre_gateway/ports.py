@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from gyre_gateway.domain.events import Event
+from gyre_gateway.domain.events import OutgoingEvent
 from gyre_gateway.domain.ranking import F32
-from gyre_gateway.domain.requests import Answer, Features, Request
+from gyre_gateway.domain.requests import Features, RankedAnswer, Request
 
 
 class FeatureStore(Protocol):
@@ -25,7 +25,7 @@ class FeatureStore(Protocol):
         """Popular items, in all and with the user, most popular first; raises GyreError."""
 
 
-class ModelServer(Protocol):
+class ScoringService(Protocol):
     """The inference service."""
 
     async def score(self, request: Request, features: Features, *, version: str, epoch: int, timeout_s: float) -> F32:
@@ -35,14 +35,14 @@ class ModelServer(Protocol):
 class Impressions(Protocol):
     """Where answers are written down."""
 
-    def write(self, answer: Answer) -> None:
+    def write(self, answer: RankedAnswer) -> None:
         """Write one down without waiting; the bounded loss is counted."""
 
 
 class Intake(Protocol):
     """Where tracked events go."""
 
-    async def send(self, loop: str, events: Sequence[Event], *, application: str) -> None:
+    async def send(self, loop: str, events: Sequence[OutgoingEvent], *, application: str) -> None:
         """Take all events of a loop, in any order; returns when they are safe.
 
         Args:

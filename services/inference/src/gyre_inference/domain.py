@@ -28,7 +28,7 @@ class ServedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class FeatureBlock:
     """A feature matrix: rows × columns float32, little-endian, row by row."""
 
     layout: str
@@ -37,7 +37,7 @@ class Block:
     values: bytes
 
 
-def malformed(block: Block) -> str | None:
+def malformed(block: FeatureBlock) -> str | None:
     """Why a block cannot be what any model reads, or None."""
     if block.rows < 1 or block.columns < 1:
         return "must have at least one row and one column"
@@ -49,7 +49,7 @@ def malformed(block: Block) -> str | None:
     return None
 
 
-def mismatch(model: ServedModel, block: Block) -> str | None:
+def mismatch(model: ServedModel, block: FeatureBlock) -> str | None:
     """Why a block is not what this model reads, or None."""
     if model.layout and block.layout != model.layout:
         return f"the model reads layout {model.layout}, the features are of {block.layout or 'none'}"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from gyre_core.models import triton_model
 from gyre_runtime import GyreError, Invalid, Precondition, Violation, instrument, start_span, unknown_loop
 
-from gyre_inference.domain import Block, Catalogue, ServedModel, malformed, mismatch
-from gyre_inference.ports import ModelServer
+from gyre_inference.domain import Catalogue, FeatureBlock, ServedModel, malformed, mismatch
+from gyre_inference.ports import ScoringServer
 
 _MAX_BOUND = 512
 
@@ -28,12 +28,12 @@ class Loaded:
 class Inference:
     """Scores blocks of features."""
 
-    def __init__(self, catalogue: Catalogue, server: ModelServer) -> None:
+    def __init__(self, catalogue: Catalogue, server: ScoringServer) -> None:
         self._catalogue = catalogue
         self._server = server
         self._seconds: dict[tuple[str, str], Callable[[float], None]] = {}
 
-    async def predict(self, loop: str, version: str, block: Block) -> bytes:
+    async def predict(self, loop: str, version: str, block: FeatureBlock) -> bytes:
         """Score the rows of a block: one float32 each, little-endian.
 
         Raises:
@@ -50,7 +50,7 @@ class Inference:
             instrument("gyre_inference_refused_total").add(loop=loop, reason=error.reason)
             raise
 
-    async def _predict(self, loop: str, version: str, block: Block) -> bytes:
+    async def _predict(self, loop: str, version: str, block: FeatureBlock) -> bytes:
         _require_whole(block)
         model = await self._model(loop, version)
         _require_fitting(model, block)
@@ -98,14 +98,14 @@ class Inference:
             raise unknown_loop(loop)
 
 
-def _require_whole(block: Block) -> None:
+def _require_whole(block: FeatureBlock) -> None:
     problem = malformed(block)
     if problem:
         violation = Violation("features.values", f"{len(block.values)} bytes", problem)
         raise Invalid("INVALID_FIELD", str(violation), violations=[violation])
 
 
-def _require_fitting(model: ServedModel, block: Block) -> None:
+def _require_fitting(model: ServedModel, block: FeatureBlock) -> None:
     problem = mismatch(model, block)
     if problem:
         raise Precondition("LAYOUT_MISMATCH", problem)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from gyre_inference.domain import Block, ServedModel
+from gyre_inference.domain import FeatureBlock, ServedModel
 
 
-class ModelServer(Protocol):
+class ScoringServer(Protocol):
     """Scores with models that somebody else loads."""
 
     async def describe(self, name: str) -> ServedModel:
@@ -19,7 +19,7 @@ class ModelServer(Protocol):
             DeadlineExceeded: not in time.
         """
 
-    async def score(self, model: ServedModel, block: Block) -> bytes:
+    async def score(self, model: ServedModel, block: FeatureBlock) -> bytes:
         """One float32 for each row, little-endian.
 
         Raises:

@@ -14,7 +14,7 @@ from gyre_runtime.kafka import Producer, ensure_topics
 from gyre_runtime.layouts import LayoutCatalog
 
 from gyre_monitor.adapters.peers import KafkaTriggers, TrainerRuns
-from gyre_monitor.handlers import Erasures, Figures, Monitor, Outbox, keep_small
+from gyre_monitor.handlers import ErasureHandler, Figures, Monitor, Outbox, keep_small
 from gyre_monitor.settings import MonitorSettings
 from gyre_monitor.store.database import Database
 from gyre_monitor.store.model_retention import ModelRetention
@@ -28,7 +28,7 @@ SOURCE = "gyre/monitor"
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningMonitor:
     """What tests and programs that embed the service may look at."""
 
     server: Server
@@ -36,7 +36,7 @@ class Running:
     database: Database
 
 
-async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
+async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> RunningMonitor:
     """Wire the service; spans and questions are answered before Kafka is there."""
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, users_only=True)
@@ -51,7 +51,7 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
         ids = dict.fromkeys((message.user_id, privacy[loop].user(message.user_id)))
         return [user_hash(keyring, loop, each) for each in ids]
 
-    erasures = Erasures(database, users)
+    erasures = ErasureHandler(database, users)
     tombstones = Tombstones(loops, shared, on_tombstone=erasures.note)
     projection = Projection(database, loops, keyring=keyring, timeout_s=timeout_s, forgotten=tombstones.cover)
     await projection.prepare()
@@ -97,7 +97,7 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> Running:
     )
     registration = Registration(add_MonitorServiceServicer_to_server, servicer)
     server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))
-    return Running(server, otlp, database)
+    return RunningMonitor(server, otlp, database)
 
 
 def _retention(settings: MonitorSettings) -> Retention:

@@ -16,7 +16,7 @@ from gyre_runtime.events import Event
 from gyre_runtime.series import VersionSeries
 
 from gyre_monitor.domain.outcomes import ArmTotals
-from gyre_monitor.ports import Runs, Triggers, TriggerToSend
+from gyre_monitor.ports import TrainingRuns, TriggerPublisher, TriggerToSend
 from gyre_monitor.store import flow, reports
 from gyre_monitor.store.database import Database
 from gyre_monitor.store.erasure import erase_user
@@ -37,7 +37,7 @@ _QUANTILES = {"0.5": 0.5, "0.99": 0.99}
 class Outbox:
     """Sends decided triggers: written in the transaction that decided, sent afterwards, again after a crash."""
 
-    def __init__(self, database: Database, triggers: Triggers) -> None:
+    def __init__(self, database: Database, triggers: TriggerPublisher) -> None:
         self._database, self._triggers = database, triggers
         self._wanted = asyncio.Event()
         self._wanted.set()
@@ -133,7 +133,7 @@ class Monitor:
         *,
         outbox: Outbox,
         figures: Figures,
-        runs: Runs,
+        runs: TrainingRuns,
         timeout_s: float,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -180,7 +180,7 @@ class Monitor:
                     await self._database.write(flow.note_run, loop, run)
 
 
-class Erasures:
+class ErasureHandler:
     """Takes tombstones in, and erases the users that they name.
 
     Args:

@@ -20,7 +20,7 @@ class TriggerToSend:
     links: tuple[str, ...]
 
 
-class Triggers(Protocol):
+class TriggerPublisher(Protocol):
     """Where triggers are sent."""
 
     async def send(self, trigger: TriggerToSend) -> None:
@@ -41,7 +41,7 @@ class RunOfTrigger:
     failed: bool
 
 
-class Runs(Protocol):
+class TrainingRuns(Protocol):
     """Who knows how far training runs are."""
 
     async def of_loop(self, loop: str) -> Sequence[RunOfTrigger]:

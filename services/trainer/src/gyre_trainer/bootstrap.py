@@ -12,27 +12,27 @@ from gyre_trainer.adapters.kafka import KafkaAnnouncer, LiveModels
 from gyre_trainer.adapters.process import JobProcess
 from gyre_trainer.adapters.store import SqliteRuns
 from gyre_trainer.adapters.warehouse import ArchivedWarehouse
-from gyre_trainer.handlers import Runs
+from gyre_trainer.handlers import RunRegistry
 from gyre_trainer.maintain import maintain_forever
 from gyre_trainer.runner import Runner
 from gyre_trainer.settings import TrainerSettings
-from gyre_trainer.transport.erasures import Erasures, Record
+from gyre_trainer.transport.erasures import ErasureConsumer, Record
 from gyre_trainer.transport.servicer import TrainerServicer
-from gyre_trainer.transport.triggers import Triggers, trigger_consumer
+from gyre_trainer.transport.triggers import TriggerConsumer, trigger_consumer
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningTrainer:
     """What tests and programs that embed the service may look at."""
 
     server: Server
-    runs: Runs
+    runs: RunRegistry
 
 
-async def bootstrap(lifespan: Lifespan, settings: TrainerSettings) -> Running:
+async def bootstrap(lifespan: Lifespan, settings: TrainerSettings) -> RunningTrainer:
     """Wire the service; it tells of its runs at once, and goes on with those that are due once Kafka is there."""
     loops = load_loops(settings)
-    runs = Runs(await lifespan.enter(SqliteRuns(settings.state_dir)), loops)
+    runs = RunRegistry(await lifespan.enter(SqliteRuns(settings.state_dir)), loops)
     producer = await lifespan.enter(Producer(settings.kafka, source="gyre/trainer"))
     lifespan.depends_on(Dependency("kafka", producer.ping, required=False))
     announcer = KafkaAnnouncer(producer)
@@ -44,7 +44,7 @@ async def bootstrap(lifespan: Lifespan, settings: TrainerSettings) -> Running:
         await lifespan.enter(LiveModels(settings.kafka, loops, settings.artifacts.absolute())),
         announcer,
     )
-    erasures = Erasures(runs, _tagging(settings))
+    erasures = ErasureConsumer(runs, _tagging(settings))
     lifespan.background("erasures", erasures.follow(settings.kafka, loops))
     if settings.trainer_maintain_every_s:
         lifespan.background("old models", maintain_forever(settings, settings.trainer_maintain_every_s))
@@ -55,10 +55,10 @@ async def bootstrap(lifespan: Lifespan, settings: TrainerSettings) -> Running:
         await ensure_topics(settings, loops.values())
         lifespan.background("runner", runner.run_forever())
         consumer = await lifespan.enter(trigger_consumer(settings.kafka, loops))
-        lifespan.background("triggers", consumer.run_each(Triggers(runs).handle), stop=consumer.stop)
+        lifespan.background("triggers", consumer.run_each(TriggerConsumer(runs).handle), stop=consumer.stop)
 
     lifespan.set_up("training", follow(), required=False)
-    return Running(server, runs)
+    return RunningTrainer(server, runs)
 
 
 def _tagging(settings: TrainerSettings) -> Record:

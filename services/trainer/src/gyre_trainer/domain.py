@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-class State(StrEnum):
+class RunState(StrEnum):
     """How far a run is; the names are those of the proto."""
 
     QUEUED = "QUEUED"
@@ -26,7 +26,7 @@ class State(StrEnum):
     @property
     def is_final(self) -> bool:
         """Whether nothing follows."""
-        return self in (State.REGISTERED, State.REFUSED, State.FAILED)
+        return self in (RunState.REGISTERED, RunState.REFUSED, RunState.FAILED)
 
 
 SnapshotId = tuple[str, int]
@@ -92,7 +92,7 @@ class Run:
     loop: str
     trigger_id: str
     traceparent: str
-    state: State
+    state: RunState
     create_time: float
     update_time: float
     pins: Pins | None = None
@@ -110,7 +110,7 @@ class Run:
     @classmethod
     def queued(cls, trigger: Trigger, *, now: float) -> Run:
         """The run of a trigger, at its beginning."""
-        return cls(trigger.run_id, trigger.loop, trigger.trigger_id, trigger.traceparent, State.QUEUED, now, now)
+        return cls(trigger.run_id, trigger.loop, trigger.trigger_id, trigger.traceparent, RunState.QUEUED, now, now)
 
     def erased_at(self, gone: Mapping[SnapshotId, float]) -> float | None:
         """When the first of the snapshots that it reads went; None where all are there.
@@ -252,7 +252,7 @@ def quality_alerts(
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class TrainedCandidate:
     """A model that passed.
 
     Attributes:
@@ -274,7 +274,7 @@ class Candidate:
     quality: Quality = field(default_factory=Quality)
 
 
-class Refused(Exception):  # noqa: N818 - reads as what happened
+class TrainingRefused(Exception):  # noqa: N818 - reads as what happened
     """The data or the model did not pass; the message names what was measured, its value and the rule.
 
     Attributes:

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 from gyre_runtime import Invalid, NotFound, Violation, inject, instrument, model_tracer, unknown_loop
 
-from gyre_trainer.domain import Run, SnapshotId, State, Trigger, manual_trigger_id
+from gyre_trainer.domain import Run, RunState, SnapshotId, Trigger, manual_trigger_id
 from gyre_trainer.ports import Announcer, RunStore
 
 _REMEMBERED = 200
 """How many runs back a check is known to fire, where none of them got as far as to check its data."""
 
 
-class Runs:
+class RunRegistry:
     """The runs of all loops: who changes one does it here, and whoever watches it is told."""
 
     def __init__(self, store: RunStore, loops: Collection[str]) -> None:
@@ -44,7 +44,7 @@ class Runs:
         self._queued.set()
         return run
 
-    def change(self, run: Run, state: State | None = None, **changes: object) -> Run:
+    def change(self, run: Run, state: RunState | None = None, **changes: object) -> Run:
         """Keep changes of a run and tell whoever watches it."""
         changed = replace(run, **changes)  # type: ignore[arg-type]  # fields of Run, checked by its constructor
         known = self._store.get(run.run_id)
@@ -141,7 +141,7 @@ class Runs:
                 self._watchers.pop(run_id, None)
 
 
-async def start_run(runs: Runs, announcer: Announcer, loop: str, request_id: str) -> Run:
+async def start_run(runs: RunRegistry, announcer: Announcer, loop: str, request_id: str) -> Run:
     """Announce and queue a run; the same request id starts one run.
 
     The trigger is sent first: should this process die before the run is stored, it comes back from the topic.

@@ -66,7 +66,7 @@ def _do(given: str, say: Callable[..., None]) -> None:
     from gyre_runtime import load_settings
     from gyre_runtime.telemetry import setup_logging
 
-    from gyre_trainer.domain import Refused, Task
+    from gyre_trainer.domain import Task, TrainingRefused
     from gyre_trainer.settings import JobSettings
     from gyre_trainer.work import execute
 
@@ -77,7 +77,7 @@ def _do(given: str, say: Callable[..., None]) -> None:
     task = Task(**json.loads(given))
     try:
         outcome = execute(task, settings, lambda state, progress: say(state=state, progress=progress))
-    except Refused as refusal:
+    except TrainingRefused as refusal:
         say(outcome="refused", reason=str(refusal), quality=asdict(refusal.quality))
     except Exception as error:  # noqa: BLE001 - the outermost boundary: logged, and said to the service
         _LOG.exception("the job broke", extra={"run_id": task.run_id})

@@ -17,7 +17,7 @@ from gyre_runtime.named_models import named_versions
 
 from gyre_trainer.adapters.store import SqliteRuns
 from gyre_trainer.domain import Run
-from gyre_trainer.retention import Plan, StoredModel, plan
+from gyre_trainer.retention import RetentionPlan, StoredModel, plan
 from gyre_trainer.settings import TrainerSettings
 
 _FIRST_AFTER_S = 600.0
@@ -111,7 +111,7 @@ class Maintenance:
     def _folders(self) -> Iterator[Path]:
         return (path for path in self._folder.glob("*") if path.is_dir() and not path.name.startswith(_DRAFT))
 
-    def carry_out(self, decided: Plan) -> bool:
+    def carry_out(self, decided: RetentionPlan) -> bool:
         """Remove what was decided; whether nothing waits, as it does where MLflow does not answer."""
         self._remove_drafts()
         waiting = [each for each in decided.remove if not self._removed(each)]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from gyre_trainer.domain import Candidate, Pins, QualityAlert, Run, State, Task, Trigger
+from gyre_trainer.domain import Pins, QualityAlert, Run, RunState, Task, TrainedCandidate, Trigger
 
-OnProgress = Callable[[State, float], None]
+OnProgress = Callable[[RunState, float], None]
 
 
 class RunStore(Protocol):
@@ -53,11 +53,11 @@ class Warehouse(Protocol):
 class Job(Protocol):
     """Does the work of a run somewhere else."""
 
-    async def run(self, task: Task, on_progress: OnProgress) -> Candidate:
+    async def run(self, task: Task, on_progress: OnProgress) -> TrainedCandidate:
         """Train; the same task leads to the same candidate. Cancelled, it leaves nothing running.
 
         Raises:
-            Refused: the data or the model did not pass.
+            TrainingRefused: the data or the model did not pass.
             JobFailed: it broke.
         """
 
@@ -79,7 +79,7 @@ class Announcer(Protocol):
             Unavailable: Kafka does not take it.
         """
 
-    async def candidate(self, run: Run, candidate: Candidate) -> None:
+    async def candidate(self, run: Run, candidate: TrainedCandidate) -> None:
         """Say that a candidate is there; consumers take a version once.
 
         Raises:

@@ -38,7 +38,7 @@ class StoredModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RetentionPlan:
     """What a job is to do for one loop.
 
     Attributes:
@@ -59,7 +59,9 @@ class Plan:
         return [f"{loop}: {counts}", *(f"{loop}: remove {name}, {age_d:.1f} d old" for name, age_d in names)]
 
 
-def plan(models: Iterable[StoredModel], named: Collection[str], retention: RetentionSpec, *, now: float) -> Plan:
+def plan(
+    models: Iterable[StoredModel], named: Collection[str], retention: RetentionSpec, *, now: float
+) -> RetentionPlan:
     """Decide what goes.
 
     Args:
@@ -78,7 +80,7 @@ def plan(models: Iterable[StoredModel], named: Collection[str], retention: Reten
             retained[why] += 1
         else:
             remove.append(each)
-    return Plan(tuple(reversed(remove)), _forgotten(newest_first, retention, now=now), retained)
+    return RetentionPlan(tuple(reversed(remove)), _forgotten(newest_first, retention, now=now), retained)
 
 
 def _why_retained(

@@ -16,12 +16,26 @@ from gyre_runtime import instrument, model_tracer
 from gyre_runtime.retrying import retry_transient
 from gyre_runtime.series import VersionSeries
 
-from gyre_trainer.domain import Candidate, JobFailed, Quality, Refused, Run, State, Task, quality_alerts
-from gyre_trainer.handlers import Runs
+from gyre_trainer.domain import (
+    JobFailed,
+    Quality,
+    Run,
+    RunState,
+    Task,
+    TrainedCandidate,
+    TrainingRefused,
+    quality_alerts,
+)
+from gyre_trainer.handlers import RunRegistry
 from gyre_trainer.ports import Announcer, Incumbents, Job, Warehouse
 
 _LOG = logging.getLogger(__name__)
-_STEP_OF = {State.SNAPSHOT: "snapshot", State.GATE: "gate", State.TRAINING: "train", State.EVALUATING: "evaluate"}
+_STEP_OF = {
+    RunState.SNAPSHOT: "snapshot",
+    RunState.GATE: "gate",
+    RunState.TRAINING: "train",
+    RunState.EVALUATING: "evaluate",
+}
 T = TypeVar("T")
 
 
@@ -39,7 +53,7 @@ class Runner:
         series: the metric series of each loop's versions.
     """
 
-    runs: Runs
+    runs: RunRegistry
     loops: Mapping[str, LoopSpec]
     warehouse: Warehouse
     job: Job
@@ -77,19 +91,19 @@ class Runner:
                 await retry_transient(
                     lambda: self.announcer.candidate(underway.run, candidate), what="the candidate is announced"
                 )
-        except Refused as refusal:
-            return underway.end(State.REFUSED, reason=str(refusal), measurements=refusal.quality.measurements)
+        except TrainingRefused as refusal:
+            return underway.end(RunState.REFUSED, reason=str(refusal), measurements=refusal.quality.measurements)
         except JobFailed as failure:
-            return underway.end(State.FAILED, reason=str(failure))
+            return underway.end(RunState.FAILED, reason=str(failure))
         except Exception as error:  # noqa: BLE001 - the next run must not suffer: logged and kept with the run
             _LOG.exception("a training run broke", extra={"run_id": run.run_id})
-            return underway.end(State.FAILED, reason=type(error).__name__)
+            return underway.end(RunState.FAILED, reason=type(error).__name__)
         return self._registered(underway, candidate)
 
-    async def _worked(self, underway: _Underway) -> Candidate:
+    async def _worked(self, underway: _Underway) -> TrainedCandidate:
         try:
             candidate = await self._train(underway)
-        except Refused as refusal:
+        except TrainingRefused as refusal:
             await self._tell_quality(underway, refusal.quality)
             raise
         await self._tell_quality(underway, candidate.quality)
@@ -112,8 +126,8 @@ class Runner:
             await retry_transient(partial(self.announcer.alert, alert), what="an alert is sent")
         underway.run = self.runs.change(run, alerting=firing)
 
-    async def _train(self, underway: _Underway) -> Candidate:
-        underway.progress(State.SNAPSHOT, 0.0)
+    async def _train(self, underway: _Underway) -> TrainedCandidate:
+        underway.progress(RunState.SNAPSHOT, 0.0)
         run = underway.run
         pins = run.pins
         if pins is None:
@@ -132,21 +146,21 @@ class Runner:
         )
         return await self.job.run(task, underway.progress)
 
-    def _registered(self, underway: _Underway, candidate: Candidate) -> Run:
+    def _registered(self, underway: _Underway, candidate: TrainedCandidate) -> Run:
         run = underway.run
         self.series.setdefault(run.loop, VersionSeries(run.loop)).name([run.version])
         instrument("gyre_trainer_ndcg").set(
             candidate.measurements.get("ndcg_at_10", 0.0), loop=run.loop, version=run.version
         )
         return underway.end(
-            State.REGISTERED, measurements=dict(candidate.measurements), mlflow_run_id=candidate.mlflow_run_id
+            RunState.REGISTERED, measurements=dict(candidate.measurements), mlflow_run_id=candidate.mlflow_run_id
         )
 
 
 class _Underway:
     """A run and the span of its present step, a context manager that ends the span."""
 
-    def __init__(self, runs: Runs, run: Run) -> None:
+    def __init__(self, runs: RunRegistry, run: Run) -> None:
         self.run = run
         self._runs = runs
         self._span = ExitStack()
@@ -168,11 +182,11 @@ class _Underway:
             attributes = {"gyre.loop": self.run.loop, "gyre.run_id": self.run.run_id}
             self._span.enter_context(model_tracer().span(name, attributes=attributes))
 
-    def progress(self, state: State, progress: float) -> None:
+    def progress(self, state: RunState, progress: float) -> None:
         """Keep how far the run is."""
         self.step(_STEP_OF[state])
         self.run = self._runs.change(self.run, state, progress=progress)
 
-    def end(self, state: State, **changes: object) -> Run:
+    def end(self, state: RunState, **changes: object) -> Run:
         """Keep how the run ended."""
         return self._runs.change(self.run, state, progress=1.0, **changes)

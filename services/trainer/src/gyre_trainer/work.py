@@ -17,7 +17,7 @@ from gyre_core.spec import LoopSpec
 from gyre_trainer import artifact
 from gyre_trainer.adapters.tables import LoopTables
 from gyre_trainer.artifact import Manifest
-from gyre_trainer.domain import Pins, Refused, State, Task
+from gyre_trainer.domain import Pins, RunState, Task, TrainingRefused
 from gyre_trainer.gate import check_against_incumbent
 from gyre_trainer.quality.examples import reference_files
 from gyre_trainer.quality.findings import Findings, quality_in
@@ -27,7 +27,7 @@ from gyre_trainer.training_set import F32, TrainingSet, features_under
 
 _LOG = logging.getLogger(__name__)
 
-Tell = Callable[[State, float], None]
+Tell = Callable[[RunState, float], None]
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ def execute(task: Task, settings: JobSettings, tell: Tell) -> dict[str, Any]:
     An artefact that an earlier start of the same run finished is taken as it is: somebody may use it already.
 
     Raises:
-        Refused: the data or the model did not pass.
+        TrainingRefused: the data or the model did not pass.
     """
     spec = LoopSpec.model_validate_json(task.spec)
     work = Work(task, spec, Layout.compile(spec), tell)
     folder = settings.artifacts.absolute() / spec.loop / task.version
     manifest = Manifest.read(folder) if (folder / MANIFEST_FILE).exists() else _made(work, settings, folder)
-    tell(State.EVALUATING, 0.95)
+    tell(RunState.EVALUATING, 0.95)
     return {
         "folder": str(folder),
         "layout": manifest.layout,
@@ -68,30 +68,30 @@ def _made(work: Work, settings: JobSettings, folder: Path) -> Manifest:
     """Make the artefact; what was found in the data stays, and goes to MLflow, where it is refused too.
 
     Raises:
-        Refused: the data or the model did not pass.
+        TrainingRefused: the data or the model did not pass.
     """
     findings = Findings(work.spec, work.task)
     try:
         return _make(work, settings, folder, findings)
-    except Refused as refusal:
+    except TrainingRefused as refusal:
         artifact.write_refusal(folder, findings.files())
         quality = quality_in(folder)
         _record(work, settings, folder, quality.measurements)
-        raise Refused(str(refusal), quality) from refusal
+        raise TrainingRefused(str(refusal), quality) from refusal
 
 
 def _make(work: Work, settings: JobSettings, folder: Path, findings: Findings) -> Manifest:
     """Read, check, join, train, evaluate, write."""
     task, spec, layout = work.task, work.spec, work.layout
-    work.tell(State.SNAPSHOT, 0.05)
+    work.tell(RunState.SNAPSHOT, 0.05)
     incumbent = Incumbent.read(task, spec, layout)
     beside = incumbent.layout if incumbent is not None and incumbent.layout.hash != layout.hash else None
     tables = LoopTables(settings, spec.loop).read(spec, layout, Pins(task.snapshots, task.now), beside=beside)
-    work.tell(State.GATE, 0.2)
+    work.tell(RunState.GATE, 0.2)
     data = pass_gate(findings, layout, tables)
     training, held_out = data.split(spec.training.evaluation.holdout)
     model, training_s = _trained(work, training)
-    work.tell(State.EVALUATING, 0.9)
+    work.tell(RunState.EVALUATING, 0.9)
     # torch takes seconds to import, which data that is refused need not pay.
     from gyre_trainer.ranker import score
 
@@ -119,13 +119,13 @@ def _trained(work: Work, training: TrainingSet) -> tuple[Any, float]:
     from gyre_trainer.ranker import train
 
     epochs = work.spec.model.parameters.epochs
-    work.tell(State.TRAINING, 0.35)
+    work.tell(RunState.TRAINING, 0.35)
     started = time.perf_counter()
     model = train(
         work.layout,
         work.spec.model,
         training,
-        on_epoch=lambda epoch, _loss: work.tell(State.TRAINING, 0.35 + 0.5 * epoch / epochs),
+        on_epoch=lambda epoch, _loss: work.tell(RunState.TRAINING, 0.35 + 0.5 * epoch / epochs),
     )
     return model, time.perf_counter() - started
 

@@ -69,7 +69,7 @@ class Installed:
 
 
 @dataclass(frozen=True)
-class Address:
+class BrokerAddress:
     """Where one broker listens."""
 
     host: str
@@ -112,7 +112,7 @@ def install() -> Installed:
     return installed
 
 
-def prepare(directory: Path, address: Address, *, quick_start: bool = False) -> Recipe:
+def prepare(directory: Path, address: BrokerAddress, *, quick_start: bool = False) -> Recipe:
     """Write the broker's files into `directory`, formatting its log directory the first time.
 
     Args:
@@ -136,7 +136,7 @@ def prepare(directory: Path, address: Address, *, quick_start: bool = False) -> 
     )
 
 
-def _write_properties(directory: Path, address: Address) -> Path:
+def _write_properties(directory: Path, address: BrokerAddress) -> Path:
     properties = directory / "server.properties"
     properties.write_text(
         _PROPERTIES.format(
@@ -205,7 +205,7 @@ def _fetch_jars() -> None:
 def _format(installed: Installed) -> None:
     shutil.rmtree(installed.formatted, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
-        properties = _write_properties(Path(scratch), Address("127.0.0.1", broker=1, controller=2))
+        properties = _write_properties(Path(scratch), BrokerAddress("127.0.0.1", broker=1, controller=2))
         tool = ("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(properties))
         subprocess.run((*_java(installed, quick_start=True), *tool), check=True, capture_output=True)
         shutil.copytree(Path(scratch) / "data", installed.formatted)
@@ -216,7 +216,7 @@ def _archive_classes(installed: Installed) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory, classes = Path(scratch), Path(scratch) / "classes.lst"
         broker, controller = free_ports(2)
-        address = Address("127.0.0.1", broker=broker, controller=controller)
+        address = BrokerAddress("127.0.0.1", broker=broker, controller=controller)
         shutil.copytree(installed.formatted, directory / "data")
         java = _java(installed, quick_start=True)
         properties = _write_properties(directory, address)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from gyre_local import probes
-from gyre_local.places import Places
+from gyre_local.places import StackDirectories
 from gyre_local.ports import Ports
 from gyre_local.recipe import Probe, Recipe
 
@@ -62,7 +62,7 @@ SHARED_STATE = ("warehouse", "artifacts")
 """Directories of `var/` that belong to several processes."""
 
 
-def shared_env(ports: Ports, places: Places, loops: Sequence[Path]) -> dict[str, str]:
+def shared_env(ports: Ports, places: StackDirectories, loops: Sequence[Path]) -> dict[str, str]:
     """Where everything in the stack is: what clients read, and of which each process is given what it uses."""
     return {
         "GYRE_LOOPS": os.pathsep.join(str(loop) for loop in loops),
@@ -80,7 +80,7 @@ def shared_env(ports: Ports, places: Places, loops: Sequence[Path]) -> dict[str,
     }
 
 
-def prepare(name: str, places: Places, ports: Ports, *, loops: Sequence[Path]) -> Recipe:
+def prepare(name: str, places: StackDirectories, ports: Ports, *, loops: Sequence[Path]) -> Recipe:
     """Make the directories of the service process `name` and wire it."""
     own = ports.of(name)
     state = places.state(name)
@@ -111,7 +111,7 @@ def prepare(name: str, places: Places, ports: Ports, *, loops: Sequence[Path]) -
     )
 
 
-def write_privacy_key(places: Places) -> None:
+def write_privacy_key(places: StackDirectories) -> None:
     """Write the key that ids of users are hashed under, for this user alone, where there is none."""
     file = places.state("privacy") / "keys.json"
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ _LIBPYTHON = f"libpython{PYTHON}.so.1.0"
 
 
 @dataclass(frozen=True)
-class Address:
+class TritonAddress:
     """Where one Triton listens."""
 
     host: str
@@ -64,7 +64,7 @@ def site_packages(home: Path) -> Path:
     return home / "lib" / f"python{PYTHON}" / "site-packages"
 
 
-def prepare(directory: Path, address: Address, *, repository: Path | None = None) -> Recipe:
+def prepare(directory: Path, address: TritonAddress, *, repository: Path | None = None) -> Recipe:
     """Lay out the backend folder in `directory`; models are read from `repository`, by default `directory`/models."""
     home = install()
     packages = site_packages(home)
@@ -88,7 +88,7 @@ def prepare(directory: Path, address: Address, *, repository: Path | None = None
     )
 
 
-def _command(server: Path, *, backends: Path, repository: Path, address: Address) -> tuple[str, ...]:
+def _command(server: Path, *, backends: Path, repository: Path, address: TritonAddress) -> tuple[str, ...]:
     prefix = f"shm-region-prefix-name=gyre_{address.grpc}_"  # two servers on one machine share /dev/shm
     return (
         str(server / "bin" / "tritonserver"),

@@ -10,7 +10,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from gyre_core.admission import refuse_fields, refuse_interaction
-from gyre_core.features import EntityKind, Event, FieldsChanged, FieldValue, Interaction
+from gyre_core.features import EntityKind, Event, FieldsChanged, FieldValue, UserInteraction
 from gyre_core.spec import LoopSpec
 
 from gyre_client.history import refusal_of
@@ -66,7 +66,7 @@ def _interactions(
 ) -> Callable[[Mapping[str, Any]], Event]:
     time, kind = _time(mapping.time, odd_times), mapping.type
 
-    def make(values: Mapping[str, Any]) -> Interaction:
+    def make(values: Mapping[str, Any]) -> UserInteraction:
         type_ = kind.value or ""
         if kind.column is not None:
             word = _id(values, kind.column)
@@ -77,7 +77,7 @@ def _interactions(
         if refusal is not None:
             column = kind.column if refusal.reason == "UNKNOWN_TYPE" else mapping.value
             raise _DoesNotFit(column or "value", type_ if refusal.reason == "UNKNOWN_TYPE" else given, refusal.detail)
-        return Interaction(_id(values, mapping.user), _id(values, mapping.item), type_, time(values), value)
+        return UserInteraction(_id(values, mapping.user), _id(values, mapping.item), type_, time(values), value)
 
     return make
 

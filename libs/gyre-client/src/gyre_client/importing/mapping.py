@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
-from gyre_core.spec import LoopSpec, Violation, parse_yaml
+from gyre_core.spec import LoopSpec, SpecViolation, parse_yaml
 from gyre_core.spec.model import EventName, Name, SpecModel
 from pydantic import AwareDatetime, Field, RootModel, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -164,17 +164,17 @@ def load_mapping(path: Path, spec: LoopSpec) -> Mapping:
     ).root
 
 
-def _checks(made: _Kind, spec: LoopSpec) -> Iterator[Violation]:
+def _checks(made: _Kind, spec: LoopSpec) -> Iterator[SpecViolation]:
     mapping = made.root
     if not isinstance(mapping, InteractionMapping):
         declared = spec.fields("item" if isinstance(mapping, ItemMapping) else "user")
         for name in mapping.fields:
             if name not in declared:
-                yield Violation(("fields", name), None, f"must be one of {', '.join(declared) or 'none'}")
+                yield SpecViolation(("fields", name), None, f"must be one of {', '.join(declared) or 'none'}")
         return
     known = ", ".join(spec.events.interactions)
     if mapping.type.value is not None and mapping.type.value not in spec.events.interactions:
-        yield Violation(("type", "value"), mapping.type.value, f"must be one of {known}")
+        yield SpecViolation(("type", "value"), mapping.type.value, f"must be one of {known}")
     for word, name in mapping.type.names.items():
         if name not in spec.events.interactions:
-            yield Violation(("type", "names", word), name, f"must be one of {known}")
+            yield SpecViolation(("type", "names", word), name, f"must be one of {known}")

@@ -5,14 +5,14 @@ says what the online store does with them; `Reader.matrix` reads values; `Replay
 """
 
 from gyre_core.features.aggregation import (
-    Batch,
+    AggregatedBatch,
     Delta,
     EntityId,
     ItemLookup,
     aggregate,
     aggregate_batch,
     items_needed,
-    refold,
+    reapply,
     touched,
 )
 from gyre_core.features.events import (
@@ -24,24 +24,26 @@ from gyre_core.features.events import (
     FieldsChanged,
     FieldValue,
     Impression,
-    Interaction,
     RequestContext,
+    UserInteraction,
 )
 from gyre_core.features.identity import item_hash
 from gyre_core.features.layout import Column, Layout
 from gyre_core.features.reader import Reader
-from gyre_core.features.remembering import MOST_BATCHES, Remembered
+from gyre_core.features.remembering import MAX_BUFFERED_BATCHES, ContributionBuffers
 from gyre_core.features.replay import Replay
 from gyre_core.features.slots import EntityLayout
 from gyre_core.features.state import State, batch_of, merge
-from gyre_core.features.versions import Fold, Held, ItemFields, Version, Versions, with_version
+from gyre_core.features.versions import Contribution, ItemCategories, ItemFields, Version, Versions, with_version
 
 __all__ = [
     "ENTITY_KINDS",
     "GLOBAL_ID",
-    "MOST_BATCHES",
-    "Batch",
+    "MAX_BUFFERED_BATCHES",
+    "AggregatedBatch",
     "Column",
+    "Contribution",
+    "ContributionBuffers",
     "Delta",
     "EntityId",
     "EntityKind",
@@ -50,18 +52,16 @@ __all__ = [
     "FeatureAge",
     "FieldValue",
     "FieldsChanged",
-    "Fold",
-    "Held",
     "Impression",
-    "Interaction",
+    "ItemCategories",
     "ItemFields",
     "ItemLookup",
     "Layout",
     "Reader",
-    "Remembered",
     "Replay",
     "RequestContext",
     "State",
+    "UserInteraction",
     "Version",
     "Versions",
     "aggregate",
@@ -70,7 +70,7 @@ __all__ = [
     "item_hash",
     "items_needed",
     "merge",
-    "refold",
+    "reapply",
     "touched",
     "with_version",
 ]

@@ -15,14 +15,14 @@ from gyre_core.features.events import (
     Event,
     FieldsChanged,
     Impression,
-    Interaction,
+    UserInteraction,
 )
 from gyre_core.features.identity import id_group, item_hash
 from gyre_core.features.layout import Layout
 from gyre_core.features.plans import Plan
 from gyre_core.features.slots import ID_GROUPS
 from gyre_core.features.state import Categories, State
-from gyre_core.features.versions import Fold, Held, Versions, with_version
+from gyre_core.features.versions import Contribution, ItemCategories, Versions, with_version
 from gyre_core.spec import IMPRESSION
 
 ItemLookup = Callable[[str], bytes | None]
@@ -40,42 +40,42 @@ class States(Protocol):
     def state(self, kind: EntityKind, id: str) -> State:  # noqa: A002 (the field's name)
         """The state to fold into; it is changed."""
 
-    def held(self, item_id: str, time: float) -> Held:
+    def held(self, item_id: str, time: float) -> ItemCategories:
         """What an item held at a time, unix seconds."""
 
     def changed(self, item_id: str, time: float, numbers: list[float]) -> None:
         """Take in a version of an item's fields, encoded."""
 
-    def remember(self, fold: Fold) -> None:
+    def remember(self, contribution: Contribution) -> None:
         """Take in what an event read of an item."""
 
 
-class Known(Protocol):
+class PriorState(Protocol):
     """What stands from before a batch."""
 
     def versions(self, item_id: str) -> Versions:
         """The versions of an item's fields."""
 
-    def folds(self, item_id: str) -> Iterable[Fold]:
+    def contributions(self, item_id: str) -> Iterable[Contribution]:
         """The remembered folds on an item whose fields a batch changes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class AggregatedBatch:
     """What a batch comes to.
 
     Attributes:
         deltas: what it adds, by entity.
         versions: of the items whose fields it changes, as they are then.
-        folds: to be remembered.
-        refolds: remembered folds that read other fields now, so are to be forgotten, each with what it should have
-            read; `folds` has them as they are then.
+        contributions: to be remembered.
+        corrections: remembered folds that read other fields now, so are to be forgotten, each with what it should have
+            read; `contributions` has them as they are then.
     """
 
     deltas: dict[EntityId, Delta]
     versions: dict[str, Versions]
-    folds: list[Fold]
-    refolds: list[tuple[Fold, Held]]
+    contributions: list[Contribution]
+    corrections: list[tuple[Contribution, ItemCategories]]
 
 
 def aggregate(layout: Layout, events: Iterable[Event], item_fields: ItemLookup) -> dict[EntityId, Delta]:
@@ -87,7 +87,7 @@ def aggregate(layout: Layout, events: Iterable[Event], item_fields: ItemLookup) 
     return aggregate_batch(layout, list(events), _Packed(layout, item_fields)).deltas
 
 
-def aggregate_batch(layout: Layout, events: Iterable[Event], known: Known) -> Batch:
+def aggregate_batch(layout: Layout, events: Iterable[Event], known: PriorState) -> AggregatedBatch:
     """All that a batch comes to, whatever the order of its events.
 
     Raises ValueError for a field value that is not of its kind.
@@ -104,37 +104,39 @@ def aggregate_batch(layout: Layout, events: Iterable[Event], known: Known) -> Ba
         states.state("global", GLOBAL_ID).reference_time = newest
     for event in behaviour:
         fold_event(layout, event, states)
-    folds, refolds = states.folds, list[tuple[Fold, Held]]()
+    contributions, corrections = states.contributions, list[tuple[Contribution, ItemCategories]]()
     for item_id, versions in states.versions.items():
-        for fold in known.folds(item_id):
-            held = layout.item_fields.as_of(versions, fold.time)
-            if not fold.has_read(held):
-                refolds.append((fold, held))
-                folds.append(fold.again(held))
-    return Batch(states.states, states.versions, folds, refolds)
+        for contribution in known.contributions(item_id):
+            held = layout.item_fields.as_of(versions, contribution.time)
+            if not contribution.has_read(held):
+                corrections.append((contribution, held))
+                contributions.append(contribution.again(held))
+    return AggregatedBatch(states.states, states.versions, contributions, corrections)
 
 
 def _counts_for_all(layout: Layout, event: Event) -> bool:
     if isinstance(event, Impression):
         return bool(event.item_ids) and layout.plan("global", IMPRESSION) is not None
-    return isinstance(event, Interaction) and layout.plan("global", event.type) is not None
+    return isinstance(event, UserInteraction) and layout.plan("global", event.type) is not None
 
 
-def refold(layout: Layout, fold: Fold, held: Held, stored: Callable[[EntityKind, str], State | None]) -> None:
+def reapply(
+    layout: Layout, contribution: Contribution, held: ItemCategories, stored: Callable[[EntityKind, str], State | None]
+) -> None:
     """Make up for fields that came late: in every entity that the fold touched and that `stored` knows still."""
-    change = (layout.item_fields.held(fold.mask).categories, held.categories)
-    for entity, plan in touched(layout, fold):
+    change = (layout.item_fields.held(contribution.mask).categories, held.categories)
+    for entity, plan in touched(layout, contribution):
         state = stored(*entity)
         if state is not None:
-            item = item_hash(fold.item_id) if plan.rings else 0
-            state.refold(plan, fold.time, value=fold.given, item=item, change=change)
+            item = item_hash(contribution.item_id) if plan.rings else 0
+            state.reapply(plan, contribution.time, value=contribution.given, item=item, change=change)
 
 
-def touched(layout: Layout, fold: Fold) -> list[tuple[EntityId, Plan]]:
+def touched(layout: Layout, contribution: Contribution) -> list[tuple[EntityId, Plan]]:
     """The entities whose values a fold changed by what it read of the item's fields."""
     found: list[tuple[EntityId, Plan]] = []
-    for kind, plan in layout.plans(fold.type):
-        id_ = fold.item_id if kind == "item" else fold.user_id if kind == "user" else GLOBAL_ID
+    for kind, plan in layout.plans(contribution.type):
+        id_ = contribution.item_id if kind == "item" else contribution.user_id if kind == "user" else GLOBAL_ID
         if plan.fields and id_:
             found.append(((kind, id_), plan))
     return found
@@ -148,7 +150,7 @@ def items_needed(layout: Layout, events: Iterable[Event]) -> list[str]:
         return []
     found: dict[str, None] = {}
     for event in events:
-        if isinstance(event, Interaction):
+        if isinstance(event, UserInteraction):
             if event.type in reading:
                 found[event.item_id] = None
         elif isinstance(event, FieldsChanged):
@@ -162,7 +164,7 @@ def items_needed(layout: Layout, events: Iterable[Event]) -> list[str]:
 
 def fold_event(layout: Layout, event: Event, states: States) -> None:
     """Fold one event into every entity that it touches."""
-    if isinstance(event, Interaction):
+    if isinstance(event, UserInteraction):
         _fold_interaction(layout, event, states)
     elif isinstance(event, Impression):
         _fold_impression(layout, event, states)
@@ -170,7 +172,7 @@ def fold_event(layout: Layout, event: Event, states: States) -> None:
         _fold_fields(layout, event, states)
 
 
-def _fold_interaction(layout: Layout, event: Interaction, states: States) -> None:
+def _fold_interaction(layout: Layout, event: UserInteraction, states: States) -> None:
     held = None
     for kind, plan in layout.plans(event.type):
         id_ = event.item_id if kind == "item" else event.user_id if kind == "user" else GLOBAL_ID
@@ -186,10 +188,12 @@ def _fold_interaction(layout: Layout, event: Interaction, states: States) -> Non
         states.state(kind, id_).fold(plan, event.time, value=event.value, item=item, categories=categories)
     if held is not None:
         value = nan if event.value is None else event.value
-        states.remember(Fold(event.item_id, event.user_id, event.type, event.time, value, held.mask, held.is_known))
+        states.remember(
+            Contribution(event.item_id, event.user_id, event.type, event.time, value, held.mask, held.is_known)
+        )
 
 
-def _groups(plan: Plan, event: Interaction) -> Categories:
+def _groups(plan: Plan, event: UserInteraction) -> Categories:
     found: dict[str, tuple[int, ...]] = {}
     for group in plan.groups:
         grouped = event.item_id if group == "item" else event.user_id
@@ -203,7 +207,7 @@ def _fold_impression(layout: Layout, event: Impression, states: States) -> None:
         for item_id in event.item_ids:
             states.state("item", item_id).fold_count(plan, event.time, count=1)
     shown: tuple[EntityId, ...] = (("user", event.user_id), ("global", GLOBAL_ID))
-    held: list[Held] = []
+    held: list[ItemCategories] = []
     for kind, id_ in shown:
         plan = layout.plan(kind, IMPRESSION)
         if plan is not None and id_ and event.item_ids:
@@ -216,7 +220,7 @@ def _fold_impression(layout: Layout, event: Impression, states: States) -> None:
             states.state(kind, id_).fold_count(plan, event.time, count=len(event.item_ids), categories=shown_of)
     if held:
         for item_id, each in zip(event.item_ids, held, strict=True):
-            states.remember(Fold(item_id, event.user_id, IMPRESSION, event.time, nan, each.mask, each.is_known))
+            states.remember(Contribution(item_id, event.user_id, IMPRESSION, event.time, nan, each.mask, each.is_known))
 
 
 def _fold_fields(layout: Layout, event: FieldsChanged, states: States) -> None:
@@ -237,21 +241,21 @@ class _Packed:
     def versions(self, item_id: str) -> Versions:
         return self._fields.unpack(self._lookup(item_id))
 
-    def folds(self, item_id: str) -> Iterable[Fold]:  # noqa: ARG002 - nothing is remembered
+    def contributions(self, item_id: str) -> Iterable[Contribution]:  # noqa: ARG002 - nothing is remembered
         return ()
 
 
 class _Deltas:
     """New states for what the batch touches, over the stored items that it only reads."""
 
-    def __init__(self, layout: Layout, known: Known) -> None:
+    def __init__(self, layout: Layout, known: PriorState) -> None:
         self.states: dict[EntityId, State] = {}
         self.versions: dict[str, Versions] = {}
-        self.folds: list[Fold] = []
+        self.contributions: list[Contribution] = []
         self._layout, self._known = layout, known
         self._entities = {kind: layout.slots(kind) for kind in ENTITY_KINDS}
         self._fields = layout.item_fields
-        self._stand: dict[str, Versions] = {}
+        self._current: dict[str, Versions] = {}
 
     def state(self, kind: EntityKind, id: str) -> State:  # noqa: A002 (the field's name)
         key = (kind, id)
@@ -261,12 +265,12 @@ class _Deltas:
         return found
 
     def _versions(self, item_id: str) -> Versions:
-        found = self._stand.get(item_id)
+        found = self._current.get(item_id)
         if found is None:
-            found = self._stand[item_id] = self._known.versions(item_id)
+            found = self._current[item_id] = self._known.versions(item_id)
         return found
 
-    def held(self, item_id: str, time: float) -> Held:
+    def held(self, item_id: str, time: float) -> ItemCategories:
         versions = self._versions(item_id)
         return versions[0].held if len(versions) == 1 else self._fields.as_of(versions, time)
 
@@ -274,8 +278,8 @@ class _Deltas:
         before = self._versions(item_id)
         after = with_version(before, self._fields.version(time, numbers), kept_s=self._layout.max_lateness_s)
         if after is not before:
-            self._stand[item_id] = after
+            self._current[item_id] = after
         self.versions[item_id] = after
 
-    def remember(self, fold: Fold) -> None:
-        self.folds.append(fold)
+    def remember(self, contribution: Contribution) -> None:
+        self.contributions.append(contribution)

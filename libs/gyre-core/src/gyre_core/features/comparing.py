@@ -53,14 +53,14 @@ def _alike_before(held: F32) -> F64:
     rows, categories = np.nonzero(held)
     ends, own = np.cumsum(np.bincount(rows, minlength=len(held))).tolist(), categories.tolist()
     with_category = [0] * held.shape[1]
-    found, begin, bit = [], 0, 1
+    found, start, bit = [], 0, 1
     for end in ends:
         alike = 0
-        for category in own[begin:end]:
+        for category in own[start:end]:
             alike |= with_category[category]
             with_category[category] |= bit
         found.append(alike.bit_count())
-        begin, bit = end, bit << 1
+        start, bit = end, bit << 1
     return np.array(found, dtype=np.float64)
 
 

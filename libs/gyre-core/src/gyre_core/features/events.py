@@ -19,7 +19,7 @@ FieldValue = float | bool | str | Sequence[str] | Sequence[float]
 """A field as events carry it: number, time (unix seconds), boolean, text or category, categories, or a vector."""
 
 
-class Interaction(NamedTuple):
+class UserInteraction(NamedTuple):
     """A user did something with an item at `time` (unix seconds). A tuple: one is made for every event."""
 
     user_id: str
@@ -48,7 +48,7 @@ class FieldsChanged:
     fields: Mapping[str, FieldValue]
 
 
-Event = Interaction | Impression | FieldsChanged
+Event = UserInteraction | Impression | FieldsChanged
 
 
 @dataclass(frozen=True, slots=True)

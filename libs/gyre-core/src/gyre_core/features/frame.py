@@ -17,7 +17,7 @@ F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class EntityBlock:
     """n entities of one kind: reference times [n], batches [n] (-1 unknown), times [n, times], sums, buckets, lasts."""
 
     reference: F64
@@ -32,9 +32,9 @@ class Block:
 class Frame:
     """Everything one read computes its columns from."""
 
-    items: Block
-    user: Block
-    everyone: Block
+    items: EntityBlock
+    user: EntityBlock
+    everyone: EntityBlock
     rings: list[list[Entry]]
     item_ids: Sequence[str]
     context: RequestContext
@@ -44,7 +44,7 @@ class Frame:
         given = self.context.positions
         return np.arange(len(self.item_ids)) if given is None else np.asarray(given, dtype=np.int64)
 
-    def block(self, scope: str) -> Block:
+    def block(self, scope: str) -> EntityBlock:
         """The block of a scope; user and global have one row, which broadcasts over the candidates."""
         if scope == "item":
             return self.items
@@ -69,7 +69,7 @@ class Blocks:
         self._run_rates = np.array([-1.0 / half_life_s for half_life_s, _ in runs])
         self._run_of = np.repeat(np.arange(len(runs)), [count for _, count in runs])
 
-    def decode(self, values: Sequence[bytes | None], now: float) -> Block:
+    def decode(self, values: Sequence[bytes | None], now: float) -> EntityBlock:
         """The values as a block, sums decayed to `now`; raises ValueError where a size does not fit."""
         layout, size = self._layout, self._size
         fixed = [self._empty if value is None else value for value in values]
@@ -84,7 +84,7 @@ class Blocks:
         if None in values:
             batches = np.where([value is None for value in values], np.int64(-1), batches)
         reference = wide[:, 0]
-        return Block(
+        return EntityBlock(
             reference=reference,
             batches=batches,
             times=wide[:, HEADER_BYTES // 8 : self._sums_at],

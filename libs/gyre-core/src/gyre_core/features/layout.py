@@ -22,8 +22,8 @@ _HASHED_FORMAT = 1
 """Part of every hash. How values are packed is not, so models keep theirs: see `gyre_core.keys.STORE_FORMAT`."""
 _DAY_S = 86_400.0
 _DEFAULT_TTL_S = 365 * _DAY_S
-_HALF_LIVES_KEPT = 10.0
-_WINDOWS_KEPT = 2.0
+_HALF_LIVES_RETAINED = 10.0
+_WINDOWS_RETAINED = 2.0
 _ADDED: dict[str, Any] = {"by": None, "encoding": "one_hot", "parts": [], "buckets": None}
 """What feature and field kinds got later, and what it was before."""
 _ADDED_TO: dict[str, dict[str, Any]] = {"context": {"values": []}}
@@ -165,8 +165,8 @@ def _ttl_of(feature: Feature) -> float:
     given: float | None = getattr(feature, "ttl_s", None)
     if given is not None:
         return given
-    decayed = (each.seconds * _HALF_LIVES_KEPT for each in getattr(feature, "half_lives", ()))
-    windowed = (each.seconds * _WINDOWS_KEPT for each in getattr(feature, "windows", ()))
+    decayed = (each.seconds * _HALF_LIVES_RETAINED for each in getattr(feature, "half_lives", ()))
+    windowed = (each.seconds * _WINDOWS_RETAINED for each in getattr(feature, "windows", ()))
     return max((*decayed, *windowed), default=_DEFAULT_TTL_S)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gyre_core.features.events import FeatureAge, RequestContext
-from gyre_core.features.frame import F32, Block, Blocks, Frame
+from gyre_core.features.frame import F32, Blocks, EntityBlock, Frame
 from gyre_core.features.layout import Layout
 from gyre_core.features.state import unpack_rings
 from gyre_core.features.steps import compile_steps
@@ -52,7 +52,7 @@ class Reader:
         return out, _age(items, user, everyone)
 
 
-def _age(items: Block, user: Block, everyone: Block) -> FeatureAge:
+def _age(items: EntityBlock, user: EntityBlock, everyone: EntityBlock) -> FeatureAge:
     newest = float(items.reference.max(initial=-np.inf))
     return FeatureAge(
         user_event_time=float(user.reference[0]),

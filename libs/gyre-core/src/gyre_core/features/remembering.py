@@ -7,34 +7,36 @@ from collections.abc import Collection
 from itertools import count
 
 from gyre_core.features.layout import Layout
-from gyre_core.features.versions import Fold
+from gyre_core.features.versions import Contribution
 
-MOST_BATCHES = 2000
+MAX_BUFFERED_BATCHES = 2000
 """The batches whose folds the online store keeps at most, of known items and of unknown ones."""
 
 
-class Shelf:
+class ContributionBuffer:
     """Remembered folds in memory; the online store has the like in a sorted set.
 
     Args:
         kept_s: a batch's folds go once an event is newer by this than the newest of them, seconds.
-        most: batches that are kept at most.
+        max_batches: batches that are kept at most.
     """
 
-    def __init__(self, kept_s: float, *, most: int | None = None) -> None:
-        self._kept_s, self._most = kept_s, most
-        self._batches: list[tuple[float, int, list[Fold]]] = []
-        self._by_item: dict[str, dict[Fold, None]] = {}
+    def __init__(self, kept_s: float, *, max_batches: int | None = None) -> None:
+        self._kept_s, self._max_batches = kept_s, max_batches
+        self._batches: list[tuple[float, int, list[Contribution]]] = []
+        self._by_item: dict[str, dict[Contribution, None]] = {}
         self._next = count()
 
-    def add(self, folds: list[Fold]) -> None:
+    def add(self, contributions: list[Contribution]) -> None:
         """Remember the folds of one batch."""
-        if not folds:
+        if not contributions:
             return
-        heapq.heappush(self._batches, (max(fold.time for fold in folds), next(self._next), folds))
-        for fold in folds:
-            self._by_item.setdefault(fold.item_id, {})[fold] = None
-        if self._most is not None and len(self._batches) > self._most:
+        heapq.heappush(
+            self._batches, (max(contribution.time for contribution in contributions), next(self._next), contributions)
+        )
+        for contribution in contributions:
+            self._by_item.setdefault(contribution.item_id, {})[contribution] = None
+        if self._max_batches is not None and len(self._batches) > self._max_batches:
             self.drop(heapq.heappop(self._batches)[2])
 
     def cut(self, newest: float) -> None:
@@ -42,54 +44,54 @@ class Shelf:
         while self._batches and self._batches[0][0] < newest - self._kept_s:
             self.drop(heapq.heappop(self._batches)[2])
 
-    def of(self, item_id: str) -> list[Fold]:
+    def of(self, item_id: str) -> list[Contribution]:
         """The folds on an item."""
         return list(self._by_item.get(item_id, ()))
 
-    def drop(self, folds: Collection[Fold]) -> None:
+    def drop(self, contributions: Collection[Contribution]) -> None:
         """Forget folds."""
-        for fold in folds:
-            own = self._by_item.get(fold.item_id)
+        for contribution in contributions:
+            own = self._by_item.get(contribution.item_id)
             if own is not None:
-                own.pop(fold, None)
+                own.pop(contribution, None)
                 if not own:
-                    del self._by_item[fold.item_id]
+                    del self._by_item[contribution.item_id]
 
 
-class Remembered:
+class ContributionBuffers:
     """The folds of a layout: those on known items for `max_field_lateness`, on unknown ones for `max_lateness`.
 
     Args:
         layout: says for how long.
-        most: batches that are kept at most, of either.
+        max_batches: batches that are kept at most, of either.
     """
 
-    def __init__(self, layout: Layout, *, most: int | None = None) -> None:
-        self._known = Shelf(layout.max_field_lateness_s, most=most)
-        self._unknown = Shelf(layout.max_lateness_s, most=most)
+    def __init__(self, layout: Layout, *, max_batches: int | None = None) -> None:
+        self._known = ContributionBuffer(layout.max_field_lateness_s, max_batches=max_batches)
+        self._unknown = ContributionBuffer(layout.max_lateness_s, max_batches=max_batches)
 
-    def add(self, folds: list[Fold]) -> None:
+    def add(self, contributions: list[Contribution]) -> None:
         """Remember the folds of one batch."""
-        self._known.add([fold for fold in folds if fold.is_known])
-        self._unknown.add([fold for fold in folds if not fold.is_known])
+        self._known.add([contribution for contribution in contributions if contribution.is_known])
+        self._unknown.add([contribution for contribution in contributions if not contribution.is_known])
 
-    def take(self, folds: list[Fold], *, gone: Collection[Fold]) -> None:
+    def take(self, contributions: list[Contribution], *, gone: Collection[Contribution]) -> None:
         """Remember the folds of one batch in place of those that are gone, and forget what is too old beside them."""
         self.drop(gone)
-        self.add(folds)
-        if folds:
-            self.cut(max(fold.time for fold in folds))
+        self.add(contributions)
+        if contributions:
+            self.cut(max(contribution.time for contribution in contributions))
 
     def cut(self, newest: float) -> None:
         """Forget what is too old beside an event of this time, unix seconds."""
         self._known.cut(newest)
         self._unknown.cut(newest)
 
-    def of(self, item_id: str) -> list[Fold]:
+    def of(self, item_id: str) -> list[Contribution]:
         """The folds on an item."""
         return [*self._known.of(item_id), *self._unknown.of(item_id)]
 
-    def drop(self, folds: Collection[Fold]) -> None:
+    def drop(self, contributions: Collection[Contribution]) -> None:
         """Forget folds."""
-        self._known.drop([fold for fold in folds if fold.is_known])
-        self._unknown.drop([fold for fold in folds if not fold.is_known])
+        self._known.drop([contribution for contribution in contributions if contribution.is_known])
+        self._unknown.drop([contribution for contribution in contributions if not contribution.is_known])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gyre_core.features.aggregation import EntityId, fold_event, refold
+from gyre_core.features.aggregation import EntityId, fold_event, reapply
 from gyre_core.features.events import GLOBAL_ID, EntityKind, Event, FeatureAge, RequestContext
 from gyre_core.features.frame import F32
 from gyre_core.features.layout import Layout
 from gyre_core.features.reader import Reader
-from gyre_core.features.remembering import Remembered
+from gyre_core.features.remembering import ContributionBuffers
 from gyre_core.features.state import State
-from gyre_core.features.versions import Fold, Held, Versions, with_version
+from gyre_core.features.versions import Contribution, ItemCategories, Versions, with_version
 
 
 class Replay:
@@ -49,7 +49,7 @@ class _Stored:
         self._states: dict[EntityId, State] = {}
         self._packed: dict[EntityId, bytes] = {}
         self._versions: dict[str, Versions] = {}
-        self._folds = Remembered(layout)
+        self._contributions = ContributionBuffers(layout)
 
     def state(self, kind: EntityKind, id: str) -> State:  # noqa: A002 (the field's name)
         key = (kind, id)
@@ -59,7 +59,7 @@ class _Stored:
             found = self._states[key] = State(self._layout.slots(kind))
         return found
 
-    def held(self, item_id: str, time: float) -> Held:
+    def held(self, item_id: str, time: float) -> ItemCategories:
         return self._layout.item_fields.as_of(self._versions.get(item_id, ()), time)
 
     def changed(self, item_id: str, time: float, numbers: list[float]) -> None:
@@ -67,16 +67,16 @@ class _Stored:
         added = layout.item_fields.version(time, numbers)
         versions = with_version(self._versions.get(item_id, ()), added, kept_s=layout.max_lateness_s)
         self._versions[item_id] = versions
-        for fold in self._folds.of(item_id):
-            held = layout.item_fields.as_of(versions, fold.time)
-            if not fold.has_read(held):
-                refold(layout, fold, held, self.state)
-                self._folds.drop([fold])
-                self._folds.add([fold.again(held)])
+        for contribution in self._contributions.of(item_id):
+            held = layout.item_fields.as_of(versions, contribution.time)
+            if not contribution.has_read(held):
+                reapply(layout, contribution, held, self.state)
+                self._contributions.drop([contribution])
+                self._contributions.add([contribution.again(held)])
 
-    def remember(self, fold: Fold) -> None:
-        self._folds.add([fold])
-        self._folds.cut(fold.time)
+    def remember(self, contribution: Contribution) -> None:
+        self._contributions.add([contribution])
+        self._contributions.cut(contribution.time)
 
     def value(self, kind: EntityKind, id: str) -> bytes | None:  # noqa: A002 (the field's name)
         key = (kind, id)

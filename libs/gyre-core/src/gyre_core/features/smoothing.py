@@ -18,9 +18,9 @@ from gyre_core.features.layout import Layout
 from gyre_core.features.slots import ID_GROUPS, EntityLayout
 from gyre_core.spec import PRIOR_BUCKETS, Prior, SmoothedRateFeature
 
-LEAST_WEIGHT, MOST_WEIGHT = 1.0, 10_000.0
+MIN_WEIGHT, MAX_WEIGHT = 1.0, 10_000.0
 """Between what the learnt weight of a prior stays, in events."""
-_LEAST_VARIANCE = 1e-6
+_MIN_VARIANCE = 1e-6
 IntP = npt.NDArray[np.intp]
 
 
@@ -39,14 +39,14 @@ def learnt_prior(above: F64, below: F64, squares: F64, prior: Prior) -> tuple[F6
     """
     events = below.sum(axis=1)
     mean = np.clip((above.sum(axis=1) + prior.mean * prior.weight) / (events + prior.weight), 0.0, 1.0)
-    variance = np.maximum(mean * (1.0 - mean), _LEAST_VARIANCE)
+    variance = np.maximum(mean * (1.0 - mean), _MIN_VARIANCE)
     scattered = _sum_of_squares(above - mean[:, None] * below) / variance
     pairs = np.maximum(_sum_of_squares(below) - squares, 0.0)
     declared = 1.0 / (1.0 + prior.weight)
     # The scatter has the variance `squares / variance` by chance alone; 1e-9 stands for having seen nothing.
     chance = squares / variance / declared**2 + 1e-9
     correlation = ((scattered - squares) * pairs + declared * chance) / (pairs**2 + chance)
-    weight = 1.0 / np.clip(correlation, 1.0 / (1.0 + MOST_WEIGHT), 1.0 / (1.0 + LEAST_WEIGHT)) - 1.0
+    weight = 1.0 / np.clip(correlation, 1.0 / (1.0 + MAX_WEIGHT), 1.0 / (1.0 + MIN_WEIGHT)) - 1.0
     return mean, weight
 
 

@@ -191,7 +191,7 @@ class State:
         for slot in plan.windows:
             self._count_in_window(slot, time, float(count))
 
-    def refold(self, plan: Plan, time: float, *, value: float | None, item: int, change: Change) -> None:
+    def reapply(self, plan: Plan, time: float, *, value: float | None, item: int, change: Change) -> None:
         """Take back what an event added for its item's categories, and add it for those that the item really held."""
         before, after = change
         if value is not None and not -FLOAT32_MAX <= value <= FLOAT32_MAX:

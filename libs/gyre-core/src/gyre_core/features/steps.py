@@ -11,7 +11,7 @@ from gyre_core.features.comparing import comparison
 from gyre_core.features.compiling import DecayedFeature, events_key, first_slots, plain_slots, ring_of
 from gyre_core.features.encoding import FLOAT32_MAX
 from gyre_core.features.events import ENTITY_KINDS
-from gyre_core.features.frame import F32, F64, Block, Frame, Step
+from gyre_core.features.frame import F32, F64, EntityBlock, Frame, Step
 from gyre_core.features.identity import item_hash
 from gyre_core.features.layout import Layout
 from gyre_core.features.slots import EntityLayout
@@ -249,7 +249,7 @@ def _date_parts(layout: Layout, feature: FieldFeature) -> Step:
     return step
 
 
-def _field_times(block: Block, firsts: IntP) -> F64:
+def _field_times(block: EntityBlock, firsts: IntP) -> F64:
     """A time is stored as two float32 whose sum is the time."""
     found: F64 = block.lasts[:, firsts].astype(np.float64) + block.lasts[:, firsts + 1]
     return found

@@ -1,8 +1,9 @@
 """Item fields as of an event's time: the newest version not newer than the event, or the oldest known one.
 
-A fold reads of an item's fields only which categories it holds. What it read is remembered for a while (`Fold`), so
-that a version that comes late is made up for: the fold is taken back as it was and done again as it should be. An
-unknown item holds nothing; its events count at once for all that needs no fields, and are remembered for longer.
+An event's contribution depends on an item's fields only by the categories that the item holds. Contributions are
+buffered with what they read, so that a late version corrects them: the contribution is subtracted as it was and
+applied again as it should be. An unknown item holds no category; its events count at once for all that needs no
+fields, and stay buffered longer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _NEVER = float("-inf")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Held:
+class ItemCategories:
     """Which categories an item holds, in every field that folds read: as bits, and as indices by field."""
 
     mask: int
@@ -34,7 +35,7 @@ class Version(NamedTuple):
 
     time: float
     numbers: tuple[float, ...]
-    held: Held
+    held: ItemCategories
 
 
 Versions = tuple[Version, ...]
@@ -42,7 +43,7 @@ Versions = tuple[Version, ...]
 
 
 @dataclass(slots=True, eq=False)
-class Fold:
+class Contribution:
     """One event's fold on one item and what it read there; `value` is NaN where the event has none."""
 
     item_id: str
@@ -53,13 +54,13 @@ class Fold:
     mask: int
     is_known: bool
 
-    def has_read(self, held: Held) -> bool:
+    def has_read(self, held: ItemCategories) -> bool:
         """Whether this is what it read."""
         return held.mask == self.mask and held.is_known == self.is_known
 
-    def again(self, held: Held) -> Fold:
+    def again(self, held: ItemCategories) -> Contribution:
         """The same event's fold on other fields."""
-        return Fold(self.item_id, self.user_id, self.type, self.time, self.value, held.mask, held.is_known)
+        return Contribution(self.item_id, self.user_id, self.type, self.time, self.value, held.mask, held.is_known)
 
     @property
     def given(self) -> float | None:
@@ -85,10 +86,10 @@ class ItemFields:
         self._mask_bytes = (sum(end - first for first, end in self._spans) + 7) // 8
         self._numbers = Struct(f"<{entity.lasts}f")
         self._older = Struct(f"<d{entity.lasts}f")
-        self._held: dict[int, Held] = {}
-        self.unknown = Held(0, dict.fromkeys(fields, ()), is_known=False)
+        self._held: dict[int, ItemCategories] = {}
+        self.unknown = ItemCategories(0, dict.fromkeys(fields, ()), is_known=False)
 
-    def held(self, mask: int) -> Held:
+    def held(self, mask: int) -> ItemCategories:
         """What an item of these bits holds."""
         found = self._held.get(mask)
         if found is None:
@@ -96,7 +97,7 @@ class ItemFields:
                 field: tuple(index for index in range(end - first) if mask >> (start + index) & 1)
                 for field, start, (first, end) in zip(self.fields, self._starts, self._spans, strict=True)
             }
-            found = self._held[mask] = Held(mask, named)
+            found = self._held[mask] = ItemCategories(mask, named)
         return found
 
     def version(self, time: float, numbers: Sequence[float]) -> Version:
@@ -109,7 +110,7 @@ class ItemFields:
                     mask |= 1 << (start + index)
         return Version(time, stored, self.held(mask))
 
-    def as_of(self, versions: Versions, time: float) -> Held:
+    def as_of(self, versions: Versions, time: float) -> ItemCategories:
         """What an item held at a time, unix seconds."""
         if not versions:
             return self.unknown
@@ -131,19 +132,28 @@ class ItemFields:
         """Versions to be stored beside an item's value, which holds the newest."""
         return b"".join([self._older.pack(each.time, *each.numbers) for each in versions])
 
-    def pack_folds(self, folds: Iterable[Fold]) -> bytes:
+    def pack_contributions(self, contributions: Iterable[Contribution]) -> bytes:
         """Folds to be remembered elsewhere."""
         parts: list[bytes] = []
         pack, size, types = _HEAD.pack, self._mask_bytes, self._type_of
-        for fold in folds:
-            item, user = fold.item_id.encode(), fold.user_id.encode()
-            parts.append(pack(fold.time, fold.value, types[fold.type], fold.is_known, len(item), len(user)))
-            parts += (fold.mask.to_bytes(size, "little"), item, user)
+        for contribution in contributions:
+            item, user = contribution.item_id.encode(), contribution.user_id.encode()
+            parts.append(
+                pack(
+                    contribution.time,
+                    contribution.value,
+                    types[contribution.type],
+                    contribution.is_known,
+                    len(item),
+                    len(user),
+                )
+            )
+            parts += (contribution.mask.to_bytes(size, "little"), item, user)
         return b"".join(parts)
 
-    def unpack_folds(self, packed: bytes, offset: int = 0) -> list[Fold]:
-        """What `pack_folds` packed, from an offset on."""
-        found: list[Fold] = []
+    def unpack_contributions(self, packed: bytes, offset: int = 0) -> list[Contribution]:
+        """What `pack_contributions` packed, from an offset on."""
+        found: list[Contribution] = []
         while offset < len(packed):
             time, value, type_, known, item, user = _HEAD.unpack_from(packed, offset)
             offset += _HEAD.size
@@ -151,7 +161,7 @@ class ItemFields:
             offset += self._mask_bytes
             names = packed[offset : offset + item].decode(), packed[offset + item : offset + item + user].decode()
             offset += item + user
-            found.append(Fold(*names, self._events[type_], time, value, mask, bool(known)))
+            found.append(Contribution(*names, self._events[type_], time, value, mask, bool(known)))
         return found
 
 

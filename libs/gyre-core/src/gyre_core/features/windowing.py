@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gyre_core.features.compiling import windows_of
 from gyre_core.features.events import ENTITY_KINDS
-from gyre_core.features.frame import F32, F64, Block, Frame, Step
+from gyre_core.features.frame import F32, F64, EntityBlock, Frame, Step
 from gyre_core.features.layout import Layout
 from gyre_core.features.slots import EntityLayout, WindowSlot
 from gyre_core.spec import WindowedCountFeature, WindowedRateFeature
@@ -92,7 +92,7 @@ class _Counts:
         self._sliding = np.array([sliding for _, sliding in read])[self._window_of]
         self._bucket_at = np.array(entity.bucket_starts)[slots][self._window_of] + self._place
 
-    def at(self, block: Block, time: float) -> F64:
+    def at(self, block: EntityBlock, time: float) -> F64:
         """The counts as of a time, of shape [entities, windows]."""
         now = time / self._sizes
         part = np.floor(now)

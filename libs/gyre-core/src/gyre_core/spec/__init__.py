@@ -38,7 +38,7 @@ from gyre_core.spec.fields import (
     TimeField,
     VectorField,
 )
-from gyre_core.spec.issues import SpecError, SpecIssue, Violation
+from gyre_core.spec.issues import SpecError, SpecIssue, SpecViolation
 from gyre_core.spec.loading import json_schema, load_loop, parse_loop, parse_yaml
 from gyre_core.spec.loop import InteractionSpec, LoopSpec
 from gyre_core.spec.operations import (
@@ -101,12 +101,12 @@ __all__ = [
     "SmoothedRateFeature",
     "SpecError",
     "SpecIssue",
+    "SpecViolation",
     "TextField",
     "TimeField",
     "TrainingSpec",
     "VectorFeature",
     "VectorField",
-    "Violation",
     "WindowedCountFeature",
     "WindowedRateFeature",
     "ZScoreFeature",

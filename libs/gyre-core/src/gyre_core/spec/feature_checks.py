@@ -27,17 +27,17 @@ from gyre_core.spec.features import (
     ZScoreFeature,
 )
 from gyre_core.spec.fields import CategoriesField, CategoryField, Field, TimeField, VectorField
-from gyre_core.spec.issues import Loc, Violation
+from gyre_core.spec.issues import Loc, SpecViolation
 from gyre_core.spec.loop import LoopSpec
 
 _MASK_BITS = 64
-_MOST_NUMBERS = 7000
+_MAX_NUMBERS = 7000
 """In one value: Redis gives Lua a stack of 8,000, and the fields need some of it."""
 _COUNTING = DecayedCountFeature | DecayedRateFeature | SmoothedRateFeature | WindowedCountFeature | WindowedRateFeature
 _BY_CATEGORY = AffinityFeature | HistoryFeature | DiversityFeature
 
 
-def feature_checks(spec: LoopSpec) -> Iterator[Violation]:
+def feature_checks(spec: LoopSpec) -> Iterator[SpecViolation]:
     """Every rule that a feature breaks."""
     yield from _feature_names(spec)
     for index, feature in enumerate(spec.features):
@@ -47,22 +47,22 @@ def feature_checks(spec: LoopSpec) -> Iterator[Violation]:
     yield from _relative_features(spec)
 
 
-def _feature_names(spec: LoopSpec) -> Iterator[Violation]:
+def _feature_names(spec: LoopSpec) -> Iterator[SpecViolation]:
     names: set[str] = set()
     owners: dict[str, str] = {}
     for index, feature in enumerate(spec.features):
         if feature.name in names:
-            yield Violation(("features", index, "name"), feature.name, "is the name of an earlier feature")
+            yield SpecViolation(("features", index, "name"), feature.name, "is the name of an earlier feature")
             continue
         names.add(feature.name)
         for column in feature_columns(feature, spec.fields):
             if column in owners:
                 rule = f"gives the column {column}, which {owners[column]} gives already"
-                yield Violation(("features", index, "name"), feature.name, rule)
+                yield SpecViolation(("features", index, "name"), feature.name, rule)
             owners.setdefault(column, feature.name)
 
 
-def _feature_events(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
+def _feature_events(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[SpecViolation]:
     interactions = spec.events.interactions
     counts_shown = isinstance(feature, _COUNTING)
     for key in ("events", "per"):
@@ -70,14 +70,16 @@ def _feature_events(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Viol
             if event in interactions or (event == IMPRESSION and counts_shown):
                 continue
             known = ", ".join([*interactions, *([IMPRESSION] if counts_shown else [])])
-            yield Violation((*loc, key, position), event, f"must be one of the declared event types: {known}")
+            yield SpecViolation((*loc, key, position), event, f"must be one of the declared event types: {known}")
     if isinstance(feature, DecayedMeanFeature):
         for position, event in enumerate(feature.events):
             if event in interactions and interactions[event].value is None:
-                yield Violation((*loc, "events", position), event, "must be an interaction type that declares a value")
+                yield SpecViolation(
+                    (*loc, "events", position), event, "must be an interaction type that declares a value"
+                )
 
 
-def _feature_field(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
+def _feature_field(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[SpecViolation]:
     name: str | None = getattr(feature, "field", None)
     if name is None or isinstance(feature, ContextFeature):
         return
@@ -86,7 +88,7 @@ def _feature_field(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Viola
     field = spec.fields(scope).get(name)
     rule = _undeclared(spec, scope) if field is None else _field_rule(feature, field)
     if rule is not None:
-        yield Violation((*loc, "field"), name, rule)
+        yield SpecViolation((*loc, "field"), name, rule)
 
 
 def _undeclared(spec: LoopSpec, scope: str) -> str:
@@ -114,57 +116,57 @@ def _category_rule(feature: Feature, field: Field) -> str | None:
     return None if field.categories else "must be a field that lists its values, or gives buckets"
 
 
-def _feature_with(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
+def _feature_with(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[SpecViolation]:
     if not isinstance(feature, VectorFeature) or feature.with_ is None:
         return
     at, own, other = (*loc, "with"), spec.items.fields.get(feature.field), spec.users.fields.get(feature.with_)
     if other is None:
-        yield Violation(at, feature.with_, _undeclared(spec, "user"))
+        yield SpecViolation(at, feature.with_, _undeclared(spec, "user"))
     elif not isinstance(other, VectorField):
-        yield Violation(at, feature.with_, f"is of kind {other.kind}: must be a user field of kind vector")
+        yield SpecViolation(at, feature.with_, f"is of kind {other.kind}: must be a user field of kind vector")
     elif isinstance(own, VectorField) and own.length != other.length:
         rule = f"must have the length of the item field {feature.field}: {own.length} numbers, not {other.length}"
-        yield Violation(at, feature.with_, rule)
+        yield SpecViolation(at, feature.with_, rule)
 
 
-def _feature_by(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
+def _feature_by(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[SpecViolation]:
     name: str | None = getattr(feature, "by", None)
     if name is None:
         return
     if getattr(feature, "scope", None) == "item" and not isinstance(feature, SmoothedRateFeature):
         rule = "must be left out with scope item, whose events all fall on its own categories: use user or global"
-        yield Violation((*loc, "by"), name, rule)
+        yield SpecViolation((*loc, "by"), name, rule)
     field = spec.fields("item").get(name)
     problem = _undeclared(spec, "item") if field is None else _category_rule(feature, field)
     if problem is not None:
-        yield Violation((*loc, "by"), name, problem)
+        yield SpecViolation((*loc, "by"), name, problem)
 
 
-def _feature_encoding(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[Violation]:
+def _feature_encoding(spec: LoopSpec, feature: Feature, loc: Loc) -> Iterator[SpecViolation]:
     field = spec.fields(feature.scope).get(feature.field) if isinstance(feature, FieldFeature) else None
     if not isinstance(feature, FieldFeature) or field is None:
         return
     if feature.encoding == "index" and not (isinstance(field, CategoryField) and field.values):
         rule = "must be one_hot, except for a field of kind category that lists its values"
-        yield Violation((*loc, "encoding"), feature.encoding, rule)
+        yield SpecViolation((*loc, "encoding"), feature.encoding, rule)
     if feature.parts and not isinstance(field, TimeField):
-        yield Violation((*loc, "parts"), None, f"must be left out for a field of kind {field.kind}: it is no time")
+        yield SpecViolation((*loc, "parts"), None, f"must be left out for a field of kind {field.kind}: it is no time")
     if len(set(feature.parts)) != len(feature.parts):
-        yield Violation((*loc, "parts"), None, "must not list a part twice")
+        yield SpecViolation((*loc, "parts"), None, "must not list a part twice")
 
 
-def _sizes(spec: LoopSpec) -> Iterator[Violation]:
+def _sizes(spec: LoopSpec) -> Iterator[SpecViolation]:
     """What behaviour and vectors need in the value of an entity, slots that features share counted for each of them."""
     held: dict[str, int] = {}
     for index, feature in enumerate(spec.features):
         for scope, needed in _numbers(spec, feature):
             held[scope] = held.get(scope, 0) + needed
-            if needed and held[scope] > _MOST_NUMBERS:
+            if needed and held[scope] > _MAX_NUMBERS:
                 rule = (
                     f"needs {needed} numbers in a value of scope {scope}, which would then hold {held[scope]} of at "
-                    f"most {_MOST_NUMBERS}: use fewer half_lives, windows, buckets or categories, or shorter vectors"
+                    f"most {_MAX_NUMBERS}: use fewer half_lives, windows, buckets or categories, or shorter vectors"
                 )
-                yield Violation(("features", index, "name"), feature.name, rule)
+                yield SpecViolation(("features", index, "name"), feature.name, rule)
 
 
 def _numbers(spec: LoopSpec, feature: Feature) -> Iterator[tuple[str, int]]:
@@ -194,7 +196,7 @@ def _categories(spec: LoopSpec, name: str | None) -> int:
     return len(getattr(spec.items.fields.get(name or ""), "categories", ()))
 
 
-def _relative_features(spec: LoopSpec) -> Iterator[Violation]:
+def _relative_features(spec: LoopSpec) -> Iterator[SpecViolation]:
     """A column is computed from those before it, so that no two can wait for one another."""
     owners: dict[str, int] = {}
     for index, feature in enumerate(spec.features):
@@ -204,7 +206,7 @@ def _relative_features(spec: LoopSpec) -> Iterator[Violation]:
         of: str | None = getattr(feature, "of", None) if isinstance(feature, RankFeature | ZScoreFeature) else None
         if of is not None and owners.get(of, index) >= index:
             rule = f"must be a column of an earlier feature{_reason(spec, index, owners)}"
-            yield Violation(("features", index, "of"), of, rule)
+            yield SpecViolation(("features", index, "of"), of, rule)
 
 
 def _reason(spec: LoopSpec, index: int, owners: Mapping[str, int]) -> str:

@@ -28,7 +28,7 @@ class SpecIssue:
 
 
 @dataclass(frozen=True, slots=True)
-class Violation:
+class SpecViolation:
     """A rule broken at a location of the spec, given as keys and indices."""
 
     loc: Loc

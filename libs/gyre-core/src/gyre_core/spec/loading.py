@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gyre_core.spec.checks import cross_checks
-from gyre_core.spec.issues import Loc, SpecError, SpecIssue, Violation, shown
+from gyre_core.spec.issues import Loc, SpecError, SpecIssue, SpecViolation, shown
 from gyre_core.spec.loop import LoopSpec
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -35,7 +35,7 @@ def parse_yaml(
     text: str,
     *,
     source: str,
-    checks: Callable[[ModelT], Iterable[Violation]] = lambda _made: (),
+    checks: Callable[[ModelT], Iterable[SpecViolation]] = lambda _made: (),
 ) -> ModelT:
     """Read a YAML text as a strict model.
 

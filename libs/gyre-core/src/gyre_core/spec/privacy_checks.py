@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gyre_core.spec.fields import CategoriesField, CategoryField, TextField
-from gyre_core.spec.issues import Loc, Violation
+from gyre_core.spec.issues import Loc, SpecViolation
 from gyre_core.spec.loop import LoopSpec
 from gyre_core.spec.privacy import MaskRule
 
 
-def privacy_checks(spec: LoopSpec) -> Iterator[Violation]:
+def privacy_checks(spec: LoopSpec) -> Iterator[SpecViolation]:
     """Every privacy rule that cannot work."""
     for path, rule in spec.privacy.fields.items():
         at: Loc = ("privacy", "fields", path)
@@ -18,10 +18,10 @@ def privacy_checks(spec: LoopSpec) -> Iterator[Violation]:
         if scope in ("items", "users"):
             problem = _field_problem(spec, scope, name, rule)
             if problem is not None:
-                yield Violation(at, path if problem.startswith("must be") else rule.action, problem)
+                yield SpecViolation(at, path if problem.startswith("must be") else rule.action, problem)
                 continue
         if _is_read(spec, scope, name) and (rule.action == "drop" or rule.key == "rotating"):
-            yield Violation(
+            yield SpecViolation(
                 at, rule.action, "must not be dropped or hashed by a rotating key, since a feature reads it"
             )
 

@@ -1,6 +1,6 @@
 """Searches all stores for a person: every format is decoded, and nothing is known of how keys are made."""
 
 from gyre_privacy.search.needles import Needle, needles_of
-from gyre_privacy.search.searching import Finding, Places, search
+from gyre_privacy.search.searching import SearchedStores, SearchHit, search
 
-__all__ = ["Finding", "Needle", "Places", "needles_of", "search"]
+__all__ = ["Needle", "SearchHit", "SearchedStores", "needles_of", "search"]

@@ -24,7 +24,7 @@ _INTERNAL = "__"
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class SearchedStores:
     """Where to search.
 
     Attributes:
@@ -41,7 +41,7 @@ class Places:
 
 
 @dataclass
-class Finding:
+class SearchHit:
     """What a search found.
 
     Attributes:
@@ -68,9 +68,9 @@ class Finding:
             self.hits.setdefault(place, set()).update(names)
 
 
-async def search(places: Places, needles: Sequence[Needle]) -> Finding:
+async def search(places: SearchedStores, needles: Sequence[Needle]) -> SearchHit:
     """Look everywhere; what cannot be read is noted and ends nothing."""
-    finding = Finding()
+    finding = SearchHit()
     if places.kafka:
         await _search_kafka(places, needles, finding)
     if places.redis:
@@ -80,7 +80,7 @@ async def search(places: Places, needles: Sequence[Needle]) -> Finding:
     return finding
 
 
-async def _search_kafka(places: Places, needles: Sequence[Needle], finding: Finding) -> None:
+async def _search_kafka(places: SearchedStores, needles: Sequence[Needle], finding: SearchHit) -> None:
     """Read every topic from its start: key, value and headers of each record."""
     kafka = AIOKafkaConsumer(bootstrap_servers=places.kafka)
     try:
@@ -107,7 +107,7 @@ def _bytes_of(record: Any) -> bytes:
     return b"\0".join((record.key or b"", record.value or b"", *headers))
 
 
-async def _search_redis(places: Places, needles: Sequence[Needle], finding: Finding) -> None:
+async def _search_redis(places: SearchedStores, needles: Sequence[Needle], finding: SearchHit) -> None:
     """Read every key with all that it holds, whatever its type."""
     try:
         async with Redis.from_url(places.redis) as redis:
@@ -138,7 +138,7 @@ async def _content(redis: Any, key: bytes) -> AsyncIterator[bytes]:
             yield each
 
 
-def _search_folder(folder: Path, needles: list[Needle], finding: Finding) -> None:
+def _search_folder(folder: Path, needles: list[Needle], finding: SearchHit) -> None:
     """Read every file below a folder, its name included; one that goes meanwhile holds nobody."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.is_file():

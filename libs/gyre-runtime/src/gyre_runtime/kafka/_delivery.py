@@ -36,7 +36,7 @@ class Abandoned(Exception):  # noqa: N818 - a signal, not an error
 
 
 @dataclass(slots=True)
-class Delivery:
+class ConsumerDelivery:
     """Hands records of one consumer over.
 
     Attributes:

@@ -82,7 +82,7 @@ class Outgoing:
     is_suspect: bool = False
 
 
-class Delivery:
+class ProducerDelivery:
     """Hands records to an aiokafka producer, and replaces that producer when it cannot go on.
 
     Args:

@@ -23,7 +23,7 @@ from gyre_core.topics import dead_letter_topic
 from gyre_runtime.admission import Admission
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place
 from gyre_runtime.events import Event, MessageTypes
-from gyre_runtime.kafka._delivery import Abandoned, Delivery, OnBatch, StoreLostState, batch_span
+from gyre_runtime.kafka._delivery import Abandoned, ConsumerDelivery, OnBatch, StoreLostState, batch_span
 from gyre_runtime.kafka._names import start_when_up, topic_labels
 from gyre_runtime.kafka._options import ConsumerOptions, OnPartitions
 from gyre_runtime.kafka._polling import CLIENT_MAX_WAIT_MS, FETCH_MAX_WAIT_MS, LongPoll
@@ -69,7 +69,9 @@ class Consumer:
         self._admission = options.admission or Admission({}, types)
         self._kafka: AIOKafkaConsumer | None = None
         self._letters = Producer(bootstrap, source=f"gyre/{group}")
-        self._delivery = Delivery(group, self._admission, self._letters, writes_dead_letters=options.dead_letters)
+        self._delivery = ConsumerDelivery(
+            group, self._admission, self._letters, writes_dead_letters=options.dead_letters
+        )
         self._stopping, self._revoking = self._delivery.stopping, self._delivery.revoking
         self._running = asyncio.Event()
         self._running.set()

@@ -185,8 +185,8 @@ async def acceptances(bootstrap: str, places: Iterable[Place]) -> dict[Place, Ac
         KafkaError: Kafka does not answer.
     """
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
     try:
+        await admin.start()
         wanted = [TopicPartition(*place) for place in places]
         found = await admin.list_consumer_group_offsets(ACCEPTED_GROUP, partitions=wanted)
     except GroupCoordinatorNotAvailableError:
@@ -240,8 +240,8 @@ async def accept_log(bootstrap: str, topic: str, *, from_start: bool) -> dict[in
 async def _partitions(bootstrap: str, topic: str) -> list[TopicPartition]:
     """The partitions of a topic; raises NotFound where Kafka has none of it."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
     try:
+        await admin.start()
         (described,) = await admin.describe_topics([topic])
     finally:
         await admin.close()

@@ -15,7 +15,7 @@ from gyre_runtime.errors import Invalid
 from gyre_runtime.events import Headers, Record, encode
 from gyre_runtime.kafka._connection import require_fits, translate
 from gyre_runtime.kafka._names import topic_labels
-from gyre_runtime.kafka._sending import Delivery, Outgoing
+from gyre_runtime.kafka._sending import Outgoing, ProducerDelivery
 from gyre_runtime.metrics import instrument
 from gyre_runtime.retrying import restart_for_ever
 
@@ -65,7 +65,7 @@ class Producer:
         self._acknowledged_by_topic: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._delivery = Delivery(bootstrap, source)
+        self._delivery = ProducerDelivery(bootstrap, source)
         self._pump: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:

@@ -320,9 +320,9 @@ async def _reader(
         partitions = [TopicPartition(topic, number) for number in await _partitions(kafka, topic)]
         # Asked before the first fetch, which the broker may hold, and with it what is asked behind it.
         firsts, ends = await kafka.beginning_offsets(partitions), await kafka.end_offsets(partitions)
-        begins = await start.of(kafka, firsts, ends)
+        starts = await start.of(kafka, firsts, ends)
         kafka.assign(partitions)
-        for partition, offset in begins.items():
+        for partition, offset in starts.items():
             kafka.seek(partition, offset)
         yield kafka, ends
     finally:

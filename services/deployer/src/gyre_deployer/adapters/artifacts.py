@@ -13,7 +13,7 @@ import numpy as np
 from gyre_core.models import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE
 
 from gyre_deployer.domain.rollouts import Candidate
-from gyre_deployer.ports import F32, Artifact, Refused
+from gyre_deployer.ports import F32, Artifact, CandidateRefused
 
 
 class ArtifactFolders:
@@ -29,7 +29,7 @@ def _read(candidate: Candidate) -> Artifact:
     graph = _bytes(folder / MODEL_FILE)
     found = hashlib.sha256(graph).hexdigest()
     if found != candidate.sha256:
-        raise Refused(f"{MODEL_FILE}: sha256 = {found}: must be {candidate.sha256}, as announced")
+        raise CandidateRefused(f"{MODEL_FILE}: sha256 = {found}: must be {candidate.sha256}, as announced")
     _check_manifest(folder / MANIFEST_FILE, candidate)
     features, scores = _golden(folder / GOLDEN_FILE)
     return Artifact(graph, features, scores)
@@ -38,10 +38,10 @@ def _read(candidate: Candidate) -> Artifact:
 def _folder(uri: str) -> Path:
     parts = urlsplit(uri)
     if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
-        raise Refused(f"artifact_uri = {uri!r}: must be an absolute path or a file URI")
+        raise CandidateRefused(f"artifact_uri = {uri!r}: must be an absolute path or a file URI")
     path = Path(unquote(parts.path) if parts.scheme else uri)
     if not path.is_absolute():
-        raise Refused(f"artifact_uri = {uri!r}: must be an absolute path or a file URI")
+        raise CandidateRefused(f"artifact_uri = {uri!r}: must be an absolute path or a file URI")
     return path
 
 
@@ -49,7 +49,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise Refused(f"{path}: cannot be read: {error.strerror}") from error
+        raise CandidateRefused(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _check_manifest(path: Path, candidate: Candidate) -> None:
@@ -57,9 +57,9 @@ def _check_manifest(path: Path, candidate: Candidate) -> None:
     try:
         manifest = json.loads(_bytes(path))
     except ValueError as error:
-        raise Refused(f"{path.name}: is not JSON") from error
+        raise CandidateRefused(f"{path.name}: is not JSON") from error
     if not isinstance(manifest, dict):
-        raise Refused(f"{path.name}: must be a JSON object")
+        raise CandidateRefused(f"{path.name}: must be a JSON object")
     announced = {
         "loop": candidate.loop,
         "version": candidate.version,
@@ -69,7 +69,7 @@ def _check_manifest(path: Path, candidate: Candidate) -> None:
     }
     for name, wanted in announced.items():
         if manifest.get(name, wanted) != wanted:
-            raise Refused(f"{path.name}: {name} = {manifest[name]!r}: must be {wanted!r}, as announced")
+            raise CandidateRefused(f"{path.name}: {name} = {manifest[name]!r}: must be {wanted!r}, as announced")
 
 
 def _golden(path: Path) -> tuple[F32, F32]:
@@ -77,11 +77,13 @@ def _golden(path: Path) -> tuple[F32, F32]:
         with np.load(path, allow_pickle=False) as golden:
             features, scores = golden["features"], golden["scores"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise Refused(f"{path.name}: cannot be read: {error}") from error
+        raise CandidateRefused(f"{path.name}: cannot be read: {error}") from error
     if features.ndim != 2 or features.dtype != np.float32 or len(features) == 0:
-        raise Refused(
+        raise CandidateRefused(
             f"{path.name}: features = {features.dtype} {features.shape}: must be float32 [n, columns], n >= 1"
         )
     if scores.dtype != np.float32 or scores.shape != (len(features),):
-        raise Refused(f"{path.name}: scores = {scores.dtype} {scores.shape}: must be float32 [{len(features)}]")
+        raise CandidateRefused(
+            f"{path.name}: scores = {scores.dtype} {scores.shape}: must be float32 [{len(features)}]"
+        )
     return np.ascontiguousarray(features), np.ascontiguousarray(scores)

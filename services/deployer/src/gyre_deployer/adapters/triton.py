@@ -18,7 +18,7 @@ from gyre_runtime.settings import ChannelSettings
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 
-from gyre_deployer.ports import F32, Refused
+from gyre_deployer.ports import F32, CandidateRefused
 from gyre_deployer.settings import DeployerSettings
 
 _POLL_S = 0.05
@@ -43,10 +43,10 @@ def _trying(what: str) -> Iterator[None]:
         except (DeadlineExceeded, Exhausted, Unavailable):
             raise
         except GyreError as error:
-            raise Refused(f"Triton cannot {what}: {error.message[:400]}") from error
+            raise CandidateRefused(f"Triton cannot {what}: {error.message[:400]}") from error
 
 
-class Triton:
+class TritonControl:
     """See `ModelServer`; an async context manager.
 
     Args:
@@ -117,11 +117,13 @@ class Triton:
         try:
             with _trying(f"score with {name}"):
                 answer = await self._stub.ModelInfer(request, timeout=self._timeout_s)
-        except Refused as error:
+        except CandidateRefused as error:
             if not await self.is_ready(name):  # it was restarted meanwhile, which is not the model's fault
                 raise Unavailable("TRITON_UNAVAILABLE", f"Triton does not hold {name}") from error
             raise
         scores: F32 = np.frombuffer(answer.raw_output_contents[0], dtype="<f4")
         if scores.size != len(features) or not np.isfinite(scores).all():
-            raise Refused(f"{name} gave {scores.size} scores for {len(features)} rows, or some that are not finite")
+            raise CandidateRefused(
+                f"{name} gave {scores.size} scores for {len(features)} rows, or some that are not finite"
+            )
         return scores

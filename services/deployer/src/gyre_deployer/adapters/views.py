@@ -14,7 +14,7 @@ from gyre_runtime.constraints import checker_for
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, Start, View
 
-from gyre_deployer.domain.observation import Report
+from gyre_deployer.domain.observation import ObservedGateway
 from gyre_deployer.domain.rollouts import Candidate, LoopState
 from gyre_deployer.wire import candidate_of, report_of
 
@@ -100,7 +100,7 @@ class KafkaGateways:
 
     def __init__(self, bootstrap: str, loop: str) -> None:
         self._loop = loop
-        self._reports: dict[str, Report] = {}
+        self._reports: dict[str, ObservedGateway] = {}
         name = topic(loop, "models.gateway-reports")
         recent = Start(max_age_s=_FORGET_GATEWAY_S)
         self._view = View(bootstrap, name, _REPORTS, on_change=self._take, start=recent)
@@ -117,7 +117,7 @@ class KafkaGateways:
         """Stop following."""
         await self._view.__aexit__(kind, error, trace)
 
-    def reports(self) -> list[Report]:
+    def reports(self) -> list[ObservedGateway]:
         """See `Gateways`."""
         return list(self._reports.values())
 

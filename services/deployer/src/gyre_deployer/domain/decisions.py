@@ -10,7 +10,7 @@ from hashlib import blake2b
 from gyre_core.spec import RolloutStep
 
 from gyre_deployer.domain.guardrails import Outcome, Verdict
-from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, State
+from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, RolloutState
 
 
 class Step(StrEnum):
@@ -58,7 +58,12 @@ class StepProgress:
         return spoiled + tripped
 
 
-_STEPS = {State.STARTED: Step.VALIDATE, State.VALIDATED: Step.LOAD, State.LOADED: Step.WARM, State.WARMED: Step.OPEN}
+_STEPS = {
+    RolloutState.STARTED: Step.VALIDATE,
+    RolloutState.VALIDATED: Step.LOAD,
+    RolloutState.LOADED: Step.WARM,
+    RolloutState.WARMED: Step.OPEN,
+}
 
 
 def rollout_id(loop: str, version: str, offer: str = "") -> str:
@@ -71,7 +76,7 @@ def next_step(rollout: Rollout) -> Step:
     """What a rollout needs next; a paused one is still watched while it has users."""
     if rollout.is_on_traffic:
         return Step.OBSERVE
-    if rollout.state == State.CANARY:
+    if rollout.state == RolloutState.CANARY:
         return Step.RETURN
     return _STEPS.get(rollout.state, Step.NOTHING)
 
@@ -204,7 +209,7 @@ def decide(
         return Decision.OBSERVE_ANEW, reason
     # gyre.yaml may have been changed to fewer steps meanwhile: the last one then stands for what is missing.
     wanted = steps[min(rollout.step, len(steps) - 1)]
-    if rollout.state == State.PAUSED or verdict.outcome == Outcome.INCONCLUSIVE:
+    if rollout.state == RolloutState.PAUSED or verdict.outcome == Outcome.INCONCLUSIVE:
         return Decision.HOLD, reason
     if held.tripped or held.seconds < wanted.hold_s or held.requests < wanted.min_requests:
         progress = f"{held.requests} of {wanted.min_requests} requests, {held.seconds:.1f} s"

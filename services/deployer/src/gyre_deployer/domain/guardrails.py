@@ -18,7 +18,7 @@ from enum import IntEnum
 from gyre_core.spec import GuardrailSpec
 from gyre_core.statistics import binomial_tail, two_proportions
 
-from gyre_deployer.domain.observation import Counts
+from gyre_deployer.domain.observation import VersionRequests
 
 LEVEL = 0.001
 """Probability below which an observation is held against the candidate."""
@@ -65,14 +65,14 @@ class _Share:
         return binomial_tail(self.bad, self.n, allowed) < level
 
 
-def is_breach(counts: Counts, guardrails: GuardrailSpec) -> bool:
+def is_breach(counts: VersionRequests, guardrails: GuardrailSpec) -> bool:
     """Whether the live model was past the limit of errors or of latency in one interval."""
     failed = _Share(counts.failures, counts.requests)
     slow = _Share(counts.slower_than(guardrails.max_latency_p99_s), counts.scored)
     return failed.exceeds(guardrails.max_error_rate, BREACH_LEVEL) or slow.exceeds(SLOW_SHARE, BREACH_LEVEL)
 
 
-def judge(candidate: Counts, live: Counts, guardrails: GuardrailSpec) -> Verdict:
+def judge(candidate: VersionRequests, live: VersionRequests, guardrails: GuardrailSpec) -> Verdict:
     """Judge a candidate against the guardrails and beside the live model.
 
     Args:
@@ -88,18 +88,18 @@ def judge(candidate: Counts, live: Counts, guardrails: GuardrailSpec) -> Verdict
     return max(verdicts, key=lambda verdict: verdict.outcome)
 
 
-def _errors(candidate: Counts, live: Counts, allowed: float) -> Verdict:
+def _errors(candidate: VersionRequests, live: VersionRequests, allowed: float) -> Verdict:
     own, other = _Share(candidate.failures, candidate.requests), _Share(live.failures, live.requests)
     return _compare("failed", own, other, allowed)
 
 
-def _latency(candidate: Counts, live: Counts, limit_s: float) -> Verdict:
+def _latency(candidate: VersionRequests, live: VersionRequests, limit_s: float) -> Verdict:
     own = _Share(candidate.slower_than(limit_s), candidate.scored)
     other = _Share(live.slower_than(limit_s), live.scored)
     return _compare(f"took more than {limit_s * 1000:.0f} ms", own, other, SLOW_SHARE)
 
 
-def _latency_ratio(candidate: Counts, live: Counts, most: float) -> Verdict:
+def _latency_ratio(candidate: VersionRequests, live: VersionRequests, most: float) -> Verdict:
     if min(candidate.scored, live.scored) < ENOUGH:
         return Verdict(Outcome.PASSED, "too few requests to compare latencies")
     limit_s = most * live.p99_s()

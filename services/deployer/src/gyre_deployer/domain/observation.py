@@ -16,7 +16,7 @@ SETTLING_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class VersionRequests:
     """Requests of one version.
 
     Attributes:
@@ -36,7 +36,7 @@ class Counts:
         """Requests with a known latency."""
         return sum(self.latencies)
 
-    def since(self, earlier: Counts) -> Counts:
+    def since(self, earlier: VersionRequests) -> VersionRequests:
         """What was added after `earlier`; all of it where a counter shrank, because the gateway began anew."""
         comparable = self.bounds == earlier.bounds
         steps = [now - then for now, then in zip(self.latencies, earlier.latencies, strict=False)]
@@ -44,17 +44,19 @@ class Counts:
         if min(pairs) < 0:
             return self
         latencies = tuple(steps) if comparable else self.latencies
-        return Counts(self.requests - earlier.requests, self.failures - earlier.failures, self.bounds, latencies)
+        return VersionRequests(
+            self.requests - earlier.requests, self.failures - earlier.failures, self.bounds, latencies
+        )
 
-    def plus(self, more: Counts) -> Counts:
+    def plus(self, more: VersionRequests) -> VersionRequests:
         """The sum; latencies in other buckets than ours, from a gateway of another release, are left out."""
         requests, failures = self.requests + more.requests, self.failures + more.failures
         if not self.bounds:
-            return Counts(requests, failures, more.bounds, more.latencies)
+            return VersionRequests(requests, failures, more.bounds, more.latencies)
         if more.bounds != self.bounds:
-            return Counts(requests, failures, self.bounds, self.latencies)
+            return VersionRequests(requests, failures, self.bounds, self.latencies)
         latencies = tuple(a + b for a, b in zip(self.latencies, more.latencies, strict=True))
-        return Counts(requests, failures, self.bounds, latencies)
+        return VersionRequests(requests, failures, self.bounds, latencies)
 
     def slower_than(self, limit_s: float) -> int:
         """Requests that surely took longer: those of the buckets that lie above the limit as a whole."""
@@ -67,7 +69,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ObservedGateway:
     """What one gateway said last.
 
     Attributes:
@@ -85,7 +87,7 @@ class Report:
     time: float
     lease_s: float
     is_leaving: bool = False
-    counts: Mapping[str, Counts] = field(default_factory=dict)
+    counts: Mapping[str, VersionRequests] = field(default_factory=dict)
     tripped: frozenset[str] = frozenset()
 
     def is_live(self, now: float) -> bool:
@@ -105,8 +107,8 @@ class Interval:
     """
 
     time: float
-    candidate: Counts
-    live: Counts
+    candidate: VersionRequests
+    live: VersionRequests
     is_breached: bool
 
 
@@ -150,29 +152,29 @@ class Observation:
     """
 
     versions: tuple[str, str]
-    is_breach: Callable[[Counts], bool]
-    last: Mapping[tuple[str, str], Counts]
+    is_breach: Callable[[VersionRequests], bool]
+    last: Mapping[tuple[str, str], VersionRequests]
     series: Mapping[str, Series] = field(default_factory=dict)
-    candidate: Counts = Counts()
-    live: Counts = Counts()
+    candidate: VersionRequests = VersionRequests()
+    live: VersionRequests = VersionRequests()
     spoiled: int = 0
 
     @classmethod
     def begin(
-        cls, reports: Iterable[Report], versions: tuple[str, str], is_breach: Callable[[Counts], bool]
+        cls, reports: Iterable[ObservedGateway], versions: tuple[str, str], is_breach: Callable[[VersionRequests], bool]
     ) -> Observation:
         """Count from these reports on."""
         last = {(each.instance, version): counts for each in reports for version, counts in each.counts.items()}
         return cls(versions, is_breach, last)
 
-    def advanced(self, reports: Iterable[Report], now: float) -> Observation:
+    def advanced(self, reports: Iterable[ObservedGateway], now: float) -> Observation:
         """Take in newer reports; the same report again adds nothing."""
         last, series = dict(self.last), dict(self.series)
         for report in reports:
             grown = {}
             for version in self.versions:
-                counts = report.counts.get(version, Counts())
-                grown[version] = counts.since(last.get((report.instance, version), Counts()))
+                counts = report.counts.get(version, VersionRequests())
+                grown[version] = counts.since(last.get((report.instance, version), VersionRequests()))
                 last[report.instance, version] = counts
             candidate, live = (grown[version] for version in self.versions)
             if candidate.requests or live.requests:
@@ -194,11 +196,11 @@ class Observation:
         return replace(self, series=series, candidate=candidate, live=live, spoiled=spoiled)
 
 
-def lagging(reports: Iterable[Report], epoch: int, now: float) -> list[str]:
+def lagging(reports: Iterable[ObservedGateway], epoch: int, now: float) -> list[str]:
     """Live gateways that have not acknowledged an epoch yet."""
     return [each.instance for each in reports if each.is_live(now) and each.epoch < epoch]
 
 
-def tripped(reports: Iterable[Report], version: str, epoch: int, now: float) -> list[str]:
+def tripped(reports: Iterable[ObservedGateway], version: str, epoch: int, now: float) -> list[str]:
     """Live gateways that keep requests from a version, under `epoch` or a later one."""
     return [each.instance for each in reports if each.is_live(now) and each.epoch >= epoch and version in each.tripped]

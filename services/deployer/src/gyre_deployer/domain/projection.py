@@ -13,7 +13,7 @@ LIVE, CANDIDATE = "live", "candidate"
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class TrafficArm:
     """One arm of the traffic split: `live` or `candidate`, its model and its share of users."""
 
     name: str
@@ -21,7 +21,7 @@ class Arm:
     share: float
 
 
-def arms(state: LoopState) -> tuple[Arm, ...]:
+def arms(state: LoopState) -> tuple[TrafficArm, ...]:
     """The traffic split, whose shares sum to 1; empty before the first model.
 
     The live model keeps its arm when the candidate has all traffic, so that requests can still fall back to it.
@@ -31,9 +31,9 @@ def arms(state: LoopState) -> tuple[Arm, ...]:
         return ()
     under_way = state.under_way
     if under_way is None or not under_way.is_on_traffic:
-        return (Arm(LIVE, live.candidate, 1.0),)
+        return (TrafficArm(LIVE, live.candidate, 1.0),)
     share = under_way.share
-    return (Arm(LIVE, live.candidate, 1.0 - share), Arm(CANDIDATE, under_way.candidate, share))
+    return (TrafficArm(LIVE, live.candidate, 1.0 - share), TrafficArm(CANDIDATE, under_way.candidate, share))
 
 
 def named_models(state: LoopState, waiting: Iterable[Candidate]) -> list[NamedModel]:

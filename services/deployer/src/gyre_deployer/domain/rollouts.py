@@ -25,7 +25,7 @@ class Kind(StrEnum):
     FELL_BACK = "FELL_BACK"
 
 
-class State(StrEnum):
+class RolloutState(StrEnum):
     """Where a rollout stands; the names are those of the proto's `RolloutState`."""
 
     STARTED = "STARTED"
@@ -39,38 +39,38 @@ class State(StrEnum):
     REFUSED = "REFUSED"
 
 
-BEFORE_TRAFFIC = frozenset({State.STARTED, State.VALIDATED, State.LOADED, State.WARMED})
-RUNNING = BEFORE_TRAFFIC | {State.CANARY}
-UNDER_WAY = RUNNING | {State.PAUSED}
-ENDED = frozenset(State) - UNDER_WAY
+BEFORE_TRAFFIC = frozenset({RolloutState.STARTED, RolloutState.VALIDATED, RolloutState.LOADED, RolloutState.WARMED})
+RUNNING = BEFORE_TRAFFIC | {RolloutState.CANARY}
+UNDER_WAY = RUNNING | {RolloutState.PAUSED}
+ENDED = frozenset(RolloutState) - UNDER_WAY
 
-_FROM: Mapping[Kind, frozenset[State]] = {
-    Kind.VALIDATED: frozenset({State.STARTED}),
-    Kind.LOADED: frozenset({State.VALIDATED}),
-    Kind.WARMED: frozenset({State.LOADED}),
-    Kind.SHIFTED: frozenset({State.WARMED, State.CANARY}),
-    Kind.PROMOTED: frozenset({State.WARMED, State.CANARY, State.PAUSED}),
-    Kind.ROLLED_BACK: UNDER_WAY | {State.PROMOTED},
+_FROM: Mapping[Kind, frozenset[RolloutState]] = {
+    Kind.VALIDATED: frozenset({RolloutState.STARTED}),
+    Kind.LOADED: frozenset({RolloutState.VALIDATED}),
+    Kind.WARMED: frozenset({RolloutState.LOADED}),
+    Kind.SHIFTED: frozenset({RolloutState.WARMED, RolloutState.CANARY}),
+    Kind.PROMOTED: frozenset({RolloutState.WARMED, RolloutState.CANARY, RolloutState.PAUSED}),
+    Kind.ROLLED_BACK: UNDER_WAY | {RolloutState.PROMOTED},
     Kind.REFUSED: BEFORE_TRAFFIC,
     Kind.PAUSED: RUNNING,
-    Kind.RESUMED: frozenset({State.PAUSED}),
+    Kind.RESUMED: frozenset({RolloutState.PAUSED}),
     Kind.UNLOADED: ENDED,
-    Kind.DROPPED: frozenset({State.PROMOTED}),
-    Kind.FELL_BACK: frozenset({State.PROMOTED}),
+    Kind.DROPPED: frozenset({RolloutState.PROMOTED}),
+    Kind.FELL_BACK: frozenset({RolloutState.PROMOTED}),
 }
 """The states from which each change may come; STARTED, and REFUSED without a start, begin a rollout."""
 
-_TO: Mapping[Kind, State] = {
-    Kind.STARTED: State.STARTED,
-    Kind.VALIDATED: State.VALIDATED,
-    Kind.LOADED: State.LOADED,
-    Kind.WARMED: State.WARMED,
-    Kind.SHIFTED: State.CANARY,
-    Kind.PROMOTED: State.PROMOTED,
-    Kind.ROLLED_BACK: State.ROLLED_BACK,
-    Kind.REFUSED: State.REFUSED,
-    Kind.PAUSED: State.PAUSED,
-    Kind.FELL_BACK: State.ROLLED_BACK,
+_TO: Mapping[Kind, RolloutState] = {
+    Kind.STARTED: RolloutState.STARTED,
+    Kind.VALIDATED: RolloutState.VALIDATED,
+    Kind.LOADED: RolloutState.LOADED,
+    Kind.WARMED: RolloutState.WARMED,
+    Kind.SHIFTED: RolloutState.CANARY,
+    Kind.PROMOTED: RolloutState.PROMOTED,
+    Kind.ROLLED_BACK: RolloutState.ROLLED_BACK,
+    Kind.REFUSED: RolloutState.REFUSED,
+    Kind.PAUSED: RolloutState.PAUSED,
+    Kind.FELL_BACK: RolloutState.ROLLED_BACK,
 }
 WITHOUT_STEP = frozenset({Kind.UNLOADED, Kind.DROPPED})
 """Changes that leave a rollout in the state that it is in."""
@@ -159,8 +159,8 @@ class Rollout:
     id: str
     candidate: Candidate
     live_version: str
-    state: State
-    resumes_to: State = State.STARTED
+    state: RolloutState
+    resumes_to: RolloutState = RolloutState.STARTED
     share: float = 0.0
     step: int = 0
     observed_since: float = 0.0
@@ -352,7 +352,7 @@ def _with_versions(state: LoopState, before: Rollout | None, change: Change) -> 
             state = replace(state, loaded=others)
         case Kind.PROMOTED:
             state = replace(state, live=version, last_good=state.live)
-        case Kind.ROLLED_BACK if before is not None and before.state == State.PROMOTED:
+        case Kind.ROLLED_BACK if before is not None and before.state == RolloutState.PROMOTED:
             state = replace(state, live=change.live_version, last_good="")
         case Kind.DROPPED:
             state = replace(state, last_good="")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from gyre_runtime import NotFound, Precondition, Unavailable, model_tracer
 
 from gyre_deployer.domain.decisions import follow, pending, promote, roll_back, rollout_id
-from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, State
+from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, RolloutState
 from gyre_deployer.handlers.ledger import ConcurrentChange, RolloutLedger
 from gyre_deployer.handlers.starting import start_rollout
 from gyre_deployer.ports import Candidates, FencedByPeer
@@ -36,7 +36,7 @@ class Commands:
             state = self.ledger.state
             own = state.rollouts.get(rollout_id(state.loop, version, request_id))
             known = own or state.of_version(version)
-            if known is not None and (own or known.is_under_way or known.state == State.PROMOTED):
+            if known is not None and (own or known.is_under_way or known.state == RolloutState.PROMOTED):
                 return known
             chosen = known.candidate if known is not None else self._registered(version)
             if chosen is None:
@@ -70,11 +70,11 @@ class Commands:
         """
 
         def decide(_: LoopState, rollout: Rollout) -> Change | None:
-            if rollout.state == State.PROMOTED:
+            if rollout.state == RolloutState.PROMOTED:
                 return None
             _require_under_way(rollout)
-            stands = rollout.resumes_to if rollout.state == State.PAUSED else rollout.state
-            if stands not in (State.WARMED, State.CANARY):
+            stands = rollout.resumes_to if rollout.state == RolloutState.PAUSED else rollout.state
+            if stands not in (RolloutState.WARMED, RolloutState.CANARY):
                 raise Precondition("NOT_WARM", f"rollout {rollout.id} is {stands}: must be WARMED or CANARY")
             return promote(rollout, reason or "promoted by a person")
 
@@ -91,9 +91,9 @@ class Commands:
         """
 
         def decide(state: LoopState, rollout: Rollout) -> Change | None:
-            if rollout.state == State.ROLLED_BACK:
+            if rollout.state == RolloutState.ROLLED_BACK:
                 return None
-            if rollout.state == State.PROMOTED:
+            if rollout.state == RolloutState.PROMOTED:
                 _require_way_back(state, rollout)
             else:
                 _require_under_way(rollout)
@@ -112,7 +112,7 @@ class Commands:
 
         def decide(_: LoopState, rollout: Rollout) -> Change | None:
             _require_under_way(rollout)
-            if (rollout.state == State.PAUSED) != resume:
+            if (rollout.state == RolloutState.PAUSED) != resume:
                 return None
             kind, default = (Kind.RESUMED, "resumed by a person") if resume else (Kind.PAUSED, "paused by a person")
             return follow(rollout, kind, reason or default)

@@ -10,7 +10,7 @@ from typing import TypeVar
 from gyre_core.models import SEPARATOR, triton_model
 
 from gyre_deployer.domain.loading import LoadRecord, closed, next_attempt
-from gyre_deployer.ports import ModelRepository, ModelServer, Refused
+from gyre_deployer.ports import CandidateRefused, ModelRepository, ModelServer
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class LoadAttempts:
 
         Raises:
             Postponed: it is too early after a failed attempt, or the version ended a server that serves others now.
-            Refused: the server said that it cannot.
+            CandidateRefused: the server said that it cannot.
             Unavailable: the server is away, or went away meanwhile: `close` finds out what that means.
         """
         record = (await self._read()).get(version)
@@ -63,7 +63,7 @@ class LoadAttempts:
         await self._write(version, attempt)
         try:
             result = await work()
-        except Refused as error:
+        except CandidateRefused as error:
             await self._write(version, attempt.failed(str(error)))
             raise
         await self.forget(version)

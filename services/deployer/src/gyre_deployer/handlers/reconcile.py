@@ -27,13 +27,13 @@ from gyre_deployer.domain.decisions import (
     roll_back,
 )
 from gyre_deployer.domain.guardrails import is_breach, judge
-from gyre_deployer.domain.observation import Observation, Report, lagging, tripped
-from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, State
+from gyre_deployer.domain.observation import Observation, ObservedGateway, lagging, tripped
+from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, RolloutState
 from gyre_deployer.handlers.ledger import ConcurrentChange, RolloutLedger
 from gyre_deployer.handlers.loading import Postponed
 from gyre_deployer.handlers.recovery import Recovery, span_of
 from gyre_deployer.handlers.waiting import Waiting
-from gyre_deployer.ports import Gateways, Refused
+from gyre_deployer.ports import CandidateRefused, Gateways
 
 _LOG = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class Reconciler:
         except Postponed as pause:
             self._held_for = str(pause)
             return
-        except Refused as error:
+        except CandidateRefused as error:
             change = refuse(rollout, str(error))
         await self._ledger.append(state, [change])
 
@@ -204,7 +204,7 @@ class Reconciler:
         decision, reason = decide(rollout, verdict, held, self._spec.rollout.steps)
         await self._act(state, rollout, decision, reason)
 
-    def _watched(self, rollout: Rollout, reports: Sequence[Report], now: float) -> Watch:
+    def _watched(self, rollout: Rollout, reports: Sequence[ObservedGateway], now: float) -> Watch:
         watch, outages = self._watch, self._recovery.outages
         if watch is None or (watch.epoch, watch.outages) != (rollout.observed_epoch, outages):
             versions, guardrails = (rollout.version, rollout.live_version), self._spec.rollout.guardrails
@@ -215,7 +215,7 @@ class Reconciler:
 
     async def _act(self, state: LoopState, rollout: Rollout, decision: Decision, reason: str) -> None:
         if decision == Decision.HOLD:
-            is_paused = rollout.state == State.PAUSED  # whoever paused it said why
+            is_paused = rollout.state == RolloutState.PAUSED  # whoever paused it said why
             self._held_for = "" if is_paused else f"step {rollout.step + 1}: {reason}"
         elif decision == Decision.OBSERVE_ANEW:
             self._held_for = f"step {rollout.step + 1} is observed anew: {reason}"

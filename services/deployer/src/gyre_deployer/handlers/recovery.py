@@ -16,9 +16,9 @@ from gyre_deployer.domain.alerts import Alert, live_model_alert
 from gyre_deployer.domain.decisions import give_up, return_traffic, roll_back, withdraw_traffic
 from gyre_deployer.domain.loading import LoadRecord
 from gyre_deployer.domain.outages import last_withdrawal, trial_of
-from gyre_deployer.domain.rollouts import Change, LoopState, Rollout, State
+from gyre_deployer.domain.rollouts import Change, LoopState, Rollout, RolloutState
 from gyre_deployer.handlers.ledger import RolloutLedger
-from gyre_deployer.handlers.serving import Restoration, Serving
+from gyre_deployer.handlers.serving import Restoration, ServedVersions
 from gyre_deployer.ports import Alerts
 
 _LOG = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Recovery:
     def __init__(
         self,
         ledger: RolloutLedger,
-        serving: Serving,
+        serving: ServedVersions,
         alerts: Alerts,
         *,
         first_pause_s: float,
@@ -108,7 +108,7 @@ class Recovery:
             return
         state = self._ledger.state
         rollout = state.under_way
-        if rollout is not None and rollout.state == State.CANARY:
+        if rollout is not None and rollout.state == RolloutState.CANARY:
             changes = self._after_outage(rollout)
             if changes:
                 await self._append("withdraw traffic", state, changes)

@@ -14,7 +14,7 @@ from gyre_runtime import instrument
 from gyre_deployer.domain.loading import LoadRecord
 from gyre_deployer.domain.rollouts import Candidate, LoopState
 from gyre_deployer.handlers.loading import LoadAttempts, Postponed
-from gyre_deployer.ports import F32, Artifact, Artifacts, Layouts, ModelRepository, ModelServer, Refused
+from gyre_deployer.ports import F32, Artifact, Artifacts, CandidateRefused, Layouts, ModelRepository, ModelServer
 
 TOLERANCE = 1e-4
 """The largest difference from a golden answer, absolute, or relative to it where it is greater than 1."""
@@ -42,7 +42,7 @@ class Restoration:
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
-class Serving:
+class ServedVersions:
     """The loop's versions on the model server."""
 
     def __init__(
@@ -65,14 +65,14 @@ class Serving:
         """Check a candidate, load it, and compare its answers to the golden requests; say what was found.
 
         Raises:
-            Refused: it is not fit to be served; nothing of it is left on the server.
+            CandidateRefused: it is not fit to be served; nothing of it is left on the server.
             Postponed: an attempt to load it failed, and the next one is not due yet.
             Unavailable: the server is away; nothing is decided.
         """
         artifact = await self._checked(candidate)
         try:
             worst = await self._attempts.run(candidate.version, lambda: self._first_load(candidate, artifact))
-        except Refused:
+        except CandidateRefused:
             await self.forget(candidate.version)
             raise
         return f"{len(artifact.scores)} golden requests answered within {worst:.1e}"
@@ -85,21 +85,25 @@ class Serving:
     async def _checked(self, candidate: Candidate) -> Artifact:
         columns = self._layouts.columns(candidate.layout)
         if columns is None:
-            raise Refused(f"layout = {candidate.layout!r}: must be one that gyre.yaml declares, or declared once")
+            raise CandidateRefused(
+                f"layout = {candidate.layout!r}: must be one that gyre.yaml declares, or declared once"
+            )
         unknown = [name for name in candidate.columns if name not in columns]
         if unknown or len(set(candidate.columns)) < len(candidate.columns):
-            raise Refused(f"columns = {unknown or list(candidate.columns)}: must be columns of the layout, each once")
+            raise CandidateRefused(
+                f"columns = {unknown or list(candidate.columns)}: must be columns of the layout, each once"
+            )
         artifact = await self._artifacts.read(candidate)
         if artifact.features.shape[1] != len(columns):
             width = artifact.features.shape[1]
-            raise Refused(f"golden features have {width} columns: must have the layout's {len(columns)}")
+            raise CandidateRefused(f"golden features have {width} columns: must have the layout's {len(columns)}")
         return artifact
 
     async def load(self, candidate: Candidate) -> str:
         """Have the server hold a validated candidate, also when it was restarted since; say so.
 
         Raises:
-            Refused: it cannot be loaded.
+            CandidateRefused: it cannot be loaded.
             Postponed: an attempt to load it failed, and the next one is not due yet.
             Unavailable: the server is away.
         """
@@ -113,7 +117,7 @@ class Serving:
             await self._install(candidate, await self._artifacts.read(candidate))
         try:
             await self._load(candidate.version)
-        except Refused:
+        except CandidateRefused:
             if not await self._install(candidate, await self._artifacts.read(candidate)):
                 raise
             await self._load(candidate.version)
@@ -130,14 +134,14 @@ class Serving:
         differences = np.abs(scores - artifact.scores) / np.maximum(1.0, np.abs(artifact.scores))
         worst = float(differences.max())
         if not worst <= TOLERANCE:
-            raise Refused(f"a golden request is answered {worst:.1e} away: must be within {TOLERANCE:.0e}")
+            raise CandidateRefused(f"a golden request is answered {worst:.1e} away: must be within {TOLERANCE:.0e}")
         return worst
 
     async def warm(self, candidate: Candidate) -> str:
         """Ask a loaded candidate requests of the real size; say how long they took.
 
         Raises:
-            Refused: it fails.
+            CandidateRefused: it fails.
             Postponed: it was asked before, the server went away, and the next attempt is not due yet.
             Unavailable: the server is away.
         """
@@ -193,7 +197,7 @@ class Serving:
             await self._attempts.run(version, lambda: self._reload(rollout.candidate))
         except Postponed as pause:
             return str(pause)
-        except Refused as error:
+        except CandidateRefused as error:
             _LOG.error("a version cannot be loaded again", extra={"version": version, "problem": str(error)})
             return str(error)
         instrument("gyre_deployer_reloads_total").add(loop=self._loop)

@@ -21,5 +21,5 @@ def open_store(settings: OnlineStoreSettings, redis: Redis, spec: LoopSpec) -> O
         spec,
         Layout.compile(spec),
         duplicates_s=settings.features_duplicates_s,
-        popular_kept=settings.features_popular_kept,
+        max_popular=settings.features_popular_kept,
     )

@@ -45,13 +45,13 @@ class Names:
         """The packed value of an entity in the store's former format."""
         return keys.former_entity_key(*self._own, shard=self.shard_of(kind, id), kind=kind, id=id)
 
-    def fence(self, shard: int, place: Place) -> str:
+    def applied_offset(self, shard: int, place: Place) -> str:
         """The next offset to apply of a topic partition."""
-        return keys.fence_key(*self._own, shard=shard, topic=place[0], partition=place[1])
+        return keys.applied_offset_key(*self._own, shard=shard, topic=place[0], partition=place[1])
 
-    def fences(self, shard: int) -> str:
+    def applied_offsets(self, shard: int) -> str:
         """What the names of all fences begin with."""
-        return keys.fence_prefix(*self._own, shard=shard)
+        return keys.applied_offset_prefix(*self._own, shard=shard)
 
     @property
     def pattern(self) -> str:
@@ -70,9 +70,9 @@ class Names:
         """That the leases of a virtual shard were renewed."""
         return keys.lease_key(*self._own, shard=shard)
 
-    def folds(self, shard: int, *, known: bool) -> str:
+    def contributions(self, shard: int, *, known: bool) -> str:
         """The remembered folds, on known items or on unknown ones."""
-        return keys.folds_key(*self._own, shard=shard, known=known)
+        return keys.contributions_key(*self._own, shard=shard, known=known)
 
     def versions(self, item_id: str) -> str:
         """The fields that an item had before its newest ones."""

@@ -11,7 +11,7 @@ from gyre_core.spec import DecayedCountFeature, LoopSpec
 LETTER = {"item": "i", "user": "u", "global": "g"}
 """The script's name of each kind of entity."""
 _DAY_S = 86_400
-_LEAST_LEASE_S = 90 * _DAY_S
+_MIN_LEASE_S = 90 * _DAY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def lease_s(layout: Layout) -> int:
     Longer than any value with a time to live: fences never go before what they keep from counting twice.
     """
     longest = max((layout.ttl_s(kind) or 0 for kind in ENTITY_KINDS), default=0)
-    return max(_LEAST_LEASE_S, ceil(longest) + _DAY_S)
+    return max(_MIN_LEASE_S, ceil(longest) + _DAY_S)
 
 
 def script_plan(spec: LoopSpec, layout: Layout, *, kept: int) -> str:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Any
 
-from gyre_core.features import MOST_BATCHES, EntityId
+from gyre_core.features import MAX_BUFFERED_BATCHES, EntityId
 from gyre_runtime.checkpoints import Checkpoint, Place
 
 from gyre_features.online.keys import Names
 from gyre_features.online.layout_program import LETTER
 
-Fences = dict[Place, int]
+AppliedOffsets = dict[Place, int]
 """The next offset to apply, by (topic, partition); see `Checkpoint.offset`."""
 
 OUTBOX_TIME = Struct("<d")
@@ -23,7 +23,7 @@ _BEHIND, _APPLIED, _DUPLICATES, _STALE = range(4)
 
 
 @dataclass(frozen=True, slots=True)
-class ShelfChange:
+class BufferChange:
     """What becomes of the folds that a shelf remembers.
 
     Attributes:
@@ -50,26 +50,26 @@ class Write:
         identities: of its events, to be remembered; each once.
         watched: topic partitions whose fences the answer tells.
         description: of the batch, kept in the outbox; empty where no event came, which makes no batch.
-        told: numbers of batches that leave the outbox.
+        published: numbers of batches that leave the outbox.
         base: the last batch that the worker saw what it wrote of; None where it does not matter.
         catalogue: the watched fences as they were when items were looked up; None where that does not matter.
         whole: values that replace what stands.
         versions: of items, with their time to live in seconds; empty ones go.
-        shelves: of the folds on known items and on unknown ones.
+        buffers: of the folds on known items and on unknown ones.
     """
 
-    expected: Fences
+    expected: AppliedOffsets
     following: Mapping[Place, Checkpoint]
     deltas: Mapping[EntityId, bytes]
     identities: Sequence[bytes]
     watched: Sequence[Place] = ()
     description: bytes = b""
-    told: Sequence[int] = ()
+    published: Sequence[int] = ()
     base: int | None = None
     catalogue: Sequence[int] | None = None
     whole: Mapping[EntityId, bytes] = field(default_factory=dict)
     versions: Mapping[str, tuple[bytes, int]] = field(default_factory=dict)
-    shelves: Sequence[ShelfChange] = ()
+    buffers: Sequence[BufferChange] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,70 +85,70 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class AlreadyApplied:
     """Nothing was applied: the events of these identities were applied before."""
 
     identities: frozenset[bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
+class OffsetMismatch:
     """Nothing was applied: the fences stand elsewhere."""
 
-    fences: Fences
+    applied_offsets: AppliedOffsets
 
 
 @dataclass(frozen=True, slots=True)
-class Stale:
+class StaleInput:
     """Nothing was applied: what the batch was made from has changed meanwhile."""
 
 
-Outcome = Applied | Behind | Known | Stale
+Outcome = Applied | OffsetMismatch | AlreadyApplied | StaleInput
 
 
 def packed(write: Write, shard: int, names: Names, *, plan: str, window_s: int) -> tuple[list[str], list[str | bytes]]:
     """The script's keys and arguments; see `apply.lua`."""
     kinds = [LETTER[kind] for kind, _ in write.deltas] + [LETTER[kind].upper() for kind, _ in write.whole]
     call: dict[str, Any] = {
-        "expected": [str(fence) for fence in write.expected.values()],
+        "expected": [str(applied_offset) for applied_offset in write.expected.values()],
         "next": [write.following[place].encoded() for place in write.expected],
         "kinds": "".join(kinds),
         "window_s": window_s,
         "watched": len(write.watched),
-        "told": [str(number) for number in write.told],
+        "told": [str(number) for number in write.published],
         "puts": [ttl_s for _, ttl_s in write.versions.values()],
-        "most": MOST_BATCHES,
+        "most": MAX_BUFFERED_BATCHES,
     }
     if write.base is not None:
         call["base"] = str(write.base)
     if write.catalogue:
-        call["catalogue"] = [str(fence) for fence in write.catalogue]
-    if write.shelves:
-        call["shelves"] = [_shelf(each) for each in write.shelves]
+        call["catalogue"] = [str(applied_offset) for applied_offset in write.catalogue]
+    if write.buffers:
+        call["shelves"] = [_buffer_change(each) for each in write.buffers]
     prefixes = {kind: each[shard] for kind, each in names.prefixes.items()}
     keys = [
-        *[names.fence(shard, place) for place in write.expected],
+        *[names.applied_offset(shard, place) for place in write.expected],
         names.batch(shard),
         names.outbox(shard),
         *names.duplicates(shard),
-        names.folds(shard, known=True),
-        names.folds(shard, known=False),
+        names.contributions(shard, known=True),
+        names.contributions(shard, known=False),
         *names.popular(shard),
-        *[names.fence(shard, place) for place in write.watched],
+        *[names.applied_offset(shard, place) for place in write.watched],
         *map(names.versions, write.versions),
         *[prefixes[kind] + id_ for kind, id_ in write.deltas],
         *[prefixes[kind] + id_ for kind, id_ in write.whole],
     ]
     arguments: list[str | bytes] = [plan, json.dumps(call), b"".join(write.identities), write.description]
-    for shelf in write.shelves:
-        arguments += [*shelf.drop, *(member for _, member in shelf.add)]
+    for buffer in write.buffers:
+        arguments += [*buffer.drop, *(member for _, member in buffer.add)]
     arguments += [value for value, _ in write.versions.values()]
     arguments += write.deltas.values()
     arguments += write.whole.values()
     return keys, arguments
 
 
-def _shelf(change: ShelfChange) -> dict[str, Any]:
+def _buffer_change(change: BufferChange) -> dict[str, Any]:
     scores = [repr(time) for time, _ in change.add]
     return {"drop": len(change.drop), "scores": scores, "cut": repr(change.cut), "ttl": change.ttl_s}
 
@@ -157,11 +157,11 @@ def outcome_of(answer: Sequence[Any], write: Write) -> Outcome:
     """What the script's answer means."""
     done, *rest = answer
     if done == _DUPLICATES:
-        return Known(frozenset(write.identities[index] for index in rest))
+        return AlreadyApplied(frozenset(write.identities[index] for index in rest))
     if done == _STALE:
-        return Stale()
+        return StaleInput()
     if done == _BEHIND:
-        return Behind({place: int(value) for place, value in zip(write.expected, rest, strict=True)})
+        return OffsetMismatch({place: int(value) for place, value in zip(write.expected, rest, strict=True)})
     return Applied(int(rest[0]), time_of(rest[1]), tuple(map(int, rest[2:])))
 
 

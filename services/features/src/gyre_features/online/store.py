@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from gyre_core.features import GLOBAL_ID, EntityId, EntityKind, Fold, Layout, Versions
+from gyre_core.features import GLOBAL_ID, Contribution, EntityId, EntityKind, Layout, Versions
 from gyre_core.spec import LoopSpec
 from gyre_runtime import GyreError, Unavailable
 from gyre_runtime.checkpoints import Checkpoint, Place
@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from gyre_features.online.keys import Names
 from gyre_features.online.layout_program import id_offset, lease_s, popularity_of, script_plan
-from gyre_features.online.script import Fences, Outcome, Write, outcome_of, packed
+from gyre_features.online.script import AppliedOffsets, Outcome, Write, outcome_of, packed
 
 _SCRIPT = (Path(__file__).parent / "apply.lua").read_text()
 _IDENTITY_BYTES = 8
@@ -81,11 +81,11 @@ class OnlineStore:
         spec: the loop.
         layout: the layout whose values these are.
         duplicates_s: how long identities are remembered at least, seconds.
-        popular_kept: how many popular items are kept.
+        max_popular: how many popular items are kept.
     """
 
     def __init__(
-        self, redis: Redis, spec: LoopSpec, layout: Layout, *, duplicates_s: int = 300, popular_kept: int = 2000
+        self, redis: Redis, spec: LoopSpec, layout: Layout, *, duplicates_s: int = 300, max_popular: int = 2000
     ) -> None:
         self.spec, self.layout = spec, layout
         self.shards = spec.shards.online_shards
@@ -101,7 +101,7 @@ class OnlineStore:
         self._duplicates_s = duplicates_s
         self._script = redis.register_script(_SCRIPT)
         self._replace = redis.register_script(_REPLACE_MEMBER)
-        plan = json.loads(script_plan(spec, layout, kept=popular_kept))
+        plan = json.loads(script_plan(spec, layout, kept=max_popular))
         self._plans = [json.dumps(self._plan_of(plan, shard)) for shard in range(self.shards)]
 
     def _plan_of(self, plan: dict[str, Any], shard: int) -> dict[str, Any]:
@@ -124,15 +124,19 @@ class OnlineStore:
         found: list[dict[Place, Checkpoint]] = []
         try:
             for shard in range(self.shards):
-                stand = await self._redis.mget([self.names.fence(shard, place) for place in wanted]) if wanted else []
+                values = (
+                    await self._redis.mget([self.names.applied_offset(shard, place) for place in wanted])
+                    if wanted
+                    else []
+                )
                 found.append(
-                    {place: Checkpoint.decoded(value or "0") for place, value in zip(wanted, stand, strict=True)}
+                    {place: Checkpoint.decoded(value or "0") for place, value in zip(wanted, values, strict=True)}
                 )
         except RedisError as error:
             raise unavailable(error) from error
         return found
 
-    async def fences(self, places: Iterable[Place]) -> list[Fences]:
+    async def applied_offsets(self, places: Iterable[Place]) -> list[AppliedOffsets]:
         """The next offset to apply of topic partitions, for each virtual shard; 0 where nothing was applied yet.
 
         Raises:
@@ -169,14 +173,14 @@ class OnlineStore:
         except RedisError as error:
             raise unavailable(error) from error
 
-    async def folds(self, shard: int, *, known: bool, since: float) -> list[tuple[bytes, list[Fold]]]:
+    async def contributions(self, shard: int, *, known: bool, since: float) -> list[tuple[bytes, list[Contribution]]]:
         """The remembered folds whose batch has some of that time (unix seconds) or newer, by member."""
         fields = self.layout.item_fields
         try:
-            found: Any = await self._redis.zrangebyscore(self.names.folds(shard, known=known), since, "+inf")
+            found: Any = await self._redis.zrangebyscore(self.names.contributions(shard, known=known), since, "+inf")
         except RedisError as error:
             raise unavailable(error) from error
-        return [(member, fields.unpack_folds(member, MEMBER_PREFIX_BYTES)) for member in found]
+        return [(member, fields.unpack_contributions(member, MEMBER_PREFIX_BYTES)) for member in found]
 
     async def read(self, user_id: str, item_ids: Sequence[str]) -> Values:
         """The packed values of a user, of everyone and of items, in one round trip for each virtual shard."""
@@ -229,10 +233,10 @@ class OnlineStore:
             raise unavailable(error) from error
         return {int(number): kept for number, kept in sorted(found.items())}
 
-    async def clear_outbox(self, shard: int, told: Sequence[int]) -> None:
+    async def clear_outbox(self, shard: int, published: Sequence[int]) -> None:
         """Let batches leave the outbox."""
         try:
-            await self._redis.hdel(self.names.outbox(shard), *map(str, told))
+            await self._redis.hdel(self.names.outbox(shard), *map(str, published))
         except RedisError as error:
             raise unavailable(error) from error
 
@@ -249,7 +253,9 @@ class OnlineStore:
         leased = [prefix for kind in kinds if self.layout.ttl_s(kind) is None for prefix in kinds[kind]]
         if self.layout.ttl_s("item") is None:
             leased += [names.popular(shard)[0] for shard in shards]
-        guards = [name for shard in shards for name in (names.fences(shard), names.batch(shard), names.outbox(shard))]
+        guards = [
+            name for shard in shards for name in (names.applied_offsets(shard), names.batch(shard), names.outbox(shard))
+        ]
         renewed, last = 0, list[bytes]()
         try:
             if None not in await self._mget(marks):
@@ -305,13 +311,13 @@ class OnlineStore:
         fields, deleted = self.layout.item_fields, 0
         try:
             for shard, known in ((shard, known) for shard in range(self.shards) for known in (True, False)):
-                name = self.names.folds(shard, known=known)
+                name = self.names.contributions(shard, known=known)
                 found: Any = await self._redis.zrange(name, 0, -1, withscores=True)
                 for member, score in found:
-                    events = fields.unpack_folds(member, MEMBER_PREFIX_BYTES)
+                    events = fields.unpack_contributions(member, MEMBER_PREFIX_BYTES)
                     others = [each for each in events if each.user_id != user_id]
                     if len(others) < len(events):
-                        left = member[:MEMBER_PREFIX_BYTES] + fields.pack_folds(others) if others else b""
+                        left = member[:MEMBER_PREFIX_BYTES] + fields.pack_contributions(others) if others else b""
                         await self._replace(keys=[name], args=[member, left, repr(score)])
                         deleted += len(events) - len(others)
         except RedisError as error:

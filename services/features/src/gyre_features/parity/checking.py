@@ -11,12 +11,12 @@ import numpy.typing as npt
 from gyre_core.features import GLOBAL_ID, Layout, Reader, RequestContext
 from gyre_core.spec import COMPARING_KINDS, ORDERED_KINDS
 
-from gyre_features.parity.replaying import AppliedBatch, BatchReplay, Touch
+from gyre_features.parity.replaying import AppliedBatch, BatchReplay, EntityWrite
 
 RELATIVE_TOLERANCE = 1e-5
 """What "equal" means for features, which are read as float32 and made of sums in any order."""
 _ABSOLUTE_TOLERANCE = 1e-6
-_MOST_EXAMPLES = 20
+_MAX_EXAMPLES = 20
 BATCH_COLUMN = "(batch)"
 """What stands for a column where an entity was served as of a batch that did not touch it."""
 
@@ -51,15 +51,15 @@ class Served:
     is_whole: bool = True
     arrival_time: float = float("inf")
 
-    def touches(self) -> Iterator[Touch]:
+    def writes(self) -> Iterator[EntityWrite]:
         """Every value that the read was made from."""
         if self.user_batch >= 0:
-            yield Touch("user", self.user_id, self.user_batch)
+            yield EntityWrite("user", self.user_id, self.user_batch)
         if self.global_batch >= 0:
-            yield Touch("global", GLOBAL_ID, self.global_batch)
+            yield EntityWrite("global", GLOBAL_ID, self.global_batch)
         for item_id, batch in zip(self.item_ids, self.item_batches, strict=True):
             if batch >= 0:
-                yield Touch("item", item_id, batch)
+                yield EntityWrite("item", item_id, batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class ParityReport:
     def note(self, mismatch: Mismatch) -> None:
         """Count a mismatch."""
         self.mismatches += 1
-        if len(self.examples) < _MOST_EXAMPLES:
+        if len(self.examples) < _MAX_EXAMPLES:
             self.examples.append(mismatch)
 
 
@@ -120,7 +120,7 @@ def check(
         shards: count of virtual shards.
         settled: by virtual shard, the last batch that was applied before everything that is checked was read.
     """
-    wanted = {touch for each in served for touch in each.touches()}
+    wanted = {write for each in served for write in each.writes()}
     replay = BatchReplay(layout, shards=shards, wanted=wanted, settled=settled)
     replay.apply(batches)
     checker, report = _Checker(layout, replay), ParityReport()
@@ -138,7 +138,7 @@ class _Checker:
         self._ordered = np.array([each.kind in ORDERED_KINDS for each in layout.described])
 
     def compare(self, served: Served, report: ParityReport) -> None:
-        missing = [touch for touch in served.touches() if touch not in self._replay.kept]
+        missing = [write for write in served.writes() if write not in self._replay.kept]
         if missing:
             self._compare_batches(served, missing, report)
             return
@@ -147,7 +147,7 @@ class _Checker:
         compared &= (served.context.positions is not None) | ~self._ordered
         close = np.isclose(served.matrix, replayed, rtol=RELATIVE_TOLERANCE, atol=_ABSOLUTE_TOLERANCE, equal_nan=True)
         wrong = np.argwhere(~close & compared)
-        if len(wrong) and any(self._replay.is_doubtful(touch) for touch in served.touches()):
+        if len(wrong) and any(self._replay.is_doubtful(write) for write in served.writes()):
             report.reasons["differs where the replay is in doubt"] += 1
             return
         report.impressions += 1
@@ -156,25 +156,25 @@ class _Checker:
             numbers = float(served.matrix[row, column]), float(replayed[row, column])
             report.note(Mismatch(served.request_id, served.item_ids[row], self._layout.columns[column], *numbers))
 
-    def _compare_batches(self, served: Served, missing: Sequence[Touch], report: ParityReport) -> None:
+    def _compare_batches(self, served: Served, missing: Sequence[EntityWrite], report: ParityReport) -> None:
         """Values that no batch left are faults where the replay saw every batch; otherwise nothing can be said."""
         replay = self._replay
-        if any(touch.batch > replay.last.get(touch.shard(replay.shards), 0) for touch in missing):
+        if any(write.batch > replay.last.get(write.shard(replay.shards), 0) for write in missing):
             report.reasons["a batch is not in the log"] += 1
-        elif any(replay.is_doubtful(touch) for touch in missing):
+        elif any(replay.is_doubtful(write) for write in missing):
             report.reasons["differs where the replay is in doubt"] += 1
         else:
             report.impressions += 1
-            for touch in missing:
-                item_id = touch.id if touch.kind == "item" else ""
-                report.note(Mismatch(served.request_id, item_id, BATCH_COLUMN, touch.batch, float("nan")))
+            for write in missing:
+                item_id = write.id if write.kind == "item" else ""
+                report.note(Mismatch(served.request_id, item_id, BATCH_COLUMN, write.batch, float("nan")))
 
     def _replayed(self, served: Served) -> F32:
         """The matrix that the read should have given."""
         kept = self._replay.kept
-        user = kept.get(Touch("user", served.user_id, served.user_batch))
-        everyone = kept.get(Touch("global", GLOBAL_ID, served.global_batch))
+        user = kept.get(EntityWrite("user", served.user_id, served.user_batch))
+        everyone = kept.get(EntityWrite("global", GLOBAL_ID, served.global_batch))
         pairs = zip(served.item_ids, served.item_batches, strict=True)
-        items = [kept.get(Touch("item", item_id, batch)) for item_id, batch in pairs]
+        items = [kept.get(EntityWrite("item", item_id, batch)) for item_id, batch in pairs]
         matrix, _ = self._reader.matrix(user, everyone, items, served.item_ids, served.context)
         return matrix

@@ -19,7 +19,7 @@ from gyre_warehouse.tables import open_catalog
 
 from gyre_features.parity.layouts import check_layouts
 from gyre_features.parity.loop import LoopReport
-from gyre_features.parity.served import Period
+from gyre_features.parity.served import CheckWindow
 from gyre_features.settings import CheckSettings
 
 _NICENESS = 10
@@ -27,7 +27,7 @@ _KAFKA_TIMEOUT_S = 30.0
 _LOG = logging.getLogger(__name__)
 
 
-def run_check(settings: CheckSettings, loop: str, most: int) -> list[LoopReport]:
+def run_check(settings: CheckSettings, loop: str, max_impressions: int) -> list[LoopReport]:
     """Check the layouts of one loop, in this process.
 
     Raises:
@@ -35,9 +35,9 @@ def run_check(settings: CheckSettings, loop: str, most: int) -> list[LoopReport]
     """
     spec = load_loops(settings)[loop]
     known = asyncio.run(_known_layouts(settings, spec))
-    period = Period(most, begin=time.time() - settings.features_check_period_s)
+    window = CheckWindow(max_impressions, start=time.time() - settings.features_check_period_s)
     catalog, duplicates_s = open_catalog(settings), settings.features_duplicates_s
-    return check_layouts(catalog, spec, known, period=period, duplicates_s=duplicates_s)
+    return check_layouts(catalog, spec, known, window=window, duplicates_s=duplicates_s)
 
 
 async def _known_layouts(settings: CheckSettings, spec: LoopSpec) -> dict[str, KnownLayout]:
@@ -51,11 +51,11 @@ async def _known_layouts(settings: CheckSettings, spec: LoopSpec) -> dict[str, K
         raise TimeoutError(problem) from error
 
 
-def _run_nicely(settings: CheckSettings, loop: str, most: int) -> list[LoopReport] | str:
+def _run_nicely(settings: CheckSettings, loop: str, max_impressions: int) -> list[LoopReport] | str:
     """What `run_check` gives, or what went wrong in words, since not every error survives the way between processes."""
     os.nice(_NICENESS)
     try:
-        return run_check(settings, loop, most)
+        return run_check(settings, loop, max_impressions)
     except Exception as error:  # noqa: BLE001 - the outermost boundary of the process
         return f"{type(error).__name__}: {error}"
 
@@ -74,14 +74,14 @@ class Checks:
         self.loops = loops
         self.last: dict[str, list[LoopReport]] = {}
 
-    async def check(self, loop: str, *, most: int | None = None) -> list[LoopReport]:
+    async def check(self, loop: str, *, max_impressions: int | None = None) -> list[LoopReport]:
         """Check a loop now, layout by layout.
 
         Raises:
             Unavailable: the warehouse, or the definitions of the layouts, cannot be read (CHECK_FAILED).
         """
         async with self._turn:
-            found = await self._apart(loop, most or self._settings.features_check_impressions)
+            found = await self._apart(loop, max_impressions or self._settings.features_check_impressions)
         if isinstance(found, str):
             raise Unavailable("CHECK_FAILED", f"loop = {loop!r}: could not be checked: {found:.300}")
         gone = {each.layout for each in self.last.get(loop, ())} - {each.layout for each in found}
@@ -92,11 +92,11 @@ class Checks:
         self.last[loop] = found
         return found
 
-    async def _apart(self, loop: str, most: int) -> list[LoopReport] | str:
+    async def _apart(self, loop: str, max_impressions: int) -> list[LoopReport] | str:
         pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         try:
             running = asyncio.get_running_loop()
-            return await running.run_in_executor(pool, _run_nicely, self._settings, loop, most)
+            return await running.run_in_executor(pool, _run_nicely, self._settings, loop, max_impressions)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():

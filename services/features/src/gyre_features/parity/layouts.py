@@ -16,20 +16,20 @@ from pyiceberg.table import Table
 
 from gyre_features.parity.checking import ParityReport
 from gyre_features.parity.loop import LoopReport, check_loop
-from gyre_features.parity.served import Period
+from gyre_features.parity.served import CheckWindow
 
 NOT_COMPILED = "this release cannot compile their layout"
 
 
 def count_served(table: Table, begin: float) -> Counter[str]:
-    """How many impressions of a table arrived since `begin` (unix seconds), by the hash of their features' layout."""
+    """How many impressions of a table arrived since `start` (unix seconds), by the hash of their features' layout."""
     since = datetime.fromtimestamp(begin, UTC).isoformat()
     column = read_columns(table, ["layout"], rows=f"layout != '' and ingest_time >= '{since}'")["layout"]
     return Counter(str(each) for each in column.to_pylist())
 
 
 def check_layouts(
-    catalog: Catalog, newest: LoopSpec, known: Mapping[str, KnownLayout], *, period: Period, duplicates_s: int
+    catalog: Catalog, newest: LoopSpec, known: Mapping[str, KnownLayout], *, window: CheckWindow, duplicates_s: int
 ) -> list[LoopReport]:
     """Check each layout of a loop that is maintained, or under which it answered in the period; the newest comes first.
 
@@ -37,11 +37,11 @@ def check_layouts(
         catalog: of the warehouse.
         newest: the loop, as its gyre.yaml has it.
         known: the loop's layouts, by hash.
-        period: which impressions, of each layout.
+        window: which impressions, of each layout.
         duplicates_s: how long the stream remembers identities at least, seconds.
     """
     first = Layout.compile(newest).hash
-    served = count_served(ensure_table(catalog, newest.loop, IMPRESSIONS), period.begin)
+    served = count_served(ensure_table(catalog, newest.loop, IMPRESSIONS), window.start)
     specs: dict[str, LoopSpec | None] = {first: newest}
     for layout in sorted(known.values(), key=lambda each: -each.declared_time):
         if layout.hash != first and (layout.is_maintained or layout.hash in served):
@@ -50,7 +50,7 @@ def check_layouts(
     return [
         _unknown(newest.loop, hash_, served[hash_])
         if spec is None
-        else check_loop(catalog, spec, period=period, duplicates_s=duplicates_s)
+        else check_loop(catalog, spec, window=window, duplicates_s=duplicates_s)
         for hash_, spec in specs.items()
     ]
 

@@ -23,7 +23,7 @@ from pyiceberg.types import LongType
 
 _OUT_OF_ORDER_S = 5.0
 """How far apart the clocks of two workers of a shard may be."""
-_MOST_JOINED = 20_000
+_MAX_JOINED = 20_000
 """Offsets that joined batches span at most, so that their events fit into memory."""
 _ROWS_AT_ONCE = 50_000
 _UNKNOWN = -1
@@ -74,8 +74,8 @@ class LoggedBatch:
         """Both, as if they had been one."""
         ranges = dict(self.ranges)
         for place, (first, end) in other.ranges.items():
-            begin, stop = ranges.get(place, (first, end))
-            ranges[place] = min(begin, first), max(stop, end)
+            start, stop = ranges.get(place, (first, end))
+            ranges[place] = min(start, first), max(stop, end)
         begun = min(self.applied_time - self.span_s, other.applied_time - other.span_s)
         ended = max(self.applied_time, other.applied_time)
         return LoggedBatch(
@@ -145,7 +145,7 @@ class ShardLog:
             return
         at = bisect_left(own, batch.number, key=attrgetter("number"))
         found = own[at]
-        if _is_told_again(found, batch):
+        if _is_redelivered(found, batch):
             return
         inside = found.first <= batch.number
         if batch.applied_time <= found.applied_time + _OUT_OF_ORDER_S and not (inside and found.is_unbroken):
@@ -180,14 +180,14 @@ class ShardLog:
 
     def _may_join(self, last: LoggedBatch, batch: LoggedBatch) -> bool:
         same = last.applied_time // self.window_s == batch.applied_time // self.window_s
-        return same and last.events >= 0 and last.offsets() + batch.offsets() <= _MOST_JOINED
+        return same and last.events >= 0 and last.offsets() + batch.offsets() <= _MAX_JOINED
 
     def was_rebuilt(self, number: int, *, time: float, slack_s: float) -> bool:
         """Whether the batch that a read at a time named may be one that the store has lost since."""
         return any(number >= each.number and time < each.time + slack_s for each in self.rebuilt)
 
 
-def _is_told_again(found: LoggedBatch, batch: LoggedBatch) -> bool:
+def _is_redelivered(found: LoggedBatch, batch: LoggedBatch) -> bool:
     if found.count == 1:
         return (found.number, found.ranges, found.applied_time) == (batch.number, batch.ranges, batch.applied_time)
     return found.is_unbroken and found.first <= batch.number and batch.applied_time <= found.applied_time
@@ -225,7 +225,7 @@ def _in_stretches(table: Table, layout: str) -> Iterator[pa.Table]:
     scan = table.scan(row_filter=f"layout = '{layout}'", selected_fields=LOG_COLUMNS)
     offset = table.schema().find_field("kafka_offset").field_id
     some: list[FileScanTask] = []
-    for task in sorted(scan.plan_files(), key=lambda task: _least(task, offset)):
+    for task in sorted(scan.plan_files(), key=lambda task: _lower_bound(task, offset)):
         if some and sum(each.file.record_count for each in some) + task.file.record_count > _ROWS_AT_ONCE:
             yield _rows(table, scan, some)
             some = []
@@ -234,7 +234,7 @@ def _in_stretches(table: Table, layout: str) -> Iterator[pa.Table]:
         yield _rows(table, scan, some)
 
 
-def _least(task: FileScanTask, field_id: int) -> int:
+def _lower_bound(task: FileScanTask, field_id: int) -> int:
     bound: Any = (task.file.lower_bounds or {}).get(field_id)
     return 0 if bound is None else int(from_bytes(LongType(), bound))
 

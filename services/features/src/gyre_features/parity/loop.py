@@ -14,7 +14,7 @@ from pyiceberg.catalog import Catalog
 from gyre_features.parity.checking import ParityReport, Served, check
 from gyre_features.parity.log import LoggedBatch, Settled, ShardLog, in_order, read_log
 from gyre_features.parity.replaying import Deduplicated
-from gyre_features.parity.served import Period, read_served
+from gyre_features.parity.served import CheckWindow, read_served
 from gyre_features.parity.source import ArchivedBatches
 
 REBUILT = "the online store was rebuilt since"
@@ -49,13 +49,13 @@ class LoopReport:
     seconds: float = 0.0
 
 
-def check_loop(catalog: Catalog, spec: LoopSpec, *, period: Period, duplicates_s: int) -> LoopReport:
+def check_loop(catalog: Catalog, spec: LoopSpec, *, window: CheckWindow, duplicates_s: int) -> LoopReport:
     """Check what a loop served under one layout.
 
     Args:
         catalog: of the warehouse.
         spec: the loop as the layout sees it.
-        period: which impressions.
+        window: which impressions.
         duplicates_s: how long the stream remembers identities at least, seconds: a setting of the stream.
     """
     layout = Layout.compile(spec)
@@ -63,7 +63,7 @@ def check_loop(catalog: Catalog, spec: LoopSpec, *, period: Period, duplicates_s
     # What was served is fixed first, then the log, then the events: each holds all that the one before names.
     names = (IMPRESSIONS, APPLIED, INTERACTIONS, ITEMS, USERS)
     tables = {name: ensure_table(catalog, spec.loop, name) for name in names}
-    served = read_served(tables[IMPRESSIONS], layout, period)
+    served = read_served(tables[IMPRESSIONS], layout, window)
     if not served:
         report.seconds = time.time() - report.check_time
         return report
@@ -93,15 +93,15 @@ def _settled(spec: LoopSpec, served: Sequence[Served]) -> Settled:
     """
     if spec.clock == "wall":
         return Settled(before=min((each.context.time for each in served), default=0.0) - _CLOCKS_S)
-    least: dict[int, int] = {}
+    oldest: dict[int, int] = {}
     for each in served:
         newest: dict[int, int] = {}
-        for touch in each.touches():
-            shard = touch.shard(spec.shards.online_shards)
-            newest[shard] = max(newest.get(shard, 0), touch.batch)
+        for write in each.writes():
+            shard = write.shard(spec.shards.online_shards)
+            newest[shard] = max(newest.get(shard, 0), write.batch)
         for shard, number in newest.items():
-            least[shard] = min(least.get(shard, number), number)
-    return Settled(numbers=least)
+            oldest[shard] = min(oldest.get(shard, number), number)
+    return Settled(numbers=oldest)
 
 
 def _held(archived: ArchivedBatches, shards: dict[int, ShardLog]) -> list[LoggedBatch]:
@@ -125,13 +125,13 @@ def _without_lost(served: Sequence[Served], shards: dict[int, ShardLog], count: 
         each
         for each in served
         if not any(
-            touch.shard(count) in shards
-            and shards[touch.shard(count)].was_rebuilt(touch.batch, time=each.arrival_time, slack_s=_REBUILT_SLACK_S)
-            for touch in each.touches()
+            write.shard(count) in shards
+            and shards[write.shard(count)].was_rebuilt(write.batch, time=each.arrival_time, slack_s=_REBUILT_SLACK_S)
+            for write in each.writes()
         )
     ]
     return kept, len(served) - len(kept)
 
 
 def _names_up_to(served: Served, last: dict[int, int], shards: int) -> bool:
-    return all(touch.batch <= last.get(touch.shard(shards), 0) for touch in served.touches())
+    return all(write.batch <= last.get(write.shard(shards), 0) for write in served.writes())

@@ -13,24 +13,24 @@ from typing import NamedTuple
 from gyre_core import keys
 from gyre_core.features import (
     ENTITY_KINDS,
-    MOST_BATCHES,
-    Batch,
+    MAX_BUFFERED_BATCHES,
+    AggregatedBatch,
+    Contribution,
+    ContributionBuffers,
     Delta,
     EntityId,
     EntityKind,
     Event,
-    Fold,
     Layout,
-    Remembered,
     State,
     Versions,
     aggregate_batch,
     merge,
-    refold,
+    reapply,
     touched,
 )
 
-from gyre_features.parity.source import BatchEvents, Identity
+from gyre_features.parity.source import BatchEvents, EventIdentity
 
 _TTL_SLACK_S = 5.0
 """How far a key's end in Redis may lie from what its last batch and its time to live say."""
@@ -61,7 +61,7 @@ class AppliedBatch:
     span_s: float = 0.0
 
 
-class Touch(NamedTuple):
+class EntityWrite(NamedTuple):
     """An entity as a certain batch left it: the number stands in every packed value that is read."""
 
     kind: EntityKind
@@ -94,7 +94,7 @@ class Deduplicated:
             before = self._known.get(batch.shard, {})
             windows = self._known[batch.shard] = {number: before.get(number, set()) for number in (window - 1, window)}
             known = windows[window] | windows[window - 1] if windows[window - 1] else windows[window]
-            sent: dict[tuple[str, ...], tuple[Identity, Event]] = {}
+            sent: dict[tuple[str, ...], tuple[EventIdentity, Event]] = {}
             for identity, event in each.behaviour:
                 if identity.event not in known:
                     sent.setdefault(identity.event, (identity, event))
@@ -130,27 +130,27 @@ class BatchReplay:
     """
 
     def __init__(
-        self, layout: Layout, *, shards: int, wanted: Collection[Touch], settled: Mapping[int, int] | None = None
+        self, layout: Layout, *, shards: int, wanted: Collection[EntityWrite], settled: Mapping[int, int] | None = None
     ) -> None:
         self._layout = layout
         self.shards = shards
         self._wanted = wanted
-        self._entities = {(touch.kind, touch.id) for touch in wanted}
+        self._entities = {(write.kind, write.id) for write in wanted}
         self._values: dict[EntityId, tuple[bytes, float]] = {}
         self._ttl_s = {kind: layout.ttl_s(kind) for kind in ENTITY_KINDS}
         self._settled = settled or {}
-        self._old: dict[EntityId, list[Touch]] = {}
-        for touch in wanted:
-            if touch.batch <= self._settled.get(touch.shard(shards), 0):
-                self._old.setdefault((touch.kind, touch.id), []).append(touch)
+        self._old: dict[EntityId, list[EntityWrite]] = {}
+        for write in wanted:
+            if write.batch <= self._settled.get(write.shard(shards), 0):
+                self._old.setdefault((write.kind, write.id), []).append(write)
         self._slack_s = _TTL_SLACK_S
         self._doubted: set[EntityId] = set()
         self._doubt_from: dict[int, int] = {}
         self._versions: dict[str, Versions] = {}
-        self._remembered: dict[int, Remembered] = {}
+        self._remembered: dict[int, ContributionBuffers] = {}
         self.last: dict[int, int] = {}
-        self.kept: dict[Touch, bytes] = {}
-        self.doubtful: set[Touch] = set()
+        self.kept: dict[EntityWrite, bytes] = {}
+        self.doubtful: set[EntityWrite] = set()
         self.events = 0
 
     def apply(self, batches: Iterable[AppliedBatch]) -> None:
@@ -158,16 +158,16 @@ class BatchReplay:
         for batch in batches:
             self._apply(batch)
 
-    def is_doubtful(self, touch: Touch) -> bool:
+    def is_doubtful(self, write: EntityWrite) -> bool:
         """Whether a value may hold what this replay could not see.
 
         That is after a batch that the log lacks, or whose events the warehouse has not all (any more), as after an
         erasure; or around the end of a key's time to live.
         """
-        shard = touch.shard(self.shards)
+        shard = write.shard(self.shards)
         doubt_from = self._doubt_from.get(shard)
-        seen = max(touch.batch, self._settled.get(shard, 0))
-        return touch in self.doubtful or (doubt_from is not None and seen >= doubt_from)
+        seen = max(write.batch, self._settled.get(shard, 0))
+        return write in self.doubtful or (doubt_from is not None and seen >= doubt_from)
 
     def _apply(self, batch: AppliedBatch) -> None:
         now, expected = batch.applied_time, self.last.get(batch.shard, 0) + 1
@@ -177,20 +177,24 @@ class BatchReplay:
         self._slack_s = max(self._slack_s, _TTL_SLACK_S + batch.span_s)
         self.last[batch.shard] = batch.number
         self.events += len(batch.events)
-        found = aggregate_batch(self._layout, batch.events, _Stand(self, batch.shard, now))
+        found = aggregate_batch(self._layout, batch.events, _ShardState(self, batch.shard, now))
         for entity, delta in found.deltas.items():
             if self._is_on(batch.shard, entity) and self._matters(entity, delta):
                 self._merge(entity, delta, batch)
         self._make_up(found, batch)
         self._versions.update(found.versions)
-        folds = [fold for fold in found.folds if any(self._is_on(batch.shard, each) for each in self._touched(fold))]
-        self.remembered(batch.shard).take(folds, gone=[fold for fold, _ in found.refolds])
+        contributions = [
+            contribution
+            for contribution in found.contributions
+            if any(self._is_on(batch.shard, each) for each in self._touched(contribution))
+        ]
+        self.remembered(batch.shard).take(contributions, gone=[contribution for contribution, _ in found.corrections])
 
     def _is_on(self, shard: int, entity: EntityId) -> bool:
         return self.shards == 1 or keys.shard_of(*entity, shards=self.shards) == shard
 
-    def _touched(self, fold: Fold) -> list[EntityId]:
-        return [entity for entity, _ in touched(self._layout, fold)]
+    def _touched(self, contribution: Contribution) -> list[EntityId]:
+        return [entity for entity, _ in touched(self._layout, contribution)]
 
     def versions(self, item_id: str, now: float) -> Versions:
         """The versions of an item's fields, none where its value's time to live has run out by now (unix seconds)."""
@@ -198,22 +202,24 @@ class BatchReplay:
         is_gone = self._ttl_s["item"] is not None and self._value(("item", item_id), now) is None
         return () if is_gone else versions
 
-    def remembered(self, shard: int) -> Remembered:
+    def remembered(self, shard: int) -> ContributionBuffers:
         """The folds that a virtual shard remembers."""
         found = self._remembered.get(shard)
         if found is None:
-            found = self._remembered[shard] = Remembered(self._layout, most=MOST_BATCHES)
+            found = self._remembered[shard] = ContributionBuffers(self._layout, max_batches=MAX_BUFFERED_BATCHES)
         return found
 
-    def _make_up(self, found: Batch, batch: AppliedBatch) -> None:
+    def _make_up(self, found: AggregatedBatch, batch: AppliedBatch) -> None:
         """Refold what the batch's changed fields concern, in the values that matter."""
         states: dict[EntityId, State] = {}
-        for entity in dict.fromkeys(entity for fold, _ in found.refolds for entity in self._touched(fold)):
+        for entity in dict.fromkeys(
+            entity for contribution, _ in found.corrections for entity in self._touched(contribution)
+        ):
             value = self._value(entity, batch.applied_time)
             if entity in self._entities and self._is_on(batch.shard, entity) and value is not None:
                 states[entity] = State.unpack(self._layout.slots(entity[0]), value)
-        for fold, held in found.refolds:
-            refold(self._layout, fold, held, lambda kind, id_: states.get((kind, id_)))
+        for contribution, held in found.corrections:
+            reapply(self._layout, contribution, held, lambda kind, id_: states.get((kind, id_)))
         for entity, state in states.items():
             self._put(entity, state.pack(batch.number), batch)
 
@@ -233,21 +239,21 @@ class BatchReplay:
         if batch.number <= self._settled.get(batch.shard, 0):
             self._keep_old(entity, value, batch)
             return
-        touch = Touch(*entity, batch.number)
-        if touch in self._wanted:
-            self.kept[touch] = value
+        write = EntityWrite(*entity, batch.number)
+        if write in self._wanted:
+            self.kept[write] = value
             if entity in self._doubted:
-                self.doubtful.add(touch)
+                self.doubtful.add(write)
 
     def _keep_old(self, entity: EntityId, value: bytes, batch: AppliedBatch) -> None:
         """Keep a value from before all reads; it is doubtful where its number is not among the last that touched it."""
         first = batch.number if batch.first is None else batch.first
-        for touch in self._old.get(entity, ()):
-            self.kept[touch] = value
-            if entity in self._doubted or not first <= touch.batch <= batch.number:
-                self.doubtful.add(touch)
+        for write in self._old.get(entity, ()):
+            self.kept[write] = value
+            if entity in self._doubted or not first <= write.batch <= batch.number:
+                self.doubtful.add(write)
             else:
-                self.doubtful.discard(touch)
+                self.doubtful.discard(write)
 
     def _value(self, entity: EntityId, now: float) -> bytes | None:
         """An entity's value, None where it is unknown or its time to live has run out."""
@@ -264,7 +270,7 @@ class BatchReplay:
         return value if left_s >= 0 else None
 
 
-class _Stand:
+class _ShardState:
     """What stands before a batch of a virtual shard."""
 
     def __init__(self, replay: BatchReplay, shard: int, now: float) -> None:
@@ -273,5 +279,5 @@ class _Stand:
     def versions(self, item_id: str) -> Versions:
         return self._replay.versions(item_id, self._now)
 
-    def folds(self, item_id: str) -> list[Fold]:
+    def contributions(self, item_id: str) -> list[Contribution]:
         return self._replay.remembered(self._shard).of(item_id)

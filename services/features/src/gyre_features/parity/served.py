@@ -36,40 +36,40 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Period:
-    """Which impressions are checked: the newest `most` of those that arrived since `begin` (unix seconds)."""
+class CheckWindow:
+    """Which impressions are checked: the newest `max_impressions` that arrived since `start` (unix seconds)."""
 
-    most: int
-    begin: float
+    max_impressions: int
+    start: float
 
 
-def read_served(table: Table, layout: Layout, period: Period) -> list[Served]:
+def read_served(table: Table, layout: Layout, window: CheckWindow) -> list[Served]:
     """What was served under a layout in a period, with its features.
 
     Reads that were logged before the loop-wide batch number was are left out where the layout needs it.
     """
-    begin = _begin(table, layout, period)
-    if begin is None:
+    start = _oldest_arrival(table, layout, window)
+    if start is None:
         return []
-    rows = read_columns(table, _COLUMNS, rows=_since(layout, begin))
-    rows = rows.sort_by([("ingest_time", "descending")]).slice(0, period.most)
+    rows = read_columns(table, _COLUMNS, rows=_since(layout, start))
+    rows = rows.sort_by([("ingest_time", "descending")]).slice(0, window.max_impressions)
     counts_all = any(layout.plan("global", event) for event in layout.events)
     return list(_served(rows, layout, needs_global=counts_all))
 
 
-def _begin(table: Table, layout: Layout, period: Period) -> str | None:
+def _oldest_arrival(table: Table, layout: Layout, window: CheckWindow) -> str | None:
     """The arrival of the oldest impression that is checked, ISO 8601; None when there is none."""
-    since = datetime.fromtimestamp(period.begin, UTC).isoformat()
+    since = datetime.fromtimestamp(window.start, UTC).isoformat()
     times = read_columns(table, ["ingest_time"], rows=_since(layout, since))["ingest_time"]
     if not len(times):
         return None
-    most = min(period.most, len(times))
-    oldest: Any = times.take(pc.select_k_unstable(times, most, sort_keys=[("", "descending")]))[-1].as_py()
+    max_impressions = min(window.max_impressions, len(times))
+    oldest: Any = times.take(pc.select_k_unstable(times, max_impressions, sort_keys=[("", "descending")]))[-1].as_py()
     return str(oldest.isoformat())
 
 
-def _since(layout: Layout, begin: str) -> str:
-    return f"layout = '{layout.hash}' and ingest_time >= '{begin}'"
+def _since(layout: Layout, start: str) -> str:
+    return f"layout = '{layout.hash}' and ingest_time >= '{start}'"
 
 
 def _served(rows: pa.Table, layout: Layout, *, needs_global: bool) -> Iterator[Served]:

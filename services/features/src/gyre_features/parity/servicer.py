@@ -22,7 +22,10 @@ class ParityServicer(rpc.ParityServiceServicer):
             Unavailable: the warehouse, or the definitions of the layouts, cannot be read (CHECK_FAILED).
         """
         self._require(request.loop)
-        reports = [_report(each) for each in await self._checks.check(request.loop, most=request.impressions or None)]
+        reports = [
+            _report(each)
+            for each in await self._checks.check(request.loop, max_impressions=request.impressions or None)
+        ]
         return pb.CheckParityResponse(report=reports[0], reports=reports)
 
     async def GetParity(self, request: pb.GetParityRequest, context: object) -> pb.GetParityResponse:

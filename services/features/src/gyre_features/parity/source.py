@@ -18,7 +18,7 @@ from pyiceberg.table import Table
 from gyre_features.parity.log import LoggedBatch
 
 
-class Identity(NamedTuple):
+class EventIdentity(NamedTuple):
     """By what duplicates of an event are known.
 
     Attributes:
@@ -34,16 +34,16 @@ _EVENTS_AT_ONCE = 50_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch:
+class _OffsetRange:
     """Events of one topic partition in the order of their offsets."""
 
     offsets: npt.NDArray[np.int64]
     events: Sequence[Event]
-    identities: Sequence[Identity]
+    identities: Sequence[EventIdentity]
 
-    def between(self, first: int, end: int) -> Iterator[tuple[Identity, Event]]:
-        begin, stop = np.searchsorted(self.offsets, (first, end)).tolist()
-        return zip(self.identities[begin:stop], self.events[begin:stop], strict=True)
+    def between(self, first: int, end: int) -> Iterator[tuple[EventIdentity, Event]]:
+        start, stop = np.searchsorted(self.offsets, (first, end)).tolist()
+        return zip(self.identities[start:stop], self.events[start:stop], strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class BatchEvents:
 
     batch: LoggedBatch
     changes: Sequence[Event]
-    behaviour: Sequence[tuple[Identity, Event]]
+    behaviour: Sequence[tuple[EventIdentity, Event]]
 
 
 class ArchivedBatches:
@@ -113,8 +113,8 @@ class ArchivedBatches:
         if some:
             yield some
 
-    def _fetch(self, batches: Sequence[LoggedBatch]) -> dict[Place, _Stretch]:
-        found: dict[Place, _Stretch] = {}
+    def _fetch(self, batches: Sequence[LoggedBatch]) -> dict[Place, _OffsetRange]:
+        found: dict[Place, _OffsetRange] = {}
         by_table: dict[str, dict[Place, tuple[int, int]]] = {}
         for place, span in _spans(batches, self._table_of, {}).items():
             by_table.setdefault(self._table_of[place[0]], {})[place] = span
@@ -126,16 +126,18 @@ class ArchivedBatches:
             partitions = rows["kafka_partition"].to_numpy()
             for place in spans:
                 own = rows.filter(partitions == place[1])
-                found[place] = _Stretch(own["kafka_offset"].to_numpy(), events_of(name, own), _identities(name, own))
+                found[place] = _OffsetRange(
+                    own["kafka_offset"].to_numpy(), events_of(name, own), _identities(name, own)
+                )
         return found
 
 
-def _identities(name: str, rows: Any) -> list[Identity]:
+def _identities(name: str, rows: Any) -> list[EventIdentity]:
     events = zip(rows["source"].to_pylist(), rows["event_id"].to_pylist(), strict=True)
     if name != IMPRESSIONS:
-        return [Identity(event, None) for event in events]
+        return [EventIdentity(event, None) for event in events]
     requests = zip(rows["user_id"].to_pylist(), rows["request_id"].to_pylist(), strict=True)
-    return [Identity(*each) for each in zip(events, requests, strict=True)]
+    return [EventIdentity(*each) for each in zip(events, requests, strict=True)]
 
 
 def _spans(
@@ -146,8 +148,8 @@ def _spans(
     for batch in batches:
         for place, (first, end) in batch.ranges.items():
             if place[0] in topics:
-                begin, stop = spans.get(place, (first, end))
-                spans[place] = min(begin, first), max(stop, end)
+                start, stop = spans.get(place, (first, end))
+                spans[place] = min(start, first), max(stop, end)
     return spans
 
 
@@ -159,14 +161,14 @@ def _within(spans: Mapping[Place, tuple[int, int]]) -> str:
     )
 
 
-def _joined(batch: LoggedBatch, found: Mapping[Place, _Stretch]) -> BatchEvents:
+def _joined(batch: LoggedBatch, found: Mapping[Place, _OffsetRange]) -> BatchEvents:
     changes: list[Event] = []
-    behaviour: list[tuple[Identity, Event]] = []
+    behaviour: list[tuple[EventIdentity, Event]] = []
     for place, (first, end) in batch.ranges.items():
-        stretch = found.get(place)
-        if stretch is None:
+        found_range = found.get(place)
+        if found_range is None:
             continue
-        own = stretch.between(first, end)
+        own = found_range.between(first, end)
         if place[0].partition(".")[2].startswith("catalog."):
             changes.extend(event for _, event in own)
         else:

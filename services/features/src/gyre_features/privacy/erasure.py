@@ -61,8 +61,8 @@ class Eraser:
     async def _erased(self, loop: str, message: privacy.UserForgotten) -> bool:
         try:
             if loop not in self._done:
-                told = await read_compacted(self._kafka, topic(loop, "privacy.erasures"), ERASED)
-                self._done[loop] = {key: event.message for key, event in told.items()}
+                published = await read_compacted(self._kafka, topic(loop, "privacy.erasures"), ERASED)
+                self._done[loop] = {key: event.message for key, event in published.items()}
             earlier = self._done[loop].get(record_key(message))
             if earlier is not None and _ns(earlier.forgotten_time) >= _ns(message.forgotten_time):
                 return True

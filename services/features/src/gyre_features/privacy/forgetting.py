@@ -26,7 +26,7 @@ _TYPES = message_types(privacy.UserErased)
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
+class ForgottenUser:
     """What was done.
 
     Attributes:
@@ -71,7 +71,7 @@ class Forgetting:
             self._connected.set()
             await asyncio.gather(*(view.wait_for(lambda _: False) for view in self._erasures.values()))
 
-    async def forget(self, stores: Sequence[OnlineStore], user_id: str, *, sent_as: str) -> Forgotten:
+    async def forget(self, stores: Sequence[OnlineStore], user_id: str, *, sent_as: str) -> ForgottenUser:
         """Forget a user in all stores of a loop, whom producers may know by another id than the loop: `sent_as`.
 
         The online store is searched last, so that a batch that was under way when the tombstone came is seen, too.
@@ -95,7 +95,7 @@ class Forgetting:
         deleted += await _delete(stores, user_id)
         await stores[0].rewrite_file()
         found = [(await store.read(user_id, [])).user for store in stores]
-        return Forgotten(message, deleted, sum(each is not None for each in found), erased)
+        return ForgottenUser(message, deleted, sum(each is not None for each in found), erased)
 
     async def _erased(self, loop: str, message: privacy.UserForgotten) -> privacy.UserErased | None:
         """What the archive tells of this tombstone or a later one."""
@@ -104,8 +104,8 @@ class Forgetting:
         while True:
             event = view.get(record_key(message))
             if event is not None and event.message.forgotten_time.ToNanoseconds() >= wanted:
-                told: privacy.UserErased = event.message
-                return told
+                published: privacy.UserErased = event.message
+                return published
             if time.monotonic() >= end:
                 return None
             await asyncio.sleep(_LOOK_AGAIN_S)

@@ -108,10 +108,10 @@ def _loop_work(
     async def stored(places: Sequence[Place]) -> dict[Place, list[Checkpoint]]:
         names = {name for name, _ in places}
         try:
-            stand = {name: await asyncio.to_thread(writer.checkpoints, name) for name in names}
+            stored = {name: await asyncio.to_thread(writer.checkpoints, name) for name in names}
         except (OSError, RESTError) as error:
             raise Unavailable("WAREHOUSE_UNAVAILABLE", f"the warehouse does not answer: {error!r:.200}") from error
-        return {(name, number): [stand[name].get(number, Checkpoint())] for name, number in places}
+        return {(name, number): [stored[name].get(number, Checkpoint())] for name, number in places}
 
     async def revoked(_consumer: Consumer, _partitions: tuple[TopicPartition, ...]) -> None:
         await writer.release()

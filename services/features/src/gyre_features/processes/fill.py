@@ -111,6 +111,6 @@ async def _applied(job: FillJob) -> None:
 def _archived(job: FillJob, store: OnlineStore, forgotten: Callable[[Event], bool]) -> Archived:
     settings = job.settings
     if not job.gives_way:
-        return Archived(store, most_events=settings.features_batch_events, forgotten=forgotten)
-    most_events, share = settings.features_fill_batch_events, settings.features_fill_share
-    return Archived(store, most_events=most_events, share=share, forgotten=forgotten)
+        return Archived(store, max_events=settings.features_batch_events, forgotten=forgotten)
+    max_events, share = settings.features_fill_batch_events, settings.features_fill_share
+    return Archived(store, max_events=max_events, share=share, forgotten=forgotten)

@@ -11,7 +11,7 @@ from pyiceberg.table import Table
 from gyre_features.settings import MaintenanceSettings
 from gyre_features.warehouse.maintenance import compact, compactable, expire, outdated, snapshots_of_models
 
-Work = Callable[[Table, frozenset[int]], str]
+MaintenanceStep = Callable[[Table, frozenset[int]], str]
 
 
 def compact_all(settings: MaintenanceSettings) -> int:
@@ -35,22 +35,20 @@ def plan_all(settings: MaintenanceSettings) -> int:
 
 
 def _planned(settings: MaintenanceSettings, table: Table, named: frozenset[int]) -> str:
-    small = compactable(
-        table, target_bytes=settings.features_compact_bytes, least_files=settings.features_compact_files
-    )
+    small = compactable(table, target_bytes=settings.features_compact_bytes, min_files=settings.features_compact_files)
     before = datetime.now(UTC) - timedelta(seconds=settings.features_snapshots_kept_s)
     old = outdated(table, before, settings.features_snapshots_kept, named)
     return f"{small:,} small files to compact, {len(old):,} snapshots to expire, {len(named):,} are named by models"
 
 
-def _each(settings: MaintenanceSettings, work: Work) -> int:
+def _each(settings: MaintenanceSettings, step: MaintenanceStep) -> int:
     catalog, code = open_catalog(settings), 0
     for loop in load_loops(settings):
         named = snapshots_of_models(settings.artifacts, loop)
         for name in TABLE_OF.values():
             table = ensure_table(catalog, loop, name)
             try:
-                said = work(table, named.get(name, frozenset()))
+                said = step(table, named.get(name, frozenset()))
             except Unavailable as error:
                 said, code = f"{error}", 1
             sys.stdout.write(f"{loop}.{name}: {said}\n")
@@ -61,7 +59,7 @@ def _compacted(settings: MaintenanceSettings, table: Table) -> str:
     done = compact(
         table,
         target_bytes=settings.features_compact_bytes,
-        least_files=settings.features_compact_files,
+        min_files=settings.features_compact_files,
     )
     return f"{done.files:,} small files into {done.into:,}, {done.rows:,} rows"
 

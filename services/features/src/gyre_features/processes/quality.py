@@ -62,21 +62,21 @@ async def _work(lifespan: Lifespan, settings: QualitySettings, loops: Mapping[st
     await ensure_topics(settings, loops.values())
     async with (
         Producer(settings.kafka, source="gyre/features-quality") as producer,
-        Told(settings, loops) as told,
-        LiveFlow(settings.kafka, loops, settings.artifacts.absolute(), producer, windows=told.windows) as flow,
+        PublishedWindows(settings, loops) as published,
+        LiveFlow(settings.kafka, loops, settings.artifacts.absolute(), producer, windows=published.windows) as flow,
     ):
         lifespan.depends_on(Dependency("kafka", producer.ping))
 
         async def closed_until(places: Collection[Place]) -> Mapping[Place, float]:
             await flow.catch_up()
-            return await told.closed_until(places)
+            return await published.closed_until(places)
 
         app = make_app(settings)
         watch = QualityWatch(
             loops,
             TYPES,
             closed_until=closed_until,
-            tell=lambda windows: _tell(producer, windows),
+            publish=lambda windows: _publish(producer, windows),
             commit=lambda offsets: _commit(app, offsets),
             idle_s=settings.features_quality_idle_s,
             mask=privacy.mask,
@@ -84,7 +84,7 @@ async def _work(lifespan: Lifespan, settings: QualitySettings, loops: Mapping[st
                 loops,
                 reference=flow.reference,
                 stored=flow.stored,
-                tell=flow.tell,
+                publish=flow.publish,
                 every_s=settings.features_quality_live_s,
             ),
         )
@@ -218,7 +218,7 @@ async def _until(app: faust.App, failed: "asyncio.Future[None]") -> None:
     raise RuntimeError("faust's app ended")
 
 
-async def _tell(producer: Producer, windows: Sequence[pb.QualityWindow]) -> None:
+async def _publish(producer: Producer, windows: Sequence[pb.QualityWindow]) -> None:
     """Send windows, each partition's in their order, however long Kafka is away."""
     name_of = {window.loop: topic(window.loop, "features.quality") for window in windows}
     sends = (send_however_long(producer, name_of[each.loop], each, key=each.topic) for each in windows)
@@ -231,7 +231,7 @@ async def _commit(app: faust.App, offsets: Mapping[Place, int]) -> None:
     await consumer._commit_offsets({TP(*place): offset for place, offset in offsets.items()})  # noqa: SLF001
 
 
-class Told:
+class PublishedWindows:
     """What was told of windows, read back from features.quality.
 
     Attributes:

@@ -30,14 +30,14 @@ from gyre_features.settings import ServeSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class FeatureServer:
     """The server, and an event that says when reports hold every window told before the start."""
 
     server: Server
     caught_up: asyncio.Event
 
 
-async def serve(lifespan: Lifespan, settings: ServeSettings) -> Serving:
+async def serve(lifespan: Lifespan, settings: ServeSettings) -> FeatureServer:
     """Wire the process; it is ready once the layouts of every loop are known, or have been waited for long enough.
 
     While Kafka is away the layouts that are known are served, at least those of gyre.yaml; reports are then empty.
@@ -64,7 +64,7 @@ async def serve(lifespan: Lifespan, settings: ServeSettings) -> Serving:
         Registration(quality_rpc.add_DataQualityServiceServicer_to_server, quality),
     ]
     server = await lifespan.serve(build_server(settings, services, health=lifespan.health))
-    return Serving(server, caught_up)
+    return FeatureServer(server, caught_up)
 
 
 async def _knows_layouts(catalog: LayoutCatalog, loop: str) -> bool:

@@ -138,12 +138,12 @@ def _layout_stream(parts: _Parts, maintainer: LayoutMaintainer, layout: tuple[st
         is_filling=partial(maintainer.is_filling, hash_),
         gives_way=partial(maintainer.gives_way, hash_),
         share=settings.features_fill_share,
-        most_events=settings.features_fill_batch_events,
+        max_events=settings.features_fill_batch_events,
     )
     worker = StreamWorker(
         store,
         parts.producer,
-        most_events=settings.features_batch_events,
+        max_events=settings.features_batch_events,
         filling=filling,
         forgotten=parts.tombstones.cover,
     )

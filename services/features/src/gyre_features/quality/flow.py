@@ -113,7 +113,7 @@ class LiveFlow:
         for view in self._sketches.values():
             await view.catch_up()
 
-    async def tell(self, sketches: Sequence[pb.LiveSketch]) -> None:
+    async def publish(self, sketches: Sequence[pb.LiveSketch]) -> None:
         """Send sketches, however long Kafka is away."""
         sends = (
             send_however_long(self._producer, topic(each.loop, SKETCHES), each, key=str(each.partition))
@@ -140,11 +140,11 @@ class LiveFlow:
         loop, reference = spec.loop, self._references.get(spec.loop)
         if reference is None:
             return None
-        told = [event.message for event in self._sketches[loop].events().values()]
-        seen = {each.partition: each.end_offset for each in told if each.version == reference.version}
+        published = [event.message for event in self._sketches[loop].events().values()]
+        seen = {each.partition: each.end_offset for each in published if each.version == reference.version}
         known = self._features.get(loop)
         if known is None or known[0] != (reference.version, seen):
-            judged = await asyncio.to_thread(judge_features, spec, reference, told)
+            judged = await asyncio.to_thread(judge_features, spec, reference, published)
             known = self._features[loop] = (reference.version, seen), judged
         return known[1]
 

@@ -34,15 +34,17 @@ class JudgedFeatures:
     checks: tuple[Check, ...]
 
 
-def judge_features(spec: LoopSpec, reference: LiveReference, told: Iterable[pb.LiveSketch]) -> JudgedFeatures | None:
+def judge_features(
+    spec: LoopSpec, reference: LiveReference, published: Iterable[pb.LiveSketch]
+) -> JudgedFeatures | None:
     """Judge what the partitions told; None while there are too few rows.
 
     Args:
         spec: the loop, whose `quality.checks.drift` is the rule.
         reference: of the live model.
-        told: the newest sketch of each partition.
+        published: the newest sketch of each partition.
     """
-    rule, own = spec.quality.checks.drift, [each for each in told if each.version == reference.version]
+    rule, own = spec.quality.checks.drift, [each for each in published if each.version == reference.version]
     whole = whole_of(reference, own)
     if whole.sketch.rows < rule.min_rows:
         return None

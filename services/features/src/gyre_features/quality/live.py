@@ -153,7 +153,7 @@ class PartitionSketch:
         self._newer = Pane.read(reference, known.sketch, known.sample)
         self._older = Pane.read(reference, known.earlier_sketch, known.earlier_sample)
         self._newest_time = known.newest_event_time.ToNanoseconds() / 1e9
-        self._end = self._told_end = known.end_offset
+        self._end = self._published_end = known.end_offset
         self._buffer: list[tuple[F32, U64]] = []
         self._buffered = 0
         self.changed = False
@@ -161,14 +161,14 @@ class PartitionSketch:
     @property
     def resume_offset(self) -> int:
         """Where a successor begins, after what was told; what came since and has no rows it need not see."""
-        return self._told_end if self.changed else self._end
+        return self._published_end if self.changed else self._end
 
     def count(self, offset: int, event: Event | None) -> None:
         """Look at a record, None for one that cannot be read; one that was looked at before changes nothing."""
         if offset < self._end:
             return
         if not self.changed:
-            self._told_end = offset
+            self._published_end = offset
         self._end = offset + 1
         rows = None if event is None else self.reference.rows_of(event)
         if event is None or rows is None:
@@ -191,24 +191,24 @@ class PartitionSketch:
     def message(self) -> pb.LiveSketch:
         """Everything so far, as it is told."""
         self._empty_buffer()
-        told = pb.LiveSketch(
+        published = pb.LiveSketch(
             loop=self._loop, version=self.reference.version, partition=self._partition, end_offset=self._end
         )
-        told.newest_event_time.FromNanoseconds(round(self._newest_time * 1e9))
-        told.sketch, told.sample = self._newer.to_bytes()
-        told.earlier_sketch, told.earlier_sample = self._older.to_bytes()
-        return told
+        published.newest_event_time.FromNanoseconds(round(self._newest_time * 1e9))
+        published.sketch, published.sample = self._newer.to_bytes()
+        published.earlier_sketch, published.earlier_sample = self._older.to_bytes()
+        return published
 
-    def told(self, message: pb.LiveSketch) -> None:
+    def published(self, message: pb.LiveSketch) -> None:
         """Note that Kafka has a message."""
-        self._told_end = message.end_offset
+        self._published_end = message.end_offset
         self.changed = self._end > message.end_offset
 
 
-def whole_of(reference: LiveReference, told: list[pb.LiveSketch]) -> Pane:
+def whole_of(reference: LiveReference, published: list[pb.LiveSketch]) -> Pane:
     """All rows of all partitions; sketches of another model are left out."""
     whole = Pane.empty(reference)
-    for each in told:
+    for each in published:
         if each.version == reference.version:
             whole = whole.merge(Pane.read(reference, each.sketch, each.sample))
             whole = whole.merge(Pane.read(reference, each.earlier_sketch, each.earlier_sample))

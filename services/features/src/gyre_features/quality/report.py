@@ -17,14 +17,14 @@ class QualityWindows:
     """
 
     def __init__(self, *, kept: int) -> None:
-        self._kept = kept
+        self._max_windows = kept
         self._windows: dict[str, _Windows] = {}
 
     def note(self, window: pb.QualityWindow) -> None:
         """Take in what one partition tells of a window."""
         windows = self._windows.setdefault(window.topic, {})
         windows.setdefault(window.window_start_time.ToNanoseconds(), {})[window.partition] = window
-        if len(windows) > self._kept:
+        if len(windows) > self._max_windows:
             del windows[min(windows)]
 
     def newest(self, loop: str, count: int) -> list[pb.QualityWindow]:

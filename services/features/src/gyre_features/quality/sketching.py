@@ -15,7 +15,7 @@ from gyre_features.quality.live import LiveReference, PartitionSketch
 IMPRESSIONS = "behavior.impressions"
 ReferenceOf = Callable[[str], LiveReference | None]
 StoredOf = Callable[[str, int], pb.LiveSketch | None]
-TellSketches = Callable[[Sequence[pb.LiveSketch]], Awaitable[None]]
+PublishSketches = Callable[[Sequence[pb.LiveSketch]], Awaitable[None]]
 
 
 class LiveSketches:
@@ -25,7 +25,7 @@ class LiveSketches:
         loops: by name.
         reference: of a loop's live model, or None.
         stored: what was told last of a loop's partition, or None.
-        tell: sends sketches and returns when Kafka has them.
+        publish: sends sketches and returns when Kafka has them.
         every_s: wall seconds between two tellings of a partition.
     """
 
@@ -35,13 +35,13 @@ class LiveSketches:
         *,
         reference: ReferenceOf,
         stored: StoredOf,
-        tell: TellSketches,
+        publish: PublishSketches,
         every_s: float,
     ) -> None:
         self._loops, self._reference, self._stored = loops, reference, stored
-        self._tell, self._every_s = tell, every_s
+        self._publish, self._every_s = publish, every_s
         self._parts: dict[Place, PartitionSketch] = {}
-        self._told_at: dict[Place, float] = {}
+        self._published_at: dict[Place, float] = {}
 
     def count(self, place: Place, offset: int, event: Event | None) -> None:
         """Look at a record of any topic; only impressions count."""
@@ -70,25 +70,25 @@ class LiveSketches:
         part = self._parts.get(place)
         return offset if part is None else min(offset, part.resume_offset)
 
-    async def tell_due(self, places: Collection[Place], idle: Callable[[Place], bool]) -> None:
+    async def publish_due(self, places: Collection[Place], idle: Callable[[Place], bool]) -> None:
         """Tell the partitions whose turn it is, those without a record for a while at once."""
         now = time.monotonic()
         due = [
             (place, part)
             for place in places
             if (part := self._parts.get(place)) is not None and part.changed
-            if now - self._told_at.setdefault(place, now) >= self._every_s or idle(place)
+            if now - self._published_at.setdefault(place, now) >= self._every_s or idle(place)
         ]
         if not due:
             return
         messages = [part.message() for _, part in due]
-        await self._tell(messages)
+        await self._publish(messages)
         for (place, part), message in zip(due, messages, strict=True):
-            part.told(message)
-            self._told_at[place] = now
+            part.published(message)
+            self._published_at[place] = now
 
     def forget(self, places: Collection[Place]) -> None:
         """Drop partitions that went to another process, which goes on from what was told."""
         for place in places:
             self._parts.pop(place, None)
-            self._told_at.pop(place, None)
+            self._published_at.pop(place, None)

@@ -12,7 +12,7 @@ from gyre_core.models import QUALITY_FILE
 
 from gyre_features.quality.findings import ACTIONS
 
-_MOST_RUNS = 1000
+_MAX_RUNS = 1000
 
 
 class SnapshotReports:
@@ -39,7 +39,7 @@ class SnapshotReports:
     def _paths(self, loop: str) -> list[Path]:
         """The reports of a loop, newest first: versions begin with the time of their data."""
         paths = (self._artifacts / loop).glob(f"[!.]*/{QUALITY_FILE}")
-        return sorted(paths, key=lambda path: path.parent.name, reverse=True)[:_MOST_RUNS]
+        return sorted(paths, key=lambda path: path.parent.name, reverse=True)[:_MAX_RUNS]
 
     def _read(self, path: Path) -> pb.SnapshotReport | None:
         try:

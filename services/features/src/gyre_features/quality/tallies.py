@@ -25,9 +25,9 @@ from gyre_runtime.events import Event
 
 from gyre_features.quality.served import features_served
 
-_MOST_IDS = 2048
-_MOST_USERS = 2048
-_MOST_REQUESTS = 4096
+_MAX_IDS = 2048
+_MAX_USERS = 2048
+_MAX_REQUESTS = 4096
 _TIMES_OF_USER = 256
 """So many events of a user in a window tell its pace; the others are only counted."""
 
@@ -53,7 +53,7 @@ class LoopChecks:
         self.personal_users = checks.personal_data.of("users")
         self.personal_ids = checks.personal_data.of("interactions")
         self._personal = scanner(regions=spec.privacy.regions or None)
-        self.most_texts = checks.personal_data.sample
+        self.max_texts = checks.personal_data.sample
         self.tolerance_s = checks.sequences.tolerance.seconds
         self.bots = BotRule(min_rate_per_minute=checks.bots.min_per_minute)
 
@@ -78,7 +78,7 @@ class ShownRequests:
             return
         items = message.item_ids[: message.shown] if message.shown else message.item_ids
         self._requests[code] = time, array("q", map(hash, items))
-        if len(self._requests) > _MOST_REQUESTS:
+        if len(self._requests) > _MAX_REQUESTS:
             self._requests.popitem(last=False)
 
     def find(self, request: int) -> tuple[float, array[int]] | None:
@@ -106,8 +106,8 @@ class Tallies:
         self._checks, self._shown = checks, shown
         self._seen: Counter[tuple[str, str]] = Counter()
         self._at_fault: Counter[tuple[str, str]] = Counter()
-        self._ids: HashSample[int] = HashSample(_MOST_IDS)
-        self._users: HashSample[_Pace] = HashSample(_MOST_USERS)
+        self._ids: HashSample[int] = HashSample(_MAX_IDS)
+        self._users: HashSample[_Pace] = HashSample(_MAX_USERS)
         self._waiting: list[tuple[int, int, float]] = []
         self._texts = 0
         self._ids_of = ""
@@ -133,7 +133,7 @@ class Tallies:
             for name in self._checks.personal_users:
                 self._personal_data(f"users.{name}", _text(message, name))
 
-    def told(self) -> list[pb.CheckTally]:
+    def published(self) -> list[pb.CheckTally]:
         """Everything so far, by check and column."""
         self._sequences()
         compared = {key: (self._seen[key], self._at_fault[key]) for key in self._seen} | self._compared()
@@ -166,7 +166,7 @@ class Tallies:
     def _compare(self, event: Event, message: behavior.Interaction) -> None:
         self._repeats(event, "interactions")
         self._pace(message.user_id, event.time)
-        if message.request_id and len(self._waiting) < _MOST_REQUESTS:
+        if message.request_id and len(self._waiting) < _MAX_REQUESTS:
             request = hash((message.user_id, message.request_id))
             self._waiting.append((request, hash(message.item_id), event.time))
 
@@ -224,7 +224,7 @@ class Tallies:
             self._personal_data(f"items.{name}", _text(message, name))
 
     def _personal_data(self, column: str, text: str) -> None:
-        if self._texts < self._checks.most_texts:
+        if self._texts < self._checks.max_texts:
             self._texts += 1
             self._note("personal_data", column, at_fault=self._checks.has_personal_data(text))
 

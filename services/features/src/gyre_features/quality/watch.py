@@ -20,7 +20,7 @@ from gyre_features.quality.windows import PartitionWindows
 _AGAIN_S = 1.0
 
 ClosedUntil = Callable[[Collection[Place]], Awaitable[Mapping[Place, float]]]
-Tell = Callable[[Sequence[pb.QualityWindow]], Awaitable[None]]
+Publish = Callable[[Sequence[pb.QualityWindow]], Awaitable[None]]
 Commit = Callable[[Mapping[Place, int]], Awaitable[None]]
 
 
@@ -31,7 +31,7 @@ class QualityWatch:
         loops: by name.
         types: the payload classes of the topics.
         closed_until: answers for partitions the end of the last window that was told finally, unix seconds.
-        tell: sends windows and returns when Kafka has them.
+        publish: sends windows and returns when Kafka has them.
         commit: commits, for partitions, the offset to begin again at.
         mask: takes what the loops do not keep out of an event; None where they keep everything.
         live: sketches of served features, which are counted beside the windows.
@@ -44,7 +44,7 @@ class QualityWatch:
         types: MessageTypes,
         *,
         closed_until: ClosedUntil,
-        tell: Tell,
+        publish: Publish,
         commit: Commit,
         idle_s: float,
         mask: Callable[[Event], None] | None = None,
@@ -55,7 +55,7 @@ class QualityWatch:
         self._live = live
         self._checks = {name: LoopChecks(spec) for name, spec in loops.items()}
         self._shown: dict[Place, ShownRequests] = {}
-        self._closed_until, self._tell, self._commit = closed_until, tell, commit
+        self._closed_until, self._publish, self._commit = closed_until, publish, commit
         self._partitions: dict[Place, PartitionWindows] = {}
         self._last_record: dict[Place, float] = {}
         self._committed: dict[Place, int] = {}
@@ -69,12 +69,12 @@ class QualityWatch:
             for record in records:
                 self._count(record)
             self._last_record.update(dict.fromkeys(places, time.monotonic()))
-            await self._tell_due(places)
+            await self._publish_due(places)
 
     async def tick(self) -> None:
         """Tell what the passing of time closed."""
         async with self._lock:
-            await self._tell_due(set(self._partitions))
+            await self._publish_due(set(self._partitions))
 
     async def forget(self, places: Collection[Place]) -> None:
         """Drop partitions that went to another process, which counts their open windows again."""
@@ -138,20 +138,20 @@ class QualityWatch:
         now = time.monotonic()
         return now - self._last_record.get(place, now) >= self._idle_s
 
-    async def _tell_due(self, places: Collection[Place]) -> None:
+    async def _publish_due(self, places: Collection[Place]) -> None:
         due = [
             (self._partitions[place], window, message)
             for place in places
             for window, message in self._partitions[place].due(idle=self._idle(place))
         ]
         if due:
-            await self._tell([message for _, _, message in due])
+            await self._publish([message for _, _, message in due])
         for windows, window, message in due:
-            windows.told(window, final=message.final)
+            windows.published(window, final=message.final)
             instrument("gyre_quality_windows_total").add(loop=message.loop, topic=message.topic)
         resume = {place: self._partitions[place].resume_offset for place in places}
         if self._live is not None:
-            await self._live.tell_due(places, self._idle)
+            await self._live.publish_due(places, self._idle)
             resume = {place: self._live.resume_offset(place, offset) for place, offset in resume.items()}
         moved = {place: offset for place, offset in resume.items() if offset > self._committed.get(place, 0)}
         if moved:

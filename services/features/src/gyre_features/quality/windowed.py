@@ -16,9 +16,9 @@ from gyre_features.quality.tallies import merged
 
 _INTERACTIONS = "behavior.interactions"
 _BEHAVIOR = ("behavior.impressions", _INTERACTIONS)
-_MOST_PERIODS = 28
+_MAX_PERIODS = 28
 """As many windows as a snapshot's check of volume has periods."""
-_LEAST_PERIODS = 3
+_MIN_PERIODS = 3
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Judged:
 def windows_needed(spec: LoopSpec) -> int:
     """How many of the newest windows of each topic the checks of a loop look at."""
     open_ones = int(spec.events.max_lateness_s // spec.quality.window_s) + 1
-    return max(spec.quality.live.windows, _MOST_PERIODS + 1 + open_ones)
+    return max(spec.quality.live.windows, _MAX_PERIODS + 1 + open_ones)
 
 
 def judge_windows(spec: LoopSpec, windows: QualityWindows, *, now: float) -> Judged:
@@ -109,8 +109,8 @@ def _volume(spec: LoopSpec, windows: QualityWindows, now: float) -> Iterable[Che
     if not counts:
         return
     newest = (now - spec.events.max_lateness_s) // length * length - length
-    first = max(min(counts), newest - _MOST_PERIODS * length)
+    first = max(min(counts), newest - _MAX_PERIODS * length)
     history = [counts.get(newest - back * length, 0) for back in range(1, int((newest - first) // length) + 1)]
-    if len(history) >= _LEAST_PERIODS:
+    if len(history) >= _MIN_PERIODS:
         found = check_volume(counts.get(newest, 0), history, max_z=spec.quality.checks.volume.max_z)
         yield replace(found, column="interactions")

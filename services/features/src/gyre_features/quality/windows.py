@@ -27,7 +27,7 @@ from gyre_features.quality.tallies import Tallies
 VALUE = "value"
 """The name of an interaction's value among the ranges."""
 OTHER_TYPES = "(other)"
-_MOST_TYPES = 64
+_MAX_TYPES = 64
 _COMPARED = 2
 """In so many windows before the present one, events that come late are compared with the others still."""
 
@@ -38,8 +38,8 @@ class Range:
 
     count: int = 0
     missing: int = 0
-    least: float = float("inf")
-    greatest: float = float("-inf")
+    minimum: float = float("inf")
+    maximum: float = float("-inf")
     total: float = 0.0
 
     def add(self, value: float | None) -> None:
@@ -49,14 +49,14 @@ class Range:
             return
         self.count += 1
         self.total += value
-        self.least = min(self.least, value)
-        self.greatest = max(self.greatest, value)
+        self.minimum = min(self.minimum, value)
+        self.maximum = max(self.maximum, value)
 
     def message(self, name: str) -> pb.FieldRange:
         """The range as it is told; least and greatest are 0 without a value."""
-        least, greatest = (self.least, self.greatest) if self.count else (0.0, 0.0)
+        minimum, maximum = (self.minimum, self.maximum) if self.count else (0.0, 0.0)
         return pb.FieldRange(
-            field=name, count=self.count, missing=self.missing, min=least, max=greatest, sum=self.total
+            field=name, count=self.count, missing=self.missing, min=minimum, max=maximum, sum=self.total
         )
 
 
@@ -68,7 +68,7 @@ class Window:
         first_offset: of the first record counted: where counting the window begins again after a crash.
         tallies: what the checks of single events counted.
         changed: something was counted since the window was last told.
-        told_at: when that was, seconds of the process's clock.
+        published_at: when that was, seconds of the process's clock.
     """
 
     start: float
@@ -80,7 +80,7 @@ class Window:
     ranges: dict[str, Range] = field(default_factory=dict)
     newest: float = 0.0
     changed: bool = True
-    told_at: float = -inf
+    published_at: float = -inf
 
     def count(self, spec: LoopSpec, event: Event) -> None:
         """Count a readable event."""
@@ -91,7 +91,7 @@ class Window:
         self.newest = max(self.newest, min(event.time, event.arrival_time or event.time))
         self.tallies.count(event)
         if isinstance(message, behavior.Interaction):
-            known = message.type in self.types or len(self.types) < _MOST_TYPES
+            known = message.type in self.types or len(self.types) < _MAX_TYPES
             self.types[message.type if known else OTHER_TYPES] += 1
             declared = spec.events.interactions.get(message.type)
             if message.HasField("value"):
@@ -111,7 +111,7 @@ class Window:
 
     def message(self, source: str, partition: int, *, seconds: float, final: bool) -> pb.QualityWindow:
         """The window as it is told."""
-        told = pb.QualityWindow(
+        published = pb.QualityWindow(
             loop=source.partition(".")[0],
             topic=source,
             events=self.events,
@@ -120,13 +120,13 @@ class Window:
             ranges=[each.message(name) for name, each in sorted(self.ranges.items())],
             partition=partition,
             final=final,
-            tallies=self.tallies.told(),
+            tallies=self.tallies.published(),
         )
         if self.events:
-            told.newest_event_time.FromNanoseconds(round(self.newest * 1e9))
-        told.window_start_time.FromNanoseconds(round(self.start * 1e9))
-        told.window_end_time.FromNanoseconds(round((self.start + seconds) * 1e9))
-        return told
+            published.newest_event_time.FromNanoseconds(round(self.newest * 1e9))
+        published.window_start_time.FromNanoseconds(round(self.start * 1e9))
+        published.window_end_time.FromNanoseconds(round((self.start + seconds) * 1e9))
+        return published
 
 
 class PartitionWindows:
@@ -224,7 +224,7 @@ class PartitionWindows:
         return min((each.first_offset for each in self._windows.values()), default=waiting)
 
     def due(self, *, idle: bool) -> Iterator[tuple[Window, pb.QualityWindow]]:
-        """The windows to tell now and their messages, oldest first; call `told` after each.
+        """The windows to tell now and their messages, oldest first; call `published` after each.
 
         Args:
             idle: no record came for so long that open windows are told as they stand.
@@ -235,13 +235,13 @@ class PartitionWindows:
         for start in sorted(self._windows):
             window, end = self._windows[start], start + self._seconds
             final = end <= final_before
-            is_turn = monotonic() - window.told_at >= self._again_s
+            is_turn = monotonic() - window.published_at >= self._again_s
             if final or (window.changed and is_turn and (idle or end <= now)):
                 yield window, window.message(self.source, self.partition, seconds=self._seconds, final=final)
 
-    def told(self, window: Window, *, final: bool) -> None:
+    def published(self, window: Window, *, final: bool) -> None:
         """Note that a window was told as it stands; a final one is forgotten."""
-        window.changed, window.told_at = False, monotonic()
+        window.changed, window.published_at = False, monotonic()
         if final:
             self._closed_until = max(self._closed_until, window.start + self._seconds)
             del self._windows[window.start]

@@ -10,7 +10,7 @@ from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_features.online.store import OnlineStore
 
 
-class Forgotten(Protocol):
+class ErasureOutcome(Protocol):
     """What was done to forget a user."""
 
     @property
@@ -33,5 +33,5 @@ class Forgotten(Protocol):
 class Forgets(Protocol):
     """Forgets users online and in the warehouse."""
 
-    async def forget(self, stores: Sequence[OnlineStore], user_id: str, *, sent_as: str) -> Forgotten:
+    async def forget(self, stores: Sequence[OnlineStore], user_id: str, *, sent_as: str) -> ErasureOutcome:
         """Forget a user in all stores of a loop; raises Unavailable where it must be asked again."""

@@ -49,7 +49,7 @@ from gyre_features.stream.loop_stream import LoopStream
 
 _OFFSETS_AT_ONCE = 20_000
 _ATTEMPTS, _RETRY_S = 20, 1.0
-_PATIENCE_S, _POLL_S = 10.0, 0.1
+_STALL_TIMEOUT_S, _POLL_S = 10.0, 0.1
 _CATALOGUE = "catalog.items"
 _BEHAVIOR = (behavior.Interaction, behavior.Impression)
 
@@ -105,8 +105,8 @@ def apply_archived(settings: BackfillSettings, loop: str, places: Sequence[Place
 async def _apply(settings: BackfillSettings, spec: LoopSpec, places: Sequence[Place]) -> int:
     tombstones = Tombstones({spec.loop: spec}, read_keyring(settings))
     async with tombstones.following(settings), open_redis(settings) as redis:
-        store, most_events = open_store(settings, redis, spec), settings.features_batch_events
-        archived = Archived(store, most_events=most_events, forgotten=tombstones.cover)
+        store, max_events = open_store(settings, redis, spec), settings.features_batch_events
+        archived = Archived(store, max_events=max_events, forgotten=tombstones.cover)
         return await archived.apply(open_catalog(settings), places)
 
 
@@ -118,8 +118,8 @@ async def missing_events(catalog: Catalog, store: OnlineStore, places: Sequence[
     """
     tables = await asyncio.to_thread(_tables_of, catalog, store.spec.loop, places)
     ends = {place: checkpoints_of(tables[place[0]]).get(place[1], Checkpoint()).offset for place in places}
-    shards = await store.fences(places)
-    return sum(max(end - min(fences[place] for fences in shards), 0) for place, end in ends.items())
+    shards = await store.applied_offsets(places)
+    return sum(max(end - min(applied_offsets[place] for applied_offsets in shards), 0) for place, end in ends.items())
 
 
 class Archived:
@@ -129,7 +129,7 @@ class Archived:
 
     Args:
         store: of the layout.
-        most_events: in one batch.
+        max_events: in one batch.
         share: of the time that applying may take, above 0 and at most 1; the rest is left to others.
         forgotten: whether an event is of a user who was forgotten.
     """
@@ -138,12 +138,12 @@ class Archived:
         self,
         store: OnlineStore,
         *,
-        most_events: int,
+        max_events: int,
         share: float = 1.0,
         forgotten: Callable[[Event], bool] = lambda _event: False,
     ) -> None:
-        self._stream = LoopStream(store, on_batch=_ignore, most_events=most_events, forgotten=forgotten)
-        self._store, self._most_events, self._share = store, most_events, share
+        self._stream = LoopStream(store, on_batch=_ignore, max_events=max_events, forgotten=forgotten)
+        self._store, self._max_events, self._share = store, max_events, share
 
     async def apply(self, catalog: Catalog, places: Sequence[Place]) -> int:
         """Apply what the tables hold of topic partitions, from the store's fences on; answer how many events.
@@ -155,42 +155,44 @@ class Archived:
         """
         spec, name = self._store.spec, topic(self._store.spec.loop, _CATALOGUE)
         tables = await asyncio.to_thread(_tables_of, catalog, spec.loop, [(name, 0), *places])
-        begin, count = await self._stream.assigned(places), 0
+        start, count = await self._stream.assigned(places), 0
         ends = {(name, number): each.offset for number, each in checkpoints_of(tables[name]).items()}
         self._stream.follow_catalogue(max([spec.shards.kafka_partitions, *(number + 1 for _, number in ends)]))
         catalogue = [place for place in places if place[0] == name]
         for place in catalogue:
-            count += await self._apply_place(tables[name], place, begin[place])
+            count += await self._apply_place(tables[name], place, start[place])
         if len(catalogue) < len(places):
             await self._until_applied(ends)
         for place in places:
             if place[0] != name:
-                count += await self._apply_place(tables[place[0]], place, begin[place])
+                count += await self._apply_place(tables[place[0]], place, start[place])
         return count
 
     async def _until_applied(self, ends: Mapping[Place, int]) -> None:
         """Wait until the store holds the archived catalogue, of which others may apply a part at the same time."""
-        stand, since = -1, time.monotonic()
-        while time.monotonic() - since < _PATIENCE_S:
-            shards = await self._store.fences(ends)
-            missing = sum(max(end - fences[place], 0) for place, end in ends.items() for fences in shards)
+        seen, since = -1, time.monotonic()
+        while time.monotonic() - since < _STALL_TIMEOUT_S:
+            shards = await self._store.applied_offsets(ends)
+            missing = sum(
+                max(end - applied_offsets[place], 0) for place, end in ends.items() for applied_offsets in shards
+            )
             if not missing:
                 return
-            if missing != stand:
-                stand, since = missing, time.monotonic()
+            if missing != seen:
+                seen, since = missing, time.monotonic()
             await asyncio.sleep(_POLL_S)
 
-    async def _apply_place(self, table: Table, place: Place, begin: int) -> int:
+    async def _apply_place(self, table: Table, place: Place, start: int) -> int:
         """Apply what a table holds of a topic partition from an offset on; answer how many events.
 
         The last batch ends where the table does, so that the stream goes on behind what was refused, too.
         """
         end, count, clock = checkpoints_of(table).get(place[1], Checkpoint()), 0, PartitionClock()
         if table.name()[-1] == IMPRESSIONS and not counts_impressions(self._store.layout):
-            if begin < end.offset:
-                await _apply_patiently(self._stream, (), {place: end})
+            if start < end.offset:
+                await _apply_with_retries(self._stream, (), {place: end})
             return 0
-        for first, last in await asyncio.to_thread(_ranges, table, place[1], begin, end.offset):
+        for first, last in await asyncio.to_thread(_ranges, table, place[1], start, end.offset):
             events = []
             for event in await asyncio.to_thread(_read, self._store.layout, table, place, first=first, end=last):
                 clock = clock.after(event.time) if isinstance(event.message, _BEHAVIOR) else clock
@@ -202,30 +204,30 @@ class Archived:
 
     async def _apply(self, batch: Batch) -> None:
         """Apply a batch, leaving some of the time to others where they are to have it."""
-        for part in batch.parts(self._most_events) if self._share < 1 else [batch]:
+        for part in batch.parts(self._max_events) if self._share < 1 else [batch]:
             started = time.monotonic()
-            await _apply_patiently(self._stream, part.events, part.ends)
+            await _apply_with_retries(self._stream, part.events, part.ends)
             await asyncio.sleep((time.monotonic() - started) * (1 / self._share - 1))
 
 
-def _ranges(table: Table, partition: int, begin: int, end: int) -> list[tuple[int, int]]:
+def _ranges(table: Table, partition: int, start: int, end: int) -> list[tuple[int, int]]:
     """Ranges of offsets that together hold all rows of a partition between two offsets; the last reaches to the end.
 
     Where another log was accepted offsets jump far, so ranges without rows are left out.
     """
-    wanted = f"kafka_partition = {partition} and kafka_offset >= {begin} and kafka_offset < {end}"
+    wanted = f"kafka_partition = {partition} and kafka_offset >= {start} and kafka_offset < {end}"
     scan = table.scan(row_filter=wanted, selected_fields=("kafka_partition", "kafka_offset"))
     held = set[int]()
     for rows in scan.to_arrow_batch_reader():
         held.update(np.unique(rows["kafka_offset"].to_numpy() // _OFFSETS_AT_ONCE).tolist())
     firsts = [each * _OFFSETS_AT_ONCE for each in sorted(held)]
-    found = [(max(begin, first), min(end, first + _OFFSETS_AT_ONCE)) for first in firsts]
-    if begin < end and (not found or found[-1][1] < end):
-        found.append((found[-1][1] if found else begin, end))
+    found = [(max(start, first), min(end, first + _OFFSETS_AT_ONCE)) for first in firsts]
+    if start < end and (not found or found[-1][1] < end):
+        found.append((found[-1][1] if found else start, end))
     return found
 
 
-async def _apply_patiently(stream: LoopStream, events: Sequence[Event], ends: Mapping[Place, Checkpoint]) -> None:
+async def _apply_with_retries(stream: LoopStream, events: Sequence[Event], ends: Mapping[Place, Checkpoint]) -> None:
     """Apply events; a store that is busy with those of the other processes is asked again, which changes nothing."""
     for left in reversed(range(_ATTEMPTS)):
         try:

@@ -7,7 +7,7 @@ from gyre_core.features import Versions
 
 from gyre_features.online.store import OnlineStore
 
-_MOST_ITEMS = 200_000
+_MAX_ITEMS = 200_000
 _KEPT_S = 60.0
 
 
@@ -34,7 +34,7 @@ class KnownItems:
         if time.monotonic() - self._since > _KEPT_S:
             self.clear()
         while missing := [item_id for item_id in ids if item_id not in self._versions]:
-            if len(self._versions) + len(missing) > _MOST_ITEMS:
+            if len(self._versions) + len(missing) > _MAX_ITEMS:
                 self._versions = {}
                 missing = list(ids)
             version = self.version

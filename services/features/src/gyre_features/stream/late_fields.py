@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from gyre_core.features import (
-    Batch,
+    AggregatedBatch,
+    Contribution,
     EntityId,
     EntityKind,
     FieldsChanged,
-    Fold,
     State,
     Versions,
-    refold,
+    reapply,
     touched,
     with_version,
 )
 from gyre_core.features.encoding import encode_all
 
-from gyre_features.online.script import ShelfChange
+from gyre_features.online.script import BufferChange
 from gyre_features.online.store import OnlineStore
 
 _NEVER = float("-inf")
@@ -29,7 +29,7 @@ _IDLE_S = 86_400
 
 
 @dataclass
-class Known:
+class StoredPriorState:
     """What stands from before a batch: the items' versions, and with changes, the folds that they may concern.
 
     Attributes:
@@ -40,21 +40,21 @@ class Known:
 
     items: Mapping[str, Versions]
     base: int | None = None
-    known: list[tuple[bytes, list[Fold]]] = field(default_factory=list)
-    unknown: list[tuple[bytes, list[Fold]]] = field(default_factory=list)
-    _by_item: dict[str, list[Fold]] | None = None
+    known: list[tuple[bytes, list[Contribution]]] = field(default_factory=list)
+    unknown: list[tuple[bytes, list[Contribution]]] = field(default_factory=list)
+    _by_item: dict[str, list[Contribution]] | None = None
 
     def versions(self, item_id: str) -> Versions:
         """The versions of an item's fields."""
         return self.items.get(item_id, ())
 
-    def folds(self, item_id: str) -> Iterable[Fold]:
+    def contributions(self, item_id: str) -> Iterable[Contribution]:
         """The remembered folds on an item."""
         if self._by_item is None:
             self._by_item = {}
-            for _, folds in (*self.known, *self.unknown):
-                for fold in folds:
-                    self._by_item.setdefault(fold.item_id, []).append(fold)
+            for _, contributions in (*self.known, *self.unknown):
+                for contribution in contributions:
+                    self._by_item.setdefault(contribution.item_id, []).append(contribution)
         return self._by_item.get(item_id, ())
 
 
@@ -86,18 +86,22 @@ class LateFields:
         await self._store.put_versions({item_id: fields.pack(each) for item_id, each in found.items()}, ttl_s=ttl_s)
         return found
 
-    async def known(self, shard: int, changes: Sequence[FieldsChanged], items: Mapping[str, Versions]) -> Known:
+    async def known(
+        self, shard: int, changes: Sequence[FieldsChanged], items: Mapping[str, Versions]
+    ) -> StoredPriorState:
         """Read what changes may concern; the number of the last batch first, so that the script can compare.
 
         Raises:
             Unavailable: the store does not answer.
         """
         if not changes:
-            return Known(items)
+            return StoredPriorState(items)
         base = await self._store.last_batch(shard)
         since, is_new = self._since(changes, items)
-        known = [] if since is None else await self._store.folds(shard, known=True, since=since)
-        return Known(items, base, known, await self._store.folds(shard, known=False, since=_NEVER) if is_new else [])
+        known = [] if since is None else await self._store.contributions(shard, known=True, since=since)
+        return StoredPriorState(
+            items, base, known, await self._store.contributions(shard, known=False, since=_NEVER) if is_new else []
+        )
 
     def _since(self, changes: Sequence[FieldsChanged], items: Mapping[str, Versions]) -> tuple[float | None, bool]:
         """From when on events on known items may be concerned, None for none; and whether unknown items' may."""
@@ -107,18 +111,18 @@ class LateFields:
             versions = items.get(change.id, ())
             is_new = is_new or not versions
             if versions:
-                begin = change.time if versions[0].time < change.time else _NEVER
-                since = begin if since is None else min(since, begin)
+                start = change.time if versions[0].time < change.time else _NEVER
+                since = start if since is None else min(since, start)
         return since, is_new
 
-    async def whole(self, shard: int, batch: Batch) -> dict[EntityId, bytes]:
+    async def whole(self, shard: int, batch: AggregatedBatch) -> dict[EntityId, bytes]:
         """The values that the batch's refolds change, with what else the batch adds to them.
 
         Raises:
             Unavailable: the store does not answer.
         """
-        refolds = [each for each in batch.refolds if not self._forgotten(each[0].user_id, each[0].time)]
-        entities = dict.fromkeys(entity for fold, _ in refolds for entity in self._own(shard, fold))
+        corrections = [each for each in batch.corrections if not self._forgotten(each[0].user_id, each[0].time)]
+        entities = dict.fromkeys(entity for contribution, _ in corrections for entity in self._own(shard, contribution))
         stored = await self._store.values(list(entities))
         states = {
             entity: State.unpack(self._layout.slots(entity[0]), value)
@@ -129,38 +133,42 @@ class LateFields:
         def state(kind: EntityKind, id: str) -> State | None:  # noqa: A002 (the field's name)
             return states.get((kind, id))
 
-        for fold, held in refolds:
-            refold(self._layout, fold, held, state)
+        for contribution, held in corrections:
+            reapply(self._layout, contribution, held, state)
         for entity, each in states.items():
             delta = batch.deltas.get(entity)
             if delta is not None:
                 each.merge(delta)
         return {entity: each.pack(0) for entity, each in states.items()}
 
-    def shelves(self, shard: int, batch: Batch, known: Known) -> tuple[ShelfChange, ...]:
+    def buffers(self, shard: int, batch: AggregatedBatch, known: StoredPriorState) -> tuple[BufferChange, ...]:
         """What becomes of the remembered folds."""
-        layout, gone = self._layout, {fold for fold, _ in batch.refolds}
-        folds = batch.folds if self._store.shards == 1 else [each for each in batch.folds if self._own(shard, each)]
-        if not folds and not gone:
+        layout, gone = self._layout, {contribution for contribution, _ in batch.corrections}
+        contributions = (
+            batch.contributions
+            if self._store.shards == 1
+            else [each for each in batch.contributions if self._own(shard, each)]
+        )
+        if not contributions and not gone:
             return ()
-        newest = max((fold.time for fold in folds), default=_NEVER)
-        found: list[ShelfChange] = []
+        newest = max((contribution.time for contribution in contributions), default=_NEVER)
+        found: list[BufferChange] = []
         for is_known, members, kept_s in (
             (True, known.known, layout.max_field_lateness_s),
             (False, known.unknown, layout.max_lateness_s),
         ):
-            drop, left = [], [[fold for fold in folds if fold.is_known == is_known]]
+            drop, left = [], [[contribution for contribution in contributions if contribution.is_known == is_known]]
             for member, own in members:
                 rest = [each for each in own if each not in gone and not self._forgotten(each.user_id, each.time)]
                 if len(rest) < len(own):
                     drop.append(member)
                     left.append(rest)
-            pack = layout.item_fields.pack_folds
-            add = [(max(fold.time for fold in each), pack(each)) for each in left if each]
-            found.append(ShelfChange(drop, add, newest - kept_s, ceil(kept_s) + _IDLE_S))
+            pack = layout.item_fields.pack_contributions
+            add = [(max(contribution.time for contribution in each), pack(each)) for each in left if each]
+            found.append(BufferChange(drop, add, newest - kept_s, ceil(kept_s) + _IDLE_S))
         return tuple(found)
 
-    def versions(self, shard: int, batch: Batch, known: Known) -> dict[str, tuple[bytes, int]]:
+    def versions(self, shard: int, batch: AggregatedBatch, known: StoredPriorState) -> dict[str, tuple[bytes, int]]:
         """What is to be kept of changed items' earlier fields, with its time to live."""
         fields, store, found = self._layout.item_fields, self._store, dict[str, tuple[bytes, int]]()
         for item_id, versions in batch.versions.items():
@@ -170,8 +178,8 @@ class LateFields:
                 found[item_id] = fields.pack(versions[:-1]), ceil(self._layout.max_lateness_s) + _IDLE_S
         return found
 
-    def _own(self, shard: int, fold: Fold) -> list[EntityId]:
+    def _own(self, shard: int, contribution: Contribution) -> list[EntityId]:
         """The entities of a virtual shard that a fold touched."""
-        entities = [entity for entity, _ in touched(self._layout, fold)]
+        entities = [entity for entity, _ in touched(self._layout, contribution)]
         shards = self._store.shards
         return [each for each in entities if shards == 1 or self._store.names.shard_of(*each) == shard]

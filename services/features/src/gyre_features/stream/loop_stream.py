@@ -15,7 +15,7 @@ from gyre_core.features import (
     EntityId,
     FieldsChanged,
     Impression,
-    Interaction,
+    UserInteraction,
     Versions,
     aggregate_batch,
     items_needed,
@@ -29,7 +29,7 @@ from gyre_runtime.events import Event
 from gyre_runtime.fields import field_values
 from gyre_runtime.kafka import StoreLostState
 
-from gyre_features.online.script import Applied, Fences, Known, ShelfChange, Stale, Write
+from gyre_features.online.script import AlreadyApplied, Applied, AppliedOffsets, BufferChange, StaleInput, Write
 from gyre_features.online.store import OnlineStore, identity, request_identity
 from gyre_features.stream.item_lookup import KnownItems
 from gyre_features.stream.late_fields import LateFields
@@ -46,7 +46,7 @@ def feature_event(event: Event) -> FeatureEvent:
     message = event.message
     if isinstance(message, behavior.Interaction):
         value = message.value if message.HasField("value") else None
-        return Interaction(message.user_id, message.item_id, message.type, event.time, value)
+        return UserInteraction(message.user_id, message.item_id, message.type, event.time, value)
     if isinstance(message, behavior.Impression):
         return Impression(message.user_id, message.item_ids[: message.shown], event.time)
     if isinstance(message, behavior.UserChanged):
@@ -73,7 +73,7 @@ class _Prepared:
         whole: values in which fields that came late are made up for.
         versions: of the items whose fields change, as they are then.
         older: what is to be stored of them beside their values, with its time to live in seconds.
-        shelves: what becomes of the remembered folds.
+        buffers: what becomes of the remembered folds.
         late: events by what their items' fields have to do with time, see `gyre_features_late_fields_total`.
     """
 
@@ -87,7 +87,7 @@ class _Prepared:
     whole: Mapping[EntityId, bytes] = field(default_factory=dict)
     versions: Mapping[str, Versions] = field(default_factory=dict)
     older: Mapping[str, tuple[bytes, int]] = field(default_factory=dict)
-    shelves: tuple[ShelfChange, ...] = ()
+    buffers: tuple[BufferChange, ...] = ()
     late: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -99,13 +99,13 @@ class LoopStream:
 
     Attributes:
         store: of the loop.
-        most_events: in one batch, so in one script, during which Redis answers nobody else.
+        max_events: in one batch, so in one script, during which Redis answers nobody else.
 
     Args:
         store: of the loop.
         on_batch: awaited after each applied batch, with the events that counted. The store remembers what it was told
-            of the batch, until the caller says by `told` that others know it.
-        most_events: in one batch, so in one script, during which Redis answers nobody else.
+            of the batch, until the caller says by `published` that others know it.
+        max_events: in one batch, so in one script, during which Redis answers nobody else.
         forgotten: whether an event is of a user who was forgotten: it moves the fences and counts for nothing.
     """
 
@@ -114,20 +114,20 @@ class LoopStream:
         store: OnlineStore,
         *,
         on_batch: OnBatch,
-        most_events: int = 1000,
+        max_events: int = 1000,
         forgotten: Callable[[Event], bool] = lambda _event: False,
     ) -> None:
         self.store = store
-        self.most_events = most_events
+        self.max_events = max_events
         self._on_batch = on_batch
         self._forgotten = forgotten
-        self._fences: list[Fences] = [{} for _ in range(store.shards)]
-        self._told: list[list[int]] = [[] for _ in range(store.shards)]
+        self._applied_offsets: list[AppliedOffsets] = [{} for _ in range(store.shards)]
+        self._published: list[list[int]] = [[] for _ in range(store.shards)]
         self._items = KnownItems(store)
         self._late = LateFields(store, forgotten=self._is_forgotten)
         self.catalogue: tuple[Place, ...] = ()
         self.follow_catalogue(store.spec.shards.kafka_partitions)
-        self._catalogue_fences: list[tuple[int, ...]] = [()] * store.shards
+        self._catalogue_offsets: list[tuple[int, ...]] = [()] * store.shards
         layout = store.layout
         self._reads_fields = bool(layout.item_fields.fields)
         self._counts_impressions = any(layout.plan(kind, IMPRESSION) for kind in ("item", "user", "global"))
@@ -147,12 +147,12 @@ class LoopStream:
         """
         wanted = list(places)
         stored = await self.store.checkpoints(wanted)
-        for fences, found in zip(self._fences, stored, strict=True):
-            fences.update({place: each.offset for place, each in found.items()})
+        for applied_offsets, found in zip(self._applied_offsets, stored, strict=True):
+            applied_offsets.update({place: each.offset for place, each in found.items()})
         self._forget_catalogue()
         return {place: list(dict.fromkeys(found[place] for found in stored)) for place in wanted}
 
-    async def assigned(self, places: Iterable[Place]) -> Fences:
+    async def assigned(self, places: Iterable[Place]) -> AppliedOffsets:
         """Take over topic partitions; answer for each the offset to begin at: the lowest fence of all shards.
 
         Raises:
@@ -161,7 +161,7 @@ class LoopStream:
         found = await self.checkpoints(places)
         return {place: min(each.offset for each in stored) for place, stored in found.items()}
 
-    async def untold(self) -> list[BatchApplied]:
+    async def unpublished(self) -> list[BatchApplied]:
         """The applied batches that nobody is known to have told, so after a crash those that it kept from being told.
 
         Raises:
@@ -170,9 +170,9 @@ class LoopStream:
         shards = range(self.store.shards)
         return [restored(*each) for shard in shards for each in (await self.store.outbox(shard)).items()]
 
-    def told(self, batch: BatchApplied) -> None:
+    def published(self, batch: BatchApplied) -> None:
         """Others know of a batch: the next script lets it leave the store's outbox."""
-        self._told[batch.shard].append(batch.batch)
+        self._published[batch.shard].append(batch.batch)
 
     async def clear_outbox(self) -> None:
         """Let the batches that were told leave the outbox without a further script.
@@ -180,10 +180,10 @@ class LoopStream:
         Raises:
             Unavailable: the store does not answer.
         """
-        for shard, told in enumerate(self._told):
-            if told:
-                await self.store.clear_outbox(shard, told)
-                told.clear()
+        for shard, published in enumerate(self._published):
+            if published:
+                await self.store.clear_outbox(shard, published)
+                published.clear()
 
     async def apply(self, events: Sequence[Event], ends: Mapping[Place, Checkpoint] | None = None) -> None:
         """Apply decoded events; within a topic partition they are in the order of their offsets.
@@ -212,7 +212,7 @@ class LoopStream:
         """Apply batch after batch; while the store takes one in, the next is prepared."""
         running: asyncio.Task[None] | None = None
         try:
-            for batch in whole.parts(self.most_events):
+            for batch in whole.parts(self.max_events):
                 if running is not None:
                     # So that the batch before is on its way to the store when this one takes the processor.
                     await asyncio.wait([running], timeout=_SENDING_S)
@@ -229,65 +229,68 @@ class LoopStream:
                 await asyncio.gather(running, return_exceptions=True)
 
     async def _apply_batch(self, shard: int, own: Batch, prepared: _Prepared) -> None:
-        fences, known, events = self._fences[shard], frozenset[bytes](), own.events
+        applied_offsets, known, events = self._applied_offsets[shard], frozenset[bytes](), own.events
         while True:
-            following = {place: end for place, end in own.ends.items() if end.offset > fences.get(place, 0)}
+            following = {place: end for place, end in own.ends.items() if end.offset > applied_offsets.get(place, 0)}
             if not following:
                 return
             fresh = self._fresh(shard, events)
             if not self._still_good(prepared, fresh):
                 prepared = await self._prepare(shard, events, known)
-            batch, told = self._described(shard, fresh, prepared), tuple(self._told[shard])
+            batch, published = self._described(shard, fresh, prepared), tuple(self._published[shard])
             write = Write(
-                expected={place: fences.get(place, 0) for place in following},
+                expected={place: applied_offsets.get(place, 0) for place in following},
                 following=following,
                 deltas=prepared.deltas,
                 identities=prepared.identities,
                 watched=self.catalogue,
                 description=batch.SerializeToString(),
-                told=told,
+                published=published,
                 base=prepared.base,
-                catalogue=None if prepared.items_version is None else self._catalogue_fences[shard],
+                catalogue=None if prepared.items_version is None else self._catalogue_offsets[shard],
                 whole=prepared.whole,
                 versions=prepared.older,
-                shelves=prepared.shelves,
+                buffers=prepared.buffers,
             )
             outcome = await self.store.apply(shard, write)
             if isinstance(outcome, Applied):
-                fences.update({place: end.offset for place, end in following.items()})
-                del self._told[shard][: len(told)]
+                applied_offsets.update({place: end.offset for place, end in following.items()})
+                del self._published[shard][: len(published)]
                 self._note_applied(shard, outcome, prepared)
                 if fresh:
                     await self._on_batch(completed(batch, outcome.batch, outcome.time), prepared.kept)
                 return
-            if isinstance(outcome, Known):
+            if isinstance(outcome, AlreadyApplied):
                 known |= outcome.identities
                 prepared = await self._prepare(shard, events, known)
-            elif isinstance(outcome, Stale):
+            elif isinstance(outcome, StaleInput):
                 self._forget_catalogue()
                 prepared = await self._prepare(shard, events, known)
             else:
-                self._slice(shard, outcome.fences)
+                self._slice(shard, outcome.applied_offsets)
 
     def _fresh(self, shard: int, events: Sequence[Event]) -> list[Event]:
-        fences = self._fences[shard]
-        return [event for event in events if event.offset >= fences.get((event.topic, event.partition), 0)]
+        applied_offsets = self._applied_offsets[shard]
+        return [event for event in events if event.offset >= applied_offsets.get((event.topic, event.partition), 0)]
 
     async def _prepare(self, shard: int, events: Sequence[Event], known: frozenset[bytes]) -> _Prepared:
         fresh, layout = self._fresh(shard, events), self.store.layout
         kept, identities, duplicates = self._without_duplicates(fresh, known)
         changes = [feature_event(event) for event in kept]
         needed = items_needed(layout, changes) if self._reads_fields else []
-        if needed and not self._catalogue_fences[shard]:
+        if needed and not self._catalogue_offsets[shard]:
             # Before the items are looked up: what changes between the two is noticed.
-            fences = (await self.store.fences(self.catalogue))[shard]
-            self._catalogue_fences[shard] = tuple(fences[place] for place in self.catalogue)
+            applied_offsets = (await self.store.applied_offsets(self.catalogue))[shard]
+            self._catalogue_offsets[shard] = tuple(applied_offsets[place] for place in self.catalogue)
         items = await self._items.lookup(needed)
         version = self._items.version if needed else None
-        stand = await self._late.known(shard, _of_items(changes) if needed else [], items)
-        batch = aggregate_batch(layout, changes, stand)
-        whole = await self._late.whole(shard, batch) if batch.refolds else {}
-        waiting, came = (sum(not fold.is_known for fold in folds) for folds in (batch.folds, dict(batch.refolds)))
+        prior = await self._late.known(shard, _of_items(changes) if needed else [], items)
+        batch = aggregate_batch(layout, changes, prior)
+        whole = await self._late.whole(shard, batch) if batch.corrections else {}
+        waiting, arrived = (
+            sum(not contribution.is_known for contribution in contributions)
+            for contributions in (batch.contributions, dict(batch.corrections))
+        )
         return _Prepared(
             fresh=len(fresh),
             kept=kept,
@@ -295,12 +298,12 @@ class LoopStream:
             duplicates=duplicates,
             deltas=self._packed(shard, batch.deltas, whole),
             items_version=version,
-            base=stand.base,
+            base=prior.base,
             whole=whole,
             versions=batch.versions,
-            older=self._late.versions(shard, batch, stand),
-            shelves=self._late.shelves(shard, batch, stand) if needed else (),
-            late={"waiting": waiting, "came": came, "corrected": len(batch.refolds) - came},
+            older=self._late.versions(shard, batch, prior),
+            buffers=self._late.buffers(shard, batch, prior) if needed else (),
+            late={"waiting": waiting, "came": arrived, "corrected": len(batch.corrections) - arrived},
         )
 
     def _packed(
@@ -330,24 +333,24 @@ class LoopStream:
         """Whether nothing that a preparation was made from has changed since; fences only ever cut off more."""
         return prepared.fresh == len(fresh) and prepared.items_version in (None, self._items.version)
 
-    def _slice(self, shard: int, found: Fences) -> None:
+    def _slice(self, shard: int, found: AppliedOffsets) -> None:
         """Take the fences as they stand: somebody else applied events of this batch, or the store lost some."""
-        fences = self._fences[shard]
-        lost = [place for place, fence in found.items() if fence < fences.get(place, 0)]
+        applied_offsets = self._applied_offsets[shard]
+        lost = [place for place, applied_offset in found.items() if applied_offset < applied_offsets.get(place, 0)]
         _LOG.info("the fences stand elsewhere", extra={"loop": self.store.spec.loop, "shard": shard})
-        fences.update(found)
+        applied_offsets.update(found)
         self._forget_catalogue()
         if lost:
             raise StoreLostState(f"{self.store.spec.loop}: the online store lost events of {len(lost)} partitions")
 
     def _forget_catalogue(self) -> None:
         self._items.clear()
-        self._catalogue_fences = [()] * self.store.shards
+        self._catalogue_offsets = [()] * self.store.shards
 
     def _note_applied(self, shard: int, applied: Applied, prepared: _Prepared) -> None:
         """Keep what is known of items: nobody else changed some, or the script would not have applied the batch."""
         if prepared.items_version is not None:
-            self._catalogue_fences[shard] = applied.watched
+            self._catalogue_offsets[shard] = applied.watched
             self._items.changed(prepared.versions)
         for reason, count in prepared.duplicates.items():
             instrument("gyre_features_duplicates_total").add(count, loop=self.store.spec.loop, reason=reason)

@@ -166,10 +166,10 @@ class LayoutMaintainer:
         for hash_, layout in known.items():
             spec = self.catalog.spec(loop, hash_) if layout.is_maintained and hash_ not in self._running else None
             if spec is not None:
-                self._begin(hash_, spec)
+                self._start(hash_, spec)
                 _LOG.info("a layout is maintained", extra={"loop": loop, "layout": hash_, "state": layout.state})
 
-    def _begin(self, hash_: str, spec: LoopSpec) -> None:
+    def _start(self, hash_: str, spec: LoopSpec) -> None:
         def make() -> ConsumerWork:
             stream = self.open(hash_, spec)
             self._running[hash_].stream = stream

@@ -24,7 +24,7 @@ from gyre_features.stream.outbox import identity_of
 
 CATALOGUE = "catalog.items"
 _POLL_S = 0.05
-_PATIENCE_S = 10.0
+_STALL_TIMEOUT_S = 10.0
 _RETRY_S = 0.5
 _TELLING_S = 5.0
 _PUBLISH_S = 1.0
@@ -43,14 +43,14 @@ class Filling:
         is_filling: whether the layout is still being filled, so that nobody reads it.
         gives_way: whether another layout is read meanwhile, whose events come first.
         share: of the time that applying events may take while it gives way, above 0 and at most 1.
-        most_events: in one batch, while it gives way.
+        max_events: in one batch, while it gives way.
     """
 
     fill: Fill
     is_filling: Callable[[], bool]
     gives_way: Callable[[], bool]
     share: float
-    most_events: int
+    max_events: int
 
 
 class StreamWorker:
@@ -61,13 +61,13 @@ class StreamWorker:
         store: OnlineStore,
         producer: Producer,
         *,
-        most_events: int,
+        max_events: int,
         filling: Filling | None = None,
         forgotten: Callable[[Event], bool] = lambda _event: False,
     ) -> None:
         self._producer, self._loop = producer, store.spec.loop
-        self._filling, self._most_events = filling, most_events
-        self._stream = LoopStream(store, on_batch=self._note, most_events=most_events, forgotten=forgotten)
+        self._filling, self._max_events = filling, max_events
+        self._stream = LoopStream(store, on_batch=self._note, max_events=max_events, forgotten=forgotten)
         self._wait: asyncio.Task[None] | None = None
         self._refused: list[BatchApplied] = []
 
@@ -81,8 +81,8 @@ class StreamWorker:
         """
         if self._filling is not None:
             await self._filled(self._filling.fill(places))
-        for batch in await self._stream.untold():
-            self._tell(batch)
+        for batch in await self._stream.unpublished():
+            self._publish(batch)
         return await self._stream.checkpoints(places)
 
     async def _filled(self, work: Awaitable[None]) -> None:
@@ -91,8 +91,8 @@ class StreamWorker:
         try:
             while not running.done():
                 await asyncio.wait({running}, timeout=_PUBLISH_S)
-                for batch in await self._stream.untold():
-                    self._tell(batch)
+                for batch in await self._stream.unpublished():
+                    self._publish(batch)
                 await self._producer.flush()
                 await self._stream.clear_outbox()
         finally:
@@ -141,10 +141,10 @@ class StreamWorker:
         """
         started, filling = time.monotonic(), self._filling
         if filling is None or not filling.gives_way():
-            self._stream.most_events = self._most_events
+            self._stream.max_events = self._max_events
             await self._stream.apply(batch.events, batch.ends)
             return
-        self._stream.most_events = filling.most_events
+        self._stream.max_events = filling.max_events
         await self._stream.apply(batch.events, batch.ends)
         await asyncio.sleep((time.monotonic() - started) * (1 / filling.share - 1))
 
@@ -162,14 +162,14 @@ class StreamWorker:
             applied.add(count, loop=batch.loop, layout=batch.layout, topic=source)
         again, self._refused = self._refused, []
         for each in (*again, batch):
-            self._tell(each)
+            self._publish(each)
 
-    def _tell(self, batch: BatchApplied) -> None:
+    def _publish(self, batch: BatchApplied) -> None:
         """Send a batch to `features.applied`; until Kafka has it, it stands in the store's outbox."""
 
         def settled(arrived: bool) -> None:
             if arrived:
-                self._stream.told(batch)
+                self._stream.published(batch)
             else:
                 self._refused.append(batch)
 
@@ -189,7 +189,7 @@ def _fail_with(consumer: Consumer, task: asyncio.Task[None]) -> None:
 async def _release_after_catalogue(consumer: Consumer, stream: LoopStream, behaviour: Sequence[TopicPartition]) -> None:
     """Let behaviour flow once the catalogue, as long as it is now, stands in the store, whoever applies it."""
     ends: dict[TopicPartition, int] | None = None
-    stand, since = None, time.monotonic()
+    seen, since = None, time.monotonic()
     while True:
         try:
             if ends is None:
@@ -201,9 +201,9 @@ async def _release_after_catalogue(consumer: Consumer, stream: LoopStream, behav
             continue
         if all(progress[each] >= end for each, end in ends.items()):
             break
-        if progress != stand:
-            stand, since = progress, time.monotonic()
-        elif time.monotonic() - since > _PATIENCE_S:
+        if progress != seen:
+            seen, since = progress, time.monotonic()
+        elif time.monotonic() - since > _STALL_TIMEOUT_S:
             # Another worker of the group may read those partitions, and get nowhere.
             _LOG.warning("the catalogue does not get on", extra={"loop": stream.store.spec.loop})
             break

@@ -162,7 +162,7 @@ class Archive:
     Args:
         catalog: of the warehouse.
         rows: append when so many wait.
-        seconds: append what waited so long; longer where commits piled up, see `_patience_s`.
+        seconds: append what waited so long; longer where commits piled up, see `_max_wait_s`.
         payload_bytes: append when so many bytes of Arrow data wait.
         counted: what of some events belongs into the tables; all of it by default.
     """
@@ -177,7 +177,7 @@ class Archive:
         counted: Callable[[Sequence[Event]], Sequence[Event]] = lambda events: events,
     ) -> None:
         self._catalog = catalog
-        self._most_rows, self._most_s, self._most_bytes = rows, seconds, payload_bytes
+        self._max_rows, self._max_s, self._max_bytes = rows, seconds, payload_bytes
         self._counted = counted
         self._waiting: dict[str, _Waiting] = {}
         self._count = self._bytes = 0
@@ -205,7 +205,7 @@ class Archive:
         Raises:
             Unavailable: too much waits and the warehouse takes nothing; nothing was taken in, call again.
         """
-        if self._count >= self._most_rows or self._bytes >= self._most_bytes:
+        if self._count >= self._max_rows or self._bytes >= self._max_bytes:
             await self.flush()
         async with self._lock:
             by_topic: dict[str, list[Event]] = {}
@@ -234,17 +234,17 @@ class Archive:
     async def run(self) -> None:
         """Append what waits too long, until cancelled; while the warehouse takes nothing, try again."""
         while True:
-            await asyncio.sleep(self._most_s / 4)
-            if self._waiting and time.monotonic() - self._since >= self._patience_s:
+            await asyncio.sleep(self._max_s / 4)
+            if self._waiting and time.monotonic() - self._since >= self._max_wait_s:
                 try:
                     await self.flush()
                 except Unavailable as error:
                     _LOG.warning("rows wait", extra={"rows": self._count, "problem": str(error)})
 
     @property
-    def _patience_s(self) -> float:
+    def _max_wait_s(self) -> float:
         """How long rows may wait: each commit of a table costs all later ones, so the more there are the longer."""
-        return min(max(self._most_s, self._commits / _COMMITS_FOR_A_SECOND), max(self._most_s, _LONGEST_S))
+        return min(max(self._max_s, self._commits / _COMMITS_FOR_A_SECOND), max(self._max_s, _LONGEST_S))
 
     async def release(self) -> None:
         """Append what waits and forget it, for its partitions go; the next owner reads on from the table's offsets."""
@@ -330,8 +330,8 @@ class Archive:
 def _from(rows: pa.Table, stored: Mapping[int, int]) -> pa.Table:
     """The rows that a table which stands at `stored` does not hold."""
     partitions, offsets = rows["kafka_partition"].to_numpy(), rows["kafka_offset"].to_numpy()
-    begin = np.zeros(len(rows), dtype=np.int64)
+    start = np.zeros(len(rows), dtype=np.int64)
     for partition, offset in stored.items():
-        begin[partitions == partition] = offset
-    fresh = offsets >= begin
+        start[partitions == partition] = offset
+    fresh = offsets >= start
     return rows if fresh.all() else rows.filter(pa.array(fresh))

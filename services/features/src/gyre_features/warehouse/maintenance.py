@@ -48,7 +48,7 @@ class Expired:
     orphans: int
 
 
-def compact(table: Table, *, target_bytes: int, least_files: int) -> Compacted:
+def compact(table: Table, *, target_bytes: int, min_files: int) -> Compacted:
     """Rewrite the small files of each day before the newest into files of about the target's size.
 
     Memory holds the rows of one target file at once. Offsets, which are properties of the table, stay as they are.
@@ -56,30 +56,30 @@ def compact(table: Table, *, target_bytes: int, least_files: int) -> Compacted:
     Args:
         table: partitioned by day.
         target_bytes: size of a file as written; one of at least half of it is not small.
-        least_files: how many small files a day must have before it is worth it.
+        min_files: how many small files a day must have before it is worth it.
 
     Raises:
         Unavailable: others commit all the time (WAREHOUSE_BUSY); what was rewritten by then stands.
     """
     done = Compacted()
-    for tasks in _groups(table, target_bytes, least_files):
+    for tasks in _groups(table, target_bytes, min_files):
         done += _rewrite(table, tasks)
     return done
 
 
-def compactable(table: Table, *, target_bytes: int, least_files: int) -> int:
+def compactable(table: Table, *, target_bytes: int, min_files: int) -> int:
     """How many small files `compact` would rewrite now."""
-    return sum(len(tasks) for tasks in _groups(table, target_bytes, least_files))
+    return sum(len(tasks) for tasks in _groups(table, target_bytes, min_files))
 
 
-def _groups(table: Table, target_bytes: int, least_files: int) -> Iterator[list[FileScanTask]]:
+def _groups(table: Table, target_bytes: int, min_files: int) -> Iterator[list[FileScanTask]]:
     """The small files that are to become one, of one day each."""
     days: dict[int, list[FileScanTask]] = {}
     for task in table.scan().plan_files():
         days.setdefault(task.file.partition[0], []).append(task)
     for day in sorted(days)[:-1]:
         small = [task for task in days[day] if task.file.file_size_in_bytes < target_bytes // 2]
-        if len(small) < least_files:
+        if len(small) < min_files:
             continue
         group: list[FileScanTask] = []
         size = 0

@@ -14,7 +14,7 @@ from gyre_runtime import instrument
 from gyre_runtime.kafka import Producer
 
 from gyre_gateway.domain.ranking import Order, logged
-from gyre_gateway.domain.requests import Answer, Features
+from gyre_gateway.domain.requests import Features, RankedAnswer
 
 _METHODS = {"rank": behavior.IMPRESSION_METHOD_RANK, "recommend": behavior.IMPRESSION_METHOD_RECOMMEND}
 _TOPIC = "behavior.impressions"
@@ -30,7 +30,7 @@ class KafkaImpressions:
         self._topics = {name: topic(name, _TOPIC) for name in loops}
         self._logged_rest = {name: spec.serving.logged_rest for name, spec in loops.items()}
 
-    def write(self, answer: Answer) -> None:
+    def write(self, answer: RankedAnswer) -> None:
         """See `Impressions`."""
         request = answer.request
         name = self._topics[request.loop]
@@ -47,7 +47,7 @@ def count_drop(name: str, _reason: str) -> None:
         instrument("gyre_gateway_impressions_dropped_total").add(loop=loop)
 
 
-def impression(answer: Answer, *, logged_rest: int) -> behavior.Impression:
+def impression(answer: RankedAnswer, *, logged_rest: int) -> behavior.Impression:
     """Write a request and its answer down."""
     request, scored, ranking, shown = answer.request, answer.scored, answer.ranking, answer.shown
     rows = logged(ranking.order, shown=shown, rest=logged_rest, request_id=request.request_id)
@@ -82,7 +82,7 @@ def impression(answer: Answer, *, logged_rest: int) -> behavior.Impression:
     return record
 
 
-def fitting_impression(answer: Answer, *, logged_rest: int, max_bytes: int) -> behavior.Impression:
+def fitting_impression(answer: RankedAnswer, *, logged_rest: int, max_bytes: int) -> behavior.Impression:
     """Write a request and its answer down in at most so many bytes: first the rest is thinned, then the features go.
 
     What callers give is bounded so that the items that were shown, the context and the propensities always fit.

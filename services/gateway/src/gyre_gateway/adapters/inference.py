@@ -15,13 +15,13 @@ _FLOAT_BYTES = 4
 
 
 class GrpcModels:
-    """A `ModelServer` on a channel."""
+    """A `ScoringService` on a channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._stub = rpc.InferenceServiceStub(channel)
 
     async def score(self, request: Request, features: Features, *, version: str, epoch: int, timeout_s: float) -> F32:
-        """See `ModelServer`."""
+        """See `ScoringService`."""
         block = FeatureBlock(
             layout=features.layout, rows=features.rows, columns=features.columns, values=features.values
         )

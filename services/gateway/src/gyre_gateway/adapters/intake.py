@@ -12,7 +12,7 @@ from gyre_runtime import Invalid, Violation, tracing
 from gyre_runtime.events import Record, encode
 from gyre_runtime.kafka import Producer, require_fits
 
-from gyre_gateway.domain.events import Event
+from gyre_gateway.domain.events import OutgoingEvent
 
 SOURCE = "gateway"
 """CloudEvents source of tracked events, followed by the application that calls, where it says so.
@@ -36,7 +36,7 @@ class KafkaIntake:
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
 
-    async def send(self, loop: str, events: Sequence[Event], *, application: str) -> None:
+    async def send(self, loop: str, events: Sequence[OutgoingEvent], *, application: str) -> None:
         """See `Intake`."""
         source = f"{SOURCE}/{application}" if application else SOURCE
         records = [_record(loop, event, index=index, source=source) for index, event in enumerate(events)]
@@ -47,7 +47,7 @@ class KafkaIntake:
                 raise outcome
 
 
-def _record(loop: str, event: Event, *, index: int, source: str) -> tuple[str, Record]:
+def _record(loop: str, event: OutgoingEvent, *, index: int, source: str) -> tuple[str, Record]:
     """The topic and record of the event at an index of its call; raises Invalid where it is too large."""
     name = topic(loop, event.topic)
     message = cast("Message", event.payload)

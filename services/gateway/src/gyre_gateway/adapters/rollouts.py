@@ -11,7 +11,7 @@ from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View
 from gyre_runtime.series import VersionSeries
 
-from gyre_gateway.domain.routing import Rollout, RolloutArm, Router, Target
+from gyre_gateway.domain.routing import RolloutArm, Router, Target, TrafficSplit
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ def rollout_view(bootstrap: str, router: Router, on_newer: Callable[[], None]) -
     return View(bootstrap, topic(router.loop, "models.rollouts"), types, on_change=adopt)
 
 
-def rollout_of(view: models.RolloutView) -> Rollout:
+def rollout_of(view: models.RolloutView) -> TrafficSplit:
     """Read a rollout view."""
     layouts = {each.version: each.layout for each in view.models}
     last_good = view.last_good_version
-    return Rollout(
+    return TrafficSplit(
         epoch=view.epoch,
         arms=tuple(RolloutArm(arm.name, Target(arm.version, arm.layout), arm.share) for arm in view.arms),
         last_good=Target(last_good, layouts.get(last_good, "")) if last_good else None,

@@ -94,7 +94,7 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RankedAnswer:
     """An ordered list, of which the first `shown` are shown.
 
     Attributes:

@@ -33,7 +33,7 @@ class RolloutArm:
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
+class TrafficSplit:
     """Who gets which model under an epoch; without arms before the first model."""
 
     epoch: int = 0
@@ -85,7 +85,7 @@ class Attempt:
 
 
 @dataclass
-class Counts:
+class ObservedCounts:
     """What this gateway saw of a version since it started: `latency_counts` has one bucket more than bounds.
 
     Attributes:
@@ -109,7 +109,7 @@ class Router:
         self._arms: list[Arm] = []
         self._routes: dict[Arm, Route] = {}
         self._no_model = Route()
-        self._counts: dict[str, Counts] = {}
+        self._counts: dict[str, ObservedCounts] = {}
         self._candidate = ""
         self._circuit = Circuit()
 
@@ -124,7 +124,7 @@ class Router:
         return frozenset(target.version for route in self._routes.values() for target in route.targets)
 
     @property
-    def counts(self) -> Mapping[str, Counts]:
+    def counts(self) -> Mapping[str, ObservedCounts]:
         """The counts by version, of those that are in use under the epoch."""
         return self._counts
 
@@ -132,7 +132,7 @@ class Router:
         """Whether requests are kept from a version, under this epoch and at the moment."""
         return self._circuit.is_open and version == self._candidate
 
-    def adopt(self, rollout: Rollout) -> bool:
+    def adopt(self, rollout: TrafficSplit) -> bool:
         """Use a rollout state from now on; a new epoch closes the circuit again.
 
         Returns:
@@ -204,14 +204,14 @@ class Router:
         if attempt.version == self._candidate and attempt.route.epoch == self._epoch:
             self._circuit.note(self._monotonic(), failed=failed, is_probe=attempt.route.is_probe)
 
-    def _of(self, version: str) -> Counts:
+    def _of(self, version: str) -> ObservedCounts:
         counts = self._counts.get(version)
         if counts is None:
-            counts = self._counts[version] = Counts()
+            counts = self._counts[version] = ObservedCounts()
         return counts
 
 
-def _route(rollout: Rollout, arm: RolloutArm) -> Route:
+def _route(rollout: TrafficSplit, arm: RolloutArm) -> Route:
     """The route of an arm: its version, then the live one, then the last good one."""
     known = {each.target.version: each.target for each in rollout.arms}
     live = next((each.target for each in rollout.arms if each.name == LIVE), None)

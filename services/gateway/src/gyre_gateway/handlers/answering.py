@@ -9,11 +9,11 @@ from gyre_core.spec import LoopSpec
 from gyre_runtime import GyreError
 
 from gyre_gateway.domain.ranking import rank
-from gyre_gateway.domain.requests import Answer, Request, Scored, caller_order
+from gyre_gateway.domain.requests import RankedAnswer, Request, Scored, caller_order
 from gyre_gateway.domain.routing import Router
 from gyre_gateway.handlers.popular import LoopPopular
 from gyre_gateway.handlers.scoring import NO_FEATURES, Scorer
-from gyre_gateway.ports import FeatureStore, Impressions, ModelServer
+from gyre_gateway.ports import FeatureStore, Impressions, ScoringService
 
 NO_CANDIDATES = "NO_CANDIDATES"
 
@@ -23,7 +23,7 @@ class Peers:
     """What answers are made with."""
 
     features: FeatureStore
-    models: ModelServer
+    models: ScoringService
     impressions: Impressions
 
 
@@ -37,11 +37,11 @@ class Answering:
         self._scorer = Scorer(spec, router, peers.features, peers.models)
         self._popular = LoopPopular(peers.features, timeout_s=spec.serving.feature_timeout_s)
 
-    async def rank(self, request: Request, limit: int) -> Answer:
+    async def rank(self, request: Request, limit: int) -> RankedAnswer:
         """Order the request's candidates and show the first `limit`, all of them for 0."""
         return self._answer(request, await self._scorer.score(request), limit or len(request.item_ids))
 
-    async def recommend(self, request: Request, limit: int) -> Answer:
+    async def recommend(self, request: Request, limit: int) -> RankedAnswer:
         """Find candidates among what is popular, in all and with the user, and order them.
 
         Without the features service it is the loop's own list, nobody's in particular, as this gateway last read it.
@@ -60,17 +60,17 @@ class Answering:
         request = replace(request, item_ids=found)
         return self._answer(request, await self._scorer.score(request), limit)
 
-    def _from_memory(self, request: Request, limit: int, reason: str) -> Answer:
+    def _from_memory(self, request: Request, limit: int, reason: str) -> RankedAnswer:
         request = replace(request, item_ids=self._popular.item_ids)
         scores = caller_order(len(request.item_ids))
         scored = Scored(scores, self._router.route(request.user_id), degraded_reason=reason)
         return self._answer(request, scored, limit)
 
-    def _answer(self, request: Request, scored: Scored, limit: int) -> Answer:
+    def _answer(self, request: Request, scored: Scored, limit: int) -> RankedAnswer:
         experiment = self.spec.experiment
         ranking = rank(scored.scores, request.request_id, exploration=experiment.exploration, salt=experiment.salt)
         shown = min(limit, len(request.item_ids))
-        answer = Answer(request, scored, ranking, shown, time.monotonic() - request.started)
+        answer = RankedAnswer(request, scored, ranking, shown, time.monotonic() - request.started)
         if shown:
             self._peers.impressions.write(answer)
         return answer

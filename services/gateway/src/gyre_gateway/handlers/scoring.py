@@ -10,7 +10,7 @@ from gyre_runtime import DeadlineExceeded, GyreError, Invalid
 from gyre_gateway.domain.ranking import F32
 from gyre_gateway.domain.requests import Features, Request, Scored, caller_order, usable
 from gyre_gateway.domain.routing import Attempt, Route, Router, Target
-from gyre_gateway.ports import FeatureStore, ModelServer
+from gyre_gateway.ports import FeatureStore, ScoringService
 
 NO_FEATURES = "FEATURES_UNAVAILABLE"
 TOO_LITTLE_TIME = "DEADLINE_TOO_SHORT"
@@ -30,7 +30,7 @@ class _Unscored(Exception):  # noqa: N818 - reads as what it says about a target
 class Scorer:
     """Scores the requests of one loop."""
 
-    def __init__(self, spec: LoopSpec, router: Router, features: FeatureStore, models: ModelServer) -> None:
+    def __init__(self, spec: LoopSpec, router: Router, features: FeatureStore, models: ScoringService) -> None:
         self._spec = spec
         self._router = router
         self._features = features

@@ -18,10 +18,10 @@ from gyre_privacy.masking import LoopPrivacy
 from gyre_runtime import Invalid, Violation
 from gyre_runtime.admission import Rules, refuse
 from gyre_runtime.context import current_call
-from gyre_runtime.events import Event as RawEvent
+from gyre_runtime.events import Event
 from gyre_runtime.fields import field_value
 
-from gyre_gateway.domain.events import Event
+from gyre_gateway.domain.events import OutgoingEvent
 from gyre_gateway.domain.requests import Method, Request
 
 _RESERVE_S, _RESERVE_SHARE = 0.01, 0.2
@@ -110,7 +110,7 @@ def _seconds(field: str, moment: Timestamp) -> float:
     return seconds
 
 
-def tracked_event(spec: LoopSpec, privacy: LoopPrivacy, field: str, message: pb.TrackedEvent) -> Event:
+def tracked_event(spec: LoopSpec, privacy: LoopPrivacy, field: str, message: pb.TrackedEvent) -> OutgoingEvent:
     """Read an event to track, under the path of its field, and mask it in place; raises Invalid."""
     kind = message.WhichOneof("payload")
     if kind is None:
@@ -119,13 +119,13 @@ def tracked_event(spec: LoopSpec, privacy: LoopPrivacy, field: str, message: pb.
     payload, name = getattr(message, kind), f"{spec.loop}.{suffix}"
     at, now = _event_time(spec, f"{field}.event_time", message), time.time()
     event_id = message.event_id or uuid.uuid4().hex
-    raw = RawEvent(event_id, "", payload.DESCRIPTOR.full_name, at, payload, None, name, 0, 0, arrival_time=now)
+    raw = Event(event_id, "", payload.DESCRIPTOR.full_name, at, payload, None, name, 0, 0, arrival_time=now)
     rules = Rules({}, spec, lambda event: privacy.message(event.message))
     # A replay is only late within its own partition, whose clock the log alone knows: its consumers judge that.
     refusal = refuse(raw, rules, PartitionClock())
     if refusal is not None:
         raise _invalid_event(field, kind, message, refusal)
-    return Event(suffix, getattr(payload, key), event_id, at, payload)
+    return OutgoingEvent(suffix, getattr(payload, key), event_id, at, payload)
 
 
 def _event_time(spec: LoopSpec, field: str, message: pb.TrackedEvent) -> float:

@@ -13,8 +13,8 @@ from gyre_runtime import Unsupported, instrument, unknown_loop
 from gyre_runtime.tracing import parse
 from opentelemetry import trace
 
-from gyre_gateway.domain.events import Event
-from gyre_gateway.domain.requests import Answer
+from gyre_gateway.domain.events import OutgoingEvent
+from gyre_gateway.domain.requests import RankedAnswer
 from gyre_gateway.handlers.answering import Answering
 from gyre_gateway.ports import Intake
 from gyre_gateway.transport.reading import rank_request, recommend_request, tracked_event
@@ -27,7 +27,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
         self._loops = dict(loops)
         self._privacy = privacy
         self._intake = intake
-        self._observed = _Observed()
+        self._observed = _AnswerMetrics()
 
     def _loop(self, name: str) -> Answering:
         loop = self._loops.get(name)
@@ -75,7 +75,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
         spec = self._loop(request.loop).spec
         privacy = self._privacy[request.loop]
 
-        def read() -> list[Event]:
+        def read() -> list[OutgoingEvent]:
             return [tracked_event(spec, privacy, f"events[{at}]", each) for at, each in enumerate(request.events)]
 
         # Searching a long text takes milliseconds, which no other request shall wait for.
@@ -101,7 +101,7 @@ def _refuse_batches() -> NoReturn:
     raise Unsupported("NOT_IMPLEMENTED", "batches are not served yet: call Rank for each list")
 
 
-def _show(response: pb.RankResponse | pb.RecommendResponse, answer: Answer) -> None:
+def _show(response: pb.RankResponse | pb.RecommendResponse, answer: RankedAnswer) -> None:
     """Add the shown items; `add` in place costs half of what building a list of messages does."""
     add, propensity = response.items.add, answer.ranking.propensity
     if answer.ranking.explored:
@@ -112,7 +112,7 @@ def _show(response: pb.RankResponse | pb.RecommendResponse, answer: Answer) -> N
             add(item_id=item, score=score)
 
 
-def _provenance(answer: Answer) -> pb.Provenance:
+def _provenance(answer: RankedAnswer) -> pb.Provenance:
     scored, route = answer.scored, answer.scored.route
     return pb.Provenance(
         request_id=answer.request.request_id,
@@ -130,13 +130,13 @@ def _provenance(answer: Answer) -> pb.Provenance:
 _MAX_BOUND = 512
 
 
-class _Observed:
+class _AnswerMetrics:
     """Metrics and span attributes of answers; the instruments of each mix of labels are bound once."""
 
     def __init__(self) -> None:
         self._bound: dict[tuple[str, ...], tuple[Callable[[float], None], Callable[[float], None]]] = {}
 
-    def note(self, answer: Answer) -> None:
+    def note(self, answer: RankedAnswer) -> None:
         """Count an answer, and describe it in the current span if that is recorded."""
         request, scored = answer.request, answer.scored
         key = (request.loop, request.method, scored.version, scored.route.arm, scored.degraded_reason)
@@ -157,7 +157,7 @@ class _Observed:
         return bound
 
 
-def _describe(span: trace.Span, answer: Answer) -> None:
+def _describe(span: trace.Span, answer: RankedAnswer) -> None:
     request, scored = answer.request, answer.scored
     span.set_attributes(
         {

@@ -26,7 +26,7 @@ from gyre_runtime.settings import ChannelSettings
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 
-from gyre_inference.domain import Block, ServedModel
+from gyre_inference.domain import FeatureBlock, ServedModel
 from gyre_inference.settings import InferenceSettings
 
 
@@ -47,7 +47,7 @@ def _translated(name: str) -> Iterator[None]:
         raise GyreError("MODEL_FAILED", f"{name} failed: {error.message[:200]}") from error
 
 
-class Triton:
+class TritonReplicas:
     """Every replica behind one name; an async context manager."""
 
     def __init__(self, settings: InferenceSettings, *, timeout_s: float) -> None:
@@ -68,15 +68,15 @@ class Triton:
         await self._channel.close()
 
     async def describe(self, name: str) -> ServedModel:
-        """See `ModelServer`."""
+        """See `ScoringServer`."""
         with _translated(name):
             answer = await self._stub.ModelConfig(pb.ModelConfigRequest(name=name), timeout=self._timeout_s)
         (features,) = answer.config.input
         layout = answer.config.parameters[LAYOUT_PARAMETER].string_value
         return ServedModel(name, layout, features.dims[-1], answer.config.max_batch_size)
 
-    async def score(self, model: ServedModel, block: Block) -> bytes:
-        """See `ModelServer`."""
+    async def score(self, model: ServedModel, block: FeatureBlock) -> bytes:
+        """See `ScoringServer`."""
         tensor = pb.ModelInferRequest.InferInputTensor(name=INPUT, datatype="FP32", shape=(block.rows, block.columns))
         wanted = pb.ModelInferRequest.InferRequestedOutputTensor(name=OUTPUT)
         request = pb.ModelInferRequest(
@@ -87,13 +87,13 @@ class Triton:
         return _scores(model.name, answer.raw_output_contents[0], block.rows)
 
     async def is_ready(self, name: str) -> bool:
-        """See `ModelServer`."""
+        """See `ScoringServer`."""
         with _translated(name):
             answer = await self._stub.ModelReady(pb.ModelReadyRequest(name=name), timeout=self._timeout_s)
         return bool(answer.ready)
 
     async def is_live(self) -> bool:
-        """See `ModelServer`."""
+        """See `ScoringServer`."""
         with _translated("the server"):
             answer = await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=self._timeout_s)
         return bool(answer.live)

@@ -6,7 +6,7 @@ from gyre.inference.v1 import inference_pb2 as pb
 from gyre.inference.v1 import inference_pb2_grpc as rpc
 from opentelemetry import trace
 
-from gyre_inference.domain import Block
+from gyre_inference.domain import FeatureBlock
 from gyre_inference.handlers import Inference
 
 
@@ -24,7 +24,7 @@ class InferenceServicer(rpc.InferenceServiceServicer):
                 {"gyre.loop": request.loop, "gyre.version": request.version, "gyre.epoch": request.epoch}
             )
         given = request.features
-        block = Block(given.layout, given.rows, given.columns, given.values)
+        block = FeatureBlock(given.layout, given.rows, given.columns, given.values)
         scores = await self._inference.predict(request.loop, request.version, block)
         return pb.PredictResponse(scores=scores, version=request.version)
 

@@ -26,7 +26,7 @@ class KafkaTriggers:
         self._producer = producer
 
     async def send(self, trigger: TriggerToSend) -> None:
-        """See `Triggers`."""
+        """See `TriggerPublisher`."""
         reason = models.TriggerReason.ValueType(trigger.reason)
         message = models.TrainingTrigger(
             trigger_id=trigger.trigger_id,
@@ -55,7 +55,7 @@ class TrainerRuns:
         self._stub = rpc.TrainerServiceStub(channel)
 
     async def of_loop(self, loop: str) -> Sequence[RunOfTrigger]:
-        """See `Runs`."""
+        """See `TrainingRuns`."""
         request = pb.ListRunsRequest(loop=loop, limit=_RUNS)
         answer = await call(self._stub.ListRuns, request, timeout_s=_TIMEOUT_S, attempts=1)
         return [

@@ -29,7 +29,7 @@ Request = tuple[bytes, str]
 """A user's key and the id of one of that user's requests."""
 
 
-class Answer(NamedTuple):
+class LoggedAnswer(NamedTuple):
     """An answer of the gateway: to whom, when (unix seconds, event time), and which items it showed."""
 
     request_id: str
@@ -54,7 +54,9 @@ class Action(NamedTuple):
     event_time: float
 
 
-def attributed(answers: Iterable[Answer], actions: Iterable[Action], *, window_s: float) -> dict[Request, list[Action]]:
+def attributed(
+    answers: Iterable[LoggedAnswer], actions: Iterable[Action], *, window_s: float
+) -> dict[Request, list[Action]]:
     """The interactions that belong to each of the answers, by user and request; answers without any are left out."""
     by_request: dict[Request, list[Action]] = defaultdict(list)
     by_user: dict[bytes, list[Action]] = defaultdict(list)

@@ -17,7 +17,7 @@ from gyre_runtime.events import Event
 from gyre_runtime.tracing import is_sampled
 from sqlalchemy import ColumnElement, Connection, bindparam, select
 
-from gyre_monitor.domain.outcomes import Action, Answer, ArmTotals, Request, attributed, latency_bucket
+from gyre_monitor.domain.outcomes import Action, ArmTotals, LoggedAnswer, Request, attributed, latency_bucket
 from gyre_monitor.store.database import chunks, insert_new, upsert
 from gyre_monitor.store.schema import ARMS, IMPRESSIONS, INTERACTIONS, LATENCIES
 
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Behaviour:
+class BehaviourBatch:
     """What a batch of one loop changed.
 
     Attributes:
@@ -52,7 +52,7 @@ class Behaviour:
 class _Known:
     """An answer with its arm and what is known to have come of it; `row_id` is None for a new one."""
 
-    answer: Answer
+    answer: LoggedAnswer
     arm: Arm
     clicked: bool = False
     converted: bool = False
@@ -67,14 +67,14 @@ class BehaviourTables:
         self._clicks, self._conversions = set(spec.experiment.clicks), set(spec.experiment.conversions)
         self._window_s = spec.training.label.attribution_window_s
 
-    def record(self, events: Sequence[Event], count_from: Mapping[tuple[str, int], int]) -> Behaviour:
+    def record(self, events: Sequence[Event], count_from: Mapping[tuple[str, int], int]) -> BehaviourBatch:
         """Store a batch and say what it changed; what is stored already changes nothing.
 
         Args:
             events: impressions and interactions of the loop.
             count_from: the first offset that counts for the volume trigger, by topic and partition.
         """
-        change = Behaviour()
+        change = BehaviourBatch()
         answers = self._new_answers([each for each in events if isinstance(each.message, behavior.Impression)])
         actions = self._new_actions([each for each in events if isinstance(each.message, behavior.Interaction)])
         for event, known in answers:
@@ -106,7 +106,7 @@ class BehaviourTables:
     def _known(self, event: Event) -> _Known:
         message: behavior.Impression = event.message
         user = user_hash(self._keyring, self._spec.loop, message.user_id)
-        answer = Answer(message.request_id, user, event.time, tuple(message.item_ids[: message.shown]))
+        answer = LoggedAnswer(message.request_id, user, event.time, tuple(message.item_ids[: message.shown]))
         return _Known(answer, (message.model_version, message.arm, message.epoch))
 
     def _new_actions(self, events: Iterable[Event]) -> list[tuple[Event, Action]]:
@@ -123,7 +123,7 @@ class BehaviourTables:
         user = user_hash(self._keyring, self._spec.loop, message.user_id)
         return Action(event.id, message.request_id, user, message.item_id, message.type, event.time)
 
-    def _count_answer(self, change: Behaviour, event: Event, known: _Known) -> None:
+    def _count_answer(self, change: BehaviourBatch, event: Event, known: _Known) -> None:
         message: behavior.Impression = event.message
         totals = change.totals[known.arm]
         totals.add(impressions=1, degraded=bool(message.degraded_reason))
@@ -132,7 +132,7 @@ class BehaviourTables:
         change.version = message.model_version
         change.clock = max(change.clock or event.time, event.time)
 
-    def _credit(self, change: Behaviour, answers: Sequence[_Known], actions: Sequence[Action]) -> None:
+    def _credit(self, change: BehaviourBatch, answers: Sequence[_Known], actions: Sequence[Action]) -> None:
         """Mark the answers that were clicked or converted, and count each once."""
         found = attributed((each.answer for each in answers), actions, window_s=self._window_s)
         stored: list[Row] = []
@@ -175,7 +175,7 @@ class BehaviourTables:
             table.epoch, table.clicked, table.converted,
         )  # fmt: skip
         for row in self._connection.execute(select(*columns).where(self._own(IMPRESSIONS), *conditions)):
-            answer = Answer(row.request_id, row.user_key, row.event_time, json.loads(row.shown_items))
+            answer = LoggedAnswer(row.request_id, row.user_key, row.event_time, json.loads(row.shown_items))
             arm = (row.version, row.arm, row.epoch)
             found[row.id] = _Known(answer, arm, clicked=row.clicked, converted=row.converted, row_id=row.id)
 
@@ -248,7 +248,7 @@ def _is_answer(event: Event) -> bool:
     return not imported and not message.simulated
 
 
-def _count_action(change: Behaviour, event: Event, count_from: Mapping[tuple[str, int], int]) -> None:
+def _count_action(change: BehaviourBatch, event: Event, count_from: Mapping[tuple[str, int], int]) -> None:
     change.clock = max(change.clock or event.time, event.time)
     if event.offset < count_from.get((event.topic, event.partition), 0):
         return

@@ -16,7 +16,7 @@ from gyre_runtime.events import Event
 from sqlalchemy import Connection, exists, func, select, update
 
 from gyre_monitor.store import flow
-from gyre_monitor.store.behaviour import Behaviour, BehaviourTables
+from gyre_monitor.store.behaviour import BehaviourBatch, BehaviourTables
 from gyre_monitor.store.database import Database, insert_new, upsert
 from gyre_monitor.store.schema import LOOPS, OFFSETS, STAGES, TRIGGERS, use_key
 
@@ -164,7 +164,7 @@ class Projection:
         if trigger:
             changes.triggers.append(trigger)
 
-    def _note_behaviour(self, connection: Connection, loop: str, seen: Sequence[Event], change: Behaviour) -> None:
+    def _note_behaviour(self, connection: Connection, loop: str, seen: Sequence[Event], change: BehaviourBatch) -> None:
         self._stage(connection, loop, "events", count=len(seen), subject="")
         if change.answers:
             self._stage(connection, loop, "serving", count=change.answers, subject=change.version)

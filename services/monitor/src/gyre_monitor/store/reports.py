@@ -11,7 +11,7 @@ from gyre.events.v1 import models_pb2 as models
 from sqlalchemy import ColumnElement, Connection, and_, case, func, select
 
 from gyre_monitor.domain.incidents import AlertRecord
-from gyre_monitor.domain.outcomes import Answer, ArmTotals, attributed
+from gyre_monitor.domain.outcomes import ArmTotals, LoggedAnswer, attributed
 from gyre_monitor.domain.stages import Stage, flowing, rollout, training
 from gyre_monitor.store.behaviour import read_actions
 from gyre_monitor.store.flow import OVER
@@ -205,7 +205,7 @@ def _rollout_of(connection: Connection, loop: str, answer: Any) -> str:
 
 def _interactions(connection: Connection, loop: str, row: Any, *, window_s: float) -> tuple[str, ...]:
     table = INTERACTIONS.c
-    answer = Answer(row.request_id, row.user_key, row.event_time, json.loads(row.shown_items))
+    answer = LoggedAnswer(row.request_id, row.user_key, row.event_time, json.loads(row.shown_items))
     possible = read_actions(connection, table.loop == loop, table.request_id == row.request_id) + read_actions(
         connection,
         table.loop == loop,

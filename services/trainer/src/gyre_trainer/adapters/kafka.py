@@ -14,7 +14,7 @@ from gyre_core.topics import topic
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, View
 
-from gyre_trainer.domain import Candidate, QualityAlert, Run, Trigger
+from gyre_trainer.domain import QualityAlert, Run, TrainedCandidate, Trigger
 from gyre_trainer.wire import measurements
 
 _LIVE = "live"
@@ -34,7 +34,7 @@ class KafkaAnnouncer:
         name = topic(trigger.loop, "training.triggers")
         await self._producer.send(name, message, key=trigger.loop, id=trigger.trigger_id)
 
-    async def candidate(self, run: Run, candidate: Candidate) -> None:
+    async def candidate(self, run: Run, candidate: TrainedCandidate) -> None:
         """See `Announcer`."""
         message = models.CandidateRegistered(
             loop=run.loop,

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gyre_trainer.domain import Candidate, JobFailed, Quality, Refused, State, Task
+from gyre_trainer.domain import JobFailed, Quality, RunState, Task, TrainedCandidate, TrainingRefused
 from gyre_trainer.ports import OnProgress
 from gyre_trainer.settings import TrainerSettings
 
@@ -44,7 +44,7 @@ class JobProcess:
             "GYRE_LOG_LEVEL": settings.log_level,
         }
 
-    async def run(self, task: Task, on_progress: OnProgress) -> Candidate:
+    async def run(self, task: Task, on_progress: OnProgress) -> TrainedCandidate:
         """See `Job`."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "gyre_trainer.job", stdin=PIPE, stdout=PIPE, env=self._env, limit=_LINE_BYTES
@@ -72,16 +72,16 @@ async def _follow(process: Process, task: Task, on_progress: OnProgress) -> dict
         if "outcome" in said:
             outcome: dict[str, Any] = said
             return outcome
-        on_progress(State(said["state"]), said["progress"])
+        on_progress(RunState(said["state"]), said["progress"])
     raise JobFailed(f"the job ended with code {await process.wait()} and said nothing more")
 
 
-def _candidate(outcome: dict[str, Any]) -> Candidate:
+def _candidate(outcome: dict[str, Any]) -> TrainedCandidate:
     if outcome["outcome"] == "refused":
-        raise Refused(outcome["reason"], Quality.of(outcome["quality"]))
+        raise TrainingRefused(outcome["reason"], Quality.of(outcome["quality"]))
     if outcome["outcome"] == "failed":
         raise JobFailed(outcome["reason"])
-    return Candidate(
+    return TrainedCandidate(
         folder=Path(outcome["folder"]),
         layout=outcome["layout"],
         columns=tuple(outcome["columns"]),

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from gyre_trainer.domain import Pins, Run, State
+from gyre_trainer.domain import Pins, Run, RunState
 
 FILE = "trainer.db"
 _SCHEMA = """
@@ -116,4 +116,4 @@ class SqliteRuns:
 
 def _run(body: dict[str, Any]) -> Run:
     pins = body.pop("pins")
-    return Run(**{**body, "state": State(body["state"])}, pins=Pins(**pins) if pins else None)
+    return Run(**{**body, "state": RunState(body["state"])}, pins=Pins(**pins) if pins else None)

@@ -16,7 +16,7 @@ from gyre_core.spec import LoopSpec
 from gyre_quality.figures import Figure, bars
 from gyre_quality.report import Check, Report
 
-from gyre_trainer.domain import CheckOutcome, Quality, Refused, Task
+from gyre_trainer.domain import CheckOutcome, Quality, Task, TrainingRefused
 from gyre_trainer.quality.tables import Subject
 
 Rows = npt.NDArray[np.int64]
@@ -55,13 +55,13 @@ class Findings:
         """Check that no failed check forbids training.
 
         Raises:
-            Refused: one does; the message names check, value and threshold.
+            TrainingRefused: one does; the message names check, value and threshold.
         """
         report = self._report()
         blocking = [check for check in report.failed if report.action(check) == "block"]
         if blocking:
             more = f" (and {len(blocking) - 1} more)" if len(blocking) > 1 else ""
-            raise Refused(f"quality: {_message(blocking[0])}{more}")
+            raise TrainingRefused(f"quality: {_message(blocking[0])}{more}")
 
     def files(self) -> Mapping[str, bytes]:
         """The files of the report, by name."""

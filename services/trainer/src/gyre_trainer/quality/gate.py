@@ -24,7 +24,7 @@ def pass_gate(findings: Findings, layout: Layout, tables: Tables) -> TrainingSet
     """Check tables and make the training set of what may be trained on; `findings` holds what was found either way.
 
     Raises:
-        Refused: a blocking check failed, or too little is left.
+        TrainingRefused: a blocking check failed, or too little is left.
     """
     spec, task = findings.spec, findings.task
     findings.subjects += check_tables(spec, tables, now=task.now)

@@ -14,7 +14,7 @@ from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View
 
 from gyre_trainer.domain import Run, SnapshotId
-from gyre_trainer.handlers import Runs
+from gyre_trainer.handlers import RunRegistry
 
 TAG = "gyre.rows_erased"
 _AGAIN_S = 60.0
@@ -24,7 +24,7 @@ Record = Callable[[str, dict[str, str]], bool]
 """Adds tags to a record of MLflow, blocking; whether that is done."""
 
 
-class Erasures:
+class ErasureConsumer:
     """Marks runs. The topic is read from its beginning at each start, and a run is marked once.
 
     Args:
@@ -32,7 +32,7 @@ class Erasures:
         record: writes to MLflow.
     """
 
-    def __init__(self, runs: Runs, record: Record) -> None:
+    def __init__(self, runs: RunRegistry, record: Record) -> None:
         self._runs, self._record = runs, record
         self._gone: dict[str, dict[SnapshotId, float]] = {}
         self._told = asyncio.Event()

@@ -9,8 +9,8 @@ from gyre.trainer.v1 import trainer_pb2 as pb
 from gyre.trainer.v1 import trainer_pb2_grpc as rpc
 from opentelemetry import trace
 
-from gyre_trainer.domain import Run, State
-from gyre_trainer.handlers import Runs, start_run
+from gyre_trainer.domain import Run, RunState
+from gyre_trainer.handlers import RunRegistry, start_run
 from gyre_trainer.ports import Announcer
 from gyre_trainer.wire import measurements
 
@@ -20,7 +20,7 @@ _DEFAULT_LIMIT = 100
 class TrainerServicer(rpc.TrainerServiceServicer):
     """`gyre.trainer.v1.TrainerService`."""
 
-    def __init__(self, runs: Runs, announcer: Announcer) -> None:
+    def __init__(self, runs: RunRegistry, announcer: Announcer) -> None:
         self._runs = runs
         self._announcer = announcer
 
@@ -53,7 +53,7 @@ def encode(run: Run) -> pb.Run:
         run_id=run.run_id,
         loop=run.loop,
         state=pb.RunState.Value(f"RUN_STATE_{run.state.value}"),
-        version=run.version if run.state is State.REGISTERED else "",
+        version=run.version if run.state is RunState.REGISTERED else "",
         trigger_id=run.trigger_id,
         reason=run.reason,
         create_time=_timestamp(run.create_time),

@@ -11,7 +11,7 @@ from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Consumer
 
 from gyre_trainer.domain import Trigger
-from gyre_trainer.handlers import Runs
+from gyre_trainer.handlers import RunRegistry
 
 GROUP = "trainer"
 SUFFIX = "training.triggers"
@@ -23,10 +23,10 @@ def trigger_consumer(bootstrap: str, loops: Iterable[str]) -> Consumer:
     return Consumer(bootstrap, group=GROUP, topics=topics, types=message_types(models.TrainingTrigger))
 
 
-class Triggers:
+class TriggerConsumer:
     """Hands triggers to the handlers."""
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: RunRegistry) -> None:
         self._runs = runs
 
     async def handle(self, event: Event) -> None:
