@@ -212,8 +212,11 @@ class Gateway:
                 await self._send(producer, leaving=True)
 
     def _adopt(self, _: str, event: Event | None) -> None:
-        if event is not None and not self.lags:
-            self.view = event.message
+        if event is None or self.lags:
+            return
+        self.view = event.message
+        in_use = {arm.version for arm in self.view.arms} | {self.view.last_good_version}
+        self.counts = {version: each for version, each in self.counts.items() if version in in_use}
 
     async def _report(self, producer: Producer) -> None:
         while True:
