@@ -1,5 +1,6 @@
 """The admission of events, and the clock of a partition."""
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ def times(
 ) -> EventTimes:
     """What the bounds look at."""
     return EventTimes(event_time, append_time, source, is_behavior)
+
+
+def test_of_several_faults_the_order_of_the_fields_chooses_none(full_loop: LoopSpec) -> None:
+    """Whatever the order in which a map of fields is iterated over, the refusal is the same."""
+    faults = [("year", "soon"), ("color", "red"), ("zone", "b")]
+    refusals = {refuse_fields(full_loop, "item", dict(order)) for order in permutations(faults)}
+    assert [(each.reason, each.field) for each in refusals if each] == [("UNKNOWN_FIELD", "fields[color]")]
 
 
 def test_a_partitions_clock_is_its_newest_event() -> None:

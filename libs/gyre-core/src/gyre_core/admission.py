@@ -86,9 +86,12 @@ def refuse_interaction(spec: LoopSpec, type: str, value: float | None) -> Refusa
 
 
 def refuse_fields(spec: LoopSpec, scope: str, fields: Mapping[str, FieldValue]) -> Refusal | None:
-    """What is wrong with the fields of an `item` or `user`, or None."""
+    """What is wrong with the fields of an `item` or `user`, or None; of several faults the first one's by name.
+
+    A map of protobuf has no order: two processes that parse one record may iterate over it differently.
+    """
     declared = spec.fields(scope)
-    for name, value in fields.items():
+    for name, value in sorted(fields.items(), key=lambda each: each[0]):
         field = declared.get(name)
         if field is None:
             known = ", ".join(declared) or "none"
