@@ -155,7 +155,7 @@ def records(spec: LoopSpec, count: int, seed: int) -> Iterator[Sent]:
         taken = {"topic": topic(spec.loop, suffix), "partition": 0, "offset": offset, "key": b"k"}
         yield Sent(
             SimpleNamespace(
-                **taken, value=value, headers=list(headers.items()), timestamp=now * 1000, timestamp_type=1
+                **taken, value=value, headers=list(headers.items()), timestamp=round(now * 1000), timestamp_type=1
             ),
             message,
             at,

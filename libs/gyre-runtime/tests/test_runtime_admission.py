@@ -39,6 +39,7 @@ def record(
         value=made.value,
         headers=kept + more,
         timestamp=round(at * 1000),
+        timestamp_type=0,
     )
 
 

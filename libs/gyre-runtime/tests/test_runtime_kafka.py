@@ -14,6 +14,7 @@ from gyre.events.v1.behavior_pb2 import Interaction, UserChanged
 from gyre_core.topics import declared
 from gyre_local.components import kafka as kafka_component
 from gyre_local.process import running
+from gyre_local.records import send_undecodable
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_runtime import Invalid, Unavailable, load_loops, start_span
@@ -382,6 +383,26 @@ async def test_a_view_catches_up_then_follows(kafka: str, make_topic: MakeTopic)
                 await view.wait_for(lambda view: view.get("k1") is None)
             assert changes[-1] == ("k1", None)
     assert list(await read_compacted(kafka, topic, TYPES)) == ["k0"]
+
+
+async def test_a_view_passes_a_record_that_cannot_be_decoded(kafka: str, make_topic: MakeTopic) -> None:
+    """A header's name that is no UTF-8 text stops no view; a log that is read whole refuses such a record."""
+    topic = await make_topic("tests.view", compacted=True)
+    async with Producer(kafka, source="test") as producer:
+        await producer.send(topic, interaction(), key="k0", id="before")
+        await send_undecodable(kafka, topic)
+        await producer.send(topic, interaction(), key="k1", id="behind")
+        async with View(kafka, topic, TYPES) as view:
+            async with asyncio.timeout(20):
+                await view.ready()
+            assert {key: event.id for key, event in view.events().items()} == {"k0": "before", "k1": "behind"}
+            await send_undecodable(kafka, topic)
+            await producer.send(topic, interaction(), key="k1", id="later")
+            async with asyncio.timeout(20):
+                await view.wait_for(lambda view: view.get("k1").id == "later")
+    with pytest.raises(Unreadable) as caught:
+        [event async for event in read_log(kafka, topic, TYPES)]
+    assert caught.value.reason == "BAD_RECORD"
 
 
 async def test_a_view_catches_up_with_what_came_since(kafka: str, make_topic: MakeTopic) -> None:

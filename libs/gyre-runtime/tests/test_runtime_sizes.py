@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.record.default_records import DefaultRecordBatchBuilder, _DefaultRecordBatchBuilderPy
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from gyre.events.v1.behavior_pb2 import Interaction
+from gyre_local.process import Process
+from gyre_local.records import corrupt, send_undecodable
 from gyre_local.testing import eventually
 from gyre_runtime import Invalid
 from gyre_runtime.events import Event, Record, encode, message_types
-from gyre_runtime.kafka import Consumer, Producer, read_log, read_records
+from gyre_runtime.kafka import Consumer, Producer, View, read_log, read_records
 
 pytestmark = [pytest.mark.adapter, pytest.mark.timeout(60)]
 
@@ -175,30 +177,28 @@ async def test_no_codec_of_a_producer_stops_a_consumer(kafka: str, make_topic: M
         await eventually(lambda: seen == ["good"], timeout_s=20, message="the event is handled")
 
 
-class NotUtf8(str):
-    """A header's name that is no UTF-8 text, as a producer in another language may write it."""
-
-    __slots__ = ()
-
-    def encode(self, *_: object) -> bytes:  # type: ignore[override]
-        """Bytes that no text has."""
-        return b"\xff\xfe"
-
-
 async def test_a_header_name_that_is_no_text_stops_nobody(kafka: str, make_topic: MakeTopic) -> None:
     """A record whose header's name cannot be decoded is dead-lettered by its place, and the next is handled."""
     topic, good = await make_topic(), encode(interaction(), source="shop", id="good")
-    builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, -1, 1_000_000)
-    builder.append(0, 0, b"k", b"v", [(NotUtf8("name"), b"value")])
-    producer = AIOKafkaProducer(bootstrap_servers=kafka)
-    await producer.start()
-    batch = producer.create_batch()
-    batch.append(key=b"k", value=b"v", timestamp=0)
-    batch._builder = builder
-    await (await producer.send_batch(batch, topic, partition=0))
-    await producer.stop()
+    await send_undecodable(kafka, topic)
     await put(kafka, topic, good)
     async with consuming(kafka, topic) as seen:
         await eventually(lambda: seen == ["good"], timeout_s=20, message="the next event is handled")
     ((_, told),) = await letters(kafka, topic)
     assert (told["gyre_reason"], told["gyre_offset"]) == ("BAD_RECORD", "0")
+
+
+async def test_a_corrupt_record_stops_nobody(kafka: str, kafka_process: Process, make_topic: MakeTopic) -> None:
+    """A record whose checksum is wrong, as a bad disk makes it, is dead-lettered by its place; views go around it."""
+    topic, marker = await make_topic(), b"the-record-that-a-disk-spoils"
+    spoilt = Interaction(user_id="u", item_id=marker.decode(), type="click")
+    for message, name in ((interaction(), "before"), (spoilt, "spoilt"), (interaction(), "good")):
+        await put(kafka, topic, encode(message, source="shop", id=name, key="k"))
+    corrupt(kafka_process.recipe.directory, topic, marker)
+    async with consuming(kafka, topic) as seen:
+        await eventually(lambda: seen == ["before", "good"], timeout_s=20, message="the next event is handled")
+    ((_, told),) = await letters(kafka, topic)
+    assert (told["gyre_reason"], told["gyre_offset"]) == ("BAD_RECORD", "1")
+    async with View(kafka, topic, TYPES) as view, asyncio.timeout(20):
+        await view.ready()
+        assert view.get("k").id == "good"  # type: ignore[union-attr]

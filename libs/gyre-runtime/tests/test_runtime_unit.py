@@ -233,7 +233,15 @@ def test_violations_are_bounded() -> None:
 
 def received(record: Any, **changes: Any) -> Any:
     """Return a record as aiokafka would hand it over."""
-    fields = {"topic": "t", "partition": 1, "offset": 2, **record._asdict(), **changes}
+    fields = {
+        "topic": "t",
+        "partition": 1,
+        "offset": 2,
+        "timestamp": 0,
+        "timestamp_type": 0,
+        **record._asdict(),
+        **changes,
+    }
     return SimpleNamespace(**fields)
 
 

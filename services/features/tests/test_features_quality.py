@@ -261,7 +261,7 @@ class _Received:
     def __init__(self, topic: str, partition: int, offset: int, key: Any, value: bytes | None, headers: Any) -> None:
         self.topic, self.partition, self.offset = topic, partition, offset
         self.key, self.value, self.headers = key, value, headers
-        self.timestamp = time.time() * 1000
+        self.timestamp, self.timestamp_type = round(time.time() * 1000), 0
 
 
 async def _produce(kafka: str, spec: LoopSpec, first: int, end: int, *, step_s: float = 1.0) -> None:

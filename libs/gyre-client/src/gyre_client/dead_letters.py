@@ -64,6 +64,16 @@ class DeadLetter:
     value: bytes | None = field(repr=False)
     headers: list[tuple[str, bytes]] = field(repr=False)
 
+    @property
+    def timestamp(self) -> int:
+        """When it was dead-lettered, whole unix milliseconds."""
+        return round(self.time * 1000)
+
+    @property
+    def timestamp_type(self) -> int:
+        """The time is the producer's own."""
+        return 0
+
 
 def dead_letter_topics(loop: str, suffix: str | None = None) -> dict[str, str]:
     """The dead-letter topics of a loop and the topic behind each; of one topic only where a suffix is given.

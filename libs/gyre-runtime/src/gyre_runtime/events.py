@@ -40,14 +40,39 @@ class Record(NamedTuple):
 
 
 class ReceivedRecord(Protocol):
-    """What came from Kafka; aiokafka's `ConsumerRecord` is one."""
+    """What came from Kafka; aiokafka's `ConsumerRecord` is one. faust's message, whose time is in seconds, is none."""
 
-    topic: str
-    partition: int
-    offset: int
-    key: Any
-    value: Any
-    headers: Any
+    @property
+    def topic(self) -> str:
+        """Full name."""
+
+    @property
+    def partition(self) -> int:
+        """Number of the partition."""
+
+    @property
+    def offset(self) -> int:
+        """Offset in the partition."""
+
+    @property
+    def key(self) -> Any:
+        """The key's bytes; None for none."""
+
+    @property
+    def value(self) -> Any:
+        """The payload's bytes; None for a deletion."""
+
+    @property
+    def headers(self) -> Any:
+        """Names and values, in pairs."""
+
+    @property
+    def timestamp(self) -> int:
+        """Kafka's time of the record, whole unix milliseconds; 0 where it has none."""
+
+    @property
+    def timestamp_type(self) -> int:
+        """Whose time that is: 0 for the producer's, 1 for the broker's."""
 
 
 class Event(NamedTuple):
@@ -183,8 +208,8 @@ def decode(record: ReceivedRecord, types: MessageTypes) -> Event:
         record.partition,
         record.offset,
         (record.key or b"").decode("utf-8", "replace"),
-        getattr(record, "timestamp", 0) / 1000,
-        getattr(record, "timestamp_type", 0) == _LOG_APPEND_TIME,
+        record.timestamp / 1000,
+        record.timestamp_type == _LOG_APPEND_TIME,
         _milliseconds(headers[FIRST_APPEND_TIME]) if FIRST_APPEND_TIME in headers else 0.0,
     )
 

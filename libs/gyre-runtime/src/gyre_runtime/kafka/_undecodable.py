@@ -1,15 +1,17 @@
-"""Reads around records that aiokafka cannot decode, such as one with a header's name that is no UTF-8 text."""
+"""Reads around records that aiokafka cannot decode: a header's name is no UTF-8 text, a batch's checksum is wrong."""
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import UnsupportedCodecError
+from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 
 _LOG = logging.getLogger(__name__)
 _WAIT_MS = 200
-UNDECODABLE = (UnicodeDecodeError, UnsupportedCodecError)
+_MAX_RECORDS = 500
+UNDECODABLE = (UnicodeDecodeError, UnsupportedCodecError, CorruptRecordException)
 """What aiokafka's `getmany` raises, again and again, while such a record is the next one."""
 
 
@@ -33,10 +35,18 @@ class UndecodableRecord:
     timestamp_type: int = 0
 
 
-async def read_around(kafka: AIOKafkaConsumer, *, max_records: int) -> dict[TopicPartition, list[Any]]:
-    """The next records of each partition, one by one: the first that cannot be decoded is stood for, and ends them."""
+async def read_around(
+    kafka: AIOKafkaConsumer, *, max_records: int = _MAX_RECORDS, partitions: Collection[TopicPartition] | None = None
+) -> dict[TopicPartition, list[Any]]:
+    """The next records of each partition, one by one: the first that cannot be decoded is stood for, and ends them.
+
+    Args:
+        kafka: the consumer.
+        max_records: of each partition.
+        partitions: which; by default all that are assigned and not paused.
+    """
     fetched: dict[TopicPartition, list[Any]] = {}
-    for partition in sorted(kafka.assignment() - kafka.paused()):
+    for partition in sorted(kafka.assignment() - kafka.paused() if partitions is None else partitions):
         records: list[Any] = []
         while len(records) < max_records:
             try:

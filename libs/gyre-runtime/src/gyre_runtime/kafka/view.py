@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,7 @@ from gyre_runtime.errors import Unavailable
 from gyre_runtime.events import Event, MessageTypes, Unreadable, decode
 from gyre_runtime.kafka._names import start_when_up, topic_labels
 from gyre_runtime.kafka._polling import CLIENT_MAX_WAIT_MS, FETCH_MAX_WAIT_MS, LongPoll
-from gyre_runtime.kafka._undecodable import UNDECODABLE
+from gyre_runtime.kafka._undecodable import UNDECODABLE, read_around
 from gyre_runtime.metrics import instrument
 from gyre_runtime.retrying import restart_for_ever
 
@@ -30,6 +30,7 @@ _NEAR_END = 50
 """Offsets before the end among which the newest record is looked for first."""
 
 Offsets = dict[TopicPartition, int]
+Fetched = dict[TopicPartition, list[Any]]
 OnChange = Callable[[str, Event | None], None]
 
 
@@ -63,9 +64,9 @@ class View:
     """Tails a compacted topic into a dictionary by record key; an async context manager.
 
     A record without a value removes its key. What cannot be read is counted and logged, and the key keeps its last
-    good event. When the tailing ends by an error it begins anew, counted in `gyre_task_restarts_total`; until it has
-    caught up again the view is not ready. Of a topic of one key it reads the end only: however often that was written,
-    a start takes as long.
+    good event, also where aiokafka cannot decode the record. When the tailing ends by an error it begins anew, counted
+    in `gyre_task_restarts_total`; until it has caught up again the view is not ready. Of a topic of one
+    key it reads the end only: however often that was written, a start takes as long.
 
     Args:
         bootstrap: Kafka's host:port list.
@@ -152,7 +153,7 @@ class View:
                         self._ends_passed = False
                     # A position moves past markers of transactions without a record: until then it is looked at often.
                     is_ready = self._ready.is_set()
-                    fetched = await (self._poll.records(kafka) if is_ready else kafka.getmany(timeout_ms=_WAIT_MS))
+                    fetched = await _records(self._poll.records(kafka) if is_ready else _next(kafka), kafka)
                     caught_up = self._ready.is_set() or await _reached(kafka, ends)
                 except KafkaError as error:
                     if not error.retriable:
@@ -211,8 +212,9 @@ async def read_log(bootstrap: str, topic: str, types: MessageTypes, *, start: in
         Unreadable: a record is no such event; a log does not skip.
         Unavailable: Kafka went away.
     """
-    async for record in read_records(bootstrap, topic, Start(start)):
-        yield decode(record, types)
+    async with aclosing(read_records(bootstrap, topic, Start(start))) as records:
+        async for record in records:
+            yield decode(record, types)
 
 
 async def read_newest(bootstrap: str, topic: str, types: MessageTypes) -> Event | None:
@@ -231,8 +233,10 @@ async def read_newest(bootstrap: str, topic: str, types: MessageTypes) -> Event 
     return None
 
 
-async def read_records(bootstrap: str, topic: str, start: Start | None = None) -> AsyncIterator[Any]:
+async def read_records(bootstrap: str, topic: str, start: Start | None = None) -> AsyncGenerator[Any, None]:
     """Iterate over the records of a topic as they are (aiokafka's `ConsumerRecord`), to its present end.
+
+    One that aiokafka cannot decode comes as an `UndecodableRecord`.
 
     Args:
         bootstrap: Kafka's host:port list.
@@ -245,7 +249,7 @@ async def read_records(bootstrap: str, topic: str, start: Start | None = None) -
     async with _reader(bootstrap, topic, start or Start(), max_wait_ms=_ONCE_MAX_WAIT_MS) as (kafka, ends):
         try:
             while not await _reached(kafka, ends):
-                for records in (await kafka.getmany(timeout_ms=_WAIT_MS)).values():
+                for records in (await _records(_next(kafka), kafka)).values():
                     for record in records:
                         yield record
         except KafkaError as error:
@@ -327,6 +331,19 @@ async def _reader(
         yield kafka, ends
     finally:
         await kafka.stop()
+
+
+def _next(kafka: AIOKafkaConsumer) -> Awaitable[Fetched]:
+    records: Awaitable[Fetched] = kafka.getmany(timeout_ms=_WAIT_MS)
+    return records
+
+
+async def _records(fetch: Awaitable[Fetched], kafka: AIOKafkaConsumer) -> Fetched:
+    """What was fetched; an `UndecodableRecord`, which `decode` refuses, stands for one that aiokafka cannot read."""
+    try:
+        return await fetch
+    except UNDECODABLE:
+        return await read_around(kafka)
 
 
 async def _partitions(kafka: AIOKafkaConsumer, topic: str) -> list[int]:

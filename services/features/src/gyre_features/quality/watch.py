@@ -123,7 +123,7 @@ class QualityWatch:
     def _now(self, record: ReceivedRecord, admitted: Event | None) -> float:
         """A partition's time after a record: Kafka's time of it; in a replay that of its events, -inf before any."""
         if self._loops[record.topic.partition(".")[0]].clock == "wall":
-            return float(getattr(record, "timestamp", 0) / 1000)
+            return record.timestamp / 1000
         clock = self._admission.clock(record.topic, record.partition)
         return clock.newest if clock.is_set or admitted is None else admitted.time
 
