@@ -21,9 +21,9 @@ from gyre_features.parity.served import CheckWindow
 NOT_COMPILED = "this release cannot compile their layout"
 
 
-def count_served(table: Table, begin: float) -> Counter[str]:
+def count_served(table: Table, start: float) -> Counter[str]:
     """How many impressions of a table arrived since `start` (unix seconds), by the hash of their features' layout."""
-    since = datetime.fromtimestamp(begin, UTC).isoformat()
+    since = datetime.fromtimestamp(start, UTC).isoformat()
     column = read_columns(table, ["layout"], rows=f"layout != '' and ingest_time >= '{since}'")["layout"]
     return Counter(str(each) for each in column.to_pylist())
 
