@@ -117,7 +117,7 @@ def former_entity_key(loop: str, layout_hash: str, *, shard: int, kind: str, id:
 
 
 def applied_offset_prefix(loop: str, layout_hash: str, *, shard: int) -> str:
-    """What the keys of all fences of a virtual shard begin with."""
+    """What the keys of all applied offsets of a virtual shard begin with."""
     return f"{prefix(loop, layout_hash, shard=shard)}fence:"
 
 
@@ -142,7 +142,7 @@ def lease_key(loop: str, layout_hash: str, *, shard: int) -> str:
 
 
 def contributions_key(loop: str, layout_hash: str, *, shard: int, known: bool) -> str:
-    """The key of the remembered folds of a virtual shard, on known items or on unknown ones."""
+    """The key of the buffered contributions of a virtual shard, on known items or on unknown ones."""
     return f"{prefix(loop, layout_hash, shard=shard)}folds:{'known' if known else 'unknown'}"
 
 

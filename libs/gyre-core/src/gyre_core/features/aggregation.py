@@ -57,7 +57,7 @@ class PriorState(Protocol):
         """The versions of an item's fields."""
 
     def contributions(self, item_id: str) -> Iterable[Contribution]:
-        """The remembered folds on an item whose fields a batch changes."""
+        """The buffered contributions on an item whose fields a batch changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ class AggregatedBatch:
         deltas: what it adds, by entity.
         versions: of the items whose fields it changes, as they are then.
         contributions: to be remembered.
-        corrections: remembered folds that read other fields now, so are to be forgotten, each with what it should have
-            read; `contributions` has them as they are then.
+        corrections: buffered contributions that would read other fields now, so are to be dropped, each with what it
+            should have read; `contributions` has them as they are then.
     """
 
     deltas: dict[EntityId, Delta]
@@ -123,7 +123,7 @@ def _counts_for_all(layout: Layout, event: Event) -> bool:
 def reapply(
     layout: Layout, contribution: Contribution, held: ItemCategories, stored: Callable[[EntityKind, str], State | None]
 ) -> None:
-    """Make up for fields that came late: in every entity that the fold touched and that `stored` knows still."""
+    """Correct a contribution for late fields, in every entity that it changed and that `stored` knows still."""
     change = (layout.item_fields.held(contribution.mask).categories, held.categories)
     for entity, plan in touched(layout, contribution):
         state = stored(*entity)
@@ -133,7 +133,7 @@ def reapply(
 
 
 def touched(layout: Layout, contribution: Contribution) -> list[tuple[EntityId, Plan]]:
-    """The entities whose values a fold changed by what it read of the item's fields."""
+    """The entities whose values a contribution changed by what it read of the item's fields."""
     found: list[tuple[EntityId, Plan]] = []
     for kind, plan in layout.plans(contribution.type):
         id_ = contribution.item_id if kind == "item" else contribution.user_id if kind == "user" else GLOBAL_ID

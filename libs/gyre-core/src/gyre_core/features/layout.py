@@ -108,7 +108,7 @@ class Layout:
 
     @cached_property
     def item_fields(self) -> ItemFields:
-        """What folds read of items' fields."""
+        """What contributions read of items' fields."""
         plans = self._plans.values()
         fields = dict.fromkeys(field for plan in plans for field in plan.fields)
         return ItemFields(self.entities["item"], tuple(fields), self.events)

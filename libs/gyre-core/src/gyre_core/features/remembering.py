@@ -1,4 +1,4 @@
-"""The folds that fields may still come late for, kept in memory; the online store keeps the like in sorted sets."""
+"""The contributions that late fields may still correct, in memory; the online store has them in sorted sets."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from gyre_core.features.layout import Layout
 from gyre_core.features.versions import Contribution
 
 MAX_BUFFERED_BATCHES = 2000
-"""The batches whose folds the online store keeps at most, of known items and of unknown ones."""
+"""The batches whose contributions the online store keeps at most, of known items and of unknown ones."""
 
 
 class ContributionBuffer:
-    """Remembered folds in memory; the online store has the like in a sorted set.
+    """Buffered contributions in memory; the online store has the like in a sorted set.
 
     Args:
-        kept_s: a batch's folds go once an event is newer by this than the newest of them, seconds.
+        kept_s: a batch's contributions go once an event is newer by this than the newest of them, seconds.
         max_batches: batches that are kept at most.
     """
 
@@ -28,7 +28,7 @@ class ContributionBuffer:
         self._next = count()
 
     def add(self, contributions: list[Contribution]) -> None:
-        """Remember the folds of one batch."""
+        """Buffer the contributions of one batch."""
         if not contributions:
             return
         heapq.heappush(
@@ -45,11 +45,11 @@ class ContributionBuffer:
             self.drop(heapq.heappop(self._batches)[2])
 
     def of(self, item_id: str) -> list[Contribution]:
-        """The folds on an item."""
+        """The contributions on an item."""
         return list(self._by_item.get(item_id, ()))
 
     def drop(self, contributions: Collection[Contribution]) -> None:
-        """Forget folds."""
+        """Drop contributions."""
         for contribution in contributions:
             own = self._by_item.get(contribution.item_id)
             if own is not None:
@@ -59,7 +59,7 @@ class ContributionBuffer:
 
 
 class ContributionBuffers:
-    """The folds of a layout: those on known items for `max_field_lateness`, on unknown ones for `max_lateness`.
+    """The contributions of a layout: those on known items for `max_field_lateness`, on unknown ones for `max_lateness`.
 
     Args:
         layout: says for how long.
@@ -71,12 +71,12 @@ class ContributionBuffers:
         self._unknown = ContributionBuffer(layout.max_lateness_s, max_batches=max_batches)
 
     def add(self, contributions: list[Contribution]) -> None:
-        """Remember the folds of one batch."""
+        """Buffer the contributions of one batch."""
         self._known.add([contribution for contribution in contributions if contribution.is_known])
         self._unknown.add([contribution for contribution in contributions if not contribution.is_known])
 
     def take(self, contributions: list[Contribution], *, gone: Collection[Contribution]) -> None:
-        """Remember the folds of one batch in place of those that are gone, and forget what is too old beside them."""
+        """Buffer the contributions of one batch in place of those that are gone, and drop what is too old."""
         self.drop(gone)
         self.add(contributions)
         if contributions:
@@ -88,10 +88,10 @@ class ContributionBuffers:
         self._unknown.cut(newest)
 
     def of(self, item_id: str) -> list[Contribution]:
-        """The folds on an item."""
+        """The contributions on an item."""
         return [*self._known.of(item_id), *self._unknown.of(item_id)]
 
     def drop(self, contributions: Collection[Contribution]) -> None:
-        """Forget folds."""
+        """Drop contributions."""
         self._known.drop([contribution for contribution in contributions if contribution.is_known])
         self._unknown.drop([contribution for contribution in contributions if not contribution.is_known])

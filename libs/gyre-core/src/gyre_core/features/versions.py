@@ -23,7 +23,7 @@ _NEVER = float("-inf")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ItemCategories:
-    """Which categories an item holds, in every field that folds read: as bits, and as indices by field."""
+    """Which categories an item holds, in every field that contributions read: as bits, and as indices by field."""
 
     mask: int
     categories: Mapping[str, tuple[int, ...]]
@@ -44,7 +44,7 @@ Versions = tuple[Version, ...]
 
 @dataclass(slots=True, eq=False)
 class Contribution:
-    """One event's fold on one item and what it read there; `value` is NaN where the event has none."""
+    """One event's contribution on one item and what it read there; `value` is NaN where the event has none."""
 
     item_id: str
     user_id: str
@@ -59,7 +59,7 @@ class Contribution:
         return held.mask == self.mask and held.is_known == self.is_known
 
     def again(self, held: ItemCategories) -> Contribution:
-        """The same event's fold on other fields."""
+        """The same event's contribution on other fields."""
         return Contribution(self.item_id, self.user_id, self.type, self.time, self.value, held.mask, held.is_known)
 
     @property
@@ -69,11 +69,11 @@ class Contribution:
 
 
 class ItemFields:
-    """What folds read of an item's fields; compiled once for each layout.
+    """What contributions read of an item's fields; compiled once for each layout.
 
     Args:
         entity: the item's slots.
-        fields: the category fields that folds read; none where no feature keeps categories apart.
+        fields: the category fields that contributions read; none where no feature keeps categories apart.
         events: the event types, in the layout's order.
     """
 

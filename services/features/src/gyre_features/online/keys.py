@@ -50,7 +50,7 @@ class Names:
         return keys.applied_offset_key(*self._own, shard=shard, topic=place[0], partition=place[1])
 
     def applied_offsets(self, shard: int) -> str:
-        """What the names of all fences begin with."""
+        """What the names of all applied offsets begin with."""
         return keys.applied_offset_prefix(*self._own, shard=shard)
 
     @property
@@ -71,7 +71,7 @@ class Names:
         return keys.lease_key(*self._own, shard=shard)
 
     def contributions(self, shard: int, *, known: bool) -> str:
-        """The remembered folds, on known items or on unknown ones."""
+        """The buffered contributions, on known items or on unknown ones."""
         return keys.contributions_key(*self._own, shard=shard, known=known)
 
     def versions(self, item_id: str) -> str:

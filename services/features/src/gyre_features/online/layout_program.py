@@ -64,7 +64,7 @@ def _categories(spec: LoopSpec, layout: Layout) -> tuple[tuple[str, ...], int]:
 def lease_s(layout: Layout) -> int:
     """How long a leased key outlives its last batch or renewal, seconds.
 
-    Longer than any value with a time to live: fences never go before what they keep from counting twice.
+    Longer than any value with a time to live: applied offsets never go before what they keep from counting twice.
     """
     longest = max((layout.ttl_s(kind) or 0 for kind in ENTITY_KINDS), default=0)
     return max(_MIN_LEASE_S, ceil(longest) + _DAY_S)

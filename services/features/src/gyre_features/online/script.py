@@ -24,13 +24,13 @@ _BEHIND, _APPLIED, _DUPLICATES, _STALE = range(4)
 
 @dataclass(frozen=True, slots=True)
 class BufferChange:
-    """What becomes of the folds that a shelf remembers.
+    """What becomes of the contributions that a buffer holds.
 
     Attributes:
         drop: members that go.
-        add: new ones, each with the newest event time of its folds.
+        add: new ones, each with the newest event time of its contributions.
         cut: the least such time to stay.
-        ttl_s: of the whole shelf.
+        ttl_s: of the whole buffer.
     """
 
     drop: Sequence[bytes]
@@ -44,18 +44,18 @@ class Write:
     """What one script does, or nothing of it.
 
     Attributes:
-        expected: the fences as the worker knows them.
+        expected: the applied offsets as the worker knows them.
         following: the checkpoints after the batch, of the same partitions.
         deltas: what the batch changes on the virtual shard, packed as number 0.
         identities: of its events, to be remembered; each once.
-        watched: topic partitions whose fences the answer tells.
+        watched: topic partitions whose applied offsets the answer tells.
         description: of the batch, kept in the outbox; empty where no event came, which makes no batch.
         published: numbers of batches that leave the outbox.
         base: the last batch that the worker saw what it wrote of; None where it does not matter.
-        catalogue: the watched fences as they were when items were looked up; None where that does not matter.
+        catalogue: the watched applied offsets as they were when items were looked up; None where that does not matter.
         whole: values that replace what stands.
         versions: of items, with their time to live in seconds; empty ones go.
-        buffers: of the folds on known items and on unknown ones.
+        buffers: of the contributions on known items and on unknown ones.
     """
 
     expected: AppliedOffsets
@@ -76,7 +76,7 @@ class Write:
 class Applied:
     """A batch stands in the store, under this number and since this time (unix seconds).
 
-    `watched` are the fences of the watched places after it.
+    `watched` are the applied offsets of the watched places after it.
     """
 
     batch: int
@@ -93,7 +93,7 @@ class AlreadyApplied:
 
 @dataclass(frozen=True, slots=True)
 class OffsetMismatch:
-    """Nothing was applied: the fences stand elsewhere."""
+    """Nothing was applied: the applied offsets are others."""
 
     applied_offsets: AppliedOffsets
 

@@ -37,7 +37,7 @@ end
 """
 """Puts a member in the place of another that still stands; nothing is put where it was replaced meanwhile."""
 MEMBER_PREFIX_BYTES = 12
-"""What the script puts before a batch's folds, so that no two members are equal."""
+"""What the script puts before a batch's contributions, so that no two members are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class OnlineStore:
             raise unavailable(error) from error
 
     async def contributions(self, shard: int, *, known: bool, since: float) -> list[tuple[bytes, list[Contribution]]]:
-        """The remembered folds whose batch has some of that time (unix seconds) or newer, by member."""
+        """The buffered contributions whose batch has some of that time (unix seconds) or newer, by member."""
         fields = self.layout.item_fields
         try:
             found: Any = await self._redis.zrangebyscore(self.names.contributions(shard, known=known), since, "+inf")
@@ -211,7 +211,7 @@ class OnlineStore:
         return values
 
     async def apply(self, shard: int, write: Write) -> Outcome:
-        """Apply a batch to a virtual shard: all of it, or nothing when the fences are not the expected ones.
+        """Apply a batch to a virtual shard: all of it, or nothing when the applied offsets are not the expected ones.
 
         What a producer sent twice is refused as a whole, too, so that the caller leaves it out of the deltas.
 
@@ -243,7 +243,7 @@ class OnlineStore:
     async def renew_leases(self) -> int:
         """Renew the keys that have no time to live of their own, once a third of it is over; answer how many.
 
-        Values come before fences, which so outlive them.
+        Values come before applied offsets, which so outlive them.
 
         Raises:
             Unavailable: the store does not answer.

@@ -203,7 +203,7 @@ class BatchReplay:
         return () if is_gone else versions
 
     def remembered(self, shard: int) -> ContributionBuffers:
-        """The folds that a virtual shard remembers."""
+        """The contributions that a virtual shard remembers."""
         found = self._remembered.get(shard)
         if found is None:
             found = self._remembered[shard] = ContributionBuffers(self._layout, max_batches=MAX_BUFFERED_BATCHES)

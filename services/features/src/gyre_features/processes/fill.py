@@ -38,7 +38,7 @@ class FillJob:
         settings: where Kafka, the store and the warehouse are.
         loop: its name.
         definition: of the layout.
-        places: the topic partitions whose archived events are applied, from the store's fences on.
+        places: the topic partitions whose archived events are applied, from the store's applied offsets on.
         gives_way: other layouts are read meanwhile, whose events come first.
     """
 

@@ -1,4 +1,4 @@
-"""`stream`: Kafka to Redis for each layout that is maintained, from the fences of its store on, the catalogue first."""
+"""`stream`: Kafka to Redis for each maintained layout, from its store's applied offsets on, the catalogue first."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Fills the online store from the warehouse: the history that Kafka does not hold any more, or a layout that is new.
 
-It is the stream itself, which reads the tables in place of the topics: the same fences, batches and script, so that a
-backfill may be cut short and started again, and the stream goes on where it ends. Behaviour is keyed by user, so topic
-partitions are applied side by side.
+It is the stream itself, which reads the tables in place of the topics: the same applied offsets, batches and script,
+so that a backfill may be cut short and started again, and the stream goes on where it ends. Behaviour is keyed by user,
+so topic partitions are applied side by side.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _archived(settings: BackfillSettings, loop: str) -> list[Place]:
 
 
 def apply_archived(settings: BackfillSettings, loop: str, places: Sequence[Place]) -> int:
-    """Apply what the warehouse holds of some topic partitions, from the store's fences on; answer how many events."""
+    """Apply the warehouse's events of some topic partitions, from the store's applied offsets on; answer how many."""
     return asyncio.run(_apply(settings, load_loops(settings)[loop], places))
 
 
@@ -146,7 +146,7 @@ class Archived:
         self._store, self._max_events, self._share = store, max_events, share
 
     async def apply(self, catalog: Catalog, places: Sequence[Place]) -> int:
-        """Apply what the tables hold of topic partitions, from the store's fences on; answer how many events.
+        """Apply what the tables hold of topic partitions, from the store's applied offsets on; answer how many events.
 
         The catalogue comes first, since behaviour is counted by the fields of its items.
 

@@ -12,10 +12,10 @@ _KEPT_S = 60.0
 
 
 class KnownItems:
-    """The versions of items' fields, as of the catalogue's fences that the worker knows.
+    """The versions of items' fields, as of the catalogue's applied offsets that the worker knows.
 
-    A worker knows what it changed itself. What others changed shows in the fences, which the script compares: where
-    they moved, everything is read again. What left no trace there, a deleted item, is noticed after a minute.
+    A worker knows what it changed itself. What others changed shows in the applied offsets, which the script compares:
+    where they moved, everything is read again. What left no trace there, a deleted item, is noticed after a minute.
     """
 
     def __init__(self, store: OnlineStore) -> None:

@@ -30,12 +30,12 @@ _IDLE_S = 86_400
 
 @dataclass
 class StoredPriorState:
-    """What stands from before a batch: the items' versions, and with changes, the folds that they may concern.
+    """What stands from before a batch: the items' versions, and with changes, the contributions that they may concern.
 
     Attributes:
         items: versions by item.
-        base: the store's last batch when the folds were read; None where none were needed.
-        known: members of the shelf of known items, each with its folds; so `unknown`.
+        base: the store's last batch when the contributions were read; None where none were needed.
+        known: members of the buffer of known items, each with its contributions; so `unknown`.
     """
 
     items: Mapping[str, Versions]
@@ -49,7 +49,7 @@ class StoredPriorState:
         return self.items.get(item_id, ())
 
     def contributions(self, item_id: str) -> Iterable[Contribution]:
-        """The remembered folds on an item."""
+        """The buffered contributions on an item."""
         if self._by_item is None:
             self._by_item = {}
             for _, contributions in (*self.known, *self.unknown):
@@ -142,7 +142,7 @@ class LateFields:
         return {entity: each.pack(0) for entity, each in states.items()}
 
     def buffers(self, shard: int, batch: AggregatedBatch, known: StoredPriorState) -> tuple[BufferChange, ...]:
-        """What becomes of the remembered folds."""
+        """What becomes of the buffered contributions."""
         layout, gone = self._layout, {contribution for contribution, _ in batch.corrections}
         contributions = (
             batch.contributions
@@ -179,7 +179,7 @@ class LateFields:
         return found
 
     def _own(self, shard: int, contribution: Contribution) -> list[EntityId]:
-        """The entities of a virtual shard that a fold touched."""
+        """The entities of a virtual shard that a contribution touched."""
         entities = [entity for entity, _ in touched(self._layout, contribution)]
         shards = self._store.shards
         return [each for each in entities if shards == 1 or self._store.names.shard_of(*each) == shard]

@@ -63,7 +63,7 @@ class _Prepared:
     """What a batch will change, from what was known before it.
 
     Attributes:
-        fresh: how many of its events the fences did not cover.
+        fresh: how many of its events the applied offsets did not cover.
         kept: those that count.
         identities: of the behaviour among them, and of the requests that were answered.
         duplicates: how many were left out, by reason.
@@ -73,7 +73,7 @@ class _Prepared:
         whole: values in which fields that came late are made up for.
         versions: of the items whose fields change, as they are then.
         older: what is to be stored of them beside their values, with its time to live in seconds.
-        buffers: what becomes of the remembered folds.
+        buffers: what becomes of the buffered contributions.
         late: events by what their items' fields have to do with time, see `gyre_features_late_fields_total`.
     """
 
@@ -94,8 +94,8 @@ class _Prepared:
 class LoopStream:
     """Applies the events of one loop, whatever batches they come in, exactly once.
 
-    The fences say what every virtual shard holds already. A batch that begins before a fence is sliced there, so a
-    redelivery with other boundaries changes nothing.
+    The applied offsets say what every virtual shard holds already. A batch that begins before one is sliced there, so
+    a redelivery with other boundaries changes nothing.
 
     Attributes:
         store: of the loop.
@@ -106,7 +106,7 @@ class LoopStream:
         on_batch: awaited after each applied batch, with the events that counted. The store remembers what it was told
             of the batch, until the caller says by `published` that others know it.
         max_events: in one batch, so in one script, during which Redis answers nobody else.
-        forgotten: whether an event is of a user who was forgotten: it moves the fences and counts for nothing.
+        forgotten: whether an event is of a user who was forgotten: it moves the applied offsets and counts for nothing.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class LoopStream:
         return {place: list(dict.fromkeys(found[place] for found in stored)) for place in wanted}
 
     async def assigned(self, places: Iterable[Place]) -> AppliedOffsets:
-        """Take over topic partitions; answer for each the offset to begin at: the lowest fence of all shards.
+        """Take over topic partitions; answer for each the offset to begin at: the lowest applied offset of all shards.
 
         Raises:
             Unavailable: the store does not answer.
@@ -330,14 +330,14 @@ class LoopStream:
         return self._forgotten(Event("", "", "", time, message, None, name, 0, 0))
 
     def _still_good(self, prepared: _Prepared, fresh: Sequence[Event]) -> bool:
-        """Whether nothing that a preparation was made from has changed since; fences only ever cut off more."""
+        """Whether nothing that a preparation was made from has changed; applied offsets only cut off more."""
         return prepared.fresh == len(fresh) and prepared.items_version in (None, self._items.version)
 
     def _slice(self, shard: int, found: AppliedOffsets) -> None:
-        """Take the fences as they stand: somebody else applied events of this batch, or the store lost some."""
+        """Take the applied offsets as they are: somebody else applied events of this batch, or the store lost some."""
         applied_offsets = self._applied_offsets[shard]
         lost = [place for place, applied_offset in found.items() if applied_offset < applied_offsets.get(place, 0)]
-        _LOG.info("the fences stand elsewhere", extra={"loop": self.store.spec.loop, "shard": shard})
+        _LOG.info("the applied offsets are others", extra={"loop": self.store.spec.loop, "shard": shard})
         applied_offsets.update(found)
         self._forget_catalogue()
         if lost:
@@ -368,7 +368,7 @@ class LoopStream:
     def _without_duplicates(
         self, events: Sequence[Event], known: frozenset[bytes]
     ) -> tuple[list[Event], list[bytes], Counter[str]]:
-        """Drop what a producer sent twice, all impressions of a request but the first, and what only fences need.
+        """Drop what a producer sent twice, later impressions of a request, and what only moves applied offsets.
 
         Whether an identity was applied by an earlier batch, only the store's script can tell: `known` are those.
 
