@@ -11,6 +11,7 @@ from gyre.events.v1.models_pb2 import RolloutEventKind
 from gyre.events.v1.monitor_pb2 import Alert
 from gyre_core.models import triton_model
 from gyre_core.topics import topic
+from gyre_deployer.adapters.repository import LOAD_RECORDS
 from gyre_local.testing import eventually
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import read_log
@@ -65,9 +66,14 @@ async def test_a_corrupted_repository_is_mended_from_the_artefact(start, models,
 async def test_outages_of_triton_cost_no_candidate_its_rollout(start, models, place, gateway, triton) -> None:
     """Killed six times during a canary, Triton gets its models back each time; after that the candidate is promoted."""
     deployer = await canary_beside_live(start, models, gateway)
+    record = triton.repository / LOAD_RECORDS / f"{triton_model(place.loop, 'v2')}.json"
+
+    async def is_loaded_again() -> bool:
+        return await place.is_served("v2") and not record.exists()  # the load is over, for the deployer too
+
     for _ in range(6):
         await restart(triton)
-        await eventually(lambda: place.is_served("v2"), timeout_s=60, message="v2 is loaded again")
+        await eventually(is_loaded_again, timeout_s=60, message="v2 is loaded again")
     gateway.requests = 100
     await deployer.reaches("v2", "PROMOTED", timeout_s=60)
     assert len(await kinds(place, "v2")) <= 16
