@@ -25,6 +25,7 @@ from gyre_features.settings import FeaturesSettings
 from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_local.process import Process
 from gyre_local.testing import eventually
+from gyre_local.timeouts import scaled
 from gyre_runtime import Channel, GyreError, Invalid, Lifespan, NotFound, Precondition, ServiceSettings, channel
 from gyre_runtime.kafka import Producer, create_topics
 from redis.asyncio import Redis
@@ -89,7 +90,7 @@ async def start(loop_file: Path, bare: str, kafka: str, tmp_path: Path, privacy_
         opened.append(lifespan)
         running = await serve(lifespan, settings)
         await lifespan.health.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(scaled(30)):
             await running.caught_up.wait()
         address = running.server.address
         return Service(await lifespan.enter(channel(address, ServiceSettings(), name="features")), lifespan)

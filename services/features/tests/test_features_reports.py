@@ -15,6 +15,7 @@ from gyre_core.spec import LoopSpec
 from gyre_features.processes.serve import serve
 from gyre_features.quality.snapshots import SnapshotReports
 from gyre_features.settings import FeaturesSettings
+from gyre_local.timeouts import scaled
 from gyre_runtime import Lifespan, NotFound, ServiceSettings, channel
 
 
@@ -104,7 +105,7 @@ async def stub(loop_file: Path, kafka: str, redis_url: str, tmp_path: Path) -> A
     async with Lifespan(drain_s=1) as lifespan:
         running = await serve(lifespan, settings)
         await lifespan.health.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(scaled(30)):
             await running.caught_up.wait()
         connected = await lifespan.enter(channel(running.server.address, ServiceSettings(), name="features"))
         yield DataQualityServiceStub(connected)

@@ -10,7 +10,7 @@ a pause, happen to an innocent candidate with a probability of (1/4)^5 at most, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gyre_deployer.domain.rollouts import Change, Kind, Rollout
 
@@ -47,13 +47,12 @@ class OutageTrial:
 
     def with_traffic(self, time: float) -> OutageTrial:
         """The trial after the candidate got traffic, or more of it."""
-        since = self.traffic_since if self.traffic_since is not None else time
-        return OutageTrial(self.first_pause_s, self.outages, self.suspicious, self.pause_s, since)
+        return self if self.traffic_since is not None else replace(self, traffic_since=time)
 
     def with_outage(self, time: float) -> OutageTrial:
         """The trial after an outage, which withdraws the traffic where there is some."""
         if self.traffic_since is None:
-            return OutageTrial(self.first_pause_s, self.outages, 0, self.pause_s)
+            return replace(self, suspicious=0)
         seconds = _PAUSE_TO_TRAFFIC * (time - self.traffic_since)
         is_soon = self.outages > 0 and seconds <= self.pause_s
         pause_s = min(max(self.first_pause_s * 2.0 ** min(self.outages, 20), seconds), MAX_PAUSE_S)

@@ -1,57 +1,57 @@
 -- Applies one batch to one virtual shard of one layout: all of it or nothing.
 --
--- KEYS  1..f          checkpoints, one for each topic partition of the batch: the fence (the next offset to apply), and
---                     behind a space what else is known of it, which this script only stores
+-- KEYS  1..f          checkpoints, one for each topic partition of the batch: the applied offset (the next one to
+--                     apply), and behind a space what else is known of it, which this script only stores
 --       f+1           counter of batches
 --       f+2           outbox: descriptions of batches by number
 --       f+3, f+4      duplicate windows: the one to write, the one before
---       f+5, f+6      shelves: remembered folds on known items, on unknown ones; sorted by the newest event time
+--       f+5, f+6      buffers: contributions on known items, on unknown ones; sorted by the newest event time
 --       f+7           popular items; then one key for each category
---       then          fences to tell the caller about, `watched` of them
+--       then          checkpoints whose applied offsets the caller wants to know, `watched` of them
 --       then          keys to put, as many as there are TTLs in `puts`
 --       then          entities, as many as there are deltas
 -- ARGV  1             plan, JSON: {programs, ttl, lease, categories, popular}
---       2             JSON: {expected, next, kinds, window_s, watched, told, puts, most, base, catalogue, shelves}; kinds
---                     is one letter for each entity, watched a number of keys, told the numbers of batches that may leave
---                     the outbox, puts one TTL in seconds for each key to put; where given, base is the number of the last
---                     batch that the caller saw, catalogue what it saw in the watched fences, and each of the shelves
---                     {drop, scores, cut, ttl}: how many members go, the scores of new ones, the least score to stay
+--       2             JSON: {expected, next, kinds, window_s, watched, published, puts, max_batches, base, catalogue, buffers};
+--                     kinds is one letter for each entity, watched a number of keys, published the numbers of batches that
+--                     may leave the outbox, puts one TTL in seconds for each key to put, max_batches of a buffer; where
+--                     given, base is the number of the last batch that the caller saw, catalogue what it saw of the
+--                     watched offsets, and each of the buffers {drop, scores, cut, ttl}: how many members go, the scores of new ones, the least score to stay
 --       3             identities of the events, 8 bytes each, to remember
 --       4             description of the batch for the outbox, behind the time (f64, unix seconds) that is put before it;
 --                     empty where only checkpoints move, which makes no batch
---       5..           members to drop and then to add, shelf by shelf; values to put, empty to delete
+--       5..           members to drop and then to add, buffer by buffer; values to put, empty to delete
 --       then          deltas, packed as gyre_core.features.slots says; whole values where the kind is a capital letter
 --
--- Answers {1, batch number, time as in the outbox, watched fence, ...}; or {0, fence, ...} with the fences as they stand
+-- Answers {1, batch number, time as in the outbox, watched offset, ...}; or {0, offset, ...} with the applied offsets
 -- when they are not the expected ones; or {2, index, ...} with the identities, counted from 0, that were applied before;
 -- or {3} when there is a later batch than `base` or the catalogue moved. Only 1 changes anything. WRONGTYPE, with the
 -- key, where a key to write is of another type than the script writes: Redis undoes nothing of a script that fails.
 local plan, call = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
-local fences = #call.expected
+local checkpoints = #call.expected
 
--- The fences of some checkpoints.
-local function fences_of(first, last)
+-- The applied offsets of some checkpoints.
+local function offsets_of(first, last)
   if last < first then return {} end
   local found = redis.call('MGET', unpack(KEYS, first, last))
   for i = 1, last - first + 1 do found[i] = found[i] and string.match(found[i], '^%d+') or '0' end
   return found
 end
 
-local stand = fences_of(1, fences)
+local stored = offsets_of(1, checkpoints)
 local as_expected = true
-for i = 1, fences do
-  if stand[i] ~= call.expected[i] then as_expected = false end
+for i = 1, checkpoints do
+  if stored[i] ~= call.expected[i] then as_expected = false end
 end
-if not as_expected then return {0, unpack(stand)} end
+if not as_expected then return {0, unpack(stored)} end
 
-local popular = fences + 7
+local popular = checkpoints + 7
 local watched = popular + plan.categories + 1
 local puts = watched + call.watched
 local first = puts + #call.puts
 
-if call.base and (redis.call('GET', KEYS[fences + 1]) or '0') ~= call.base then return {3} end
+if call.base and (redis.call('GET', KEYS[checkpoints + 1]) or '0') ~= call.base then return {3} end
 if call.catalogue then
-  local now = fences_of(watched, puts - 1)
+  local now = offsets_of(watched, puts - 1)
   for i, seen in ipairs(call.catalogue) do
     if now[i] ~= seen then return {3} end
   end
@@ -70,8 +70,8 @@ end
 
 local identities, known = chunks(ARGV[3], 8), {}
 for c, chunk in ipairs(identities) do
-  local now = redis.call('SMISMEMBER', KEYS[fences + 3], unpack(chunk))
-  local before = redis.call('SMISMEMBER', KEYS[fences + 4], unpack(chunk))
+  local now = redis.call('SMISMEMBER', KEYS[checkpoints + 3], unpack(chunk))
+  local before = redis.call('SMISMEMBER', KEYS[checkpoints + 4], unpack(chunk))
   for i = 1, #chunk do
     if now[i] == 1 or before[i] == 1 then known[#known + 1] = (c - 1) * 1000 + i - 1 end
   end
@@ -132,7 +132,7 @@ end
 local function merge_fields(program, a, b)
   if program.fields == 0 then return end
   local at, first, last = program.first_sum - 1, program.first_last, program.first_last + program.lasts - 1
-  -- Of one time those of the delta stand, which comes later in the log.
+  -- Of one time those of the delta stored, which comes later in the log.
   if b[at] >= a[at] then
     a[at] = b[at]
     for j = first, last do a[j] = b[j] end
@@ -215,9 +215,9 @@ local function popularity(numbers)
 end
 
 for _, program in pairs(plan.programs) do prepare(program) end
-local batch = tonumber(redis.call('GET', KEYS[fences + 1]) or '0') + 1
+local batch = tonumber(redis.call('GET', KEYS[checkpoints + 1]) or '0') + 1
 local members = 0
-for _, shelf in ipairs(call.shelves or {}) do members = members + shelf.drop + #shelf.scores end
+for _, buffer in ipairs(call.buffers or {}) do members = members + buffer.drop + #buffer.scores end
 local before_deltas = 4 + members + #call.puts
 
 -- Everything is computed before anything is written: an error here leaves the store as it was.
@@ -256,9 +256,9 @@ for chunk = first, #KEYS, 1000 do
   end
 end
 
-local types = {[fences + 2] = 'hash'}
-if #identities > 0 then types[fences + 3] = 'set' end
-for s = 1, #(call.shelves or {}) do types[fences + 4 + s] = 'zset' end
+local types = {[checkpoints + 2] = 'hash'}
+if #identities > 0 then types[checkpoints + 3] = 'set' end
+for s = 1, #(call.buffers or {}) do types[checkpoints + 4 + s] = 'zset' end
 for at in pairs(ranked) do types[at] = 'zset' end
 for at, wanted in pairs(types) do
   local found = redis.call('TYPE', KEYS[at]).ok
@@ -269,19 +269,19 @@ end
 
 for _, each in ipairs(merged) do redis.call('SET', each[1], each[2], 'EX', each[3]) end
 local at = 5
-for s, shelf in ipairs(call.shelves or {}) do
-  local key = KEYS[fences + 4 + s]
-  for _ = 1, shelf.drop do
+for s, buffer in ipairs(call.buffers or {}) do
+  local key = KEYS[checkpoints + 4 + s]
+  for _ = 1, buffer.drop do
     redis.call('ZREM', key, ARGV[at])
     at = at + 1
   end
-  for i, score in ipairs(shelf.scores) do
+  for i, score in ipairs(buffer.scores) do
     redis.call('ZADD', key, score, struct.pack('<I8I4', batch, i) .. ARGV[at])
     at = at + 1
   end
-  redis.call('ZREMRANGEBYSCORE', key, '-inf', '(' .. shelf.cut)
-  redis.call('ZREMRANGEBYRANK', key, 0, -call.most - 1)
-  redis.call('EXPIRE', key, shelf.ttl)
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', '(' .. buffer.cut)
+  redis.call('ZREMRANGEBYRANK', key, 0, -call.max_batches - 1)
+  redis.call('EXPIRE', key, buffer.ttl)
 end
 for i, ttl in ipairs(call.puts) do
   local key, value = KEYS[puts + i - 1], ARGV[at]
@@ -293,19 +293,19 @@ for at, own in pairs(ranked) do
   redis.call('ZREMRANGEBYRANK', KEYS[at], 0, -plan.popular.kept - 1)
   redis.call('EXPIRE', KEYS[at], plan.ttl.i)
 end
-for _, chunk in ipairs(identities) do redis.call('SADD', KEYS[fences + 3], unpack(chunk)) end
-if #ARGV[3] > 0 then redis.call('EXPIRE', KEYS[fences + 3], call.window_s) end
-for i = 1, fences do redis.call('SET', KEYS[i], call.next[i], 'EX', plan.lease) end
+for _, chunk in ipairs(identities) do redis.call('SADD', KEYS[checkpoints + 3], unpack(chunk)) end
+if #ARGV[3] > 0 then redis.call('EXPIRE', KEYS[checkpoints + 3], call.window_s) end
+for i = 1, checkpoints do redis.call('SET', KEYS[i], call.next[i], 'EX', plan.lease) end
 local clock = redis.call('TIME')
 local time = struct.pack('<d', tonumber(clock[1]) + tonumber(clock[2]) / 1e6)
-for from = 1, #call.told, 1000 do
-  redis.call('HDEL', KEYS[fences + 2], unpack(call.told, from, math.min(from + 999, #call.told)))
+for from = 1, #call.published, 1000 do
+  redis.call('HDEL', KEYS[checkpoints + 2], unpack(call.published, from, math.min(from + 999, #call.published)))
 end
 if ARGV[4] == '' then
   batch = batch - 1
 else
-  redis.call('SET', KEYS[fences + 1], batch, 'EX', plan.lease)
-  redis.call('HSET', KEYS[fences + 2], batch, time .. ARGV[4])
+  redis.call('SET', KEYS[checkpoints + 1], batch, 'EX', plan.lease)
+  redis.call('HSET', KEYS[checkpoints + 2], batch, time .. ARGV[4])
 end
-redis.call('EXPIRE', KEYS[fences + 2], plan.lease)
-return {1, batch, time, unpack(fences_of(watched, puts - 1))}
+redis.call('EXPIRE', KEYS[checkpoints + 2], plan.lease)
+return {1, batch, time, unpack(offsets_of(watched, puts - 1))}

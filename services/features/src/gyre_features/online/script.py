@@ -115,16 +115,16 @@ def packed(write: Write, shard: int, names: Names, *, plan: str, window_s: int) 
         "kinds": "".join(kinds),
         "window_s": window_s,
         "watched": len(write.watched),
-        "told": [str(number) for number in write.published],
+        "published": [str(number) for number in write.published],
         "puts": [ttl_s for _, ttl_s in write.versions.values()],
-        "most": MAX_BUFFERED_BATCHES,
+        "max_batches": MAX_BUFFERED_BATCHES,
     }
     if write.base is not None:
         call["base"] = str(write.base)
     if write.catalogue:
         call["catalogue"] = [str(applied_offset) for applied_offset in write.catalogue]
     if write.buffers:
-        call["shelves"] = [_buffer_change(each) for each in write.buffers]
+        call["buffers"] = [_buffer_change(each) for each in write.buffers]
     prefixes = {kind: each[shard] for kind, each in names.prefixes.items()}
     keys = [
         *[names.applied_offset(shard, place) for place in write.expected],

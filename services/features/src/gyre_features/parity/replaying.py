@@ -147,7 +147,7 @@ class BatchReplay:
         self._doubted: set[EntityId] = set()
         self._doubt_from: dict[int, int] = {}
         self._versions: dict[str, Versions] = {}
-        self._remembered: dict[int, ContributionBuffers] = {}
+        self._buffers: dict[int, ContributionBuffers] = {}
         self.last: dict[int, int] = {}
         self.kept: dict[EntityWrite, bytes] = {}
         self.doubtful: set[EntityWrite] = set()
@@ -181,14 +181,14 @@ class BatchReplay:
         for entity, delta in found.deltas.items():
             if self._is_on(batch.shard, entity) and self._matters(entity, delta):
                 self._merge(entity, delta, batch)
-        self._make_up(found, batch)
+        self._apply_corrections(found, batch)
         self._versions.update(found.versions)
         contributions = [
             contribution
             for contribution in found.contributions
             if any(self._is_on(batch.shard, each) for each in self._touched(contribution))
         ]
-        self.remembered(batch.shard).take(contributions, gone=[contribution for contribution, _ in found.corrections])
+        self.buffers(batch.shard).take(contributions, gone=[contribution for contribution, _ in found.corrections])
 
     def _is_on(self, shard: int, entity: EntityId) -> bool:
         return self.shards == 1 or keys.shard_of(*entity, shards=self.shards) == shard
@@ -202,14 +202,14 @@ class BatchReplay:
         is_gone = self._ttl_s["item"] is not None and self._value(("item", item_id), now) is None
         return () if is_gone else versions
 
-    def remembered(self, shard: int) -> ContributionBuffers:
-        """The contributions that a virtual shard remembers."""
-        found = self._remembered.get(shard)
+    def buffers(self, shard: int) -> ContributionBuffers:
+        """The contributions that a virtual shard buffers."""
+        found = self._buffers.get(shard)
         if found is None:
-            found = self._remembered[shard] = ContributionBuffers(self._layout, max_batches=MAX_BUFFERED_BATCHES)
+            found = self._buffers[shard] = ContributionBuffers(self._layout, max_batches=MAX_BUFFERED_BATCHES)
         return found
 
-    def _make_up(self, found: AggregatedBatch, batch: AppliedBatch) -> None:
+    def _apply_corrections(self, found: AggregatedBatch, batch: AppliedBatch) -> None:
         """Refold what the batch's changed fields concern, in the values that matter."""
         states: dict[EntityId, State] = {}
         for entity in dict.fromkeys(
@@ -280,4 +280,4 @@ class _ShardState:
         return self._replay.versions(item_id, self._now)
 
     def contributions(self, item_id: str) -> list[Contribution]:
-        return self._replay.remembered(self._shard).of(item_id)
+        return self._replay.buffers(self._shard).of(item_id)

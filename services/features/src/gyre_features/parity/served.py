@@ -63,8 +63,8 @@ def _oldest_arrival(table: Table, layout: Layout, window: CheckWindow) -> str | 
     times = read_columns(table, ["ingest_time"], rows=_since(layout, since))["ingest_time"]
     if not len(times):
         return None
-    max_impressions = min(window.max_impressions, len(times))
-    oldest: Any = times.take(pc.select_k_unstable(times, max_impressions, sort_keys=[("", "descending")]))[-1].as_py()
+    count = min(window.max_impressions, len(times))
+    oldest: Any = times.take(pc.select_k_unstable(times, count, sort_keys=[("", "descending")]))[-1].as_py()
     return str(oldest.isoformat())
 
 

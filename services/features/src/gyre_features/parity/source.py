@@ -165,10 +165,10 @@ def _joined(batch: LoggedBatch, found: Mapping[Place, _OffsetRange]) -> BatchEve
     changes: list[Event] = []
     behaviour: list[tuple[EventIdentity, Event]] = []
     for place, (first, end) in batch.ranges.items():
-        found_range = found.get(place)
-        if found_range is None:
+        events = found.get(place)
+        if events is None:
             continue
-        own = found_range.between(first, end)
+        own = events.between(first, end)
         if place[0].partition(".")[2].startswith("catalog."):
             changes.extend(event for _, event in own)
         else:
