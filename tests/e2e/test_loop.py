@@ -208,7 +208,7 @@ async def test_a_poisoned_event_is_dead_lettered_with_its_reason(mesh) -> None:
     )
     await consumer.start()
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             letters = [letter async for letter in _until(consumer, b"poison")]
     finally:
         await consumer.stop()

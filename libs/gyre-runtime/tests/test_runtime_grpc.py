@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from gyre.gateway.v1.gateway_pb2 import RankRequest, RankResponse, WatchBatchRequest, WatchBatchResponse
 from gyre.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 from gyre_local.testing import eventually
+from gyre_local.timeouts import scaled
 from gyre_runtime import (
     Conflict,
     DeadlineExceeded,
@@ -287,7 +288,7 @@ async def test_streams_end_when_the_server_drains(server_of: ServerAt, gateway: 
 
         watcher = asyncio.ensure_future(follow())
         await first.wait()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(scaled(5)):
             await server.__aexit__(None, None, None)
             with pytest.raises(Unavailable) as caught:
                 await watcher

@@ -19,6 +19,7 @@ from gyre.events.v1.behavior_pb2 import Interaction
 from gyre.inference.v1.inference_pb2 import ListModelsRequest
 from gyre.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from gyre_local.testing import eventually
+from gyre_local.timeouts import scaled
 from gyre_runtime import Dependency, Lifespan, ServiceSettings
 from gyre_runtime.kafka import Producer
 from gyre_runtime.lifecycle import serve_forever
@@ -264,7 +265,7 @@ async def test_a_background_task_that_ends_early_ends_the_process_with_1(
         await lifespan.enter(Recorded("server", order))
         lifespan.background("ends early", work())
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(scaled(20)):
         serving = asyncio.create_task(serve_forever(main, ServiceSettings()))
         await asyncio.wait([serving], timeout=10)
         if not serving.done():

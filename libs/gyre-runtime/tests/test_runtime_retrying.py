@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from gyre_local.timeouts import scaled
 from gyre_runtime import Invalid, Unavailable
 from gyre_runtime.errors import is_transient
 from gyre_runtime.retrying import restart_for_ever, retry_transient
@@ -24,7 +25,7 @@ async def test_work_without_end_is_started_again() -> None:
             await asyncio.Event().wait()
 
     task = asyncio.create_task(restart_for_ever("work", work))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(scaled(20)):
         await goes_on.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

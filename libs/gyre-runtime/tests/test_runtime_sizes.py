@@ -13,6 +13,7 @@ from gyre.events.v1.behavior_pb2 import Interaction
 from gyre_local.process import Process
 from gyre_local.records import corrupt, send_undecodable
 from gyre_local.testing import eventually
+from gyre_local.timeouts import scaled
 from gyre_runtime import Invalid
 from gyre_runtime.events import Event, Record, encode, message_types
 from gyre_runtime.kafka import Consumer, Producer, View, read_log, read_records
@@ -199,6 +200,6 @@ async def test_a_corrupt_record_stops_nobody(kafka: str, kafka_process: Process,
         await eventually(lambda: seen == ["before", "good"], timeout_s=20, message="the next event is handled")
     ((_, told),) = await letters(kafka, topic)
     assert (told["gyre_reason"], told["gyre_offset"]) == ("BAD_RECORD", "1")
-    async with View(kafka, topic, TYPES) as view, asyncio.timeout(20):
+    async with View(kafka, topic, TYPES) as view, asyncio.timeout(scaled(20)):
         await view.ready()
         assert view.get("k").id == "good"  # type: ignore[union-attr]

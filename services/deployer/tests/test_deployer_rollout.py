@@ -10,6 +10,7 @@ from gyre.deployer.v1.deployer_pb2 import StartRolloutRequest
 from gyre.events.v1.models_pb2 import CandidateRegistered, RolloutEventKind
 from gyre_core.topics import dead_letter_topic, topic
 from gyre_local.testing import eventually
+from gyre_local.timeouts import scaled
 from gyre_runtime.tracing import format_traceparent
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -229,7 +230,7 @@ async def test_a_candidate_that_is_none_is_dead_lettered(start, models, kafka, l
     )
     await consumer.start()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(scaled(10)):
             letter = await consumer.getone()
     finally:
         await consumer.stop()

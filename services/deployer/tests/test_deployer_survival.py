@@ -15,18 +15,9 @@ from gyre_runtime import DeadlineExceeded, Unavailable
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import read_compacted
 
-pytestmark = [pytest.mark.adapter, pytest.mark.timeout(300)]  # processes start slowly on a busy machine
+from .fakes import WAY_UP
 
-WAY_UP = [
-    ("STARTED", 0.0),
-    ("VALIDATED", 0.0),
-    ("LOADED", 0.0),
-    ("WARMED", 0.0),
-    ("SHIFTED", 0.1),
-    ("SHIFTED", 0.5),
-    ("SHIFTED", 1.0),
-    ("PROMOTED", 1.0),
-]
+pytestmark = [pytest.mark.adapter, pytest.mark.timeout(300)]  # processes start slowly on a busy machine
 
 
 async def told(place, version: str) -> list[tuple[str, float]]:

@@ -15,6 +15,7 @@ from gyre_gateway.domain.ranking import Ranking
 from gyre_gateway.domain.requests import RankedAnswer, Request, Scored
 from gyre_gateway.domain.routing import Route
 from gyre_local.testing import eventually
+from gyre_local.timeouts import scaled
 from gyre_runtime import Invalid, Unavailable
 from gyre_runtime.events import Event, decode, message_types
 from gyre_runtime.kafka import Producer, read_records
@@ -36,7 +37,7 @@ async def read(kafka: str, name: str, count: int) -> list[Event]:
     try:
         partitions = (await consumer._client.fetch_all_metadata()).partitions_for_topic(name)
         consumer.assign([TopicPartition(name, number) for number in partitions or ()])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(scaled(10)):
             while len(events) < count:
                 fetched = await consumer.getmany(timeout_ms=100)
                 events.extend(decode(record, TYPES) for records in fetched.values() for record in records)

@@ -15,6 +15,7 @@ from gyre_core.models import LAYOUT_PARAMETER, triton_model
 from gyre_inference.bootstrap import bootstrap
 from gyre_inference.settings import InferenceSettings
 from gyre_local.testing import TritonServer
+from gyre_local.timeouts import scaled
 from gyre_runtime import Channel, Lifespan, ServiceSettings, channel
 from onnx import TensorProto, helper
 from tritonclient.grpc.aio import InferenceServerClient
@@ -114,7 +115,7 @@ async def start(loop_file: Path, kafka: str) -> AsyncIterator[Callable[[str], ob
         opened.append(lifespan)
         running = await bootstrap(lifespan, settings)
         await lifespan.health.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             await running.views.ready()
         connected = await lifespan.enter(channel(running.server.address, ServiceSettings(), name="inference"))
         return Service(connected, lifespan)

@@ -21,6 +21,7 @@ from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import declared, topic
 from gyre_local.reserve import free_ports
+from gyre_local.timeouts import scaled
 from gyre_monitor.bootstrap import RunningMonitor, bootstrap
 from gyre_monitor.settings import MonitorSettings
 from gyre_monitor.store import reports
@@ -267,7 +268,7 @@ async def start(settings: MonitorSettings, spec: LoopSpec) -> AsyncIterator[Call
         await lifespan.health.start()
         producer = await lifespan.enter(Producer(own.kafka, source="tests"))
         connected = await lifespan.enter(channel(running.server.address, ServiceSettings(), name="monitor"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             await lifespan.health.wait_serving(20)
         return Service(running, connected, lifespan, producer, spec.loop)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from gyre_local.testing import eventually
+from gyre_local.timeouts import scaled
 from gyre_runtime import Invalid, NotFound, ServiceSettings, Unavailable, setup_telemetry
 from gyre_trainer.adapters.store import SqliteRuns
 from gyre_trainer.domain import (
@@ -166,7 +167,7 @@ async def seen(world: World) -> AsyncIterator[list[Run]]:
     task = asyncio.create_task(watch())
     await asyncio.sleep(0)
     yield changes
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(scaled(5)):
         await task
 
 
@@ -350,7 +351,7 @@ async def test_a_run_can_be_watched_after_its_end(world: World) -> None:
     watchers = [asyncio.create_task(_all(world.runs, run.run_id)) for _ in range(2)]
     await asyncio.sleep(0)
     ended = await world.runner.carry_out(run)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(scaled(5)):
         first, second = await asyncio.gather(*watchers)
     assert first == second
     assert await _all(world.runs, run.run_id) == [ended]

@@ -10,6 +10,7 @@ import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import Layout
 from gyre_core.topics import topic
+from gyre_local.timeouts import scaled
 from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.kafka import Producer
 from gyre_runtime.settings import WarehouseSettings
@@ -133,7 +134,7 @@ async def test_the_archive_is_waited_for(stack, spec, history) -> None:
     table = ensure_table(open_catalog(settings), loop, INTERACTIONS)
     before = table.current_snapshot().snapshot_id
     append(table, table.scan().to_arrow(), {0: Checkpoint(20), 1: Checkpoint(20)})
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(scaled(60)):
         pins = await pinning
     assert pins.snapshots[INTERACTIONS] != before
 
@@ -149,7 +150,7 @@ async def test_the_wait_for_the_archive_is_bounded(stack, spec, history, caplog)
         for _ in range(13):
             await producer.send(topic(stack.loop, "behavior.impressions"), message, key="u9", time=BEGIN)
     warehouse = ArchivedWarehouse(stack.settings(trainer_archive_wait_s=0.5), {stack.loop: spec})
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(scaled(60)):
         pins = await warehouse.pin(stack.loop)
     assert pins.now == BEGIN + 9 * HOUR_S + 60
     (said,) = [each for each in caplog.records if "archive is behind" in each.message]
