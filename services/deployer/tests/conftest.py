@@ -15,6 +15,8 @@ from typing import Any, Self
 import numpy as np
 import onnx
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from gyre.deployer.v1 import deployer_pb2 as pb
 from gyre.deployer.v1.deployer_pb2_grpc import DeployerServiceStub
 from gyre.events.v1.models_pb2 import (
@@ -31,6 +33,7 @@ from gyre_core.topics import declared, topic
 from gyre_deployer.bootstrap import RunningDeployer, bootstrap
 from gyre_deployer.settings import DeployerSettings
 from gyre_local.testing import TritonServer, eventually
+from gyre_local.timeouts import scaled
 from gyre_runtime import Channel, GyreError, Lifespan, ServiceSettings, channel, setup_telemetry, start_span
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, View, create_topics, read_log
@@ -439,9 +442,19 @@ class Program:
         line = await eventually(lambda: self.logged("listening"), timeout_s=30)
         return str(line["address"])
 
+    async def is_ready(self) -> None:
+        """Wait until it serves: it holds its rollout log, and has fenced whoever held that before."""
+        async with _connected(await self.address()) as connected:
+
+            async def serves() -> bool:
+                health = await HealthStub(connected).Check(HealthCheckRequest(), timeout=10)
+                return bool(health.status == HealthCheckResponse.SERVING)
+
+            await eventually(serves, timeout_s=30, message="the deployer serves")
+
     async def ended(self, timeout_s: float = 20) -> int:
         """Wait for the end, and return the exit code."""
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(scaled(timeout_s)):
             code = await self.process.wait()
             await self._reader
         return code

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from gyre.deployer.v1 import deployer_pb2 as pb
 from gyre_local.testing import eventually
+from gyre_local.timeouts import scaled
 from gyre_runtime import Invalid, NotFound, Precondition
 
 pytestmark = pytest.mark.adapter
@@ -83,7 +84,7 @@ async def test_a_rollout_is_watched_paused_resumed_and_promoted(start, models, l
     for _ in range(2):
         promoted = await stub.Promote(by_id(pb.PromoteRequest, loop, canary.rollout_id), timeout=30)
         assert promoted.rollout.state == pb.ROLLOUT_STATE_PROMOTED
-    await asyncio.wait_for(watching, 10)
+    await asyncio.wait_for(watching, scaled(10))
     assert [each.state for each in seen] == [
         pb.ROLLOUT_STATE_CANARY,
         pb.ROLLOUT_STATE_PAUSED,

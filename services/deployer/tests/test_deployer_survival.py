@@ -55,7 +55,7 @@ async def test_a_killed_deployer_goes_on_where_it_was(spawn, models, place, gate
 async def test_a_second_deployer_fences_the_first(spawn, start, models, place, gateway) -> None:
     """The older of two deployers exits with code 1 once the newer has written, and the log has each epoch once."""
     older = await spawn()
-    await older.address()
+    await older.is_ready()
     newer = await start()
     await models.register("v1")
     await newer.reaches("v1", "PROMOTED")

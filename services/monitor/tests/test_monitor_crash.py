@@ -13,6 +13,7 @@ from gyre.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
 from gyre_core.topics import topic
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
+from gyre_local.timeouts import scaled
 from gyre_monitor.store import flow
 from gyre_runtime import ServiceSettings, channel
 from gyre_runtime.kafka import Producer
@@ -102,11 +103,15 @@ async def test_without_kafka_it_starts_answers_and_ends(loop, settings, start_pr
     own, otlp, kafka = (f"127.0.0.1:{port}" for port in free_ports(3))
     process = start_process(GYRE_LISTEN=own, GYRE_OTLP_LISTEN=otlp, GYRE_KAFKA=kafka)
     async with channel(own, ServiceSettings(), name="monitor") as connected:
-        await asyncio.wait_for(connected.channel_ready(), 30)
+        await asyncio.wait_for(connected.channel_ready(), scaled(30))
         request = pb.GetLoopStatusRequest(loop=loop)
         assert len((await MonitorServiceStub(connected).GetLoopStatus(request, timeout=30)).stages) == 6
-        health = await HealthStub(connected).Check(HealthCheckRequest(), timeout=30)
-        assert health.status == HealthCheckResponse.SERVING
+
+        async def serves() -> bool:
+            health = await HealthStub(connected).Check(HealthCheckRequest(), timeout=30)
+            return bool(health.status == HealthCheckResponse.SERVING)
+
+        await eventually(serves, timeout_s=20, message="the monitor is ready")
     process.terminate()
     await eventually(lambda: process.poll() is not None, timeout_s=30, message="it ends, though Kafka is away")
     assert process.returncode == 0
