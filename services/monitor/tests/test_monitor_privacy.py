@@ -1,15 +1,21 @@
 """A loop that hashes its users: who came through the gateway and who came straight from a producer is one user."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+import grpc
 import pytest
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre.monitor.v1 import monitor_pb2 as pb
 from gyre_core.keyring import Keyring
 from gyre_local.testing import eventually
+from gyre_monitor import handlers
 from gyre_privacy.pseudonyms import user_hash
 from gyre_runtime import Precondition
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
 
 pytestmark = pytest.mark.adapter
 
@@ -62,3 +68,44 @@ async def test_a_forgotten_user_leaves_nothing_in_the_database(
     assert b"request-of-another" in content()
     await service.send("behavior.impressions", make.impression("request-after-that", "ada"), key="ada")
     await eventually(lambda: b"request-after-that" in content(), timeout_s=60, message="later answers are stored")
+
+
+async def _export(service, request_id: str, number: int) -> None:
+    """A service says that it answered a request."""
+    request = otlp.ExportTraceServiceRequest()
+    span = request.resource_spans.add().scope_spans.add().spans.add(name="Rank", start_time_unix_nano=5)
+    span.trace_id, span.span_id = number.to_bytes(16), number.to_bytes(8)
+    span.attributes.add(key="gyre.request_id").value.string_value = request_id
+    async with grpc.aio.insecure_channel(service.running.otlp.address) as channel:
+        await otlp_grpc.TraceServiceStub(channel).Export(request, timeout=30)
+
+
+async def test_no_span_names_a_request_of_a_forgotten_user(start, settings, make, tmp_path: Path, monkeypatch) -> None:
+    """Spans of the user's requests go with the user, those that are exported later, too; of others' they stay."""
+    monkeypatch.setattr(handlers, "_LATE_SPANS_S", 1.0, raising=False)
+    key_file = tmp_path / "keys.json"
+    key_file.write_text(json.dumps({"stable": "ab" * 32}))
+    service = await start(privacy_key_file=key_file)
+    files = [settings.state_dir / name for name in ("monitor.db", "monitor.db-wal")]
+
+    def content() -> bytes:
+        return b"".join(file.read_bytes() for file in files if file.exists())
+
+    for number, (user, request_id) in enumerate((("ada", "ada-and-her-request"), ("bob", "bob-and-his-request")), 1):
+        await service.send("behavior.impressions", make.impression(request_id, user), key=user)
+        await _export(service, request_id, number)
+
+    def stored() -> bool:
+        with closing(sqlite3.connect(settings.state_dir / "monitor.db")) as database:
+            tables = ("impressions", "spans")
+            counts = [database.execute(f"select count(*) from {each}").fetchone()[0] for each in tables]
+        return counts == [2, 2]
+
+    await eventually(stored, timeout_s=60, message="answers and spans are stored")
+    tombstone = privacy.UserForgotten(user_hash=user_hash(Keyring.from_file(key_file), service.loop, "ada"))
+    tombstone.forgotten_time.GetCurrentTime()
+    await service.send("privacy.tombstones", tombstone, key="ada")
+    await eventually(lambda: b"ada-and-her" not in content(), timeout_s=60, message="the spans of the request are gone")
+    assert b"bob-and-his" in content()
+    await _export(service, "ada-and-her-request", 3)
+    await eventually(lambda: b"ada-and-her" not in content(), timeout_s=60, message="the late span is gone")

@@ -27,10 +27,10 @@ def store(tmp_path: Path) -> Iterator[SqliteRuns]:
         yield opened
 
 
-def _run(name: str, *snapshots: int, loop: str = LOOP, record: str = "") -> Run:
+def _run(name: str, *snapshots: int, loop: str = LOOP, ended: float = 1.0) -> Run:
     pins = Pins({"behavior_interactions": snapshots[0], "behavior_impressions": snapshots[1]}, 0.0)
     made = Run.queued(Trigger(name, loop), now=1.0).pinned(pins)
-    return replace(made, state=RunState.REGISTERED, mlflow_run_id=record)
+    return replace(made, state=RunState.REGISTERED, update_time=ended)
 
 
 def _erased(at_s: int, **snapshots: int) -> privacy.UserErased:
@@ -44,7 +44,7 @@ def _erased(at_s: int, **snapshots: int) -> privacy.UserErased:
 async def test_runs_that_read_what_is_gone_are_marked(store: SqliteRuns) -> None:
     """A snapshot of the right table and loop marks its runs with the first such erasure; others stay repeatable."""
     runs = RunRegistry(store, [LOOP, "other"])
-    hit, missed, elsewhere = _run("a", 1, 2), _run("b", 3, 4), _run("c", 1, 2, loop="other")
+    hit, missed, elsewhere = _run("a", 1, 2, ended=95), _run("b", 3, 4, ended=95), _run("c", 1, 2, loop="other")
     queued = Run.queued(Trigger("d", LOOP), now=1.0)
     for each in (hit, missed, elsewhere, queued):
         store.save(each)
@@ -55,6 +55,21 @@ async def test_runs_that_read_what_is_gone_are_marked(store: SqliteRuns) -> None
     assert runs.get(hit.run_id) == replace(hit, erased_time=50.0)
     for each in (missed, elsewhere, queued):
         assert runs.get(each.run_id).erased_time is None
+
+
+@pytest.mark.parametrize("state", [RunState.REGISTERED, RunState.REFUSED, RunState.FAILED])
+async def test_a_run_whose_snapshot_had_expired_is_marked(store: SqliteRuns, state: RunState) -> None:
+    """A run that ended before an erasure read the user's rows, too, though retention took its snapshot before."""
+    runs, run = RunRegistry(store, [LOOP]), replace(_run("a", 1, 2, ended=40), state=state)
+    store.save(run)
+    erasures = ErasureConsumer(runs, lambda *_: True)
+    erasures.note(LOOP, _erased(30, behavior_interactions=7))
+    erasures.note(LOOP, _erased(50, catalog_users=7))
+    await erasures.mark()
+    assert runs.get(run.run_id).erased_time is None
+    erasures.note(LOOP, _erased(60, behavior_interactions=8))
+    await erasures.mark()
+    assert runs.get(run.run_id).erased_time == 60.0
 
 
 async def test_a_mark_survives_whoever_holds_an_older_copy(store: SqliteRuns) -> None:
@@ -68,28 +83,36 @@ async def test_a_mark_survives_whoever_holds_an_older_copy(store: SqliteRuns) ->
     assert runs.get(run.run_id).erased_time == 50.0
 
 
-async def test_a_record_is_told_until_it_is_taken(store: SqliteRuns) -> None:
-    """While MLflow takes nothing the tag waits, also over a restart; once taken it is not sent again."""
-    runs, run = RunRegistry(store, [LOOP]), _run("a", 1, 2, record="m1")
+async def test_what_a_run_left_is_erased_once_it_is_over_and_mlflow_is_there(store: SqliteRuns) -> None:
+    """While MLflow takes nothing, or the run goes on, the erasure waits, also over a restart; then it is done once."""
+    runs, run = RunRegistry(store, [LOOP]), replace(_run("a", 1, 2), state=RunState.TRAINING)
     store.save(run)
     sent: list[Any] = []
     away = ErasureConsumer(runs, lambda *_: False)
     away.note(LOOP, _erased(0, behavior_interactions=1))
     await away.mark()
+    assert not runs.unrecorded()
+    runs.change(run, RunState.REFUSED)
     await away.tell()
     assert runs.unrecorded()
     back = ErasureConsumer(runs, lambda *given: sent.append(given) or True)
     await back.tell()
     await back.tell()
-    assert sent == [("m1", {TAG: "1970-01-01T00:00:00+00:00"})]
+    ((erased, tags),) = sent
+    assert (erased.run_id, tags) == (run.run_id, {TAG: "1970-01-01T00:00:00+00:00"})
     assert not runs.unrecorded()
 
 
 @pytest.mark.adapter
-async def test_callers_see_that_rows_were_erased(start: Any, stack: Any) -> None:
-    """What the archive says of an erasure on Kafka marks the run, and GetRun answers when."""
-    service = await start()
+async def test_callers_see_that_rows_were_erased(start: Any, stack: Any, mlflow_uri: str) -> None:
+    """What the archive says of an erasure marks the run for GetRun, and takes what names events from its artefact."""
+    service = await start(mlflow=mlflow_uri, trainer_mlflow_wait_s=60)
     run = _run("a", 1, 2, loop=stack.loop)
+    folder = stack.settings().artifacts / stack.loop
+    for name in (run.version, f".{run.version}"):
+        (folder / name).mkdir(parents=True)
+        for file in ("model.onnx", "quarantine.jsonl"):
+            (folder / name / file).write_text("of-somebody")
     service.running.runs.change(run)
     async with Producer(stack.kafka, source="test") as producer:
         message = _erased(1_700_000_000, behavior_interactions=1)
@@ -97,6 +120,8 @@ async def test_callers_see_that_rows_were_erased(start: Any, stack: Any) -> None
 
     async def marked() -> bool:
         answer = await service.stub.GetRun(pb.GetRunRequest(run_id=run.run_id), timeout=30)
+        left = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        assert left == [f"{run.version}/model.onnx"]
         return answer.run.erased_time.seconds == 1_700_000_000
 
-    await eventually(marked, timeout_s=30, message="the run is marked")
+    await eventually(marked, timeout_s=30, message="the run is marked, and its artefact names no event")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from gyre_local.reserve import free_ports
-from gyre_trainer.adapters.mlflow import Entry, record, tag
+from gyre_trainer.adapters.mlflow import Entry, erase, record
 from mlflow import MlflowClient
 
 pytestmark = pytest.mark.adapter
@@ -64,10 +64,15 @@ def test_a_run_goes_on_without_mlflow(
     assert "goes on without its record" in caplog.text
 
 
-def test_a_record_is_tagged(mlflow_uri: str, entry: Entry) -> None:
-    """A tag stands in the record; one for a record that is gone has nothing to wait for."""
+def test_a_record_names_no_event_after_an_erasure(mlflow_uri: str, entry: Entry) -> None:
+    """The list of what was set aside goes, and the rest stays, tagged; without a record nothing is waited for."""
+    (entry.folder / "quarantine.jsonl").write_text('{"rows": "interactions", "event_id": "of-somebody"}')
     found = record(mlflow_uri, entry, wait_s=30)
-    assert tag(mlflow_uri, found, {"gyre.rows_erased": "2026-01-02"}, wait_s=30)
-    assert MlflowClient(tracking_uri=mlflow_uri).get_run(found).data.tags["gyre.rows_erased"] == "2026-01-02"
-    assert tag(mlflow_uri, "0" * 32, {"gyre.rows_erased": "2026-01-02"}, wait_s=30)
-    assert not tag("http://127.0.0.1:9", found, {"gyre.rows_erased": "2026-01-02"}, wait_s=0.2)
+    tags, client = {"gyre.rows_erased": "2026-01-02"}, MlflowClient(tracking_uri=mlflow_uri)
+    for _ in range(2):
+        assert erase(mlflow_uri, entry.loop, entry.run_id, tags, wait_s=30)
+        assert {each.path for each in client.list_artifacts(found)} == {"model.onnx", "model.json"}
+        assert client.get_run(found).data.tags["gyre.rows_erased"] == "2026-01-02"
+    assert erase(mlflow_uri, entry.loop, "run-without-a-record", tags, wait_s=30)
+    assert erase(mlflow_uri, "loop-without-a-record", entry.run_id, tags, wait_s=30)
+    assert not erase("http://127.0.0.1:9", entry.loop, entry.run_id, tags, wait_s=0.2)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from gyre_core.models import QUARANTINE_FILE
+
 KAFKA, REDIS, FILE = "kafka:", "redis:", "file:"
 """What the names of places begin with: a topic, a key, a file."""
 AT_ONCE = "at once"
@@ -36,11 +38,6 @@ class StoreDecl:
     erased: str
     until: str
 
-    @property
-    def is_erased_at_once(self) -> bool:
-        """Whether it holds nothing of a person any more when `DeleteEntity` has answered that all is done."""
-        return self.until == AT_ONCE
-
 
 def _store(name: str, places: str, *, holds: str, written: tuple[str, str], erased: str, until: str) -> StoreDecl:
     """One row of the table below; `written` is the format and the owner."""
@@ -48,6 +45,7 @@ def _store(name: str, places: str, *, holds: str, written: tuple[str, str], eras
 
 
 _RECORDS = "Kafka records: key, headers, protobuf or JSON"
+_SET_ASIDE = re.escape(QUARANTINE_FILE)
 
 STORES: tuple[StoreDecl, ...] = (
     _store(
@@ -117,10 +115,26 @@ STORES: tuple[StoreDecl, ...] = (
     _store(
         "monitor's database",
         rf"^{FILE}.*monitor\.db(-wal|-shm)?$",
-        holds="the user's answers and interactions under a hash of the id",
+        holds="the user's answers and interactions under a hash of the id, and the spans of those requests",
         written=("SQLite with its write-ahead log, or PostgreSQL", "monitor"),
-        erased="rows are deleted and overwritten, the log is truncated",
+        erased="rows are deleted and overwritten, the log is truncated; again a minute later, for spans come late",
         until=AT_ONCE,
+    ),
+    _store(
+        "MLflow",
+        rf"^{FILE}.*/[0-9a-f]{{32}}/artifacts/{_SET_ASIDE}$",
+        holds="ids of the user's events that a training run set aside, as producers made them",
+        written=("JSON lines", "trainer"),
+        erased="the file is deleted from the records of all runs that read rows of the user",
+        until="at once; where MLflow is away, once it is back",
+    ),
+    _store(
+        "training artefacts",
+        rf"^{FILE}.*/{_SET_ASIDE}$",
+        holds="ids of the user's events that a training run set aside, as producers made them",
+        written=("JSON lines", "trainer"),
+        erased="the file is deleted from the artefacts of all runs that read rows of the user, refused ones, too",
+        until="at once, or at the end of a run under way",
     ),
     _store(
         "Kafka's segments",
@@ -134,7 +148,7 @@ STORES: tuple[StoreDecl, ...] = (
 """Every store, the more particular before the more general."""
 
 FILES_OF_OPERATORS = (
-    "a training set that was exported (`python -m gyre_trainer join`)",
+    "a training set that was exported (`python -m gyre_trainer join`), and the `gyre-join-…` of a killed export",
     "files that `gyre import` read, and those that list what it refused",
     "backups of any store above",
 )

@@ -10,6 +10,7 @@ from gyre_privacy.masking import open_privacy, read_keyring
 from gyre_privacy.pseudonyms import own_keyring, user_hash
 from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, channel, load_loops
+from gyre_runtime.events import Event
 from gyre_runtime.kafka import Producer, ensure_topics
 from gyre_runtime.layouts import LayoutCatalog
 
@@ -53,7 +54,13 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> RunningMon
 
     erasures = ErasureHandler(database, users)
     tombstones = Tombstones(loops, shared, on_tombstone=erasures.note)
-    projection = Projection(database, loops, keyring=keyring, timeout_s=timeout_s, forgotten=tombstones.cover)
+
+    def forgotten(event: Event) -> bool:
+        if is_covered := tombstones.cover(event):
+            erasures.note_request(event.message.request_id)
+        return is_covered
+
+    projection = Projection(database, loops, keyring=keyring, timeout_s=timeout_s, forgotten=forgotten)
     await projection.prepare()
     otlp = await lifespan.enter(OtlpServer(settings.otlp_listen, TraceReceiver(database)))
     producer = await lifespan.enter(Producer(settings.kafka, source=SOURCE))
@@ -81,6 +88,7 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> RunningMon
         lifespan.background("triggers", outbox.run())
         lifespan.background("watch", monitor.watch())
         lifespan.background("erasures", erasures.run())
+        lifespan.background("spans of erased requests", erasures.erase_late_spans())
         lifespan.background("tombstones", tombstones.follow(settings))
         await tombstones.ready()
         lifespan.background("stream", stream.run(), stop=stream.stop)

@@ -6,9 +6,10 @@ import asyncio
 import json
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from gyre.events.v1.privacy_pb2 import UserForgotten
 from gyre_runtime import GyreError, Unavailable, instrument
@@ -19,7 +20,7 @@ from gyre_monitor.domain.outcomes import ArmTotals
 from gyre_monitor.ports import TrainingRuns, TriggerPublisher, TriggerToSend
 from gyre_monitor.store import flow, reports
 from gyre_monitor.store.database import Database
-from gyre_monitor.store.erasure import erase_user
+from gyre_monitor.store.erasure import erase_spans, erase_user
 from gyre_monitor.store.model_retention import ModelRetention
 from gyre_monitor.store.projection import Projection
 from gyre_monitor.store.retention import Retention
@@ -31,6 +32,9 @@ _ASK_S = 2.0
 _PRUNE_S = 10.0
 _RETRY_S = 1.0
 _SHOWN_AT_START = 20
+_LATE_SPANS_S = 30.0
+"""Longer than services hold spans back before they export them."""
+T = TypeVar("T")
 _QUANTILES = {"0.5": 0.5, "0.99": 0.99}
 
 
@@ -191,27 +195,50 @@ class ErasureHandler:
     def __init__(self, database: Database, users: Callable[[str, UserForgotten], Sequence[bytes]]) -> None:
         self._database, self._users = database, users
         self._waiting: asyncio.Queue[tuple[str, UserForgotten, int]] = asyncio.Queue()
+        self._requests: deque[str] = deque()
 
     def note(self, loop: str, message: UserForgotten, offset: int) -> None:
         """Take a tombstone in."""
         self._waiting.put_nowait((loop, message, offset))
 
+    def note_request(self, request_id: str) -> None:
+        """Take in a request of a forgotten user, whose spans go, too; from any thread."""
+        self._requests.append(request_id)
+
     async def run(self) -> None:
         """Erase until cancelled; what the database does not take is tried again."""
+        # A process that was killed between a deletion and this has left the rows in the log.
+        await _retried(self._database.forget_deleted)
         while True:
             loop, message, offset = await self._waiting.get()
-            deleted = await self._erased(loop, self._users(loop, message), offset)
+            users = self._users(loop, message)
+            erase = partial(erase_user, loop=loop, users=users, offset=offset)
+            deleted, requests = await _retried(partial(self._database.write, erase))
+            self._requests.extend(requests)
             if deleted:
-                await self._database.forget_deleted()
+                await _retried(self._database.forget_deleted)
                 _LOG.info("a user was erased", extra={"loop": loop, "rows": deleted})
 
-    async def _erased(self, loop: str, users: Sequence[bytes], offset: int) -> int:
+    async def erase_late_spans(self) -> None:
+        """Delete the spans that are exported after their request's user was erased, until cancelled."""
+        requests: set[str] = set()
         while True:
-            try:
-                return await self._database.write(erase_user, loop, users, offset)
-            except Unavailable as error:
-                _LOG.warning("an erasure waits", extra={"loop": loop, "problem": str(error)})
-                await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(_LATE_SPANS_S)
+            # Each request twice, for its spans may come after the first time.
+            before, requests = requests, {self._requests.popleft() for _ in range(len(self._requests))}
+            deleted = await _retried(partial(self._database.write, partial(erase_spans, request_ids=before | requests)))
+            if deleted:
+                await _retried(self._database.forget_deleted)
+
+
+async def _retried(work: Callable[[], Awaitable[T]]) -> T:
+    """Do some work of an erasure, again and again while the database does not take it."""
+    while True:
+        try:
+            return await work()
+        except Unavailable as error:
+            _LOG.warning("an erasure waits", extra={"problem": str(error)})
+            await asyncio.sleep(_RETRY_S)
 
 
 async def keep_small(database: Database, retention: Retention, models: ModelRetention) -> None:

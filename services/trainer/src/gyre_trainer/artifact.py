@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gyre_core.models import MANIFEST_FILE, MODEL_FILE
+from gyre_core.models import MANIFEST_FILE, MODEL_FILE, QUARANTINE_FILE
 
 if TYPE_CHECKING:
     from gyre_trainer.ranker import Ranker
@@ -87,6 +87,17 @@ def write_refusal(folder: Path, files: Mapping[str, bytes]) -> None:
         _put(temporary, files)
 
 
+def erase(folder: Path) -> None:
+    """Delete what names events of users: the list of what was set aside, and what a killed job left half-written."""
+    shutil.rmtree(_draft(folder), ignore_errors=True)
+    (folder / QUARANTINE_FILE).unlink(missing_ok=True)
+
+
+def _draft(folder: Path) -> Path:
+    """Where the content of a folder is written before it appears."""
+    return folder.with_name(f".{folder.name}")
+
+
 def _put(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -95,7 +106,7 @@ def _put(folder: Path, files: Mapping[str, bytes]) -> None:
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
     """A folder to write to, which takes the place of `folder` when all is written."""
-    temporary = folder.with_name(f".{folder.name}")
+    temporary = _draft(folder)
     # What an earlier start of the run was killed over.
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

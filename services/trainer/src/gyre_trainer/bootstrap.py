@@ -8,15 +8,17 @@ from gyre.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_serve
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, load_loops
 from gyre_runtime.kafka import Producer, ensure_topics
 
+from gyre_trainer import artifact
 from gyre_trainer.adapters.kafka import KafkaAnnouncer, LiveModels
 from gyre_trainer.adapters.process import JobProcess
 from gyre_trainer.adapters.store import SqliteRuns
 from gyre_trainer.adapters.warehouse import ArchivedWarehouse
+from gyre_trainer.domain import Run
 from gyre_trainer.handlers import RunRegistry
 from gyre_trainer.maintain import maintain_forever
 from gyre_trainer.runner import Runner
 from gyre_trainer.settings import TrainerSettings
-from gyre_trainer.transport.erasures import ErasureConsumer, Record
+from gyre_trainer.transport.erasures import EraseRun, ErasureConsumer
 from gyre_trainer.transport.servicer import TrainerServicer
 from gyre_trainer.transport.triggers import TriggerConsumer, trigger_consumer
 
@@ -44,7 +46,7 @@ async def bootstrap(lifespan: Lifespan, settings: TrainerSettings) -> RunningTra
         await lifespan.enter(LiveModels(settings.kafka, loops, settings.artifacts.absolute())),
         announcer,
     )
-    erasures = ErasureConsumer(runs, _tagging(settings))
+    erasures = ErasureConsumer(runs, _erasing(settings))
     lifespan.background("erasures", erasures.follow(settings.kafka, loops))
     if settings.trainer_maintain_every_s:
         lifespan.background("old models", maintain_forever(settings, settings.trainer_maintain_every_s))
@@ -61,12 +63,13 @@ async def bootstrap(lifespan: Lifespan, settings: TrainerSettings) -> RunningTra
     return RunningTrainer(server, runs)
 
 
-def _tagging(settings: TrainerSettings) -> Record:
-    """What tags records; MLflow takes seconds to import, which only a trainer with something to tell pays."""
+def _erasing(settings: TrainerSettings) -> EraseRun:
+    """What erases; MLflow takes seconds to import, which only a trainer with something to erase pays."""
 
-    def tagged(record_id: str, tags: dict[str, str]) -> bool:
-        from gyre_trainer.adapters.mlflow import tag
+    def erased(run: Run, tags: dict[str, str]) -> bool:
+        from gyre_trainer.adapters import mlflow
 
-        return tag(settings.mlflow, record_id, tags, wait_s=settings.trainer_mlflow_wait_s)
+        artifact.erase(settings.artifacts.absolute() / run.loop / run.version)
+        return mlflow.erase(settings.mlflow, run.loop, run.run_id, tags, wait_s=settings.trainer_mlflow_wait_s)
 
-    return tagged
+    return erased

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -27,10 +27,6 @@ class RunState(StrEnum):
     def is_final(self) -> bool:
         """Whether nothing follows."""
         return self in (RunState.REGISTERED, RunState.REFUSED, RunState.FAILED)
-
-
-SnapshotId = tuple[str, int]
-"""A table and the id of one of its Iceberg snapshots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +56,21 @@ class Pins:
     now: float
 
 
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """Rows of a table went with a forgotten user, from all the snapshots that there were.
+
+    Attributes:
+        table: its name.
+        snapshots: ids of those that were expired.
+        time: wall time, unix seconds.
+    """
+
+    table: str
+    snapshots: frozenset[int]
+    time: float
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run.
@@ -82,7 +93,7 @@ class Run:
             data was not checked.
         erased_time: wall time at which rows that it used were erased, so that it cannot be repeated exactly, unix
             seconds; None while it can.
-        erased_recorded: whether its record in MLflow says so.
+        erased_recorded: whether its record in MLflow says so, and neither that nor its artefact names events any more.
         removed_time: wall time at which the removal of its model began, which nothing named any more, unix seconds;
             None while all of it is there.
         is_removed: whether that has ended: neither artefact nor record in MLflow is left.
@@ -112,14 +123,22 @@ class Run:
         """The run of a trigger, at its beginning."""
         return cls(trigger.run_id, trigger.loop, trigger.trigger_id, trigger.traceparent, RunState.QUEUED, now, now)
 
-    def erased_at(self, gone: Mapping[SnapshotId, float]) -> float | None:
-        """When the first of the snapshots that it reads went; None where all are there.
+    def erased_at(self, erasures: Collection[Erasure]) -> float | None:
+        """When the first of the rows that it read were erased, unix seconds; None where all are there.
 
-        Args:
-            gone: snapshots that went, each with its time, unix seconds.
+        A run that is over read what an erasure took also where its snapshot had expired before: an erasure takes a
+        user from every older snapshot of a table.
         """
-        read = self.pins.snapshots.items() if self.pins is not None else ()
-        return min((gone[table, snapshot] for table, snapshot in read if (table, snapshot) in gone), default=None)
+        read = self.pins.snapshots if self.pins is not None else {}
+        return min(
+            (
+                each.time
+                for each in erasures
+                if each.table in read
+                and (read[each.table] in each.snapshots or (self.state.is_final and self.update_time < each.time))
+            ),
+            default=None,
+        )
 
     def pinned(self, pins: Pins) -> Run:
         """With what it reads, and the version that it is to make of it."""

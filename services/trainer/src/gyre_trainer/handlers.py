@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from gyre_runtime import Invalid, NotFound, Violation, inject, instrument, model_tracer, unknown_loop
 
-from gyre_trainer.domain import Run, RunState, SnapshotId, Trigger, manual_trigger_id
+from gyre_trainer.domain import Erasure, Run, RunState, Trigger, manual_trigger_id
 from gyre_trainer.ports import Announcer, RunStore
 
 _REMEMBERED = 200
@@ -63,13 +63,13 @@ class RunRegistry:
             watcher.put_nowait(changed)
         return changed
 
-    def mark_erased(self, loop: str, gone: Mapping[SnapshotId, float]) -> list[Run]:
-        """Mark the runs of a loop that read snapshots which are gone; answer those that were not marked before."""
-        hit = ((run, run.erased_at(gone)) for run in self._store.repeatable(loop))
+    def mark_erased(self, loop: str, erasures: Collection[Erasure]) -> list[Run]:
+        """Mark the runs of a loop that read what was erased; answer those that were not marked before."""
+        hit = ((run, run.erased_at(erasures)) for run in self._store.repeatable(loop))
         return [self.change(run, erased_time=time_s) for run, time_s in hit if time_s is not None]
 
     def unrecorded(self) -> list[Run]:
-        """The marked runs whose record in MLflow does not say so yet."""
+        """The marked runs that are over, and whose artefact and record in MLflow are to follow."""
         return self._store.unrecorded()
 
     def find(self, trigger: Trigger) -> Run | None:

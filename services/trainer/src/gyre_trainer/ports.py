@@ -30,7 +30,7 @@ class RunStore(Protocol):
         """The runs of a loop whose rows are all there, as far as is known."""
 
     def unrecorded(self) -> list[Run]:
-        """The runs of any loop whose record in MLflow does not say yet that rows were erased."""
+        """The ended runs of any loop, rows of which were erased, whose artefact and record in MLflow are to follow."""
 
 
 class Warehouse(Protocol):

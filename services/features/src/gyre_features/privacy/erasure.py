@@ -96,7 +96,12 @@ class Eraser:
 
 
 def _add_earlier(answer: privacy.UserErased, earlier: privacy.UserErased) -> None:
-    """Count what an earlier tombstone of the user took, too: a repeated call reports all that went."""
+    """Count what an earlier tombstone of the user took, too: a repeated call reports all that went.
+
+    Where nothing was left the time of the erasure stays, since what was read meanwhile held nothing of the user.
+    """
+    if not any(answer.rows.values()) and not any(each.ids for each in answer.expired.values()):
+        answer.erased_time.CopyFrom(earlier.erased_time)
     for table, rows in earlier.rows.items():
         answer.rows[table] += rows
     for table, snapshots in earlier.expired.items():

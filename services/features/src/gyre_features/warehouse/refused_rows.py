@@ -1,7 +1,8 @@
 """Events that were admitted and that their table cannot hold all the same: they are set aside by place and reason.
 
-One such event must neither stop its batch nor vanish. The table `refused_rows` holds no payload, so that no person is
-in it: the record is in Kafka, at the place that the row names, as long as its topic keeps it.
+One such event must neither stop its batch nor vanish. The table `refused_rows` holds no payload and no id, which may be
+made from a user's, so that no person is in it: the record is in Kafka, at the place that the row names, as long as its
+topic keeps it.
 """
 
 import logging
@@ -60,7 +61,7 @@ class RefusedRows:
             held = {(each["topic"], each["kafka_partition"], each["kafka_offset"]) for each in places}
             rows = [
                 {
-                    "event_id": event.id,
+                    "event_id": "",
                     "source": event.source,
                     "event_time": round(event.time * 1e6),
                     "topic": event.topic,

@@ -76,7 +76,11 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._read_threads, bound)
 
     async def forget_deleted(self) -> None:
-        """Leave nothing of deleted rows in SQLite's write-ahead log; free pages are overwritten as they come free."""
+        """Leave nothing of deleted rows in SQLite's write-ahead log; free pages are overwritten as they come free.
+
+        Raises:
+            Unavailable: somebody reads what is older for longer than a statement waits (DATABASE_BUSY).
+        """
         if self._is_sqlite:
             await asyncio.get_running_loop().run_in_executor(self._write_thread, _truncate_log, self._writer)
 
@@ -96,7 +100,9 @@ def _run(engine: Engine, work: Callable[[Connection], T]) -> T:
 def _truncate_log(engine: Engine) -> None:
     connection = engine.raw_connection()
     try:
-        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        is_busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_busy:
+            raise Unavailable("DATABASE_BUSY", "the write-ahead log still holds what was deleted: it is being read")
     finally:
         connection.close()
 

@@ -15,6 +15,8 @@ from gyre_monitor.store.schema import SPANS
 REQUEST_ATTRIBUTE = "gyre.request_id"
 ROLLOUT_ATTRIBUTE = "gyre.rollout_id"
 LOOP_ATTRIBUTE = "gyre.loop"
+MAX_ID_CHARS = 128
+"""To how many characters the ids that spans are found by are cut."""
 
 
 def insert_spans(connection: Connection, spans: Iterable[StoredSpan]) -> None:
@@ -30,8 +32,8 @@ def insert_spans(connection: Connection, spans: Iterable[StoredSpan]) -> None:
             "duration_s": span.duration_s,
             "failed": span.failed,
             "is_model": span.is_model,
-            "request_id": span.attributes.get(REQUEST_ATTRIBUTE, "")[:128],
-            "rollout_id": span.attributes.get(ROLLOUT_ATTRIBUTE, "")[:128] if span.is_model else "",
+            "request_id": span.attributes.get(REQUEST_ATTRIBUTE, "")[:MAX_ID_CHARS],
+            "rollout_id": span.attributes.get(ROLLOUT_ATTRIBUTE, "")[:MAX_ID_CHARS] if span.is_model else "",
             "attributes": json.dumps(dict(span.attributes)),
             "links": json.dumps(span.links),
         }

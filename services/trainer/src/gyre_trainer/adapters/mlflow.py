@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gyre_core.models import QUARANTINE_FILE
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
+from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -63,23 +65,22 @@ def record(uri: str, entry: Entry, *, wait_s: float) -> str:
     return found[0] if found else ""
 
 
-def tag(uri: str, record_id: str, tags: Mapping[str, str], *, wait_s: float) -> bool:
-    """Add tags to a record; answer whether MLflow took them within `wait_s`, or has no such record any more."""
+def erase(uri: str, loop: str, run_id: str, tags: Mapping[str, str], *, wait_s: float) -> bool:
+    """Delete what the records of one of our runs name events by, and tag them; whether MLflow did within `wait_s`.
 
-    def work() -> None:
-        client = MlflowClient(tracking_uri=uri)
-        try:
-            for name, value in tags.items():
-                client.set_tag(record_id, name, value)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                _LOG.warning("MLflow did not take a tag", extra={"problem": type(error).__name__})
-                return
-        done.append(True)
+    A record that is gone has nothing to wait for.
+    """
 
-    done: list[bool] = []
-    _within(wait_s, work)
-    return bool(done)
+    def work(client: MlflowClient) -> None:
+        for run in _records(client, loop, run_id):
+            artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=uri)
+            if any(each.path == QUARANTINE_FILE for each in artifacts.list_artifacts()):
+                artifacts.delete_artifacts(QUARANTINE_FILE)  # type: ignore[no-untyped-call]
+            if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
+                for name, value in tags.items():
+                    client.set_tag(run.info.run_id, name, value)
+
+    return _done(uri, work, run_id, wait_s=wait_s)
 
 
 def remove(uri: str, loop: str, run_id: str, *, wait_s: float) -> bool:
@@ -88,24 +89,38 @@ def remove(uri: str, loop: str, run_id: str, *, wait_s: float) -> bool:
     A record is deleted before its artefacts, so that none that is shown lacks them; a second call ends what was begun.
     MLflow holds deleted records without their artefacts until `mlflow gc`.
     """
+
+    def work(client: MlflowClient) -> None:
+        for run in _records(client, loop, run_id):
+            if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
+                client.delete_run(run.info.run_id)
+            artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=uri)
+            artifacts.delete_artifacts()  # type: ignore[no-untyped-call]
+
+    return _done(uri, work, run_id, wait_s=wait_s)
+
+
+def _records(client: MlflowClient, loop: str, run_id: str) -> list[MlflowRun]:
+    """The records of one of our runs, deleted ones, too."""
+    experiment = client.get_experiment_by_name(f"gyre/{loop}")
+    if experiment is None:
+        return []
+    return list(client.search_runs([experiment.experiment_id], f"tags.`{_RUN_TAG}` = '{run_id}'", ViewType.ALL))
+
+
+def _done(uri: str, work: Callable[[MlflowClient], None], run_id: str, *, wait_s: float) -> bool:
+    """Whether some work on the records of a run was done within `wait_s`."""
     done: list[bool] = []
 
-    def work() -> None:
-        client = MlflowClient(tracking_uri=uri)
+    def tried() -> None:
         try:
-            experiment = client.get_experiment_by_name(f"gyre/{loop}")
-            ids = [] if experiment is None else [experiment.experiment_id]
-            for run in client.search_runs(ids, f"tags.`{_RUN_TAG}` = '{run_id}'", ViewType.ALL) if ids else []:
-                if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
-                    client.delete_run(run.info.run_id)
-                artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=uri)
-                artifacts.delete_artifacts()  # type: ignore[no-untyped-call]
+            work(MlflowClient(tracking_uri=uri))
         except (MlflowException, OSError) as error:
-            _LOG.warning("MLflow did not remove a run", extra={"run_id": run_id, "problem": type(error).__name__})
+            _LOG.warning("MLflow did not change a run", extra={"run_id": run_id, "problem": type(error).__name__})
             return
         done.append(True)
 
-    _within(wait_s, work)
+    _within(wait_s, tried)
     return bool(done)
 
 

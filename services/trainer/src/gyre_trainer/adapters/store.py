@@ -45,8 +45,8 @@ where run_id = :run_id
 _REPEATABLE = "select body from runs where loop = ? and json_extract(body, '$.erased_time') is null"
 _UNRECORDED = """
 select body from runs where json_extract(body, '$.erased_time') is not null
-and json_extract(body, '$.removed_time') is null
-and json_extract(body, '$.mlflow_run_id') <> '' and not coalesce(json_extract(body, '$.erased_recorded'), 0)
+and state in ('REGISTERED', 'REFUSED', 'FAILED') and json_extract(body, '$.version') <> ''
+and not coalesce(json_extract(body, '$.is_removed'), 0) and not coalesce(json_extract(body, '$.erased_recorded'), 0)
 """
 
 

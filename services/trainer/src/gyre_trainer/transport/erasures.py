@@ -1,4 +1,4 @@
-"""Follows what was erased of whom: runs that read a snapshot which is gone are marked, in MLflow, too."""
+"""Follows what was erased of whom: runs that read it are marked, and what they wrote of events' ids is deleted."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from gyre_core.topics import topic
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View
 
-from gyre_trainer.domain import Run, SnapshotId
+from gyre_trainer.domain import Erasure, Run
 from gyre_trainer.handlers import RunRegistry
 
 TAG = "gyre.rows_erased"
 _AGAIN_S = 60.0
 _LOG = logging.getLogger(__name__)
 
-Record = Callable[[str, dict[str, str]], bool]
-"""Adds tags to a record of MLflow, blocking; whether that is done."""
+EraseRun = Callable[[Run, dict[str, str]], bool]
+"""Deletes what the artefact and the records of a run name events by, and tags the records, blocking; whether it did."""
 
 
 class ErasureConsumer:
@@ -29,22 +29,20 @@ class ErasureConsumer:
 
     Args:
         runs: of all loops.
-        record: writes to MLflow.
+        erase: changes what a run left.
     """
 
-    def __init__(self, runs: RunRegistry, record: Record) -> None:
-        self._runs, self._record = runs, record
-        self._gone: dict[str, dict[SnapshotId, float]] = {}
+    def __init__(self, runs: RunRegistry, erase: EraseRun) -> None:
+        self._runs, self._erase = runs, erase
+        self._erasures: dict[str, set[Erasure]] = {}
         self._told = asyncio.Event()
 
     def note(self, loop: str, message: privacy.UserErased) -> None:
         """Take in what went with a user."""
         at = message.erased_time.ToNanoseconds() / 1e9
-        gone = self._gone.setdefault(loop, {})
-        for table, snapshots in message.expired.items():
-            for each in snapshots.ids:
-                gone.setdefault((table, each), at)
-                self._told.set()
+        known = self._erasures.setdefault(loop, set())
+        known.update(Erasure(table, frozenset(each.ids), at) for table, each in message.expired.items() if each.ids)
+        self._told.set()
 
     async def follow(self, bootstrap: str, loops: Iterable[str]) -> None:
         """Follow the topics of all loops until cancelled."""
@@ -71,14 +69,14 @@ class ErasureConsumer:
 
     async def mark(self) -> None:
         """Mark the runs of what is known to be gone; those that pinned it just before, a minute later."""
-        for loop, gone in self._gone.items():
-            for run in self._runs.mark_erased(loop, gone):
+        for loop, erasures in self._erasures.items():
+            for run in self._runs.mark_erased(loop, erasures):
                 _LOG.info("a run's rows were erased", extra={"run_id": run.run_id, "loop": loop})
 
     async def tell(self) -> None:
-        """Tag the records of marked runs; what MLflow does not take is tried again."""
+        """Erase what marked runs left, once they are over; what MLflow does not take is tried again."""
         for run in self._runs.unrecorded():
-            if await asyncio.to_thread(self._record, run.mlflow_run_id, {TAG: _time_of(run)}):
+            if await asyncio.to_thread(self._erase, run, {TAG: _time_of(run)}):
                 self._runs.change(run, erased_recorded=True)
 
 

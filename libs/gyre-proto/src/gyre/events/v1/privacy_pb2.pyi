@@ -127,7 +127,7 @@ class UserErased(_message.Message):
 
     @_builtins.property
     def erased_time(self) -> _timestamp_pb2.Timestamp:
-        """Wall time at which the tables were searched."""
+        """Wall time at which the user's rows went last, or at which the tables were searched where there were none. Required."""
 
     def __init__(
         self,
