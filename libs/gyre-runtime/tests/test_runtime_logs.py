@@ -9,6 +9,8 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre_core.admission import PartitionClock
+from gyre_local.process import Process
+from gyre_local.records import corrupt, send_undecodable
 from gyre_local.testing import eventually
 from gyre_runtime import Unavailable
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place, Witness, base_at
@@ -133,6 +135,29 @@ async def test_an_acceptance_is_of_one_log(kafka: str, make_topic: MakeTopic) ->
             check = await check_logs(kafka, stored)
             assert not check.replaced
             assert check.starts[name, 0].kafka_offset == 2
+
+
+async def test_a_witness_that_cannot_be_decoded_is_no_other_log(
+    kafka: str, kafka_process: Process, make_topic: MakeTopic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer goes on after a last record that cannot be decoded, or that a disk spoilt since, also at its start."""
+    monkeypatch.setattr("gyre_runtime.kafka._positions._CHECK_EVERY_S", 0.0)
+    name, store = await make_topic("clicks"), Store()
+    await send(kafka, name, "a")
+    await send_undecodable(kafka, name)
+    async with consuming(kafka, name, store):
+        await eventually(lambda: (end := store.ends.get((name, 0))) and end.kafka_offset == 2, timeout_s=30)
+        await send(kafka, name, "b")
+        await eventually(lambda: store.ids == ["a", "b"], timeout_s=30, message="the next record is handled")
+    await send_undecodable(kafka, name)
+    for last in ("c", "the-record-that-a-disk-spoils"):
+        async with consuming(kafka, name, store):
+            await send(kafka, name, last)
+            await eventually(lambda last=last: store.ids[-1] == last, timeout_s=30, message="the log is read on")
+    corrupt(kafka_process.recipe.directory, name, b"the-record-that-a-disk-spoils")
+    async with consuming(kafka, name, store):
+        await send(kafka, name, "d")
+        await eventually(lambda: store.ids[-1] == "d", timeout_s=30, message="the log is read on")
 
 
 async def test_what_holds_no_record_is_no_other_log(kafka: str, make_topic: MakeTopic) -> None:

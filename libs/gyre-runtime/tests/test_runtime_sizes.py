@@ -189,6 +189,32 @@ async def test_a_header_name_that_is_no_text_stops_nobody(kafka: str, make_topic
     assert (told["gyre_reason"], told["gyre_offset"]) == ("BAD_RECORD", "0")
 
 
+async def test_records_of_other_partitions_are_not_lost_beside_an_undecodable_one(
+    kafka: str, make_topic: MakeTopic
+) -> None:
+    """What was fetched together with a record that cannot be decoded is handed over, of every partition."""
+    topic, wanted = await make_topic(partitions=4), []
+    producer = AIOKafkaProducer(bootstrap_servers=kafka)
+    await producer.start()
+    for partition in range(4):
+        for number in range(50):
+            name = f"{partition}-{number}"
+            record = encode(interaction(), source="shop", id=name)
+            await producer.send(topic, record.value, headers=record.headers, partition=partition)
+            wanted.append(name)
+            if partition in (1, 2) and number == 25:
+                await producer.flush()
+                await send_undecodable(kafka, topic, partition=partition)
+    await producer.stop()
+    read = [record async for record in read_records(kafka, topic)]
+    assert len(read) == len(wanted) + 2
+    async with consuming(kafka, topic) as seen:
+        await eventually(
+            lambda: sorted(seen) == sorted(wanted), timeout_s=20, message="every event of every partition is handled"
+        )
+    assert {headers["gyre_partition"] for _, headers in await letters(kafka, topic)} == {"1", "2"}
+
+
 async def test_a_corrupt_record_stops_nobody(kafka: str, kafka_process: Process, make_topic: MakeTopic) -> None:
     """A record whose checksum is wrong, as a bad disk makes it, is dead-lettered by its place; views go around it."""
     topic, marker = await make_topic(), b"the-record-that-a-disk-spoils"

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from gyre_features.quality.tallies import LoopChecks, ShownRequests, Tallies
 from gyre_features.quality.watch import QualityWatch
 from gyre_features.quality.windows import OTHER_TYPES, PartitionWindows
 from gyre_local.process import Process
+from gyre_local.records import corrupt, send_undecodable
 from gyre_local.testing import eventually
 from gyre_runtime.events import Event, Record, encode, message_types
 from gyre_runtime.kafka import Producer, create_topics
-from gyre_runtime.kafka.view import read_log
+from gyre_runtime.kafka.view import read_log, read_records
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 BEGIN = 1_370_000_040.0
@@ -324,6 +326,43 @@ async def test_the_worker_survives_kills_and_rebalances(kafka: str, spec: LoopSp
     for each in (successor, companion):
         each.send_signal(signal.SIGTERM)
     assert [each.wait(20) for each in (successor, companion)] == [0, 0]
+
+
+@pytest.mark.adapter
+async def test_a_record_that_cannot_be_decoded_is_counted_and_passed(
+    kafka: str, kafka_process: Process, spec: LoopSpec, loop_file: Path, start_process: Start
+) -> None:
+    """A header's name that is no UTF-8 text and a wrong checksum make unreadable records; those behind are counted."""
+    _set_wall_clock(loop_file)
+    await create_topics(kafka, declared(spec))
+    name, begin, marker = topic(spec.loop, "behavior.interactions"), time.time() - 600, b"the-record-that-is-spoilt"
+    spoilt = behavior.Interaction(user_id="u", item_id=marker.decode(), type="rating", value=1.0)
+    async with Producer(kafka, source="test") as producer:
+        for number in range(21):
+            message = spoilt if number == 14 else _rating(1.0)
+            await producer.send(name, message, key="u", id=f"e{number}", time=begin + number)
+            if number == 9:
+                place = await _partition_of(kafka, name)
+                await send_undecodable(kafka, name, partition=place)
+    corrupt(kafka_process.recipe.directory, name, marker, partition=place)
+    worker = start_process("quality", GYRE_FEATURES_QUALITY_IDLE_S="1")
+
+    async def counted() -> bool:
+        latest = _latest(await _published(kafka, spec)).values()
+        return (sum(each.events for each in latest), sum(each.unreadable for each in latest)) == (20, 2)
+
+    await eventually(counted, timeout_s=60, message="all that stands beside the records is counted")
+    assert worker.poll() is None
+
+
+def _set_wall_clock(loop_file: Path) -> None:
+    loop_file.write_text(loop_file.read_text().replace("clock: replay", "clock: wall"))
+
+
+async def _partition_of(kafka: str, name: str) -> int:
+    """The partition that all records of a topic are in."""
+    (place,) = {record.partition async for record in read_records(kafka, name)}
+    return place
 
 
 @pytest.mark.adapter

@@ -4,7 +4,7 @@ from gyre_runtime.kafka._connection import Fenced, require_fits
 from gyre_runtime.kafka._delivery import StoreLostState
 from gyre_runtime.kafka._names import DeclaredTopic
 from gyre_runtime.kafka._options import ConsumerOptions
-from gyre_runtime.kafka._undecodable import UNDECODABLE, UndecodableRecord, read_around
+from gyre_runtime.kafka._undecodable import UndecodableRecord
 from gyre_runtime.kafka.consumer import Consumer
 from gyre_runtime.kafka.logs import LogReplaced, accept_log
 from gyre_runtime.kafka.producer import Producer
@@ -15,7 +15,6 @@ from gyre_runtime.kafka.view import RecordReader, Start, View, read_compacted, r
 from gyre_runtime.kafka.work import ConsumerWork
 
 __all__ = [
-    "UNDECODABLE",
     "ConfigDifference",
     "Consumer",
     "ConsumerOptions",
@@ -36,7 +35,6 @@ __all__ = [
     "create_topics",
     "ensure_topics",
     "mend_configs",
-    "read_around",
     "read_compacted",
     "read_log",
     "read_newest",

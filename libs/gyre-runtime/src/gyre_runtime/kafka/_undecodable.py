@@ -1,23 +1,26 @@
-"""Reads around records that aiokafka cannot decode: a header's name is no UTF-8 text, a batch's checksum is wrong."""
+"""Records that aiokafka cannot decode: a header's name is no UTF-8 text, a batch's checksum is wrong.
+
+aiokafka raises for such a record from `getmany`, again and again, and drops what it had taken from other partitions in
+the same call, whose positions have moved. So every consumer of a process that imports `gyre_runtime.kafka` unpacks what
+it fetched by `_PartitionRecords`, which raises nothing.
+"""
 
 import logging
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 
 _LOG = logging.getLogger(__name__)
-_WAIT_MS = 200
-_MAX_RECORDS = 500
-UNDECODABLE = (UnicodeDecodeError, UnsupportedCodecError, CorruptRecordException)
-"""What aiokafka's `getmany` raises, again and again, while such a record is the next one."""
+_UNDECODABLE = (UnicodeDecodeError, UnsupportedCodecError, CorruptRecordException)
 
 
 @dataclass(frozen=True, slots=True)
 class UndecodableRecord:
     """Stands for a record that cannot be decoded: its place is known, and nothing of what it holds.
+
+    The other attributes are those of aiokafka's `ConsumerRecord`.
 
     Attributes:
         topic: full name, with `partition` and `offset`.
@@ -33,34 +36,25 @@ class UndecodableRecord:
     headers: tuple[tuple[str, bytes], ...] = ()
     timestamp: int = 0
     timestamp_type: int = 0
+    checksum: int | None = None
+    serialized_key_size: int = -1
+    serialized_value_size: int = -1
 
 
-async def read_around(
-    kafka: AIOKafkaConsumer, *, max_records: int = _MAX_RECORDS, partitions: Collection[TopicPartition] | None = None
-) -> dict[TopicPartition, list[Any]]:
-    """The next records of each partition, one by one: the first that cannot be decoded is stood for, and ends them.
+class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
+    """Unpacks what was fetched of one partition; an `UndecodableRecord` ends it, and the next fetch starts behind."""
 
-    Args:
-        kafka: the consumer.
-        max_records: of each partition.
-        partitions: which; by default all that are assigned and not paused.
-    """
-    fetched: dict[TopicPartition, list[Any]] = {}
-    for partition in sorted(kafka.assignment() - kafka.paused() if partitions is None else partitions):
-        records: list[Any] = []
-        while len(records) < max_records:
-            try:
-                found = await kafka.getmany(partition, timeout_ms=_WAIT_MS, max_records=1)
-            except UNDECODABLE as error:
-                offset = await kafka.position(partition)
-                _LOG.error("a record cannot be decoded", extra={"topic": partition.topic, "offset": offset})
-                problem = f"{type(error).__name__}: {error}"
-                records.append(UndecodableRecord(partition.topic, partition.partition, offset, problem))
-                kafka.seek(partition, offset + 1)
-                break
-            if not found:
-                break
-            records += found[partition]
-        if records:
-            fetched[partition] = records
-    return fetched
+    next_fetch_offset: int
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except _UNDECODABLE as error:
+            offset = self.next_fetch_offset
+            _LOG.error("a record cannot be decoded", extra={"topic": self._tp.topic, "offset": offset})
+            # What was unpacking has ended with its error, so that the next call says that there is no more.
+            self.next_fetch_offset = offset + 1
+            return UndecodableRecord(self._tp.topic, self._tp.partition, offset, f"{type(error).__name__}: {error}")
+
+
+fetcher.PartitionRecords = _PartitionRecords

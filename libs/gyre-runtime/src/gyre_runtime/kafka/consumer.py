@@ -28,7 +28,6 @@ from gyre_runtime.kafka._names import start_when_up, topic_labels
 from gyre_runtime.kafka._options import ConsumerOptions, OnPartitions
 from gyre_runtime.kafka._polling import CLIENT_MAX_WAIT_MS, FETCH_MAX_WAIT_MS, LongPoll
 from gyre_runtime.kafka._positions import Positions, Resumption, seek_to_start
-from gyre_runtime.kafka._undecodable import UNDECODABLE, read_around
 from gyre_runtime.kafka.producer import Producer
 from gyre_runtime.kafka.topics import DeadLetterTopic, create_topics
 from gyre_runtime.metrics import instrument
@@ -349,8 +348,6 @@ class Consumer:
                 await seek(error.args[0])
         except OffsetOutOfRangeError as error:
             await self._out_of_range(error.args[0])
-        except UNDECODABLE:
-            return await read_around(self.kafka, max_records=options.max_records)
         else:
             return fetched
         return {}

@@ -21,6 +21,7 @@ from gyre_runtime.checkpoints import Checkpoint, Place, Witness, base_at, witnes
 from gyre_runtime.errors import NotFound, Precondition, Unavailable
 from gyre_runtime.events import format_time
 from gyre_runtime.kafka._names import loop_of
+from gyre_runtime.kafka._undecodable import UndecodableRecord
 
 ACCEPTED_GROUP = "gyre-log-accepted"
 """The group whose committed offsets are acceptances: where to begin, and the log's base as metadata."""
@@ -151,7 +152,7 @@ def _described(witness: Witness) -> str:
 async def _records_at(
     reader: AIOKafkaConsumer, wanted: Mapping[Place, set[int]], ends: Mapping[Place, int]
 ) -> dict[tuple[Place, int], Witness]:
-    """What Kafka holds at some offsets; where it holds no record (compacted, or a marker), nothing is said."""
+    """What Kafka holds at some offsets; where it holds none that can be read, nothing is said."""
     found: dict[tuple[Place, int], Witness] = {}
     left = {
         TopicPartition(*place): {each for each in offsets if each < ends[place]} for place, offsets in wanted.items()
@@ -173,7 +174,7 @@ async def _records_at(
 
 def _note(found: dict[tuple[Place, int], Witness], partition: TopicPartition, wanted: set[int], record: Any) -> None:
     offset = min(wanted)
-    if record.offset == offset:
+    if record.offset == offset and not isinstance(record, UndecodableRecord):
         found[(partition.topic, partition.partition), offset] = witness_of(record)
     wanted.discard(offset)
 

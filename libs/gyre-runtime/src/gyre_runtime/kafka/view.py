@@ -17,7 +17,7 @@ from gyre_runtime.errors import Unavailable
 from gyre_runtime.events import Event, MessageTypes, Unreadable, decode
 from gyre_runtime.kafka._names import start_when_up, topic_labels
 from gyre_runtime.kafka._polling import CLIENT_MAX_WAIT_MS, FETCH_MAX_WAIT_MS, LongPoll
-from gyre_runtime.kafka._undecodable import UNDECODABLE, read_around
+from gyre_runtime.kafka._undecodable import UndecodableRecord
 from gyre_runtime.metrics import instrument
 from gyre_runtime.retrying import restart_for_ever
 
@@ -153,7 +153,7 @@ class View:
                         self._ends_passed = False
                     # A position moves past markers of transactions without a record: until then it is looked at often.
                     is_ready = self._ready.is_set()
-                    fetched = await _records(self._poll.records(kafka) if is_ready else _next(kafka), kafka)
+                    fetched = await (self._poll.records(kafka) if is_ready else _next(kafka))
                     caught_up = self._ready.is_set() or await _reached(kafka, ends)
                 except KafkaError as error:
                     if not error.retriable:
@@ -249,7 +249,7 @@ async def read_records(bootstrap: str, topic: str, start: Start | None = None) -
     async with _reader(bootstrap, topic, start or Start(), max_wait_ms=_ONCE_MAX_WAIT_MS) as (kafka, ends):
         try:
             while not await _reached(kafka, ends):
-                for records in (await _records(_next(kafka), kafka)).values():
+                for records in (await _next(kafka)).values():
                     for record in records:
                         yield record
         except KafkaError as error:
@@ -297,12 +297,10 @@ class RecordReader:
             return None
         self._kafka.seek(place, offset)
         while await self._kafka.position(place) <= offset:
-            try:
-                found = await self._kafka.getmany(place, timeout_ms=_WAIT_MS, max_records=1)
-            except UNDECODABLE:
-                return None
+            found = await self._kafka.getmany(place, timeout_ms=_WAIT_MS, max_records=1)
             for record in found.get(place, ()):
-                return record if record.offset == offset else None
+                is_readable = record.offset == offset and not isinstance(record, UndecodableRecord)
+                return record if is_readable else None
         return None
 
 
@@ -336,14 +334,6 @@ async def _reader(
 def _next(kafka: AIOKafkaConsumer) -> Awaitable[Fetched]:
     records: Awaitable[Fetched] = kafka.getmany(timeout_ms=_WAIT_MS)
     return records
-
-
-async def _records(fetch: Awaitable[Fetched], kafka: AIOKafkaConsumer) -> Fetched:
-    """What was fetched; an `UndecodableRecord`, which `decode` refuses, stands for one that aiokafka cannot read."""
-    try:
-        return await fetch
-    except UNDECODABLE:
-        return await read_around(kafka)
 
 
 async def _partitions(kafka: AIOKafkaConsumer, topic: str) -> list[int]:

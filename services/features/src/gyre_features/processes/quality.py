@@ -25,6 +25,7 @@ from gyre_features.processes.stream import TOPICS, TYPES
 from gyre_features.quality.flow import LiveFlow, send_however_long
 from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.sketching import LiveSketches
+from gyre_features.quality.undecodable import UndecodableMessage, mark_undecodable
 from gyre_features.quality.watch import QualityWatch
 from gyre_features.quality.windowed import windows_needed
 from gyre_features.settings import QualitySettings
@@ -99,7 +100,7 @@ async def _work(lifespan: Lifespan, settings: QualitySettings, loops: Mapping[st
 def make_app(settings: QualitySettings) -> faust.App:
     """The faust app: no tables, no web server, no topics of its own; offsets are committed by `QualityWatch`."""
     logging.getLogger("faust").setLevel(logging.WARNING)
-    return faust.App(
+    app = faust.App(
         GROUP,
         broker=[f"kafka://{address}" for address in settings.kafka.split(",")],
         autodiscover=False,
@@ -113,6 +114,8 @@ def make_app(settings: QualitySettings) -> faust.App:
         broker_heartbeat_interval=1.0,
         stream_buffer_maxsize=8192,
     )
+    mark_undecodable(app)
+    return app
 
 
 @asynccontextmanager
@@ -172,6 +175,7 @@ class ReceivedFromFaust:
     Attributes:
         timestamp: of the record, unix milliseconds; 0 where it has none.
         timestamp_type: 0 for the producer's time, 1 for the broker's.
+        problem: why the record could not be decoded; empty where it could.
     """
 
     topic: str
@@ -182,13 +186,16 @@ class ReceivedFromFaust:
     headers: Any
     timestamp: int
     timestamp_type: int
+    problem: str = ""
 
     @classmethod
     def of(cls, message: Any) -> Self:
         """The record of a faust message."""
         place = message.topic, message.partition, message.offset
         timestamp_ms = round((message.timestamp or 0) * 1000)
-        return cls(*place, message.key, message.value, message.headers, timestamp_ms, message.timestamp_type or 0)
+        problem = message.problem if isinstance(message, UndecodableMessage) else ""
+        content = message.key, message.value, message.headers
+        return cls(*place, *content, timestamp_ms, message.timestamp_type or 0, problem)
 
 
 async def _ticks(watch: QualityWatch) -> None:
