@@ -206,7 +206,7 @@ async def project(database: Database, loop: str, wall: Wall) -> Project:
     async def make(**changes: str) -> Projection:
         made = Projection(database, {loop: spec_of(loop, **changes)}, keyring=KEYS, timeout_s=600, wall=wall)
         await made.prepare()
-        made.decides = True
+        made.decides.add(loop)
         return made
 
     return make

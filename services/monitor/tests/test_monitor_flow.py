@@ -129,11 +129,11 @@ async def test_our_own_trigger_coming_back_counts_nothing_anew(projection, datab
     assert await database.read(flow.unsent) == []
 
 
-async def test_nothing_is_decided_before_the_flow_of_models_is_known(projection, log, make) -> None:
+async def test_nothing_is_decided_before_the_flow_of_models_is_known(projection, log, make, loop) -> None:
     """A monitor that has not read yet what is under way waits, and decides as soon as it knows."""
-    projection.decides = False
+    projection.decides.discard(loop)
     assert (await projection.apply(clicks(log, make, 20))).triggers == []
-    projection.decides = True
+    projection.decides.add(loop)
     assert len(await projection.decide()) == 1
 
 

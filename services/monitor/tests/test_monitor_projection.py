@@ -99,11 +99,13 @@ async def test_redelivery_changes_nothing(projection, database, log, make, loop)
 async def test_offsets_move_with_the_effect(projection, database, log, make, loop) -> None:
     """A batch that fails after its first writes leaves nothing of them, and no offsets."""
     await projection.apply([log.shown(make.impression("r1"))])
-    before = await projection.offsets()
+    place = f"{loop}.behavior.impressions", 0
+    before = await projection.checkpoints([place])
     broken = log.acted(make.interaction())._replace(time="no number")
     with pytest.raises(TypeError):
         await projection.apply([log.add("models.candidates", make.candidate(loop, "v1")), broken])
-    assert await projection.offsets() == before == {(f"{loop}.behavior.impressions", 0): 1}
+    assert await projection.checkpoints([place]) == before
+    assert before[place][0].offset == 1
     assert (await database.read(reports.status, loop, now=0.0)).stages[2].count == 0
 
 

@@ -30,7 +30,7 @@ class Dependency:
     Attributes:
         name: such as `kafka`.
         check: raises, or returns False, when the dependency cannot be used.
-        required: False for what the process can do without in a degraded way.
+        required: False for what the process can do without in a degraded way; a loop's own health asks for it.
         required_s: a start waits for it at most so many seconds, and goes on without; None for as long as it takes.
         timeout_s: after which the check has failed.
         loop: the one loop that needs it; empty for what the whole process needs.
@@ -69,7 +69,7 @@ class Health:
     @property
     def serving(self) -> bool:
         """Whether the process would answer SERVING now."""
-        loops = {each.loop for each in self._dependencies if each.loop}
+        loops = {each.loop for each in self._dependencies if each.loop and each.required}
         return self._has("") and (not loops or any(map(self.serves, loops)))
 
     def serves(self, loop: str) -> bool:
@@ -81,8 +81,8 @@ class Health:
         if self._started_at is None or self._draining:
             return False
         since_s = time.monotonic() - self._started_at
-        needed = (each.name for each in self._dependencies if each.loop == loop and _is_required(each, since_s))
-        return all(self._up.get(name, False) for name in needed)
+        own = (each for each in self._dependencies if each.loop == loop)
+        return all(self._up.get(each.name, False) for each in own if loop or _is_required(each, since_s))
 
     def look(self) -> None:
         """Check the dependencies now rather than at the next turn."""

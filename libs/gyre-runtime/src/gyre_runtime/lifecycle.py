@@ -114,15 +114,17 @@ class Lifespan:
         self._stops.append(stop or task.cancel)
         return task
 
-    def for_loop(self, loop: str, make: Callable[[], LoopWork]) -> None:
+    def for_loop(self, loop: str, make: Callable[[], LoopWork], *, required: bool = True) -> None:
         """Work for one loop for the life of the process: when it fails, it alone is started again.
 
         Args:
             loop: its name.
             make: makes the work, each time that it starts.
+            required: whether the process serves nobody while no loop's work gets on; the loop's own health says so in
+                any case.
         """
         runner = LoopRunner(loop, make)
-        self.depends_on(Dependency(f"loop {loop}", runner.check, loop=loop))
+        self.depends_on(Dependency(f"loop {loop}", runner.check, required=required, loop=loop))
         self.background(f"loop {loop}", runner.run(), stop=runner.stop)
 
     def depends_on(self, dependency: Dependency) -> None:

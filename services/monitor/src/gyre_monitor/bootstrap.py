@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from gyre.events.v1.privacy_pb2 import UserForgotten
 from gyre.monitor.v1.monitor_pb2_grpc import add_MonitorServiceServicer_to_server
@@ -23,7 +24,7 @@ from gyre_monitor.store.projection import Projection
 from gyre_monitor.store.retention import Retention
 from gyre_monitor.transport.otlp import OtlpServer, TraceReceiver
 from gyre_monitor.transport.servicer import MonitorServicer
-from gyre_monitor.transport.stream import Stream
+from gyre_monitor.transport.stream import LoopStream
 
 SOURCE = "gyre/monitor"
 
@@ -69,14 +70,6 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> RunningMon
     outbox, figures = Outbox(database, KafkaTriggers(producer)), Figures(database, tuple(loops))
     runs = TrainerRuns(await lifespan.enter(channel(settings.trainer, settings, name="trainer")))
     monitor = Monitor(database, projection, outbox=outbox, figures=figures, runs=runs, timeout_s=timeout_s)
-    stream = Stream(
-        settings.kafka,
-        loops,
-        projection=projection,
-        monitor=monitor,
-        batch_events=settings.monitor_batch_events,
-        mask=privacy.mask,
-    )
     lifespan.depends_on(Dependency("database", database.ping))
     lifespan.depends_on(Dependency("kafka", producer.ping, required=False))
 
@@ -91,7 +84,17 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> RunningMon
         lifespan.background("spans of erased requests", erasures.erase_late_spans())
         lifespan.background("tombstones", tombstones.follow(settings))
         await tombstones.ready()
-        lifespan.background("stream", stream.run(), stop=stream.stop)
+        for name, spec in loops.items():
+            make = partial(
+                LoopStream,
+                settings.kafka,
+                spec,
+                projection=projection,
+                monitor=monitor,
+                batch_events=settings.monitor_batch_events,
+                mask=privacy.mask,
+            )
+            lifespan.for_loop(name, make, required=False)
 
     lifespan.background("figures", figures.run())
     lifespan.background("retention", keep_small(database, _retention(settings), ModelRetention.of(loops)))

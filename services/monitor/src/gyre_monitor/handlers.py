@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from gyre.events.v1.privacy_pb2 import UserForgotten
 from gyre_runtime import GyreError, Unavailable, instrument
-from gyre_runtime.events import Event
+from gyre_runtime.checkpoints import Batch
 from gyre_runtime.series import VersionSeries
 
 from gyre_monitor.domain.outcomes import ArmTotals
@@ -144,13 +144,13 @@ class Monitor:
         self._database, self._projection, self._outbox, self._figures = database, projection, outbox, figures
         self._runs, self._timeout_s, self._wall = runs, timeout_s, wall
 
-    async def apply(self, events: list[Event]) -> None:
+    async def apply(self, batch: Batch) -> None:
         """Fold a batch of events.
 
         Raises:
             Unavailable: the database did not take it; nothing of the batch is stored.
         """
-        changes = await self._projection.apply(events)
+        changes = await self._projection.apply(batch.events, batch.ends)
         for loop, version, _ in changes.arms:
             self._figures.note(loop, version)
         if changes.triggers:

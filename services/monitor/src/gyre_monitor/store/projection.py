@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gyre_core.features import Layout
 from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec
+from gyre_runtime.checkpoints import Checkpoint, Place, checkpoints_after
 from gyre_runtime.events import Event
 from sqlalchemy import Connection, exists, func, select, update
 
@@ -27,7 +28,6 @@ ALERT = "alerts"
 _MAX_TIPPING = 16
 _KEY_ID = "key id"
 _LOG = logging.getLogger(__name__)
-Place = tuple[str, int]
 
 
 @dataclass(slots=True)
@@ -68,8 +68,8 @@ class Projection:
         self._database, self._loops, self._timeout_s, self._wall = database, dict(loops), timeout_s, wall
         self._forgotten, self._keyring = forgotten, keyring
         self._newest = {name: Layout.compile(spec).hash for name, spec in loops.items()}
-        self.decides = False
-        """Whether triggers may be decided: not before it is known which runs and rollouts are under way."""
+        self.decides: set[str] = set()
+        """The loops whose triggers may be decided: not before it is known which runs and rollouts are under way."""
 
     async def prepare(self) -> None:
         """Give each loop its row; what was hashed under another key goes."""
@@ -86,9 +86,14 @@ class Projection:
         ]
         insert_new(connection, LOOPS, rows)
 
-    async def offsets(self) -> dict[Place, int]:
-        """The next offset of each partition that the database has seen."""
-        return await self._database.read(lambda connection: _offsets(connection)[0])
+    async def checkpoints(self, places: Sequence[Place]) -> dict[Place, list[Checkpoint]]:
+        """Up to where the database holds topic partitions.
+
+        Raises:
+            Unavailable: the database did not answer.
+        """
+        found = await self._database.read(_checkpoints)
+        return {(name, number): [found.get((name, number), Checkpoint())] for name, number in places}
 
     async def begin(self, ends: Mapping[Place, int]) -> None:
         """Note from where interactions count for the volume trigger in partitions that are new to the database.
@@ -106,13 +111,17 @@ class Projection:
             rows.append({"topic": topic, "partition": partition, "next_offset": 0, "count_from": count_from})
         insert_new(connection, OFFSETS, rows)
 
-    async def apply(self, events: Sequence[Event]) -> Changes:
+    async def apply(self, events: Sequence[Event], ends: Mapping[Place, Checkpoint] | None = None) -> Changes:
         """Fold a batch of events of any topics and loops; what was folded before changes nothing.
+
+        Args:
+            events: of each partition in the order of their offsets.
+            ends: each partition's checkpoint after the batch; by default after its last event.
 
         Raises:
             Unavailable: the database did not take it; nothing of the batch is stored.
         """
-        return await self._database.write(self._apply, events)
+        return await self._database.write(self._apply, events, checkpoints_after(events) if ends is None else ends)
 
     async def decide(self) -> list[str]:
         """Decide for every loop whether a trigger is due by now; return the ids of those decided."""
@@ -122,12 +131,12 @@ class Projection:
         return [each for name in self._loops if (each := self._decide(connection, name))]
 
     def _decide(self, connection: Connection, loop: str) -> str | None:
-        if not self.decides:
+        if loop not in self.decides:
             return None
         spec, newest = self._loops[loop], self._newest[loop]
         return flow.decide(connection, spec, newest=newest, now=self._wall(), timeout_s=self._timeout_s)
 
-    def _apply(self, connection: Connection, events: Sequence[Event]) -> Changes:
+    def _apply(self, connection: Connection, events: Sequence[Event], ends: Mapping[Place, Checkpoint]) -> Changes:
         stored, count_from = _offsets(connection)
         fresh = [event for event in events if event.offset >= stored.get((event.topic, event.partition), 0)]
         changes = Changes()
@@ -137,7 +146,7 @@ class Projection:
             by_loop.setdefault(loop, {}).setdefault(suffix, []).append(event)
         for loop, by_topic in by_loop.items():
             self._apply_loop(connection, self._loops[loop], by_topic, count_from, changes)
-        _move(connection, fresh)
+        _move(connection, {place: end for place, end in ends.items() if end.offset > stored.get(place, 0)})
         return changes
 
     def _apply_loop(
@@ -195,13 +204,14 @@ def _offsets(connection: Connection) -> tuple[dict[Place, int], dict[Place, int]
     return stored, {(row.topic, row.partition): row.count_from for row in rows}
 
 
-def _move(connection: Connection, events: Iterable[Event]) -> None:
-    following: dict[Place, int] = {}
-    for event in events:
-        place = event.topic, event.partition
-        following[place] = max(following.get(place, 0), event.offset + 1)
+def _checkpoints(connection: Connection) -> dict[Place, Checkpoint]:
+    rows = connection.execute(select(OFFSETS)).all()
+    return {(row.topic, row.partition): Checkpoint.decoded(row.checkpoint or str(row.next_offset)) for row in rows}
+
+
+def _move(connection: Connection, ends: Mapping[Place, Checkpoint]) -> None:
     rows = [
-        {"topic": topic, "partition": partition, "next_offset": offset}
-        for (topic, partition), offset in following.items()
+        {"topic": topic, "partition": partition, "next_offset": end.offset, "checkpoint": end.encoded()}
+        for (topic, partition), end in ends.items()
     ]
     upsert(connection, OFFSETS, rows)

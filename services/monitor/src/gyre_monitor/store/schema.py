@@ -54,8 +54,10 @@ OFFSETS = Table(
     Column("partition", Integer, primary_key=True),
     _count("next_offset"),
     _count("count_from"),
+    Column("checkpoint", Text, nullable=False, default="", server_default=""),
 )
-"""What the other tables hold of each partition. Interactions before `count_from` count for no volume trigger."""
+"""What the other tables hold of each partition. Interactions before `count_from` count for no volume trigger.
+`checkpoint` is a `gyre_runtime.checkpoints.Checkpoint` as text; empty where a release before stored the offset only."""
 
 LOOPS = Table(
     "loops",
@@ -251,7 +253,19 @@ def _add_layouts(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE candidates ADD COLUMN layout TEXT NOT NULL DEFAULT ''"))
 
 
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create, _scope_requests, _drop_key, _add_layouts)
+def _add_checkpoints(connection: Connection) -> None:
+    """Let offsets say which log they are of."""
+    if "checkpoint" not in {each["name"] for each in inspect(connection).get_columns(OFFSETS.name)}:
+        connection.execute(text("ALTER TABLE offsets ADD COLUMN checkpoint TEXT NOT NULL DEFAULT ''"))
+
+
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (
+    _create,
+    _scope_requests,
+    _drop_key,
+    _add_layouts,
+    _add_checkpoints,
+)
 """What turns a database of version n into one of version n + 1; a new one runs all of them."""
 
 

@@ -1,4 +1,4 @@
-"""The stream of events: begins where the database stands, the flow of models before behaviour."""
+"""The stream of one loop's events: begins where the database stands, the flow of models before behaviour."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gyre.events.v1 import models_pb2 as models
 from gyre.events.v1 import monitor_pb2 as monitor
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
+from gyre_runtime import Unavailable
 from gyre_runtime.admission import Admission
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions
@@ -22,6 +23,7 @@ from gyre_monitor.handlers import Monitor
 from gyre_monitor.store.projection import ALERT, APPLIED, BEHAVIOUR, CONTROL, Projection
 
 GROUP, ALERT_GROUP = "monitor", "monitor-alerts"
+"""What the names of the consumer groups of a loop start with."""
 TYPES = message_types(
     behavior.Impression,
     behavior.Interaction,
@@ -31,51 +33,50 @@ TYPES = message_types(
     models.RolloutEvent,
     monitor.Alert,
 )
-_POLL_S = 0.02
+_POLL_S = 0.05
 _RETRY_S = 0.5
 _LOG = logging.getLogger(__name__)
 
 
-class Stream:
-    """Consumes every topic that the monitor follows.
+class LoopStream:
+    """Consumes every topic of a loop that the monitor follows; a `LoopWork`.
 
     Args:
         bootstrap: Kafka's host:port list.
-        loops: specs by name.
+        spec: of the loop.
         projection: where the events are folded.
         monitor: what handles them.
         batch_events: most events in one transaction.
-        mask: takes users' ids out of events; None where the loops keep them.
+        mask: takes users' ids out of events; None where the loop keeps them.
     """
 
     def __init__(
         self,
         bootstrap: str,
-        loops: Mapping[str, LoopSpec],
+        spec: LoopSpec,
         *,
         projection: Projection,
         monitor: Monitor,
         batch_events: int,
         mask: Callable[[Event], None] | None = None,
     ) -> None:
-        self._projection, self._monitor = projection, monitor
-        self._admission = Admission(loops, TYPES, mask)
+        self._loop, self._projection, self._monitor = spec.loop, projection, monitor
+        self._admission = Admission({spec.loop: spec}, TYPES, mask)
         self._stopping = False
         self._tasks: asyncio.TaskGroup | None = None
         self._wait: asyncio.Task[None] | None = None
-        suffixes = (*BEHAVIOUR, APPLIED, *CONTROL)
         # Others dead-letter what cannot be read there; alerts are the monitor's own.
         self._consumer = Consumer(
             bootstrap,
-            group=GROUP,
-            topics=[topic(name, suffix) for name in loops for suffix in suffixes],
+            group=f"{GROUP}-{spec.loop}",
+            topics=[topic(spec.loop, suffix) for suffix in (*BEHAVIOUR, APPLIED, *CONTROL)],
             types=TYPES,
             options=self._options(batch_events, dead_letters=False),
         )
         self._alerts = Consumer(
             bootstrap,
-            group=ALERT_GROUP,
-            topics=[topic(name, ALERT) for name in loops],
+            group=f"{ALERT_GROUP}-{spec.loop}",
+            topics=[topic(spec.loop, ALERT)],
             types=TYPES,
             options=self._options(batch_events, dead_letters=True),
         )
@@ -85,6 +86,7 @@ class Stream:
             max_records=batch_events,
             dead_letters=dead_letters,
             admission=self._admission,
+            stored=self._projection.checkpoints,
             on_assigned=self._assigned,
         )
 
@@ -94,66 +96,74 @@ class Stream:
         self._consumer.stop()
         self._alerts.stop()
 
+    async def check(self) -> bool:
+        """Whether what waits in the topics is taken; raises why not."""
+        both = (self._consumer, self._alerts)
+        return all([each.has_joined and await each.check() for each in both])
+
     async def run(self) -> None:
         """Consume until `stop`."""
-        async with asyncio.TaskGroup() as group:
-            self._tasks = group
-            for consumer in (self._consumer, self._alerts):
-                group.create_task(self._run(consumer), name="consume")
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._tasks = group
+                for consumer in (self._consumer, self._alerts):
+                    group.create_task(self._run(consumer), name="consume")
+        finally:
+            self._projection.decides.discard(self._loop)
 
     async def _run(self, consumer: Consumer) -> None:
         try:
             async with consumer:
-                await consumer.run(self._monitor.apply)
+                await consumer.run_batches(self._monitor.apply)
         finally:
             if consumer is self._consumer and self._wait is not None:
                 self._wait.cancel()
 
     async def _assigned(self, consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
-        """Begin every partition where the database stands; behaviour waits for the flow of models."""
-        stored = await self._projection.offsets()
-        for each in partitions:
-            self._admission.start(each.topic, each.partition)
-            consumer.kafka.seek(each, stored.get((each.topic, each.partition), 0))
+        """Hold behaviour back until the flow of models is known."""
         if consumer is not self._consumer or self._tasks is None or self._stopping:
             return
         if self._wait is not None:
             self._wait.cancel()
-        self._projection.decides = False
+        self._projection.decides.discard(self._loop)
         control = [each for each in partitions if each.topic.partition(".")[2] in CONTROL]
         behaviour = [each for each in partitions if each.topic.partition(".")[2] in BEHAVIOUR]
         if behaviour:
-            consumer.kafka.pause(*behaviour)
+            consumer.hold(*behaviour)
         wait = self._until_known(consumer, control, behaviour)
         self._wait = self._tasks.create_task(wait, name="flow of models first")
 
     async def _until_known(
         self, consumer: Consumer, control: Sequence[TopicPartition], behaviour: Sequence[TopicPartition]
     ) -> None:
-        try:
-            await self._resume_after(consumer, control, behaviour)
-        except IllegalStateError:
-            _LOG.info("partitions moved meanwhile: the next assignment begins anew")
+        while True:
+            try:
+                await self._release_after(consumer, control, behaviour)
+            except Unavailable as error:
+                _LOG.warning("the flow of models is not known yet", extra={"problem": str(error)})
+                await asyncio.sleep(_RETRY_S)
+                continue
+            except IllegalStateError:
+                _LOG.info("partitions moved meanwhile: the next assignment begins anew")
+            return
 
-    async def _resume_after(
+    async def _release_after(
         self, consumer: Consumer, control: Sequence[TopicPartition], behaviour: Sequence[TopicPartition]
     ) -> None:
         """Let behaviour flow, and triggers be decided, once the flow of models as it was is in the database."""
         targets = await _ends(consumer, control)
-        while not await self._reached(consumer, targets):  # noqa: ASYNC110 - aiokafka has no event for it
+        while not await self._holds(targets):  # noqa: ASYNC110 - a database has no event for it
             await asyncio.sleep(_POLL_S)
         ends = await _ends(consumer, behaviour)
         await self._projection.begin({(each.topic, each.partition): end for each, end in ends.items()})
-        consumer.kafka.resume(*behaviour)
-        self._projection.decides = True
-        _LOG.info("the flow of models is known")
+        consumer.release(*behaviour)
+        self._projection.decides.add(self._loop)
+        _LOG.info("the flow of models is known", extra={"loop": self._loop})
 
-    async def _reached(self, consumer: Consumer, targets: Mapping[TopicPartition, int]) -> bool:
-        """Whether everything before the targets was handed over, so that a later write comes after its own."""
-        for partition, end in targets.items():
-            if end > 0 and await consumer.kafka.position(partition) < end:
-                return False
-        return True
+    async def _holds(self, ends: Mapping[TopicPartition, int]) -> bool:
+        """Whether the database holds everything before some ends of partitions in Kafka."""
+        stored = await self._projection.checkpoints(list(ends))
+        return all(stored[place][0].kafka_offset >= end for place, end in ends.items())
 
 
 async def _ends(consumer: Consumer, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
