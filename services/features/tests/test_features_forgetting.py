@@ -1,10 +1,12 @@
 """Forgetting a user: online, in the warehouse with its old snapshots and files, and whatever is replayed afterwards."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
@@ -23,6 +25,7 @@ from gyre_features.settings import FeaturesSettings
 from gyre_features.warehouse.archive import Archive
 from gyre_local.testing import eventually
 from gyre_privacy.pseudonyms import user_hash
+from gyre_privacy.search import SearchedStores, needles_of, search
 from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Lifespan, ServiceSettings, channel
 from gyre_runtime.checkpoints import Checkpoint
@@ -104,6 +107,48 @@ async def test_an_unknown_user_costs_no_snapshot(tmp_path: Path, spec: LoopSpec,
     table = await _table(tmp_path, spec, history)
     assert erase_user(table, "nobody".__eq__, since_ms=2**60) == (0, [], 0)
     assert len(table.snapshots()) == 3
+
+
+@pytest.mark.parametrize("step", ["files", "manifest"])
+@pytest.mark.parametrize("has_rows", [True, False])
+async def test_files_of_a_killed_job_hold_no_forgotten_user(
+    tmp_path: Path, spec: LoopSpec, history: Any, monkeypatch: pytest.MonkeyPatch, step: str, has_rows: bool
+) -> None:
+    """What an append killed before its commit left of the user goes with the user, bounds, too; all else stays."""
+    table = await _table(tmp_path, spec, history)
+    committed = table.scan().to_arrow() if has_rows else None
+    if not has_rows:
+        assert erase_user(table, "u1".__eq__, since_ms=0)[2] == 0
+    rows = _rows_of_users(table, "u1", "u2"), _rows_of_users(table, "u2", "u3")
+    with monkeypatch.context() as patched:
+        if step == "files":
+            patched.setattr("pyiceberg.table.update.snapshot._SnapshotProducer._manifests", _killed)
+        else:
+            patched.setattr("pyiceberg.catalog.sql.SqlCatalog.commit_table", _killed)
+        for part in rows:
+            with pytest.raises(KeyboardInterrupt):
+                append(table, part, {0: Checkpoint(90)})
+    again = ensure_table(open_catalog(FeaturesSettings(warehouse=str(tmp_path))), spec.loop, INTERACTIONS)
+    left = Counter(_users_on_disk(tmp_path))
+    own = left.pop("u1")
+    erased, _, found = erase_user(again, "u1".__eq__, since_ms=2**60)
+    assert (erased, found) == (own - 1 if has_rows else 0, 0)
+    left["u2"] -= 1  # the orphan's other row
+    assert Counter(_users_on_disk(tmp_path)) == left
+    if committed is not None:
+        others = pc.field("user_id") != "u1"
+        assert again.scan().to_arrow().sort_by("event_id") == committed.filter(others).sort_by("event_id")
+    places = SearchedStores(folders=[tmp_path])
+    assert not (await search(places, needles_of(["u1"]))).hits
+
+
+def _rows_of_users(table: Table, *users: str) -> pa.Table:
+    rows = [{"event_id": f"e-{user}", "user_id": user, "kafka_partition": 0, "kafka_offset": 89} for user in users]
+    return pa.Table.from_pylist(rows, table.schema().as_arrow())
+
+
+def _killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 async def test_an_erasure_that_was_cut_short_is_finished(

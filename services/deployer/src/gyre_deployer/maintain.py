@@ -42,6 +42,9 @@ async def _maintain(settings: DeployerSettings, *, dry_run: bool) -> None:
                 f"{': ' if spare else ''}{', '.join(spare)}; {ended} ended rollouts are remembered,"
                 f" {spec.retention.rollouts} at most beside those in use\n"
             )
-            for version in () if dry_run else spare:
+            if dry_run:
+                continue
+            for version in spare:
                 await triton.unload(triton_model(loop, version))
                 await repository.remove(loop, version)
+            await repository.finish_removals(loop)

@@ -21,6 +21,8 @@ CONFIG_FILE = "config.pbtxt"
 LOAD_RECORDS = ".load-records"
 """Folder beside the models that holds the records of attempts to load, a file for each version."""
 _HALF_WRITTEN = "."
+_REMOVED = ".removed"
+"""How the name of what is being removed ends: nobody writes to it, so that anybody may finish that."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -65,6 +67,10 @@ class TritonRepository:
         """See `ModelRepository`."""
         await asyncio.to_thread(self._remove, self._root / triton_model(loop, version))
 
+    async def finish_removals(self, loop: str) -> None:
+        """Remove what is left of a loop's versions whose removal was killed; what is being written stays."""
+        await asyncio.to_thread(self._delete, f"{_HALF_WRITTEN}{loop}{SEPARATOR}*{_REMOVED}")
+
     async def load_records(self, loop: str) -> dict[str, LoadRecord]:
         """See `ModelRepository`."""
         return await asyncio.to_thread(_load_records, self._root / LOAD_RECORDS, f"{loop}{SEPARATOR}")
@@ -88,10 +94,12 @@ class TritonRepository:
         return True
 
     def _versions(self, loop: str) -> list[str]:
-        prefix = f"{loop}{SEPARATOR}"
-        for draft in self._root.glob(f"{_HALF_WRITTEN}{prefix}*"):
-            shutil.rmtree(draft, ignore_errors=True)
+        self._delete(f"{_HALF_WRITTEN}{loop}{SEPARATOR}*")
         return self._installed(loop)
+
+    def _delete(self, pattern: str) -> None:
+        for draft in self._root.glob(pattern):
+            shutil.rmtree(draft, ignore_errors=True)
 
     def _installed(self, loop: str) -> list[str]:
         prefix = f"{loop}{SEPARATOR}"
@@ -100,7 +108,7 @@ class TritonRepository:
     def _remove(self, folder: Path) -> None:
         """Rename it first: nobody ever sees a part of it."""
         if folder.exists():
-            gone = self._root / f"{_HALF_WRITTEN}{folder.name}{SEPARATOR}{uuid.uuid4().hex}"
+            gone = self._root / f"{_HALF_WRITTEN}{folder.name}{SEPARATOR}{uuid.uuid4().hex}{_REMOVED}"
             folder.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
 

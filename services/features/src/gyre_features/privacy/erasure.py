@@ -19,6 +19,7 @@ from pyiceberg.table.snapshots import Operation, Snapshot
 
 from gyre_features.warehouse.archive import Archive
 from gyre_features.warehouse.maintenance import COMPACTION
+from gyre_features.warehouse.orphans import delete_orphans_of
 from gyre_features.warehouse.table_files import delete_files, files_of
 
 ERASED = message_types(privacy.UserErased)
@@ -117,6 +118,7 @@ def erase_user(table: Table, is_user: Callable[[str], bool], *, since_ms: int) -
     """Rewrite a user's rows away and drop every older snapshot with the files that only such hold.
 
     The files go before the snapshots are expired, so that a crash between the two leaves what a second call finds.
+    Files with rows of the user that no snapshot names, as a job leaves that was killed before its commit, go, too.
 
     Args:
         table: with a column `user_id`.
@@ -132,6 +134,7 @@ def erase_user(table: Table, is_user: Callable[[str], bool], *, since_ms: int) -
     rows, ids = _rows_of(table, is_user)
     begun = any(_rewrites(each) and each.timestamp_ms >= since_ms for each in table.snapshots())
     if not rows and not begun:
+        delete_orphans_of(table, is_user, gone=frozenset())
         return 0, [], 0
     if rows:
         table.delete(In(term="user_id", literals=set(ids)))
@@ -140,7 +143,9 @@ def erase_user(table: Table, is_user: Callable[[str], bool], *, since_ms: int) -
     table.refresh()
     current = table.current_snapshot()
     old = [each for each in table.snapshots() if current is None or each.snapshot_id != current.snapshot_id]
-    delete_files(table, files_of(table, old), files_of(table, [current] if current else []))
+    before, kept = files_of(table, old), files_of(table, [current] if current else [])
+    delete_orphans_of(table, is_user, gone=frozenset(before[0] - kept[0]))
+    delete_files(table, before, kept)
     expired = [each.snapshot_id for each in old]
     if expired:
         table.maintenance.expire_snapshots().by_ids(expired).commit()
