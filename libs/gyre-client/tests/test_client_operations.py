@@ -39,9 +39,13 @@ class ToldMesh(
             ),
             features.FeatureLayout(layout="old", state=features.LAYOUT_STATE_READY, wanted_by=["live v1"]),
         ]  # fmt: skip
+        clock = monitor.StalledClock(topic="shop.behavior.interactions", partition=3, refused=1200)
+        clock.clock_time.FromSeconds(1_365_000_000)
+        clock.next_time.FromSeconds(1_365_432_000)
         return monitor.GetLoopStatusResponse(
-            stages=stages, interactions_since_trigger=7, volume_threshold=100, loop_time_s=12.5, layouts=layouts
-        )
+            stages=stages, interactions_since_trigger=7, volume_threshold=100, loop_time_s=12.5, layouts=layouts,
+            stalled_clocks=[clock],
+        )  # fmt: skip
 
     async def GetExperiment(self, request: Any, context: Any) -> monitor.GetExperimentResponse:  # noqa: N802
         """One arm of the rollout that is asked for."""
@@ -139,6 +143,10 @@ async def test_status_shows_stages_and_what_is_left(run: Callable[..., Any]) -> 
     rows = [" ".join(line.split()) for line in output.splitlines()]
     assert any(row.startswith("new filling 37 % (370 of 1,000 events) gyre.yaml") for row in rows)
     assert any(row.startswith("old ready 100 % live v1") for row in rows)
+    said = " ".join(output.split())
+    assert "shop.behavior.interactions, partition 3: the clock stands at 2013-04-03 14:40:00" in said
+    assert "the last 1,200 events are further ahead" in said
+    assert "`gyre clock shop --to 1365432000` lets them in again" in said
 
 
 async def test_experiment_asks_for_one_rollout(run: Callable[..., Any], told: ToldMesh) -> None:

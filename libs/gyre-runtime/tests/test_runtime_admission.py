@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.message import Message
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.spec import LoopSpec, parse_loop
-from gyre_runtime.admission import Admission, PartitionClock, Refusal
+from gyre_runtime.admission import Admission, PartitionClock, Refusal, StalledClock
 from gyre_runtime.events import FIRST_APPEND_TIME, PROTOBUF, Event, encode, message_types
 
 NOW = 1_700_000_000.0
@@ -145,6 +145,25 @@ def test_a_leap_does_not_move_the_replay_clock() -> None:
     assert leap.reason == "IN_THE_FUTURE"
     assert isinstance(admission.decide(record(click(), time=begin + 60)), Event)
     assert admission.clock("shop.behavior.interactions", 0) == PartitionClock(begin + 60)
+
+
+def test_a_clock_that_a_gap_holds_is_known_until_it_moves() -> None:
+    """Events after a gap are counted with the earliest of their times; a mark ends it; the wall clock's leap is none."""
+    admission, begin, gap = Admission({REPLAY.loop: REPLAY}, TYPES), 1_365_000_000.0, 5 * 86_400
+    place = ("shop.behavior.interactions", 0)
+    assert isinstance(admission.decide(record(click(), time=begin)), Event)
+    for after in (60, 0, 120):
+        refused = admission.decide(record(click(), time=begin + gap + after))
+        assert isinstance(refused, Refusal)
+        assert f"gyre clock {REPLAY.loop} --to {begin + gap + after:.0f}" in refused.detail
+    assert admission.stalled == {place: StalledClock(begin, begin + gap, 3)}
+    assert isinstance(admission.decide(record(click(), time=NOW + 2 * 86_400)), Refusal)
+    assert admission.stalled[place].refused == 3
+    mark = behavior.ClockMark()
+    mark.clock_time.FromSeconds(int(begin + gap))
+    assert admission.decide(record(mark, time=begin + gap)) is None
+    assert admission.stalled == {}
+    assert isinstance(admission.decide(record(click(), time=begin + gap + 60)), Event)
 
 
 def test_a_deletion_is_neither_event_nor_refusal() -> None:

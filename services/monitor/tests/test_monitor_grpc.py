@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2 as features
 from gyre.events.v1 import models_pb2 as models
 from gyre.events.v1 import monitor_pb2 as events
@@ -99,6 +100,30 @@ async def test_the_status_tells_the_layouts_and_how_far_they_are(start, spec) ->
         return shares == [("new", 3, 4, "by new"), ("old", 3, 4, "by old")]
 
     await eventually(told, timeout_s=20, message="the status tells the layouts")
+
+
+async def test_the_status_tells_a_replay_clock_that_stands_and_the_command_that_moves_it(start, make, settings) -> None:
+    """After a gap longer than `max_future` every event is refused; the status says where and since when, until a mark."""
+    service = await start()
+    name, gap = topic(service.loop, "behavior.interactions"), 5 * 86_400
+    await service.send("behavior.interactions", make.interaction())
+    for after in (60, 0):
+        await service.send("behavior.interactions", make.interaction(), at=make.begin + gap + after)
+
+    async def stands() -> bool:
+        found = (await status(service)).stalled_clocks
+        seen = [(each.topic, each.clock_time.ToSeconds(), each.next_time.ToSeconds(), each.refused) for each in found]
+        return seen == [(name, int(make.begin), int(make.begin) + gap, 2)]
+
+    await eventually(stands, timeout_s=20, message="the status tells the clock that stands")
+    mark = behavior.ClockMark()
+    mark.clock_time.FromSeconds(int(make.begin) + gap)
+    await service.send("behavior.interactions", mark, at=make.begin + gap)
+
+    async def moves() -> bool:
+        return not (await status(service)).stalled_clocks
+
+    await eventually(moves, timeout_s=20, message="the clock moves again")
 
 
 async def test_a_loop_that_turns_is_seen_in_every_stage(start, make) -> None:

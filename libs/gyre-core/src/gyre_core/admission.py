@@ -154,10 +154,12 @@ def refuse_times(spec: LoopSpec, clock: PartitionClock, times: EventTimes) -> Re
         return Refusal("TIME_INVALID", "the event time must be from year 1 to 9999 in UTC", "time")
     replays = spec.clock == "replay" and is_behavior
     ahead_s = event_time - append_time
-    if replays and clock.is_set:
-        ahead_s = max(ahead_s, event_time - clock.newest)
     if ahead_s > spec.events.max_future_s:
         return Refusal("IN_THE_FUTURE", f"{ahead_s:.0f} s ahead: at most {spec.events.max_future} is allowed", "time")
+    if replays and clock.is_set and event_time - clock.newest > spec.events.max_future_s:
+        ahead = f"{event_time - clock.newest:.0f} s ahead of its partition's newest event"
+        way = f"`gyre clock {spec.loop} --to {event_time:.0f}` where the gap is true"
+        return Refusal("IN_THE_FUTURE", f"{ahead}: at most {spec.events.max_future} is allowed; {way}", "time")
     now = clock.newest if replays else append_time
     late_s = now - event_time
     if is_behavior and late_s > spec.events.max_lateness_s and source not in spec.events.history_sources:

@@ -36,6 +36,8 @@ _BEHAVIOR = (behavior.Interaction, behavior.Impression)
 _CATALOGUE = (behavior.ItemChanged, behavior.UserChanged)
 _MARKS = message_types(behavior.ClockMark)
 _FLOAT32_BYTES = 4
+_LOGGED_AT = frozenset(10**power for power in range(12))
+"""At which numbers of events in a row a standing clock is logged."""
 Mask = Callable[[Event], None]
 Place = tuple[str, int]
 
@@ -174,6 +176,21 @@ def _features_problem(block: behavior.FeatureBlock, items: int) -> str | None:
     return None if np.isfinite(np.frombuffer(block.values, "<f4")).all() else "must be finite"
 
 
+@dataclass(frozen=True, slots=True)
+class StalledClock:
+    """A partition whose replay clock stands, since every event after a gap is too far ahead of it.
+
+    Attributes:
+        newest: what the clock shows, unix seconds.
+        next_time: the earliest event time that was refused since, unix seconds: `gyre clock` sets the clock to it.
+        refused: how many events in a row were refused as IN_THE_FUTURE, since the process started.
+    """
+
+    newest: float
+    next_time: float
+    refused: int
+
+
 class Admission:
     """Decides the records of several loops' topics in their order, and holds the clock of each partition.
 
@@ -192,14 +209,21 @@ class Admission:
         self._rules = {name: Rules(types, spec, mask) for name, spec in loops.items()}
         self._others = Rules(types, None, mask)
         self._clocks: dict[Place, PartitionClock] = {}
+        self._stalled: dict[Place, StalledClock] = {}
 
     def start(self, topic: str, partition: int, clock: PartitionClock = PartitionClock()) -> None:  # noqa: B008 (frozen)
         """Read a partition on from an offset at which its clock stood so."""
         self._clocks[topic, partition] = clock
+        self._stalled.pop((topic, partition), None)
 
     def clock(self, topic: str, partition: int) -> PartitionClock:
         """A partition's clock after the last record that was decided."""
         return self._clocks.get((topic, partition), PartitionClock())
+
+    @property
+    def stalled(self) -> Mapping[Place, StalledClock]:
+        """The partitions whose replay clock an event would have to move by more than `events.max_future`."""
+        return self._stalled
 
     def decide(self, record: ReceivedRecord) -> Event | Refusal | None:
         """Decide the next record of its partition; None for one that only deletes its key, or sets the clock."""
@@ -218,8 +242,26 @@ class Admission:
         rules = self._rules.get(record.topic.partition(".")[0], self._others)
         examined = examine(record, rules, clock)
         decision = examined[-1]
-        if rules.spec is not None and isinstance(decision, Event):
-            self._clocks[place] = clock_after(rules.spec, decision, clock)
+        if rules.spec is None:
+            return examined
+        if isinstance(decision, Event):
+            moved = self._clocks[place] = clock_after(rules.spec, decision, clock)
+            if moved is not clock or isinstance(decision.message, _BEHAVIOR):
+                self._stalled.pop(place, None)
             if isinstance(decision.message, behavior.ClockMark):
                 return ()
+        elif decision.reason == "IN_THE_FUTURE" and clock.is_set and isinstance(examined[0], Event):
+            self._note_stalled(rules.spec, place, examined[0], clock)
         return examined
+
+    def _note_stalled(self, spec: LoopSpec, place: Place, event: Event, clock: PartitionClock) -> None:
+        times = times_of(spec, event)
+        if not times.is_behavior or times.event_time - times.append_time > spec.events.max_future_s:
+            return  # it is ahead of the wall clock, too, so that no mark would help
+        before = self._stalled.get(place)
+        refused, earliest = (before.refused, before.next_time) if before else (0, times.event_time)
+        now = StalledClock(clock.newest, min(earliest, times.event_time), refused + 1)
+        self._stalled[place] = now
+        if now.refused in _LOGGED_AT:
+            facts = {"topic": place[0], "partition": place[1], "clock": now.newest, "refused": now.refused}
+            _LOG.warning("a replay clock stands: events are further ahead of it than events.max_future", extra=facts)

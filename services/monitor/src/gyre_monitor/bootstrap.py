@@ -24,7 +24,7 @@ from gyre_monitor.store.projection import Projection
 from gyre_monitor.store.retention import Retention
 from gyre_monitor.transport.otlp import OtlpServer, TraceReceiver
 from gyre_monitor.transport.servicer import MonitorServicer
-from gyre_monitor.transport.stream import LoopStream
+from gyre_monitor.transport.stream import LoopConsumer
 
 SOURCE = "gyre/monitor"
 
@@ -74,6 +74,18 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> RunningMon
     lifespan.depends_on(Dependency("kafka", producer.ping, required=False))
 
     topic_differences: dict[str, list[str]] = {}
+    consumers: dict[str, LoopConsumer] = {}
+
+    def consumer(spec: LoopSpec) -> LoopConsumer:
+        made = consumers[spec.loop] = LoopConsumer(
+            settings.kafka,
+            spec,
+            projection=projection,
+            monitor=monitor,
+            batch_events=settings.monitor_batch_events,
+            mask=privacy.mask,
+        )
+        return made
 
     async def follow() -> None:
         for each in await ensure_topics(settings, loops.values()):
@@ -85,16 +97,7 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> RunningMon
         lifespan.background("tombstones", tombstones.follow(settings))
         await tombstones.ready()
         for name, spec in loops.items():
-            make = partial(
-                LoopStream,
-                settings.kafka,
-                spec,
-                projection=projection,
-                monitor=monitor,
-                batch_events=settings.monitor_batch_events,
-                mask=privacy.mask,
-            )
-            lifespan.for_loop(name, make, required=False)
+            lifespan.for_loop(name, partial(consumer, spec), required=False)
 
     lifespan.background("figures", figures.run())
     lifespan.background("retention", keep_small(database, _retention(settings), ModelRetention.of(loops)))
@@ -105,6 +108,7 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> RunningMon
         layouts=layouts,
         incident_gap_s=settings.monitor_incident_gap_s,
         topic_differences=topic_differences,
+        stalled=lambda loop: consumers[loop].stalled if loop in consumers else {},
     )
     registration = Registration(add_MonitorServiceServicer_to_server, servicer)
     server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))

@@ -1,7 +1,7 @@
 """Commands about the loop's file, and about what the loop is doing."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -136,7 +136,24 @@ def _stages(answer: pb.GetLoopStatusResponse) -> RenderableType:
     lines += answer.topic_differences
     if answer.topic_differences:
         lines.append("`gyre topics GYRE_YAML --apply` makes the topics as they are declared")
+    lines += _stalled(answer.stalled_clocks)
     return Group(made, *([_layouts(answer.layouts)] if answer.layouts else []), *lines)
+
+
+def _stalled(clocks: Sequence[pb.StalledClock]) -> list[str]:
+    """A line for each partition whose replay clock stands, and how events are let in again."""
+    lines = [
+        f"{each.topic}, partition {each.partition}: the clock stands at {when(each.clock_time)}, and the last "
+        f"{each.refused:,} events are further ahead than events.max_future, the earliest at {when(each.next_time)}"
+        for each in clocks
+    ]
+    if clocks:
+        loop, earliest = clocks[0].topic.partition(".")[0], min(each.next_time.ToSeconds() for each in clocks)
+        lines.append(
+            f"`gyre clock {loop} --to {earliest}` lets them in again if the gap is true, and `gyre dlq replay {loop}` "
+            "puts back what was refused; a larger events.max_future in gyre.yaml avoids it"
+        )
+    return lines
 
 
 def _layouts(layouts: Iterable[events.FeatureLayout]) -> RenderableType:

@@ -12,6 +12,8 @@ from gyre.monitor.v1 import monitor_pb2 as pb
 from gyre.monitor.v1 import monitor_pb2_grpc as rpc
 from gyre_core.spec import LoopSpec
 from gyre_runtime import NotFound, unknown_loop
+from gyre_runtime.admission import StalledClock
+from gyre_runtime.checkpoints import Place
 from gyre_runtime.layouts import LayoutCatalog
 
 from gyre_monitor.domain.incidents import AlertRecord, incidents
@@ -34,6 +36,7 @@ class MonitorServicer(rpc.MonitorServiceServicer):
         layouts: the feature layouts of the loops.
         incident_gap_s: alerts at most so many seconds apart belong together.
         topic_differences: what is not as declared of each loop's topics; may be filled later.
+        stalled: the partitions of a loop whose replay clock stands.
         wall: the clock, unix seconds.
     """
 
@@ -45,11 +48,13 @@ class MonitorServicer(rpc.MonitorServiceServicer):
         layouts: LayoutCatalog,
         incident_gap_s: float,
         topic_differences: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        stalled: Callable[[str], Mapping[Place, StalledClock]] = lambda _loop: {},
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._database, self._loops = database, dict(loops)
         self._incident_gap_s, self._wall = incident_gap_s, wall
         self._topic_differences, self._layouts = topic_differences, layouts
+        self._stalled = stalled
 
     def _spec(self, loop: str) -> LoopSpec:
         spec = self._loops.get(loop)
@@ -72,6 +77,14 @@ class MonitorServicer(rpc.MonitorServiceServicer):
             stage = answer.stages.add(stage=each.stage, state=each.state, subject=each.subject, count=each.count)
             if each.update_time:
                 stage.update_time.CopyFrom(_timestamp(each.update_time))
+        for (name, partition), clock in sorted(self._stalled(request.loop).items()):
+            answer.stalled_clocks.add(
+                topic=name,
+                partition=partition,
+                clock_time=_timestamp(clock.newest),
+                next_time=_timestamp(clock.next_time),
+                refused=clock.refused,
+            )
         return answer
 
     async def GetExperiment(self, request: pb.GetExperimentRequest, context: object) -> pb.GetExperimentResponse:

@@ -15,7 +15,8 @@ from gyre.events.v1 import monitor_pb2 as monitor
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable
-from gyre_runtime.admission import Admission
+from gyre_runtime.admission import Admission, StalledClock
+from gyre_runtime.checkpoints import Place
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions
 
@@ -38,7 +39,7 @@ _RETRY_S = 0.5
 _LOG = logging.getLogger(__name__)
 
 
-class LoopStream:
+class LoopConsumer:
     """Consumes every topic of a loop that the monitor follows; a `LoopWork`.
 
     Args:
@@ -89,6 +90,11 @@ class LoopStream:
             stored=self._projection.checkpoints,
             on_assigned=self._assigned,
         )
+
+    @property
+    def stalled(self) -> Mapping[Place, StalledClock]:
+        """The partitions of behaviour whose replay clock stands."""
+        return self._admission.stalled
 
     def stop(self) -> None:
         """End `run` after the batch under way."""

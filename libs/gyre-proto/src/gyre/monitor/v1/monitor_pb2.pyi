@@ -84,6 +84,48 @@ class GetLoopStatusRequest(_message.Message):
 Global___GetLoopStatusRequest: _TypeAlias = GetLoopStatusRequest  # noqa: Y015
 
 @_typing.final
+class StalledClock(_message.Message):
+    """A Kafka partition whose replay clock stands, since every event after a gap is further ahead of it than `events.max_future`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    CLOCK_TIME_FIELD_NUMBER: _builtins.int
+    NEXT_TIME_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    """The topic's full name."""
+    partition: _builtins.int
+    """Its partition."""
+    refused: _builtins.int
+    """How many events in a row were refused as IN_THE_FUTURE, since the monitor started to read the partition."""
+    @_builtins.property
+    def clock_time(self) -> _timestamp_pb2.Timestamp:
+        """What the clock shows: the newest admitted event time."""
+
+    @_builtins.property
+    def next_time(self) -> _timestamp_pb2.Timestamp:
+        """The earliest event time that was refused since: where the gap is true, `gyre clock LOOP --to` it lets events in again."""
+
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        clock_time: _timestamp_pb2.Timestamp | None = ...,
+        next_time: _timestamp_pb2.Timestamp | None = ...,
+        refused: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_time", b"clock_time", "next_time", b"next_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_time", b"clock_time", "next_time", b"next_time", "partition", b"partition", "refused", b"refused", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StalledClock: _TypeAlias = StalledClock  # noqa: Y015
+
+@_typing.final
 class GetLoopStatusResponse(_message.Message):
     """The status."""
 
@@ -95,6 +137,7 @@ class GetLoopStatusResponse(_message.Message):
     LOOP_TIME_S_FIELD_NUMBER: _builtins.int
     TOPIC_DIFFERENCES_FIELD_NUMBER: _builtins.int
     LAYOUTS_FIELD_NUMBER: _builtins.int
+    STALLED_CLOCKS_FIELD_NUMBER: _builtins.int
     interactions_since_trigger: _builtins.int
     """Interactions since the last training trigger."""
     volume_threshold: _builtins.int
@@ -117,6 +160,10 @@ class GetLoopStatusResponse(_message.Message):
         it. Without definitions. Empty until the topic features.layouts has been read.
         """
 
+    @_builtins.property
+    def stalled_clocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___StalledClock]:
+        """The partitions whose replay clock stands. Always empty on the wall clock."""
+
     def __init__(
         self,
         *,
@@ -126,10 +173,11 @@ class GetLoopStatusResponse(_message.Message):
         loop_time_s: _builtins.float = ...,
         topic_differences: _abc.Iterable[_builtins.str] | None = ...,
         layouts: _abc.Iterable[_features_pb2.FeatureLayout] | None = ...,
+        stalled_clocks: _abc.Iterable[Global___StalledClock] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interactions_since_trigger", b"interactions_since_trigger", "layouts", b"layouts", "loop_time_s", b"loop_time_s", "stages", b"stages", "topic_differences", b"topic_differences", "volume_threshold", b"volume_threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interactions_since_trigger", b"interactions_since_trigger", "layouts", b"layouts", "loop_time_s", b"loop_time_s", "stages", b"stages", "stalled_clocks", b"stalled_clocks", "topic_differences", b"topic_differences", "volume_threshold", b"volume_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
