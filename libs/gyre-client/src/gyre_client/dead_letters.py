@@ -176,7 +176,7 @@ async def _not_replayed(
 
 @dataclass(frozen=True, slots=True)
 class _Lost:
-    """Reads records again whose letters do not hold them, and tells which are gone."""
+    """Reads records again whose letters do not hold them, and reports which are gone."""
 
     reader: RecordReader
     report: Callable[[str, str], object]

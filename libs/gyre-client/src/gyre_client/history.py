@@ -132,7 +132,7 @@ class HistoryImport:
     async def send_prepared(
         self, prepared: Sequence[Prepared], *, on_progress: OnProgress = lambda _count: None
     ) -> Imported:
-        """Send prepared events as `send` does; `on_progress` is told the count of events done since its last call."""
+        """Send prepared events as `send` does; `on_progress` is called with the count of events done since the last."""
         fresh: list[Prepared] = []
         for each in prepared:
             if each.id not in self._held.ids:

@@ -89,7 +89,7 @@ def _add(branch: Tree, node: SpanNode, prefix: str) -> None:
     for root in node.linked:
         by_name[root.span.name].append(root)
     for name, roots in by_name.items():
-        # The fullest tell most; hundreds of alike events may have tipped one trigger.
+        # The fullest say most; hundreds of alike events may have tipped one trigger.
         shown = sorted(roots, key=lambda root: -sum(1 for _ in root.walk()))[:_MAX_ALIKE]
         for root in shown:
             _add(below, root, "[magenta]linked →[/] ")

@@ -132,7 +132,7 @@ def batch_key(loop: str, layout_hash: str, *, shard: int) -> str:
 
 
 def outbox_key(loop: str, layout_hash: str, *, shard: int) -> str:
-    """The key of the applied batches of a virtual shard that are still to be told."""
+    """The key of the applied batches of a virtual shard that are still to be published."""
     return f"{prefix(loop, layout_hash, shard=shard)}outbox"
 
 

@@ -1,4 +1,4 @@
-"""How a model version is called, on Triton and in the artefact folder, and what its Triton configuration tells us.
+"""How a model version is called, on Triton and in the artefact folder, and what its Triton configuration says.
 
 Each version is a Triton model of its own, because explicit mode loads and unloads whole models: `<loop>--<version>`.
 A loop's name has no double hyphen, so the name can be split again.

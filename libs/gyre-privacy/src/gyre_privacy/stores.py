@@ -91,7 +91,7 @@ STORES: tuple[StoreDecl, ...] = (
     _store(
         "online store on disk",
         r"^file:(.*/)?redis/|\.aof$|\.rdb$",
-        holds="what Redis was told: its append-only file or snapshot",
+        holds="what was written to Redis: its append-only file or snapshot",
         written=("Redis protocol, RDB", "Redis"),
         erased="the file is written again from memory (`BGREWRITEAOF`, `BGSAVE`)",
         until="a minute; as Redis is set to save where Gyre may not ask it to",

@@ -30,7 +30,7 @@ class Tombstones:
     Args:
         loops: by name.
         keyring: what ids are hashed under; None where the process has no key file.
-        on_tombstone: told each loop and tombstone, in the topic's order, those from before the start, too.
+        on_tombstone: called with each loop and tombstone, in the topic's order, those from before the start, too.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Health as `grpc.health.v1` tells it: ready (SERVING) only while every required dependency's last check passed.
+"""Health as `grpc.health.v1` reports it: ready (SERVING) only while every required dependency's last check passed.
 
 That is readiness, under the empty name and those of the services. Liveness has the name `liveness`: SERVING from the
 first moment until the process ends, so that nobody restarts a process because something that it needs is away.
@@ -45,10 +45,10 @@ class Dependency:
 
 
 class Health:
-    """Polls dependencies and tells the health service; starts NOT_SERVING.
+    """Polls dependencies and sets the health service; starts NOT_SERVING.
 
     Args:
-        service: the process's name, such as `features-stream`, which the health of its loops is told under.
+        service: the process's name, such as `features-stream`, which the health of its loops is reported under.
 
     Attributes:
         has_callers: whether a server of the process answers more than its health.

@@ -36,7 +36,7 @@ class Lifespan:
     meanwhile what cannot be answered yet. Servers are closed first, so that calls under way find everything they need.
 
     Attributes:
-        health: what the health service tells.
+        health: what the health service answers.
     """
 
     def __init__(self, *, drain_s: float = 10.0, service: str = "") -> None:

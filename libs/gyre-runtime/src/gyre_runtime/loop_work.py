@@ -48,7 +48,7 @@ class LoopRunner:
                 await self._work.run()
                 if not self._stopping.is_set():
                     raise RuntimeError("it returned, though nobody stopped it")  # noqa: TRY301 - restarted as any failure
-            except Exception as error:  # noqa: BLE001 - the boundary between loops: told, counted and tried again
+            except Exception as error:  # noqa: BLE001 - the boundary between loops: logged, counted and tried again
                 self._problem = error
                 _LOG.critical("a loop's work failed", exc_info=error, extra={"loop": self._loop, "in_s": backoff_s})
                 instrument("gyre_loop_restarts_total").add(loop=self._loop)

@@ -179,7 +179,7 @@ METRICS: tuple[Metric, ...] = (
         "Rows of the warehouse that no event can be made of, set aside by a backfill or a parity check.",
     ),
     Metric("gyre_archive_rows_total", "counter", "1", ("loop", "table"), "Rows appended to the warehouse."),
-    Metric("gyre_quality_windows_total", "counter", "1", ("loop", "topic"), "Quality windows told, so far or finally."),
+    Metric("gyre_quality_windows_total", "counter", "1", ("loop", "topic"), "Quality windows published, each time."),
     Metric("gyre_quality_live_value", "gauge", "1", ("loop", "check"), "What a check of the live stream last found."),
     Metric("gyre_quality_live_failing", "gauge", "1", ("loop", "check"), "1 while a check of the live stream fails."),
     # inference

@@ -28,7 +28,7 @@ async def retry_transient(
         attempt: called anew for each attempt.
         what: names the attempt in the log, such as `the rollout log is read`.
         transient: which failures another attempt can mend.
-        on_retry: told each transient failure, for a metric.
+        on_retry: called with each transient failure, for a metric.
         wait: awaited with the back-off in seconds (0.1, doubling to `max_backoff_s`); what it raises ends the retrying.
         max_backoff_s: the longest back-off.
 

@@ -185,7 +185,7 @@ def open_catalog(settings: WarehouseSettings) -> Catalog:
 
 
 def catalog_properties(settings: WarehouseSettings) -> dict[str, str]:
-    """What pyiceberg is told of the catalogue and the files (https://py.iceberg.apache.org/configuration/)."""
+    """How pyiceberg is configured for the catalogue and the files (https://py.iceberg.apache.org/configuration/)."""
     given, uri = settings.warehouse, settings.warehouse_catalog
     if "://" in given or uri.startswith("http"):
         files = given  # a REST catalogue may know its warehouses by name

@@ -79,7 +79,7 @@ class QualitySettings(ServiceSettings, KafkaSettings, ArtifactSettings, StateSet
     features_quality_batch: int = Field(500, ge=1, le=8192)
     """Most records that the quality worker takes at once."""
     features_quality_idle_s: float = Field(10.0, gt=0)
-    """Seconds of wall time without a record of a partition, after which its open windows are told as they stand."""
+    """Seconds of wall time without a record of a partition, after which its open windows are published."""
     features_quality_live_s: float = Field(30.0, gt=0)
     """Seconds between two judgements of live features beside the training set of the live model."""
 

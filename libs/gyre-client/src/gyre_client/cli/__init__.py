@@ -15,6 +15,6 @@ app.add_typer(log.app, name="log")
 
 
 def main() -> None:
-    """Run the command line; libraries do not write into its output, errors are told by the commands."""
+    """Run the command line; libraries do not write into its output, errors are reported by the commands."""
     logging.getLogger().addHandler(logging.NullHandler())
     app()

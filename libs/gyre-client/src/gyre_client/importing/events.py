@@ -1,4 +1,4 @@
-"""Turns rows into events of the loop, by the mapping; what does not fit is told by field, value and rule."""
+"""Turns rows into events of the loop, by the mapping; what does not fit is reported by field, value and rule."""
 
 from __future__ import annotations
 

@@ -60,8 +60,8 @@ class FileImport:
         mapping: which column is what.
         path: the file.
         rejects: where rows that do not fit are written, as JSON lines; no file where all fit.
-        on_read: told how far the reading is and how far it goes.
-        on_sent: told how many events are done since the last call, and of how many.
+        on_read: called with how far the reading is and how far it goes.
+        on_sent: called with how many events are done since the last call, and of how many.
     """
 
     spec: LoopSpec

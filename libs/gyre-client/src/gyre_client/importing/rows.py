@@ -1,4 +1,4 @@
-"""Rows of a file, one after the other in bounded memory, each with its line; what is no row is told, too.
+"""Rows of a file, one after the other in bounded memory, each with its line; what is no row is reported, too.
 
 CSV and JSON lines are read line by line, so that one broken line costs only itself and every error names its line;
 pyarrow's readers of both give up the whole file. Parquet is read in batches.
@@ -50,7 +50,7 @@ def shown(value: object) -> str:
 def rows_of(
     path: Path, columns: Iterable[str], csv_format: CsvFormat, *, on_bytes: Callable[[int, int], object]
 ) -> Iterator[Row | Rejected]:
-    """The rows of a file, whose format its suffix tells.
+    """The rows of a file, whose format its suffix says.
 
     Args:
         path: the file.

@@ -76,7 +76,7 @@ def _columns_of(
 class _Counts:
     """Counts events in windows, from all buckets in the order in which they are stored.
 
-    Bucket b stands at b mod `length`, so that the time of the read tells which bucket a place should hold, and how old
+    Bucket b stands at b mod `length`, so that the time of the read says which bucket a place should hold, and how old
     it is. It holds that one where the value's newest bucket is not older, nor newer by `length` or more.
     """
 

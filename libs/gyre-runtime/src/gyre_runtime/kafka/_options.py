@@ -28,7 +28,7 @@ class ConsumerOptions:
         flow: `model` gives every batch an always sampled span; `request` one only when a producer's trace is sampled.
         dead_letters: whether what cannot be handled is sent to the dead-letter topic, asked each time where it is a
             function. False where another group of the same topic does that already: it is then counted and left out.
-        admission: decides every record, and is told by `on_assigned` where a partition's clock stands. Without it
+        admission: decides every record, and is given by `on_assigned` where a partition's clock stands. Without it
             only the topic's types and the proto's constraints do.
         stored: reads the checkpoints of a store, at which partitions then begin, whatever the group has committed; a
             log other than the one that was applied is not read. Without it a group begins at its committed offsets.

@@ -169,7 +169,7 @@ class Producer:
         """Enqueue one event without waiting.
 
         What is enqueued and not acknowledged is lost with the process; the bounds are the most that can be.
-        `on_settled` is told once, after this call: True when Kafka has the event, False when it was given up.
+        `on_settled` is called once, after this call: with True when Kafka has the event, False when it was given up.
 
         Returns:
             False when the queue is full, or the event is larger than its topic takes: it is dropped and counted.

@@ -63,7 +63,7 @@ class Names:
         return keys.batch_key(*self._own, shard=shard)
 
     def outbox(self, shard: int) -> str:
-        """The batches that nobody is known to have told."""
+        """The batches that nobody is known to have published."""
         return keys.outbox_key(*self._own, shard=shard)
 
     def lease(self, shard: int) -> str:

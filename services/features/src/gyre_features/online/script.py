@@ -48,7 +48,7 @@ class Write:
         following: the checkpoints after the batch, of the same partitions.
         deltas: what the batch changes on the virtual shard, packed as number 0.
         identities: of its events, to be remembered; each once.
-        watched: topic partitions whose applied offsets the answer tells.
+        watched: topic partitions whose applied offsets the answer holds.
         description: of the batch, kept in the outbox; empty where no event came, which makes no batch.
         published: numbers of batches that leave the outbox.
         base: the last batch that the worker saw what it wrote of; None where it does not matter.

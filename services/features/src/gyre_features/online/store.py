@@ -226,7 +226,7 @@ class OnlineStore:
         return outcome_of(answer, write)
 
     async def outbox(self, shard: int) -> dict[int, bytes]:
-        """The descriptions of batches that nobody is known to have told, by number."""
+        """The descriptions of batches that nobody is known to have published, by number."""
         try:
             found: Any = await self._redis.hgetall(self.names.outbox(shard))
         except RedisError as error:

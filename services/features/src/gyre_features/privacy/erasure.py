@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Eraser:
-    """Takes tombstones, erases one after the other, and tells each; what was told before the start is not done again.
+    """Takes tombstones, erases one after the other, and publishes each; those published before are not done again.
 
     Args:
         archives: the one writer of each loop's tables; it must leave out what the tombstones cover.

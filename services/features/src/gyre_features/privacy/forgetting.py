@@ -33,7 +33,7 @@ class ForgottenUser:
         message: the tombstone.
         deleted_keys: in the online store.
         found_keys: that a search of the online store found afterwards.
-        erased: what the archive told of the warehouse; None while it has not.
+        erased: what the archive reported of the warehouse; None while it has not.
     """
 
     message: privacy.UserForgotten
@@ -98,7 +98,7 @@ class Forgetting:
         return ForgottenUser(message, deleted, sum(each is not None for each in found), erased)
 
     async def _erased(self, loop: str, message: privacy.UserForgotten) -> privacy.UserErased | None:
-        """What the archive tells of this tombstone or a later one."""
+        """What the archive reported of this tombstone or a later one."""
         view, wanted = self._erasures[loop], message.forgotten_time.ToNanoseconds()
         end = time.monotonic() + self.wait_s
         while True:

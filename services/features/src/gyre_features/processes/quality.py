@@ -123,7 +123,7 @@ async def _running(app: faust.App) -> AsyncIterator[None]:
     """Run the app for the block.
 
     In the middle of a rebalance faust's stop waits, in a blocking call, for a thread that waits for the stopped app.
-    The process then leaves by itself after a while: what it counted and did not tell is read again by its successor.
+    The process then leaves by itself after a while: what it counted and did not publish is read again by its successor.
     """
     code = 1
     try:
@@ -239,7 +239,7 @@ async def _commit(app: faust.App, offsets: Mapping[Place, int]) -> None:
 
 
 class PublishedWindows:
-    """What was told of windows, read back from features.quality.
+    """What was published of windows, read back from features.quality.
 
     Attributes:
         windows: the newest of each topic.

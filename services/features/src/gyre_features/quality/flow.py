@@ -42,7 +42,7 @@ class LiveFlow:
         kafka: host:port list.
         loops: by name.
         artifacts: the artefact folder of all loops.
-        producer: for what is told.
+        producer: for what is published.
         windows: the newest of the raw stream.
     """
 
@@ -69,7 +69,7 @@ class LiveFlow:
         self._opened = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Begin to follow, and wait until what was told before is known."""
+        """Begin to follow, and wait until what was published before is known."""
         for views in (self._rollouts, self._sketches, self._judged):
             for view in views.values():
                 await self._opened.enter_async_context(view)
@@ -104,12 +104,12 @@ class LiveFlow:
         return self._references.get(loop)
 
     def stored(self, loop: str, partition: int) -> pb.LiveSketch | None:
-        """What was told last of a partition."""
+        """What was published last of a partition."""
         event = self._sketches[loop].get(str(partition))
         return None if event is None else event.message
 
     async def catch_up(self) -> None:
-        """Wait until every sketch that was told by now is known."""
+        """Wait until every sketch that was published by now is known."""
         for view in self._sketches.values():
             await view.catch_up()
 
@@ -122,7 +122,7 @@ class LiveFlow:
         await asyncio.gather(*sends)
 
     async def judge(self, owns: Callable[[Place], bool]) -> None:
-        """Judge every loop whose first partition is ours, and tell what is new."""
+        """Judge every loop whose first partition is ours, and publish what is new."""
         for loop, spec in self._loops.items():
             if not owns((topic(loop, IMPRESSIONS), 0)):
                 self._show(loop, self._said.pop(loop, ()), are_ours=False)
@@ -136,7 +136,7 @@ class LiveFlow:
             self._said[loop] = list(judged.findings)
 
     async def _judge_features(self, spec: LoopSpec) -> JudgedFeatures | None:
-        """What the newest sketches say; they are judged again only when one was told."""
+        """What the newest sketches say; they are judged again only when one was published."""
         loop, reference = spec.loop, self._references.get(spec.loop)
         if reference is None:
             return None

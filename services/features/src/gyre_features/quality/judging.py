@@ -37,7 +37,7 @@ class JudgedFeatures:
 def judge_features(
     spec: LoopSpec, reference: LiveReference, published: Iterable[pb.LiveSketch]
 ) -> JudgedFeatures | None:
-    """Judge what the partitions told; None while there are too few rows.
+    """Judge what the partitions published; None while there are too few rows.
 
     Args:
         spec: the loop, whose `quality.checks.drift` is the rule.

@@ -111,7 +111,7 @@ class Pane:
 
     @classmethod
     def read(cls, reference: LiveReference, sketch: bytes, sample: bytes) -> Pane:
-        """One that was told; empty where nothing was."""
+        """One that was published; empty where nothing was."""
         made = cls.empty(reference)
         if not sketch:
             return made
@@ -129,7 +129,7 @@ class Pane:
         return Pane(self.sketch.merge(other.sketch), both)
 
     def to_bytes(self) -> tuple[bytes, bytes]:
-        """Sketch and sample as they are told."""
+        """Sketch and sample as they are published."""
         return self.sketch.to_bytes(), b"" if self.sample is None else self.sample.to_bytes()
 
 
@@ -141,7 +141,7 @@ class PartitionSketch:
         partition: of its impressions.
         reference: of the live model.
         pane_rows: how many rows fill a pane.
-        known: what was told of the partition before, by whomever; of another model it counts for nothing.
+        known: what was published of the partition before, by whomever; of another model it counts for nothing.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class PartitionSketch:
 
     @property
     def resume_offset(self) -> int:
-        """Where a successor begins, after what was told; what came since and has no rows it need not see."""
+        """Where a successor begins, after what was published; what came since and has no rows it need not see."""
         return self._published_end if self.changed else self._end
 
     def count(self, offset: int, event: Event | None) -> None:
@@ -189,7 +189,7 @@ class PartitionSketch:
         self._buffer, self._buffered = [], 0
 
     def message(self) -> pb.LiveSketch:
-        """Everything so far, as it is told."""
+        """Everything so far, as it is published."""
         self._empty_buffer()
         published = pb.LiveSketch(
             loop=self._loop, version=self.reference.version, partition=self._partition, end_offset=self._end

@@ -10,7 +10,7 @@ _Windows = dict[int, dict[int, pb.QualityWindow]]
 
 
 class QualityWindows:
-    """The newest windows of each topic; a window told again replaces what was told before.
+    """The newest windows of each topic; a window published again replaces what was published before.
 
     Args:
         kept: how many windows of each topic.
@@ -21,7 +21,7 @@ class QualityWindows:
         self._windows: dict[str, _Windows] = {}
 
     def note(self, window: pb.QualityWindow) -> None:
-        """Take in what one partition tells of a window."""
+        """Take in what one partition published of a window."""
         windows = self._windows.setdefault(window.topic, {})
         windows.setdefault(window.window_start_time.ToNanoseconds(), {})[window.partition] = window
         if len(windows) > self._max_windows:

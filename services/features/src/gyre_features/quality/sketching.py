@@ -1,4 +1,4 @@
-"""The sketches of the partitions that this process has: counted beside the windows, told in time, and resumed."""
+"""The sketches of the partitions that this process has: counted beside the windows, published in time, and resumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LiveSketches:
     Args:
         loops: by name.
         reference: of a loop's live model, or None.
-        stored: what was told last of a loop's partition, or None.
+        stored: what was published last of a loop's partition, or None.
         publish: sends sketches and returns when Kafka has them.
         every_s: wall seconds between two tellings of a partition.
     """
@@ -88,7 +88,7 @@ class LiveSketches:
             self._published_at[place] = now
 
     def forget(self, places: Collection[Place]) -> None:
-        """Drop partitions that went to another process, which goes on from what was told."""
+        """Drop partitions that went to another process, which goes on from what was published."""
         for place in places:
             self._parts.pop(place, None)
             self._published_at.pop(place, None)

@@ -29,7 +29,7 @@ _MAX_IDS = 2048
 _MAX_USERS = 2048
 _MAX_REQUESTS = 4096
 _TIMES_OF_USER = 256
-"""So many events of a user in a window tell its pace; the others are only counted."""
+"""So many events of a user in a window show its pace; the others are only counted."""
 
 
 class LoopChecks:

@@ -1,4 +1,4 @@
-"""Counts the raw stream, tells its windows, and only then moves the offsets that a successor begins at."""
+"""Counts the raw stream, publishes its windows, and only then moves the offsets that a successor begins at."""
 
 import asyncio
 import time
@@ -30,12 +30,12 @@ class QualityWatch:
     Args:
         loops: by name.
         types: the payload classes of the topics.
-        closed_until: answers for partitions the end of the last window that was told finally, unix seconds.
+        closed_until: answers for partitions the end of the last window that was published finally, unix seconds.
         publish: sends windows and returns when Kafka has them.
         commit: commits, for partitions, the offset to begin again at.
         mask: takes what the loops do not keep out of an event; None where they keep everything.
         live: sketches of served features, which are counted beside the windows.
-        idle_s: wall seconds without a record after which open windows are told as they stand.
+        idle_s: wall seconds without a record after which open windows are published as they stand.
     """
 
     def __init__(  # noqa: PLR0913 - what it works with, given once
@@ -62,7 +62,7 @@ class QualityWatch:
         self._lock = asyncio.Lock()
 
     async def observe(self, records: Sequence[ReceivedRecord]) -> None:
-        """Count records, then tell what they closed; within a partition they are in the order of their offsets."""
+        """Count records, then publish what they closed; within a partition they are in the order of their offsets."""
         async with self._lock:
             places = {(record.topic, record.partition) for record in records}
             await self._take_over(places - self._partitions.keys())

@@ -104,7 +104,7 @@ def _freshness(spec: LoopSpec, newest: Iterable[pb.QualityWindow], now: float) -
 
 
 def _volume(spec: LoopSpec, windows: QualityWindows, now: float) -> Iterable[Check]:
-    """The newest window that nothing can be added to, beside those before it; one that nobody told was empty."""
+    """The newest window that nothing can be added to, beside those before it; one that nobody published was empty."""
     length, counts = spec.quality.window_s, windows.counts(topic(spec.loop, _INTERACTIONS))
     if not counts:
         return

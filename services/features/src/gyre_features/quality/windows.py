@@ -1,8 +1,8 @@
-"""The windows of one partition of the raw stream: what is counted, when a window is told, and where to begin again.
+"""The windows of one partition of the raw stream: what is counted, when a window is published, where to begin again.
 
-A window is told as soon as the partition's time has passed its end, or the partition has been idle for a while of wall
-time, so that the last window of a replay is seen too; and once more, finally, when that time has passed its end by the
-loop's `max_lateness`, after which the loop takes nothing in for it. Only then is it forgotten.
+A window is published as soon as the partition's time has passed its end, or the partition has been idle for a while of
+wall time, so that the last window of a replay is seen too; and once more, finally, when that time has passed its end by
+the loop's `max_lateness`, after which the loop takes nothing in for it. Only then is it forgotten.
 
 The partition's time is when Kafka took its newest record in (the wall's time, once it is idle), and on the replay clock
 the newest event's. So windows of a backlog stay open until it is read, and no producer's clock closes them.
@@ -53,7 +53,7 @@ class Range:
         self.maximum = max(self.maximum, value)
 
     def message(self, name: str) -> pb.FieldRange:
-        """The range as it is told; least and greatest are 0 without a value."""
+        """The range as it is published; least and greatest are 0 without a value."""
         minimum, maximum = (self.minimum, self.maximum) if self.count else (0.0, 0.0)
         return pb.FieldRange(
             field=name, count=self.count, missing=self.missing, min=minimum, max=maximum, sum=self.total
@@ -67,7 +67,7 @@ class Window:
     Attributes:
         first_offset: of the first record counted: where counting the window begins again after a crash.
         tallies: what the checks of single events counted.
-        changed: something was counted since the window was last told.
+        changed: something was counted since the window was last published.
         published_at: when that was, seconds of the process's clock.
     """
 
@@ -110,7 +110,7 @@ class Window:
         return self.ranges.setdefault(name, Range())
 
     def message(self, source: str, partition: int, *, seconds: float, final: bool) -> pb.QualityWindow:
-        """The window as it is told."""
+        """The window as it is published."""
         published = pb.QualityWindow(
             loop=source.partition(".")[0],
             topic=source,
@@ -137,8 +137,8 @@ class PartitionWindows:
         source: full name of the topic.
         partition: its number.
         tallies: makes those of a new window.
-        closed_until: event time before which every window was told finally, by whomever, unix seconds.
-        again_s: wall seconds before a window that was told is told again as it stands: what its tallies say is worked
+        closed_until: event time before which every window was published finally, by whomever, unix seconds.
+        again_s: wall seconds before a published window is published again as it stands: what its tallies say is worked
             out anew each time, and late events come one by one.
     """
 
@@ -224,10 +224,10 @@ class PartitionWindows:
         return min((each.first_offset for each in self._windows.values()), default=waiting)
 
     def due(self, *, idle: bool) -> Iterator[tuple[Window, pb.QualityWindow]]:
-        """The windows to tell now and their messages, oldest first; call `published` after each.
+        """The windows to publish now and their messages, oldest first; call `published` after each.
 
         Args:
-            idle: no record came for so long that open windows are told as they stand.
+            idle: no record came for so long that open windows are published as they stand.
         """
         if idle and self._spec.clock == "wall":
             self._now = max(self._now, wall_time())
@@ -240,7 +240,7 @@ class PartitionWindows:
                 yield window, window.message(self.source, self.partition, seconds=self._seconds, final=final)
 
     def published(self, window: Window, *, final: bool) -> None:
-        """Note that a window was told as it stands; a final one is forgotten."""
+        """Note that a window was published as it stands; a final one is forgotten."""
         window.changed, window.published_at = False, monotonic()
         if final:
             self._closed_until = max(self._closed_until, window.start + self._seconds)

@@ -87,7 +87,7 @@ class LayoutStream:
 
 
 async def is_gone_from_kafka(consumer: Consumer, store: OnlineStore, places: Sequence[Place]) -> bool:
-    """Whether Kafka lacks some of what a store is to be told next.
+    """Whether Kafka lacks some of what a store is to apply next.
 
     Raises:
         Unavailable: the store does not answer.

@@ -103,7 +103,7 @@ class LoopStream:
 
     Args:
         store: of the loop.
-        on_batch: awaited after each applied batch, with the events that counted. The store remembers what it was told
+        on_batch: awaited after each applied batch, with the events that counted. The store keeps what is published
             of the batch, until the caller says by `published` that others know it.
         max_events: in one batch, so in one script, during which Redis answers nobody else.
         forgotten: whether an event is of a user who was forgotten: it moves the applied offsets and counts for nothing.
@@ -162,7 +162,7 @@ class LoopStream:
         return {place: min(each.offset for each in stored) for place, stored in found.items()}
 
     async def unpublished(self) -> list[BatchApplied]:
-        """The applied batches that nobody is known to have told, so after a crash those that it kept from being told.
+        """The applied batches that nobody is known to have published, so after a crash those that it left so.
 
         Raises:
             Unavailable: the store does not answer.
@@ -175,7 +175,7 @@ class LoopStream:
         self._published[batch.shard].append(batch.batch)
 
     async def clear_outbox(self) -> None:
-        """Let the batches that were told leave the outbox without a further script.
+        """Let the batches that were published leave the outbox without a further script.
 
         Raises:
             Unavailable: the store does not answer.

@@ -74,7 +74,7 @@ class StreamWorker:
     async def stored(self, places: Sequence[Place]) -> Mapping[Place, Sequence[Checkpoint]]:
         """Up to where the store holds topic partitions, once it is filled from the warehouse where it has to be.
 
-        What it was told of batches goes to Kafka meanwhile.
+        What it was given of batches goes to Kafka meanwhile.
 
         Raises:
             Unavailable: the store does not answer, or cannot be filled.
@@ -123,7 +123,7 @@ class StreamWorker:
         return topic(self._loop, CATALOGUE)
 
     async def close(self) -> None:
-        """End what waits, and let Kafka take what is still to be told; what it does not take, the next start tells."""
+        """End what waits, and let Kafka take what is still to be published; the next start publishes the rest."""
         if self._wait is not None:
             self._wait.cancel()
             await asyncio.gather(self._wait, return_exceptions=True)

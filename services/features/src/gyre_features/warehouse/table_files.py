@@ -13,7 +13,7 @@ Levels = tuple[set[str], set[str], set[str]]
 
 
 def files_of(table: Table, snapshots: Iterable[Snapshot]) -> Levels:
-    """The data files of some snapshots, the manifests that name them and tell their bounds, and the lists of those."""
+    """The data files of some snapshots, the manifests that name them and hold their bounds, and the lists of those."""
     data: set[str] = set()
     manifests: set[str] = set()
     lists: set[str] = set()
