@@ -148,7 +148,7 @@ def test_a_leap_does_not_move_the_replay_clock() -> None:
 
 
 def test_a_clock_that_a_gap_holds_is_known_until_it_moves() -> None:
-    """Events after a gap are counted with the earliest of their times; a mark ends it; the wall clock's leap is none."""
+    """Events after a gap are counted with the earliest of their times; a mark ends it; a leap of the wall is none."""
     admission, begin, gap = Admission({REPLAY.loop: REPLAY}, TYPES), 1_365_000_000.0, 5 * 86_400
     place = ("shop.behavior.interactions", 0)
     assert isinstance(admission.decide(record(click(), time=begin)), Event)

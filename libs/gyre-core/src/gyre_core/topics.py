@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from gyre_core.spec import LoopSpec
@@ -377,6 +378,7 @@ def max_record_bytes(name: str) -> int:
     return max_bytes + _DEAD_LETTER_EXTRA_BYTES if is_dead_letter else max_bytes
 
 
+@lru_cache(maxsize=4096)
 def carries(name: str, payload: str) -> bool:
     """Whether a topic, by its full name, may carry a payload of some full proto name; one not declared carries any."""
     suffix = name.partition(".")[2]

@@ -36,6 +36,7 @@ _BEHAVIOR = (behavior.Interaction, behavior.Impression)
 _CATALOGUE = (behavior.ItemChanged, behavior.UserChanged)
 _MARKS = message_types(behavior.ClockMark)
 _FLOAT32_BYTES = 4
+_UNSET = PartitionClock()
 _LOGGED_AT = frozenset(10**power for power in range(12))
 """At which numbers of events in a row a standing clock is logged."""
 Mask = Callable[[Event], None]
@@ -126,11 +127,13 @@ def _refuse_by_spec(spec: LoopSpec, event: Event, clock: PartitionClock) -> Refu
 
 
 def clock_after(spec: LoopSpec, event: Event, clock: PartitionClock) -> PartitionClock:
-    """A partition's clock once an event, or a mark, was admitted."""
+    """A partition's replay clock once an event, or a mark, was admitted; on the wall clock it is never set."""
     message = event.message
+    if spec.clock == "wall":
+        return clock
     if isinstance(message, behavior.ClockMark):
         at = message.clock_time.ToNanoseconds() / 1e9
-        return PartitionClock(at) if message.back and spec.clock == "replay" else clock.after(at)
+        return PartitionClock(at) if message.back else clock.after(at)
     return clock.after(event.time) if isinstance(message, _BEHAVIOR) else clock
 
 
@@ -208,17 +211,18 @@ class Admission:
         types = {**types, **_MARKS}
         self._rules = {name: Rules(types, spec, mask) for name, spec in loops.items()}
         self._others = Rules(types, None, mask)
+        self._rules_of_topic: dict[str, Rules] = {}
         self._clocks: dict[Place, PartitionClock] = {}
         self._stalled: dict[Place, StalledClock] = {}
 
-    def start(self, topic: str, partition: int, clock: PartitionClock = PartitionClock()) -> None:  # noqa: B008 (frozen)
+    def start(self, topic: str, partition: int, clock: PartitionClock = _UNSET) -> None:
         """Read a partition on from an offset at which its clock stood so."""
         self._clocks[topic, partition] = clock
         self._stalled.pop((topic, partition), None)
 
     def clock(self, topic: str, partition: int) -> PartitionClock:
         """A partition's clock after the last record that was decided."""
-        return self._clocks.get((topic, partition), PartitionClock())
+        return self._clocks.get((topic, partition), _UNSET)
 
     @property
     def stalled(self) -> Mapping[Place, StalledClock]:
@@ -235,26 +239,36 @@ class Admission:
 
         Nothing for what is neither event nor refusal: the deletion of a key, and a mark that set the clock.
         """
-        if is_deletion(record):
+        if record.value is None and is_deletion(record):
             return ()
         place = (record.topic, record.partition)
-        clock = self._clocks.get(place, PartitionClock())
-        rules = self._rules.get(record.topic.partition(".")[0], self._others)
+        clock = self._clocks.get(place, _UNSET)
+        rules = self._rules_of_topic.get(record.topic) or self._rules_for(record.topic)
         examined = examine(record, rules, clock)
         decision = examined[-1]
-        if rules.spec is None:
-            return examined
         if isinstance(decision, Event):
-            moved = self._clocks[place] = clock_after(rules.spec, decision, clock)
-            if moved is not clock or isinstance(decision.message, _BEHAVIOR):
-                self._stalled.pop(place, None)
-            if isinstance(decision.message, behavior.ClockMark):
-                return ()
-        elif decision.reason == "IN_THE_FUTURE" and clock.is_set and isinstance(examined[0], Event):
-            self._note_stalled(rules.spec, place, examined[0], clock)
+            if rules.spec is not None and rules.spec.clock == "replay":
+                self._note_admitted(rules.spec, place, decision, clock)
+            return () if isinstance(decision.message, behavior.ClockMark) else examined
+        if rules.spec is not None and decision.reason == "IN_THE_FUTURE" and clock.is_set:
+            self._note_stalled(rules.spec, place, examined, clock)
         return examined
 
-    def _note_stalled(self, spec: LoopSpec, place: Place, event: Event, clock: PartitionClock) -> None:
+    def _rules_for(self, topic: str) -> Rules:
+        rules = self._rules_of_topic[topic] = self._rules.get(topic.partition(".")[0], self._others)
+        return rules
+
+    def _note_admitted(self, spec: LoopSpec, place: Place, event: Event, clock: PartitionClock) -> None:
+        moved = self._clocks[place] = clock_after(spec, event, clock)
+        if self._stalled and (moved is not clock or isinstance(event.message, _BEHAVIOR)):
+            self._stalled.pop(place, None)
+
+    def _note_stalled(
+        self, spec: LoopSpec, place: Place, examined: tuple[Event | Refusal, ...], clock: PartitionClock
+    ) -> None:
+        event = examined[0]
+        if not isinstance(event, Event):
+            return
         times = times_of(spec, event)
         if not times.is_behavior or times.event_time - times.append_time > spec.events.max_future_s:
             return  # it is ahead of the wall clock, too, so that no mark would help

@@ -7,6 +7,7 @@ own. What is unset and not required is not looked at, except that a number witho
 
 import math
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -23,7 +24,7 @@ __all__ = ["Checker", "Violation", "checker_for", "require_valid"]
 
 Checker = Callable[[Message], list[Violation]]
 Rule = Callable[[Any], str | None]
-FieldCheck = Callable[[Message], Iterable[Violation]]
+FieldCheck = Callable[[Message], Sequence[Violation]]
 
 _MAX_VIOLATIONS = 32
 _FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
@@ -38,9 +39,11 @@ def checker_for(descriptor: Descriptor) -> Checker:
     def check(message: Message) -> list[Violation]:
         broken: list[Violation] = []
         for field_check in checks:
-            broken.extend(field_check(message))
-            if len(broken) >= _MAX_VIOLATIONS:
-                return broken[:_MAX_VIOLATIONS]
+            found = field_check(message)
+            if found:
+                broken.extend(found)
+                if len(broken) >= _MAX_VIOLATIONS:
+                    return broken[:_MAX_VIOLATIONS]
         return broken
 
     return check
@@ -110,7 +113,7 @@ def _presence_check(field: FieldDescriptor) -> FieldCheck:
 def _count_check(name: str, rules: constraints_pb2.FieldRules) -> FieldCheck:
     minimum, maximum = rules.min_items, rules.max_items or math.inf
 
-    def check(message: Message) -> Iterable[Violation]:
+    def check(message: Message) -> Sequence[Violation]:
         count = len(getattr(message, name))
         if minimum <= count <= maximum:
             return _OK
@@ -174,14 +177,28 @@ def _value_check(field: FieldDescriptor, rule: Rule, rules: constraints_pb2.Fiel
         return lambda message: _each(name, rule, getattr(message, name).items())
     if field.is_repeated:
         return _repeated_check(name, rule, rules)
-    skips_empty = field.cpp_type == FieldDescriptor.CPPTYPE_STRING
     has_presence = field.has_presence
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return _text_check(name, rule, rules)
 
-    def check(message: Message) -> Iterable[Violation]:
+    def check(message: Message) -> Sequence[Violation]:
         if has_presence and not message.HasField(name):
             return _OK
         value = getattr(message, name)
-        if skips_empty and not value:
+        problem = rule(value)
+        return (Violation(name, _shown(value), problem),) if problem else _OK
+
+    return check
+
+
+def _text_check(name: str, rule: Rule, rules: constraints_pb2.FieldRules) -> FieldCheck:
+    """Check a single text; one that is unset or empty is not looked at."""
+    shortest = 0 if rules.pattern else rules.min_len
+    longest = -1 if rules.pattern else rules.max_len or sys.maxsize
+
+    def check(message: Message) -> Sequence[Violation]:
+        value = getattr(message, name)
+        if not value or shortest <= len(value) <= longest:
             return _OK
         problem = rule(value)
         return (Violation(name, _shown(value), problem),) if problem else _OK
@@ -192,7 +209,7 @@ def _value_check(field: FieldDescriptor, rule: Rule, rules: constraints_pb2.Fiel
 def _key_check(name: str, maximum: int) -> FieldCheck:
     rule = f"must have keys of at most {maximum} characters"
 
-    def check(message: Message) -> Iterable[Violation]:
+    def check(message: Message) -> Sequence[Violation]:
         bad = next((key for key in getattr(message, name) if len(key) > maximum), None)
         return _OK if bad is None else (Violation(name, _shown(bad), rule),)
 
@@ -203,7 +220,7 @@ def _repeated_check(name: str, rule: Rule, rules: constraints_pb2.FieldRules) ->
     lengths_only = bool(rules.max_len) and not rules.pattern
     minimum, maximum = max(rules.min_len, 1 if rules.required else 0), rules.max_len
 
-    def check(message: Message) -> Iterable[Violation]:
+    def check(message: Message) -> Sequence[Violation]:
         values: Collection[Any] = getattr(message, name)
         if not values:
             return _OK
@@ -243,12 +260,12 @@ def _nested_check(
             for broken in check(message)
         ]
 
-    def check_many(message: Message) -> Iterable[Violation]:
+    def check_many(message: Message) -> Sequence[Violation]:
         values = getattr(message, name)
         pairs = values.items() if _is_map(field) else enumerate(values)
         return [broken for key, value in pairs for broken in below(f"{name}[{key}]", value)]
 
-    def check_one(message: Message) -> Iterable[Violation]:
+    def check_one(message: Message) -> Sequence[Violation]:
         return below(name, getattr(message, name)) if message.HasField(name) else _OK
 
     yield check_many if field.is_repeated else check_one

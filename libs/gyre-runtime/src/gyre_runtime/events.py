@@ -4,6 +4,8 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-proto
 (`application/protobuf`) or protobuf's JSON mapping (`application/json`); `ce_type` is the payload's full proto name.
 """
 
+from __future__ import annotations
+
 import time as clock
 import uuid
 from collections.abc import Iterable, Mapping
@@ -24,6 +26,7 @@ _SPEC_VERSION = b"1.0"
 _MAX_DETAIL_CHARS = 200
 _LOG_APPEND_TIME = 1
 _MAX_MILLISECONDS_CHARS = 15
+_REQUIRED = ("ce_id", "ce_source", "ce_type", "ce_time")
 FIRST_APPEND_TIME = "gyre_append_time"
 """Header of a dead letter that was replayed: when Kafka first took the record in, unix milliseconds."""
 
@@ -109,6 +112,13 @@ class Event(NamedTuple):
     first_arrival_time: float = 0.0
     clock: float = -inf
 
+    def placed(self, offset: int, clock: float) -> Event:
+        """The event at an offset, with the clock of its partition after it, unix seconds; cheaper than `_replace`."""
+        return Event._make((*self[:_OFFSET_AT], offset, *self[_OFFSET_AT + 1 : -1], clock))
+
+
+_OFFSET_AT = Event._fields.index("offset")
+
 
 class Unreadable(Exception):  # noqa: N818 - reads as what it says about the record
     """A record that is no event of this topic.
@@ -191,17 +201,18 @@ def decode(record: ReceivedRecord, types: MessageTypes) -> Event:
         headers = {name: value.decode() for name, value in record.headers}
     except (UnicodeDecodeError, AttributeError) as error:
         raise Unreadable("BAD_HEADER", "a header is not UTF-8 text") from error
-    for name in ("ce_id", "ce_source", "ce_type", "ce_time"):
-        if not headers.get(name):
-            raise Unreadable(f"NO_{name[3:].upper()}", f"the header {name} is missing")
-    kind = types.get(headers["ce_type"])
-    if kind is None or not carries(record.topic, headers["ce_type"]):
-        raise Unreadable("UNKNOWN_TYPE", f"ce_type {headers['ce_type']} is not carried by {record.topic}")
+    event_id, source, type_, time = map(headers.get, _REQUIRED)
+    if not (event_id and source and type_ and time):
+        name = next(each for each in _REQUIRED if not headers.get(each))
+        raise Unreadable(f"NO_{name[3:].upper()}", f"the header {name} is missing")
+    kind = types.get(type_)
+    if kind is None or not carries(record.topic, type_):
+        raise Unreadable("UNKNOWN_TYPE", f"ce_type {type_} is not carried by {record.topic}")
     return Event(
-        headers["ce_id"],
-        headers["ce_source"],
-        headers["ce_type"],
-        _time(headers["ce_time"]),
+        event_id,
+        source,
+        type_,
+        _time(time),
         _payload(record.value, kind, headers.get("content-type", "application/protobuf")),
         headers.get(TRACEPARENT) or headers.get("ce_traceparent"),
         record.topic,

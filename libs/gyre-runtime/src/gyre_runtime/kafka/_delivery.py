@@ -76,30 +76,34 @@ class ConsumerDelivery:
             events, refused = self._decide(records, ends)
         ends.update({place: replace(end, clock=self.admission.clock(*place)) for place, end in ends.items()})
         await asyncio.gather(*(self._refuse(record, refusal.reason, refusal.detail) for record, refusal in refused))
-        by_place = {(each.topic, each.partition, each.offset + _base(each, ends)): each for each in records}
         refusals = [
             RefusedRecord(each.topic, each.partition, each.offset + _base(each, ends), refusal.reason)
             for each, refusal in refused
         ]
         batch = Batch(events, refusals, ends)
         for part in batch.parts(1) if one_by_one else [batch]:
-            await self._deliver(part, handler, by_place)
+            await self._deliver(part, handler, records)
 
     def _decide(
         self, records: Sequence[Any], ends: Mapping[Place, Checkpoint]
     ) -> tuple[list[Event], list[tuple[Any, Refusal]]]:
         events: list[Event] = []
         refused: list[tuple[Any, Refusal]] = []
+        decide, clock_of = self.admission.decide, self.admission.clock
+        bases = {place: end.base for place, end in ends.items() if end.base}
         for record in records:
-            decision = self.admission.decide(record)
+            decision = decide(record)
             if isinstance(decision, Event):
-                clock = self.admission.clock(record.topic, record.partition).newest
-                events.append(decision._replace(offset=record.offset + _base(record, ends), clock=clock))
+                clock = clock_of(record.topic, record.partition)
+                if bases or clock.is_set:
+                    offset = record.offset + bases.get((record.topic, record.partition), 0)
+                    decision = decision.placed(offset, clock.newest)
+                events.append(decision)
             elif decision is not None:
                 refused.append((record, decision))
         return events, refused
 
-    async def _deliver(self, batch: Batch, handler: OnBatch, by_place: dict[tuple[str, int, int], Any]) -> None:
+    async def _deliver(self, batch: Batch, handler: OnBatch, records: Sequence[Any]) -> None:
         error = await self._attempt(batch, handler)
         if error is None:
             for topic, count in Counter(event.topic for event in batch.events).items():
@@ -107,17 +111,20 @@ class ConsumerDelivery:
             return
         if len(batch.events) > 1:
             for part in batch.parts((len(batch.events) + 1) // 2):
-                await self._deliver(part, handler, by_place)
+                await self._deliver(part, handler, records)
             return
         if not batch.events:
             raise error
         event = batch.events[0]
         _LOG.error("an event cannot be handled", exc_info=error, extra={"event_id": event.id})
         reason = getattr(error, "reason", "HANDLER_FAILED")
-        record = by_place[event.topic, event.partition, event.offset]
+        place = (event.topic, event.partition, event.offset)
+        record = next(
+            each for each in records if (each.topic, each.partition, each.offset + _base(each, batch.ends)) == place
+        )
         await self._refuse(record, reason, f"{type(error).__name__}: {error}")
         refusal = RefusedRecord(event.topic, event.partition, event.offset, reason)
-        await self._deliver(Batch((), (*batch.refusals, refusal), batch.ends), handler, by_place)
+        await self._deliver(Batch((), (*batch.refusals, refusal), batch.ends), handler, records)
 
     async def _attempt(self, batch: Batch, handler: OnBatch) -> Exception | None:
         """Call the handler until it succeeds or fails for good; return the permanent error."""

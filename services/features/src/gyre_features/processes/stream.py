@@ -7,6 +7,7 @@ import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import models_pb2 as models
@@ -124,14 +125,16 @@ def _layout_stream(parts: _Parts, maintainer: LayoutMaintainer, layout: tuple[st
     loop, store = spec.loop, open_store(settings, parts.redis, spec)
 
     async def fill(places: Sequence[Place]) -> None:
-        if not maintainer.is_filling(hash_) and not await is_gone_from_kafka(consumer, store, places):
+        # The warehouse holds no refused records: where no other layout is read, whose stream writes their dead letters,
+        # this one reads Kafka itself, as long as everything is still there.
+        gives_way = maintainer.gives_way(hash_)
+        if not gives_way and not await is_gone_from_kafka(consumer, store, places):
             return
-        # What reads the warehouse takes memory, which a stream whose layouts are filled need not pay.
-        from gyre_features.processes.fill import FillJob, run_fill
-
-        definition, gives_way = LayoutDefinition.of(spec), maintainer.gives_way(hash_)
-        job = FillJob(settings, loop, definition, tuple(places), gives_way=gives_way)
-        await run_fill(job, store, parts.tombstones.cover)
+        # What reads the warehouse takes memory, which a stream whose layouts are filled need not pay; and half a second
+        # to import, in which the other layouts' streams go on.
+        reading = await asyncio.to_thread(import_module, "gyre_features.processes.fill")
+        job = reading.FillJob(settings, loop, LayoutDefinition.of(spec), tuple(places), gives_way=gives_way)
+        await reading.run_fill(job, store, parts.tombstones.cover)
 
     filling = Filling(
         fill,

@@ -40,7 +40,7 @@ class MonitorServicer(rpc.MonitorServiceServicer):
         wall: the clock, unix seconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that bootstrap wires
         self,
         database: Database,
         loops: Mapping[str, LoopSpec],
