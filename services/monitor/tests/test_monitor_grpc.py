@@ -103,7 +103,7 @@ async def test_the_status_tells_the_layouts_and_how_far_they_are(start, spec) ->
 
 
 async def test_the_status_tells_a_replay_clock_that_stands_and_the_command_that_moves_it(start, make, settings) -> None:
-    """After a gap longer than `max_future` every event is refused; the status says where and since when, until a mark."""
+    """After a gap longer than `max_future` events are refused; the status says where and since when, until a mark."""
     service = await start()
     name, gap = topic(service.loop, "behavior.interactions"), 5 * 86_400
     await service.send("behavior.interactions", make.interaction())

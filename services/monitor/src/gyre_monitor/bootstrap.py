@@ -7,6 +7,7 @@ from functools import partial
 
 from gyre.events.v1.privacy_pb2 import UserForgotten
 from gyre.monitor.v1.monitor_pb2_grpc import add_MonitorServiceServicer_to_server
+from gyre_core.spec import LoopSpec
 from gyre_privacy.masking import open_privacy, read_keyring
 from gyre_privacy.pseudonyms import own_keyring, user_hash
 from gyre_privacy.tombstones import Tombstones
