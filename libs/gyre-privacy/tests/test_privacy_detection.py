@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from gyre_privacy.detection import PERSONAL, Finding, Scanner, _widest, covering, scanner
 from gyre_privacy.gates import ANY, GATES, digits_in, may_hold_personal_data
+from gyre_privacy.identity import IDENTITIES, runs_of
 from gyre_privacy.numbers import luhn, mod_11_10
 from gyre_privacy.presidio import presidio_searches
 from gyre_privacy.redaction import redactor
@@ -279,6 +280,20 @@ def test_masking_twice_is_masking_once():
     for text in texts:
         once = redact(text)
         assert redact(once) == once, (seed, text)
+
+
+def test_numbers_are_searched_for_only_where_they_can_be():
+    """The parts of a text that are searched hold every match that the whole text has, whatever stands beside it."""
+    seed = _seed()
+    draw = random.Random(seed)
+    glue = ("/7", "-7", ".7", "_", "/", "\u00e9", "\u624b", ".", " ", "  ", "+4", "-", "")
+    values = [each.value for each in personal_texts(seed, 1500) if each.value]
+    texts = [f"{draw.choice(glue)}{each}{draw.choice(glue)}" for each in values] + [*fuzzed_texts(seed, 100, 1000)]
+    for text in texts:
+        runs = runs_of(text)
+        for each in IDENTITIES:
+            whole = list(each.spans(text, [(0, len(text), len(text))]))
+            assert list(each.spans(text, runs)) == whole, (seed, each.entity, text)
 
 
 def test_no_text_costs_more_than_its_length():

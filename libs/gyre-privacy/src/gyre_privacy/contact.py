@@ -44,8 +44,9 @@ def emails(text: str) -> Iterator[Span]:
     while at >= 0:
         before = text[max(at - _MAX_LOCAL, end_of_last) : at]
         after = text[at + 1 : at + 1 + _MAX_DOMAIN]
-        local = _LOCAL.search(before) or _LOCAL_ANY.search(before)
+        # Both are searched for only where they can be: text full of @ costs no more than other text.
         domain = _domain(after)
+        local = domain and (_LOCAL.search(before) or _LOCAL_ANY.search(before))
         if local and domain:
             name = local.group().lstrip(".!#$%&'*/=?^`{|}~-")
             if name and not name.endswith(".") and ".." not in name:
@@ -56,6 +57,8 @@ def emails(text: str) -> Iterator[Span]:
 
 def _domain(after: str) -> str | None:
     """The domain that a text begins with, or None."""
+    if (not after[:1].isalnum() and after[:1] != "_") or "." not in after:
+        return None
     for pattern in (_DOMAIN, _DOMAIN_ANY):
         match = pattern.match(after)
         if match is None:
@@ -75,7 +78,7 @@ _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _IPV4 = re.compile(
     rf"(?<![\w.])(?:(?<=[:=@/(\[])|(?<![:=@/(\[]))({_OCTET}(?:\.{_OCTET}){{3}})(:\d{{1,5}}(?!\d)|/(?:3[0-2]|[12]?\d)(?!\d))?(?!\w|\.\d)"
 )
-_IPV6 = re.compile(r"(?<![A-Za-z0-9_.])[0-9A-Fa-f:.]*+(?:%[0-9A-Za-z]+)?(?:/\d{1,3}(?!\d))?")
+_IPV6 = re.compile(r"(?<![A-Za-z0-9_.])[0-9A-Fa-f:.]{2,}+(?:%[0-9A-Za-z]+)?(?:/\d{1,3}(?!\d))?")
 _VERSION = re.compile(r"(?:version|versión|версия|release|build|\bv|版本|ver)\W{0,2}\Z")
 _MAX_IPV6 = 60
 

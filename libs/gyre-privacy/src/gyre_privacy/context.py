@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 _WINDOW, _BEHIND = 60, 16
 """How many characters before and behind a match are searched."""
+_LETTER = re.compile(r"[^\W\d_]")
 
 
 def context_pattern(words: Iterable[str]) -> re.Pattern[str]:
@@ -24,9 +25,14 @@ def context_pattern(words: Iterable[str]) -> re.Pattern[str]:
 
 def has_context(text: str, start: int, pattern: re.Pattern[str], *, end: int | None = None) -> bool:
     """Whether one of the pattern's words stands shortly before `start`, or right behind `end` where it is given."""
-    if pattern.search(text[max(start - _WINDOW, 0) : start].lower()):
+    if _holds(text[max(start - _WINDOW, 0) : start], pattern):
         return True
-    return end is not None and pattern.search(text[end : end + _BEHIND].lower()) is not None
+    return end is not None and _holds(text[end : end + _BEHIND], pattern)
+
+
+def _holds(part: str, pattern: re.Pattern[str]) -> bool:
+    """Whether a part of a text holds one of the pattern's words, each of which has a letter."""
+    return _LETTER.search(part) is not None and pattern.search(part.lower()) is not None
 
 
 def _words(text: str) -> list[str]:

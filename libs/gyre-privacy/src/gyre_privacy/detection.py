@@ -15,7 +15,7 @@ from typing import Protocol
 from gyre_privacy.contact import Phones, Search, emails, ip_addresses, mac_addresses
 from gyre_privacy.finance import accounts, cards, wallets
 from gyre_privacy.gates import ANY, GATES, Gate, digits_in, may_hold_personal_data
-from gyre_privacy.identity import IDENTITIES
+from gyre_privacy.identity import IDENTITIES, Identity, runs_of
 from gyre_privacy.regions import national_lengths
 
 # Presidio's defaults for context words (LemmaContextAwareEnhancer): what one of the five words before a finding adds.
@@ -99,10 +99,13 @@ class Scanner:
         """The findings of at least `min_score`, by position; those inside another of the same entity are left out."""
         if not may_hold_personal_data(text):
             return []
-        digits = digits_in(text)
+        digits, runs = digits_in(text), runs_of(text)
         found: dict[str, list[Span]] = {}
         for gate, recogniser in self._recognisers:
-            if gate.admits(text, digits) and (spans := list(recogniser.spans(text))):
+            if not gate.admits(text, digits):
+                continue
+            own = recogniser.spans(text, runs) if isinstance(recogniser, Identity) else recogniser.spans(text)
+            if spans := list(own):
                 context = getattr(recogniser, "context", ())
                 words = context if isinstance(context, tuple) else ()
                 found.setdefault(recogniser.entity, []).extend(self._sure(text, words, span) for span in spans)

@@ -7,7 +7,7 @@ numbers of its length; the others need a word that says what they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -16,6 +16,12 @@ from gyre_privacy.contact import FAIR, SURE, WEAK, Span
 from gyre_privacy.context import context_pattern, has_context
 
 _SEPARATORS = re.compile(r"[ \u00a0.\-/+]")
+_RUN = re.compile(r"\w++(?:[ .+-]\w++)*+")
+_LEAST_CHARS = 9
+"""What the shortest shape has."""
+_DIGIT = re.compile(r"\d")
+Run = tuple[int, int, int]
+"""From where to where (exclusive) a part of a text goes, and how many digits it has."""
 _GROUPS_OF_OWN = re.compile(r"\d{3} \d{3} \d{4}\Z|\d{4} \d{4} \d{4}\Z|\d{3} \d{2} \d{4}\Z")
 
 
@@ -30,6 +36,7 @@ class Identity:
         check: above 0 where a match, without separators and in upper case, is one.
         context: words that speak for it.
         bare: whether digits alone need a word of context.
+        digits: how many the shape has at least.
     """
 
     entity: str
@@ -38,10 +45,16 @@ class Identity:
     check: Callable[[str], float]
     context: re.Pattern[str]
     bare: bool = False
+    digits: int = 9
 
-    def spans(self, text: str) -> Iterator[Span]:
-        """Every match whose check holds, with its score."""
-        for match in self.shape.finditer(text):
+    def spans(self, text: str, runs: Sequence[Run] | None = None) -> Iterator[Span]:
+        """Every match whose check holds, with its score.
+
+        Args:
+            text: any.
+            runs: of the text, where they are known.
+        """
+        for match in self._matches(text, runs_of(text) if runs is None else runs):
             found = match.group()
             if not self.check(_SEPARATORS.sub("", found).upper()):
                 continue
@@ -49,6 +62,21 @@ class Identity:
             weak = self.bare and found.replace(" ", "").isdigit() and not _GROUPS_OF_OWN.match(found)
             score = (FAIR if has_context(text, match.start(), self.context) else WEAK) if weak else SURE
             yield match.start(), match.end(), score
+
+    def _matches(self, text: str, runs: Sequence[Run]) -> Iterator[re.Match[str]]:
+        for start, end, digits in runs:
+            if digits >= self.digits:
+                # A shape looks at two characters behind it, which no match takes: a run ends where none can go on.
+                yield from self.shape.finditer(text, start, end + 2)
+
+
+def runs_of(text: str) -> list[Run]:
+    """The parts of a text that a number can lie in: words with at most one separator between two of them.
+
+    A text of signs costs one search for them, and not one for each kind of number.
+    """
+    found = ((match.start(), match.end()) for match in _RUN.finditer(text))
+    return [(start, end, len(_DIGIT.findall(text, start, end))) for start, end in found if end - start >= _LEAST_CHARS]
 
 
 def _shape(inner: str) -> re.Pattern[str]:
@@ -234,7 +262,7 @@ IDENTITIES: tuple[Identity, ...] = (
         _words("ssn", "social security", "social"),
         bare=True,
     ),
-    Identity("UK_NINO", "GB", _shape(r"[A-Z]{2} ?\d{2} ?\d{2} ?\d{2} ?[A-Z]"), _nino, _words()),
+    Identity("UK_NINO", "GB", _shape(r"[A-Z]{2} ?\d{2} ?\d{2} ?\d{2} ?[A-Z]"), _nino, _words(), digits=6),
     Identity(
         "UK_NHS",
         "GB",
@@ -262,14 +290,15 @@ IDENTITIES: tuple[Identity, ...] = (
     ),
     Identity("DE_SOCIAL_SECURITY", "DE", _shape(r"\d{2} ?\d{6} ?[A-Z] ?\d{3}"), checks.german_pension, _words()),
     Identity("DE_HEALTH_INSURANCE", "DE", _shape(r"[A-Z]\d{9}"), checks.german_health, _words()),
-    Identity("ES_NIF", "ES", _shape(r"\d{8}-?[A-Z]|\d{2}\.\d{3}\.\d{3}-?[A-Z]"), _es, _words()),
-    Identity("ES_NIE", "ES", _shape(r"[XYZ]-?\d{7}-?[A-Z]"), _es, _words()),
+    Identity("ES_NIF", "ES", _shape(r"\d{8}-?[A-Z]|\d{2}\.\d{3}\.\d{3}-?[A-Z]"), _es, _words(), digits=8),
+    Identity("ES_NIE", "ES", _shape(r"[XYZ]-?\d{7}-?[A-Z]"), _es, _words(), digits=7),
     Identity(
         "IT_FISCAL_CODE",
         "IT",
         _shape(r"[A-Z]{6}[0-9L-NP-V]{2}[A-EHLMPR-T][0-9L-NP-V]{2}[A-Z][0-9L-NP-V]{3}[A-Z]"),
         _it,
         _words(),
+        digits=0,
     ),
     Identity(
         "FR_NIR",
@@ -305,7 +334,7 @@ IDENTITIES: tuple[Identity, ...] = (
         _words("aadhaar", "aadhar", "uidai", "आधार"),
         bare=True,
     ),
-    Identity("IN_PAN", "IN", _shape(r"[A-Z]{3}[ABCFGHLJPT][A-Z]\d{4}[A-Z]"), bool, _words()),
+    Identity("IN_PAN", "IN", _shape(r"[A-Z]{3}[ABCFGHLJPT][A-Z]\d{4}[A-Z]"), bool, _words(), digits=4),
     Identity("BR_CPF", "BR", _shape(r"\d{3}\.\d{3}\.\d{3}-\d{2}|\d{9}-\d{2}|\d{11}"), _br, _words("cpf")),
     Identity(
         "NL_BSN",
