@@ -33,6 +33,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, learnt) -> TrainerSetting
     return TrainerSettings(
         warehouse=str(folder / "warehouse"),
         artifacts=folder / "artifacts",
+        state_dir=folder / "state",
         mlflow="http://127.0.0.1:9",
         trainer_mlflow_wait_s=0.05,
     )
@@ -120,11 +121,40 @@ async def test_a_job_that_is_killed_has_failed(settings: TrainerSettings, task: 
         await JobProcess(settings).run(replace(task, version="v4"), kill)
 
 
+async def test_a_job_whose_rows_were_erased_says_so(settings: TrainerSettings, task: Task) -> None:
+    """A run cannot be repeated on snapshots that an erasure took, and its reason says that and what to do."""
+    gone = replace(task, version="v5", snapshots={**task.snapshots, "behavior_impressions": 1})
+    with pytest.raises(JobFailed, match=r"SNAPSHOT_GONE.*snapshot 1 of behavior_impressions is gone.*start another"):
+        await JobProcess(settings).run(gone, lambda _state, _progress: None)
+
+
 async def test_a_job_that_breaks_says_why(settings: TrainerSettings, task: Task) -> None:
     """An error within the job is the reason of its failure."""
-    broken = replace(task, version="v5", snapshots=dict.fromkeys(task.snapshots, 1))
-    with pytest.raises(JobFailed, match="Snapshot not found: 1"):
+    broken = replace(task, version="v5", incumbent="/nowhere")
+    with pytest.raises(JobFailed, match=r"FileNotFoundError.*/nowhere"):
         await JobProcess(settings).run(broken, lambda _state, _progress: None)
+
+
+async def test_a_killed_job_leaves_no_rows_in_temporary_files(settings: TrainerSettings, task: Task) -> None:
+    """Whatever a job spills lies in a folder of its own, which goes when the job is killed, and with the next one."""
+    seen: list[Path] = []
+    own = _children()
+
+    def spill(_state: RunState, _progress: float) -> None:
+        (job,) = _children() - own
+        variables = Path(f"/proc/{job}/environ").read_bytes().split(b"\0")
+        seen.extend(Path(each[7:].decode()) for each in variables if each.startswith(b"TMPDIR="))
+        (seen[-1] / "spilled").write_text("of-somebody")
+        os.kill(job, signal.SIGKILL)
+
+    with pytest.raises(JobFailed):
+        await JobProcess(settings).run(replace(task, version="v7"), spill)
+    (folder,) = set(seen)
+    assert not folder.exists()
+    folder.mkdir(parents=True)
+    (folder / "of-a-killed-trainer").write_text("of-somebody")
+    await JobProcess(settings).run(replace(task, version="v8"), lambda _state, _progress: None)
+    assert not folder.exists()
 
 
 async def test_a_cancelled_job_is_gone(settings: TrainerSettings, task: Task) -> None:

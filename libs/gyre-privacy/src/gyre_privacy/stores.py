@@ -129,6 +129,14 @@ STORES: tuple[StoreDecl, ...] = (
         until="at once; where MLflow is away, once it is back",
     ),
     _store(
+        "temporary files of training runs",
+        rf"^{FILE}.*/trainer/job/",
+        holds="rows that did not fit in memory",
+        written=("DuckDB", "trainer"),
+        erased="the folder is deleted with the end of the run, or when the next one starts",
+        until="the end of a run under way",
+    ),
+    _store(
         "training artefacts",
         rf"^{FILE}.*/{_SET_ASIDE}$",
         holds="ids of the user's events that a training run set aside, as producers made them",

@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from gyre_trainer.domain import JobFailed, Quality, RunState, Task, TrainedCandi
 from gyre_trainer.ports import OnProgress
 from gyre_trainer.settings import TrainerSettings
 
+_SCRATCH = "job"
 _LINE_BYTES = 16 * 1024 * 1024
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -29,6 +33,8 @@ class JobProcess:
     def __init__(self, settings: TrainerSettings) -> None:
         self._settings = settings
         threads = str(settings.trainer_threads)
+        # Rows of users may be spilled there: a job that is killed must not leave them where nobody looks.
+        self._scratch = settings.state_dir.absolute() / _SCRATCH
         self._env = {
             **os.environ,
             **dict.fromkeys(_THREAD_VARIABLES, threads),
@@ -42,20 +48,32 @@ class JobProcess:
             "GYRE_WAREHOUSE": str(Path(settings.warehouse).absolute()),
             "GYRE_ARTIFACTS": str(settings.artifacts.absolute()),
             "GYRE_LOG_LEVEL": settings.log_level,
+            "TMPDIR": str(self._scratch),
         }
 
     async def run(self, task: Task, on_progress: OnProgress) -> TrainedCandidate:
         """See `Job`."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gyre_trainer.job", stdin=PIPE, stdout=PIPE, env=self._env, limit=_LINE_BYTES
-        )
-        try:
-            outcome = await _follow(process, task, on_progress)
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+        with self._temporary_files():
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "gyre_trainer.job", stdin=PIPE, stdout=PIPE, env=self._env, limit=_LINE_BYTES
+            )
+            try:
+                outcome = await _follow(process, task, on_progress)
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                await process.wait()
         return _candidate(outcome)
+
+    @contextmanager
+    def _temporary_files(self) -> Iterator[None]:
+        """The folder of the job's temporary files, of which there is one at a time; a killed trainer's goes, too."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir(parents=True)
+        try:
+            yield
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 async def _follow(process: Process, task: Task, on_progress: OnProgress) -> dict[str, Any]:

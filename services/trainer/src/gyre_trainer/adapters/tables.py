@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
@@ -116,8 +117,27 @@ class LoopTables:
             beside: the layout of the model that is compared, where it is another one.
 
         Raises:
+            Precondition: a snapshot is gone, as after an erasure (SNAPSHOT_GONE).
             Unavailable: the catalogue does not answer.
         """
+        with self._present(pins):
+            return self._read(spec, layout, pins, beside=beside)
+
+    @contextmanager
+    def _present(self, pins: Pins) -> Iterator[None]:
+        """Say of whatever fails within the block that a pinned snapshot is gone, where one is, or files of it."""
+        try:
+            yield
+        except (ValueError, OSError, duckdb.Error) as error:
+            tables = self._open()
+            gone = {name: each for name, each in pins.snapshots.items() if tables[name].snapshot_by_id(each) is None}
+            if not gone and not isinstance(error, FileNotFoundError | duckdb.IOException):
+                raise
+            named = ", ".join(f"{each} of {name}" for name, each in (gone or pins.snapshots).items())
+            message = f"{self._loop}: snapshot {named} is gone, as after a user was forgotten; start another run"
+            raise Precondition("SNAPSHOT_GONE", message) from error
+
+    def _read(self, spec: LoopSpec, layout: Layout, pins: Pins, *, beside: Layout | None) -> Tables:
         tables = self._open()
         begin = _begin(tables, pins, spec)
         newer = None if begin is None else f"event_time >= '{begin.isoformat()}'"
@@ -148,10 +168,11 @@ class LoopTables:
         """Write the labelled impressions of pinned snapshots to a Parquet file, however many they are; see `join`.
 
         Raises:
+            Precondition: a snapshot is gone, as after an erasure (SNAPSHOT_GONE).
             Unavailable: the catalogue does not answer.
         """
         found = {name: (table, pins.snapshots.get(name)) for name, table in self._open().items()}
-        with bounded(memory_bytes=memory_bytes, folder=path.parent) as db:
+        with self._present(pins), bounded(memory_bytes=memory_bytes, folder=path.parent) as db:
             return join(db, spec, found, now=pins.now, path=path)
 
     def plan(self, spec: LoopSpec, pins: Pins) -> dict[str, Any]:
