@@ -115,31 +115,26 @@ async def test_files_of_a_killed_job_hold_no_forgotten_user(
     tmp_path: Path, spec: LoopSpec, history: Any, monkeypatch: pytest.MonkeyPatch, step: str, has_rows: bool
 ) -> None:
     """What an append killed before its commit left of the user goes with the user, bounds, too; all else stays."""
-    table = await _table(tmp_path, spec, history)
-    committed = table.scan().to_arrow() if has_rows else None
-    if not has_rows:
-        assert erase_user(table, "u1".__eq__, since_ms=0)[2] == 0
-    rows = _rows_of_users(table, "u1", "u2"), _rows_of_users(table, "u2", "u3")
+    table, marked = await _table(tmp_path, spec, history), "marked-7f3a91"
+    if has_rows:
+        append(table, _rows_of_users(table, marked, "u2"), {0: Checkpoint(91)})
+    others = table.scan().to_arrow().filter(pc.field("user_id") != marked)
     with monkeypatch.context() as patched:
         if step == "files":
             patched.setattr("pyiceberg.table.update.snapshot._SnapshotProducer._manifests", _killed)
         else:
             patched.setattr("pyiceberg.catalog.sql.SqlCatalog.commit_table", _killed)
-        for part in rows:
+        for part in (_rows_of_users(table, marked, "u2"), _rows_of_users(table, "u2", "u3")):
             with pytest.raises(KeyboardInterrupt):
-                append(table, part, {0: Checkpoint(90)})
+                append(table, part, {0: Checkpoint(92)})
     again = ensure_table(open_catalog(FeaturesSettings(warehouse=str(tmp_path))), spec.loop, INTERACTIONS)
     left = Counter(_users_on_disk(tmp_path))
-    own = left.pop("u1")
-    erased, _, found = erase_user(again, "u1".__eq__, since_ms=2**60)
-    assert (erased, found) == (own - 1 if has_rows else 0, 0)
-    left["u2"] -= 1  # the orphan's other row
+    assert left.pop(marked) == 1 + has_rows
+    assert erase_user(again, marked.__eq__, since_ms=2**60)[::2] == (has_rows, 0)
+    left["u2"] -= 1  # the other row of the orphan
     assert Counter(_users_on_disk(tmp_path)) == left
-    if committed is not None:
-        others = pc.field("user_id") != "u1"
-        assert again.scan().to_arrow().sort_by("event_id") == committed.filter(others).sort_by("event_id")
-    places = SearchedStores(folders=[tmp_path])
-    assert not (await search(places, needles_of(["u1"]))).hits
+    assert again.scan().to_arrow().sort_by("event_id") == others.sort_by("event_id")
+    assert not (await search(SearchedStores(folders=[tmp_path]), needles_of([marked]))).hits
 
 
 def _rows_of_users(table: Table, *users: str) -> pa.Table:
@@ -343,3 +338,35 @@ async def _holds(redis: Redis, spec: LoopSpec, wanted: bytes) -> bool:
         if any(wanted in each for each in (key, *content)):
             return True
     return False
+
+
+@pytest.mark.adapter
+async def test_no_key_of_a_former_layout_or_shard_outlives_a_user(
+    spec: LoopSpec, kafka: str, redis: Redis, redis_url: str, loop_file: Path, privacy_key_file: Path
+) -> None:
+    """Whatever layout, shard and format a key is of, it goes with its user; keys of others that look like it stay."""
+    await create_topics(kafka, declared(spec))
+    user, loop = "u*[1]:a", spec.loop
+    own = [f"gyre2:{{{loop}:{shard}}}:{shard:016x}:user:{user}" for shard in (0, 7)]
+    own.append(f"gyre:{loop}:{7:016x}:{{3}}:user:{user}")
+    begin = f"gyre2:{{{loop}:0}}:{7:016x}"
+    others = [f"{begin}:item:{user}", f"{begin}:user:x:user:{user}", f"{begin}:user:u1:a", f"{begin}:user:{user}b"]
+    others.append(f"gyre2:{{another-{loop}:0}}:{7:016x}:user:{user}")
+    for key in (*own, *others):
+        await redis.set(key, b"features")
+    settings = FeaturesSettings(
+        loops=(loop_file,),
+        kafka=kafka,
+        redis=redis_url,
+        drain_s=1,
+        features_forget_wait_s=0.1,
+        privacy_key_file=privacy_key_file,
+    )
+    async with Lifespan(drain_s=1) as lifespan:
+        running = await serve(lifespan, settings)
+        opened = await lifespan.enter(channel(running.server.address, ServiceSettings(), name="features"))
+        request = pb.DeleteEntityRequest(loop=loop, kind=pb.ENTITY_KIND_USER, id=user)
+        answer = await FeaturesServiceStub(opened).DeleteEntity(request, timeout=60)
+    assert not [key for key in own if await redis.exists(key)]
+    assert [key for key in others if await redis.exists(key)] == others
+    assert (answer.deleted_keys, answer.found_keys) == (3, 0)

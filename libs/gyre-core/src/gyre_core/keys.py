@@ -6,6 +6,7 @@ version of the format that its value is packed in.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -14,6 +15,10 @@ STORE_FORMAT = 2
 
 1 had float32 sums and the keys `gyre:<loop>:<layout hash>:{<shard>}:…`; 2 has float64 sums and window counts.
 """
+
+
+_PATTERN_SIGNS = frozenset("*?[]^\\")
+"""What has a meaning in a pattern of Redis (https://redis.io/docs/latest/commands/keys/)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,18 @@ def entity_key(loop: str, layout_hash: str, *, shard: int, kind: str, id: str) -
 def former_entity_key(loop: str, layout_hash: str, *, shard: int, kind: str, id: str) -> str:  # noqa: A002
     """The key that an entity had in format 1, which is deleted with its own until the last one's lease has ended."""
     return f"gyre:{loop}:{layout_hash}:{{{shard}}}:{kind}:{id}"
+
+
+def entity_pattern(loop: str, *, kind: str, id: str) -> str:  # noqa: A002 (the field's name)
+    """What the keys of an entity match in every layout, shard and format, and those whose id only ends like it."""
+    escaped = "".join(f"\\{sign}" if sign in _PATTERN_SIGNS else sign for sign in id)
+    return f"gyre*:*{loop}:*:{kind}:{escaped}"
+
+
+def is_entity_key(key: str, loop: str, *, kind: str, id: str) -> bool:  # noqa: A002 (the field's name)
+    """Whether a key is that of an entity, in whichever layout, shard and format."""
+    start, found, name = key.partition(f":{kind}:")
+    return bool(found) and name == id and loop in re.split(r"[:{}]", start)
 
 
 def applied_offset_prefix(loop: str, layout_hash: str, *, shard: int) -> str:

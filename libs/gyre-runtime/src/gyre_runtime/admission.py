@@ -107,8 +107,9 @@ def _refuse_form(event: Event, rules: Rules) -> Refusal | None:
         try:
             rules.mask(event)
         except Exception as error:  # noqa: BLE001 - whatever failed, the event goes no further unmasked
-            # The text of the error could hold what was to be masked.
-            _LOG.error("an event cannot be masked", extra={"event_id": event.id, "problem": type(error).__name__})
+            # The text of the error could hold what was to be masked, and the event's id a user's.
+            place = {"topic": event.topic, "partition": event.partition, "offset": event.offset}
+            _LOG.error("an event cannot be masked", extra={**place, "problem": type(error).__name__})
             return Refusal("MASKING_FAILED", type(error).__name__)
     return None
 

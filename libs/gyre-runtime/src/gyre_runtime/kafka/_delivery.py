@@ -116,9 +116,11 @@ class ConsumerDelivery:
         if not batch.events:
             raise error
         event = batch.events[0]
-        _LOG.error("an event cannot be handled", exc_info=error, extra={"event_id": event.id})
         reason = getattr(error, "reason", "HANDLER_FAILED")
         place = (event.topic, event.partition, event.offset)
+        # By its place alone: an id may be made from a user's.
+        named = dict(zip(("topic", "partition", "offset"), place, strict=True))
+        _LOG.error("an event cannot be handled", exc_info=error, extra=named)
         record = next(
             each for each in records if (each.topic, each.partition, each.offset + _base(each, batch.ends)) == place
         )

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from gyre_core import keys
 from gyre_core.features import GLOBAL_ID, Contribution, EntityId, EntityKind, Layout, Versions
 from gyre_core.spec import LoopSpec
 from gyre_runtime import GyreError, Unavailable
@@ -308,21 +309,62 @@ class OnlineStore:
         Raises:
             Unavailable: the store does not answer; what is left goes with the next call.
         """
-        fields, deleted = self.layout.item_fields, 0
+        deleted = 0
         try:
-            for shard, known in ((shard, known) for shard in range(self.shards) for known in (True, False)):
-                name = self.names.contributions(shard, known=known)
-                found: Any = await self._redis.zrange(name, 0, -1, withscores=True)
-                for member, score in found:
-                    events = fields.unpack_contributions(member, MEMBER_PREFIX_BYTES)
-                    others = [each for each in events if each.user_id != user_id]
-                    if len(others) < len(events):
-                        left = member[:MEMBER_PREFIX_BYTES] + fields.pack_contributions(others) if others else b""
-                        await self._replace(keys=[name], args=[member, left, repr(score)])
-                        deleted += len(events) - len(others)
+            async for name, member, score, events in self._late_events(user_id):
+                others = [each for each in events if each.user_id != user_id]
+                packed = self.layout.item_fields.pack_contributions(others)
+                left = member[:MEMBER_PREFIX_BYTES] + packed if others else b""
+                await self._replace(keys=[name], args=[member, left, repr(score)])
+                deleted += len(events) - len(others)
         except RedisError as error:
             raise unavailable(error) from error
         return deleted
+
+    async def _late_events(self, user_id: str) -> AsyncIterator[tuple[str, bytes, float, list[Contribution]]]:
+        """The members of buffers that hold events of a user: buffer, member, score, all events of the member."""
+        for shard, known in ((shard, known) for shard in range(self.shards) for known in (True, False)):
+            name = self.names.contributions(shard, known=known)
+            found: Any = await self._redis.zrange(name, 0, -1, withscores=True)
+            for member, score in found:
+                events = self.layout.item_fields.unpack_contributions(member, MEMBER_PREFIX_BYTES)
+                if any(each.user_id == user_id for each in events):
+                    yield name, member, score, events
+
+    async def count_late_events(self, user_id: str) -> int:
+        """How many members of the layout's buffers hold events of a user.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        try:
+            return len([name async for name, *_ in self._late_events(user_id)])
+        except RedisError as error:
+            raise unavailable(error) from error
+
+    async def keys_of_user(self, user_id: str) -> list[str]:
+        """Every key of a user of the loop, by a look at all keys: also of layouts, shards and formats of former times.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        loop, pattern = self.spec.loop, keys.entity_pattern(self.spec.loop, kind="user", id=user_id)
+        try:
+            found = [key.decode() async for key in self._redis.scan_iter(pattern, count=_SCANNED)]
+        except RedisError as error:
+            raise unavailable(error) from error
+        return [key for key in found if keys.is_entity_key(key, loop, kind="user", id=user_id)]
+
+    async def delete_keys(self, names: Sequence[str]) -> int:
+        """Delete keys, one by one since they may lie on several nodes; answer how many went.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        try:
+            return sum([await self._redis.delete(name) for name in names])
+        except RedisError as error:
+            raise unavailable(error) from error
 
     async def rewrite_file(self) -> None:
         """Have Redis write its append-only file again: what was deleted stands in it until then.

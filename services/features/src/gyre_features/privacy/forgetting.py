@@ -32,7 +32,7 @@ class ForgottenUser:
     Attributes:
         message: the tombstone.
         deleted_keys: in the online store.
-        found_keys: that a search of the online store found afterwards.
+        found_keys: that a look at all keys of the loop, and at what waits for late fields, found afterwards.
         erased: what the archive reported of the warehouse; None while it has not.
     """
 
@@ -93,9 +93,11 @@ class Forgetting:
         deleted = await _delete(stores, user_id)
         erased = await self._erased(loop, message)
         deleted += await _delete(stores, user_id)
+        deleted += await stores[0].delete_keys(await stores[0].keys_of_user(user_id))
         await stores[0].rewrite_file()
-        found = [(await store.read(user_id, [])).user for store in stores]
-        return ForgottenUser(message, deleted, sum(each is not None for each in found), erased)
+        found = len(await stores[0].keys_of_user(user_id))
+        found += sum([await store.count_late_events(user_id) for store in stores])
+        return ForgottenUser(message, deleted, found, erased)
 
     async def _erased(self, loop: str, message: privacy.UserForgotten) -> privacy.UserErased | None:
         """What the archive reported of this tombstone or a later one."""

@@ -500,7 +500,7 @@ class DeleteEntityResponse(_message.Message):
     deleted_keys: _builtins.int
     """Count of keys deleted in the online store."""
     found_keys: _builtins.int
-    """Keys of the entity that a search of the online store found afterwards: 0."""
+    """Keys of the entity, and buffers with its events, that a look at all keys of the loop found afterwards: 0."""
     warehouse_erased: _builtins.bool
     """The warehouse has answered: its tables and their old snapshots hold nothing of the user. False while it works on, or
     is away: the same request asks again, and the tombstone stands until then. Always false for an item.
