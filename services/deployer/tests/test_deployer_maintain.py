@@ -47,3 +47,15 @@ async def test_a_plan_is_printed_before_anything_goes(running, models, place, ga
     assert place.holds("v1")
     assert await place.is_served("v1")
     assert (tmp_path / "artifacts" / place.loop / "v1").exists()
+
+
+async def test_an_empty_log_removes_nothing(place, models, tmp_path: Path) -> None:
+    """Where the rollout log is empty, as in a Kafka made anew, no installed version goes, and the job says so."""
+    stray = place.triton.repository / triton_model(place.loop, "serves") / "1"
+    stray.mkdir(parents=True)
+    (stray / "model.onnx").write_bytes(b"perhaps it serves")
+    for options in (("maintain", "--dry-run"), ("maintain",)):
+        code, printed = await gyre(place, tmp_path, *options)
+        assert place.holds("serves")
+        assert f"{place.loop}: nothing is removed: 1 versions, and an empty rollout log" in printed
+        assert code == 1

@@ -104,6 +104,69 @@ async def test_what_a_run_left_is_erased_once_it_is_over_and_mlflow_is_there(sto
 
 
 @pytest.mark.adapter
+async def test_a_file_that_cannot_be_deleted_holds_nobody_else_back(start: Any, stack: Any) -> None:
+    """A run whose list of events the file system does not delete is told and waits; what other runs left goes."""
+    service = await start()
+    held, free = (_run(name, 1, 2, loop=stack.loop) for name in ("held", "free"))
+    folder = stack.settings().artifacts / stack.loop
+    # A folder in the place of the file stands for whatever keeps a file system from deleting it.
+    (folder / held.version / "quarantine.jsonl").mkdir(parents=True)
+    (folder / free.version).mkdir()
+    (folder / free.version / "quarantine.jsonl").write_text("of-somebody")
+    for run in (held, free):
+        service.running.runs.change(run)
+    async with Producer(stack.kafka, source="test") as producer:
+        message = _erased(1_700_000_000, behavior_interactions=1)
+        await producer.send(topic(stack.loop, "privacy.erasures"), message, key="u")
+
+    def gone() -> bool:
+        return service.lifespan.failed or not (folder / free.version / "quarantine.jsonl").exists()
+
+    await eventually(gone, timeout_s=60, message="the list of the other run is deleted")
+    assert not service.lifespan.failed, "one file ended the trainer"
+    assert (folder / held.version / "quarantine.jsonl").exists()
+    assert held.run_id in {run.run_id for run in service.running.runs.unrecorded()}
+
+
+async def test_what_fails_is_tried_again_with_a_back_off(store: SqliteRuns) -> None:
+    """A run that cannot be erased is tried a bounded number of times, however often somebody is forgotten."""
+    runs, now, tried = RunRegistry(store, [LOOP]), [0.0], []
+    for name in ("a", "b"):
+        store.save(replace(_run(name, 1, 2), erased_time=1.0))
+
+    def erase(run: Run, _tags: dict[str, str]) -> bool:
+        tried.append(run.trigger_id)
+        if run.trigger_id == "a":
+            raise OSError("the device is away")
+        return True
+
+    erasures = ErasureConsumer(runs, erase, clock=lambda: now[0])
+    for _ in range(1000):
+        await erasures.tell()
+        now[0] += 1.0
+    assert tried.count("b") == 1
+    assert 3 <= tried.count("a") <= 10
+    now[0] += 3600
+    await erasures.tell()
+    assert tried[-1] == "a"
+
+
+async def test_erasures_are_let_go_once_no_run_can_have_read_what_they_took(store: SqliteRuns) -> None:
+    """However many users are forgotten, only the newest erasures stay in memory; those mark runs for some minutes."""
+    runs, now = RunRegistry(store, [LOOP]), [0.0]
+    erasures = ErasureConsumer(runs, lambda *_: True, clock=lambda: now[0])
+    for number in range(2000):
+        erasures.note(LOOP, _erased(number, behavior_interactions=number))
+        now[0] += 10.0
+        await erasures.mark()
+    assert erasures.held < 200
+    late = replace(_run("late", 1999, 2), state=RunState.TRAINING)
+    store.save(late)
+    await erasures.mark()
+    assert runs.get(late.run_id).erased_time == 1999.0
+
+
+@pytest.mark.adapter
 async def test_callers_see_that_rows_were_erased(start: Any, stack: Any, mlflow_uri: str) -> None:
     """What the archive says of an erasure marks the run for GetRun, and takes what names events from its artefact."""
     service = await start(mlflow=mlflow_uri, trainer_mlflow_wait_s=60)

@@ -166,6 +166,60 @@ async def test_snapshots_of_a_run_under_way_stay_named(tmp_path: Path) -> None:
     store.close()
 
 
+async def maintain(stack, *options: str, **env: str) -> tuple[int, str]:
+    """Run the job; its exit code and output."""
+    command = [sys.executable, "-m", "gyre_trainer", "maintain", *options]
+    given = stack.env("127.0.0.1:0") | env
+    process = await asyncio.create_subprocess_exec(*command, env=given, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+def old_models(stack, *versions: str) -> Path:
+    """Registered models that are old enough to go; answers the folder of their artefacts."""
+    folder, store = stack.settings().artifacts / stack.loop, SqliteRuns(stack.settings().state_dir)
+    for version in versions:
+        put(folder, version)
+        store.save(replace(run_of(version), loop=stack.loop, update_time=1000.0, mlflow_run_id=""))
+    store.close()
+    file = stack.folder / "gyre.yaml"
+    file.write_text(file.read_text() + "retention: {min_models: 0}\n")
+    return folder
+
+
+@pytest.mark.adapter
+async def test_a_kafka_that_is_new_removes_no_model(stack) -> None:
+    """Where models are stored and models.rollouts names none, as in a Kafka made anew, all stay, and it is said."""
+    folder = old_models(stack, "v0", "v1")
+    for options in (("--dry-run",), ()):
+        code, printed = await maintain(stack, *options)
+        assert sorted(path.name for path in folder.iterdir()) == ["v0", "v1"]
+        assert f"{stack.loop}: nothing is removed: models are stored and none is named" in printed
+        assert code == 1
+    async with Producer(stack.kafka, source="tests") as producer:
+        view = models.RolloutView(loop=stack.loop, epoch=9)
+        view.arms.add(name="live", version="v1", share=1.0)
+        await producer.send(topic(stack.loop, "models.rollouts"), view, key=stack.loop)
+    assert (await maintain(stack))[0] == 0
+    assert [path.name for path in folder.iterdir()] == ["v1"]
+
+
+@pytest.mark.adapter
+async def test_a_folder_that_cannot_be_removed_holds_back_no_other(stack) -> None:
+    """A model that the file system does not let go waits; the others of the plan go, and the job answers 1."""
+    folder = old_models(stack, "v0", "v1", "v2")
+    # A file in the place of the folder that v0 is moved to stands for whatever keeps it from going.
+    (folder / ".v0.removed").write_text("in the way")
+    async with Producer(stack.kafka, source="tests") as producer:
+        view = models.RolloutView(loop=stack.loop, epoch=9)
+        view.arms.add(name="live", version="v2", share=1.0)
+        await producer.send(topic(stack.loop, "models.rollouts"), view, key=stack.loop)
+    code, _ = await maintain(stack)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["v0", "v2"]
+    assert code == 1
+
+
 @pytest.mark.adapter
 async def test_the_job_prints_its_plan_and_removes_what_nothing_names(stack, loop, mlflow_uri, tmp_path) -> None:
     """A dry run touches nothing; then old artefacts and records go, but not of live, last good and waiting models."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from gyre.trainer.v1 import trainer_pb2 as pb
 from gyre_core.features import Layout
 from gyre_core.topics import dead_letter_topic, topic
 from gyre_local.testing import eventually
-from gyre_runtime import Invalid, NotFound
+from gyre_runtime import Invalid, NotFound, Unavailable
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, read_log
 from gyre_runtime.tracing import is_sampled
@@ -41,6 +44,33 @@ async def ended(stub: Any, run_id: str, *, timeout_s: float = 100) -> list[pb.Ru
     """Every change of a run until its end."""
     watched = stub.WatchRun(pb.WatchRunRequest(run_id=run_id), timeout=timeout_s)
     return [answer.run async for answer in watched]
+
+
+async def test_a_trigger_waits_until_runs_can_be_kept(stack, start, monkeypatch) -> None:
+    """While the runs' file does not answer calls are UNAVAILABLE and a trigger waits; after that it gets its run."""
+    service = await start()
+    met, queue = asyncio.Event(), service.running.runs.queue
+    monkeypatch.setattr(service.running.runs, "queue", lambda trigger: (met.set(), queue(trigger))[1])
+
+    def rename(old: str, new: str) -> None:
+        with closing(sqlite3.connect(stack.settings().state_dir / "trainer.db", timeout=30)) as database:
+            database.execute(f"alter table {old} rename to {new}")
+
+    rename("runs", "runs_away")
+    with pytest.raises(Unavailable, match="no such table"):
+        await service.stub.ListRuns(pb.ListRunsRequest(loop=stack.loop), timeout=30)
+    async with Producer(stack.kafka, source="test") as producer:
+        trigger = models.TrainingTrigger(trigger_id="t1", loop=stack.loop, reason=models.TRIGGER_REASON_VOLUME)
+        await producer.send(topic(stack.loop, "training.triggers"), trigger, key=stack.loop)
+    await eventually(met.is_set, timeout_s=60, message="the trigger has come")
+    rename("runs_away", "runs")
+
+    async def queued() -> bool:
+        runs = (await service.stub.ListRuns(pb.ListRunsRequest(loop=stack.loop), timeout=30)).runs
+        return [run.trigger_id for run in runs] == ["t1"]
+
+    await eventually(queued, timeout_s=60, message="the trigger has its run")
+    assert not service.lifespan.failed
 
 
 @pytest.mark.timeout(300)

@@ -1,6 +1,7 @@
 """Who is to be forgotten: the loops' tombstones, followed, and the question whether an event counts still."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Self
@@ -8,7 +9,7 @@ from typing import Any, Self
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import declared, topic
+from gyre_core.topics import declared, tombstones_kept_s, topic
 from gyre_runtime.errors import Precondition, Unavailable
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import View, create_topics
@@ -31,12 +32,19 @@ class Tombstones:
         loops: by name.
         keyring: what ids are hashed under; None where the process has no key file.
         on_tombstone: called with each loop and tombstone, in the topic's order, those from before the start, too.
+        clock: monotonic, seconds; a tombstone is let go once its topic has deleted it.
     """
 
     def __init__(
-        self, loops: Mapping[str, LoopSpec], keyring: Keyring | None, *, on_tombstone: OnTombstone = lambda *_: None
+        self,
+        loops: Mapping[str, LoopSpec],
+        keyring: Keyring | None,
+        *,
+        on_tombstone: OnTombstone = lambda *_: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._loops, self._pseudonyms = dict(loops), Pseudonyms(keyring)
+        self._loops, self._pseudonyms, self._clock = dict(loops), Pseudonyms(keyring), clock
+        self._noted: dict[tuple[str, bytes], float] = {}
         self._times: dict[tuple[str, bytes], float] = {}
         self._on_tombstone = on_tombstone
         self._ready = asyncio.Event()
@@ -51,8 +59,21 @@ class Tombstones:
         Raises:
             Precondition: it holds a hash, and there is no key to compare it with (PRIVACY_KEY_MISSING).
         """
-        self._times[loop, self._pseudonyms.of_message(loop, message)] = message.forgotten_time.ToNanoseconds() / 1e9
+        user = (loop, self._pseudonyms.of_message(loop, message))
+        self._times[user] = message.forgotten_time.ToNanoseconds() / 1e9
+        self._noted.pop(user, None)  # the newest stand last
+        self._noted[user] = self._clock()
+        self._drop_expired()
         self._on_tombstone(loop, message, offset)
+
+    def _drop_expired(self) -> None:
+        """Let go what its topic lets go: no event that such a tombstone covers is in Kafka any more."""
+        now = self._clock()
+        while self._noted:
+            user, noted = next(iter(self._noted.items()))
+            if now - noted <= tombstones_kept_s(self._loops[user[0]]):
+                break
+            del self._noted[user], self._times[user]
 
     def exist(self, loop: str) -> bool:
         """Whether anybody was forgotten in a loop, as far as its topic remembers."""
@@ -138,4 +159,4 @@ class Tombstones:
                 if not refusal.done():
                     refusal.set_exception(error)
 
-        return View(settings.kafka, topic(name, _SUFFIX), TYPES, on_change=changed)
+        return View(settings.kafka, topic(name, _SUFFIX), TYPES, on_change=changed, holds_events=False)

@@ -194,6 +194,13 @@ METRICS: tuple[Metric, ...] = (
     # trainer
     Metric("gyre_trainer_runs_total", "counter", "1", ("loop", "state"), "Training runs that reached a state."),
     Metric("gyre_trainer_ndcg", "gauge", "1", ("loop", "version"), "NDCG@10 of a version on its holdout."),
+    Metric(
+        "gyre_trainer_erasures_failed_total",
+        "counter",
+        "1",
+        ("loop",),
+        "Attempts to erase what a run left of a forgotten user that the file system or MLflow did not take.",
+    ),
     Metric("gyre_quality_check_value", "gauge", "1", ("loop", "check"), "What a check last found, its worst column."),
     Metric("gyre_quality_failures_total", "counter", "1", ("loop", "check", "action"), "Runs in which a check failed."),
     Metric("gyre_quality_quarantined_total", "counter", "1", ("loop", "rows"), "Rows left out of training, by kind."),

@@ -15,8 +15,10 @@ _LOG = logging.getLogger(__name__)
 _VIEWS, _CANDIDATES = message_types(RolloutView), message_types(CandidateRegistered)
 
 
-async def named_versions(bootstrap: str, loop: str) -> frozenset[str]:
+async def named_versions(bootstrap: str, loop: str) -> frozenset[str] | None:
     """The versions that the rollout state names or holds loaded, and the candidates that it has not decided about.
+
+    None where there is no rollout state: nothing was decided yet, or Kafka was made anew and nobody says what serves.
 
     Args:
         bootstrap: Kafka's host:port list.
@@ -28,7 +30,9 @@ async def named_versions(bootstrap: str, loop: str) -> frozenset[str]:
     """
     # The state first: a candidate that is decided meanwhile is then found in the topic all the same.
     event = (await read_compacted(bootstrap, topic(loop, "models.rollouts"), _VIEWS)).get(loop)
-    view = RolloutView() if event is None else event.message
+    if event is None:
+        return None
+    view: RolloutView = event.message
     named = {view.last_good_version, *view.loaded_versions}
     named |= {arm.version for arm in view.arms} | {model.version for model in view.models}
     undecided = Start(view.candidates_offset)

@@ -19,16 +19,19 @@ from gyre_deployer.settings import DeployerSettings
 
 
 def maintain(settings: DeployerSettings, *, dry_run: bool) -> int:
-    """Print what is to go and, unless it is a dry run, remove it; answer 1 where Triton or Kafka is away, else 0."""
+    """Print what is to go and, unless it is a dry run, remove it; answer 1 where something waits, else 0.
+
+    An empty log removes nothing: Kafka was made anew, and what serves is not known.
+    """
     try:
-        asyncio.run(_maintain(settings, dry_run=dry_run))
+        return asyncio.run(_maintain(settings, dry_run=dry_run))
     except Unavailable as error:
         sys.stdout.write(f"not all was done: {error}\n")
         return 1
-    return 0
 
 
-async def _maintain(settings: DeployerSettings, *, dry_run: bool) -> None:
+async def _maintain(settings: DeployerSettings, *, dry_run: bool) -> int:
+    code = 0
     repository = TritonRepository(settings.triton_repository)
     async with TritonControl(settings, timeout_s=settings.deployer_triton_timeout_s) as triton:
         for loop, spec in load_loops(settings).items():
@@ -36,6 +39,13 @@ async def _maintain(settings: DeployerSettings, *, dry_run: bool) -> None:
             installed = await repository.installed(loop)
             state, _ = await KafkaRolloutLog(settings.kafka, loop).read()
             spare = [version for version in installed if version not in state.used]
+            if spare and not state.epoch:
+                rule = "the log must hold a rollout before any is removed"
+                sys.stdout.write(
+                    f"{loop}: nothing is removed: {len(spare)} versions, and an empty rollout log: {rule}\n"
+                )
+                code = 1
+                continue
             ended = sum(not rollout.is_under_way for rollout in state.rollouts.values())
             sys.stdout.write(
                 f"{loop}: {len(spare)} of {len(installed)} versions to remove from Triton's repository"
@@ -48,3 +58,4 @@ async def _maintain(settings: DeployerSettings, *, dry_run: bool) -> None:
                 await triton.unload(triton_model(loop, version))
                 await repository.remove(loop, version)
             await repository.finish_removals(loop)
+    return code

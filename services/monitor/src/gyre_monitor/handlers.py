@@ -93,19 +93,37 @@ class Figures:
         self._changed[loop].add(version)
 
     async def run(self) -> None:
-        """Show what changed, once a second, until cancelled; at first what answered last before the start."""
-        for loop in self._loops:
-            self._changed[loop] |= await self._database.read(reports.newest_versions, loop, limit=_SHOWN_AT_START)
+        """Show what changed, once a second, until cancelled; at first what answered last before the start.
+
+        What the database does not answer is asked again.
+        """
+        unread = set(self._loops)
         while True:
-            await self.show()
+            try:
+                for loop in sorted(unread):
+                    self._changed[loop] |= await self._database.read(
+                        reports.newest_versions, loop, limit=_SHOWN_AT_START
+                    )
+                    unread.discard(loop)
+                await self.show()
+            except Unavailable as error:
+                _LOG.warning("figures are shown later", extra={"problem": str(error)})
             await asyncio.sleep(_SHOW_S)
 
     async def show(self) -> None:
-        """Show what changed."""
-        changed, self._changed = self._changed, defaultdict(set)
-        for loop, versions in changed.items():
+        """Show what changed.
+
+        Raises:
+            Unavailable: the database did not answer; what is left is shown by the next call.
+        """
+        for loop in list(self._changed):
+            versions = self._changed.pop(loop)
             self._series[loop].name(sorted(versions))
-            totals = await self._database.read(reports.totals_of, loop, versions)
+            try:
+                totals = await self._database.read(reports.totals_of, loop, versions)
+            except Unavailable:
+                self._changed[loop] |= versions
+                raise
             for (arm, version), each in totals.items():
                 _show(each, loop=loop, version=version, arm=arm)
 

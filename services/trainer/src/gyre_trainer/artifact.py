@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,8 +88,13 @@ def write_refusal(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def erase(folder: Path) -> None:
-    """Delete what names events of users: the list of what was set aside, and what a killed job left half-written."""
-    shutil.rmtree(_draft(folder), ignore_errors=True)
+    """Delete what names events of users: the list of what was set aside, and what a killed job left half-written.
+
+    Raises:
+        OSError: the file system did not delete it.
+    """
+    with suppress(FileNotFoundError):
+        shutil.rmtree(_draft(folder))
     (folder / QUARANTINE_FILE).unlink(missing_ok=True)
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
-from gyre_core.models import PINS_FOLDER
+from gyre_core.models import MANIFEST_FILE, PINS_FOLDER
+from gyre_core.spec import LoopSpec
 from gyre_runtime import Unavailable, load_loops
 from gyre_runtime.named_models import named_versions
 
 from gyre_trainer.adapters.store import SqliteRuns
-from gyre_trainer.domain import Run
+from gyre_trainer.domain import Run, RunState
 from gyre_trainer.retention import RetentionPlan, StoredModel, plan
 from gyre_trainer.settings import TrainerSettings
 
@@ -33,22 +34,39 @@ def _print(line: str) -> None:
 
 
 def maintain(settings: TrainerSettings, *, dry_run: bool, say: Callable[[str], object] = _print) -> int:
-    """Print the plan for every loop and, unless it is a dry run, carry it out; answer 1 where something waits."""
-    code, store = 0, SqliteRuns(settings.state_dir)
-    try:
+    """Print the plan for every loop and, unless it is a dry run, carry it out; answer 1 where something waits.
+
+    What goes wrong with one loop leaves the others their turn.
+    """
+    code = 0
+    with closing(SqliteRuns(settings.state_dir)) as store:
         for name, spec in load_loops(settings).items():
             job = Maintenance(name, store, settings.artifacts.absolute() / name, _removal(settings))
-            # What is stored is looked at first: what is announced while this runs is then not among it.
-            stored = job.stored()
-            named = asyncio.run(named_versions(settings.kafka, name))
-            decided = plan(stored, named, spec.retention, now=time.time())
-            for line in decided.lines(name, time.time()):
-                say(line)
-            if not dry_run and not job.carry_out(decided):
-                code = 1
-    finally:
-        store.close()
+            try:
+                is_done = _maintained(job, settings, spec, dry_run=dry_run, say=say)
+            except (Unavailable, TimeoutError, OSError) as error:
+                say(f"{name}: not all was done: {error!r:.200}")
+                is_done = False
+            code = code if is_done else 1
     return code
+
+
+def _maintained(
+    job: Maintenance, settings: TrainerSettings, spec: LoopSpec, *, dry_run: bool, say: Callable[[str], object]
+) -> bool:
+    """Do one loop; whether nothing waits.
+
+    Raises:
+        Unavailable: the runs or Kafka do not answer; also TimeoutError.
+        OSError: the artefacts cannot be read.
+    """
+    # What is stored is looked at first: what is announced while this runs is then not among it.
+    stored = job.stored()
+    named = asyncio.run(named_versions(settings.kafka, spec.loop))
+    decided = plan(stored, named, spec.retention, now=time.time())
+    for line in decided.lines(spec.loop, time.time()):
+        say(line)
+    return not decided.is_refused and (dry_run or job.carry_out(decided))
 
 
 async def maintain_forever(settings: TrainerSettings, every_s: float) -> None:
@@ -58,8 +76,9 @@ async def maintain_forever(settings: TrainerSettings, every_s: float) -> None:
         await asyncio.sleep(pause_s)
         pause_s = every_s
         try:
-            await asyncio.to_thread(maintain, settings, dry_run=False, say=_LOG.info)
-        except (Unavailable, TimeoutError, OSError, sqlite3.Error) as error:
+            if await asyncio.to_thread(maintain, settings, dry_run=False, say=_LOG.info):
+                _LOG.warning("some old models wait for the next turn")
+        except (Unavailable, OSError) as error:
             _LOG.warning("old models are removed later", extra={"problem": str(error)})
 
 
@@ -94,7 +113,7 @@ class Maintenance:
         known = [self._of(run, run.version in folders) for run in runs]
         versions = {run.version for run in runs}
         strange = [path for name, path in folders.items() if name not in versions]
-        return [*known, *(StoredModel("", path.name, path.stat().st_mtime, has_folder=True) for path in strange)]
+        return [*known, *map(_strange, strange)]
 
     def _of(self, run: Run, has_folder: bool) -> StoredModel:
         return StoredModel(
@@ -106,18 +125,28 @@ class Maintenance:
             has_record=bool(run.mlflow_run_id),
             is_marked=run.removed_time is not None,
             is_removed=run.is_removed and not has_folder,
+            is_registered=run.state is RunState.REGISTERED,
         )
 
     def _folders(self) -> Iterator[Path]:
         return (path for path in self._folder.glob("*") if path.is_dir() and not path.name.startswith(_DRAFT))
 
     def carry_out(self, decided: RetentionPlan) -> bool:
-        """Remove what was decided; whether nothing waits, as it does where MLflow does not answer."""
+        """Remove what was decided; whether nothing waits, as it does where MLflow or the file system does not."""
         self._remove_drafts()
-        waiting = [each for each in decided.remove if not self._removed(each)]
+        waiting = [each for each in decided.remove if not self._tried(each)]
         for run_id in decided.forget:
             self._store.forget(run_id)
         return not waiting
+
+    def _tried(self, model: StoredModel) -> bool:
+        """Remove a model; whether that is done: one that the file system holds does not hold back the others."""
+        try:
+            return self._removed(model)
+        except OSError as error:
+            facts = {"loop": self._loop, "version": model.version, "problem": f"{error!r:.200}"}
+            _LOG.warning("a model waits for the file system", extra=facts)
+            return False
 
     def _removed(self, model: StoredModel) -> bool:
         if model.run_id:
@@ -143,6 +172,12 @@ class Maintenance:
                 continue
             if path.name.endswith(_REMOVED) or time.time() - path.stat().st_mtime > _DRAFT_AGE_S:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _strange(folder: Path) -> StoredModel:
+    """An artefact folder that no run is known of."""
+    is_registered = (folder / MANIFEST_FILE).exists()
+    return StoredModel("", folder.name, folder.stat().st_mtime, has_folder=True, is_registered=is_registered)
 
 
 def remove_folder(folder: Path) -> None:

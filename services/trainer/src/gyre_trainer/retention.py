@@ -25,6 +25,7 @@ class StoredModel:
         has_record: whether MLflow is known to hold a record.
         is_marked: whether its removal was begun.
         is_removed: whether its removal was finished.
+        is_registered: whether it passed its gate, so that it may have been rolled out.
     """
 
     run_id: str
@@ -35,6 +36,7 @@ class StoredModel:
     has_record: bool = False
     is_marked: bool = False
     is_removed: bool = False
+    is_registered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +47,19 @@ class RetentionPlan:
         remove: models to remove, oldest first.
         forget: runs whose rows go, of which nothing else is left.
         retained: why the others stay: how many for each reason.
+        is_refused: whether nothing may go, since nobody says which models serve.
     """
 
     remove: tuple[StoredModel, ...]
     forget: tuple[str, ...]
     retained: dict[str, int]
+    is_refused: bool = False
 
     def lines(self, loop: str, now: float) -> list[str]:
         """The plan in words for a person."""
+        if self.is_refused:
+            rule = "models.rollouts must name the models that serve, or hold that none does, before any is removed"
+            return [f"{loop}: nothing is removed: models are stored and none is named: {rule}"]
         stays = ", ".join(f"{count} {why}" for why, count in self.retained.items() if count) or "none"
         counts = f"{len(self.remove)} models to remove, {len(self.forget)} runs to forget; stay: {stays}"
         names = [(each.version or each.run_id, (now - each.time) / 86_400) for each in self.remove]
@@ -60,16 +67,20 @@ class RetentionPlan:
 
 
 def plan(
-    models: Iterable[StoredModel], named: Collection[str], retention: RetentionSpec, *, now: float
+    models: Iterable[StoredModel], named: Collection[str] | None, retention: RetentionSpec, *, now: float
 ) -> RetentionPlan:
-    """Decide what goes.
+    """Decide what goes: nothing where registered models are stored and none is named, as in a Kafka that is new.
 
     Args:
         models: all that is stored of a loop.
-        named: versions that serve, may serve soon, or wait for their rollout.
+        named: versions that serve, may serve soon, or wait for their rollout; None where nobody says.
         retention: how long and how many others stay.
         now: wall time, unix seconds.
     """
+    models = list(models)
+    if not named and any(each.is_registered and not each.is_removed for each in models):
+        return RetentionPlan((), (), {}, is_refused=True)
+    named = named or ()
     newest_first = sorted(models, key=lambda each: each.time, reverse=True)
     stored = [each for each in newest_first if not each.is_removed]
     retained = {"named": 0, "under way": 0, "among the newest": 0, "young": 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from gyre_core.spec import LoopSpec
-from gyre_runtime import instrument, model_tracer
+from gyre_runtime import Unavailable, instrument, model_tracer
 from gyre_runtime.retrying import retry_transient
 from gyre_runtime.series import VersionSeries
 
@@ -30,6 +31,7 @@ from gyre_trainer.handlers import RunRegistry
 from gyre_trainer.ports import Announcer, Incumbents, Job, Warehouse
 
 _LOG = logging.getLogger(__name__)
+_RETRY_S = 2.0
 _STEP_OF = {
     RunState.SNAPSHOT: "snapshot",
     RunState.GATE: "gate",
@@ -64,11 +66,16 @@ class Runner:
     async def run_forever(self) -> None:
         """Carry out what is due, until cancelled; a cancelled run is due again."""
         while True:
-            run = self.runs.next_due()
-            if run is None:
-                await self.runs.until_queued()
-            else:
-                await self.carry_out(run)
+            try:
+                run = self.runs.next_due()
+                if run is not None:
+                    await self.carry_out(run)
+                    continue
+            except Unavailable as error:  # the runs cannot be kept at the moment: whichever is due is so again
+                _LOG.warning("training waits", extra={"problem": str(error)})
+                await asyncio.sleep(_RETRY_S)
+                continue
+            await self.runs.until_queued()
 
     async def carry_out(self, run: Run) -> Run:
         """Carry out one run; answer how it ended."""

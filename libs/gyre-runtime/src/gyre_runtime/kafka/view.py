@@ -74,6 +74,8 @@ class View:
         types: payload classes by full proto name.
         on_change: called with key and event, or None for a removed key, in the topic's order.
         start: where to begin; what is older is not seen.
+        holds_events: whether the newest event of each key stays in memory; without, `get` and `events` know nothing,
+            and a caller that is told of each change may let go what Kafka has deleted.
     """
 
     def __init__(
@@ -84,10 +86,12 @@ class View:
         *,
         on_change: OnChange | None = None,
         start: Start | None = None,
+        holds_events: bool = True,
     ) -> None:
         self._start = start or Start(last=_NEAR_END if has_single_key(topic) else None)
         self._bootstrap, self._topic, self._types, self._on_change = bootstrap, topic, types, on_change
         self._events: dict[str, Event] = {}
+        self._holds_events = holds_events
         self._ready = asyncio.Event()
         self._ends_passed = False
         self._changed, self._poll = asyncio.Condition(), LongPoll()
@@ -179,11 +183,13 @@ class View:
             self._events.pop(key, None)
         else:
             try:
-                event = self._events[key] = decode(record, self._types)
+                event = decode(record, self._types)
             except Unreadable as error:
                 instrument("gyre_view_unreadable_total").add(**topic_labels(self._topic), reason=error.reason)
                 _LOG.error("a view keeps its last good event", extra={"topic": self._topic, "problem": str(error)})
                 return
+            if self._holds_events:
+                self._events[key] = event
         if self._on_change is not None:
             self._on_change(key, event)
 

@@ -255,9 +255,12 @@ class Reconciler:
             await self._ledger.append(state, [change])
 
     async def _sweep(self) -> None:
-        """Remove what a change, or a kill in the middle of one, left behind on Triton and in its repository."""
+        """Remove what a change, or a kill in the middle of one, left behind on Triton and in its repository.
+
+        An empty log removes nothing: Kafka was made anew, and what serves is not known.
+        """
         state = self._ledger.state
-        if state.epoch != self._swept_epoch:
+        if state.epoch and state.epoch != self._swept_epoch:
             await self._serving.sweep(state)
             self._swept_epoch = state.epoch
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -98,13 +100,13 @@ def _run(engine: Engine, work: Callable[[Connection], T]) -> T:
 
 
 def _truncate_log(engine: Engine) -> None:
-    connection = engine.raw_connection()
     try:
-        is_busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if is_busy:
-            raise Unavailable("DATABASE_BUSY", "the write-ahead log still holds what was deleted: it is being read")
-    finally:
-        connection.close()
+        with closing(engine.raw_connection()) as connection:
+            is_busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.OperationalError as error:  # SQLAlchemy's own errors are not raised by a raw connection
+        raise Unavailable("DATABASE_UNAVAILABLE", f"the database did not answer: {error}") from error
+    if is_busy:
+        raise Unavailable("DATABASE_BUSY", "the write-ahead log still holds what was deleted: it is being read")
 
 
 def _open(url: str, begin: str) -> Engine:

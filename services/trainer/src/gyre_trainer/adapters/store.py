@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from gyre_runtime import Unavailable
 
 from gyre_trainer.domain import Pins, Run, RunState
 
@@ -51,7 +54,10 @@ and not coalesce(json_extract(body, '$.is_removed'), 0) and not coalesce(json_ex
 
 
 class SqliteRuns:
-    """Keeps runs in `trainer.db` of a folder, which it makes; an async context manager."""
+    """Keeps runs in `trainer.db` of a folder, which it makes; an async context manager.
+
+    Each method raises Unavailable (RUNS_UNAVAILABLE) where the file cannot be read or written at the moment.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +85,7 @@ class SqliteRuns:
         """See `RunStore`."""
         body = asdict(run)
         named = {name: body[name] for name in ("run_id", "loop", "state", "create_time")}
-        self._db.execute(_SAVE, {**named, "body": json.dumps(body)})
+        self._write(_SAVE, {**named, "body": json.dumps(body)})
 
     def get(self, run_id: str) -> Run | None:
         """See `RunStore`."""
@@ -103,15 +109,28 @@ class SqliteRuns:
 
     def mark_removed(self, run_id: str, now: float, *, is_done: bool) -> None:
         """Mark that the removal of a run's model has begun or, if `is_done`, has ended; only the job does that."""
-        self._db.execute(_MARK_DONE if is_done else _MARK, {"run_id": run_id, "now": now})
+        self._write(_MARK_DONE if is_done else _MARK, {"run_id": run_id, "now": now})
 
     def forget(self, run_id: str) -> None:
         """Remove a run."""
-        self._db.execute("delete from runs where run_id = ?", (run_id,))
+        self._write("delete from runs where run_id = :run_id", {"run_id": run_id})
+
+    def _write(self, statement: str, values: Mapping[str, object]) -> None:
+        with _available():
+            self._db.execute(statement, values)
 
     def _read(self, query: str, *values: object) -> list[Run]:
-        with closing(self._db.execute(query, values)) as rows:
+        with _available(), closing(self._db.execute(query, values)) as rows:
             return [_run(json.loads(body)) for (body,) in rows.fetchall()]
+
+
+@contextmanager
+def _available() -> Iterator[None]:
+    """Raise Unavailable for what SQLite may take later: the file is locked or cannot be reached, the disk is full."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise Unavailable("RUNS_UNAVAILABLE", f"{FILE}: {error}") from error
 
 
 def _run(body: dict[str, Any]) -> Run:
