@@ -1,6 +1,8 @@
 """The tables of the flow of models stay small however many rollouts there were, and no lineage ends in nothing."""
 
+import pytest
 from gyre.events.v1 import models_pb2 as models
+from gyre_monitor.store import reports
 from gyre_monitor.store.model_retention import ModelRetention
 from gyre_monitor.store.schema import ARMS, CANDIDATES, IMPRESSIONS, LATENCIES, ROLLOUTS, TRIGGERS
 from sqlalchemy import func, select, text
@@ -69,3 +71,45 @@ async def test_two_hundred_rollouts_leave_no_more_rows_than_120(projection, data
         return connection.scalar(select(func.count()).select_from(IMPRESSIONS).where(strange))
 
     assert await database.read(unknown) == 0
+
+
+async def promote(projection, log, make, loop, version: str, *, epoch: int, at: float) -> None:
+    """A version comes to have all traffic."""
+    trigger = models.TrainingTrigger(trigger_id=f"t-{version}", loop=loop, reason=models.TRIGGER_REASON_MANUAL)
+    await projection.apply([log.add("training.triggers", trigger, at=at)])
+    candidate = make.candidate(loop, version, trigger_id=f"t-{version}")
+    await projection.apply([log.add("models.candidates", candidate, at=at)])
+    for step, (kind, share) in enumerate((("STARTED", 0), ("SHIFTED", 0.5), ("PROMOTED", 1.0))):
+        event = make.rollout(loop, f"ro-{version}", kind, epoch=epoch + step, version=version, share=share)
+        await projection.apply([log.add("models.rollout-events", event, at=at)])
+
+
+@pytest.mark.parametrize("fell_back", [False, True])
+async def test_live_and_last_good_keep_their_lineage(projection, database, log, make, loop, fell_back) -> None:
+    """However many candidates fail after a promotion, an answer of the live or last good version leads to its run."""
+    await promote(projection, log, make, loop, "good", epoch=1, at=1000.0)
+    if fell_back:
+        # Promoted and fallen back from: the version before it is the last good one.
+        await promote(projection, log, make, loop, "bad", epoch=5, at=1000.5)
+        fell = make.rollout(loop, "ro-bad", "FELL_BACK", epoch=9, version="bad", share=0.0)
+        await projection.apply([log.add("models.rollout-events", fell, at=1000.7)])
+    await promote(projection, log, make, loop, "live", epoch=10, at=1001.0)
+    for number in range(12):
+        epoch, at, version = 20 + 3 * number, 1002.0 + number, f"v{number}"
+        candidate = make.candidate(loop, version, trigger_id=f"t{number}")
+        await projection.apply([log.add("models.candidates", candidate, at=at)])
+        for step, kind in enumerate(("STARTED", "SHIFTED", "ROLLED_BACK")):
+            event = make.rollout(loop, f"ro{number}", kind, epoch=epoch + step, version=version, share=0.0)
+            await projection.apply([log.add("models.rollout-events", event, at=at)])
+    await database.write(ModelRetention({loop: NUMBER}).prune)
+    for number, version in enumerate(("live", "good")):
+        answer = make.impression(f"r-{version}", model_version=version, epoch=100)
+        await projection.apply([log.shown(answer, at=1101.0 + number)])
+        chain = await database.read(reports.chain, loop, f"r-{version}", window_s=10.0)
+        found = (chain.rollout_id, chain.run_id, chain.trigger_id)
+        assert found == (f"ro-{version}", f"run-{version}", f"t-{version}")
+    known = await database.read(
+        lambda connection: set(connection.scalars(select(ROLLOUTS.c.version).where(ROLLOUTS.c.loop == loop)))
+    )
+    assert "v0" not in known
+    assert "bad" not in known

@@ -1,6 +1,7 @@
 """Bounds the tables of the flow of models: counts, rollouts, candidates and triggers older than the newest rollouts go.
 
-What an answer that is still known names stays, so that no lineage ends in nothing.
+What an answer that is still known names stays, and so do the live and the last good model, however long ago they were
+promoted: no lineage ends in nothing.
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from gyre.events.v1 import models_pb2 as models
 from gyre_core.spec import LoopSpec
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, select
 
 from gyre_monitor.store.schema import ARMS, CANDIDATES, IMPRESSIONS, LATENCIES, ROLLOUTS, TRIGGERS
 
 _TRIGGERS_OF_A_ROLLOUT = 10
+_SERVING = 2
+"""Live and last good: the versions promoted last that have not fallen back since."""
 _SLACK = 1.1
 """By how much more than its number of rollouts a loop may have before it is looked at."""
 
@@ -51,12 +55,19 @@ class ModelRetention:
 
 
 def _is_due(connection: Connection, loop: str, number: int) -> bool:
-    limits = ((ROLLOUTS, number), (TRIGGERS, number * _TRIGGERS_OF_A_ROLLOUT))
+    limits = ((ROLLOUTS, number + _SERVING), (TRIGGERS, number * _TRIGGERS_OF_A_ROLLOUT))
     counts = (
         (connection.scalar(select(func.count()).select_from(table).where(table.c.loop == loop)) or 0, limit)
         for table, limit in limits
     )
     return any(count > limit * _SLACK for count, limit in counts)
+
+
+def _serving(connection: Connection, loop: str) -> list[str]:
+    """The versions that serve, or would if the live one could not: a later fall-back or rollback is another kind."""
+    rollout = ROLLOUTS.c
+    promoted = select(rollout.version).where(rollout.loop == loop, rollout.kind == models.ROLLOUT_EVENT_KIND_PROMOTED)
+    return list(connection.scalars(promoted.order_by(rollout.change_time.desc()).limit(_SERVING)))
 
 
 def _outdated(connection: Connection, loop: str, number: int) -> Iterator[tuple[Table, ColumnElement[bool]]]:
@@ -69,6 +80,7 @@ def _outdated(connection: Connection, loop: str, number: int) -> Iterator[tuple[
             yield table, and_(table.c.loop == loop, table.c.epoch < oldest.first_epoch)
         counted = select(ARMS.c.version).where(ARMS.c.loop == loop, ARMS.c.epoch >= oldest.first_epoch)
         rollout = ROLLOUTS.c
+        serving = _serving(connection, loop)
         yield (
             ROLLOUTS,
             and_(
@@ -76,6 +88,7 @@ def _outdated(connection: Connection, loop: str, number: int) -> Iterator[tuple[
                 rollout.first_epoch < oldest.first_epoch,
                 rollout.version.not_in(answered),
                 rollout.version.not_in(counted),
+                rollout.version.not_in(serving),
             ),
         )
         rolled_out = select(rollout.version).where(rollout.loop == loop)
