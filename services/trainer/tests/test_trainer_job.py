@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from gyre.events.v1.models_pb2 import RolloutArm, RolloutView
@@ -193,3 +197,35 @@ async def test_the_live_arm_is_the_incumbent(stack) -> None:
         (folder / "model.json").touch()
     async with LiveModels(stack.kafka, [stack.loop], artifacts) as models:
         assert await models.folder(stack.loop) == artifacts / stack.loop / "v1"
+
+
+@pytest.fixture
+def rest_catalogue() -> Iterator[tuple[str, list[str]]]:
+    """The URL of a catalogue that refuses every call, and the warehouses that it was asked for."""
+    asked: list[str] = []
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.extend(parse_qs(urlsplit(self.path).query).get("warehouse", []))
+            self.send_error(403)
+
+    server = HTTPServer(("127.0.0.1", 0), Refuse)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("warehouse", ["s3://bucket/path", "analytics"])
+async def test_the_job_asks_for_the_warehouse_that_is_set(
+    settings, task, rest_catalogue, monkeypatch, warehouse: str
+) -> None:
+    """A warehouse in S3, or one that a REST catalogue knows by name, is the training job's, too: no local folder."""
+    url, asked = rest_catalogue
+    monkeypatch.setenv("GYRE_WAREHOUSE_CATALOG", url)
+    own = settings.model_copy(update={"warehouse": warehouse, "warehouse_catalog": url})
+    with pytest.raises(JobFailed):
+        await JobProcess(own).run(task, lambda _state, _progress: None)
+    assert set(asked) == {warehouse}

@@ -18,6 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gyre_runtime.settings import WarehouseSettings, variable_of
+
 from gyre_trainer.domain import JobFailed, Quality, RunState, Task, TrainedCandidate, TrainingRefused
 from gyre_trainer.ports import OnProgress
 from gyre_trainer.settings import TrainerSettings
@@ -35,8 +37,11 @@ class JobProcess:
         threads = str(settings.trainer_threads)
         # Rows of users may be spilled there: a job that is killed must not leave them where nobody looks.
         self._scratch = settings.state_dir.absolute() / _SCRATCH
+        warehouse = {variable_of(name): getattr(settings, name) for name in WarehouseSettings.model_fields}
         self._env = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in warehouse},
+            # As they are: a folder is relative to the directory that the job begins in, too, and a name is no folder.
+            **{name: str(value) for name, value in warehouse.items() if value},
             **dict.fromkeys(_THREAD_VARIABLES, threads),
             # The job has a time of its own for MLflow, and tries again by itself.
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -45,7 +50,6 @@ class JobProcess:
             "GYRE_TRAINER_NICENESS": str(settings.trainer_niceness),
             "GYRE_TRAINER_MLFLOW_WAIT_S": str(settings.trainer_mlflow_wait_s),
             "GYRE_MLFLOW": settings.mlflow,
-            "GYRE_WAREHOUSE": str(Path(settings.warehouse).absolute()),
             "GYRE_ARTIFACTS": str(settings.artifacts.absolute()),
             "GYRE_LOG_LEVEL": settings.log_level,
             "TMPDIR": str(self._scratch),
