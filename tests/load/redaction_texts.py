@@ -165,12 +165,23 @@ def bare_numbers(seed: int, count: int) -> Iterator[tuple[str, str]]:
         yield "versions a.b.c.d", ".".join(str(draw.randrange(30)) for _ in range(4))
 
 
+_UNITS = (
+    "a@b.co", "1.2.3.4", "203.0.113.7", "203.0.113.7:80", "0170 1234567", "+491701234567", "+49 170 12345", "::1",
+    "2001:db8::1", "00:1A:2B:3C:4D:5E", "DE89370400440532013000", "DE89 3704 0044 0532 0130 00", "4111 1111 1111 1111",
+    "4111111111111111", "536-90-4399", "529.982.247-25", "11010519491231002X", "AB123456C", "ABCPE1234F", "X1234567L",
+    "12345678Z", "900101-1234567", "112-233-445 95", "1 84 12 76 451 089 46", "123456789", "1234567890",
+    "123456789012", "12 34 56 78", "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2", "m\u00fcller@example.de", "a-", "a.",
+)  # fmt: skip
+"""Whole values of the documented kinds, and what resembles them."""
+_GLUE = ("", " ", "  ", "-", ".", "+", "/", "(", ":", "@", "_", ", ", "A1", "x1", "1", "tel ", "ip ", "\u624b", "\xa0")
+
+
 def fuzzed_texts(seed: int, count: int, length: int) -> Iterator[str]:
-    """`count` texts of `length` characters, pieced together from what patterns are made of."""
+    """`count` texts of `length` characters, pieced together from what patterns are made of and from whole values."""
     draw = random.Random(seed)
     signs = string.digits + string.ascii_letters + "@@..--::++(( //_%#\u624b\u0430\u00e9"
     for _ in range(count):
-        kind = draw.randrange(4)
+        kind = draw.randrange(7)
         if kind == 0:
             pool = draw.sample(signs, draw.randrange(1, 6))
             made = "".join(draw.choices(pool, k=length))
@@ -180,9 +191,17 @@ def fuzzed_texts(seed: int, count: int, length: int) -> Iterator[str]:
         elif kind == 2:
             head, tail = "".join(draw.choices(signs, k=draw.randrange(1, 4))), draw.choice(signs)
             made = head * (length // len(head)) + tail
-        else:
+        elif kind == 3:
             made = "".join(draw.choices(signs, k=length))
+        else:
+            made = _glued(draw, length)
         yield made[:length]
+
+
+def _glued(draw: random.Random, length: int) -> str:
+    """One to six values with something between them, again and again; a word or a sign may stand before."""
+    piece = "".join(draw.choice(_UNITS) + draw.choice(_GLUE) for _ in range(draw.randrange(1, 7)))
+    return draw.choice(("", "", "1", "a", "@", "+", "tel ")) + piece * (length // len(piece) + 1)
 
 
 def _in_fours(value: str) -> str:

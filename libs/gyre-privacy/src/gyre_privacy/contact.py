@@ -39,19 +39,16 @@ def emails(text: str) -> Iterator[Span]:
 
     Internationalised domains are found in both their forms (RFC 5890), as letters and as `xn--`.
     """
-    end_of_last = 0
     at = text.find("@")
     while at >= 0:
-        before = text[max(at - _MAX_LOCAL, end_of_last) : at]
-        after = text[at + 1 : at + 1 + _MAX_DOMAIN]
         # Both are searched for only where they can be: text full of @ costs no more than other text.
-        domain = _domain(after)
-        local = domain and (_LOCAL.search(before) or _LOCAL_ANY.search(before))
+        domain = _domain(text[at + 1 : at + 1 + _MAX_DOMAIN])
+        before = text[max(at - _MAX_LOCAL, 0) : at] if domain else ""
+        local = _LOCAL.search(before) or _LOCAL_ANY.search(before)
         if local and domain:
             name = local.group().lstrip(".!#$%&'*/=?^`{|}~-")
             if name and not name.endswith(".") and ".." not in name:
-                end_of_last = at + 1 + len(domain)
-                yield at - len(name), end_of_last, SURE
+                yield at - len(name), at + 1 + len(domain), SURE
         at = text.find("@", at + 1)
 
 
@@ -131,7 +128,11 @@ def mac_addresses(text: str) -> Iterator[Span]:
 
 
 _SEPARATORS = r"[ \t\u00a0\u202f.\-/()\u2010-\u2015]"
-_RUN = re.compile(rf"(?<![0-9A-Za-z_+])(?:[+＋]|\((?=[+\d]))?+\(?+\d(?:{_SEPARATORS}{{0,3}}+\d){{5,40}}+")
+_RUN = re.compile(
+    # A + begins a number whatever stands before it: else each number of a glued list would hide the next.
+    rf"(?:(?<![0-9A-Za-z_+])|(?<!\+)(?=[+＋]))(?:[+＋]|\((?=[+\d]))?+\(?+\d(?:{_SEPARATORS}{{0,3}}+\d){{5,}}+"
+)
+_PIECE = re.compile(r"(?<=[ \t/\u00a0])[+＋(0]|(?<=\d{7}[ \t/\u00a0])\d(?=\d{6})")
 _EXTENSION = re.compile(r"\s{0,2}(?:x|ext\.?|extension|доб\.?|#)\s{0,2}\d{1,6}(?!\w)")
 _DATE = re.compile(
     r"(?<!\d)(?:[12]\d{3}[-./](?:1[0-2]|0?[1-9])[-./](?:3[01]|[12]\d|0?[1-9])|(?:3[01]|[12]\d|0?[1-9])[-./](?:3[01]|[12]\d|0?[1-9])[-./](?:[12]\d{3}|\d{2}))(?!\d)"
@@ -173,8 +174,9 @@ class Phones:
         if score := self._score(run, named=named):
             yield start, _with_extension(text, end), score
             return
-        # Numbers side by side are one run: it is cut where there is space before what begins like a number.
-        pieces = [match.start() for match in re.finditer(r"(?<=[ \t/\u00a0])[+＋(0]", run)]
+        # Numbers side by side are one run: it is cut where there is space before what begins like a
+        # number, and between two that are long enough for one.
+        pieces = [match.start() for match in _PIECE.finditer(run)]
         for first, last in zip([0, *pieces], [*pieces, len(run)], strict=True):
             piece = run[first:last].rstrip(" \t/.-\u00a0")
             if len(piece) < len(run) and (score := self._score(piece, named=named)):

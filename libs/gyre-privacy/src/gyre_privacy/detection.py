@@ -14,8 +14,8 @@ from typing import Protocol
 
 from gyre_privacy.contact import Phones, Search, emails, ip_addresses, mac_addresses
 from gyre_privacy.finance import accounts, cards, wallets
-from gyre_privacy.gates import ANY, GATES, Gate, digits_in, may_hold_personal_data
-from gyre_privacy.identity import IDENTITIES, Identity, runs_of
+from gyre_privacy.gates import ANY, GATES, Gate, digits_in, may_hold_identity, may_hold_personal_data
+from gyre_privacy.identity import IDENTITIES, IdentitySearch
 from gyre_privacy.regions import national_lengths
 
 # Presidio's defaults for context words (LemmaContextAwareEnhancer): what one of the five words before a finding adds.
@@ -81,38 +81,57 @@ class Scanner:
         self._min_score = min_score
         chosen = None if regions is None else frozenset(regions)
         own = _own(chosen)
-        wanted = list(dict.fromkeys(own if entities is None else entities))
+        wanted = list(dict.fromkeys(PERSONAL if entities is None else entities))
         foreign = _presidio() if set(wanted) - set(PERSONAL) else {}
         if unknown := set(wanted) - set(PERSONAL) - set(foreign):
             raise ValueError(f"entities = {sorted(unknown)}: must be of {', '.join(sorted({*PERSONAL, *foreign}))}")
+        self._masked = re.compile(rf"<(?:{'|'.join(sorted({*PERSONAL, *wanted}))})>")
         self._recognisers: list[tuple[Gate, _Recogniser]] = []
         for entity in wanted:
-            gate, searches = (ANY, own[entity]) if entity in own else (GATES.get(entity, ANY), foreign[entity])
-            self._recognisers += [(gate, each) for each in searches]
+            if entity in own:
+                self._recognisers.append((ANY, own[entity]))
+            elif entity not in PERSONAL:
+                self._recognisers += [(GATES.get(entity, ANY), each) for each in foreign[entity]]
+        self._identities = IdentitySearch(
+            each for each in IDENTITIES if each.entity in wanted and (chosen is None or each.region in chosen)
+        )
 
     @property
     def entities(self) -> tuple[str, ...]:
         """What is looked for."""
-        return tuple(dict.fromkeys(recogniser.entity for _, recogniser in self._recognisers))
+        own = (each.entity for each in self._identities.kinds)
+        return tuple(dict.fromkeys((*(recogniser.entity for _, recogniser in self._recognisers), *own)))
 
     def scan(self, text: str) -> list[Finding]:
-        """The findings of at least `min_score`, by position; those inside another of the same entity are left out."""
+        """The findings of at least `min_score`, by position; those inside another of the same entity are left out.
+
+        What lies between two masked values, such as `<IBAN_CODE>`, is searched by itself: a finding depends on nothing
+        beyond them, so that masking a value never makes another one found farther away.
+        """
+        findings, start = [], 0
+        for masked in self._masked.finditer(text):
+            findings += self._scan(text[start : masked.start()], start)
+            start = masked.end()
+        return findings + self._scan(text[start:] if start else text, start)
+
+    def _scan(self, text: str, offset: int) -> list[Finding]:
+        """The findings of a text without masked values, which begins at an offset of the whole."""
         if not may_hold_personal_data(text):
             return []
-        digits, runs = digits_in(text), runs_of(text)
+        digits = digits_in(text)
         found: dict[str, list[Span]] = {}
         for gate, recogniser in self._recognisers:
-            if not gate.admits(text, digits):
-                continue
-            own = recogniser.spans(text, runs) if isinstance(recogniser, Identity) else recogniser.spans(text)
-            if spans := list(own):
+            if gate.admits(text, digits) and (spans := list(recogniser.spans(text))):
                 context = getattr(recogniser, "context", ())
                 words = context if isinstance(context, tuple) else ()
                 found.setdefault(recogniser.entity, []).extend(self._sure(text, words, span) for span in spans)
+        if may_hold_identity(text, digits):
+            for entity, span in self._identities.spans(text):
+                found.setdefault(entity, []).append(span)
         findings = [
-            Finding(entity, *span)
+            Finding(entity, offset + start, offset + end, score)
             for entity, spans in found.items()
-            for span in _widest(span for span in spans if span[2] >= self._min_score)
+            for start, end, score in _widest(span for span in spans if span[2] >= self._min_score)
         ]
         return sorted(findings, key=lambda finding: (finding.start, -finding.end, -finding.score))
 
@@ -132,23 +151,17 @@ def scanner(
     return Scanner(entities, min_score=min_score, regions=regions)
 
 
-def _own(regions: frozenset[str] | None) -> dict[str, list[_Recogniser]]:
-    """Our recognisers of `PERSONAL`, by entity; those of other regions find nothing."""
-    lengths = None
-    if regions is not None:
-        lengths = national_lengths(regions)
-    own: dict[str, list[_Recogniser]] = {
-        "EMAIL_ADDRESS": [Search("EMAIL_ADDRESS", emails)],
-        "PHONE_NUMBER": [Phones(lengths)],
-        "IP_ADDRESS": [Search("IP_ADDRESS", ip_addresses)],
-        "MAC_ADDRESS": [Search("MAC_ADDRESS", mac_addresses)],
-        "CREDIT_CARD": [Search("CREDIT_CARD", cards)],
-        "IBAN_CODE": [Search("IBAN_CODE", accounts)],
-        "CRYPTO": [Search("CRYPTO", wallets)],
+def _own(regions: frozenset[str] | None) -> dict[str, _Recogniser]:
+    """Our recognisers of `CONTACT` and `FINANCE`, by entity."""
+    return {
+        "EMAIL_ADDRESS": Search("EMAIL_ADDRESS", emails),
+        "PHONE_NUMBER": Phones(None if regions is None else national_lengths(regions)),
+        "IP_ADDRESS": Search("IP_ADDRESS", ip_addresses),
+        "MAC_ADDRESS": Search("MAC_ADDRESS", mac_addresses),
+        "CREDIT_CARD": Search("CREDIT_CARD", cards),
+        "IBAN_CODE": Search("IBAN_CODE", accounts),
+        "CRYPTO": Search("CRYPTO", wallets),
     }
-    for each in IDENTITIES:
-        own[each.entity] = [each] if regions is None or each.region in regions else []
-    return own
 
 
 def _presidio() -> dict[str, list[_Recogniser]]:
@@ -171,11 +184,14 @@ def covering(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _widest(spans: Iterable[Span]) -> list[Span]:
-    """The spans that lie in no surer one, nor in a wider one that is as sure."""
+    """The spans that lie in no surer one, nor in a wider one that is as sure; n log n for n spans of few scores."""
     kept: list[Span] = []
-    for span in sorted(spans, key=lambda span: (-span[2], span[0], -span[1])):
-        if not any(other[0] <= span[0] and span[1] <= other[1] for other in kept):
+    ends: dict[float, int] = {}  # by score, where the spans so far end at the latest
+    for span in sorted(spans, key=lambda span: (span[0], -span[1], -span[2])):
+        _, end, score = span
+        if not any(last >= end for other, last in ends.items() if other >= score):
             kept.append(span)
+            ends[score] = end
     return kept
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gyre_privacy.contact import SURE, WEAK, Span
 from gyre_privacy.numbers import luhn
 
 _CARD = re.compile(
-    r"(?<![0-9A-Za-z_.])(?<!\d[-/])(?:"
+    # Within a lookahead, so that one that begins within another is found, too.
+    r"(?<![0-9A-Za-z_.])(?=("
     r"\d{12,19}+"
-    r"|\d{4}([ \u00a0.-])\d{4}\1\d{4}(?:\1\d{4})?\1\d{1,7}"
-    r"|\d{4}([ \u00a0.-])\d{4,6}\2\d{4,5}"
-    r")(?![0-9A-Za-z_])"
+    r"|\d{4}(?:([ \u00a0.-])\d{4,6}+(?:\2\d{1,7}+){1,3})"
+    r")(?![0-9A-Za-z_]))"
 )
+_GROUPINGS = re.compile(r"4,4,4,[1-7]|4,4,4,4,[1-3]|4,[4-6],[45]")
+_GROUP = re.compile(r"\d+")
 _SIGNS = re.compile(r"\D")
 _Range = tuple[str, str, tuple[int, ...]]
 _ISSUERS: tuple[_Range, ...] = (
@@ -26,7 +28,6 @@ _ISSUERS: tuple[_Range, ...] = (
     ("37", "37", (15,)),  # American Express
     ("6011", "6011", (16, 17, 18, 19)),
     ("644", "659", (16, 17, 18, 19)),  # Discover
-    ("622126", "622925", (16, 17, 18, 19)),
     ("62", "62", (16, 17, 18, 19)),  # UnionPay
     ("35", "35", (16, 17, 18, 19)),
     ("2131", "2131", (15,)),
@@ -43,25 +44,41 @@ _ISSUERS: tuple[_Range, ...] = (
     ("9792", "9792", (16,)),  # Troy
 )
 """First digits from, to (inclusive), and lengths, of the ranges of ISO/IEC 7812 in use."""
+_LENGTHS = {str(prefix): lengths for low, high, lengths in _ISSUERS for prefix in range(int(low), int(high) + 1)}
 
 
 def cards(text: str) -> Iterator[Span]:
     """Card numbers of known issuers, written whole or in groups, whose last digit checks (ISO/IEC 7812-1)."""
     for match in _CARD.finditer(text):
-        digits = _SIGNS.sub("", match.group())
-        if len(set(digits)) > 1 and _is_issued(digits) and luhn(digits):
-            yield match.start(), match.end(), SURE
+        start, end = match.span(1)
+        lengths = _lengths(text[start : start + 4])
+        if not lengths:
+            continue
+        groups = [each.span() for each in _GROUP.finditer(text, start, end)]
+        # What follows a grouped number looks like a group of it, so shorter readings are tried, too.
+        for size in range(len(groups), 0, -1):
+            end = groups[size - 1][1]
+            digits = _SIGNS.sub("", text[start:end])
+            if len(digits) in lengths and _is_grouped(groups[:size]) and len(set(digits)) > 1 and luhn(digits):
+                yield start, end, SURE
+                break
 
 
-def _is_issued(digits: str) -> bool:
-    return any(len(digits) in lengths and first <= digits[: len(first)] <= last for first, last, lengths in _ISSUERS)
+def _lengths(first: str) -> tuple[int, ...]:
+    """How many digits a card has that begins with these four; none where no issuer's does."""
+    found = (_LENGTHS.get(first[:size]) for size in (1, 2, 3, 4))
+    return tuple(length for lengths in found if lengths for length in lengths)
+
+
+def _is_grouped(groups: Sequence[tuple[int, int]]) -> bool:
+    return len(groups) == 1 or _GROUPINGS.fullmatch(",".join(str(end - start) for start, end in groups)) is not None
 
 
 _ACCOUNT = re.compile(
-    r"(?<![0-9A-Za-z_])[A-Za-z]{2}\d{2}(?:"
+    r"(?<![0-9A-Za-z_])(?=([A-Za-z]{2}\d{2}(?:"
     r"[0-9A-Za-z]{11,30}"
     r"|(?:[ \u00a0-][0-9A-Za-z]{4}){2,7}(?:[ \u00a0-][0-9A-Za-z]{1,3})?"
-    r")(?![0-9A-Za-z_])"
+    r")(?![0-9A-Za-z_])))"
 )
 _GROUPED = re.compile(r"[ \u00a0-]")
 _COUNTRIES = frozenset(
@@ -166,7 +183,7 @@ def accounts(text: str) -> Iterator[Span]:
     A word that follows a grouped number looks like a group of it, so shorter readings are tried, too.
     """
     for match in _ACCOUNT.finditer(text):
-        start, end = match.span()
+        start, end = match.span(1)
         while end - start >= 15:
             plain = _GROUPED.sub("", text[start:end]).upper()
             if _is_account(plain):

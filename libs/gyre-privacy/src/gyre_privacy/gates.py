@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 _DIGITS = re.compile(r"\d")
 _SUSPICIOUS = re.compile(r"\d|@|\w\.\w|[:\-.]\w\w[:\-.]|::|\w{16}")
+_LONG_WORD = re.compile(r"\w{16}")
 _PHONE_DIGITS = re.compile(r"\d(?:[^\w\n]{0,4}\d){6}")
 
 
@@ -45,6 +46,11 @@ def digits_in(text: str) -> int:
 def may_hold_personal_data(text: str) -> bool:
     """Whether any known entity may be in the text; most free text ends here, within a microsecond."""
     return _SUSPICIOUS.search(text) is not None
+
+
+def may_hold_identity(text: str, digits: int) -> bool:
+    """Whether a number of a person may be in the text, which has so many digits: only Italy's needs fewer than four."""
+    return digits >= 4 or _LONG_WORD.search(text) is not None
 
 
 ANY = Gate()

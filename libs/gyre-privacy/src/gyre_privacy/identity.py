@@ -7,7 +7,7 @@ numbers of its length; the others need a word that says what they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 
@@ -16,13 +16,9 @@ from gyre_privacy.contact import FAIR, SURE, WEAK, Span
 from gyre_privacy.context import context_pattern, has_context
 
 _SEPARATORS = re.compile(r"[ \u00a0.\-/+]")
-_RUN = re.compile(r"\w++(?:[ .+-]\w++)*+")
-_LEAST_CHARS = 9
-"""What the shortest shape has."""
-_DIGIT = re.compile(r"\d")
-Run = tuple[int, int, int]
-"""From where to where (exclusive) a part of a text goes, and how many digits it has."""
-_GROUPS_OF_OWN = re.compile(r"\d{3} \d{3} \d{4}\Z|\d{4} \d{4} \d{4}\Z|\d{3} \d{2} \d{4}\Z")
+_DIGITS_ONLY = re.compile(r"[\d \u00a0.\-/+]+\Z")
+_START, _END = r"(?<![0-9A-Za-z_])(?<!\d[-./])", r"(?![0-9A-Za-z_])(?![-./]\d)"
+"""A number begins and ends with a word, and at no separator between digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,56 +28,49 @@ class Identity:
     Attributes:
         entity: named as Presidio names it, where it does.
         region: the state that gives it, ISO 3166-1.
-        shape: a pattern of it, with separators or letters as it is written.
+        form: a pattern of it, without groups, with separators or letters as it is written.
         check: above 0 where a match, without separators and in upper case, is one.
         context: words that speak for it.
-        bare: whether digits alone need a word of context.
-        digits: how many the shape has at least.
+        bare: whether digits, whole or in groups, need a word of context.
+        own_grouping: the grouping that no other number has, which needs none all the same.
     """
 
     entity: str
     region: str
-    shape: re.Pattern[str]
+    form: str
     check: Callable[[str], float]
     context: re.Pattern[str]
     bare: bool = False
-    digits: int = 9
+    own_grouping: re.Pattern[str] | None = None
 
-    def spans(self, text: str, runs: Sequence[Run] | None = None) -> Iterator[Span]:
-        """Every match whose check holds, with its score.
-
-        Args:
-            text: any.
-            runs: of the text, where they are known.
-        """
-        for match in self._matches(text, runs_of(text) if runs is None else runs):
-            found = match.group()
-            if not self.check(_SEPARATORS.sub("", found).upper()):
-                continue
-            # Groups of three with spaces are how any number is written.
-            weak = self.bare and found.replace(" ", "").isdigit() and not _GROUPS_OF_OWN.match(found)
-            score = (FAIR if has_context(text, match.start(), self.context) else WEAK) if weak else SURE
-            yield match.start(), match.end(), score
-
-    def _matches(self, text: str, runs: Sequence[Run]) -> Iterator[re.Match[str]]:
-        for start, end, digits in runs:
-            if digits >= self.digits:
-                # A shape looks at two characters behind it, which no match takes: a run ends where none can go on.
-                yield from self.shape.finditer(text, start, end + 2)
+    def score(self, text: str, start: int, end: int) -> float:
+        """How sure it is that a match of the form is one; 0 where its check fails."""
+        found = text[start:end]
+        if not self.check(_SEPARATORS.sub("", found).upper()):
+            return 0.0
+        weak = self.bare and _DIGITS_ONLY.match(found) is not None
+        if not weak or (self.own_grouping is not None and self.own_grouping.match(found)):
+            return SURE
+        return FAIR if has_context(text, start, self.context) else WEAK
 
 
-def runs_of(text: str) -> list[Run]:
-    """The parts of a text that a number can lie in: words with at most one separator between two of them.
+class IdentitySearch:
+    """Finds several kinds of number in one pass: a text without any costs one search, and not one for each kind."""
 
-    A text of signs costs one search for them, and not one for each kind of number.
-    """
-    found = ((match.start(), match.end()) for match in _RUN.finditer(text))
-    return [(start, end, len(_DIGIT.findall(text, start, end))) for start, end in found if end - start >= _LEAST_CHARS]
+    def __init__(self, kinds: Iterable[Identity]) -> None:
+        self.kinds = tuple(kinds)
+        forms = "|".join(each.form for each in self.kinds) or "(?!)"
+        self._any = re.compile(f"{_START}(?=(?:{forms}){_END})", re.IGNORECASE)
+        self._each = [(each, re.compile(f"(?:{each.form}){_END}", re.IGNORECASE)) for each in self.kinds]
 
-
-def _shape(inner: str) -> re.Pattern[str]:
-    """A pattern that begins and ends with a word, and at no separator between digits."""
-    return re.compile(rf"(?<![0-9A-Za-z_])(?<!\d[-./])(?:{inner})(?![0-9A-Za-z_])(?![-./]\d)", re.IGNORECASE)
+    def spans(self, text: str) -> Iterator[tuple[str, Span]]:
+        """Every match whose check holds: its entity and its span, also where it begins within another."""
+        for place in self._any.finditer(text):
+            start = place.start()
+            for kind, form in self._each:
+                match = form.match(text, start)
+                if match and (score := kind.score(text, start, match.end())):
+                    yield kind.entity, (start, match.end(), score)
 
 
 def _weighted(digits: str, weights: tuple[int, ...]) -> int:
@@ -178,6 +167,10 @@ def _in(found: str) -> bool:
     return found[0] not in "01" and check == 0
 
 
+def _kr(found: str) -> bool:
+    return _in_a_century(int(found[:2]), int(found[2:4]), int(found[4:6]))
+
+
 def _br(found: str) -> bool:
     if len(set(found)) == 1:
         return False
@@ -257,16 +250,17 @@ IDENTITIES: tuple[Identity, ...] = (
     Identity(
         "US_SSN",
         "US",
-        _shape(r"\d{3}-\d{2}-\d{4}|\d{3} \d{2} \d{4}|\d{9}"),
+        r"\d{3}-\d{2}-\d{4}|\d{3} \d{2} \d{4}|\d{9}",
         _us,
         _words("ssn", "social security", "social"),
         bare=True,
+        own_grouping=re.compile(r"\d{3}-\d{2}-\d{4}\Z"),
     ),
-    Identity("UK_NINO", "GB", _shape(r"[A-Z]{2} ?\d{2} ?\d{2} ?\d{2} ?[A-Z]"), _nino, _words(), digits=6),
+    Identity("UK_NINO", "GB", r"[A-Z]{2} ?\d{2} ?\d{2} ?\d{2} ?[A-Z]", _nino, _words()),
     Identity(
         "UK_NHS",
         "GB",
-        _shape(r"\d{3}([ -])\d{3}\1\d{4}|\d{10}"),
+        r"\d{3}(?: \d{3} |-\d{3}-)\d{4}|\d{10}",
         _nhs,
         _words("nhs", "health"),
         bare=True,
@@ -274,72 +268,72 @@ IDENTITIES: tuple[Identity, ...] = (
     Identity(
         "CA_SIN",
         "CA",
-        _shape(r"\d{3}-\d{3}-\d{3}|\d{3} \d{3} \d{3}|\d{9}"),
+        r"\d{3}-\d{3}-\d{3}|\d{3} \d{3} \d{3}|\d{9}",
         checks.canadian_sin,
         _words("sin", "social insurance", "nas"),
         bare=True,
     ),
-    Identity("CN_RESIDENT_ID", "CN", _shape(r"[1-8]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])\d{5}[0-9X]"), _cn, _words()),
+    Identity("CN_RESIDENT_ID", "CN", r"[1-8]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])\d{5}[0-9X]", _cn, _words()),
     Identity(
         "DE_TAX_ID",
         "DE",
-        _shape(r"[1-9]\d{10}|[1-9]\d ?\d{3} ?\d{3} ?\d{3}"),
+        r"[1-9]\d{10}|[1-9]\d ?\d{3} ?\d{3} ?\d{3}",
         checks.german_tax,
         _words(*_TAX),
         bare=True,
     ),
-    Identity("DE_SOCIAL_SECURITY", "DE", _shape(r"\d{2} ?\d{6} ?[A-Z] ?\d{3}"), checks.german_pension, _words()),
-    Identity("DE_HEALTH_INSURANCE", "DE", _shape(r"[A-Z]\d{9}"), checks.german_health, _words()),
-    Identity("ES_NIF", "ES", _shape(r"\d{8}-?[A-Z]|\d{2}\.\d{3}\.\d{3}-?[A-Z]"), _es, _words(), digits=8),
-    Identity("ES_NIE", "ES", _shape(r"[XYZ]-?\d{7}-?[A-Z]"), _es, _words(), digits=7),
+    Identity("DE_SOCIAL_SECURITY", "DE", r"\d{2} ?\d{6} ?[A-Z] ?\d{3}", checks.german_pension, _words()),
+    Identity("DE_HEALTH_INSURANCE", "DE", r"[A-Z]\d{9}", checks.german_health, _words()),
+    Identity("ES_NIF", "ES", r"\d{8}-?[A-Z]|\d{2}\.\d{3}\.\d{3}-?[A-Z]", _es, _words()),
+    Identity("ES_NIE", "ES", r"[XYZ]-?\d{7}-?[A-Z]", _es, _words()),
     Identity(
         "IT_FISCAL_CODE",
         "IT",
-        _shape(r"[A-Z]{6}[0-9L-NP-V]{2}[A-EHLMPR-T][0-9L-NP-V]{2}[A-Z][0-9L-NP-V]{3}[A-Z]"),
+        r"[A-Z]{6}[0-9L-NP-V]{2}[A-EHLMPR-T][0-9L-NP-V]{2}[A-Z][0-9L-NP-V]{3}[A-Z]",
         _it,
         _words(),
-        digits=0,
     ),
     Identity(
         "FR_NIR",
         "FR",
-        _shape(r"[12] ?\d{2} ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d{2}|2[AB]) ?\d{3} ?\d{3} ?\d{2}"),
+        r"[12] ?\d{2} ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d{2}|2[AB]) ?\d{3} ?\d{3} ?\d{2}",
         _fr,
         _words(),
     ),
-    Identity("PL_PESEL", "PL", _shape(r"\d{11}"), _pl, _words()),
-    Identity("FI_PERSONAL_IDENTITY_CODE", "FI", _shape(r"[0-3]\d[01]\d{3}[-+A-FU-Y]\d{3}[0-9A-Z]"), _fi, _words()),
+    Identity("PL_PESEL", "PL", r"\d{11}", _pl, _words()),
+    Identity("FI_PERSONAL_IDENTITY_CODE", "FI", r"[0-3]\d[01]\d{3}[-+A-FU-Y]\d{3}[0-9A-Z]", _fi, _words()),
     Identity(
         "SE_PERSONNUMMER",
         "SE",
-        _shape(r"(?:(?:18|19|20)\d{6}[-+]?|\d{6}[-+])\d{4}"),
+        r"(?:(?:18|19|20)\d{6}[-+]?|\d{6}[-+])\d{4}",
         checks.swedish_person,
         _words("personnummer"),
     ),
-    Identity("TR_NATIONAL_ID", "TR", _shape(r"[1-9]\d{10}"), checks.turkish_person, _words()),
-    Identity("ZA_ID_NUMBER", "ZA", _shape(r"\d{10}[0-2][89]\d"), checks.south_african_person, _words()),
+    Identity("TR_NATIONAL_ID", "TR", r"[1-9]\d{10}", checks.turkish_person, _words()),
+    Identity("ZA_ID_NUMBER", "ZA", r"\d{10}[0-2][89]\d", checks.south_african_person, _words()),
     Identity(
         "KR_RRN",
         "KR",
-        _shape(r"\d{6}-[1-8]\d{6}|\d{6}[1-8]\d{6}"),
-        bool,
+        r"\d{6}-[1-8]\d{6}|\d{6}[1-8]\d{6}",
+        _kr,
         _words("주민등록번호", "rrn"),
         bare=True,
+        own_grouping=re.compile(r"\d{6}-\d{7}\Z"),
     ),
     Identity(
         "IN_AADHAAR",
         "IN",
-        _shape(r"[2-9]\d{3}([ -])\d{4}\1\d{4}|[2-9]\d{11}"),
+        r"[2-9]\d{3}(?: \d{4} |-\d{4}-)\d{4}|[2-9]\d{11}",
         _in,
         _words("aadhaar", "aadhar", "uidai", "आधार"),
         bare=True,
     ),
-    Identity("IN_PAN", "IN", _shape(r"[A-Z]{3}[ABCFGHLJPT][A-Z]\d{4}[A-Z]"), bool, _words(), digits=4),
-    Identity("BR_CPF", "BR", _shape(r"\d{3}\.\d{3}\.\d{3}-\d{2}|\d{9}-\d{2}|\d{11}"), _br, _words("cpf")),
+    Identity("IN_PAN", "IN", r"[A-Z]{3}[ABCFGHLJPT][A-Z]\d{4}[A-Z]", bool, _words()),
+    Identity("BR_CPF", "BR", r"\d{3}\.\d{3}\.\d{3}-\d{2}|\d{9}-\d{2}|\d{11}", _br, _words("cpf")),
     Identity(
         "NL_BSN",
         "NL",
-        _shape(r"\d{9}"),
+        r"\d{9}",
         _nl,
         _words("bsn", "burgerservicenummer", "sofinummer"),
         bare=True,
@@ -347,32 +341,32 @@ IDENTITIES: tuple[Identity, ...] = (
     Identity(
         "JP_MY_NUMBER",
         "JP",
-        _shape(r"\d{4}([ -])\d{4}\1\d{4}|\d{12}"),
+        r"\d{4}(?: \d{4} |-\d{4}-)\d{4}|\d{12}",
         _jp,
         _words("my number", "マイナンバー", "個人番号"),
         bare=True,
     ),
-    Identity("RU_SNILS", "RU", _shape(r"\d{3}-\d{3}-\d{3}[ -]\d{2}"), _ru, _words("снилс")),
+    Identity("RU_SNILS", "RU", r"\d{3}-\d{3}-\d{3}[ -]\d{2}", _ru, _words("снилс")),
     Identity(
         "BE_NATIONAL_NUMBER",
         "BE",
-        _shape(r"\d{2}\.\d{2}\.\d{2}-\d{3}\.\d{2}|\d{11}"),
+        r"\d{2}\.\d{2}\.\d{2}-\d{3}\.\d{2}|\d{11}",
         _be,
         _words("rijksregister", "registre national"),
         bare=True,
     ),
-    Identity("NO_NATIONAL_ID", "NO", _shape(r"\d{6} ?\d{5}"), _no, _words("fødselsnummer", "personnummer")),
-    Identity("DK_CPR", "DK", _shape(r"\d{6}-\d{4}"), _dk, _words("cpr")),
-    Identity("CH_AHV", "CH", _shape(r"756\.\d{4}\.\d{4}\.\d{2}|756\d{10}"), _ch, _words("ahv", "avs")),
+    Identity("NO_NATIONAL_ID", "NO", r"\d{6} ?\d{5}", _no, _words("fødselsnummer", "personnummer")),
+    Identity("DK_CPR", "DK", r"\d{6}-\d{4}", _dk, _words("cpr")),
+    Identity("CH_AHV", "CH", r"756\.\d{4}\.\d{4}\.\d{2}|756\d{10}", _ch, _words("ahv", "avs")),
     Identity(
         "AU_TFN",
         "AU",
-        _shape(r"\d{3} \d{3} \d{3}|\d{9}"),
+        r"\d{3} \d{3} \d{3}|\d{9}",
         _au,
         _words("tfn", *_TAX),
         bare=True,
     ),
-    Identity("RO_CNP", "RO", _shape(r"[1-8]\d{12}"), _ro, _words("cnp")),
+    Identity("RO_CNP", "RO", r"[1-8]\d{12}", _ro, _words("cnp")),
 )
 """By state. A region's loop looks for its own; where no regions are set, all are looked for."""
 REGIONS = tuple(sorted({each.region for each in IDENTITIES}))

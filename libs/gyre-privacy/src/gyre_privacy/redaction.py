@@ -24,14 +24,21 @@ def redactor(entities: Sequence[str] = (), regions: Sequence[str] = ()) -> Redac
     search = scanner(tuple(entities) or None, regions=tuple(regions) or None)
 
     def redact(text: str) -> str:
-        # What is left beside a replaced value can look like another one, so the text is searched until nothing is
-        # found: each round takes signs away and adds none that a finding is made of.
-        while findings := covering(search.scan(text)):
+        # What is left beside a masked value can look like another one, so the texts between masked values are searched
+        # again until nothing is found in them. A part in which nothing was found stays as it is: scan() looks at each
+        # by itself, so redacting the result finds nothing.
+        done, left = [], [(text, False)]
+        while left:
+            part, masked = left.pop()
+            findings = [] if masked else covering(search.scan(part))
+            if not findings:
+                done.append(part)
+                continue
             parts, end = [], 0
             for finding in findings:
-                parts += [text[end : finding.start], f"<{finding.entity}>"]
+                parts += [(part[end : finding.start], False), (f"<{finding.entity}>", True)]
                 end = finding.end
-            text = "".join([*parts, text[end:]])
-        return text
+            left += reversed([*parts, (part[end:], False)])
+        return "".join(done)
 
     return redact
