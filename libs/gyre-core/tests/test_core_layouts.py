@@ -17,6 +17,7 @@ from gyre_core.layouts import (
     changes,
     compiled,
     declare,
+    removable,
     require_maintainable,
     wanted_layouts,
 )
@@ -177,3 +178,20 @@ def test_what_answers_is_never_dropped_for_what_waits() -> None:
     wants = Wants(five[4].hash, models, {each.hash: 0.0 for each in five}, grace_s=1.0)
     retired = [each.hash for each in changes(wants, by_hash(*five), now=10.0) if not each.is_maintained]
     assert retired == [five[0].hash]
+
+
+def test_a_definition_is_removable_once_nothing_needs_it() -> None:
+    """Only what was retired long enough ago, and nothing wants; a process with an older gyre.yaml removes nothing."""
+    newest, old, young, named, live = (numbered(number) for number in range(1, 6))
+    topic = by_hash(
+        known(newest, at=90.0),
+        known(old, LayoutState.RETIRED, at=10.0),
+        known(young, LayoutState.RETIRED, at=60.0),
+        known(named, LayoutState.RETIRED, at=10.0),
+        known(live, at=10.0),
+    )
+    hash_of = {name: Layout.compile(each).hash for name, each in (("newest", newest), ("old", old), ("named", named))}
+    models = (NamedModel("v1", ModelRole.WAITING, hash_of["named"]),)
+    wants = Wants(hash_of["newest"], models, {}, 0.0)
+    assert removable(wants, topic, lambda _: 50.0, now=100.0) == [hash_of["old"]]
+    assert removable(replace(wants, newest=hash_of["old"]), topic, lambda _: 50.0, now=100.0) == []

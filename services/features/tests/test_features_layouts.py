@@ -1,6 +1,9 @@
 """Layouts side by side, through Kafka and gRPC: a changed gyre.yaml takes no layout away that a model names."""
 
 import asyncio
+import os
+import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,27 +12,33 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2 as events_pb2
 from gyre.events.v1 import models_pb2 as models
 from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre_core.features import Layout, Replay, RequestContext
-from gyre_core.spec import LoopSpec, load_loop
+from gyre_core.layouts import KnownLayout, LayoutDefinition, LayoutState
+from gyre_core.spec import LoopSpec, load_loop, parse_loop
 from gyre_core.topics import declared, topic
 from gyre_features.stream.loop_stream import feature_event
+from gyre_local.process import Process
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_local.timeouts import scaled
 from gyre_runtime import GyreError, ServiceSettings, channel
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, create_topics, read_compacted
+from gyre_runtime.layouts import layout_message
 
 pytestmark = [pytest.mark.adapter, pytest.mark.timeout(400)]
 ITEMS = [f"i{number}" for number in range(12)]
 AFTER_S = 3600.0
 FAST = {"GYRE_FEATURES_ARCHIVE_S": "0.2", "GYRE_FEATURES_LAYOUT_GRACE_S": "1"}
 DAY = ("half_lives: [1d, 7d]", "half_lives: [2d, 7d]")
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @dataclass
@@ -40,7 +49,7 @@ class Loop:
     kafka: str
     start: Callable[..., Any]
     features: FeaturesServiceStub
-    serve_port: int
+    ports: dict[str, int]
     running: dict[str, Any]
 
     @property
@@ -63,9 +72,39 @@ class Loop:
         if before is not None:
             before.terminate()
             assert await asyncio.to_thread(before.wait, 20) == 0, before.log.read_text()
-        settings = {"GYRE_LISTEN": f"127.0.0.1:{self.serve_port}"} if name == "serve" else {}
+        settings = {"GYRE_LISTEN": f"127.0.0.1:{self.ports[name]}"}
         self.running[name] = self.start(name, **{**FAST, **settings, **env})
         return self.running[name]
+
+    async def health(self, name: str, of: str = "") -> int:
+        """What a process says of its health, or of a loop's in it; UNKNOWN while it does not listen."""
+        async with channel(f"127.0.0.1:{self.ports[name]}", ServiceSettings(), name=name) as connected:
+            request = health_pb2.HealthCheckRequest(service=of)
+            try:
+                return int((await health_pb2_grpc.HealthStub(connected).Check(request, timeout=5)).status)
+            except GyreError:
+                return health_pb2.HealthCheckResponse.UNKNOWN
+
+    async def until_health(self, name: str, status: int, of: str = "") -> None:
+        """Wait until a process says so of its health."""
+
+        async def said() -> bool:
+            return await self.health(name, of) == status
+
+        word = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+        await eventually(said, timeout_s=60, message=f"{name} says {word} of {of or 'itself'}")
+
+    async def validate(self) -> tuple[int, str]:
+        """Exit code and output of the command line's check of the file beside the mesh."""
+        command = [Path(sys.executable).with_name("gyre"), "validate", self.path, "--mesh"]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env={**os.environ, "GYRE_KAFKA": self.kafka},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+        return process.returncode or 0, output.decode()
 
     async def name_models(self, *named: tuple[str, int, str], epoch: int = 1) -> None:
         """Say which models are named: version, role and layout."""
@@ -80,6 +119,15 @@ class Loop:
         types = message_types(events_pb2.FeatureLayout)
         found = await read_compacted(self.kafka, topic(self.spec.loop, "features.layouts"), types)
         return {key: event.message for key, event in found.items()}
+
+    async def retire(self, spec: LoopSpec, *, ago_s: float) -> str:
+        """Say of a layout that it was retired some time ago; its hash."""
+        layout, then = Layout.compile(spec), time.time() - ago_s
+        known = KnownLayout(layout.hash, LayoutDefinition.of(spec), LayoutState.RETIRED, then - 1, then)
+        async with Producer(self.kafka, source="test") as producer:
+            message = layout_message(spec.loop, known)
+            await producer.send(topic(spec.loop, "features.layouts"), message, key=layout.hash)
+        return layout.hash
 
     async def until(self, layout: str, state: int) -> None:
         """Wait until a layout is in a state."""
@@ -130,10 +178,11 @@ class Loop:
 async def loop(loop_file: Path, kafka: str, start_process: Callable[..., Any], spec: LoopSpec) -> AsyncIterator[Loop]:
     """The loop, with stream, archive and serve running."""
     await create_topics(kafka, declared(spec))
-    (port,) = free_ports(1)
-    opened = channel(f"127.0.0.1:{port}", ServiceSettings(), name="features")
-    made = Loop(loop_file, kafka, start_process, FeaturesServiceStub(opened), port, {})
-    for name in ("archive", "stream", "serve"):
+    names = ("archive", "stream", "serve")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    opened = channel(f"127.0.0.1:{ports['serve']}", ServiceSettings(), name="features")
+    made = Loop(loop_file, kafka, start_process, FeaturesServiceStub(opened), ports, {})
+    for name in names:
         await made.restart(name)
     yield made
     await opened.close()
@@ -173,16 +222,17 @@ async def until_served(loop: Loop, spec: LoopSpec, events: Sequence[Event]) -> N
 
 async def until_checked(loop: Loop, mismatches: dict[str, int], *, at: float) -> None:
     """Log two reads of each layout, one of them with so many wrong numbers, and wait until a check says so of each."""
+    columns = {}
     for layout, count in mismatches.items():
         await loop.show(f"right-{layout}", at, layout)
         await loop.show(f"checked-{layout}", at, layout, wrong=0.01 * count)
+        columns[layout] = (await loop.matrix(at, layout)).shape[1]
 
     async def checked() -> bool:
         code, found = await loop.parity()
-        values = 2 * len(ITEMS) * len(Layout.compile(loop.spec).columns)
         said = [
-            f"parity: 2 impressions, {values} values, {count} mismatches, 0 unknown, 0 pending\n  layout {layout}:"
-            in found
+            f"parity: 2 impressions, {2 * len(ITEMS) * columns[layout]} values, {count} mismatches, 0 unknown,"
+            f" 0 pending\n  layout {layout}:" in found
             for layout, count in mismatches.items()
         ]
         return all(said) and code == (1 if any(mismatches.values()) else 0)
@@ -215,3 +265,171 @@ async def test_a_changed_file_takes_no_layout_away_that_a_model_names(loop: Loop
     with pytest.raises(GyreError, match="is not maintained any more") as refused:
         await loop.matrix(moment_of(events), before)
     assert refused.value.reason == "LAYOUT_NOT_SERVED"
+
+
+def later(history: Any, *, after_s: float, seed: int) -> list[Event]:
+    """More ratings, some seconds after the first ones."""
+    return [
+        event._replace(id=f"{seed}-{event.offset}", time=event.time + after_s)
+        for event in history.ratings(50, seed=seed)
+    ]
+
+
+async def test_a_fifth_layout_is_refused_while_four_answer(loop: Loop, history: Any, produce: Any) -> None:
+    """The command line and the process name the layout that must retire first; the others are read and kept up."""
+    events = [*history.catalogue(), *history.ratings(100)]
+    await produce(events)
+    specs, roles = [loop.spec], ("LIVE", "LAST_GOOD", "CANDIDATE", "WAITING")
+    await until_served(loop, loop.spec, events)
+    for count in (2, 3, 4):
+        specs.append(loop.edit((f"half_lives: [{count - 1}d, 7d]", f"half_lives: [{count}d, 7d]")))
+        named = [Layout.compile(spec).hash for spec in specs]
+        models_ = [
+            (f"v{place}", models.ModelRole.Value(f"MODEL_ROLE_{roles[place]}"), named[place]) for place in range(count)
+        ]
+        await loop.name_models(*models_, epoch=count)
+        assert await loop.validate() == (0, loop_is_valid(loop))
+        await loop.restart("stream")
+        await loop.until(named[-1], events_pb2.LAYOUT_STATE_READY)
+    loop.edit(("half_lives: [4d, 7d]", "half_lives: [5d, 7d]"))
+    refusal = (
+        f"layout {Layout.compile(loop.spec).hash} of gyre.yaml would be the 5th that is maintained, and at most 4 are:"
+        f" layout {named[3]} must retire first, which is wanted by waiting v3"
+    )
+    code, output = await loop.validate()
+    assert code == 1
+    assert f"TOO_MANY_LAYOUTS: {refusal}" in output
+    process = await loop.restart("stream")
+    await loop.until_health("stream", NOT_SERVING, f"features-stream/{loop.spec.loop}")
+    await eventually(lambda: refusal in process.log.read_text(), timeout_s=30, message="the log says why")
+    await loop.restart("serve")
+    more = later(history, after_s=300, seed=9)
+    await produce(more)
+    for spec in specs:
+        await until_served(loop, spec, [*events, *more])
+    assert set(await loop.layouts()) == set(named)
+    # The waiting model's rollout is over: its layout may go, and the fifth takes its place.
+    await loop.name_models(*models_[:3], epoch=9)
+    await until_served(loop, loop.spec, [*events, *more])
+    await loop.until_health("stream", SERVING, f"features-stream/{loop.spec.loop}")
+
+
+def loop_is_valid(loop: Loop) -> str:
+    """What the command line says of a file that the mesh can maintain."""
+    layout = Layout.compile(loop.spec)
+    facts = f"{len(loop.spec.features)} features in {len(layout.columns)} columns, layout {layout.hash}"
+    return f"{loop.path}: loop {loop.spec.loop} is valid: {facts}\n"
+
+
+async def test_a_kind_that_changes_in_place_is_refused(loop: Loop, history: Any, produce: Any) -> None:
+    """The refusal says that a new field goes beside the old one, the live layout goes on, and that way is taken."""
+    events = [*history.catalogue(), *history.ratings(100)]
+    await produce(events)
+    old = loop.spec
+    await until_served(loop, old, events)
+    live = Layout.compile(old).hash
+    await loop.name_models(("v1", models.MODEL_ROLE_LIVE, live))
+    loop.edit(
+        ("price: {kind: number}", "price: {kind: category, values: [low, high]}"),
+        ("half_lives: [1d,", "half_lives: [2d,"),
+    )
+    code, output = await loop.validate()
+    assert code == 1
+    assert "KIND_CHANGED: items.fields.price: kind is category in gyre.yaml, and number in layout" in output
+    assert "Add a new field beside it, and remove items.fields.price once no model reads it" in output
+    process = await loop.restart("stream")
+    await loop.until_health("stream", NOT_SERVING, f"features-stream/{old.loop}")
+    await eventually(lambda: "KIND_CHANGED" in process.log.read_text(), timeout_s=30, message="the log says why")
+    more = later(history, after_s=300, seed=9)
+    await produce(more)
+    await until_served(loop, old, [*events, *more])
+    loop.edit(
+        (
+            "price: {kind: category, values: [low, high]}",
+            "price: {kind: number}\n    class: {kind: category, values: [low, high]}",
+        )
+    )
+    assert await loop.validate() == (0, loop_is_valid(loop))
+    for name in ("stream", "serve"):
+        await loop.restart(name)
+    await until_served(loop, loop.spec, [*events, *more])
+    await until_served(loop, old, [*events, *more])
+
+
+async def test_a_feature_that_is_added_or_removed_changes_no_answer_of_the_layout_before(
+    loop: Loop, history: Any, produce: Any
+) -> None:
+    """Of both layouts, each with columns that the other lacks, what is served is what a replay gives."""
+    events = [*history.catalogue(), *history.ratings(200)]
+    await produce(events)
+    old = loop.spec
+    await until_served(loop, old, events)
+    before = Layout.compile(old).hash
+    seen = "  - {name: seen, kind: history, scope: user, events: [rating], length: 5}\n"
+    many = "  - {name: many, kind: decayed_count, scope: user, events: [rating], half_lives: [3d]}\n"
+    after = Layout.compile(loop.edit((seen, many))).hash
+    await loop.name_models(("v1", models.MODEL_ROLE_LIVE, before))
+    for name in ("stream", "serve"):
+        await loop.restart(name)
+    more = later(history, after_s=400, seed=5)
+    await produce(more)
+    await until_served(loop, loop.spec, [*events, *more])
+    await until_served(loop, old, [*events, *more])
+    await until_checked(loop, {before: 0, after: 0}, at=moment_of(more) - AFTER_S + 60)
+
+
+async def test_a_start_waits_to_know_the_layouts(
+    loop: Loop, history: Any, produce: Any, kafka_process: Process
+) -> None:
+    """While Kafka, which holds the layouts, is away, a reader is not ready, and no longer than it is told to wait."""
+    events = [*history.catalogue(), *history.ratings(50)]
+    await produce(events)
+    old = loop.spec
+    await until_served(loop, old, events)
+    before = Layout.compile(old).hash
+    await loop.name_models(("v1", models.MODEL_ROLE_LIVE, before))
+    loop.edit(DAY)
+    kafka_process.stop()
+    try:
+        process = await loop.restart("serve", GYRE_FEATURES_LAYOUTS_WAIT_S="600")
+        await loop.until_health("serve", SERVING, "liveness")
+        down = f'"dependency": "layouts of {old.loop}"'
+        await eventually(lambda: down in process.log.read_text(), timeout_s=30, message="it is said what is missing")
+        assert await loop.health("serve") == NOT_SERVING
+        await loop.restart("serve", GYRE_FEATURES_LAYOUTS_WAIT_S="0.5")
+        await loop.until_health("serve", SERVING)
+        with pytest.raises(GyreError, match="is not known"):
+            await loop.matrix(moment_of(events), before)
+        await loop.restart("serve", GYRE_FEATURES_LAYOUTS_WAIT_S="600")
+    finally:
+        kafka_process.start()
+    await loop.until_health("serve", SERVING)
+    assert np.allclose(await loop.matrix(moment_of(events), before), replayed(old, events), rtol=1e-5)
+
+
+async def test_a_definition_that_nothing_needs_any_more_is_removed(loop: Loop, history: Any, produce: Any) -> None:
+    """A layout whose values have all expired since its retirement leaves the topic; one that a model names stays."""
+    events = [*history.catalogue(), *history.ratings(50)]
+    await produce(events)
+    await until_served(loop, loop.spec, events)
+    newest = Layout.compile(loop.spec)
+    retired = {"400d": 400.0, "named": 400.0, "300d": 300.0}
+    hashes = {}
+    for number, (name, days) in enumerate(retired.items(), start=2):
+        other = parse_loop(loop.path.read_text().replace("[1d, 7d]", f"[{number}d, 7d]"), source="test")
+        hashes[name] = await loop.retire(other, ago_s=days * 86_400)
+    await loop.name_models(
+        ("v1", models.MODEL_ROLE_LIVE, newest.hash), ("v0", models.MODEL_ROLE_LAST_GOOD, hashes["named"])
+    )
+    await loop.until(hashes["named"], events_pb2.LAYOUT_STATE_READY)
+    await loop.restart("stream")
+
+    async def removed() -> bool:
+        return hashes["400d"] not in await loop.layouts()
+
+    await eventually(removed, timeout_s=90, message="the definition is removed")
+    states = {key: each.state for key, each in (await loop.layouts()).items()}
+    ready, gone = events_pb2.LAYOUT_STATE_READY, events_pb2.LAYOUT_STATE_RETIRED
+    assert states == {newest.hash: ready, hashes["named"]: ready, hashes["300d"]: gone}
+    with pytest.raises(GyreError, match="is not known"):
+        await loop.matrix(moment_of(events), hashes["400d"])

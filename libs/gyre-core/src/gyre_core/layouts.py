@@ -6,7 +6,7 @@ definition is kept in the topic `features.layouts` for as long as a model names 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 from typing import Self
@@ -298,3 +298,23 @@ def changes(wants: Wants, known: Mapping[str, KnownLayout], *, now: float) -> li
         if after != layout:
             changed.append(after)
     return changed
+
+
+def removable(
+    wants: Wants, known: Mapping[str, KnownLayout], needed_s: Callable[[KnownLayout], float], *, now: float
+) -> list[str]:
+    """The layouts whose definition nothing needs any more, by hash: they were retired long ago, and nothing wants them.
+
+    As in `changes`, only who holds the gyre.yaml that was declared last decides.
+
+    Args:
+        wants: what is wanted.
+        known: the layouts of the topic, by hash.
+        needed_s: how long the definition of a layout is needed after its retirement, seconds.
+        now: wall time, unix seconds.
+    """
+    if latest(known) != wants.newest:
+        return []
+    wanted = wanted_layouts(wants.newest, wants.models)
+    retired = [each for each in known.values() if not each.is_maintained and each.hash not in wanted]
+    return [each.hash for each in retired if now - each.change_time >= needed_s(each)]

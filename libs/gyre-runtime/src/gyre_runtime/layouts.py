@@ -11,21 +11,24 @@ from typing import Self
 
 from gyre.events.v1 import features_pb2 as pb
 from gyre.events.v1 import models_pb2 as models
+from gyre_core.features import Layout
 from gyre_core.layouts import (
     KnownLayout,
     LayoutDefinition,
+    LayoutRefused,
     LayoutState,
     ModelRole,
     NamedModel,
     compiled,
     latest,
+    require_maintainable,
 )
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from pydantic import ValidationError
 
 from gyre_runtime.events import Event, message_types
-from gyre_runtime.kafka import View, read_compacted
+from gyre_runtime.kafka import View, existing_topics, read_compacted
 
 TOPIC = "features.layouts"
 TYPES = message_types(pb.FeatureLayout)
@@ -156,6 +159,7 @@ class LayoutCatalog:
         def take(key: str, event: Event | None) -> None:
             if event is None:
                 self._known[loop].pop(key, None)
+                self._specs.pop((loop, key), None)
             elif (layout := _readable(event.message)) is not None:
                 self._known[loop][layout.hash] = layout
             self._current[loop] = _current(self._known[loop])
@@ -179,6 +183,25 @@ async def read_layouts(bootstrap: str, loop: str, *, timeout_s: float = 30.0) ->
     events = await read_compacted(bootstrap, topic(loop, TOPIC), TYPES, timeout_s=timeout_s)
     found = (_readable(event.message) for event in events.values())
     return {layout.hash: layout for layout in found if layout is not None}
+
+
+async def refusal_of(bootstrap: str, spec: LoopSpec) -> LayoutRefused | None:
+    """Why a loop's layout cannot be maintained beside those of the running mesh; None where it can, or none runs.
+
+    Raises:
+        TimeoutError: Kafka does not answer in time.
+    """
+    layouts, rollouts = topic(spec.loop, TOPIC), topic(spec.loop, "models.rollouts")
+    if len(await existing_topics(bootstrap, (layouts, rollouts))) < 2:
+        return None
+    known = await read_layouts(bootstrap, spec.loop)
+    view = (await read_compacted(bootstrap, rollouts, message_types(models.RolloutView))).get(spec.loop)
+    named = [] if view is None else named_models(view.message)
+    try:
+        require_maintainable(Layout.compile(spec).hash, LayoutDefinition.of(spec), known, named)
+    except LayoutRefused as refused:
+        return refused
+    return None
 
 
 def _readable(message: pb.FeatureLayout) -> KnownLayout | None:

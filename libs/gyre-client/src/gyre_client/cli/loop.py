@@ -13,6 +13,7 @@ from gyre_core.spec import LoopSpec, SpecError, json_schema, load_loop
 from gyre_core.topics import BEHAVIOR, Topic, declared
 from gyre_runtime import call
 from gyre_runtime.kafka import config_differences, mend_configs
+from gyre_runtime.layouts import refusal_of
 from rich.console import Group, RenderableType
 
 from gyre_client.cli.session import (
@@ -41,8 +42,16 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def validate(file: FileArgument) -> None:
-    """Check a gyre.yaml; names file, line, field, value and rule of every mistake."""
+def validate(
+    file: FileArgument,
+    *,
+    mesh: Annotated[bool, typer.Option("--mesh", help="Also ask the mesh whether it can maintain the layout.")] = False,
+) -> None:
+    """Check a gyre.yaml; names file, line, field, value and rule of every mistake.
+
+    With `--mesh` also whether its feature layout can be maintained beside those that models of the running mesh name:
+    TOO_MANY_LAYOUTS and KIND_CHANGED are found before any process is restarted.
+    """
     try:
         spec = load_loop(file)
     except SpecError as error:
@@ -52,6 +61,8 @@ def validate(file: FileArgument) -> None:
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{file}: cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}")
     layout = Layout.compile(spec)
+    if mesh and (refused := ask("kafka", lambda found: refusal_of(found.settings.kafka, spec))):
+        fail(f"{file}: {refused.reason}: {refused}")
     facts = f"{len(spec.features)} features in {len(layout.columns)} columns, layout {layout.hash}"
     typer.echo(f"{file}: loop {spec.loop} is valid: {facts}")
 

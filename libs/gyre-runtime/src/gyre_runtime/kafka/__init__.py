@@ -9,7 +9,7 @@ from gyre_runtime.kafka.consumer import Consumer
 from gyre_runtime.kafka.logs import LogReplaced, accept_log
 from gyre_runtime.kafka.producer import Producer
 from gyre_runtime.kafka.topic_configs import ConfigDifference, config_differences, mend_configs
-from gyre_runtime.kafka.topics import create_topics, ensure_topics
+from gyre_runtime.kafka.topics import create_topics, ensure_topics, existing_topics
 from gyre_runtime.kafka.transactions import Transaction, TransactionalProducer
 from gyre_runtime.kafka.view import RecordReader, Start, View, read_compacted, read_log, read_newest, read_records
 from gyre_runtime.kafka.work import ConsumerWork
@@ -34,6 +34,7 @@ __all__ = [
     "config_differences",
     "create_topics",
     "ensure_topics",
+    "existing_topics",
     "mend_configs",
     "read_compacted",
     "read_log",

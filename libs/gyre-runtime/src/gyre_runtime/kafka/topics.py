@@ -79,6 +79,15 @@ async def create_topics(bootstrap: str, topics: Iterable[DeclaredTopic], *, repl
     return created
 
 
+async def existing_topics(bootstrap: str, names: Iterable[str]) -> frozenset[str]:
+    """Which of some topics exist; Kafka is waited for."""
+    admin = await started_admin(bootstrap)
+    try:
+        return frozenset(names) & frozenset(await admin.list_topics())
+    finally:
+        await admin.close()
+
+
 async def _create_missing(admin: AIOKafkaAdminClient, wanted: dict[str, DeclaredTopic], replication: int) -> list[str]:
     existing = set(await admin.list_topics())
     missing = [topic for name, topic in wanted.items() if name not in existing]

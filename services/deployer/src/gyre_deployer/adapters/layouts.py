@@ -20,16 +20,13 @@ class KnownLayouts:
 
     def __init__(self, spec: LoopSpec, catalog: LayoutCatalog) -> None:
         self.loop, self._newest, self._catalog = spec.loop, Layout.compile(spec), catalog
-        self._columns: dict[str, Sequence[str]] = {self._newest.hash: self._newest.columns}
 
     def columns(self, layout: str) -> Sequence[str] | None:
-        """See `Layouts`."""
-        if layout not in self._columns:
-            spec = self._catalog.spec(self.loop, layout)
-            if spec is None:
-                return None
-            self._columns[layout] = Layout.compile(spec).columns
-        return self._columns[layout]
+        """See `Layouts`; one whose definition was removed is not known any more."""
+        if layout == self._newest.hash:
+            return self._newest.columns
+        spec = self._catalog.spec(self.loop, layout)
+        return None if spec is None else Layout.compile(spec).columns
 
     def waits_for(self, layout: str) -> str:
         """See `Layouts`; a layout that the topic does not know is refused when its model is validated."""

@@ -97,6 +97,9 @@ def _maintainer(
     async def publish(layout: KnownLayout) -> None:
         await parts.producer.send(topic(loop, LAYOUTS), layout_message(loop, layout), key=layout.hash)
 
+    async def remove(hash_: str) -> None:
+        await parts.producer.delete(topic(loop, LAYOUTS), hash_)
+
     def open_stream(hash_: str, own: LoopSpec) -> LayoutStream:
         return _layout_stream(parts, made, (hash_, own))
 
@@ -108,6 +111,7 @@ def _maintainer(
         catalog=parts.catalog,
         models=named,
         publish=publish,
+        remove=remove,
         open=open_stream,
         ready=ready,
         grace_s=parts.settings.features_layout_grace_s,

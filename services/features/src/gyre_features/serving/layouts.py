@@ -96,8 +96,9 @@ class ServedLayouts:
         Raises:
             NotFound: the loop is not served here (UNKNOWN_LOOP).
         """
-        newest = self.newest(loop)
-        known = (self._opened(loop, each) for each in self._catalog.known(loop).values())
+        newest, found = self.newest(loop), self._catalog.known(loop)
+        self._others = {place: each for place, each in self._others.items() if place[0] != loop or place[1] in found}
+        known = (self._opened(loop, each) for each in found.values())
         stores = {each.layout.hash: each.store for each in (newest, *known) if each is not None}
         return list(stores.values())
 

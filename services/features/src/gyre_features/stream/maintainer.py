@@ -21,6 +21,7 @@ from gyre_core.layouts import (
     Wants,
     changes,
     declare,
+    removable,
     require_maintainable,
     wanted_layouts,
 )
@@ -30,17 +31,22 @@ from gyre_runtime.kafka import ConsumerWork
 from gyre_runtime.layouts import LayoutCatalog
 from gyre_runtime.loop_work import LoopRunner
 
+from gyre_features.online.layout_program import lease_s
 from gyre_features.online.store import OnlineStore
 from gyre_features.stream.layout_stream import LayoutStream
 
 _LOOK_S = 1.0
 _PROGRESS_S = 5.0
 _REFUSED_S = 60.0
+_REMOVAL_S = 3600.0
+"""How often it is asked whose definition nothing needs any more."""
+_DAY_S = 86_400.0
 _BOTH_LETTER_S = 30.0
 """How long the layout before goes on writing dead letters, so that none is missed where the newer one takes over."""
 _LOG = logging.getLogger(__name__)
 
 Publish = Callable[[KnownLayout], Awaitable[None]]
+Remove = Callable[[str], Awaitable[None]]
 Open = Callable[[str, LoopSpec], LayoutStream]
 
 
@@ -71,6 +77,7 @@ class LayoutMaintainer:
         catalog: the layouts of the topic.
         models: the models that are named now.
         publish: writes a layout's record, and returns once Kafka has it.
+        remove: deletes the record of a layout by its hash, and returns once Kafka knows.
         open: a layout's stream, from its hash and the loop's spec as it sees it.
         ready: awaited before anything is done.
         grace_s: how long a layout is maintained that nothing wants any more.
@@ -80,6 +87,7 @@ class LayoutMaintainer:
     catalog: LayoutCatalog
     models: Callable[[], Sequence[NamedModel]]
     publish: Publish
+    remove: Remove
     open: Open
     ready: Callable[[], Awaitable[object]]
     grace_s: float
@@ -130,6 +138,7 @@ class LayoutMaintainer:
                 if running.leads and running.stream is not None:
                     await self._follow(hash_, running.stream)
             await self._change()
+            await self._remove()
         except (KafkaError, Unavailable) as error:
             _LOG.warning("layouts are looked at later", extra={"loop": self.spec.loop, "problem": str(error)})
 
@@ -223,6 +232,31 @@ class LayoutMaintainer:
                 await self._publish(layout)
                 facts = {"loop": self.spec.loop, "layout": layout.hash, "wanted_by": list(layout.wanted_by)}
                 _LOG.info("a layout is %s", layout.state.lower(), extra=facts)
+
+    async def _remove(self) -> None:
+        """Remove the definitions of layouts that were retired so long ago that nothing needs them any more.
+
+        The leader of the newest layout does so. A record that is gone takes nothing with it: no model names the layout,
+        and its values expired before.
+        """
+        leader = self._running.get(self._newest.hash)
+        if leader is None or not leader.leads or not self._is_due("removal", _REMOVAL_S):
+            return
+        loop = self.spec.loop
+        await self.catalog.catch_up(loop)
+        now, known = time.time(), self.catalog.known(loop)
+        wants = Wants(self._newest.hash, self.models(), self._unwanted, self.grace_s)
+        for hash_ in removable(wants, known, self._needed_s, now=now):
+            await self.remove(hash_)
+            await self.catalog.catch_up(loop)
+            _LOG.info("the definition of a retired layout is removed", extra={"loop": loop, "layout": hash_})
+
+    def _needed_s(self, layout: KnownLayout) -> float:
+        """How long a definition is needed after the retirement: to forget a user in values that have not expired yet.
+
+        A day more is for processes that were late to end their stream, and for clocks.
+        """
+        return lease_s(Layout.compile(layout.definition.spec(self.spec))) + _DAY_S
 
     async def _publish(self, layout: KnownLayout) -> None:
         """Write a record, and wait until it is read here, so that the next look does not write it again."""
