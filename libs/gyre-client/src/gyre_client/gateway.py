@@ -124,7 +124,9 @@ class GyreClient:
         timeout_s: float = 5.0,
     ) -> None:
         chosen = settings or ClientSettings()
-        self._channel = channel(address or chosen.gateway, chosen, name="gateway", token=token or chosen.token)
+        self._channel = channel(
+            address or chosen.gateway, chosen, name="gateway", token=token or chosen.token, follows_health=True
+        )
         self._stub = rpc.GatewayServiceStub(self._channel)
         self._source = chosen.source if source is None else source
         self._timeout_s = timeout_s

@@ -5,6 +5,7 @@ in place of `AioRpcError`, and refuse to start without a deadline.
 """
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ import grpc
 from gyre_runtime import tracing
 from gyre_runtime.context import CURRENT_CALL
 from gyre_runtime.errors import DeadlineExceeded, Unavailable, from_rpc_error
+from gyre_runtime.health import ACCEPTING
 from gyre_runtime.interceptor import REQUEST_ID
 from gyre_runtime.metrics import instrument
 from gyre_runtime.settings import ChannelSettings
@@ -93,7 +95,9 @@ async def call(
     raise ValueError("attempts must be at least 1")
 
 
-def channel(address: str, settings: ChannelSettings, *, name: str, token: str | None = None) -> "Channel":
+def channel(
+    address: str, settings: ChannelSettings, *, name: str, token: str | None = None, follows_health: bool = False
+) -> "Channel":
     """Open a channel to a peer; it connects by itself, now or whenever the peer comes up.
 
     Args:
@@ -101,16 +105,22 @@ def channel(address: str, settings: ChannelSettings, *, name: str, token: str | 
         settings: uses TLS, token and size limits.
         name: the peer's name in metrics.
         token: the bearer token; that of the settings' file by default.
+        follows_health: calls go only to processes of the mesh that accept calls: not to one that was never ready yet,
+            nor to one that drains (client-side health checking, https://grpc.io/docs/guides/health-checking/).
     """
-    credentials = channel_credentials(settings)
+    credentials, options = channel_credentials(settings), channel_options(settings, follows_health=follows_health)
     if credentials is None:
-        inner = grpc.aio.insecure_channel(address, options=_options(settings))
+        inner = grpc.aio.insecure_channel(address, options=options)
     else:
-        inner = grpc.aio.secure_channel(address, credentials, options=_options(settings))
+        inner = grpc.aio.secure_channel(address, credentials, options=options)
     return Channel(inner, name=name, token=read_token(settings.token_file) if token is None else token)
 
 
-def _options(settings: ChannelSettings) -> list[tuple[str, Any]]:
+def channel_options(settings: ChannelSettings, *, follows_health: bool = False) -> list[tuple[str, Any]]:
+    """The options of gRPC's own channels; see `channel`."""
+    service_config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if follows_health:
+        service_config["healthCheckConfig"] = {"serviceName": ACCEPTING}
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -119,7 +129,7 @@ def _options(settings: ChannelSettings) -> list[tuple[str, Any]]:
         ("grpc.min_reconnect_backoff_ms", 2000),
         ("grpc.max_reconnect_backoff_ms", 2000),
         ("grpc.keepalive_time_ms", 20000),
-        ("grpc.lb_policy_name", "round_robin"),
+        ("grpc.service_config", json.dumps(service_config)),
         ("grpc.enable_http_proxy", 0),
     ]
 

@@ -3,6 +3,10 @@
 That is readiness, under the empty name and those of the services. Liveness has the name `liveness`: SERVING from the
 first moment until the process ends, so that nobody restarts a process because something that it needs is away.
 
+Whether a process takes calls has the name `accepting`: SERVING from the first time that it is ready until half of its
+drain delay is over, whatever dependency goes away meanwhile. Callers that may choose between processes follow it
+(`gyre_runtime.channel`).
+
 A process that works for several loops is ready while any of them gets on; the name `<service>/<loop>` is of one.
 """
 
@@ -10,14 +14,17 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
-from grpc_health.v1 import health, health_pb2
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gyre_runtime.metrics import instrument
 
 LIVENESS = "liveness"
+ACCEPTING = "accepting"
 _LOG = logging.getLogger(__name__)
 _POLL_S = 2.0
 _POLL_UNTIL_SERVING_S = 0.2
@@ -44,19 +51,71 @@ class Dependency:
     loop: str = ""
 
 
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+    """Answers `grpc.health.v1`; each watch is sent every change, until the watches are ended."""
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, health_pb2.HealthCheckResponse.ServingStatus.ValueType] = {}
+        self._changed = asyncio.Condition()
+        self._ended = False
+
+    async def set(self, service: str, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        """Say the status of a service from now on."""
+        async with self._changed:
+            self._statuses[service] = status
+            self._changed.notify_all()
+
+    async def end_watches(self) -> None:
+        """End every watch, which would keep a server that stops waiting."""
+        async with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    async def Check(  # noqa: N802 - the protocol's name
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> health_pb2.HealthCheckResponse:
+        """Answer the status; NOT_FOUND for a service that is not known."""
+        status = self._statuses.get(request.service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(  # noqa: N802 - the protocol's name
+        self, request: health_pb2.HealthCheckRequest, _context: object
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Answer the status, and each other one that follows."""
+        said: list[int] = []
+
+        def is_news() -> bool:
+            return self._ended or said[-1:] != [self._status(request.service)]
+
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(is_news)
+                if self._ended:
+                    return
+                said = [status := self._status(request.service)]
+            yield health_pb2.HealthCheckResponse(status=status)
+
+    def _status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:
+        return self._statuses.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+
+
 class Health:
     """Polls dependencies and sets the health service; starts NOT_SERVING.
 
     Args:
         service: the process's name, such as `features-stream`, which the health of its loops is reported under.
+        accepts_once_ready: calls are accepted from the first time on that the process is ready, rather than at once.
 
     Attributes:
         has_callers: whether a server of the process answers more than its health.
     """
 
-    def __init__(self, service: str = "") -> None:
+    def __init__(self, service: str = "", *, accepts_once_ready: bool = False) -> None:
         self._service = service
-        self.servicer = health.aio.HealthServicer()
+        self._accepts = not accepts_once_ready
+        self.servicer = HealthServicer()
         self.has_callers = False
         self._dependencies: list[Dependency] = []
         self._services: list[str] = [""]
@@ -104,10 +163,16 @@ class Health:
     async def listen(self) -> None:
         """Say that the process lives, as soon as a server listens."""
         await self.servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        await self.servicer.set(ACCEPTING, _status(self._accepts))
 
     async def drain(self) -> None:
-        """Answer NOT_SERVING from now on."""
+        """Answer NOT_SERVING from now on; calls are accepted still."""
         self._draining = True
+        await self._publish()
+
+    async def stop_accepting(self) -> None:
+        """Say that no more calls are accepted, so that callers leave for another process."""
+        self._accepts = False
         await self._publish()
 
     async def watch(self) -> None:
@@ -151,6 +216,8 @@ class Health:
         instrument("gyre_dependency_up").set(float(up), dependency=dependency.name)
 
     async def _publish(self) -> None:
+        self._accepts = self._accepts or self.serving
+        await self.servicer.set(ACCEPTING, _status(self._accepts))
         for service in self._services:
             await self.servicer.set(service, _status(self.serving))
         for loop in {each.loop for each in self._dependencies if each.loop}:

@@ -40,7 +40,7 @@ class Lifespan:
     """
 
     def __init__(self, *, drain_s: float = 10.0, service: str = "") -> None:
-        self.health = Health(service)
+        self.health = Health(service, accepts_once_ready=True)
         self._drain_s = drain_s
         self._stack, self._servers = AsyncExitStack(), AsyncExitStack()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -144,12 +144,18 @@ class Lifespan:
     async def announce_end(self, delay_s: float) -> None:
         """Say NOT_SERVING, and work on as before for `delay_s` where there are callers, who look for another process.
 
-        A second signal, or a background task that dies, ends the delay.
+        In the first half callers connect to others, a process that was started a moment ago among them; in the second
+        half, those who follow `accepting` leave. A second signal, or a background task that dies, ends the delay.
         """
         await self.health.drain()
         if self.health.has_callers:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._at_once.wait(), delay_s)
+            await self._delay(delay_s / 2)
+            await self.health.stop_accepting()
+            await self._delay(delay_s / 2)
+
+    async def _delay(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._at_once.wait(), seconds)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         error = None if task.cancelled() else task.exception()

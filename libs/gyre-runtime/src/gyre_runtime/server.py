@@ -72,6 +72,8 @@ class Server:
     ) -> None:
         """Stop: NOT_SERVING, no new calls, streams end, unary calls under way get `drain_s`."""
         await self._health.drain()
+        await self._health.stop_accepting()
+        await self._health.servicer.end_watches()
         self._interceptor.end_streams()
         if self._server is not None:
             await self._server.stop(self._settings.drain_s)

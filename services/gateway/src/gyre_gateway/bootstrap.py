@@ -56,8 +56,8 @@ async def bootstrap(lifespan: Lifespan, settings: GatewaySettings) -> RunningGat
     lifespan.set_up("topics", ensure_topics(settings, loops.values()), required=False)
     routers = await _routers(lifespan, settings, loops, producer)
     peers = Peers(
-        GrpcFeatures(await lifespan.enter(channel(settings.features, settings, name="features"))),
-        GrpcModels(await lifespan.enter(channel(settings.inference, settings, name="inference"))),
+        GrpcFeatures(await lifespan.enter(channel(settings.features, settings, name="features", follows_health=True))),
+        GrpcModels(await lifespan.enter(channel(settings.inference, settings, name="inference", follows_health=True))),
         KafkaImpressions(producer, loops),
     )
     answering = {name: Answering(spec, routers[name], peers) for name, spec in loops.items()}
