@@ -15,6 +15,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from gyre.events.v1.features_pb2 import QualityWindow
 from gyre_core.features import Layout, Reader, RequestContext
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, topic
@@ -22,8 +23,8 @@ from gyre_features.online.store import OnlineStore
 from gyre_features.settings import FeaturesSettings
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
-from gyre_runtime.events import encode
-from gyre_runtime.kafka import create_topics
+from gyre_runtime.events import encode, message_types
+from gyre_runtime.kafka import create_topics, read_log
 from gyre_warehouse.tables import INTERACTIONS, ensure_table, open_catalog
 from redis.asyncio import Redis
 
@@ -48,6 +49,7 @@ class Clicks:
 
     def __init__(self, kafka: str, spec: LoopSpec, history: Any) -> None:
         self.name, self._kafka, self._spec, self._history = topic(spec.loop, CLICKS), kafka, spec, history
+        self.loop = spec.loop
 
     async def send(self, first: int, end: int) -> None:
         """Send the clicks of some numbers, which are their ids and the seconds of their times."""
@@ -72,6 +74,15 @@ class Clicks:
 
             await eventually(gone, timeout_s=20, message="the topic is deleted")
         await create_topics(self._kafka, [each for each in declared(self._spec) if each.name == self.name])
+
+    def accept(self, beginning: str) -> None:
+        """Run the command that the log names."""
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("GYRE_")}
+        gyre = str(Path(sys.executable).parent / "gyre")
+        command = [gyre, "log", "accept", self.loop, CLICKS, "--from", beginning]
+        env = {**clean, "GYRE_KAFKA": self._kafka}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
     async def delete_records(self, before: int) -> None:
         """Let Kafka forget the records before an offset, as retention does."""
@@ -117,14 +128,6 @@ async def _health(address: str, service: str) -> int:
         return int(answer.status)
 
 
-def _accept(kafka: str, spec: LoopSpec, beginning: str) -> None:
-    """Run the command that the log names."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("GYRE_")}
-    command = [str(Path(sys.executable).parent / "gyre"), "log", "accept", spec.loop, CLICKS, "--from", beginning]
-    done = subprocess.run(command, env={**clean, "GYRE_KAFKA": kafka}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 async def test_a_topic_made_anew_with_more_records_is_read_once_it_is_accepted(
     kafka: str, tmp_path: Path, spec: LoopSpec, clicks: Clicks, counted: Any, start_process: Start
 ) -> None:
@@ -158,7 +161,7 @@ async def test_a_topic_made_anew_with_more_records_is_read_once_it_is_accepted(
         return await _health(address, loop_service) == health_pb2.HealthCheckResponse.NOT_SERVING
 
     await eventually(not_serving, timeout_s=20, message="the loop does not serve")
-    _accept(kafka, spec, "start")
+    clicks.accept("start")
     await eventually(lambda: stand(80), timeout_s=60, message="the new log is counted beside the old one")
 
     async def serving() -> bool:
@@ -193,7 +196,7 @@ async def test_a_tail_that_is_lost_while_running_stops_the_loop(
     )
     assert "20 records were applied, and the log ends at 5" in stream.log.read_text()
     assert await stand(20)
-    _accept(kafka, spec, "end")
+    clicks.accept("end")
     await eventually(lambda: "a log was accepted" in stream.log.read_text(), timeout_s=30)
     await clicks.send(20, 30)
     await eventually(lambda: stand(30), timeout_s=60, message="what comes after counts")
@@ -218,3 +221,56 @@ async def test_deleted_records_are_said_and_passed_over(
     await eventually(lambda: stand(15), timeout_s=60, message="what is left counts")
     said = [json.loads(line)["message"] for line in second.log.read_text().splitlines()]
     assert "partition 0: offsets 10–310 were gone" in said
+
+
+@pytest.fixture
+def quality_counts(kafka: str, spec: LoopSpec) -> Callable[[int], Any]:
+    """Whether the newest windows of live quality hold so many clicks together."""
+    types = message_types(QualityWindow)
+
+    async def read(count: int) -> bool:
+        published = [event.message async for event in read_log(kafka, topic(spec.loop, "features.quality"), types)]
+        latest = {(each.topic, each.partition, each.window_start_time.ToSeconds()): each for each in published}
+        return sum(each.events for each in latest.values()) == count
+
+    return read
+
+
+async def test_live_quality_counts_another_log_once_it_is_accepted(
+    clicks: Clicks, quality_counts: Any, start_process: Start
+) -> None:
+    """A topic made anew with more records is told from the one that was counted, and counted once it is accepted."""
+    await clicks.send(0, 20)
+    first = start_process("quality", GYRE_FEATURES_QUALITY_IDLE_S="1")
+    await eventually(lambda: quality_counts(20), timeout_s=60, message="the first log is counted")
+    first.terminate()
+    assert await asyncio.to_thread(first.wait, 20) == 0
+    await clicks.delete_topic()
+    await clicks.send(100, 160)
+    second = start_process("quality", GYRE_FEATURES_QUALITY_IDLE_S="1")
+    await eventually(lambda: "LOG_REPLACED" in second.log.read_text(), timeout_s=60, message="another log is said")
+    assert f"gyre log accept {clicks.loop} {CLICKS} --from" in second.log.read_text()
+    assert "partition 0: the record at offset 19 was" in second.log.read_text()
+    assert await quality_counts(20)
+    clicks.accept("start")
+    await eventually(lambda: quality_counts(80), timeout_s=60, message="the accepted log is counted from its start")
+    assert second.poll() is None
+
+
+async def test_live_quality_notices_a_tail_that_is_lost_while_it_runs(
+    clicks: Clicks, quality_counts: Any, start_process: Start
+) -> None:
+    """A topic that becomes shorter than what was counted is not counted on before it is accepted."""
+    await clicks.send(0, 20)
+    worker = start_process("quality", GYRE_FEATURES_QUALITY_IDLE_S="1")
+    await eventually(lambda: quality_counts(20), timeout_s=60, message="the log is counted")
+    await clicks.delete_topic()
+    await clicks.send(0, 5)
+    await eventually(lambda: "LOG_REPLACED" in worker.log.read_text(), timeout_s=60, message="another log is said")
+    assert "offset 19 was read, and the log ends at 5" in worker.log.read_text()
+    assert await quality_counts(20)
+    clicks.accept("end")
+    await eventually(lambda: "a log was accepted" in worker.log.read_text(), timeout_s=60, message="it is accepted")
+    await clicks.send(200, 210)
+    await eventually(lambda: quality_counts(30), timeout_s=60, message="what comes after is counted")
+    assert worker.poll() is None

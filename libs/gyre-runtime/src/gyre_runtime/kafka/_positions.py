@@ -12,9 +12,7 @@ from aiokafka.errors import KafkaError
 
 from gyre_runtime.checkpoints import Checkpoint, Place, witness_of
 from gyre_runtime.errors import Unavailable, is_transient
-from gyre_runtime.kafka._names import topic_labels
-from gyre_runtime.kafka.logs import Gap, LogCheck, LogReplaced, check_logs
-from gyre_runtime.metrics import instrument
+from gyre_runtime.kafka.logs import Gap, LogReplaced, check_logs, report_gap
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 0.5
@@ -63,7 +61,7 @@ class Resumption:
                 continue
             if not check.replaced:
                 self.problem = None
-                _report(check)
+                check.report()
                 return check.starts
             self._wait_for(LogReplaced(check.replaced))
             await asyncio.sleep(_CHECK_AGAIN_S)
@@ -79,22 +77,6 @@ class Resumption:
         if str(problem) != text or time.monotonic() - since > _LOG_EVERY_S:
             self._logged = (str(problem), time.monotonic())
             _LOG.error("nothing is read", extra={"problem": str(problem)})
-
-
-def _report(check: LogCheck) -> None:
-    for gap in check.gaps:
-        report_gap(gap)
-    for name, partition in check.accepted:
-        _LOG.warning("a log was accepted", extra={"topic": name, "partition": partition})
-
-
-def report_gap(gap: Gap) -> None:
-    """Log and count what Kafka had deleted before it was read."""
-    _LOG.error(
-        f"partition {gap.partition}: offsets {gap.first}–{gap.end} were gone",
-        extra={"topic": gap.topic, "records": gap.end - gap.first},
-    )
-    instrument("gyre_consumer_gone_total").add(gap.end - gap.first, **topic_labels(gap.topic))
 
 
 async def seek_to_start(kafka: AIOKafkaConsumer, positions: Mapping[TopicPartition, int]) -> None:

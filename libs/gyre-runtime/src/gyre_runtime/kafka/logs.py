@@ -6,6 +6,7 @@ it with the topic, so it never holds for a log that comes after.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,9 +21,11 @@ from aiokafka.structs import OffsetAndMetadata
 from gyre_runtime.checkpoints import Checkpoint, Place, Witness, base_at, witness_of
 from gyre_runtime.errors import NotFound, Precondition, Unavailable
 from gyre_runtime.events import format_time
-from gyre_runtime.kafka._names import loop_of
+from gyre_runtime.kafka._names import loop_of, topic_labels
 from gyre_runtime.kafka._undecodable import UndecodableRecord
+from gyre_runtime.metrics import instrument
 
+_LOG = logging.getLogger(__name__)
 ACCEPTED_GROUP = "gyre-log-accepted"
 """The group whose committed offsets are acceptances: where to begin, and the log's base as metadata."""
 _WAIT_MS = 200
@@ -65,6 +68,22 @@ class LogCheck:
     replaced: dict[Place, str] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
     accepted: list[Place] = field(default_factory=list)
+
+    def report(self) -> None:
+        """Log, and count, what is gone and what was accepted."""
+        for gap in self.gaps:
+            report_gap(gap)
+        for name, partition in self.accepted:
+            _LOG.warning("a log was accepted", extra={"topic": name, "partition": partition})
+
+
+def report_gap(gap: Gap) -> None:
+    """Log and count what Kafka had deleted before it was read."""
+    _LOG.error(
+        f"partition {gap.partition}: offsets {gap.first}–{gap.end} were gone",
+        extra={"topic": gap.topic, "records": gap.end - gap.first},
+    )
+    instrument("gyre_consumer_gone_total").add(gap.end - gap.first, **topic_labels(gap.topic))
 
 
 class Acceptance(NamedTuple):
@@ -136,6 +155,8 @@ def _first_finding(
     for each in checkpoints:
         if each.kafka_offset > end:
             return f"{topic} partition {partition}: {each.kafka_offset} records were applied, and the log ends at {end}"
+        if each.witness and each.witness.offset >= end:  # of a store that begins again before what it has seen
+            return f"{topic} partition {partition}: offset {each.witness.offset} was read, and the log ends at {end}"
         known, found = each.witness, held.get((place, each.witness.offset)) if each.witness else None
         if known and found and known != found:
             return (

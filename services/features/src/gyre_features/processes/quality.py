@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import faust
@@ -17,15 +17,16 @@ from gyre_core.topics import topic
 from gyre_privacy.masking import Privacy, open_privacy
 from gyre_privacy.redaction import redactor
 from gyre_runtime import Dependency, Lifespan, load_loops
-from gyre_runtime.checkpoints import Place
+from gyre_runtime.checkpoints import Checkpoint, Place
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, View, ensure_topics
 
 from gyre_features.processes.stream import TOPICS, TYPES
+from gyre_features.quality.faust_consumer import ReceivedFromFaust, watch_logs
 from gyre_features.quality.flow import LiveFlow, send_however_long
+from gyre_features.quality.logs import LogChanged, QualityLogs
 from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.sketching import LiveSketches
-from gyre_features.quality.undecodable import UndecodableMessage, mark_undecodable
 from gyre_features.quality.watch import QualityWatch
 from gyre_features.quality.windowed import windows_needed
 from gyre_features.settings import QualitySettings
@@ -33,6 +34,8 @@ from gyre_features.settings import QualitySettings
 GROUP = "features-quality"
 _TICK_S = 0.5
 _STOP_S = 5.0
+_METADATA_MAX_AGE_MS = 5000
+"""How soon partitions and topics that come are read."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -41,7 +44,10 @@ async def quality(lifespan: Lifespan, settings: QualitySettings) -> None:
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, redactor)
     stopping = asyncio.Event()
-    work = _work(lifespan, settings, loops, privacy)
+    logs = QualityLogs(settings.kafka)
+    for name in loops:
+        lifespan.depends_on(Dependency(f"loop {name}", partial(logs.check, name), loop=name))
+    work = _work(lifespan, settings, loops, privacy, logs)
     lifespan.background("quality", _until_stopped(work, stopping), stop=stopping.set)
 
 
@@ -59,7 +65,10 @@ async def _until_stopped(coroutine: Coroutine[Any, Any, None], stopping: asyncio
         work.result()
 
 
-async def _work(lifespan: Lifespan, settings: QualitySettings, loops: Mapping[str, LoopSpec], privacy: Privacy) -> None:
+async def _work(
+    lifespan: Lifespan, settings: QualitySettings, loops: Mapping[str, LoopSpec], privacy: Privacy, logs: QualityLogs
+) -> None:
+    """Count until cancelled, again from where the group stands when a log is another one by now."""
     await ensure_topics(settings, loops.values())
     async with (
         Producer(settings.kafka, source="gyre/features-quality") as producer,
@@ -67,37 +76,54 @@ async def _work(lifespan: Lifespan, settings: QualitySettings, loops: Mapping[st
         LiveFlow(settings.kafka, loops, settings.artifacts.absolute(), producer, windows=published.windows) as flow,
     ):
         lifespan.depends_on(Dependency("kafka", producer.ping))
+        logs.stored = published.checkpoints
 
         async def closed_until(places: Collection[Place]) -> Mapping[Place, float]:
             await flow.catch_up()
             return await published.closed_until(places)
 
-        app = make_app(settings)
-        watch = QualityWatch(
-            loops,
-            TYPES,
-            closed_until=closed_until,
-            publish=lambda windows: _publish(producer, windows),
-            commit=lambda offsets: _commit(app, offsets),
-            idle_s=settings.features_quality_idle_s,
-            mask=privacy.mask,
-            live=LiveSketches(
+        while True:
+            app = make_app(settings, logs)
+            watch = QualityWatch(
                 loops,
-                reference=flow.reference,
-                stored=flow.stored,
-                publish=flow.publish,
-                every_s=settings.features_quality_live_s,
-            ),
-        )
+                TYPES,
+                closed_until=closed_until,
+                publish=lambda windows: _publish(producer, windows, logs),
+                commit=lambda offsets, app=app: _commit(app, logs.kafka_offsets(offsets)),  # type: ignore[misc]
+                idle_s=settings.features_quality_idle_s,
+                mask=privacy.mask,
+                live=LiveSketches(
+                    loops,
+                    reference=flow.reference,
+                    stored=flow.stored,
+                    publish=flow.publish,
+                    every_s=settings.features_quality_live_s,
+                ),
+            )
+            try:
+                await _count(app, watch, flow, logs, loops, settings)
+            except* LogChanged as changed:
+                _LOG.error("counting again", extra={"problem": str(changed.exceptions[0])})
 
-        failed = _observe(app, watch, loops, settings)
-        async with _running(app), asyncio.TaskGroup() as tasks:
-            tasks.create_task(_ticks(watch), name="windows in time")
-            tasks.create_task(_judging(flow, app, settings.features_quality_live_s), name="live quality")
-            tasks.create_task(_until(app, failed), name="faust")
+
+async def _count(
+    app: faust.App,
+    watch: QualityWatch,
+    flow: LiveFlow,
+    logs: QualityLogs,
+    loops: Iterable[str],
+    settings: QualitySettings,
+) -> None:
+    """Run the app until something fails, or a log is another one (`LogChanged`)."""
+    failed = _observe(app, watch, logs, loops, settings)
+    async with _running(app), asyncio.TaskGroup() as tasks:
+        tasks.create_task(_ticks(watch), name="windows in time")
+        tasks.create_task(_judging(flow, app, settings.features_quality_live_s), name="live quality")
+        tasks.create_task(logs.run(), name="logs")
+        tasks.create_task(_until(app, failed), name="faust")
 
 
-def make_app(settings: QualitySettings) -> faust.App:
+def make_app(settings: QualitySettings, logs: QualityLogs) -> faust.App:
     """The faust app: no tables, no web server, no topics of its own; offsets are committed by `QualityWatch`."""
     logging.getLogger("faust").setLevel(logging.WARNING)
     app = faust.App(
@@ -109,12 +135,13 @@ def make_app(settings: QualitySettings) -> faust.App:
         topic_allow_declare=False,
         topic_disable_leader=True,
         consumer_auto_offset_reset="earliest",
+        consumer_metadata_max_age_ms=_METADATA_MAX_AGE_MS,
         stream_wait_empty=False,
         broker_session_timeout=10.0,
         broker_heartbeat_interval=1.0,
         stream_buffer_maxsize=8192,
     )
-    mark_undecodable(app)
+    watch_logs(app, logs)
     return app
 
 
@@ -138,6 +165,7 @@ async def _running(app: faust.App) -> AsyncIterator[None]:
         last_resort.daemon = True
         last_resort.start()
         await app.stop()
+        last_resort.cancel()
 
 
 def _leave(code: int) -> None:
@@ -146,7 +174,7 @@ def _leave(code: int) -> None:
 
 
 def _observe(
-    app: faust.App, watch: QualityWatch, loops: Iterable[str], settings: QualitySettings
+    app: faust.App, watch: QualityWatch, logs: QualityLogs, loops: Iterable[str], settings: QualitySettings
 ) -> "asyncio.Future[None]":
     """Let the app hand over raw records; answer what fails when the watch does, which faust would only log."""
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -155,7 +183,7 @@ def _observe(
     async def observe(stream: Any) -> None:
         try:
             async for events in stream.noack_take(settings.features_quality_batch, within=0.05):
-                await watch.observe([ReceivedFromFaust.of(event.message) for event in events])
+                await watch.observe(logs.admit(ReceivedFromFaust.of(event.message) for event in events))
         except Exception as error:
             failed.set_exception(error)
             raise
@@ -166,36 +194,6 @@ def _observe(
     app.agent(app.topic(*topics, key_serializer="raw", value_serializer="raw", acks=False))(observe)
     app.on_partitions_revoked.connect(revoked, weak=False)
     return failed
-
-
-@dataclass(slots=True)
-class ReceivedFromFaust:
-    """A record as aiokafka gave it to faust, whose own messages hold Kafka's time in seconds.
-
-    Attributes:
-        timestamp: of the record, unix milliseconds; 0 where it has none.
-        timestamp_type: 0 for the producer's time, 1 for the broker's.
-        problem: why the record could not be decoded; empty where it could.
-    """
-
-    topic: str
-    partition: int
-    offset: int
-    key: Any
-    value: Any
-    headers: Any
-    timestamp: int
-    timestamp_type: int
-    problem: str = ""
-
-    @classmethod
-    def of(cls, message: Any) -> Self:
-        """The record of a faust message."""
-        place = message.topic, message.partition, message.offset
-        timestamp_ms = round((message.timestamp or 0) * 1000)
-        problem = message.problem if isinstance(message, UndecodableMessage) else ""
-        content = message.key, message.value, message.headers
-        return cls(*place, *content, timestamp_ms, message.timestamp_type or 0, problem)
 
 
 async def _ticks(watch: QualityWatch) -> None:
@@ -225,8 +223,10 @@ async def _until(app: faust.App, failed: "asyncio.Future[None]") -> None:
     raise RuntimeError("faust's app ended")
 
 
-async def _publish(producer: Producer, windows: Sequence[pb.QualityWindow]) -> None:
-    """Send windows, each partition's in their order, however long Kafka is away."""
+async def _publish(producer: Producer, windows: Sequence[pb.QualityWindow], logs: QualityLogs) -> None:
+    """Send windows with their partitions' checkpoints, each partition's in order, however long Kafka is away."""
+    for window in windows:
+        window.checkpoint = logs.checkpoint((window.topic, window.partition)).encoded()
     name_of = {window.loop: topic(window.loop, "features.quality") for window in windows}
     sends = (send_however_long(producer, name_of[each.loop], each, key=each.topic) for each in windows)
     await asyncio.gather(*sends)
@@ -251,6 +251,7 @@ class PublishedWindows:
             View(settings.kafka, topic(name, "features.quality"), types, on_change=self._note) for name in loops
         ]
         self._closed_until: dict[Place, float] = {}
+        self._checkpoints: dict[Place, Checkpoint] = {}
         self.windows = QualityWindows(kept=max(map(windows_needed, loops.values())))
 
     async def __aenter__(self) -> Self:
@@ -269,8 +270,11 @@ class PublishedWindows:
             return
         window: pb.QualityWindow = event.message
         self.windows.note(window)
+        place = window.topic, window.partition
+        if window.checkpoint:
+            self._checkpoints[place] = Checkpoint.decoded(window.checkpoint)
         if window.final:
-            place, end = (window.topic, window.partition), window.window_end_time.ToNanoseconds() / 1e9
+            end = window.window_end_time.ToNanoseconds() / 1e9
             self._closed_until[place] = max(self._closed_until.get(place, 0.0), end)
 
     async def closed_until(self, _places: Collection[Place]) -> Mapping[Place, float]:
@@ -278,3 +282,9 @@ class PublishedWindows:
         for view in self._views:
             await view.catch_up()
         return self._closed_until
+
+    async def checkpoints(self, places: Collection[Place]) -> Mapping[Place, Checkpoint]:
+        """What the newest window says of where a successor begins, of those partitions whose windows say so."""
+        for view in self._views:
+            await view.catch_up()
+        return {place: self._checkpoints[place] for place in places if place in self._checkpoints}

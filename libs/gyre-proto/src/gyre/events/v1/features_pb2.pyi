@@ -220,6 +220,7 @@ class QualityWindow(_message.Message):
     FINAL_FIELD_NUMBER: _builtins.int
     TALLIES_FIELD_NUMBER: _builtins.int
     NEWEST_EVENT_TIME_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     loop: _builtins.str
     """The loop. Required."""
     topic: _builtins.str
@@ -232,6 +233,10 @@ class QualityWindow(_message.Message):
     """The partition observed. In a report, where partitions are added up, 0."""
     final: _builtins.bool
     """Nothing more can come: the loop's clock has passed the window's end by the loop's max_lateness. Default false: so far."""
+    checkpoint: _builtins.str
+    """Where a successor begins in the partition, and by which record it knows the partition's log, as
+    gyre_runtime.checkpoints.Checkpoint writes it; for the worker alone. Empty in a report, and from an older version.
+    """
     @_builtins.property
     def window_start_time(self) -> _timestamp_pb2.Timestamp:
         """Start of the window."""
@@ -271,10 +276,11 @@ class QualityWindow(_message.Message):
         final: _builtins.bool = ...,
         tallies: _abc.Iterable[Global___CheckTally] | None = ...,
         newest_event_time: _timestamp_pb2.Timestamp | None = ...,
+        checkpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["newest_event_time", b"newest_event_time", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "final", b"final", "loop", b"loop", "newest_event_time", b"newest_event_time", "partition", b"partition", "ranges", b"ranges", "tallies", b"tallies", "topic", b"topic", "types", b"types", "unreadable", b"unreadable", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "events", b"events", "final", b"final", "loop", b"loop", "newest_event_time", b"newest_event_time", "partition", b"partition", "ranges", b"ranges", "tallies", b"tallies", "topic", b"topic", "types", b"types", "unreadable", b"unreadable", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

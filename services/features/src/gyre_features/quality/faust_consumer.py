@@ -1,0 +1,99 @@
+"""What faust's consumer lacks: it asks whether a log is the same, and says why a record cannot be decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+from faust.types.tuples import TP, ConsumerMessage
+from gyre_runtime.kafka import UndecodableRecord
+
+if TYPE_CHECKING:
+    from gyre_features.quality.logs import QualityLogs
+
+__all__ = ["ReceivedFromFaust", "watch_logs"]
+
+
+class UndecodableMessage(ConsumerMessage):
+    """Stands for an `UndecodableRecord` in a stream; nothing of what it holds is known.
+
+    Attributes:
+        problem: why it cannot be decoded.
+    """
+
+    __slots__ = ("problem",)
+
+    problem: str
+
+
+@dataclass(slots=True)
+class ReceivedFromFaust:
+    """A record as aiokafka gave it to faust, whose own messages hold Kafka's time in seconds.
+
+    Attributes:
+        timestamp: of the record, unix milliseconds; 0 where it has none.
+        timestamp_type: 0 for the producer's time, 1 for the broker's.
+        problem: why the record could not be decoded; empty where it could.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    key: Any
+    value: Any
+    headers: Any
+    timestamp: int
+    timestamp_type: int
+    problem: str = ""
+
+    @classmethod
+    def of(cls, message: Any) -> Self:
+        """The record of a faust message."""
+        place = message.topic, message.partition, message.offset
+        timestamp_ms = round((message.timestamp or 0) * 1000)
+        problem = message.problem if isinstance(message, UndecodableMessage) else ""
+        content = message.key, message.value, message.headers
+        return cls(*place, *content, timestamp_ms, message.timestamp_type or 0, problem)
+
+
+class _Thread(AIOKafkaConsumerThread):
+    def _create_consumer(self, loop: Any) -> Any:
+        """Read what is committed only, as every other reader: an aborted record counts for nobody."""
+        consumer = super()._create_consumer(loop)
+        consumer._isolation_level = "read_committed"  # noqa: SLF001 - faust asks for it in its own transactions alone
+        return consumer
+
+
+class _Consumer(Consumer):
+    logs: QualityLogs
+
+    def _new_consumer_thread(self) -> _Thread:
+        return _Thread(self, loop=self.loop, beacon=self.beacon)
+
+    async def perform_seek(self) -> None:
+        """Begin every assigned partition where the group has committed, or where its log says otherwise."""
+        await super().perform_seek()
+        committed = {(each.topic, each.partition): self._committed_offset.get(each) or 0 for each in self.assignment()}
+        for place, offset in (await self.logs.begin(committed)).items():
+            await self.seek(TP(*place), offset)
+
+    def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
+        if not isinstance(record, UndecodableRecord):
+            return super()._to_message(tp, record)
+        message = UndecodableMessage(
+            record.topic, record.partition, record.offset, 0.0, record.timestamp_type, [], None, b"", None, tp=tp,
+            generation_id=self.app.consumer_generation_id,
+        )  # fmt: skip
+        message.problem = record.problem
+        return message
+
+
+class _Transport(Transport):
+    Consumer = _Consumer
+
+
+def watch_logs(app: Any, logs: QualityLogs) -> None:
+    """Let a faust app ask for its logs, and its agents get an `UndecodableMessage` for what cannot be decoded."""
+    app.transport = _Transport(app.conf.broker_consumer, app)
+    app.consumer.logs = logs

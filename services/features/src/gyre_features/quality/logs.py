@@ -1,0 +1,146 @@
+"""Is it the same log? What the published windows say of the partitions' logs, compared with what Kafka holds.
+
+Windows carry checkpoints, since Kafka drops what a group has committed with its topic. Of a partition that has another
+log nothing is counted until somebody accepts it; the worker then starts again, since faust cannot restart a partition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from aiokafka.errors import KafkaError
+from gyre_runtime.checkpoints import Checkpoint, Place, witness_of
+from gyre_runtime.kafka import LogReplaced
+from gyre_runtime.kafka.logs import check_logs
+
+if TYPE_CHECKING:
+    from gyre_features.quality.faust_consumer import ReceivedFromFaust
+
+_LOG = logging.getLogger(__name__)
+_RETRY_S = 0.5
+_CHECK_EVERY_S = 5.0
+_CHECK_AGAIN_S = 2.0
+_LOG_EVERY_S = 60.0
+StoredCheckpoints = Callable[[Collection[Place]], Awaitable[Mapping[Place, Checkpoint]]]
+
+
+class LogChanged(Exception):  # noqa: N818 - says what happened
+    """A partition has another log, or its log was accepted: the worker has to begin again where the group stands."""
+
+
+class QualityLogs:
+    """The logs of the partitions that this process has.
+
+    Args:
+        bootstrap: Kafka's host:port list.
+
+    Attributes:
+        stored: reads what the newest windows say of partitions; none by default.
+    """
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self.stored: StoredCheckpoints = _nothing_stored
+        self._reached: dict[Place, Checkpoint] = {}
+        self._resume: dict[Place, int] = {}
+        self._replaced: dict[Place, Checkpoint] = {}
+        self._found: dict[Place, str] = {}
+        self._logged: tuple[str, float] = ("", 0.0)
+
+    async def begin(self, committed: Mapping[Place, int]) -> dict[Place, int]:
+        """Where in Kafka to begin partitions that do not begin where the group has committed.
+
+        Args:
+            committed: what it has, of each partition that this process has by now; 0 for nothing.
+        """
+        stored = await self.stored(committed.keys())
+        while True:
+            try:
+                check = await check_logs(self._bootstrap, {place: [each] for place, each in stored.items()})
+                break
+            except KafkaError as error:
+                _LOG.warning("the logs cannot be checked yet", extra={"problem": type(error).__name__})
+                await asyncio.sleep(_RETRY_S)
+        check.report()
+        self._reached = {place: check.starts.get(place, Checkpoint()) for place in committed}
+        self._resume = {place: each.offset for place, each in check.starts.items()}
+        self._replaced = {place: stored[place] for place in check.replaced}
+        self._found = check.replaced
+        self._say_replaced()
+        return {
+            place: start.kafka_offset
+            for place, start in check.starts.items()
+            if place in check.accepted or start.kafka_offset > committed[place]
+        }
+
+    def admit(self, records: Iterable[ReceivedFromFaust]) -> list[ReceivedFromFaust]:
+        """The records that are to be counted, with the base of their log added to their offsets."""
+        admitted = []
+        for record in records:
+            place = record.topic, record.partition
+            if place in self._replaced:
+                continue
+            before = self._reached.get(place, Checkpoint())
+            self._reached[place] = replace(before.at(record.offset + 1), witness=witness_of(record))
+            admitted.append(replace(record, offset=record.offset + before.base) if before.base else record)
+        return admitted
+
+    def kafka_offsets(self, offsets: Mapping[Place, int]) -> dict[Place, int]:
+        """Offsets at which a successor begins, without the bases of their logs, as Kafka has them."""
+        self._resume.update(offsets)
+        return {place: offset - self._reached.get(place, Checkpoint()).base for place, offset in offsets.items()}
+
+    def checkpoint(self, place: Place) -> Checkpoint:
+        """Where a successor begins at a partition, and the last record that was counted."""
+        reached = self._reached.get(place, Checkpoint())
+        return replace(reached, offset=self._resume.get(place, reached.base))
+
+    async def run(self) -> None:
+        """Look at the logs from time to time.
+
+        Raises:
+            LogChanged: one is another, or was accepted.
+        """
+        while True:
+            await asyncio.sleep(_CHECK_AGAIN_S if self._replaced else _CHECK_EVERY_S)
+            try:
+                await self._check()
+            except KafkaError as error:
+                _LOG.warning("the logs cannot be checked", extra={"problem": type(error).__name__})
+
+    async def _check(self) -> None:
+        self._say_replaced()
+        known = {place: [each] for place, each in {**self._reached, **self._replaced}.items()}
+        check = await check_logs(self._bootstrap, known)
+        if check.accepted:
+            raise LogChanged(f"accepted: {sorted(check.accepted)}")
+        if check.replaced.keys() - self._replaced.keys():
+            raise LogChanged(str(LogReplaced(check.replaced)))
+
+    def _say_replaced(self) -> None:
+        if not self._replaced:
+            return
+        problem, (before, since) = str(LogReplaced(self._found)), self._logged
+        if problem != before or time.monotonic() - since > _LOG_EVERY_S:
+            self._logged = (problem, time.monotonic())
+            _LOG.error("nothing is counted", extra={"problem": problem})
+
+    async def check(self, loop: str) -> bool:
+        """Check the logs of a loop; for a `Dependency`.
+
+        Raises:
+            LogReplaced: one is not the one that was counted.
+        """
+        found = {place: each for place, each in self._found.items() if place[0].partition(".")[0] == loop}
+        if found:
+            raise LogReplaced(found)
+        return True
+
+
+async def _nothing_stored(_places: Collection[Place]) -> Mapping[Place, Checkpoint]:
+    return {}
