@@ -14,7 +14,7 @@ from typing import Any
 from gyre_runtime import tracing
 from gyre_runtime.admission import Admission, Refusal
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place, RefusedRecord
-from gyre_runtime.events import Event
+from gyre_runtime.events import Event, ReceivedRecord
 from gyre_runtime.kafka._names import topic_labels
 from gyre_runtime.kafka.dead_letters import dead_letter
 from gyre_runtime.kafka.producer import Producer
@@ -43,7 +43,7 @@ class ConsumerDelivery:
         group: the consumer group.
         admission: decides records.
         letters: sends dead letters.
-        writes_dead_letters: whether it does now; otherwise another group of the same topics does.
+        writes_dead_letters: whether it does, for a record; otherwise another group of the same topics does.
         stopping: set when the consumer stops.
         revoking: set when its partitions go.
     """
@@ -51,7 +51,7 @@ class ConsumerDelivery:
     group: str
     admission: Admission
     letters: Producer
-    writes_dead_letters: bool | Callable[[], bool] = True
+    writes_dead_letters: bool | Callable[[ReceivedRecord], bool] = True
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     revoking: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -161,7 +161,7 @@ class ConsumerDelivery:
 
     async def _refuse(self, record: Any, reason: str, error: str) -> None:
         writes = self.writes_dead_letters
-        if writes() if callable(writes) else writes:
+        if writes(record) if callable(writes) else writes:
             await dead_letter(self.letters, record, reason=reason, error=error, group=self.group)
         else:
             instrument("gyre_consumer_skipped_total").add(**topic_labels(record.topic), reason=reason)

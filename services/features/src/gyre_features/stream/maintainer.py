@@ -27,6 +27,7 @@ from gyre_core.layouts import (
 )
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Precondition, Unavailable, instrument
+from gyre_runtime.events import ReceivedRecord
 from gyre_runtime.kafka import ConsumerWork
 from gyre_runtime.layouts import LayoutCatalog
 from gyre_runtime.loop_work import LoopRunner
@@ -42,7 +43,7 @@ _REMOVAL_S = 3600.0
 """How often it is asked whose definition nothing needs any more."""
 _DAY_S = 86_400.0
 _BOTH_LETTER_S = 30.0
-"""How long the layout before goes on writing dead letters, so that none is missed where the newer one takes over."""
+"""How long after a layout was filled records may still have come that it took from the warehouse, by any clock."""
 _LOG = logging.getLogger(__name__)
 
 Publish = Callable[[KnownLayout], Awaitable[None]]
@@ -273,10 +274,14 @@ class LayoutMaintainer:
         current = self.catalog.current(self.spec.loop)
         return self.is_filling(hash_) and current is not None and current.hash != hash_
 
-    def writes_dead_letters(self, hash_: str) -> bool:
-        """Whether a layout's stream writes the dead letters of the loop, which the others only count."""
+    def writes_dead_letters(self, hash_: str, record: ReceivedRecord) -> bool:
+        """Whether a layout's stream writes the dead letter of a refused record, which the others only count.
+
+        The current layout's does. What had come before that was filled it may have taken from the warehouse, which
+        holds no refused records, so the layout that was current before writes those, however late it reads them.
+        """
         current, known = self.catalog.current(self.spec.loop), self.catalog.known(self.spec.loop).get(hash_)
         if current is None or current.hash == hash_:
             return True
         is_ready = known is not None and known.state is LayoutState.READY
-        return is_ready and time.time() - current.change_time < _BOTH_LETTER_S
+        return is_ready and record.timestamp / 1000 < current.change_time + _BOTH_LETTER_S
