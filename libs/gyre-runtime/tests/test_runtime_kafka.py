@@ -102,6 +102,22 @@ async def test_an_event_arrives_as_it_was_sent(kafka: str, make_topic: MakeTopic
     assert (event.topic, event.partition, event.offset) == (topic, 0, 0)
 
 
+async def test_a_time_in_lower_case_is_taken(kafka: str, make_topic: MakeTopic) -> None:
+    """RFC 3339 allows `t` and `z` in a `ce_time`: an event whose producer writes so is handed over, at its time."""
+    topic, seen = await make_topic(), []
+
+    async def handle(events: list[Event]) -> None:
+        seen.extend(events)
+
+    good = encode(interaction(), source="test", key="u0", id="e1", time=1_400_000_000.25)
+    headers = [(name, value.lower() if name == "ce_time" else value) for name, value in good.headers]
+    async with Producer(kafka, source="test") as producer, consuming(kafka, topic, handle):
+        await producer.send_record(topic, Record(good.key, good.value, headers))
+        await producer.send(topic, interaction(), key="u0", id="e2")
+        await eventually(lambda: "e2" in [event.id for event in seen])
+    assert [(event.id, event.time) for event in seen][:1] == [("e1", 1_400_000_000.25)]
+
+
 async def test_unreadable_records_are_dead_lettered_with_their_reason(kafka: str, make_topic: MakeTopic) -> None:
     """A poisoned record lands in the dead-letter topic as it came, with reason and origin; the next is handled."""
     topic, seen = await make_topic(), []

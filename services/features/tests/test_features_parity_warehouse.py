@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2 as events_pb2
@@ -31,7 +32,16 @@ from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_runtime import Lifespan, NotFound, ServiceSettings, channel
 from gyre_runtime.events import Event
-from gyre_warehouse.tables import APPLIED, INTERACTIONS, ensure_table, open_catalog
+from gyre_warehouse.tables import (
+    APPLIED,
+    INTERACTIONS,
+    append,
+    arrow_schema,
+    checkpoints_of,
+    ensure_table,
+    open_catalog,
+)
+from gyre_warehouse.tables import ITEMS as CATALOGUE
 from redis.asyncio import Redis
 
 BEGIN = 1_370_000_000.0
@@ -196,6 +206,23 @@ async def test_the_first_impression_of_a_users_request_counts(
     await turn(loop, range(2, 5))
     found = (await loop.check()).found
     assert (found.impressions, found.mismatches, found.unknown) == (5, 0, 0), found.examples
+
+
+@pytest.mark.adapter
+async def test_a_row_that_nobody_can_read_fails_no_check(loop: Loop) -> None:
+    """Another message's fields in the catalogue are set aside; all that was served is compared, and equal."""
+    await turn(loop, range(3))
+    await loop.archive.flush()
+    table = ensure_table(loop.catalog, loop.spec.loop, CATALOGUE)
+    (row,) = table.scan().to_arrow().slice(0, 1).to_pylist()
+    end = checkpoints_of(table)[0]
+    strange = {"event_id": "strange", "kafka_offset": end.offset, "fields": '{"userId": "u", "type": "rating"}'}
+    append(table, pa.Table.from_pylist([row | strange], arrow_schema(CATALOGUE)), {0: end.at(end.offset + 1)})
+    loop.offsets["catalog.items"] += 1
+    await turn(loop, range(3, 6))
+    report = await loop.check()
+    found = report.found
+    assert (found.impressions, found.mismatches, found.unknown, report.pending) == (6, 0, 0, 0), found.examples
 
 
 @pytest.mark.adapter
