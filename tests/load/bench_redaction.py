@@ -69,7 +69,7 @@ def _quality(system: str, find: Find, texts: Sequence[Labelled]) -> Iterator[Row
             hits[each.entity] += any(first <= start and last >= end for first, last in spans)
         wrong += sum(last <= start or first >= end for first, last in spans)
     found = sum(hits.values())
-    case = f"{len(texts)} texts of 16 locales"
+    case = f"{len(texts)} texts of 21 locales"
     yield Row(system, case, "recall", found / sum(total.values()), f"of {sum(total.values())}")
     yield Row(system, case, "precision", found / max(found + wrong, 1), f"of {found + wrong}")
     for entity in sorted(total):

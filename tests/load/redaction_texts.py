@@ -26,6 +26,11 @@ LOCALES = (
     "tr_TR",
     "sv_SE",
     "en_IN",
+    "ar_SA",
+    "he_IL",
+    "th_TH",
+    "el_GR",
+    "uk_UA",
 )
 _FRAMES = {
     "en": (
@@ -47,6 +52,11 @@ _FRAMES = {
     "ja": ("電話番号は{phone}です", "携帯 {phone}"),
     "ko": ("전화번호는 {phone} 입니다", "연락처: {phone}"),
     "tr": ("beni {phone} numaradan ara", "telefonum {phone}", "Cep: {phone}"),
+    "ar": ("هاتفي {phone}", "رقم الهاتف: {phone}", "اتصل بي على {phone}"),
+    "he": ("הטלפון שלי {phone}", "אפשר בטלפון {phone}", "נייד: {phone}"),
+    "th": ("กรุณาโทร {phone}", "เบอร์โทร {phone}", "มือถือ{phone}ครับ"),
+    "el": ("τηλ. {phone}", "το κινητό μου {phone}"),
+    "uk": ("мій телефон {phone}", "тел. {phone}"),
     "sv": ("ring mig på {phone}", "Telefon: {phone}"),
 }
 _ANY = (
@@ -58,6 +68,9 @@ _ANY = (
     "von {value}, bitte",
     "注册信息：{value}。",
     "использую {value} сейчас",
+    "地址{value}登录",
+    "адрес{value}",
+    "접속{value}에서",
 )
 _IDS = {
     "en_US": "US_SSN",
@@ -92,8 +105,9 @@ def personal_texts(seed: int, count: int) -> Iterator[Labelled]:
     general = faker["en_US"]
     kinds: list[tuple[str, Callable[[Faker], str]]] = [
         ("EMAIL_ADDRESS", lambda local: local.ascii_email()),
-        ("IBAN_CODE", lambda local: draw.choice((str, str.lower, _in_fours))(local.iban())),
-        ("CREDIT_CARD", lambda _: draw.choice((str, _in_fours))(general.credit_card_number())),
+        ("EMAIL_ADDRESS", _address_of),
+        ("IBAN_CODE", lambda local: draw.choice((str, str.lower, _in_fours))(_iban(local))),
+        ("CREDIT_CARD", lambda _: draw.choice((str, _in_fours, _dashed, _wide))(general.credit_card_number())),
         ("IP_ADDRESS", lambda _: general.ipv4_public() + draw.choice(("", "", ":8080", "/24"))),
         ("IP_ADDRESS", lambda _: general.ipv6()),
         ("MAC_ADDRESS", lambda _: general.mac_address()),
@@ -155,14 +169,62 @@ def _facts(local: Faker, draw: random.Random) -> list[str]:
 
 
 def bare_numbers(seed: int, count: int) -> Iterator[tuple[str, str]]:
-    """Kind and text of numbers without any context: random digits, unix seconds, versions of four parts."""
+    """Kind and text of numbers without any context: whole, padded and grouped ones, seconds, versions, articles."""
     draw = random.Random(seed)
+
+    def digits(size: int) -> str:
+        return "".join(draw.choices(string.digits, k=size))
+
+    def grouped(sign: str, *sizes: int) -> str:
+        return sign.join(digits(size) for size in sizes)
+
     for _ in range(count):
         for size in range(7, 17):
             yield f"{size} digits", str(draw.randrange(10 ** (size - 1), 10**size))
         yield "unix seconds", str(draw.randrange(1_000_000_000, 2_000_000_000))
         yield "unix milliseconds", str(draw.randrange(1_000_000_000_000, 2_000_000_000_000))
         yield "versions a.b.c.d", ".".join(str(draw.randrange(30)) for _ in range(4))
+        yield "builds 10.0.x.y", f"10.0.{draw.randrange(10000, 29999)}.{draw.randrange(100, 4000)}"
+        yield "browsers x.0.y.z", f"{draw.randrange(80, 150)}.0.{draw.randrange(4000, 7000)}.{draw.randrange(10, 250)}"
+        yield (
+            "drivers a.b.x.d",
+            f"{draw.randrange(20)}.{draw.randrange(20)}.{draw.randrange(100, 256)}.{draw.randrange(9)}",
+        )
+        yield "padded", "00" + digits(draw.randrange(5, 13))
+        for sign in " -":
+            for sizes in ((3, 3, 3), (3, 3, 4), (4, 4), (2, 5, 3), (2, 2, 2, 2, 2), (4, 4, 4), (3, 2, 2)):
+                yield f"groups {sign.join(map(str, sizes))}", grouped(sign, *sizes)
+        yield "fractions", grouped("/", 2, 2, 2, 2)
+        yield "DOI", f"10.{digits(4)}/{digits(6)}"
+        yield "EAN-13", _article(draw.choice(("40", "50", "57", "76", "30", "69")) + digits(10))
+        yield "GTIN-14", _article(digits(13))
+
+
+def _article(digits: str) -> str:
+    """The digits with the check digit of GS1."""
+    total = sum(int(digit) * (3 - 2 * (place % 2)) for place, digit in enumerate(reversed(digits)))
+    return digits + str(-total % 10)
+
+
+def _iban(local: Faker) -> str:
+    """An account's number of the locale's state; of Germany where it has none, as Thailand."""
+    made = str(local.iban())
+    return "DE89370400440532013000" if made.startswith("TH") else made
+
+
+def _address_of(local: Faker) -> str:
+    """An e-mail address of a person's own name, in the letters of the locale."""
+    name = ".".join(local.name().lower().translate(str.maketrans("", "", ".,'()\u200f\u200e")).split()[-2:])
+    return f"{name}@{local.ascii_free_email().partition('@')[2]}"
+
+
+def _dashed(value: str) -> str:
+    return _in_fours(value).replace(" ", "\u2013")
+
+
+def _wide(value: str) -> str:
+    """The value in full-width digits."""
+    return "".join(chr(ord(sign) + 0xFEE0) for sign in value)
 
 
 _UNITS = (

@@ -265,7 +265,7 @@ def _seed() -> int:
     return random.SystemRandom().getrandbits(32)
 
 
-def test_unseen_texts_of_sixteen_locales():
+def test_unseen_texts_of_many_locales():
     """On texts from a new seed recall and precision of the documented kinds are at least 0.95 where it is deployed."""
     seed, search = _seed(), scanner()
     hits = missed = wrong = 0

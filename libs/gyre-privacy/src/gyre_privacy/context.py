@@ -7,19 +7,25 @@ from collections.abc import Iterable
 
 _WINDOW, _BEHIND = 60, 16
 """How many characters before and behind a match are searched."""
+UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff"
+"""The letters, within the brackets of a pattern, of scripts that write words together."""
+_PREFIXED = r"\u0590-\u06ff"
+_ANYWHERE = re.compile(f"[{UNSPACED}{_PREFIXED}]")
+_SPACED = rf"^\W\d_{UNSPACED}"
 _LETTER = re.compile(r"[^\W\d_]")
 
 
 def context_pattern(words: Iterable[str]) -> re.Pattern[str]:
     """A pattern of any of the words, in lower case: whole words, or with any ending where one ends with `*`.
 
-    Chinese, Japanese and Korean write words together, so theirs match anywhere.
+    Chinese, Japanese, Korean and Thai write words together, Arabic and Hebrew write prepositions, articles and
+    possessives with them, so theirs match anywhere.
     """
     chosen = sorted(set(words), key=len, reverse=True)
     unspaced = [re.escape(word) for word in chosen if _is_unspaced(word)]
     stems = [re.escape(word[:-1]) for word in chosen if word.endswith("*")]
     whole = [re.escape(word) for word in chosen if not word.endswith("*") and not _is_unspaced(word)]
-    parts = [rf"(?<![^\W\d_])(?:(?:{'|'.join(whole)})(?![^\W\d_])|{'|'.join(stems) or '(?!)'})"] if whole else []
+    parts = [rf"(?<![{_SPACED}])(?:(?:{'|'.join(whole)})(?![{_SPACED}])|{'|'.join(stems) or '(?!)'})"] if whole else []
     return re.compile("|".join([*parts, *unspaced]))
 
 
@@ -40,7 +46,7 @@ def _words(text: str) -> list[str]:
 
 
 def _is_unspaced(word: str) -> bool:
-    return any("\u3040" <= sign <= "\u9fff" or "\uac00" <= sign <= "\ud7a3" for sign in word)
+    return _ANYWHERE.search(word) is not None
 
 
 PHONE = context_pattern(
@@ -55,15 +61,27 @@ PHONE = context_pattern(
     his number, her number, our number, your number, their number, meine
     nummer, rufnummer*, mon numéro, mi número, mio numero, meu número, mijn nummer, mój numer, mitt nummer, numaram,
     numaradan, мой номер, 手机, 手機, 电话, 電話, 联系, 聯繫, 致电, 拨打,
-    携帯, 番号, 전화, 휴대, 연락, 번호, फोन*, फ़ोन*, मोबाइल*, संपर्क*, هاتف,
-    جوال, טלפון, נייד, τηλ, τηλέφωνο, โทร*, điện thoại
+    撥打, 座机, 热线, 微信, wa.me,
+    携帯, 番号, ケータイ, スマホ, 連絡, 전화, 휴대, 연락, 번호, 핸드폰, फोन*, फ़ोन*, मोबाइल*, संपर्क*, नंबर*, कॉल*,
+    هاتف, جوال, موبايل, محمول, تلفون, اتصل, اتصال, واتساب, تلفن, موبایل, تماس, טלפון, נייד, סלולר, פלאפון, התקשר, חייג,
+    τηλ, τηλέφωνο, τηλεφων*, κινητό, โทร, เบอร์, มือถือ, điện thoại, gọi, sđt, tlf, telp, hubungi, telemóvel*,
+    volejte, zavol*, volat, hív*, sună*, подзвон*, обад*, bereikbaar
     """)
 )
 """Words for telephones and for calling, in the languages of the documented regions."""
 
 IP = context_pattern(
     _words("""
-    ip, ips, ipv4, ipv6, addr, address, adresse, host, client, server, from, peer, remote, 地址
+    ip, ips, ipv4, ipv6, addr, address, adresse, host, client, server, from, peer, remote, 地址, 服务器,
+    адрес*, сервер*, アドレス, サーバ, 주소, 서버, dirección, indirizzo, endereço, adres*, عنوان
     """)
 )
 """Words for the addresses of machines."""
+
+CARD = context_pattern(
+    _words("""
+    card*, visa, mastercard, maestro, amex, american express, carte*, karte*, kreditkarte*, tarjeta*, carta, cartão*,
+    kaart*, karta*, kart*, kort*, карт*, 卡, カード, 카드, بطاقة, כרטיס, บัตร
+    """)
+)
+"""Words for payment cards."""

@@ -16,6 +16,7 @@ from gyre_privacy.contact import Phones, Search, emails, ip_addresses, mac_addre
 from gyre_privacy.finance import accounts, cards, wallets
 from gyre_privacy.gates import ANY, GATES, Gate, digits_in, may_hold_identity, may_hold_personal_data
 from gyre_privacy.identity import IDENTITIES, IdentitySearch
+from gyre_privacy.plain import plain
 from gyre_privacy.regions import national_lengths
 
 # Presidio's defaults for context words (LemmaContextAwareEnhancer): what one of the five words before a finding adds.
@@ -114,8 +115,9 @@ class Scanner:
             start = masked.end()
         return findings + self._scan(text[start:] if start else text, start)
 
-    def _scan(self, text: str, offset: int) -> list[Finding]:
+    def _scan(self, part: str, offset: int) -> list[Finding]:
         """The findings of a text without masked values, which begins at an offset of the whole."""
+        text = plain(part)
         if not may_hold_personal_data(text):
             return []
         digits = digits_in(text)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
+import string
 from collections.abc import Iterator, Sequence
 
 from gyre_privacy.contact import SURE, WEAK, Span
-from gyre_privacy.numbers import luhn
+from gyre_privacy.context import CARD, has_context
+from gyre_privacy.numbers import gtin, luhn
 
 _CARD = re.compile(
     # Within a lookahead, so that one that begins within another is found, too.
     r"(?<![0-9A-Za-z_.])(?=("
     r"\d{12,19}+"
-    r"|\d{4}(?:([ \u00a0.-])\d{4,6}+(?:\2\d{1,7}+){1,3})"
+    r"|\d{4}(?:([ .-])\2?\d{4,6}+(?:\2{1,2}\d{1,7}+){1,3})"
     r")(?![0-9A-Za-z_]))"
 )
+_ARTICLE_LENGTHS = (12, 13, 14)
+"""Of the numbers of articles, UPC, EAN and GTIN-14, which need a word to be a card's."""
 _GROUPINGS = re.compile(r"4,4,4,[1-7]|4,4,4,4,[1-3]|4,[4-6],[45]")
 _GROUP = re.compile(r"\d+")
 _SIGNS = re.compile(r"\D")
@@ -60,7 +64,8 @@ def cards(text: str) -> Iterator[Span]:
             end = groups[size - 1][1]
             digits = _SIGNS.sub("", text[start:end])
             if len(digits) in lengths and _is_grouped(groups[:size]) and len(set(digits)) > 1 and luhn(digits):
-                yield start, end, SURE
+                bare = size == 1 and len(digits) in _ARTICLE_LENGTHS and gtin(digits)
+                yield start, end, SURE if not bare or has_context(text, start, CARD) else WEAK
                 break
 
 
@@ -77,10 +82,10 @@ def _is_grouped(groups: Sequence[tuple[int, int]]) -> bool:
 _ACCOUNT = re.compile(
     r"(?<![0-9A-Za-z_])(?=([A-Za-z]{2}\d{2}(?:"
     r"[0-9A-Za-z]{11,30}"
-    r"|(?:[ \u00a0-][0-9A-Za-z]{4}){2,7}(?:[ \u00a0-][0-9A-Za-z]{1,3})?"
+    r"|(?:[ -]{1,2}[0-9A-Za-z]{4}){2,7}(?:[ -]{1,2}[0-9A-Za-z]{1,3})?"
     r")(?![0-9A-Za-z_])))"
 )
-_GROUPED = re.compile(r"[ \u00a0-]")
+_GROUPED = re.compile(r"[ -]")
 _COUNTRIES = frozenset(
     [
         "AD",
@@ -180,22 +185,24 @@ _COUNTRIES = frozenset(
 def accounts(text: str) -> Iterator[Span]:
     """IBANs of either case, written whole or in groups of four, that check (MOD 97-10).
 
-    A word that follows a grouped number looks like a group of it, so shorter readings are tried, too.
+    A word that follows a number looks like a part of it, so shorter readings are tried, too.
     """
     for match in _ACCOUNT.finditer(text):
         start, end = match.span(1)
         while end - start >= 15:
-            plain = _GROUPED.sub("", text[start:end]).upper()
-            if _is_account(plain):
+            if _is_account(text[start:end]):
                 yield start, end, SURE
                 break
-            cut = max(text.rfind(sign, start, end) for sign in " \u00a0-")
-            if cut <= start or not text[cut + 1 : end].isalpha():
+            cut = max(text.rfind(sign, start, end) for sign in " -")
+            last = text[max(cut, start - 1) + 1 : end]
+            word = len(last) - len(last.rstrip(string.ascii_letters))
+            if not word or (cut > start and word < len(last)):
                 break
-            end = cut
+            end = start + len(text[start : cut if cut > start else end - word].rstrip(" -"))
 
 
-def _is_account(plain: str) -> bool:
+def _is_account(found: str) -> bool:
+    plain = _GROUPED.sub("", found).upper()
     if plain[:2] not in _COUNTRIES:
         return False
     turned = plain[4:] + plain[:4]

@@ -46,6 +46,11 @@ def luhn(digits: str) -> bool:
     return sum(value - 9 * (value > 9) for value in doubled) % 10 == 0
 
 
+def gtin(digits: str) -> bool:
+    """Whether the last digit checks the others of an article's number (GS1 General Specifications, 7.9)."""
+    return sum(int(digit) * (1 + 2 * (place % 2)) for place, digit in enumerate(reversed(digits))) % 10 == 0
+
+
 def mod_11_10(digits: str) -> bool:
     """Whether the last digit checks the others (ISO/IEC 7064, MOD 11,10)."""
     product = 10
