@@ -65,7 +65,7 @@ EXPIRED = {
 """Of a topic whose retention is over."""
 BY_RETENTION = {"behaviour topics", "dead letters", "users' topic", "Kafka's segments"}
 """Stores that hold the id until Kafka drops it."""
-PATIENCE_S = 60
+PATIENCE_S = 120
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
