@@ -301,6 +301,10 @@ def report(instance: str, version: str, counts: VersionRequests, **traits: objec
     return ObservedGateway(instance, counts={version: counts}, **given_traits)  # type: ignore[arg-type]
 
 
+BEGUN = ObservedGateway("a", 1, 100.0, 5.0)
+"""A gateway that was asked for nothing yet."""
+
+
 def watching(*reports: ObservedGateway) -> Observation:
     """An observation of v2 beside v1 that begins with these reports."""
     return Observation.begin(reports, ("v2", "v1"), lambda counts: is_breach(counts, GUARDRAILS))
@@ -310,7 +314,7 @@ def watching(*reports: ObservedGateway) -> Observation:
 def test_what_was_seen_is_the_sum_of_all_growth(rounds: list[tuple[str, int, bool, bool]]) -> None:
     """However often reports are read, the totals are all requests since the start, over restarts of gateways too."""
     counters = {"a": seen(50, 5), "b": VersionRequests()}
-    observation = watching(report("a", "v2", counters["a"]))
+    observation = watching(*(report(each, "v2", counts) for each, counts in counters.items()))
     total = failed = 0
     for number, (instance, growth, restarts, is_read_twice) in enumerate(rounds):
         before = VersionRequests() if restarts and counters[instance].requests > growth else counters[instance]
@@ -326,13 +330,27 @@ def test_what_was_seen_is_the_sum_of_all_growth(rounds: list[tuple[str, int, boo
     assert (observation.live, observation.spoiled) == (VersionRequests(), 0)
 
 
+@pytest.mark.parametrize("was_seen", [False, True])
+def test_a_gateway_that_returns_is_counted_from_its_return(was_seen: bool) -> None:
+    """What a gateway counted before it was seen, or while it was not, counts for no verdict; later requests do."""
+    away = report("away", "v2", seen(10), time=100.0)
+    observation = watching(BEGUN, *([away] if was_seen else []))
+    back = report("away", "v2", seen(1000, 900), time=400.0)
+    observation = observation.advanced([BEGUN, back], 400.0)
+    observation = observation.advanced([BEGUN, back], 400.0 + SETTLING_S)
+    assert observation.candidate == VersionRequests()
+    later = report("away", "v2", seen(1020, 902), time=402.0)
+    observation = observation.advanced([BEGUN, later], 402.0).advanced([], 402.0 + SETTLING_S)
+    assert (observation.candidate.requests, observation.candidate.failures) == (20, 2)
+
+
 SECOND = st.tuples(st.integers(0, 20), st.booleans(), st.sampled_from(["idle", "well", "stalled"]))
 
 
 @given(st.lists(SECOND, max_size=30))
 def test_intervals_are_spoiled_by_live_beside_them(seconds: list[tuple[int, bool, str]]) -> None:
     """What counts is each interval without a breach in it, in the one before, or in the next that asked live."""
-    candidate, live, observation = VersionRequests(), VersionRequests(), watching()
+    candidate, live, observation = VersionRequests(), VersionRequests(), watching(BEGUN)
     for number, (requests, fails, state) in enumerate(seconds):
         candidate = candidate.plus(seen(requests, requests if fails else 0))
         live = live.plus({"idle": seen(0), "well": seen(10), "stalled": seen(10, 10)}[state])
@@ -355,7 +373,7 @@ def test_intervals_are_spoiled_by_live_beside_them(seconds: list[tuple[int, bool
 
 def test_a_stall_of_everything_is_not_held_against_the_candidate() -> None:
     """Twenty seconds in which both time out, begun within a second by the candidate alone, spoil no verdict."""
-    candidate, live, observation = VersionRequests(), VersionRequests(), watching()
+    candidate, live, observation = VersionRequests(), VersionRequests(), watching(BEGUN)
     for second in range(60):
         stalled = 20 <= second < 40
         candidate = candidate.plus(seen(10, 10 if stalled else 4 if second == 19 else 0))
@@ -370,7 +388,7 @@ def test_a_stall_of_everything_is_not_held_against_the_candidate() -> None:
 
 def test_a_candidate_that_fails_alone_is_failed_within_seconds() -> None:
     """Beside a live model that is well, a fifth of 10 requests a second failing is enough after three seconds."""
-    candidate, live, observation = VersionRequests(), VersionRequests(), watching()
+    candidate, live, observation = VersionRequests(), VersionRequests(), watching(BEGUN)
     for second in range(3):
         candidate, live = candidate.plus(seen(10, 2)), live.plus(seen(90, second % 2))
         both = {"v2": candidate, "v1": live}

@@ -14,11 +14,10 @@ from gyre_runtime.constraints import checker_for
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, Start, View
 
-from gyre_deployer.domain.observation import ObservedGateway
+from gyre_deployer.domain.observation import FORGET_S, ObservedGateway
 from gyre_deployer.domain.rollouts import Candidate, LoopState
 from gyre_deployer.wire import candidate_of, report_of
 
-_FORGET_GATEWAY_S = 120.0
 _CANDIDATES, _REPORTS, _VIEWS = (message_types(each) for each in (CandidateRegistered, GatewayReport, RolloutView))
 
 
@@ -102,7 +101,7 @@ class KafkaGateways:
         self._loop = loop
         self._reports: dict[str, ObservedGateway] = {}
         name = topic(loop, "models.gateway-reports")
-        recent = Start(max_age_s=_FORGET_GATEWAY_S)
+        recent = Start(max_age_s=FORGET_S)
         self._view = View(bootstrap, name, _REPORTS, on_change=self._take, start=recent)
 
     async def __aenter__(self) -> Self:
@@ -134,7 +133,7 @@ class KafkaGateways:
 
     def _forget_gone(self, now: float) -> None:
         """Forget gateways that were replaced long ago: each process reports under a name of its own."""
-        gone = [key for key, each in self._reports.items() if each.time + each.lease_s + _FORGET_GATEWAY_S < now]
+        gone = [key for key, each in self._reports.items() if each.time + each.lease_s + FORGET_S < now]
         for key in gone:
             del self._reports[key]
 

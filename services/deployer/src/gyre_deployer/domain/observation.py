@@ -13,6 +13,8 @@ from gyre_core.statistics import percentile
 
 SETTLING_S = 5.0
 """The longest that an interval waits for one after it in which the live model was asked."""
+FORGET_S = 120.0
+"""How long after the end of its lease a gateway is forgotten: each process reports under a name of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ class Observation:
         versions: the candidate's and the live model's.
         is_breach: whether counts of one interval are past a limit of the guardrails.
         last: the newest counters by (instance, version).
+        times: of the newest report of each gateway, unix seconds.
         series: by gateway, what is not judged yet.
         candidate: what was seen of the candidate in intervals that are not spoiled.
         live: the same of the live model.
@@ -154,6 +157,7 @@ class Observation:
     versions: tuple[str, str]
     is_breach: Callable[[VersionRequests], bool]
     last: Mapping[tuple[str, str], VersionRequests]
+    times: Mapping[str, float] = field(default_factory=dict)
     series: Mapping[str, Series] = field(default_factory=dict)
     candidate: VersionRequests = VersionRequests()
     live: VersionRequests = VersionRequests()
@@ -164,24 +168,33 @@ class Observation:
         cls, reports: Iterable[ObservedGateway], versions: tuple[str, str], is_breach: Callable[[VersionRequests], bool]
     ) -> Observation:
         """Count from these reports on."""
+        reports = list(reports)
         last = {(each.instance, version): counts for each in reports for version, counts in each.counts.items()}
-        return cls(versions, is_breach, last)
+        return cls(versions, is_breach, last, {each.instance: each.time for each in reports})
 
     def advanced(self, reports: Iterable[ObservedGateway], now: float) -> Observation:
-        """Take in newer reports; the same report again adds nothing."""
-        last, series = dict(self.last), dict(self.series)
+        """Take in newer reports; the same report again adds nothing.
+
+        A gateway that was not seen before, or not for `FORGET_S`, is counted from this report on: it counts since it
+        began, and what it saw meanwhile is no interval that can be judged.
+        """
+        last, times, series = dict(self.last), dict(self.times), dict(self.series)
         for report in reports:
+            before = times.get(report.instance)
+            times[report.instance] = report.time
             grown = {}
             for version in self.versions:
                 counts = report.counts.get(version, VersionRequests())
                 grown[version] = counts.since(last.get((report.instance, version), VersionRequests()))
                 last[report.instance, version] = counts
+            if before is None or report.time - before > FORGET_S:
+                continue
             candidate, live = (grown[version] for version in self.versions)
             if candidate.requests or live.requests:
                 interval = Interval(now, candidate, live, self.is_breach(live))
                 known = series.get(report.instance, Series())
                 series[report.instance] = replace(known, waiting=(*known.waiting, interval))
-        return replace(self, last=last, series=series).settled(now)
+        return replace(self, last=last, times=times, series=series).settled(now)
 
     def settled(self, now: float) -> Observation:
         """Sum up what can be judged by now, or leave it out."""
