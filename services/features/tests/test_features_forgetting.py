@@ -1,7 +1,8 @@
 """Forgetting a user: online, in the warehouse with its old snapshots and files, and whatever is replayed afterwards."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, topic
 from gyre_features.online.store import OnlineStore
-from gyre_features.privacy.erasure import erase_user
+from gyre_features.privacy.erasure import ERASED, Eraser, erase_user
 from gyre_features.processes.serve import serve
 from gyre_features.settings import FeaturesSettings
 from gyre_features.warehouse.archive import Archive
@@ -29,7 +30,7 @@ from gyre_privacy.search import SearchedStores, needles_of, search
 from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Lifespan, ServiceSettings, channel
 from gyre_runtime.checkpoints import Checkpoint
-from gyre_runtime.kafka import create_topics
+from gyre_runtime.kafka import Producer, create_topics, read_compacted
 from gyre_warehouse.tables import (
     INTERACTIONS,
     append,
@@ -370,3 +371,40 @@ async def test_no_key_of_a_former_layout_or_shard_outlives_a_user(
     assert not [key for key in own if await redis.exists(key)]
     assert [key for key in others if await redis.exists(key)] == others
     assert (answer.deleted_keys, answer.found_keys) == (3, 0)
+
+
+class ManySnapshots:
+    """An archive whose tables had more snapshots than one record can name."""
+
+    def __init__(self) -> None:
+        self.newest = 2**62
+
+    async def alone(self, _loop: str, tables: Sequence[str], _work: object) -> dict[str, tuple[int, list[int], int]]:
+        """As after an erasure: a row went, and every older snapshot."""
+        first, self.newest = self.newest, self.newest + 150_000
+        return {name: (1, list(range(first, self.newest)), 0) for name in tables}
+
+
+@pytest.mark.adapter
+async def test_an_erasure_of_many_snapshots_fits_its_record(kafka: str, spec: LoopSpec) -> None:
+    """However many snapshots went with a user, that is published, the newest by their ids, also a second time."""
+    await create_topics(kafka, declared(spec))
+    keyring, archive, name = Keyring(b"k" * 32), ManySnapshots(), topic(spec.loop, "privacy.erasures")
+    async with Producer(kafka, source="test") as producer:
+        eraser = Eraser({spec.loop: archive}, producer, kafka, keyring)  # type: ignore[dict-item]  # the part it asks for
+        task = asyncio.create_task(eraser.run())
+        for time_s in (100, 200):
+            message = privacy.UserForgotten(user_hash=user_hash(keyring, spec.loop, "u1"))
+            message.forgotten_time.FromSeconds(time_s)
+            eraser.note(spec.loop, message)
+
+            async def newest(time_s: int = time_s) -> list[privacy.UserErased]:
+                assert not task.done(), "the eraser ended"
+                events = (await read_compacted(kafka, name, ERASED)).values()
+                return [each.message for each in events if each.message.forgotten_time.seconds == time_s]
+
+            (erased,) = await eventually(newest, timeout_s=60, message="the erasure is published")
+            for snapshots in erased.expired.values():
+                assert snapshots.ids[-1] == archive.newest - 1
+                assert len(snapshots.ids) >= 10_000
+        task.cancel()

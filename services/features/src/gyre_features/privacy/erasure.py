@@ -26,6 +26,8 @@ ERASED = message_types(privacy.UserErased)
 OF_USERS = (INTERACTIONS, IMPRESSIONS, USERS)
 _REWRITES = (Operation.DELETE, Operation.OVERWRITE)
 _RETRY_S = 2.0
+_MAX_SNAPSHOTS = 30_000
+"""How many of the newest snapshots of a table are named: those of three tables always fit a record."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -89,7 +91,7 @@ class Eraser:
 
         for name, (rows, expired, found) in (await self._archives[loop].alone(loop, OF_USERS, work)).items():
             answer.rows[name] = rows
-            answer.expired[name].ids.extend(expired)
+            answer.expired[name].ids.extend(expired[-_MAX_SNAPSHOTS:])
             answer.found_rows += found
         answer.erased_time.GetCurrentTime()
         _LOG.info("a user was erased", extra={"loop": loop, "rows": sum(answer.rows.values())})
@@ -106,8 +108,12 @@ def _add_earlier(answer: privacy.UserErased, earlier: privacy.UserErased) -> Non
     for table, rows in earlier.rows.items():
         answer.rows[table] += rows
     for table, snapshots in earlier.expired.items():
-        known = set(answer.expired[table].ids)
-        answer.expired[table].ids.extend(each for each in snapshots.ids if each not in known)
+        newer = answer.expired[table].ids
+        known, room = set(newer), _MAX_SNAPSHOTS - len(newer)
+        older = [each for each in snapshots.ids if each not in known]
+        merged = [*older[max(len(older) - room, 0) :], *newer]
+        del newer[:]
+        newer.extend(merged)
 
 
 def _ns(time: object) -> int:
@@ -126,7 +132,8 @@ def erase_user(table: Table, is_user: Callable[[str], bool], *, since_ms: int) -
         since_ms: the tombstone's time, unix milliseconds: a rewrite after it may be one that a crash cut short.
 
     Returns:
-        Count of rows that went, ids of the snapshots that went, count of rows that a search found afterwards.
+        Count of rows that went, ids of the snapshots that went, oldest first, count of rows that a search found
+        afterwards.
 
     Raises:
         CommitFailedException: somebody else committed meanwhile; call again.
@@ -142,7 +149,8 @@ def erase_user(table: Table, is_user: Callable[[str], bool], *, since_ms: int) -
     table.append(table.schema().as_arrow().empty_table())
     table.refresh()
     current = table.current_snapshot()
-    old = [each for each in table.snapshots() if current is None or each.snapshot_id != current.snapshot_id]
+    known = sorted(table.snapshots(), key=lambda each: each.sequence_number or 0)
+    old = [each for each in known if current is None or each.snapshot_id != current.snapshot_id]
     before, kept = files_of(table, old), files_of(table, [current] if current else [])
     delete_orphans_of(table, is_user, gone=frozenset(before[0] - kept[0]))
     delete_files(table, before, kept)

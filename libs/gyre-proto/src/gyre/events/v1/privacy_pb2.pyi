@@ -123,7 +123,7 @@ class UserErased(_message.Message):
 
     @_builtins.property
     def expired(self) -> _containers.MessageMap[_builtins.str, Global___Snapshots]:
-        """Snapshots that held them and are gone, by table: a training set made from them cannot be made again."""
+        """Snapshots that may have held them and are gone, by table: a training set made from them cannot be made again."""
 
     @_builtins.property
     def erased_time(self) -> _timestamp_pb2.Timestamp:
@@ -157,7 +157,7 @@ class Snapshots(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Their Iceberg ids."""
+        """Their Iceberg ids, oldest first: of more than 30,000 the newest. A run that pinned an older one is over by then."""
 
     def __init__(
         self,
