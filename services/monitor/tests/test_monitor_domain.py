@@ -8,6 +8,8 @@ from gyre_monitor.domain.outcomes import LATENCY_BOUNDS_S, Action, ArmTotals, Lo
 from gyre_monitor.domain.stages import flowing, rollout, training
 from gyre_monitor.domain.traces import StoredSpan, parents_first
 from gyre_monitor.domain.triggers import Due, Reason, Standing, due
+from gyre_monitor.settings import MonitorSettings
+from gyre_runtime import load_settings
 
 WINDOW_S = 60.0
 
@@ -151,3 +153,28 @@ def test_stages_in_words() -> None:
     assert training(version="", closed=False, run_state="") == "triggered"
     assert rollout("shifted", 0.1) == "canary 10 %"
     assert rollout("rolled_back", 0.0) == "rolled back"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u:secret@h/db", "postgresql://h/db", "mysql://h/db", "sqlite://", "sqlite:///",
+        "sqlite:///:memory:", "sqlite:///file::memory:?uri=true", "monitor.db",
+    ],
+)  # fmt: skip
+def test_only_a_sqlite_file_is_a_database(url: str) -> None:
+    """Any other database stops the start, with setting, value and rule, and without a password."""
+    with pytest.raises(SystemExit) as caught:
+        load_settings(MonitorSettings, {"GYRE_MONITOR_DATABASE": url})
+    message = str(caught.value)
+    assert message.startswith("GYRE_MONITOR_DATABASE=")
+    assert message.endswith("must be sqlite:///FILE, a database in a file, or empty")
+    assert url.replace("secret", "…") in message
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize("url", ["", "sqlite:///monitor.db", "sqlite:////var/lib/gyre/monitor.db"])
+def test_a_sqlite_file_is_taken(url: str) -> None:
+    """A file by its relative or absolute path, or none, in whose place the one of the state folder is."""
+    settings = load_settings(MonitorSettings, {"GYRE_MONITOR_DATABASE": url})
+    assert settings.database_url == url or settings.database_url.endswith("/var/state/monitor.db")

@@ -14,6 +14,7 @@ from gyre_local.testing import eventually
 from gyre_monitor import handlers
 from gyre_privacy.pseudonyms import user_hash
 from gyre_runtime import Precondition
+from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
 
@@ -109,3 +110,86 @@ async def test_no_span_names_a_request_of_a_forgotten_user(start, settings, make
     assert b"bob-and-his" in content()
     await _export(service, "ada-and-her-request", 3)
     await eventually(lambda: b"ada-and-her" not in content(), timeout_s=60, message="the late span is gone")
+
+
+def span_of(number: int) -> trace.Span:
+    """The sampled span that `_export` writes."""
+    return trace.NonRecordingSpan(trace.SpanContext(number, number, is_remote=True, trace_flags=trace.TraceFlags(1)))
+
+
+def count(settings, table: str) -> int:
+    """Rows of a table."""
+    with closing(sqlite3.connect(settings.state_dir / "monitor.db")) as database:
+        found: int = database.execute(f"select count(*) from {table}").fetchone()[0]
+    return found
+
+
+@pytest.mark.parametrize("answer", ["let go", "simulated", "unnamed"])
+async def test_spans_go_whose_answer_is_not_stored(start, settings, make, tmp_path: Path, answer: str) -> None:
+    """Spans go with their user also where the answer that leads to them was let go, simulated, or has another id."""
+    key_file = tmp_path / "keys.json"
+    key_file.write_text(json.dumps({"stable": "ab" * 32}))
+    service = await start(privacy_key_file=key_file)
+    files = [settings.state_dir / name for name in ("monitor.db", "monitor.db-wal")]
+
+    def content() -> bytes:
+        return b"".join(file.read_bytes() for file in files if file.exists())
+
+    for number, user in enumerate(("ada", "bob"), 1):
+        await _export(service, f"{user}-and-the-request", number)
+        request_id = f"{user}-and-the-request" if answer != "unnamed" else f"request-{number}"
+        shown = make.impression(request_id, user, simulated=answer == "simulated")
+        with trace.use_span(span_of(number)):
+            await service.send("behavior.impressions", shown, key=user)
+    click = make.interaction("bob", request_id="the-last")
+    await service.send("behavior.interactions", click, key="bob", at=make.begin + 1)
+    await service.send("behavior.interactions", make.interaction("ada"), key="ada", at=make.begin + 1)
+    await eventually(lambda: count(settings, "interactions") == 2, timeout_s=60, message="all events are stored")
+    await eventually(lambda: count(settings, "spans") == 2, timeout_s=60, message="the spans are stored")
+    if answer == "let go":
+        with closing(sqlite3.connect(settings.state_dir / "monitor.db", timeout=30)) as database:
+            database.execute("delete from impressions")  # as the bound of the table does
+            database.commit()
+    tombstone = privacy.UserForgotten(user_hash=user_hash(Keyring.from_file(key_file), service.loop, "ada"))
+    tombstone.forgotten_time.GetCurrentTime()
+    await service.send("privacy.tombstones", tombstone, key="ada")
+    await eventually(lambda: count(settings, "interactions") == 1, timeout_s=60, message="the user is erased")
+    await eventually(lambda: b"ada-and-the" not in content(), timeout_s=20, message="the spans of the user are gone")
+    assert b"bob-and-the" in content()
+
+
+async def test_a_tombstone_in_a_new_topic_erases(start, settings, make, tmp_path: Path) -> None:
+    """Tombstones are known by user and time, not by place: one in a topic made anew erases, and each does so once."""
+    key_file = tmp_path / "keys.json"
+    key_file.write_text(json.dumps({"stable": "ab" * 32}))
+    keyring = Keyring.from_file(key_file)
+    service = await start(privacy_key_file=key_file)
+
+    async def forget(user: str) -> None:
+        tombstone = privacy.UserForgotten(user_hash=user_hash(keyring, service.loop, user))
+        tombstone.forgotten_time.GetCurrentTime()
+        await service.send("privacy.tombstones", tombstone, key=user)
+
+    await service.send("behavior.impressions", make.impression("of-the-first", "eve"), key="eve")
+    await eventually(lambda: count(settings, "impressions") == 1, timeout_s=60, message="the answer is stored")
+    await forget("eve")
+    await eventually(lambda: count(settings, "impressions") == 0, timeout_s=60, message="the user is erased")
+    with closing(sqlite3.connect(settings.state_dir / "monitor.db", timeout=30)) as database:
+        # The topic was longer before it was made anew: what a former release stored of it says so.
+        database.execute(
+            "insert or replace into offsets (topic, partition, next_offset, count_from) values (?, 0, 1000, 0)",
+            (f"{service.loop}.privacy.tombstones",),
+        )
+        database.commit()
+    await service.send("behavior.impressions", make.impression("of-the-second", "ada"), key="ada")
+    await service.send("behavior.impressions", make.impression("of-the-first-again", "eve"), key="eve")
+    await eventually(lambda: count(settings, "impressions") == 2, timeout_s=60, message="the answers are stored")
+    await forget("ada")
+    await eventually(lambda: count(settings, "impressions") == 1, timeout_s=60, message="the second user is erased")
+    await service.lifespan.__aexit__(None, None, None)
+    again = await start(privacy_key_file=key_file)
+    await again.send("behavior.impressions", make.impression("of-the-third", "kim"), key="kim")
+    await eventually(lambda: count(settings, "impressions") == 2, timeout_s=60, message="the monitor goes on")
+    with closing(sqlite3.connect(settings.state_dir / "monitor.db")) as database:
+        stored = {each for (each,) in database.execute("select request_id from impressions")}
+    assert stored == {"of-the-first-again", "of-the-third"}

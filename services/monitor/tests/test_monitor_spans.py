@@ -6,7 +6,7 @@ import grpc
 import pytest
 from gyre_monitor.domain.traces import StoredSpan
 from gyre_monitor.store.retention import Retention
-from gyre_monitor.store.schema import IMPRESSIONS, INTERACTIONS, SPANS
+from gyre_monitor.store.schema import IMPRESSIONS, INTERACTIONS, SPANS, TRACES
 from gyre_monitor.store.spans import insert_spans, linked_spans, traces_of
 from gyre_monitor.transport.otlp import OtlpServer, TraceReceiver
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -149,3 +149,18 @@ async def test_tables_stay_small(projection, database, log, make) -> None:
         return ids, connection.scalar(select(func.count()).select_from(INTERACTIONS))
 
     assert await database.read(look) == ({f"r{n}" for n in range(150, 250)}, 100)
+
+
+async def test_what_says_whose_a_trace_is_goes_with_the_spans(projection, database, log, make) -> None:
+    """Of old traces without spans nothing is kept; those with spans stay, whatever their age."""
+
+    def shown(number: int):
+        parent = f"00-{number:032x}-{number:016x}-01"
+        return log.shown(make.impression(f"r{number}", f"u{number}"), traceparent=parent)
+
+    await database.write(insert_spans, [span(f"{1:032x}")])
+    await projection.apply([shown(number) for number in range(1, 301)])
+    while await database.write(KEPT.prune):
+        pass
+    left = await database.read(lambda connection: list(connection.scalars(select(TRACES.c.trace_id))))
+    assert {int(each, 16) for each in left} == {1, *range(201, 301)}

@@ -115,8 +115,8 @@ STORES: tuple[StoreDecl, ...] = (
     _store(
         "monitor's database",
         rf"^{FILE}.*monitor\.db(-wal|-shm)?$",
-        holds="the user's answers and interactions under a hash of the id, and the spans of those requests",
-        written=("SQLite with its write-ahead log, or PostgreSQL", "monitor"),
+        holds="the user's answers, interactions and traces under a hash of the id, and the spans of those requests",
+        written=("SQLite with its write-ahead log", "monitor"),
         erased="rows are deleted and overwritten, the log is truncated; again a minute later, for spans come late",
         until=AT_ONCE,
     ),

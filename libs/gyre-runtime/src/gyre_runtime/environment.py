@@ -35,6 +35,9 @@ _INJECTED: tuple[tuple[str, str], ...] = (
 (https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables)."""
 _SERVICE_VARIABLES = [(re.compile(rf"GYRE(_[A-Z0-9]+)*_{name}"), re.compile(value)) for name, value in _INJECTED]
 
+_PASSWORD = re.compile(r"(://[^/@\s]*?:)[^/\s]*@")
+"""The password of a URL, which messages must not show."""
+
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
@@ -49,7 +52,7 @@ def load_settings(cls: type[SettingsT], environ: Mapping[str, str] | None = None
         SystemExit: a variable is unknown, its value breaks its rule, or a security setting is blank or set by half.
     """
     environ = os.environ if environ is None else environ
-    problems = [f"{name}={environ[name]!r}: is not a setting of this process" for name in _unknown(cls, environ)]
+    problems = [f"{name}={_shown(environ[name])}: is not a setting of this process" for name in _unknown(cls, environ)]
     values = {field: environ[variable_of(field)] for field in cls.model_fields if variable_of(field) in environ}
     blank = [field for field, value in values.items() if _is_blank_secret(cls, field, value)]
     problems += [f"{variable_of(each)}={values[each]!r}: is blank: give it a value, or leave it out" for each in blank]
@@ -87,4 +90,9 @@ def _problem(issue: Any, values: Mapping[str, str]) -> str:
     if not issue["loc"]:
         return str(rule)  # a rule over several settings, which names them itself
     field = str(issue["loc"][0])
-    return f"{variable_of(field)}={values.get(field, issue['input'])!r}: {rule}"
+    return f"{variable_of(field)}={_shown(values.get(field, issue['input']))}: {rule}"
+
+
+def _shown(value: object) -> str:
+    """A value as a message may show it: without the password of a URL."""
+    return _PASSWORD.sub(r"\1…@", repr(value))

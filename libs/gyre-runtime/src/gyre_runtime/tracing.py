@@ -58,6 +58,11 @@ def is_sampled(traceparent: str | None) -> bool:
     return traceparent is not None and len(traceparent) >= 55 and traceparent[54] in "13579bdf"
 
 
+def trace_id_of(traceparent: str) -> str:
+    """The trace id of a `traceparent` (https://www.w3.org/TR/trace-context/#traceparent-header), 32 hex digits."""
+    return traceparent[3:35]
+
+
 def is_left_out(above: SpanContext) -> bool:
     """Say whether the sampler has decided against a trace already: its spans need not even be made."""
     return above.is_valid and not above.trace_flags.sampled

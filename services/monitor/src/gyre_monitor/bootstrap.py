@@ -8,6 +8,7 @@ from functools import partial
 from gyre.events.v1.privacy_pb2 import UserForgotten
 from gyre.monitor.v1.monitor_pb2_grpc import add_MonitorServiceServicer_to_server
 from gyre_core.spec import LoopSpec
+from gyre_core.topics import tombstones_kept_s
 from gyre_privacy.masking import open_privacy, read_keyring
 from gyre_privacy.pseudonyms import own_keyring, user_hash
 from gyre_privacy.tombstones import Tombstones
@@ -54,12 +55,13 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> RunningMon
         ids = dict.fromkeys((message.user_id, privacy[loop].user(message.user_id)))
         return [user_hash(keyring, loop, each) for each in ids]
 
-    erasures = ErasureHandler(database, users)
+    # A topic deletes whole segments, so that a tombstone may outlive its time by one.
+    erasures = ErasureHandler(database, users, lambda loop: 2 * tombstones_kept_s(loops[loop]))
     tombstones = Tombstones(loops, shared, on_tombstone=erasures.note)
 
     def forgotten(event: Event) -> bool:
         if is_covered := tombstones.cover(event):
-            erasures.note_request(event.message.request_id)
+            erasures.note_event(event)
         return is_covered
 
     projection = Projection(database, loops, keyring=keyring, timeout_s=timeout_s, forgotten=forgotten)

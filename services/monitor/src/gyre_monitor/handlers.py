@@ -14,13 +14,15 @@ from typing import Any, TypeVar
 from gyre.events.v1.privacy_pb2 import UserForgotten
 from gyre_runtime import GyreError, Unavailable, instrument
 from gyre_runtime.checkpoints import Batch
+from gyre_runtime.events import Event
 from gyre_runtime.series import VersionSeries
+from gyre_runtime.tracing import trace_id_of
 
 from gyre_monitor.domain.outcomes import ArmTotals
 from gyre_monitor.ports import TrainingRuns, TriggerPublisher, TriggerToSend
 from gyre_monitor.store import flow, reports
 from gyre_monitor.store.database import Database
-from gyre_monitor.store.erasure import erase_spans, erase_user
+from gyre_monitor.store.erasure import ForgottenUser, erase_spans, erase_user
 from gyre_monitor.store.model_retention import ModelRetention
 from gyre_monitor.store.projection import Projection
 from gyre_monitor.store.retention import Retention
@@ -208,43 +210,52 @@ class ErasureHandler:
     Args:
         database: of the monitor.
         users: the hashes that a tombstone's user may stand under, by loop.
+        expired_s: how old a tombstone of a loop is once Kafka has surely deleted it, seconds.
     """
 
-    def __init__(self, database: Database, users: Callable[[str, UserForgotten], Sequence[bytes]]) -> None:
-        self._database, self._users = database, users
-        self._waiting: asyncio.Queue[tuple[str, UserForgotten, int]] = asyncio.Queue()
-        self._requests: deque[str] = deque()
+    def __init__(
+        self,
+        database: Database,
+        users: Callable[[str, UserForgotten], Sequence[bytes]],
+        expired_s: Callable[[str], float],
+    ) -> None:
+        self._database, self._users, self._expired_s = database, users, expired_s
+        self._waiting: asyncio.Queue[tuple[str, UserForgotten]] = asyncio.Queue()
+        self._ids: deque[str] = deque()
 
-    def note(self, loop: str, message: UserForgotten, offset: int) -> None:
+    def note(self, loop: str, message: UserForgotten, _offset: int) -> None:
         """Take a tombstone in."""
-        self._waiting.put_nowait((loop, message, offset))
+        self._waiting.put_nowait((loop, message))
 
-    def note_request(self, request_id: str) -> None:
-        """Take in a request of a forgotten user, whose spans go, too; from any thread."""
-        self._requests.append(request_id)
+    def note_event(self, event: Event) -> None:
+        """Take in an event of a forgotten user: the spans of its request and trace go, too; from any thread."""
+        self._ids.append(event.message.request_id)
+        if event.traceparent is not None:
+            self._ids.append(trace_id_of(event.traceparent))
 
     async def run(self) -> None:
         """Erase until cancelled; what the database does not take is tried again."""
         # A process that was killed between a deletion and this has left the rows in the log.
         await _retried(self._database.forget_deleted)
         while True:
-            loop, message, offset = await self._waiting.get()
-            users = self._users(loop, message)
-            erase = partial(erase_user, loop=loop, users=users, offset=offset)
-            deleted, requests = await _retried(partial(self._database.write, erase))
-            self._requests.extend(requests)
+            loop, message = await self._waiting.get()
+            expired_ns = time.time_ns() - round(self._expired_s(loop) * 1e9)
+            forgotten_ns = message.forgotten_time.ToNanoseconds()
+            forgotten = ForgottenUser(loop, self._users(loop, message), forgotten_ns, expired_ns)
+            deleted, ids = await _retried(partial(self._database.write, partial(erase_user, forgotten=forgotten)))
+            self._ids.extend(ids)
             if deleted:
                 await _retried(self._database.forget_deleted)
                 _LOG.info("a user was erased", extra={"loop": loop, "rows": deleted})
 
     async def erase_late_spans(self) -> None:
         """Delete the spans that are exported after their request's user was erased, until cancelled."""
-        requests: set[str] = set()
+        ids: set[str] = set()
         while True:
             await asyncio.sleep(_LATE_SPANS_S)
-            # Each request twice, for its spans may come after the first time.
-            before, requests = requests, {self._requests.popleft() for _ in range(len(self._requests))}
-            deleted = await _retried(partial(self._database.write, partial(erase_spans, request_ids=before | requests)))
+            # Each request and trace twice, for its spans may come after the first time.
+            before, ids = ids, {self._ids.popleft() for _ in range(len(self._ids))}
+            deleted = await _retried(partial(self._database.write, partial(erase_spans, ids=before | ids)))
             if deleted:
                 await _retried(self._database.forget_deleted)
 

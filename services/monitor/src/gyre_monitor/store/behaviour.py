@@ -14,12 +14,12 @@ from gyre_core.spec import LoopSpec
 from gyre_core.topics import IMPORT_SOURCE
 from gyre_privacy.pseudonyms import user_hash
 from gyre_runtime.events import Event
-from gyre_runtime.tracing import is_sampled
+from gyre_runtime.tracing import is_sampled, trace_id_of
 from sqlalchemy import ColumnElement, Connection, bindparam, select
 
 from gyre_monitor.domain.outcomes import Action, ArmTotals, LoggedAnswer, Request, attributed, latency_bucket
 from gyre_monitor.store.database import chunks, insert_new, upsert
-from gyre_monitor.store.schema import ARMS, IMPRESSIONS, INTERACTIONS, LATENCIES
+from gyre_monitor.store.schema import ARMS, IMPRESSIONS, INTERACTIONS, LATENCIES, TRACES
 
 _MAX_TIPPING = 16
 Arm = tuple[str, str, int]
@@ -87,6 +87,7 @@ class BehaviourTables:
         self._credit(change, known_answers + old_answers, fresh + self._actions_of(known_answers))
         self._insert_answers(known_answers)
         self._insert_actions(actions)
+        self._insert_traces(events)
         self._write_totals(change.totals)
         return change
 
@@ -218,6 +219,17 @@ class BehaviourTables:
         loop = self._spec.loop
         rows = [{"loop": loop, "source": event.source, **action._asdict()} for event, action in actions]
         insert_new(self._connection, INTERACTIONS, rows)
+
+    def _insert_traces(self, events: Iterable[Event]) -> None:
+        """Note whose the sampled traces are: the spans of a trace stay longer than its answers, or have none here."""
+        found = {
+            (trace_id_of(event.traceparent), user_hash(self._keyring, self._spec.loop, event.message.user_id))
+            for event in events
+            if event.traceparent is not None and is_sampled(event.traceparent)
+        }
+        loop = self._spec.loop
+        rows = [{"loop": loop, "trace_id": trace_id, "user_key": user} for trace_id, user in sorted(found)]
+        insert_new(self._connection, TRACES, rows)
 
     def _write_totals(self, totals: Mapping[Arm, ArmTotals]) -> None:
         sums = ("impressions", "clicked", "converted", "degraded")

@@ -1,4 +1,4 @@
-"""The database, off the event loop: one thread writes, a few read. SQLite in WAL mode by default, or PostgreSQL."""
+"""The database, off the event loop: one thread writes, a few read. SQLite in WAL mode."""
 
 from __future__ import annotations
 

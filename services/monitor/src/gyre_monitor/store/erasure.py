@@ -3,48 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from gyre_core.topics import topic
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, and_, delete, not_, select
 
 from gyre_monitor.store.database import chunks, upsert
-from gyre_monitor.store.schema import IMPRESSIONS, INTERACTIONS, OFFSETS, SPANS
+from gyre_monitor.store.schema import IMPRESSIONS, INTERACTIONS, SPANS, TOMBSTONES, TRACES
 from gyre_monitor.store.spans import MAX_ID_CHARS
 
-TOMBSTONES = "privacy.tombstones"
+
+@dataclass(frozen=True, slots=True)
+class ForgottenUser:
+    """What a tombstone says.
+
+    Attributes:
+        loop: whose.
+        users: hashes of the ids that the user is known by.
+        forgotten_ns: the tombstone's time, unix nanoseconds.
+        expired_ns: tombstones from before this are in Kafka no more, unix nanoseconds.
+    """
+
+    loop: str
+    users: Sequence[bytes]
+    forgotten_ns: int
+    expired_ns: int = 0
 
 
-def erase_user(connection: Connection, loop: str, users: Sequence[bytes], offset: int) -> tuple[int, frozenset[str]]:
-    """Delete a user's rows, unless the tombstone was handled before.
+def erase_user(connection: Connection, forgotten: ForgottenUser) -> tuple[int, frozenset[str]]:
+    """Delete a user's rows, unless this tombstone or a later one of the user was handled before.
 
     A compacted topic is read from its beginning at each start: what a user does after the tombstone stays, since the
-    tombstone's offset is stored with the deletion.
+    tombstone's time is stored with the deletion.
 
     Args:
         connection: within a transaction.
-        loop: whose.
-        users: hashes of the ids that the user is known by.
-        offset: of the tombstone in its topic, which has one partition.
+        forgotten: who is to go.
 
     Returns:
-        Count of rows that went, and the ids of the user's requests, which callers may have made from the user's id.
+        Count of rows that went, and the ids of the user's requests and traces, which callers may have made from the
+        user's id.
     """
-    name = topic(loop, TOMBSTONES)
-    stored = connection.scalar(select(OFFSETS.c.next_offset).where(OFFSETS.c.topic == name, OFFSETS.c.partition == 0))
-    if stored is not None and offset < stored:
+    loop, users = forgotten.loop, forgotten.users
+    handled = TOMBSTONES.c
+    own = and_(handled.loop == loop, handled.user_key.in_(users), handled.forgotten_ns >= forgotten.forgotten_ns)
+    if connection.scalar(select(handled.loop).where(own).limit(1)) is not None:
         return 0, frozenset()
-    deleted, requests = 0, set[str]()
-    for table in (IMPRESSIONS, INTERACTIONS):
-        own = (table.c.loop == loop, table.c.user_key.in_(users))
-        requests.update(connection.scalars(select(table.c.request_id).where(*own)))
-        deleted += connection.execute(delete(table).where(*own)).rowcount
-    deleted += erase_spans(connection, requests)
-    upsert(connection, OFFSETS, [{"topic": name, "partition": 0, "next_offset": offset + 1, "count_from": 0}])
-    return deleted, frozenset(requests)
+    deleted, ids = 0, set[str]()
+    for table, column in (
+        (IMPRESSIONS, IMPRESSIONS.c.request_id),
+        (INTERACTIONS, INTERACTIONS.c.request_id),
+        (TRACES, TRACES.c.trace_id),
+    ):
+        of_user = (table.c.loop == loop, table.c.user_key.in_(users))
+        ids.update(connection.scalars(select(column).where(*of_user)))
+        deleted += connection.execute(delete(table).where(*of_user)).rowcount
+    deleted += erase_spans(connection, ids)
+    connection.execute(delete(TOMBSTONES).where(handled.loop == loop, handled.forgotten_ns < forgotten.expired_ns))
+    rows = [{"loop": loop, "user_key": user, "forgotten_ns": forgotten.forgotten_ns} for user in users]
+    upsert(connection, TOMBSTONES, rows)
+    return deleted, frozenset(ids)
 
 
-def erase_spans(connection: Connection, request_ids: Collection[str]) -> int:
-    """Delete the spans of requests; answer how many went."""
-    held = {each[:MAX_ID_CHARS] for each in request_ids if each}
-    conditions = [SPANS.c.request_id.in_(some) for some in chunks(held)]
-    return sum(connection.execute(delete(SPANS).where(each)).rowcount for each in conditions)
+def erase_spans(connection: Connection, ids: Collection[str]) -> int:
+    """Delete the spans of requests and traces; answer how many went. The flow of models names nobody and stays.
+
+    Args:
+        connection: within a transaction.
+        ids: of requests and traces.
+    """
+    deleted = 0
+    for some in chunks({each[:MAX_ID_CHARS] for each in ids if each}):
+        of_trace = and_(SPANS.c.trace_id.in_(some), not_(SPANS.c.is_model))
+        for condition in (SPANS.c.request_id.in_(some), of_trace):
+            deleted += connection.execute(delete(SPANS).where(condition)).rowcount
+    return deleted

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, exists, func, not_, select
 
-from gyre_monitor.store.schema import ALERTS, IMPRESSIONS, INTERACTIONS, SPANS
+from gyre_monitor.store.schema import ALERTS, IMPRESSIONS, INTERACTIONS, SPANS, TRACES
 
 _SLICE = 5000
 
@@ -28,6 +28,7 @@ class Retention:
             _prune(connection, INTERACTIONS, self.interactions),
             _prune_spans(connection, is_model=False, kept=self.request_spans),
             _prune_spans(connection, is_model=True, kept=self.model_spans),
+            _prune_traces(connection, kept=self.request_spans),
         ]
         self._prune_alerts(connection)
         return any(more)
@@ -53,6 +54,15 @@ def _prune_spans(connection: Connection, *, is_model: bool, kept: int) -> bool:
     own = SPANS.c.is_model.is_(is_model)
     last = connection.scalar(select(SPANS.c.id).where(own).order_by(SPANS.c.id.desc()).offset(kept).limit(1))
     return last is not None and _delete(connection, SPANS, and_(own, SPANS.c.id <= last))
+
+
+def _prune_traces(connection: Connection, *, kept: int) -> bool:
+    """Delete what says whose a trace is, of old traces without spans; more than spans there are no traces."""
+    newest = connection.scalar(select(func.max(TRACES.c.id)))
+    if newest is None:
+        return False
+    has_spans = exists().where(SPANS.c.trace_id == TRACES.c.trace_id)
+    return _delete(connection, TRACES, and_(TRACES.c.id <= newest - kept, not_(has_spans)))
 
 
 def _delete(connection: Connection, table: Table, condition: ColumnElement[bool]) -> bool:

@@ -18,7 +18,9 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
     inspect,
+    not_,
     select,
     text,
 )
@@ -229,6 +231,29 @@ SPANS = Table(
     Index("spans_by_rollout", "rollout_id", **_unless_empty("rollout_id")),
     Index("spans_by_flow", "is_model", "id"),
 )
+_OF_REQUEST = and_(SPANS.c.request_id != "", not_(SPANS.c.is_model))
+
+TRACES = Table(
+    "traces",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True),
+    _text("loop"),
+    Column("trace_id", String(32), nullable=False),
+    Column("user_key", LargeBinary(16), nullable=False),
+    Index("traces_by_user", "loop", "trace_id", "user_key", unique=True),
+    Index("traces_of_user", "loop", "user_key"),
+)
+"""Whose answers and interactions are in a sampled trace, simulated and imported ones, too: its spans hold ids that
+callers may have made from the user's, and stay longer than the answers."""
+
+TOMBSTONES = Table(
+    "tombstones",
+    METADATA,
+    _text("loop", primary_key=True),
+    Column("user_key", LargeBinary(16), primary_key=True),
+    Column("forgotten_ns", BigInteger, nullable=False),
+)
+"""The newest tombstone of each user that was carried out; they go after theirs has expired in Kafka."""
 
 
 def _create(connection: Connection) -> None:
@@ -259,12 +284,25 @@ def _add_checkpoints(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE offsets ADD COLUMN checkpoint TEXT NOT NULL DEFAULT ''"))
 
 
+def _add_traces(connection: Connection) -> None:
+    """Let spans be found by their user; those whose answer is not known any more never would be."""
+    METADATA.create_all(connection, [TRACES, TOMBSTONES])
+    joined = IMPRESSIONS.join(SPANS, SPANS.c.request_id == IMPRESSIONS.c.request_id)
+    columns = (IMPRESSIONS.c.loop, SPANS.c.trace_id, IMPRESSIONS.c.user_key)
+    known = select(*columns).select_from(joined).where(SPANS.c.request_id != "").distinct()
+    if not connection.scalar(select(TRACES.c.id).limit(1)):
+        connection.execute(TRACES.insert().from_select(["loop", "trace_id", "user_key"], known))
+    held = select(TRACES.c.trace_id)
+    connection.execute(SPANS.delete().where(_OF_REQUEST, SPANS.c.trace_id.not_in(held)))
+
+
 MIGRATIONS: Sequence[Callable[[Connection], None]] = (
     _create,
     _scope_requests,
     _drop_key,
     _add_layouts,
     _add_checkpoints,
+    _add_traces,
 )
 """What turns a database of version n into one of version n + 1; a new one runs all of them."""
 
@@ -299,7 +337,9 @@ def version(connection: Connection) -> int:
 
 
 def use_key(connection: Connection, key_id: str) -> int:
-    """Drop what was hashed under another key, which nobody can be found in any more; answer how many rows went.
+    """Drop what was hashed under another key, in which nobody can be found any more; answer how many rows went.
+
+    Spans of requests go, too, which are found by such a hash.
 
     Args:
         connection: within a transaction.
@@ -308,7 +348,9 @@ def use_key(connection: Connection, key_id: str) -> int:
     stored = connection.scalar(select(META.c.value).where(META.c.name == "key_id"))
     if stored == key_id:
         return 0
-    deleted = sum(connection.execute(table.delete()).rowcount for table in (IMPRESSIONS, INTERACTIONS))
+    hashed = (IMPRESSIONS, INTERACTIONS, TRACES, TOMBSTONES)
+    deleted = sum(connection.execute(table.delete()).rowcount for table in hashed)
+    deleted += connection.execute(SPANS.delete().where(_OF_REQUEST)).rowcount
     connection.execute(META.delete().where(META.c.name == "key_id"))
     connection.execute(META.insert(), {"name": "key_id", "value": key_id})
     return deleted

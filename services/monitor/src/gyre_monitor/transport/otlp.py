@@ -112,7 +112,7 @@ def _text(value: AnyValue) -> str:
 
 
 def _clean(text: str) -> str:
-    """Cut what is too long, and leave out what PostgreSQL cannot store."""
+    """Cut what is too long, and leave out what not every database can store."""
     return text[:_MAX_CHARS].replace("\0", "")
 
 
