@@ -75,6 +75,12 @@ async def test_topics_that_are_not_as_declared_are_shown_and_mended(
     assert (mended.exit_code, mended.output.strip()) == (0, "all topics that exist are as declared")
 
 
+async def test_a_loop_that_does_not_run_yet_has_no_layouts_in_its_way(gyre: Gyre, kafka: str, loop_file: Path) -> None:
+    """`gyre validate --mesh` of a loop without topics in Kafka finds nothing that the file could clash with."""
+    result = await asyncio.to_thread(gyre, "validate", str(loop_file), "--mesh", kafka=kafka)
+    assert (result.exit_code, "is valid" in result.output) == (0, True)
+
+
 async def test_rank_shows_items_and_model(gyre: Gyre, serve: ServeGateway, gateway: Any) -> None:
     """`gyre rank` asks with the given time and labels and prints the items in order, the model and the request id."""
     settings = await serve()

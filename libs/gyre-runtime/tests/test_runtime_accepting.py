@@ -1,6 +1,7 @@
 """Which of several processes is called: none that was never ready, and none that drains, so that no call is lost."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -115,3 +116,32 @@ async def test_no_call_is_lost_while_one_process_after_the_other_restarts() -> N
     for each in processes.values():
         await each.aclose()
     assert set(answers) == {"a", "b"}, answers
+
+
+class Busy(rpc.InferenceServiceServicer):
+    """Answers one call after the other, as a process without a free processor does."""
+
+    def __init__(self) -> None:
+        self.called = asyncio.Event()
+
+    async def ListModels(  # noqa: N802 - the protocol's name
+        self, _request: pb.ListModelsRequest, _context: object
+    ) -> pb.ListModelsResponse:
+        """Answer, and let nothing else happen meanwhile."""
+        self.called.set()
+        time.sleep(0.02)  # noqa: ASYNC251 - what keeps the process busy
+        return pb.ListModelsResponse()
+
+
+async def test_what_arrived_before_the_end_of_the_delay_is_answered() -> None:
+    """Calls that wait in a busy process when it stops are answered rather than cancelled."""
+    (port,) = free_ports(1)
+    busy, settings = Busy(), ServiceSettings(listen=f"127.0.0.1:{port}", drain_delay_s=0.1)
+    registration = Registration(rpc.add_InferenceServiceServicer_to_server, busy)
+    async with channel(settings.listen, settings, name="inference") as opened:
+        stub = rpc.InferenceServiceStub(opened)
+        async with build_server(settings, [registration]):
+            calls = [asyncio.ensure_future(stub.ListModels(pb.ListModelsRequest(), timeout=60)) for _ in range(50)]
+            await busy.called.wait()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [each for each in answers if isinstance(each, BaseException)] == []

@@ -8,8 +8,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -29,6 +29,7 @@ from gyre_runtime.transport_security import check_token, read_token
 
 REQUEST_ID = "x-request-id"
 _MAX_REQUEST_ID_CHARS = 64
+_QUIET_S = 0.2
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _LOG = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Interceptor:
         self._max_deadline_s = settings.max_deadline_s
         self._max_stream_s = settings.max_stream_s
         self._streams: set[asyncio.Task[Any]] = set()
+        self._begun = self._under_way = 0
         self._draining = False
 
     def wrap(self, service: str, method: str, handler: Handler, request: Descriptor) -> Door:
@@ -112,6 +114,19 @@ class Interceptor:
             return False
         return True
 
+    async def until_quiet(self, timeout_s: float) -> None:
+        """Wait until for a moment no unary call begins or is under way, at most `timeout_s`.
+
+        A gRPC server that stops cancels the calls that have arrived and that nobody has taken up yet, of which a busy
+        process may have many (`ZombifyPending` of gRPC's core).
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                begun = 0
+                while self._under_way or begun != self._begun:
+                    begun = self._begun
+                    await asyncio.sleep(_QUIET_S)
+
     def end_streams(self) -> None:
         """End every stream with UNAVAILABLE, reason DRAINING, so that watchers go elsewhere at once."""
         self._draining = True
@@ -130,7 +145,7 @@ class Interceptor:
 
     def _unary(self, behaviour: Any, observed: _Observed, check: Checker) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            with self._observe(observed, context, self._max_deadline_s) as under_way:
+            with self._counted(), self._observe(observed, context, self._max_deadline_s) as under_way:
                 try:
                     self._admit(request, context, under_way.context, check)
                     async with asyncio.timeout(None if under_way.has_deadline else self._max_deadline_s):
@@ -161,6 +176,16 @@ class Interceptor:
                     self._streams.discard(stream)
 
         return call
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a unary call, as long as it is under way."""
+        self._begun += 1
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
 
     @contextmanager
     def _observe(self, observed: _Observed, context: Context, limit_s: float) -> Any:

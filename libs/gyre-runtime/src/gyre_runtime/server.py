@@ -70,9 +70,14 @@ class Server:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop: NOT_SERVING, no new calls, streams end, unary calls under way get `drain_s`."""
+        """Stop: NOT_SERVING, no new calls, streams end, unary calls under way get `drain_s`.
+
+        Where callers had a delay in which to leave, what they sent before that is answered first, within `drain_s`.
+        """
         await self._health.drain()
         await self._health.stop_accepting()
+        if self._settings.drain_delay_s:
+            await self._interceptor.until_quiet(self._settings.drain_s)
         await self._health.servicer.end_watches()
         self._interceptor.end_streams()
         if self._server is not None:
