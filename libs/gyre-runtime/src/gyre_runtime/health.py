@@ -163,7 +163,7 @@ class Health:
     async def listen(self) -> None:
         """Say that the process lives, as soon as a server listens."""
         await self.servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
-        await self.servicer.set(ACCEPTING, _status(self._accepts))
+        await self._publish()
 
     async def drain(self) -> None:
         """Answer NOT_SERVING from now on; calls are accepted still."""
