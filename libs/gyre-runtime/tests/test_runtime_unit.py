@@ -1,6 +1,7 @@
 """What the chassis decides without any network: settings, constraints, events, metrics, tracing, retry budget."""
 
 import pickle
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from gyre_runtime.constraints import checker_for, require_valid
 from gyre_runtime.errors import from_status, is_transient, to_status
 from gyre_runtime.events import Unreadable, decode, decode_many, encode, format_time, message_types
 from gyre_runtime.metrics import METRICS
+from gyre_runtime.settings import PARTS, variable_of
 from gyre_runtime.tracing import FlowSampler, current_trace_id, inject, is_sampled, model_tracer, parse, start_span
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -55,7 +57,17 @@ def test_settings_come_from_the_environment() -> None:
         ("GYRE_LISTEN", "nowhere", "must be host:port with a port from 0 to 65535"),
         ("GYRE_GATEWAY_MAX_INFLIGHT", "many", "Input should be a valid integer"),
         ("GYRE_TRACE_RATIO", "2", "Input should be less than or equal to 1"),
-        ("GYRE_LOOPS", "", "at least 1 item"),
+        ("GYRE_LOOPS", "", "is blank"),
+        ("GYRE_LOOPS", "a.yaml:", "none of them blank"),
+        ("GYRE_LISTEN", "a b:9092", "must be host:port"),
+        ("GYRE_LISTEN", ":9092", "must be host:port"),
+        ("GYRE_LISTEN", "::1:9092", "an IP version 6 address in brackets"),
+        ("GYRE_OTLP", " ", "is blank"),
+        ("GYRE_DRAIN_S", "nan", "finite number"),
+        ("GYRE_MAX_STREAM_S", "inf", "finite number"),
+        ("GYRE_MAX_STREAM_S", "1e300", "must be at most 315360000"),
+        ("GYRE_MAX_STREAM_S", " 5 ", "has spaces around it"),
+        ("GYRE_GATEWAY_MAX_INFLIGHT", str(10**30), "must be at most 9007199254740992"),
         ("GYRE_KAFFKA", "127.0.0.1:1", "is not a setting of this process"),
         ("GYRE_GATEWAY_TYPO", "1", "is not a setting of this process"),
     ],
@@ -67,6 +79,28 @@ def test_a_bad_setting_stops_the_start(name: str, value: str, rule: str) -> None
     message = str(caught.value)
     assert message.startswith(f"{name}={value!r}" if name != "GYRE_LOOPS" else f"{name}=")
     assert rule in message
+
+
+class EverySettings(*PARTS):  # type: ignore[misc]
+    """All settings that processes share."""
+
+
+def _samples(field: str) -> list[str]:
+    """Values that say nothing, by what a setting is."""
+    kind = EverySettings.model_fields[field].annotation
+    if kind is str:
+        return [" ", "\t"]
+    if kind in (int, float):
+        return ["", " ", "nan", "inf", "-inf", "1e300", "9" * 400]
+    return ["", " ", "\t"]
+
+
+@pytest.mark.parametrize("field", sorted(EverySettings.model_fields))
+def test_no_setting_takes_what_says_nothing(field: str) -> None:
+    """Blank texts, paths and numbers, and numbers that nothing can count to, stop the start, whatever the setting."""
+    for value in _samples(field):
+        with pytest.raises(SystemExit, match=rf"(?m)^{variable_of(field)}={re.escape(repr(value))}: \S"):
+            load_settings(EverySettings, {variable_of(field): value})
 
 
 def test_settings_of_other_processes_are_tolerated() -> None:

@@ -49,25 +49,18 @@ def load_settings(cls: type[SettingsT], environ: Mapping[str, str] | None = None
         environ: for tests, an environment in place of the process's own.
 
     Raises:
-        SystemExit: a variable is unknown, its value breaks its rule, or a security setting is blank or set by half.
+        SystemExit: a variable is unknown, its value is blank or breaks its rule, or a security setting is set by half.
     """
     environ = os.environ if environ is None else environ
     problems = [f"{name}={_shown(environ[name])}: is not a setting of this process" for name in _unknown(cls, environ)]
     values = {field: environ[variable_of(field)] for field in cls.model_fields if variable_of(field) in environ}
-    blank = [field for field, value in values.items() if _is_blank_secret(cls, field, value)]
-    problems += [f"{variable_of(each)}={values[each]!r}: is blank: give it a value, or leave it out" for each in blank]
     try:
-        settings = cls.model_validate({field: value for field, value in values.items() if field not in blank})
+        settings = cls.model_validate(values)
     except ValidationError as error:
         problems += [_problem(issue, values) for issue in error.errors()]
     if problems:
         sys.exit("\n".join(problems))
     return settings
-
-
-def _is_blank_secret(cls: type[Settings], field: str, value: str) -> bool:
-    """Whether an optional setting is there and says nothing: those are files of keys, certificates and tokens."""
-    return not value.strip() and cls.model_fields[field].default is None
 
 
 def _unknown(cls: type[Settings], environ: Mapping[str, str]) -> list[str]:

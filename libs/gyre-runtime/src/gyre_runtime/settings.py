@@ -7,14 +7,21 @@ tolerate it in a shared environment. `load_settings` reads the environment.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "GYRE_"
 SERVICES = ("gateway", "features", "inference", "trainer", "deployer", "monitor")
+
+MAX_SECONDS = 10 * 365 * 86_400
+"""The longest time of a setting, ten years: beyond it timers overflow, and nobody waits."""
+MAX_NUMBER = 2**53
+"""The greatest number of a setting: up to it every whole number is exact in a double."""
+_HOST = re.compile(r"\[[0-9A-Fa-f:.]+(%\w+)?\]|[^\s:/@,\[\]]+")
 
 _CLASSES: list[type["Settings"]] = []
 
@@ -31,8 +38,8 @@ def known_variables() -> set[str]:
 
 def _address(value: str) -> str:
     host, _, port = value.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError("must be host:port with a port from 0 to 65535")
+    if not _HOST.fullmatch(host) or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError("must be host:port with a port from 0 to 65535, an IP version 6 address in brackets")
     return value
 
 
@@ -47,7 +54,12 @@ def _addresses(value: str) -> str:
 
 
 def _paths(value: Any) -> Any:
-    return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    parts = value.split(os.pathsep)
+    if not all(part.strip() for part in parts):
+        raise ValueError(f"must be paths separated by {os.pathsep!r}, none of them blank")
+    return tuple(map(Path, parts))
 
 
 Address = Annotated[str, AfterValidator(_address)]
@@ -65,6 +77,7 @@ class Settings(BaseSettings):
         extra="forbid",
         validate_default=True,
         env_file=None,
+        allow_inf_nan=False,
         use_attribute_docstrings=True,  # docs/reference/settings.md is written from them
     )
 
@@ -75,6 +88,35 @@ class Settings(BaseSettings):
     def settings_customise_sources(cls, *args: Any, **sources: Any) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read nothing by itself: `load_settings` reads the environment, tests give what they mean."""
         return (args[1] if len(args) > 1 else sources["init_settings"],)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _says_something(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse a text that says nothing: a blank path would be the working folder. Only texts may be empty.
+
+        Raises:
+            ValueError: it is blank, or has spaces around it.
+        """
+        if not isinstance(value, str) or info.field_name is None:
+            return value
+        if not value.strip() and (value or cls.model_fields[info.field_name].annotation is not str):
+            raise ValueError("is blank: give it a value, or leave it out")
+        if value != value.strip():
+            raise ValueError("has spaces around it: leave them out")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_bounded(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse a number that nothing can count to.
+
+        Raises:
+            ValueError: it is greater than `MAX_SECONDS`, or than `MAX_NUMBER` where it is no time.
+        """
+        most = MAX_SECONDS if (info.field_name or "").endswith("_s") else MAX_NUMBER
+        if isinstance(value, int | float) and abs(value) > most:
+            raise ValueError(f"must be at most {most}")
+        return value
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Register the class, so that its variables are known."""
@@ -178,7 +220,7 @@ class KafkaSettings(Settings):
 class RedisSettings(Settings):
     """The online store."""
 
-    redis: str = Field("redis://127.0.0.1:17005/0", pattern=r"^(redis|rediss|unix)://")
+    redis: str = Field("redis://127.0.0.1:17005/0", pattern=r"^(redis|rediss|unix)://\S+$")
     """URL of the online store."""
 
 
@@ -199,14 +241,14 @@ class ModelRepositorySettings(Settings):
 class MlflowSettings(Settings):
     """MLflow."""
 
-    mlflow: str = Field("http://127.0.0.1:17018", pattern=r"^https?://")
+    mlflow: str = Field("http://127.0.0.1:17018", pattern=r"^https?://\S+$")
     """URL of MLflow's tracking server."""
 
 
 class PrometheusSettings(Settings):
     """Prometheus, for what reads figures back."""
 
-    prometheus: str = Field("http://127.0.0.1:17015", pattern=r"^https?://")
+    prometheus: str = Field("http://127.0.0.1:17015", pattern=r"^https?://\S+$")
     """URL of Prometheus."""
 
 
@@ -215,13 +257,13 @@ class WarehouseSettings(Settings):
 
     warehouse: str = Field("var/warehouse", min_length=1)
     """Folder of the Iceberg warehouse, a URI such as s3://bucket/path, or what a REST catalogue calls it."""
-    warehouse_catalog: str = Field("", pattern=r"^(|https?://.+|sqlite:///.+)$")
+    warehouse_catalog: str = Field("", pattern=r"^(|https?://\S+|sqlite:///.+)$")
     """URI of the Iceberg catalogue: REST (https://…) or SQLite (sqlite:///…); empty for SQLite in the folder."""
     warehouse_catalog_token_file: Path | None = None
     """File of the bearer token for a REST catalogue."""
     warehouse_catalog_credential_file: Path | None = None
     """File of the OAuth2 client credential, `id:secret`, for a REST catalogue."""
-    warehouse_s3_endpoint: str = Field("", pattern=r"^(|https?://.+)$")
+    warehouse_s3_endpoint: str = Field("", pattern=r"^(|https?://\S+)$")
     """URL of the S3 API, for other stores than Amazon's."""
     warehouse_s3_region: str = ""
     """Region of the S3 store."""
