@@ -145,6 +145,61 @@ async def test_every_type_of_key_is_read(redis_url: str, loop_name: str) -> None
     assert finding.places("id") == {f"{REDIS}{name}" for name in (*names, former)}
 
 
+async def _write_each_type(redis: Redis, name: str, value: bytes) -> list[str]:
+    """Keys of all types that hold a value behind another that is like it."""
+    like = value.replace(b"7f3a91", b"7f3a90")
+    filled, pairs = b"x" * 60, [b"|" + like, b"|" + value]
+    names = [f"{name}:{kind}" for kind in ("string", "list", "hash", "set", "zset", "stream")]
+    await redis.set(names[0], filled + b"".join(pairs))
+    await redis.rpush(names[1], filled, *pairs)
+    await redis.hset(names[2], mapping={"a": filled, pairs[0]: b"1", pairs[1]: b"1"})
+    await redis.sadd(names[3], filled + b"".join(pairs))
+    await redis.zadd(names[4], {filled: 0.0, pairs[0]: 1.0, pairs[1]: 2.0})
+    await redis.xadd(names[5], {b"a": filled, b"b": pairs[0], b"c": pairs[1]})
+    return names
+
+
+@pytest.mark.adapter
+@pytest.mark.parametrize("kind", range(6))
+async def test_compressed_snapshots_are_read(redis_url: str, loop_name: str, kind: int, tmp_path: Path) -> None:
+    """A person is found in a snapshot that Redis compressed, whatever the type of the key, and nobody else is."""
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    async with Redis.from_url(redis_url) as redis:
+        before = (await redis.config_get("rdbcompression"))["rdbcompression"]
+        names = await _write_each_type(redis, loop_name, MARKED.encode())
+        await redis.delete(*(each for place, each in enumerate(names) if place != kind))
+        try:
+            await redis.config_set("rdbcompression", "yes")
+            await redis.save()
+            made = Path((await redis.config_get("dir"))["dir"]) / "dump.rdb"
+            made.rename(folder / "dump.rdb")
+        finally:
+            await redis.config_set("rdbcompression", before)
+            await redis.delete(*names)
+    assert MARKED.encode() not in (folder / "dump.rdb").read_bytes()
+    finding = await search(SearchedStores(folders=[folder]), NEEDLES)
+    assert finding.places("id") == {f"file:{folder / 'dump.rdb'}"}
+    assert not (await search(SearchedStores(folders=[folder]), needles_of(["marked-7f3a92"]))).hits
+
+
+@pytest.mark.adapter
+async def test_ids_that_are_numbers_are_found_in_snapshots(redis_url: str, loop_name: str, tmp_path: Path) -> None:
+    """Redis packs whole numbers as such, as values and as members of lists and sets; they are found all the same."""
+    async with Redis.from_url(redis_url) as redis:
+        for user in ("-70001", "8123457", "2147483001", "9007199254740995"):
+            folder = tmp_path / user
+            folder.mkdir()
+            await redis.rpush(loop_name, user, "other")
+            await redis.sadd(f"{loop_name}:set", "77777", user)
+            for key in (loop_name, f"{loop_name}:set"):
+                await redis.save()
+                (Path((await redis.config_get("dir"))["dir"]) / "dump.rdb").rename(folder / "dump.rdb")
+                assert (await search(SearchedStores(folders=[folder]), needles_of([user]))).hits, (key, user)
+                assert not (await search(SearchedStores(folders=[folder]), needles_of([f"{user}1"]))).hits, user
+                await redis.delete(key)
+
+
 def test_every_topic_of_users_is_of_a_declared_store() -> None:
     """A topic whose key is a user id, and its dead letters, belong to a store that says until when it may hold."""
     for decl in TOPICS:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from aiokafka.record.memory_records import MemoryRecords
 
 from gyre_privacy.search.needles import Needle
+from gyre_privacy.search.rdb import RDB_MAGIC, compressed_strings
 
 SEGMENT = re.compile(r"^\d{20}\.log(\.\w+)?$")
 """A segment of a partition on a broker's disk, also one that is being deleted, cleaned or swapped."""
@@ -37,13 +38,15 @@ def found_in(path: Path, needles: list[Needle]) -> set[str]:
     if not path.stat().st_size:
         return set()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-        names = {each.name for each in needles if any(raw.find(form) >= 0 for form in each.forms)}
+        snapshot = raw[: len(RDB_MAGIC)] == RDB_MAGIC
+        forms = {each: (*each.forms, *each.packed) if snapshot else each.forms for each in needles}
+        names = {each.name for each in needles if any(raw.find(form) >= 0 for form in forms[each])}
         decode = _decoder(path, raw[:16])
     left = [each for each in needles if each.name not in names]
     if decode is not None and left:
         holds_bounds = decode is _avro
         for data in decode(path):
-            names |= {each.name for each in left if each.is_in(data, holds_bounds=holds_bounds)}
+            names |= {each.name for each in left if each.is_in(data, holds_bounds=holds_bounds, packs_numbers=snapshot)}
     return names
 
 
@@ -55,6 +58,7 @@ def _decoder(path: Path, magic: bytes) -> Callable[[Path], Iterator[bytes]] | No
         b"SQLite format 3\0": _sqlite,
         b"PK\x03\x04": _zip,
         b"\x1f\x8b": _gzip,
+        RDB_MAGIC: lambda file: compressed_strings(file.read_bytes()),
     }
     known = next((decode for start, decode in by_magic.items() if magic.startswith(start)), None)
     return _segment if known is None and SEGMENT.match(path.name) else known

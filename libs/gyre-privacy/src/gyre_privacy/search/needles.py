@@ -25,15 +25,18 @@ class Needle:
         name: `id`, an id by which the person is known, or `hash`, a keyed hash of one.
         forms: the bytes in each encoding.
         bound: what a lower bound of a text column keeps of it.
+        packed: the bytes of a whole number in a snapshot of Redis, too few to be looked for elsewhere.
     """
 
     name: str
     forms: tuple[bytes, ...]
     bound: bytes = b""
+    packed: tuple[bytes, ...] = ()
 
-    def is_in(self, data: bytes, *, holds_bounds: bool = False) -> bool:
-        """Whether any form occurs in the data, in part where that `holds_bounds` of text columns."""
-        return any(form in data for form in self.forms) or bool(holds_bounds and self.bound and self.bound in data)
+    def is_in(self, data: bytes, *, holds_bounds: bool = False, packs_numbers: bool = False) -> bool:
+        """Whether any form occurs in the data, in part where that `holds_bounds` of text columns, or packed."""
+        forms = (*self.forms, *self.packed) if packs_numbers else self.forms
+        return any(form in data for form in forms) or bool(holds_bounds and self.bound and self.bound in data)
 
 
 def needles_of(ids: Iterable[str], keyring: Keyring | None = None, *, loop: str = "") -> list[Needle]:
@@ -50,9 +53,24 @@ def needles_of(ids: Iterable[str], keyring: Keyring | None = None, *, loop: str 
     for each in dict.fromkeys(ids):
         escaped = json.dumps(each)[1:-1].encode()
         bound = each[:_BOUND_CHARS].encode() if len(each) > _BOUND_CHARS else b""
-        found.append(Needle(ID, tuple(dict.fromkeys((each.encode(), escaped))), bound))
+        found.append(Needle(ID, tuple(dict.fromkeys((each.encode(), escaped))), bound, _packed(each)))
         if keyring is not None:
             digest = user_hash(keyring, loop, each)
             texts = (digest.hex().encode(), base64.b64encode(digest).rstrip(b"="), base64.urlsafe_b64encode(digest))
             found.append(Needle(HASH, (digest, *(text.rstrip(b"=") for text in texts))))
     return found
+
+
+def _packed(text: str) -> tuple[bytes, ...]:
+    """How Redis packs a text that is a whole number (`rdb.h`, `listpack.c`, `intset.c`), of 24 bits and more.
+
+    Smaller ones take one or two bytes, which occur everywhere.
+    """
+    if not text.lstrip("-").isdecimal() or str(value := int(text)) != text or not 1 << 15 <= abs(value) < 1 << 63:
+        return ()
+    packed = [value.to_bytes(8, "little", signed=True)]
+    if abs(value) < 1 << 31:
+        packed.append(value.to_bytes(4, "little", signed=True))
+    if abs(value) < 1 << 23:
+        packed.append(b"\xf2" + value.to_bytes(3, "little", signed=True))
+    return tuple(packed)
