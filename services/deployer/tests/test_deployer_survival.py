@@ -6,8 +6,10 @@ import signal
 import pytest
 from gyre.deployer.v1.deployer_pb2 import PromoteRequest
 from gyre.events.v1.models_pb2 import RolloutEventKind, RolloutView
+from gyre_core.models import triton_model
 from gyre_core.topics import topic
 from gyre_deployer.adapters.kafka_log import KafkaRolloutLog
+from gyre_deployer.adapters.repository import LOAD_RECORDS
 from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, apply
 from gyre_deployer.ports import FencedByPeer
 from gyre_local.testing import eventually
@@ -161,3 +163,21 @@ async def test_a_kafka_that_comes_back_is_written_again(start, models, place, ka
     assert await told(place, "v2") == [*WAY_UP[:5], ("PROMOTED", 1.0)]
     await models.register("v3")
     await deployer.reaches("v3", "CANARY", timeout_s=40)
+
+
+async def test_a_file_system_that_takes_nothing_ends_nothing(running, models, place, gateway) -> None:
+    """While Triton's repository cannot be written the rollout waits and says why; then it goes on to its promotion."""
+    # A folder in the place of a file stands for a disk that is full, read-only or away.
+    obstacle = place.triton.repository / LOAD_RECORDS / f".{triton_model(place.loop, 'v1')}.json"
+    obstacle.mkdir(parents=True)
+    async with running() as deployer:
+        await models.register("v1")
+
+        async def waits() -> bool:
+            rollout = await deployer.rollout("v1")
+            return deployer.lifespan.failed or (rollout is not None and "Triton's repository" in rollout.reason)
+
+        await eventually(waits, timeout_s=60, message="the rollout waits for the repository")
+        assert not deployer.lifespan.failed, "the file system ended the deployer"
+        obstacle.rmdir()
+        await deployer.reaches("v1", "PROMOTED", timeout_s=90)

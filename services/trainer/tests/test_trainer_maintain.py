@@ -14,6 +14,7 @@ from gyre.events.v1 import models_pb2 as models
 from gyre_core.models import MANIFEST_FILE, PINS_FOLDER
 from gyre_core.spec.operations import RetentionSpec
 from gyre_core.topics import topic
+from gyre_local.testing import eventually
 from gyre_runtime.kafka import Producer
 from gyre_trainer.adapters.mlflow import Entry, record
 from gyre_trainer.adapters.store import SqliteRuns
@@ -218,6 +219,27 @@ async def test_a_folder_that_cannot_be_removed_holds_back_no_other(stack) -> Non
     code, _ = await maintain(stack)
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["v0", "v2"]
     assert code == 1
+
+
+@pytest.mark.adapter
+async def test_a_changed_file_ends_no_trainer(stack, start) -> None:
+    """A gyre.yaml that is being edited, wrongly for now, ends no trainer that runs: it tidies up as before."""
+    folder = old_models(stack, "v0", "v1")
+    async with Producer(stack.kafka, source="tests") as producer:
+        view = models.RolloutView(loop=stack.loop, epoch=9)
+        view.arms.add(name="live", version="v1", share=1.0)
+        await producer.send(topic(stack.loop, "models.rollouts"), view, key=stack.loop)
+    service = await start(trainer_maintain_every_s=0.2)
+    (stack.folder / "gyre.yaml").write_text("loop: [")
+
+    def tidied() -> bool:
+        return service.lifespan.failed or [path.name for path in folder.iterdir()] == ["v1"]
+
+    await eventually(tidied, timeout_s=60, message="the old model is gone")
+    put(folder, "v2")
+    os.utime(folder / "v2", (1000.0, 1000.0))
+    await eventually(tidied, timeout_s=60, message="another old model is gone")
+    assert not service.lifespan.failed, "the file ended the trainer"
 
 
 @pytest.mark.adapter

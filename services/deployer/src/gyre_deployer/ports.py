@@ -133,8 +133,15 @@ class ModelServer(Protocol):
         """
 
 
+REPOSITORY_UNAVAILABLE = "REPOSITORY_UNAVAILABLE"
+"""The reason of an Unavailable that says nothing of the model server."""
+
+
 class ModelRepository(Protocol):
-    """The folder from which the model server loads."""
+    """The folder from which the model server loads.
+
+    Each method raises Unavailable (REPOSITORY_UNAVAILABLE) where the file system does not do it now.
+    """
 
     async def install(self, candidate: Candidate, graph: bytes, columns: int) -> bool:
         """Put a version there as a whole, unless the very same is there already; whether anything changed."""

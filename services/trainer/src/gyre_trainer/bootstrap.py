@@ -49,7 +49,7 @@ async def bootstrap(lifespan: Lifespan, settings: TrainerSettings) -> RunningTra
     erasures = ErasureConsumer(runs, _erasing(settings))
     lifespan.background("erasures", erasures.follow(settings.kafka, loops))
     if settings.trainer_maintain_every_s:
-        lifespan.background("old models", maintain_forever(settings, settings.trainer_maintain_every_s))
+        lifespan.background("old models", maintain_forever(settings, loops, settings.trainer_maintain_every_s))
     registration = Registration(add_TrainerServiceServicer_to_server, TrainerServicer(runs, announcer))
     server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))
 

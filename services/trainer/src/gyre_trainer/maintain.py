@@ -7,7 +7,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -38,9 +38,15 @@ def maintain(settings: TrainerSettings, *, dry_run: bool, say: Callable[[str], o
 
     What goes wrong with one loop leaves the others their turn.
     """
+    return _maintain(settings, load_loops(settings), dry_run=dry_run, say=say)
+
+
+def _maintain(
+    settings: TrainerSettings, loops: Mapping[str, LoopSpec], *, dry_run: bool, say: Callable[[str], object]
+) -> int:
     code = 0
     with closing(SqliteRuns(settings.state_dir)) as store:
-        for name, spec in load_loops(settings).items():
+        for name, spec in loops.items():
             job = Maintenance(name, store, settings.artifacts.absolute() / name, _removal(settings))
             try:
                 is_done = _maintained(job, settings, spec, dry_run=dry_run, say=say)
@@ -69,14 +75,20 @@ def _maintained(
     return not decided.is_refused and (dry_run or job.carry_out(decided))
 
 
-async def maintain_forever(settings: TrainerSettings, every_s: float) -> None:
-    """Carry the job out again and again, until cancelled, the first time soon after the start."""
+async def maintain_forever(settings: TrainerSettings, loops: Mapping[str, LoopSpec], every_s: float) -> None:
+    """Carry the job out again and again, until cancelled, the first time soon after the start.
+
+    Args:
+        settings: of the trainer.
+        loops: as they were at the start, like those of everything else that runs.
+        every_s: seconds between two times.
+    """
     pause_s = min(_FIRST_AFTER_S, every_s)
     while True:
         await asyncio.sleep(pause_s)
         pause_s = every_s
         try:
-            if await asyncio.to_thread(maintain, settings, dry_run=False, say=_LOG.info):
+            if await asyncio.to_thread(_maintain, settings, loops, dry_run=False, say=_LOG.info):
                 _LOG.warning("some old models wait for the next turn")
         except (Unavailable, OSError) as error:
             _LOG.warning("old models are removed later", extra={"problem": str(error)})

@@ -8,13 +8,17 @@ import logging
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from gyre_core.models import INPUT, LAYOUT_PARAMETER, MODEL_FILE, OUTPUT, SEPARATOR, triton_model
+from gyre_runtime import Unavailable
 
 from gyre_deployer.domain.loading import LoadRecord
 from gyre_deployer.domain.rollouts import Candidate
+from gyre_deployer.ports import REPOSITORY_UNAVAILABLE
 
 MAX_BATCH_ROWS = 4096
 CONFIG_FILE = "config.pbtxt"
@@ -24,6 +28,8 @@ _HALF_WRITTEN = "."
 _REMOVED = ".removed"
 """How the name of what is being removed ends: nobody writes to it, so that anybody may finish that."""
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def config(candidate: Candidate, columns: int) -> str:
@@ -41,6 +47,18 @@ dynamic_batching {{ }}
 """
 
 
+async def _in_thread(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """Do something with files in a thread.
+
+    Raises:
+        Unavailable: the file system does not do it now (REPOSITORY_UNAVAILABLE).
+    """
+    try:
+        return await asyncio.to_thread(work, *args, **options)
+    except OSError as error:
+        raise Unavailable(REPOSITORY_UNAVAILABLE, f"Triton's repository: {error}") from error
+
+
 class TritonRepository:
     """See `ModelRepository`."""
 
@@ -49,36 +67,36 @@ class TritonRepository:
 
     async def install(self, candidate: Candidate, graph: bytes, columns: int) -> bool:
         """See `ModelRepository`."""
-        return await asyncio.to_thread(self._install, candidate, graph, columns)
+        return await _in_thread(self._install, candidate, graph, columns)
 
     async def holds(self, loop: str, version: str) -> bool:
         """See `ModelRepository`."""
-        return await asyncio.to_thread((self._root / triton_model(loop, version)).is_dir)
+        return await _in_thread((self._root / triton_model(loop, version)).is_dir)
 
     async def versions(self, loop: str) -> list[str]:
         """See `ModelRepository`."""
-        return await asyncio.to_thread(self._versions, loop)
+        return await _in_thread(self._versions, loop)
 
     async def installed(self, loop: str) -> list[str]:
         """The versions of a loop that are there; half-written ones are left alone."""
-        return await asyncio.to_thread(self._installed, loop)
+        return await _in_thread(self._installed, loop)
 
     async def remove(self, loop: str, version: str) -> None:
         """See `ModelRepository`."""
-        await asyncio.to_thread(self._remove, self._root / triton_model(loop, version))
+        await _in_thread(self._remove, self._root / triton_model(loop, version))
 
     async def finish_removals(self, loop: str) -> None:
         """Remove what is left of a loop's versions whose removal was killed; what is being written stays."""
-        await asyncio.to_thread(self._delete, f"{_HALF_WRITTEN}{loop}{SEPARATOR}*{_REMOVED}")
+        await _in_thread(self._delete, f"{_HALF_WRITTEN}{loop}{SEPARATOR}*{_REMOVED}")
 
     async def load_records(self, loop: str) -> dict[str, LoadRecord]:
         """See `ModelRepository`."""
-        return await asyncio.to_thread(_load_records, self._root / LOAD_RECORDS, f"{loop}{SEPARATOR}")
+        return await _in_thread(_load_records, self._root / LOAD_RECORDS, f"{loop}{SEPARATOR}")
 
     async def write_load_record(self, loop: str, version: str, record: LoadRecord | None) -> None:
         """See `ModelRepository`."""
         path = self._root / LOAD_RECORDS / f"{triton_model(loop, version)}.json"
-        await asyncio.to_thread(_write_load_record, path, record)
+        await _in_thread(_write_load_record, path, record)
 
     def _install(self, candidate: Candidate, graph: bytes, columns: int) -> bool:
         name = triton_model(candidate.loop, candidate.version)

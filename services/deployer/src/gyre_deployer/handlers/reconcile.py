@@ -132,9 +132,9 @@ class Reconciler:
         await self._waiting.look()
         await self._keep_loaded()
         await self._take_step()
+        await self._ledger.snapshot()
         await self._retire()
         await self._sweep()
-        await self._ledger.snapshot()
         self._ledger.waiting_for = self._held_for or self._waiting.problem
 
     async def _keep_loaded(self) -> None:

@@ -19,7 +19,7 @@ from gyre_deployer.domain.outages import last_withdrawal, trial_of
 from gyre_deployer.domain.rollouts import Change, LoopState, Rollout, RolloutState
 from gyre_deployer.handlers.ledger import RolloutLedger
 from gyre_deployer.handlers.serving import Restoration, ServedVersions
-from gyre_deployer.ports import Alerts
+from gyre_deployer.ports import REPOSITORY_UNAVAILABLE, Alerts
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,8 +88,9 @@ class Recovery:
     async def _server_asked(self) -> AsyncIterator[None]:
         try:
             yield
-        except Unavailable:
-            await self._note_outage()
+        except Unavailable as error:
+            if error.reason != REPOSITORY_UNAVAILABLE:
+                await self._note_outage()
             raise
 
     async def _give_up(self, unloadable: Mapping[str, LoadRecord]) -> None:

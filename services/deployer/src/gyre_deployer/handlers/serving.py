@@ -9,12 +9,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from gyre_core.models import triton_model
-from gyre_runtime import instrument
+from gyre_runtime import Unavailable, instrument
 
 from gyre_deployer.domain.loading import LoadRecord
 from gyre_deployer.domain.rollouts import Candidate, LoopState
 from gyre_deployer.handlers.loading import LoadAttempts, Postponed
-from gyre_deployer.ports import F32, Artifact, Artifacts, CandidateRefused, Layouts, ModelRepository, ModelServer
+from gyre_deployer.ports import (
+    F32,
+    REPOSITORY_UNAVAILABLE,
+    Artifact,
+    Artifacts,
+    CandidateRefused,
+    Layouts,
+    ModelRepository,
+    ModelServer,
+)
 
 TOLERANCE = 1e-4
 """The largest difference from a golden answer, absolute, or relative to it where it is greater than 1."""
@@ -225,12 +234,22 @@ class ServedVersions:
     async def sweep(self, state: LoopState) -> None:
         """Forget every version in the repository that the log does not know as loaded or under way.
 
+        One that cannot be removed holds back no other.
+
         Raises:
-            Unavailable: the server is away.
+            Unavailable: the server is away, or the file system removes not all of them.
         """
+        problem: Unavailable | None = None
         for version in await self._repository.versions(self._loop):
             if version not in state.used:
-                await self.forget(version)
+                try:
+                    await self.forget(version)
+                except Unavailable as error:
+                    if error.reason != REPOSITORY_UNAVAILABLE:
+                        raise
+                    problem = error
+        if problem is not None:
+            raise problem
 
 
 def _tiled(features: F32, rows: int) -> F32:

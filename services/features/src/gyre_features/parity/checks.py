@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 from gyre_core.layouts import KnownLayout
 from gyre_core.spec import LoopSpec
@@ -97,6 +98,8 @@ class Checks:
         try:
             running = asyncio.get_running_loop()
             return await running.run_in_executor(pool, _run_nicely, self._settings, loop, max_impressions)
+        except BrokenProcessPool:
+            return "its process was killed, perhaps for want of memory"
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
