@@ -2,8 +2,8 @@
 
 import datetime as dt
 import ipaddress
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -27,11 +27,12 @@ class TestTopic:
     partitions: int = 1
     compacted: bool = False
     max_bytes: int | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def config(self) -> dict[str, str]:
         """Return Kafka's configuration."""
         limit = {} if self.max_bytes is None else {"max.message.bytes": str(self.max_bytes)}
-        return {"cleanup.policy": "compact" if self.compacted else "delete", **limit}
+        return {"cleanup.policy": "compact" if self.compacted else "delete", **limit, **self.settings}
 
 
 @pytest.fixture(scope="session")

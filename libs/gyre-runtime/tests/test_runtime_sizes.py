@@ -215,6 +215,62 @@ async def test_records_of_other_partitions_are_not_lost_beside_an_undecodable_on
     assert {headers["gyre_partition"] for _, headers in await letters(kafka, topic)} == {"1", "2"}
 
 
+async def test_a_header_name_that_is_no_text_costs_no_record_of_its_batch(kafka: str, make_topic: MakeTopic) -> None:
+    """Of a batch, only the records that cannot be decoded are dead-lettered, by their offsets; all others are read."""
+    topic = await make_topic()
+    good = [encode(interaction(), source="shop", id=f"e{number}", key="k") for number in range(3)]
+    await send_undecodable(kafka, topic, good[0], None, good[1], None, None, good[2])
+    await put(kafka, topic, encode(interaction(), source="shop", id="next"))
+    async with consuming(kafka, topic) as seen:
+        await eventually(lambda: "next" in seen, timeout_s=20, message="the next event is handled")
+    assert seen == ["e0", "e1", "e2", "next"]
+    assert [told["gyre_offset"] for _, told in await letters(kafka, topic)] == ["1", "3", "4"]
+
+
+_COMPACTED_SOON = {"segment.ms": "1", "max.compaction.lag.ms": "1", "min.cleanable.dirty.ratio": "0.0001"}
+
+
+@pytest.mark.timeout(120)
+async def test_an_undecodable_record_behind_a_gap_is_one_dead_letter(
+    kafka: str, kafka_process: Process, make_topic: MakeTopic
+) -> None:
+    """However many offsets Kafka compacted away before it, a record that cannot be decoded is dead-lettered once."""
+    topic = await make_topic(compacted=True, settings=_COMPACTED_SOON)
+    headers = encode(interaction(), source="shop", id="old").headers
+    await put(kafka, topic, *(Record(b"k", b"overwritten", headers) for _ in range(40)))
+    await send_undecodable(kafka, topic)  # of the same key
+    for name in ("good", "last"):
+        await put(kafka, topic, encode(interaction(), source="shop", id=name, key=name))
+    segments = kafka_process.recipe.directory
+
+    def compacted() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return not any(b"overwritten" in each.read_bytes() for each in segments.rglob(f"{topic}-0/*.log"))
+        return False
+
+    await eventually(compacted, timeout_s=90, message="Kafka has dropped what was overwritten")
+    async with consuming(kafka, topic) as seen:
+        await eventually(lambda: seen == ["good", "last"], timeout_s=20, message="the next events are handled")
+    assert [told["gyre_offset"] for _, told in await letters(kafka, topic)] == ["40"]
+
+
+async def test_a_corrupt_batch_is_one_dead_letter(kafka: str, kafka_process: Process, make_topic: MakeTopic) -> None:
+    """A batch whose checksum is wrong is passed as a whole, and dead-lettered once, by its last offset."""
+    topic, marker = await make_topic(), b"the-record-that-a-disk-spoils-in-a-batch"
+    spoilt = Interaction(user_id="u", item_id=marker.decode(), type="click")
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, linger_ms=1000)
+    await producer.start()
+    batch = [encode(spoilt if number == 2 else interaction(), source="shop", id=f"e{number}") for number in range(5)]
+    sent = [await producer.send(topic, each.value, headers=each.headers) for each in batch]
+    await producer.stop()
+    assert [each.result().offset for each in sent] == [0, 1, 2, 3, 4]
+    await put(kafka, topic, encode(interaction(), source="shop", id="good"))
+    corrupt(kafka_process.recipe.directory, topic, marker)
+    async with consuming(kafka, topic) as seen:
+        await eventually(lambda: seen == ["good"], timeout_s=20, message="the next event is handled")
+    assert [told["gyre_offset"] for _, told in await letters(kafka, topic)] == ["4"]
+
+
 async def test_a_corrupt_record_stops_nobody(kafka: str, kafka_process: Process, make_topic: MakeTopic) -> None:
     """A record whose checksum is wrong, as a bad disk makes it, is dead-lettered by its place; views go around it."""
     topic, marker = await make_topic(), b"the-record-that-a-disk-spoils"

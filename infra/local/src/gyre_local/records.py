@@ -1,5 +1,6 @@
 """Records that no client of our own writes, for tests."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
@@ -7,6 +8,8 @@ from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 
 _MAGIC = 2
 _BATCH_BYTES = 1_000_000
+Sent = tuple[bytes | None, bytes, Sequence[tuple[str, bytes]]]
+"""Key, value and headers of a record."""
 
 
 class _NotUtf8(str):
@@ -19,17 +22,27 @@ class _NotUtf8(str):
         return b"\xff\xfe"
 
 
-async def send_undecodable(bootstrap: str, topic: str, *, partition: int = 0) -> None:
-    """Write a record that aiokafka cannot decode: the name of its header is no UTF-8 text."""
+async def send_undecodable(bootstrap: str, topic: str, *batch: Sent | None, partition: int = 0) -> None:
+    """Write a record that aiokafka cannot decode: the name of its header is no UTF-8 text.
+
+    Args:
+        bootstrap: Kafka's host:port list.
+        topic: full name.
+        batch: keys, values and headers of the batch that it is written in, None for itself; by default it alone.
+        partition: of the topic.
+    """
     builder = _DefaultRecordBatchBuilderPy(_MAGIC, 0, 0, -1, -1, -1, _BATCH_BYTES)
-    builder.append(0, 0, b"k", b"v", [(_NotUtf8("name"), b"value")])
+    undecodable: Sent = b"k", b"v", [(_NotUtf8("name"), b"value")]
+    for offset, each in enumerate(batch or [None]):
+        key, value, headers = each or undecodable
+        builder.append(offset, 0, key, value, list(headers))
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
     await producer.start()
     try:
-        batch = producer.create_batch()
-        batch.append(key=b"k", value=b"v", timestamp=0)
-        batch._builder = builder  # noqa: SLF001 - only so such a record can be written
-        await (await producer.send_batch(batch, topic, partition=partition))
+        sent = producer.create_batch()
+        sent.append(key=b"k", value=b"v", timestamp=0)
+        sent._builder = builder  # noqa: SLF001 - only so such a record can be written
+        await (await producer.send_batch(sent, topic, partition=partition))
     finally:
         await producer.stop()
 
