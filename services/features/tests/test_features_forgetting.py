@@ -18,7 +18,7 @@ from gyre_core.features import Layout
 from gyre_core.keyring import Keyring
 from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import declared, topic
+from gyre_core.topics import declared, tombstones_kept_s, topic
 from gyre_features.online.store import OnlineStore
 from gyre_features.privacy.erasure import ERASED, Eraser, erase_user
 from gyre_features.processes.serve import serve
@@ -190,6 +190,22 @@ def test_what_counts_after_a_tombstone(
     assert tombstones.cover(before._replace(arrival_time=BEGIN + 60)) == late
     assert not tombstones.cover(history.event("behavior.interactions", own, 60))
     assert not tombstones.cover(history.event("behavior.interactions", other, 40))
+
+
+def test_a_tombstone_is_let_go_once_its_topic_has_deleted_it(spec: LoopSpec, history: Any) -> None:
+    """However long a process lives it remembers no more tombstones than Kafka does: what the oldest covered is gone."""
+    now = [0.0]
+    tombstones = Tombstones({spec.loop: spec}, None, clock=lambda: now[0])
+    events = {user: next(each for each in history.ratings(90) if each.message.user_id == user) for user in ("u1", "u2")}
+    for user in ("u1", "u2"):
+        message = privacy.UserForgotten(user_id=user)
+        message.forgotten_time.FromSeconds(2_000_000_000)
+        tombstones.note(spec.loop, message)
+        assert tombstones.cover(events[user])
+        now[0] += tombstones_kept_s(spec) / 2 + 1
+    assert tombstones.cover(events["u1"])
+    tombstones.note(spec.loop, privacy.UserForgotten(user_id="u3"))
+    assert [tombstones.cover(events[user]) for user in ("u1", "u2")] == [False, True]
 
 
 @pytest.mark.adapter

@@ -22,7 +22,7 @@ from gyre_monitor.domain.outcomes import ArmTotals
 from gyre_monitor.ports import TrainingRuns, TriggerPublisher, TriggerToSend
 from gyre_monitor.store import flow, reports
 from gyre_monitor.store.database import Database
-from gyre_monitor.store.erasure import ForgottenUser, erase_spans, erase_user
+from gyre_monitor.store.erasure import UserErasure, erase_spans, erase_user
 from gyre_monitor.store.model_retention import ModelRetention
 from gyre_monitor.store.projection import Projection
 from gyre_monitor.store.retention import Retention
@@ -241,7 +241,7 @@ class ErasureHandler:
             loop, message = await self._waiting.get()
             expired_ns = time.time_ns() - round(self._expired_s(loop) * 1e9)
             forgotten_ns = message.forgotten_time.ToNanoseconds()
-            forgotten = ForgottenUser(loop, self._users(loop, message), forgotten_ns, expired_ns)
+            forgotten = UserErasure(loop, self._users(loop, message), forgotten_ns, expired_ns)
             deleted, ids = await _retried(partial(self._database.write, partial(erase_user, forgotten=forgotten)))
             self._ids.extend(ids)
             if deleted:

@@ -13,7 +13,7 @@ from gyre_monitor.store.spans import MAX_ID_CHARS
 
 
 @dataclass(frozen=True, slots=True)
-class ForgottenUser:
+class UserErasure:
     """What a tombstone says.
 
     Attributes:
@@ -29,7 +29,7 @@ class ForgottenUser:
     expired_ns: int = 0
 
 
-def erase_user(connection: Connection, forgotten: ForgottenUser) -> tuple[int, frozenset[str]]:
+def erase_user(connection: Connection, forgotten: UserErasure) -> tuple[int, frozenset[str]]:
     """Delete a user's rows, unless this tombstone or a later one of the user was handled before.
 
     A compacted topic is read from its beginning at each start: what a user does after the tombstone stays, since the
