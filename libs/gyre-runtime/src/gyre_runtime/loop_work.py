@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,6 +11,8 @@ from gyre_runtime.metrics import instrument
 
 _LOG = logging.getLogger(__name__)
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 1.0, 30.0
+_HEALTHY_S = 120.0
+"""After so long a run the back-off begins anew."""
 
 
 class LoopWork(Protocol):
@@ -43,6 +46,7 @@ class LoopRunner:
         """Work until `stop`."""
         backoff_s = _FIRST_BACKOFF_S
         while not self._stopping.is_set():
+            began = time.monotonic()
             try:
                 self._work = self._make()
                 await self._work.run()
@@ -50,6 +54,8 @@ class LoopRunner:
                     raise RuntimeError("it returned, though nobody stopped it")  # noqa: TRY301 - restarted as any failure
             except Exception as error:  # noqa: BLE001 - the boundary between loops: logged, counted and tried again
                 self._problem = error
+                if time.monotonic() - began > _HEALTHY_S:
+                    backoff_s = _FIRST_BACKOFF_S
                 _LOG.critical("a loop's work failed", exc_info=error, extra={"loop": self._loop, "in_s": backoff_s})
                 instrument("gyre_loop_restarts_total").add(loop=self._loop)
             else:

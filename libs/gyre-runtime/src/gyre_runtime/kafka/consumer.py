@@ -313,6 +313,8 @@ class Consumer:
             if self._stopping.is_set():
                 break
             fetched = await self._fetch()
+            # From here on: what is awaited before the batch is handed over takes time in which partitions may move.
+            rebalances = self._rebalances
             if self._failure is not None:
                 raise self._failure
             try:
@@ -320,12 +322,15 @@ class Consumer:
                 same = await self._positions.is_same_log(fetched)
             except IllegalStateError:
                 continue  # partitions moved meanwhile
-            if not ends or not await self._still_ours():
+            await self._running.wait()
+            if not ends or not self._still_ours(rebalances):
                 continue
             if not same:
                 await self._restart(dict(self._positions.ends))
                 continue
             async with self._busy:
+                if not self._still_ours(rebalances):
+                    continue
                 try:
                     records = [record for partition in fetched.values() for record in partition]
                     await self._delivery.process(records, ends, handler, one_by_one=one_by_one)
@@ -359,10 +364,8 @@ class Consumer:
             return
         await seek_to_start(self.kafka, positions)
 
-    async def _still_ours(self) -> bool:
-        """Wait while paused; say whether the partitions, and so the records in hand, are still this member's."""
-        rebalances = self._rebalances
-        await self._running.wait()
+    def _still_ours(self, rebalances: int) -> bool:
+        """Whether no partition, and so none of the records in hand, moved since so many rebalances."""
         return rebalances == self._rebalances and not self._stopping.is_set()
 
     async def _commit(self, ends: Mapping[TopicPartition, Checkpoint]) -> None:
