@@ -152,7 +152,8 @@ async def test_a_bad_setting_ends_the_process_with_its_message(program: Path) ->
     )
     _, stderr = await process.communicate()
     assert process.returncode == 1
-    assert stderr.decode() == "GYRE_LISTEN='nowhere': must be host:port with a port from 0 to 65535\n"
+    rule = "must be host:port with a port from 0 to 65535, an IP version 6 address in brackets"
+    assert stderr.decode() == f"GYRE_LISTEN='nowhere': {rule}\n"
 
 
 @pytest.mark.parametrize(

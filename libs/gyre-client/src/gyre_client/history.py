@@ -121,10 +121,10 @@ class HistoryImport:
         await self._producer.__aexit__(kind, error, trace)
 
     async def send(self, events: Iterable[Event]) -> Imported:
-        """Send events that are not there yet, and wait until they are acknowledged.
+        """Send the events whose ids Kafka does not hold yet, wait for acknowledgement, and return the counts of both.
 
         Raises:
-            Invalid: an event breaks the loop's rules; none of these was sent.
+            Invalid: an event breaks the loop's rules; no event of this call was sent.
             Unavailable: Kafka gave events up; import again, nothing is sent twice.
         """
         return await self.send_prepared([prepare(self._spec, event) for event in events])

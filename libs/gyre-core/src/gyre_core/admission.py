@@ -60,7 +60,7 @@ class EventTimes(NamedTuple):
         event_time: when it happened, by its producer, unix seconds.
         append_time: when Kafka first took it in, unix seconds.
         source: its CloudEvents source.
-        is_behavior: of what users do or were shown, which may come too late; the catalogue may not.
+        is_behavior: whether it is an interaction or impression; only these have a limit on lateness.
     """
 
     event_time: float

@@ -271,7 +271,7 @@ class Wants:
 
 
 def changes(wants: Wants, known: Mapping[str, KnownLayout], *, now: float) -> list[KnownLayout]:
-    """The layouts whose record is to change: what is wanted again is filled, what nothing wants any more is retired.
+    """The records to write: retired layouts wanted again become FILLING, ones unwanted for `grace_s` RETIRED.
 
     Only who holds the gyre.yaml that was declared last retires a layout: while processes are restarted one after the
     other, the older ones know nothing of the newest layout.

@@ -30,7 +30,7 @@ class PatternSearch:
         self._patterns = [(regex.compile(pattern.regex, flags=flags), pattern.score) for pattern in presidio.patterns]
 
     def spans(self, text: str) -> Iterable[Span]:
-        """Every span with its score."""
+        """Yield (start, end, score) of each pattern match that the checksum does not refute; the score is 0 to 1."""
         for pattern, score in self._patterns:
             for match in pattern.finditer(text):
                 start, end = match.span()

@@ -122,11 +122,6 @@ class Sketch:
         return np.asarray(self.counts[:, MISSING])
 
     @property
-    def numbers(self) -> NDArray[np.int64]:
-        """Present values of each feature."""
-        return np.asarray(self.counts[:, MISSING + 1 :].sum(axis=1))
-
-    @property
     def deviation(self) -> NDArray[np.float64]:
         """The standard deviation of each feature's numbers."""
         return np.asarray(np.sqrt(self.spread / np.maximum(self.finite, 1)))

@@ -46,7 +46,7 @@ class LoopRunner:
         """Work until `stop`."""
         backoff_s = _FIRST_BACKOFF_S
         while not self._stopping.is_set():
-            began = time.monotonic()
+            start_s = time.monotonic()
             try:
                 self._work = self._make()
                 await self._work.run()
@@ -54,7 +54,7 @@ class LoopRunner:
                     raise RuntimeError("it returned, though nobody stopped it")  # noqa: TRY301 - restarted as any failure
             except Exception as error:  # noqa: BLE001 - the boundary between loops: logged, counted and tried again
                 self._problem = error
-                if time.monotonic() - began > _HEALTHY_S:
+                if time.monotonic() - start_s > _HEALTHY_S:
                     backoff_s = _FIRST_BACKOFF_S
                 _LOG.critical("a loop's work failed", exc_info=error, extra={"loop": self._loop, "in_s": backoff_s})
                 instrument("gyre_loop_restarts_total").add(loop=self._loop)

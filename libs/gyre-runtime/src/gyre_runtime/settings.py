@@ -113,9 +113,9 @@ class Settings(BaseSettings):
         Raises:
             ValueError: it is greater than `MAX_SECONDS`, or than `MAX_NUMBER` where it is no time.
         """
-        most = MAX_SECONDS if (info.field_name or "").endswith("_s") else MAX_NUMBER
-        if isinstance(value, int | float) and abs(value) > most:
-            raise ValueError(f"must be at most {most}")
+        limit = MAX_SECONDS if (info.field_name or "").endswith("_s") else MAX_NUMBER
+        if isinstance(value, int | float) and abs(value) > limit:
+            raise ValueError(f"must be at most {limit}")
         return value
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -99,7 +99,7 @@ def _unusable(field: str, path: Path, rule: str) -> Precondition:
 
 
 def check_token(expected: str, authorization: str) -> None:
-    """Compare a caller's `authorization` header with the token, in constant time.
+    """Check the bearer token in a caller's `authorization` header in constant time; an empty `expected` admits all.
 
     Raises:
         Unauthenticated: the header is missing (TOKEN_MISSING) or wrong (TOKEN_REFUSED).

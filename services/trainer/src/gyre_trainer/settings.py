@@ -13,7 +13,7 @@ from pydantic import Field
 
 
 class JobSettings(TelemetrySettings, WarehouseSettings, ArtifactSettings, MlflowSettings):
-    """What a training run reads, which has a process of its own."""
+    """What the separate process of a training run reads from the environment."""
 
     service = "trainer"
 

@@ -75,7 +75,7 @@ class FileImport:
     _odd_times: Counter[str] = field(default_factory=Counter, init=False)
 
     def check(self) -> ImportedFile:
-        """Read and check the file as `run` does, and send nothing: `sent` are the events that would be.
+        """Read and check the file as `run` does, send nothing; `sent` counts all valid events, known ones included.
 
         Raises:
             Invalid: it cannot be read as its suffix and mapping say.

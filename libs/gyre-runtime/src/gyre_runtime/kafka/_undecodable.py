@@ -144,11 +144,11 @@ def _unpacked(raw: memoryview, end: int, error: Exception) -> Iterator[_Unpacked
         yield _Unpacked(end - 1, None, _problem(error))
         return
     for _ in range(batch._num_records):  # noqa: SLF001 - aiokafka gives no offset of what it cannot decode
-        begin = batch._pos  # noqa: SLF001
+        start = batch._pos  # noqa: SLF001
         try:
             record = batch._read_msg()  # noqa: SLF001
         except (*_UNDECODABLE, ValueError, IndexError) as broken:
-            place = _place_of(batch, begin)
+            place = _place_of(batch, start)
             if place is None:
                 yield _Unpacked(end - 1, None, _problem(broken))
                 return
@@ -169,11 +169,11 @@ def _whole_batch(raw: memoryview) -> Any:
         return None
 
 
-def _place_of(batch: Any, begin: int) -> tuple[int, int] | None:
+def _place_of(batch: Any, start: int) -> tuple[int, int] | None:
     """The offset of the record that begins at a place of a batch's bytes, and where it ends; None where it has none."""
     content = batch._buffer  # noqa: SLF001
     try:
-        length, first = decode_varint(content, begin)
+        length, first = decode_varint(content, start)
         _, at = decode_varint(content, first)
         _, at = decode_varint(content, at)
         delta, at = decode_varint(content, at)

@@ -69,7 +69,7 @@ class KafkaCandidates:
         return self._decided_offset
 
     async def check(self) -> bool:
-        """Whether the topic is followed; for a `Dependency`."""
+        """Whether the view of the candidates has caught up with its topic; for a `Dependency`."""
         return await self._view.check()
 
     async def run(self) -> None:
@@ -121,7 +121,7 @@ class KafkaGateways:
         return list(self._reports.values())
 
     async def check(self) -> bool:
-        """Whether the topic is followed; for a `Dependency`."""
+        """Whether the view of the gateways' reports has caught up with its topic; for a `Dependency`."""
         return await self._view.check()
 
     def _take(self, key: str, event: Event | None) -> None:

@@ -24,7 +24,7 @@ _PAUSE_TO_TRAFFIC = 3.0
 
 @dataclass(frozen=True, slots=True)
 class OutageTrial:
-    """How the experiment with one candidate stands.
+    """The evidence on whether one candidate's traffic makes the model server go away, from the outages so far.
 
     Attributes:
         first_pause_s: the first pause, seconds; it doubles with each outage under traffic, up to `MAX_PAUSE_S`.
@@ -50,7 +50,7 @@ class OutageTrial:
         return self if self.traffic_since is not None else replace(self, traffic_since=time)
 
     def with_outage(self, time: float) -> OutageTrial:
-        """The trial after an outage, which withdraws the traffic where there is some."""
+        """After an outage at `time`, unix seconds: with traffic count it and set the pause, else clear `suspicious`."""
         if self.traffic_since is None:
             return replace(self, suspicious=0)
         seconds = _PAUSE_TO_TRAFFIC * (time - self.traffic_since)

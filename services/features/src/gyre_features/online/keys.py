@@ -11,7 +11,7 @@ from gyre_runtime.checkpoints import Place
 
 
 class Names:
-    """Where everything of one layout stands.
+    """The Redis keys of one layout: each method returns the key of what its docstring names.
 
     Args:
         loop: the loop.
@@ -75,7 +75,7 @@ class Names:
         return keys.contributions_key(*self._own, shard=shard, known=known)
 
     def versions(self, item_id: str) -> str:
-        """The fields that an item had before its newest ones."""
+        """The key of an item's field versions before its newest, each with its time, for late events."""
         shard = 0 if self.shards == 1 else self.shard_of("item", item_id)
         return keys.versions_key(*self._own, shard=shard, id=item_id)
 

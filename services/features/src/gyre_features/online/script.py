@@ -166,5 +166,5 @@ def outcome_of(answer: Sequence[Any], write: Write) -> Outcome:
 
 
 def time_of(kept: bytes) -> float:
-    """The time with which the script writes a batch to the outbox, unix seconds."""
+    """When the store applied a batch, unix seconds, read from the first 8 bytes of its outbox entry."""
     return float(OUTBOX_TIME.unpack_from(kept)[0])

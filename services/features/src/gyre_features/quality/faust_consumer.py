@@ -75,7 +75,7 @@ class _Consumer(Consumer):
         """Begin every assigned partition where the group has committed, or where its log says otherwise."""
         await super().perform_seek()
         committed = {(each.topic, each.partition): self._committed_offset.get(each) or 0 for each in self.assignment()}
-        for place, offset in (await self.logs.begin(committed)).items():
+        for place, offset in (await self.logs.starts(committed)).items():
             await self.seek(TP(*place), offset)
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:

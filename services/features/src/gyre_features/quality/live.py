@@ -98,7 +98,7 @@ class LiveReference:
 
 @dataclass(frozen=True, slots=True)
 class Pane:
-    """Counts of some rows, and a sample of them, which is None where the model has no domain classifier."""
+    """A block of served feature rows: their sketch, and a sample of rows, None without a domain classifier."""
 
     sketch: Sketch
     sample: Reservoir | None

@@ -52,7 +52,7 @@ class QualityLogs:
         self._found: dict[Place, str] = {}
         self._logged: tuple[str, float] = ("", 0.0)
 
-    async def begin(self, committed: Mapping[Place, int]) -> dict[Place, int]:
+    async def starts(self, committed: Mapping[Place, int]) -> dict[Place, int]:
         """Where in Kafka to begin partitions that do not begin where the group has committed.
 
         Args:

@@ -72,9 +72,9 @@ class StreamWorker:
         self._refused: list[BatchApplied] = []
 
     async def stored(self, places: Sequence[Place]) -> Mapping[Place, Sequence[Checkpoint]]:
-        """Up to where the store holds topic partitions, once it is filled from the warehouse where it has to be.
+        """Fill the store from the warehouse where needed; returns the checkpoints up to which it holds each partition.
 
-        What it was given of batches goes to Kafka meanwhile.
+        Batches that the store's outbox holds are published to `features.applied` meanwhile.
 
         Raises:
             Unavailable: the store does not answer, or cannot be filled.

@@ -25,7 +25,7 @@ class Passage(StrEnum):
 
 
 class Circuit:
-    """Outcomes of a version's last requests, and whether it is asked."""
+    """A circuit breaker for the candidate version in one gateway: its last outcomes, and whether it may be used."""
 
     def __init__(self) -> None:
         self._recent: deque[bool] = deque(maxlen=WINDOW)

@@ -165,7 +165,7 @@ class LoopTables:
         )
 
     def join(self, spec: LoopSpec, pins: Pins, *, path: Path, memory_bytes: int) -> Joined:
-        """Write the labelled impressions of pinned snapshots to a Parquet file, however many they are; see `join`.
+        """Export pinned snapshots' labelled impressions to a Parquet file, in bounded memory, for training elsewhere.
 
         Raises:
             Precondition: a snapshot is gone, as after an erasure (SNAPSHOT_GONE).
