@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
+from typing import Self
 
 _WINDOW, _BEHIND = 60, 16
 """How many characters before and behind a match are searched."""
@@ -12,7 +14,6 @@ UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u
 _PREFIXED = r"\u0590-\u06ff"
 _ANYWHERE = re.compile(f"[{UNSPACED}{_PREFIXED}]")
 _SPACED = rf"^\W\d_{UNSPACED}"
-_LETTER = re.compile(r"[^\W\d_]")
 
 
 def context_pattern(words: Iterable[str]) -> re.Pattern[str]:
@@ -29,16 +30,44 @@ def context_pattern(words: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join([*parts, *unspaced]))
 
 
+class SearchedText(str):
+    """A text that remembers where words of context stand in it: each pattern is searched for once only."""
+
+    __slots__ = ("_found",)
+    _found: dict[re.Pattern[str], tuple[list[int], list[int]]]
+
+    def __new__(cls, text: str) -> Self:
+        """Wrap a text."""
+        made = super().__new__(cls, text)
+        made._found = {}
+        return made
+
+    def words(self, pattern: re.Pattern[str]) -> tuple[list[int], list[int]]:
+        """Where the words of a pattern begin and end (exclusive), by position."""
+        if pattern not in self._found:
+            lower = self.lower()
+            if len(lower) != len(self):  # \u0130 has two signs in lower case
+                lower = "".join(each if len(each.lower()) > 1 else each.lower() for each in self)
+            spans = [match.span() for match in pattern.finditer(lower)]
+            self._found[pattern] = ([start for start, _ in spans], [end for _, end in spans])
+        return self._found[pattern]
+
+
 def has_context(text: str, start: int, pattern: re.Pattern[str], *, end: int | None = None) -> bool:
     """Whether one of the pattern's words stands shortly before `start`, or right behind `end` where it is given."""
-    if _holds(text[max(start - _WINDOW, 0) : start], pattern):
+    starts, ends = (text if isinstance(text, SearchedText) else SearchedText(text)).words(pattern)
+    last = bisect_right(ends, start) - 1
+    if last >= 0 and starts[last] >= start - _WINDOW:
         return True
-    return end is not None and _holds(text[end : end + _BEHIND], pattern)
+    if end is None:
+        return False
+    first = bisect_left(starts, end)
+    return first < len(ends) and ends[first] <= end + _BEHIND
 
 
-def _holds(part: str, pattern: re.Pattern[str]) -> bool:
-    """Whether a part of a text holds one of the pattern's words, each of which has a letter."""
-    return _LETTER.search(part) is not None and pattern.search(part.lower()) is not None
+def has_word_before(text: str, start: int, pattern: re.Pattern[str]) -> bool:
+    """Whether one of the pattern's words stands shortly before `start`: for a pattern that is seldom asked for."""
+    return pattern.search(text[max(start - _WINDOW, 0) : start].lower()) is not None
 
 
 def _words(text: str) -> list[str]:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Protocol
 
 from gyre_privacy.contact import Phones, Search, emails, ip_addresses, mac_addresses
+from gyre_privacy.context import SearchedText
 from gyre_privacy.finance import accounts, cards, wallets
 from gyre_privacy.gates import ANY, GATES, Gate, digits_in, may_hold_identity, may_hold_personal_data
 from gyre_privacy.identity import IDENTITIES, IdentitySearch
@@ -94,7 +95,8 @@ class Scanner:
             elif entity not in PERSONAL:
                 self._recognisers += [(GATES.get(entity, ANY), each) for each in foreign[entity]]
         self._identities = IdentitySearch(
-            each for each in IDENTITIES if each.entity in wanted and (chosen is None or each.region in chosen)
+            (each for each in IDENTITIES if each.entity in wanted and (chosen is None or each.region in chosen)),
+            min_score,
         )
 
     @property
@@ -117,7 +119,7 @@ class Scanner:
 
     def _scan(self, part: str, offset: int) -> list[Finding]:
         """The findings of a text without masked values, which begins at an offset of the whole."""
-        text = plain(part)
+        text = SearchedText(plain(part))
         if not may_hold_personal_data(text):
             return []
         digits = digits_in(text)

@@ -10,15 +10,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
 
 from gyre_privacy import numbers as checks
 from gyre_privacy.contact import FAIR, SURE, WEAK, Span
-from gyre_privacy.context import context_pattern, has_context
+from gyre_privacy.context import context_pattern, has_context, has_word_before
 
 _SEPARATORS = re.compile(r"[ \u00a0.\-/+]")
 _DIGITS_ONLY = re.compile(r"[\d \u00a0.\-/+]+\Z")
-_START, _END = r"(?<![0-9A-Za-z_])(?<!\d[-./])", r"(?![0-9A-Za-z_])(?![-./]\d)"
-"""A number begins and ends with a word, and at no separator between digits."""
+_START = r"(?<![0-9A-Za-z_])(?:(?<!\d[-./])|(?=[A-Za-z]))"
+_END = r"(?![0-9A-Za-z_])(?!(?<=\d)[-./]\d)"
+"""A number begins and ends with a word, and at no separator between digits: of two values side by side each hides the
+other or none does, so that masking one frees no chain of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Identity:
         region: the state that gives it, ISO 3166-1.
         form: a pattern of it, without groups, with separators or letters as it is written.
         check: above 0 where a match, without separators and in upper case, is one.
-        context: words that speak for it.
+        words: those that speak for it, as `context_pattern` takes them.
         bare: whether digits, whole or in groups, need a word of context.
         own_grouping: the grouping that no other number has, which needs none all the same.
     """
@@ -39,37 +42,55 @@ class Identity:
     region: str
     form: str
     check: Callable[[str], float]
-    context: re.Pattern[str]
+    words: tuple[str, ...]
     bare: bool = False
     own_grouping: re.Pattern[str] | None = None
 
-    def score(self, text: str, start: int, end: int) -> float:
-        """How sure it is that a match of the form is one; 0 where its check fails."""
-        found = text[start:end]
-        if not self.check(_SEPARATORS.sub("", found).upper()):
-            return 0.0
-        weak = self.bare and _DIGITS_ONLY.match(found) is not None
-        if not weak or (self.own_grouping is not None and self.own_grouping.match(found)):
-            return SURE
-        return FAIR if has_context(text, start, self.context) else WEAK
+    def needs_word(self, found: str) -> bool:
+        """Whether a match of the form needs a word of context."""
+        if not self.bare or (self.own_grouping is not None and self.own_grouping.match(found)):
+            return False
+        return _DIGITS_ONLY.match(found) is not None
+
+    def holds(self, found: str) -> bool:
+        """Whether the check of a match of the form holds."""
+        return self.check(_SEPARATORS.sub("", found).upper()) > 0
+
+
+@cache
+def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    return context_pattern(words)
 
 
 class IdentitySearch:
-    """Finds several kinds of number in one pass: a text without any costs one search, and not one for each kind."""
+    """Finds several kinds of number in one pass: a text without any costs one search, and not one for each kind.
 
-    def __init__(self, kinds: Iterable[Identity]) -> None:
-        self.kinds = tuple(kinds)
+    Args:
+        kinds: what is looked for.
+        min_score: the least score of a match.
+    """
+
+    def __init__(self, kinds: Iterable[Identity], min_score: float = 0.0) -> None:
+        self.kinds, self._min_score = tuple(kinds), min_score
         forms = "|".join(each.form for each in self.kinds) or "(?!)"
         self._any = re.compile(f"{_START}(?=(?:{forms}){_END})", re.IGNORECASE)
         self._each = [(each, re.compile(f"(?:{each.form}){_END}", re.IGNORECASE)) for each in self.kinds]
+        self._words = _pattern(tuple(sorted({word for each in self.kinds for word in each.words} or {"\n"})))
 
     def spans(self, text: str) -> Iterator[tuple[str, Span]]:
         """Every match whose check holds: its entity and its span, also where it begins within another."""
         for place in self._any.finditer(text):
-            start = place.start()
+            start, named = place.start(), None
             for kind, form in self._each:
                 match = form.match(text, start)
-                if match and (score := kind.score(text, start, match.end())):
+                if match is None:
+                    continue
+                score = SURE
+                if kind.needs_word(match.group()):
+                    # Most numbers have no word before them at all, which is asked once and not for each kind.
+                    named = has_context(text, start, self._words) if named is None else named
+                    score = FAIR if named and has_word_before(text, start, _pattern(kind.words)) else WEAK
+                if score >= self._min_score and kind.holds(match.group()):
                     yield kind.entity, (start, match.end(), score)
 
 
@@ -242,8 +263,8 @@ _ID = (
 _TAX = ("tax", "tax id", "steuer*", "fiscal", "fiscale", "impôt", "skatt")
 
 
-def _words(*words: str) -> re.Pattern[str]:
-    return context_pattern((*words, *_ID))
+def _words(*words: str) -> tuple[str, ...]:
+    return (*words, *_ID)
 
 
 IDENTITIES: tuple[Identity, ...] = (
