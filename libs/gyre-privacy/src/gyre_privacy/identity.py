@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
+from operator import mul
 
 from gyre_privacy import numbers as checks
 from gyre_privacy.contact import FAIR, SURE, WEAK, Span
@@ -95,7 +96,7 @@ class IdentitySearch:
 
 
 def _weighted(digits: str, weights: tuple[int, ...]) -> int:
-    return sum(int(digit) * weight for digit, weight in zip(digits, weights, strict=False))
+    return sum(map(mul, map(int, digits), weights))
 
 
 def _is_date(year: int, month: int, day: int) -> bool:
