@@ -28,6 +28,11 @@ EVENT_COLUMNS = {
     USERS: ("event_time", "user_id", "fields"),
 }
 """What of each table an event is made from."""
+IDENTITY_COLUMNS = {
+    name: ("source", "event_id", "request_id") if name == IMPRESSIONS else ("source", "event_id")
+    for name in EVENT_COLUMNS
+}
+"""By what of each table repeated events are known; of impressions, with the user, the requests they answer."""
 _CHANGES: Mapping[str, tuple[EntityKind, type[Message]]] = {
     ITEMS: ("item", behavior.ItemChanged),
     USERS: ("user", behavior.UserChanged),

@@ -11,7 +11,14 @@ import numpy.typing as npt
 from gyre_core.features import Event, Layout
 from gyre_core.topics import topic
 from gyre_runtime.checkpoints import Place
-from gyre_warehouse.rows import EVENT_COLUMNS, count_unreadable, counts_impressions, events_of, readable_rows
+from gyre_warehouse.rows import (
+    EVENT_COLUMNS,
+    IDENTITY_COLUMNS,
+    count_unreadable,
+    counts_impressions,
+    events_of,
+    readable_rows,
+)
 from gyre_warehouse.tables import IMPRESSIONS, TRAINING_TABLE_OF, offsets_of, read_columns
 from pyiceberg.table import Table
 
@@ -119,8 +126,7 @@ class ArchivedBatches:
         for place, span in _spans(batches, self._table_of, {}).items():
             by_table.setdefault(self._table_of[place[0]], {})[place] = span
         for name, spans in by_table.items():
-            asked = ["request_id"] if name == IMPRESSIONS else []
-            columns = ["source", "event_id", *asked, *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset"]
+            columns = [*IDENTITY_COLUMNS[name], *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset"]
             stored = read_columns(self._tables[name], columns, rows=_within(spans)).sort_by("kafka_offset")
             rows = count_unreadable(self._loop, name, stored, readable_rows(name, stored, self._layout))
             partitions = rows["kafka_partition"].to_numpy()

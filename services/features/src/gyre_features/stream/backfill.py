@@ -26,7 +26,14 @@ from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Unavailable, load_loops
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place
 from gyre_runtime.events import Event
-from gyre_warehouse.rows import EVENT_COLUMNS, count_unreadable, counts_impressions, readable_rows, seconds_of
+from gyre_warehouse.rows import (
+    EVENT_COLUMNS,
+    IDENTITY_COLUMNS,
+    count_unreadable,
+    counts_impressions,
+    readable_rows,
+    seconds_of,
+)
 from gyre_warehouse.tables import (
     IMPRESSIONS,
     INTERACTIONS,
@@ -252,7 +259,7 @@ def _tables_of(catalog: Catalog, loop: str, places: Iterable[Place]) -> dict[str
 def _read(layout: Layout, table: Table, place: Place, *, first: int, end: int) -> list[Event]:
     """The archived events of a topic partition between two offsets, as consumers of Kafka get them."""
     name = table.name()[-1]
-    columns = ["source", "event_id", *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset", "ingest_time"]
+    columns = [*IDENTITY_COLUMNS[name], *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset", "ingest_time"]
     wanted = f"kafka_partition = {place[1]} and kafka_offset >= {first} and kafka_offset < {end}"
     stored = read_columns(table, columns, rows=wanted).sort_by("kafka_offset")
     rows = count_unreadable(place[0].partition(".")[0], name, stored, readable_rows(name, stored, layout))
@@ -282,7 +289,8 @@ def _interaction(row: Mapping[str, Any]) -> behavior.Interaction:
 
 
 def _impression(row: Mapping[str, Any]) -> behavior.Impression:
-    return behavior.Impression(user_id=row["user_id"], item_ids=row["item_ids"], shown=row["shown"])
+    request = row["request_id"] or ""  # archived rows from before it was required may hold none
+    return behavior.Impression(request_id=request, user_id=row["user_id"], item_ids=row["item_ids"], shown=row["shown"])
 
 
 def _item_change(row: Mapping[str, Any]) -> behavior.ItemChanged:
