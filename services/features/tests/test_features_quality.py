@@ -197,7 +197,7 @@ async def test_offsets_move_only_after_the_window_was_told(spec: LoopSpec) -> No
         log.extend(("told", each.window_start_time.ToSeconds(), each.final) for each in windows)
 
     async def commit(offsets: Any) -> None:
-        log.append(("committed", *offsets.values()))
+        log.append(("committed", *(each.offset for each in offsets.values())))
 
     watch = QualityWatch({spec.loop: spec}, TYPES, closed_until=closed_until, publish=publish, commit=commit, idle_s=60)
     name = topic(spec.loop, "behavior.interactions")
@@ -219,7 +219,7 @@ async def test_a_deletion_is_passed_over(spec: LoopSpec) -> None:
         return {}
 
     async def commit(offsets: Any) -> None:
-        committed.append(dict(offsets))
+        committed.append({place: each.offset for place, each in offsets.items()})
 
     watch = QualityWatch({spec.loop: spec}, TYPES, closed_until=closed_until, publish=publish, commit=commit, idle_s=0)
     name = topic(spec.loop, "catalog.items")

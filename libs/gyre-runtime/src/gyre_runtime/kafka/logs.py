@@ -206,20 +206,31 @@ async def acceptances(bootstrap: str, places: Iterable[Place]) -> dict[Place, Ac
     Raises:
         KafkaError: Kafka does not answer.
     """
+    try:
+        found = await committed_offsets(bootstrap, ACCEPTED_GROUP, places)
+    except GroupCoordinatorNotAvailableError:  # no group has committed anything yet
+        return {}
+    return {
+        place: Acceptance(each.offset, int(each.metadata)) for place, each in found.items() if each.metadata.isdecimal()
+    }
+
+
+async def committed_offsets(bootstrap: str, group: str, places: Iterable[Place]) -> dict[Place, OffsetAndMetadata]:
+    """What a group has committed of some topic partitions, those without a commit left out.
+
+    Raises:
+        KafkaError: Kafka does not answer.
+    """
+    wanted = [TopicPartition(*place) for place in places]
+    if not wanted:
+        return {}
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     try:
         await admin.start()
-        wanted = [TopicPartition(*place) for place in places]
-        found = await admin.list_consumer_group_offsets(ACCEPTED_GROUP, partitions=wanted)
-    except GroupCoordinatorNotAvailableError:
-        return {}
+        found = await admin.list_consumer_group_offsets(group, partitions=wanted)
     finally:
         await admin.close()
-    return {
-        (place.topic, place.partition): Acceptance(each.offset, int(each.metadata))
-        for place, each in found.items()
-        if each.offset >= 0 and each.metadata.isdecimal()
-    }
+    return {(place.topic, place.partition): each for place, each in found.items() if each.offset >= 0}
 
 
 async def accept_log(bootstrap: str, topic: str, *, from_start: bool) -> dict[int, Acceptance]:

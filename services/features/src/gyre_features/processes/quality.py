@@ -44,7 +44,7 @@ async def quality(lifespan: Lifespan, settings: QualitySettings) -> None:
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, redactor)
     stopping = asyncio.Event()
-    logs = QualityLogs(settings.kafka)
+    logs = QualityLogs(settings.kafka, GROUP)
     for name in loops:
         lifespan.depends_on(Dependency(f"loop {name}", partial(logs.check, name), loop=name))
     work = _work(lifespan, settings, loops, privacy, logs)
@@ -89,7 +89,8 @@ async def _work(
                 TYPES,
                 closed_until=closed_until,
                 publish=lambda windows: _publish(producer, windows, logs),
-                commit=lambda offsets, app=app: _commit(app, logs.kafka_offsets(offsets)),  # type: ignore[misc]
+                commit=lambda resume, app=app: _commit(app, logs.kafka_offsets(resume)),  # type: ignore[misc]
+                clock_at=logs.clock,
                 idle_s=settings.features_quality_idle_s,
                 mask=privacy.mask,
                 live=LiveSketches(

@@ -1,10 +1,12 @@
-"""What faust's consumer lacks: it asks whether a log is the same, and says why a record cannot be decoded."""
+"""What faust's consumer lacks: it asks whether a log is the same, commits checkpoints, and says what is undecodable."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types.tuples import TP, ConsumerMessage
 from gyre_runtime.kafka import UndecodableRecord
@@ -58,10 +60,24 @@ class ReceivedFromFaust:
 
 
 class _Thread(AIOKafkaConsumerThread):
+    consumer: _Consumer
+
     def _create_consumer(self, loop: Any) -> Any:
         """Read what is committed only, as every other reader: an aborted record counts for nobody."""
         consumer = super()._create_consumer(loop)
         consumer._isolation_level = "read_committed"  # noqa: SLF001 - faust asks for it in its own transactions alone
+        commit, logs = consumer.commit, self.consumer.logs
+
+        async def commit_checkpoints(offsets: Mapping[Any, OffsetAndMetadata]) -> None:
+            """Commit with checkpoints as metadata, of which faust has none."""
+            await commit(
+                {
+                    place: OffsetAndMetadata(each.offset, logs.metadata((place.topic, place.partition), each.offset))
+                    for place, each in offsets.items()
+                }
+            )
+
+        consumer.commit = commit_checkpoints
         return consumer
 
 

@@ -1,7 +1,9 @@
 """Is it the same log? What the published windows say of the partitions' logs, compared with what Kafka holds.
 
-Windows carry checkpoints, since Kafka drops what a group has committed with its topic. Of a partition that has another
-log nothing is counted until somebody accepts it; the worker then starts again, since faust cannot restart a partition.
+Windows carry checkpoints, since Kafka drops what a group has committed with its topic. What the group commits has one
+as its metadata, so that a successor begins with the replay clock that its first offset had. Of a partition that has
+another log nothing is counted until somebody accepts it; the worker then starts again, since faust cannot restart a
+partition.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
+from gyre_runtime.admission import PartitionClock
 from gyre_runtime.checkpoints import Checkpoint, Place, witness_of
 from gyre_runtime.kafka import LogReplaced
-from gyre_runtime.kafka.logs import check_logs
+from gyre_runtime.kafka.logs import check_logs, committed_offsets
 
 if TYPE_CHECKING:
     from gyre_features.quality.faust_consumer import ReceivedFromFaust
@@ -38,16 +41,17 @@ class QualityLogs:
 
     Args:
         bootstrap: Kafka's host:port list.
+        group: whose commits have checkpoints as metadata.
 
     Attributes:
         stored: reads what the newest windows say of partitions; none by default.
     """
 
-    def __init__(self, bootstrap: str) -> None:
-        self._bootstrap = bootstrap
+    def __init__(self, bootstrap: str, group: str) -> None:
+        self._bootstrap, self._group = bootstrap, group
         self.stored: StoredCheckpoints = _nothing_stored
         self._reached: dict[Place, Checkpoint] = {}
-        self._resume: dict[Place, int] = {}
+        self._resume: dict[Place, Checkpoint] = {}
         self._replaced: dict[Place, Checkpoint] = {}
         self._found: dict[Place, str] = {}
         self._logged: tuple[str, float] = ("", 0.0)
@@ -62,21 +66,28 @@ class QualityLogs:
         while True:
             try:
                 check = await check_logs(self._bootstrap, {place: [each] for place, each in stored.items()})
+                noted = await committed_offsets(self._bootstrap, self._group, committed)
                 break
             except KafkaError as error:
                 _LOG.warning("the logs cannot be checked yet", extra={"problem": type(error).__name__})
                 await asyncio.sleep(_RETRY_S)
         check.report()
         self._reached = {place: check.starts.get(place, Checkpoint()) for place in committed}
-        self._resume = {place: each.offset for place, each in check.starts.items()}
+        self._resume = dict(self._reached)
         self._replaced = {place: stored[place] for place in check.replaced}
         self._found = check.replaced
         self._say_replaced()
-        return {
+        elsewhere = {
             place: start.kafka_offset
             for place, start in check.starts.items()
             if place in check.accepted or start.kafka_offset > committed[place]
         }
+        for place, each in noted.items():
+            known = _checkpoint_in(each.metadata)
+            begins_there = place not in elsewhere and each.offset == committed[place]
+            if begins_there and known and known.kafka_offset == each.offset and known.base == self._reached[place].base:
+                self._resume[place] = known
+        return elsewhere
 
     def admit(self, records: Iterable[ReceivedFromFaust]) -> list[ReceivedFromFaust]:
         """The records that are to be counted, with the base of their log added to their offsets."""
@@ -90,15 +101,25 @@ class QualityLogs:
             admitted.append(replace(record, offset=record.offset + before.base) if before.base else record)
         return admitted
 
-    def kafka_offsets(self, offsets: Mapping[Place, int]) -> dict[Place, int]:
+    def kafka_offsets(self, resume: Mapping[Place, Checkpoint]) -> dict[Place, int]:
         """Offsets at which a successor begins, without the bases of their logs, as Kafka has them."""
-        self._resume.update(offsets)
-        return {place: offset - self._reached.get(place, Checkpoint()).base for place, offset in offsets.items()}
+        self._resume.update(resume)
+        return {place: each.offset - self._reached.get(place, Checkpoint()).base for place, each in resume.items()}
+
+    def clock(self, place: Place) -> PartitionClock:
+        """What a partition's replay clock showed where a successor begins; unset where nobody noted it."""
+        return self._resume.get(place, Checkpoint()).clock
 
     def checkpoint(self, place: Place) -> Checkpoint:
-        """Where a successor begins at a partition, and the last record that was counted."""
+        """Where a successor begins at a partition with the clock there, and the last record that was counted."""
         reached = self._reached.get(place, Checkpoint())
-        return replace(reached, offset=self._resume.get(place, reached.base))
+        resume = self._resume.get(place, Checkpoint(reached.base))
+        return replace(reached, offset=resume.offset, clock=resume.clock)
+
+    def metadata(self, place: Place, kafka_offset: int) -> str:
+        """What is committed with an offset: the checkpoint there; nothing where a successor begins elsewhere."""
+        checkpoint = self.checkpoint(place)
+        return checkpoint.encoded() if checkpoint.kafka_offset == kafka_offset else ""
 
     async def run(self) -> None:
         """Look at the logs from time to time.
@@ -140,6 +161,14 @@ class QualityLogs:
         if found:
             raise LogReplaced(found)
         return True
+
+
+def _checkpoint_in(metadata: str) -> Checkpoint | None:
+    """The checkpoint that was committed with an offset; None from a version that committed none."""
+    try:
+        return Checkpoint.decoded(metadata)
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 async def _nothing_stored(_places: Collection[Place]) -> Mapping[Place, Checkpoint]:

@@ -9,10 +9,11 @@ from gyre.events.v1 import features_pb2 as pb
 from gyre_core.admission import refuse_times
 from gyre_core.spec import LoopSpec
 from gyre_runtime import instrument
-from gyre_runtime.admission import Admission, Refusal, times_of
-from gyre_runtime.checkpoints import Place
+from gyre_runtime.admission import Admission, PartitionClock, Refusal, times_of
+from gyre_runtime.checkpoints import Checkpoint, Place
 from gyre_runtime.events import Event, MessageTypes, ReceivedRecord
 
+from gyre_features.quality.clocks import ClockHistory
 from gyre_features.quality.sketching import LiveSketches
 from gyre_features.quality.tallies import LoopChecks, ShownRequests, Tallies
 from gyre_features.quality.windows import PartitionWindows
@@ -21,7 +22,8 @@ _AGAIN_S = 1.0
 
 ClosedUntil = Callable[[Collection[Place]], Awaitable[Mapping[Place, float]]]
 Publish = Callable[[Sequence[pb.QualityWindow]], Awaitable[None]]
-Commit = Callable[[Mapping[Place, int]], Awaitable[None]]
+Commit = Callable[[Mapping[Place, Checkpoint]], Awaitable[None]]
+ClockAt = Callable[[Place], PartitionClock]
 
 
 class QualityWatch:
@@ -32,7 +34,8 @@ class QualityWatch:
         types: the payload classes of the topics.
         closed_until: answers for partitions the end of the last window that was published finally, unix seconds.
         publish: sends windows and returns when Kafka has them.
-        commit: commits, for partitions, the offset to begin again at.
+        commit: commits, for partitions, the offset to begin again at, with the replay clock there.
+        clock_at: answers what a partition's replay clock showed where this process begins it; unset by default.
         mask: takes what the loops do not keep out of an event; None where they keep everything.
         live: sketches of served features, which are counted beside the windows.
         idle_s: wall seconds without a record after which open windows are published as they stand.
@@ -47,6 +50,7 @@ class QualityWatch:
         publish: Publish,
         commit: Commit,
         idle_s: float,
+        clock_at: ClockAt = lambda _: PartitionClock(),
         mask: Callable[[Event], None] | None = None,
         live: LiveSketches | None = None,
     ) -> None:
@@ -56,6 +60,8 @@ class QualityWatch:
         self._checks = {name: LoopChecks(spec) for name, spec in loops.items()}
         self._shown: dict[Place, ShownRequests] = {}
         self._closed_until, self._publish, self._commit = closed_until, publish, commit
+        self._clock_at = clock_at
+        self._clocks: dict[Place, ClockHistory] = {}
         self._partitions: dict[Place, PartitionWindows] = {}
         self._last_record: dict[Place, float] = {}
         self._committed: dict[Place, int] = {}
@@ -81,6 +87,7 @@ class QualityWatch:
         async with self._lock:
             for place in places:
                 self._partitions.pop(place, None)
+                self._clocks.pop(place, None)
                 self._last_record.pop(place, None)
                 self._committed.pop(place, None)
                 self._shown.pop(_requests_of(place), None)
@@ -99,12 +106,15 @@ class QualityWatch:
             self._partitions[place] = PartitionWindows(
                 self._loops[loop], topic, partition, tallies=tallies, closed_until=until, again_s=_AGAIN_S
             )
-            self._admission.start(topic, partition)
+            clock = self._clock_at(place)
+            self._clocks[place] = ClockHistory(clock)
+            self._admission.start(topic, partition, clock)
 
     def _count(self, record: ReceivedRecord) -> None:
         """Count a record: also an event that the loop's spec refuses for what it says, which the checks look at."""
         place = record.topic, record.partition
         windows, examined = self._partitions[place], self._admission.examine(record)
+        self._clocks[place].note(record.offset + 1, self._admission.clock(*place))
         event = examined[0] if examined and isinstance(examined[0], Event) else None
         refusal = examined[-1] if examined and isinstance(examined[-1], Refusal) else None
         windows.observe(self._now(record, event if refusal is None else None))
@@ -155,8 +165,10 @@ class QualityWatch:
             resume = {place: self._live.resume_offset(place, offset) for place, offset in resume.items()}
         moved = {place: offset for place, offset in resume.items() if offset > self._committed.get(place, 0)}
         if moved:
-            await self._commit(moved)
+            await self._commit({each: Checkpoint(to, clock=self._clocks[each].at(to)) for each, to in moved.items()})
             self._committed.update(moved)
+            for place, offset in moved.items():
+                self._clocks[place].forget_before(offset)
 
 
 def _requests_of(place: Place) -> Place:

@@ -234,8 +234,8 @@ class QualityWindow(_message.Message):
     final: _builtins.bool
     """Nothing more can come: the loop's clock has passed the window's end by the loop's max_lateness. Default false: so far."""
     checkpoint: _builtins.str
-    """Where a successor begins in the partition, and by which record it knows the partition's log, as
-    gyre_runtime.checkpoints.Checkpoint writes it; for the worker alone. Empty in a report, and from an older version.
+    """Where a successor begins in the partition with the replay clock there, and by which record it knows the partition's
+    log, as gyre_runtime.checkpoints.Checkpoint writes it; for the worker alone. Empty in a report, and from an older version.
     """
     @_builtins.property
     def window_start_time(self) -> _timestamp_pb2.Timestamp:
