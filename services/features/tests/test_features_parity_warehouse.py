@@ -279,6 +279,33 @@ async def test_fields_that_came_late_are_made_up_for_alike(
 
 @pytest.mark.adapter
 @pytest.mark.parametrize("shards", [1, 3])
+async def test_a_fast_clock_keeps_no_late_field_from_the_others_in_the_replay_either(
+    shards: int, sharded: Callable[[int], LoopSpec], redis: Redis, tmp_path: Path
+) -> None:
+    """Where one user's events, each a batch, say times of minutes after they arrived, reads equal the replay."""
+    loop = Loop(sharded(shards), redis, tmp_path)
+    draw = random.Random(13)
+    for step in range(12):
+        now = BEGIN + 20 * step
+        made = ratings(loop, 15, step=0)
+        times = [now + (280 if each.message.user_id == "u5" else draw.random() * 20) for each in made]
+        made = [
+            each._replace(id=f"{step}-{each.id}", time=at, arrival_time=now + 20)
+            for each, at in zip(made, times, strict=True)
+        ]
+        for event in made:
+            await loop.feed([event])
+        changes = catalogue(loop, step)
+        for each in changes:
+            each.message.fields["genres"].categories.values[:] = [draw.choice(["action", "drama", "comedy"])]
+        await loop.feed([each._replace(time=now - draw.random() * 10, arrival_time=now + 20) for each in changes])
+        await loop.read(f"u{step % 5}", now + 20)
+    found = (await loop.check()).found
+    assert (found.impressions, found.mismatches, found.unknown) == (12, 0, 0), found.examples
+
+
+@pytest.mark.adapter
+@pytest.mark.parametrize("shards", [1, 3])
 async def test_what_was_applied_before_all_reads_is_replayed_at_once(
     shards: int, sharded: Callable[[int], LoopSpec], redis: Redis, tmp_path: Path
 ) -> None:

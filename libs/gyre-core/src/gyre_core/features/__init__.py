@@ -30,7 +30,7 @@ from gyre_core.features.events import (
 from gyre_core.features.identity import item_hash
 from gyre_core.features.layout import Column, Layout
 from gyre_core.features.reader import Reader
-from gyre_core.features.remembering import MAX_BUFFERED_BATCHES, ContributionBuffers
+from gyre_core.features.remembering import MAX_BUFFERED_BATCHES, ContributionBuffers, time_seen
 from gyre_core.features.replay import Replay
 from gyre_core.features.slots import EntityLayout
 from gyre_core.features.state import State, batch_of, merge
@@ -71,6 +71,7 @@ __all__ = [
     "items_needed",
     "merge",
     "reapply",
+    "time_seen",
     "touched",
     "with_version",
 ]

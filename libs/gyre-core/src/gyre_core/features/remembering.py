@@ -13,6 +13,18 @@ MAX_BUFFERED_BATCHES = 2000
 """The batches whose contributions the online store keeps at most, of known items and of unknown ones."""
 
 
+def time_seen(event_time: float, arrival_time: float) -> float:
+    """The time that an event may make others old by, unix seconds: no later than the log had it, where that is known.
+
+    So a producer whose clock is fast takes late fields' corrections from nobody.
+
+    Args:
+        event_time: as the producer says, unix seconds.
+        arrival_time: when the log got it, unix seconds; 0 when not known.
+    """
+    return min(event_time, arrival_time) if arrival_time else event_time
+
+
 class ContributionBuffer:
     """Buffered contributions in memory; the online store has the like in a sorted set.
 
@@ -75,12 +87,18 @@ class ContributionBuffers:
         self._known.add([contribution for contribution in contributions if contribution.is_known])
         self._unknown.add([contribution for contribution in contributions if not contribution.is_known])
 
-    def take(self, contributions: list[Contribution], *, gone: Collection[Contribution]) -> None:
-        """Buffer the contributions of one batch in place of those that are gone, and drop what is too old."""
+    def take(self, contributions: list[Contribution], *, gone: Collection[Contribution], newest: float) -> None:
+        """Buffer the contributions of one batch in place of those that are gone, and drop what is too old.
+
+        Args:
+            contributions: of the batch.
+            gone: those that they replace.
+            newest: the greatest `time_seen` of the batch's behaviour, unix seconds.
+        """
         self.drop(gone)
         self.add(contributions)
-        if contributions:
-            self.cut(max(contribution.time for contribution in contributions))
+        if contributions or gone:
+            self.cut(newest)
 
     def cut(self, newest: float) -> None:
         """Forget what is too old beside an event of this time, unix seconds."""

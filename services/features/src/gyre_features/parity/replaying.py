@@ -21,16 +21,18 @@ from gyre_core.features import (
     EntityId,
     EntityKind,
     Event,
+    FieldsChanged,
     Layout,
     State,
     Versions,
     aggregate_batch,
     merge,
     reapply,
+    time_seen,
     touched,
 )
 
-from gyre_features.parity.source import BatchEvents, EventIdentity
+from gyre_features.parity.source import ArchivedEvent, BatchEvents
 
 _TTL_SLACK_S = 5.0
 """How far a key's end in Redis may lie from what its last batch and its time to live say."""
@@ -50,6 +52,7 @@ class AppliedBatch:
         is_whole: these are as many as the store counted.
         first: number of the first one, where several were joined; without it `number`.
         span_s: how long it took to apply them, seconds.
+        newest: the greatest `time_seen` of its behaviour, unix seconds; None where that is the newest event time.
     """
 
     shard: int
@@ -59,6 +62,15 @@ class AppliedBatch:
     is_whole: bool = True
     first: int | None = None
     span_s: float = 0.0
+    newest: float | None = None
+
+    @property
+    def newest_seen(self) -> float:
+        """By what time it makes buffered contributions old, unix seconds; -inf where it holds no behaviour."""
+        if self.newest is not None:
+            return self.newest
+        times = (event.time for event in self.events if not isinstance(event, FieldsChanged))
+        return max(times, default=_NEVER)
 
 
 class EntityWrite(NamedTuple):
@@ -94,18 +106,19 @@ class Deduplicated:
             before = self._known.get(batch.shard, {})
             windows = self._known[batch.shard] = {number: before.get(number, set()) for number in (window - 1, window)}
             known = windows[window] | windows[window - 1] if windows[window - 1] else windows[window]
-            sent: dict[tuple[str, ...], tuple[EventIdentity, Event]] = {}
-            for identity, event in each.behaviour:
-                if identity.event not in known:
-                    sent.setdefault(identity.event, (identity, event))
-            events, requests = list(each.changes), set[tuple[str, ...]]()
-            for identity, event in sent.values():
+            sent: dict[tuple[str, ...], ArchivedEvent] = {}
+            for archived in each.behaviour:
+                if archived.identity.event not in known:
+                    sent.setdefault(archived.identity.event, archived)
+            events, requests, newest = list(each.changes), set[tuple[str, ...]](), _NEVER
+            for identity, event, arrival_time in sent.values():
                 if identity.request is not None:
                     request = (_REQUEST, *identity.request)
                     if request in known or request in requests:
                         continue
                     requests.add(request)
                 events.append(event)
+                newest = max(newest, time_seen(event.time, arrival_time))
             windows[window].update(sent, requests)
             yield AppliedBatch(
                 shard=batch.shard,
@@ -115,6 +128,7 @@ class Deduplicated:
                 is_whole=len(events) == batch.events and batch.is_unbroken,
                 first=batch.first,
                 span_s=batch.span_s,
+                newest=newest,
             )
 
 
@@ -188,7 +202,8 @@ class BatchReplay:
             for contribution in found.contributions
             if any(self._is_on(batch.shard, each) for each in self._touched(contribution))
         ]
-        self.buffers(batch.shard).take(contributions, gone=[contribution for contribution, _ in found.corrections])
+        gone = [contribution for contribution, _ in found.corrections]
+        self.buffers(batch.shard).take(contributions, gone=gone, newest=batch.newest_seen)
 
     def _is_on(self, shard: int, entity: EntityId) -> bool:
         return self.shards == 1 or keys.shard_of(*entity, shards=self.shards) == shard

@@ -18,6 +18,7 @@ from gyre_warehouse.rows import (
     counts_impressions,
     events_of,
     readable_rows,
+    seconds_of,
 )
 from gyre_warehouse.tables import IMPRESSIONS, TRAINING_TABLE_OF, offsets_of, read_columns
 from pyiceberg.table import Table
@@ -37,6 +38,20 @@ class EventIdentity(NamedTuple):
     request: tuple[str, str] | None
 
 
+class ArchivedEvent(NamedTuple):
+    """An event of a logged batch.
+
+    Attributes:
+        identity: by what duplicates of it are known.
+        event: as the feature algebra takes it.
+        arrival_time: when Kafka got it, unix seconds.
+    """
+
+    identity: EventIdentity
+    event: Event
+    arrival_time: float
+
+
 _EVENTS_AT_ONCE = 50_000
 
 
@@ -47,10 +62,12 @@ class _OffsetRange:
     offsets: npt.NDArray[np.int64]
     events: Sequence[Event]
     identities: Sequence[EventIdentity]
+    arrivals: Sequence[float]
 
-    def between(self, first: int, end: int) -> Iterator[tuple[EventIdentity, Event]]:
+    def between(self, first: int, end: int) -> Iterator[ArchivedEvent]:
         start, stop = np.searchsorted(self.offsets, (first, end)).tolist()
-        return zip(self.identities[start:stop], self.events[start:stop], strict=True)
+        own = (each[start:stop] for each in (self.identities, self.events, self.arrivals))
+        return map(ArchivedEvent, *own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +77,12 @@ class BatchEvents:
     Attributes:
         batch: as logged.
         changes: of the catalogue.
-        behaviour: what users did and were shown, with the identities by which duplicates are known.
+        behaviour: what users did and were shown.
     """
 
     batch: LoggedBatch
     changes: Sequence[Event]
-    behaviour: Sequence[tuple[EventIdentity, Event]]
+    behaviour: Sequence[ArchivedEvent]
 
 
 class ArchivedBatches:
@@ -126,14 +143,17 @@ class ArchivedBatches:
         for place, span in _spans(batches, self._table_of, {}).items():
             by_table.setdefault(self._table_of[place[0]], {})[place] = span
         for name, spans in by_table.items():
-            columns = [*IDENTITY_COLUMNS[name], *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset"]
+            columns = [*IDENTITY_COLUMNS[name], *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset", "ingest_time"]
             stored = read_columns(self._tables[name], columns, rows=_within(spans)).sort_by("kafka_offset")
             rows = count_unreadable(self._loop, name, stored, readable_rows(name, stored, self._layout))
             partitions = rows["kafka_partition"].to_numpy()
             for place in spans:
                 own = rows.filter(partitions == place[1])
                 found[place] = _OffsetRange(
-                    own["kafka_offset"].to_numpy(), events_of(name, own), _identities(name, own)
+                    own["kafka_offset"].to_numpy(),
+                    events_of(name, own),
+                    _identities(name, own),
+                    seconds_of(own["ingest_time"]).tolist(),
                 )
         return found
 
@@ -169,14 +189,14 @@ def _within(spans: Mapping[Place, tuple[int, int]]) -> str:
 
 def _joined(batch: LoggedBatch, found: Mapping[Place, _OffsetRange]) -> BatchEvents:
     changes: list[Event] = []
-    behaviour: list[tuple[EventIdentity, Event]] = []
+    behaviour: list[ArchivedEvent] = []
     for place, (first, end) in batch.ranges.items():
         events = found.get(place)
         if events is None:
             continue
         own = events.between(first, end)
         if place[0].partition(".")[2].startswith("catalog."):
-            changes.extend(event for _, event in own)
+            changes.extend(each.event for each in own)
         else:
             behaviour.extend(own)
     return BatchEvents(batch, changes, behaviour)

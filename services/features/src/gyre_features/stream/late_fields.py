@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
+from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import (
     AggregatedBatch,
     Contribution,
@@ -15,17 +16,28 @@ from gyre_core.features import (
     State,
     Versions,
     reapply,
+    time_seen,
     touched,
     with_version,
 )
 from gyre_core.features.encoding import encode_all
+from gyre_runtime.events import Event
 
 from gyre_features.online.script import BufferChange
 from gyre_features.online.store import OnlineStore
 
 _NEVER = float("-inf")
+_BEHAVIOR = (behavior.Interaction, behavior.Impression)
 _IDLE_S = 86_400
 """How long what is remembered outlives its bound, so that a stream that stood still can go on."""
+
+
+def newest_seen(events: Iterable[Event]) -> float:
+    """The greatest `time_seen` of what users did and were shown, unix seconds; -inf where there is none."""
+    return max(
+        (time_seen(event.time, event.arrival_time) for event in events if isinstance(event.message, _BEHAVIOR)),
+        default=_NEVER,
+    )
 
 
 @dataclass
@@ -141,8 +153,10 @@ class LateFields:
                 each.merge(delta)
         return {entity: each.pack(0) for entity, each in states.items()}
 
-    def buffers(self, shard: int, batch: AggregatedBatch, known: StoredPriorState) -> tuple[BufferChange, ...]:
-        """What becomes of the buffered contributions."""
+    def buffers(
+        self, shard: int, batch: AggregatedBatch, known: StoredPriorState, *, newest: float
+    ) -> tuple[BufferChange, ...]:
+        """What becomes of the buffered contributions; `newest` is the batch's `newest_seen`."""
         layout, gone = self._layout, {contribution for contribution, _ in batch.corrections}
         contributions = (
             batch.contributions
@@ -151,7 +165,6 @@ class LateFields:
         )
         if not contributions and not gone:
             return ()
-        newest = max((contribution.time for contribution in contributions), default=_NEVER)
         found: list[BufferChange] = []
         for is_known, members, kept_s in (
             (True, known.known, layout.max_field_lateness_s),

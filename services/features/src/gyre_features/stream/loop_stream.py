@@ -32,7 +32,7 @@ from gyre_runtime.kafka import StoreLostState
 from gyre_features.online.script import AlreadyApplied, Applied, AppliedOffsets, BufferChange, StaleInput, Write
 from gyre_features.online.store import OnlineStore, identity, request_identity
 from gyre_features.stream.item_lookup import KnownItems
-from gyre_features.stream.late_fields import LateFields
+from gyre_features.stream.late_fields import LateFields, newest_seen
 from gyre_features.stream.outbox import completed, described, restored
 
 _LOG = logging.getLogger(__name__)
@@ -302,7 +302,7 @@ class LoopStream:
             whole=whole,
             versions=batch.versions,
             older=self._late.versions(shard, batch, prior),
-            buffers=self._late.buffers(shard, batch, prior) if needed else (),
+            buffers=self._late.buffers(shard, batch, prior, newest=newest_seen(kept)) if needed else (),
             late={"waiting": waiting, "came": arrived, "corrected": len(batch.corrections) - arrived},
         )
 
