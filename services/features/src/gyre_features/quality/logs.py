@@ -84,8 +84,8 @@ class QualityLogs:
         }
         for place, each in noted.items():
             known = _checkpoint_in(each.metadata)
-            begins_there = place not in elsewhere and each.offset == committed[place]
-            if begins_there and known and known.kafka_offset == each.offset and known.base == self._reached[place].base:
+            starts_there = place not in elsewhere and each.offset == committed[place]
+            if starts_there and known and known.kafka_offset == each.offset and known.base == self._reached[place].base:
                 self._resume[place] = known
         return elsewhere
 
