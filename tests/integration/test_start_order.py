@@ -150,7 +150,8 @@ async def test_processes_start_before_what_they_need(world: World) -> None:
     kafka, types = world.stack.ports.address("kafka", "broker"), message_types(Impression)
     logged = [event.message.request_id async for event in read_log(kafka, f"{LOOP}.behavior.impressions", types)]
     assert sorted(logged) == [f"early-{number}" for number in range(QUEUE)]
-    await eventually(lambda: world.metric("features-quality", "gyre_dependency_up") == 1)
+    # Kafka, and the log of the loop.
+    await eventually(lambda: world.metric("features-quality", "gyre_dependency_up") == 2)
     assert _open_doors(world) == []
     await _redis_goes_and_comes(world)
     for name in MODULES:

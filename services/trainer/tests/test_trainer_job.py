@@ -220,12 +220,13 @@ def rest_catalogue() -> Iterator[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize("warehouse", ["s3://bucket/path", "analytics"])
 async def test_the_job_asks_for_the_warehouse_that_is_set(
-    settings, task, rest_catalogue, monkeypatch, warehouse: str
+    settings, task, rest_catalogue, monkeypatch, tmp_path, warehouse: str
 ) -> None:
     """A warehouse in S3, or one that a REST catalogue knows by name, is the training job's, too: no local folder."""
     url, asked = rest_catalogue
     monkeypatch.setenv("GYRE_WAREHOUSE_CATALOG", url)
-    own = settings.model_copy(update={"warehouse": warehouse, "warehouse_catalog": url})
+    # Artefacts of its own: a run whose model is there already reads no table.
+    own = settings.model_copy(update={"warehouse": warehouse, "warehouse_catalog": url, "artifacts": tmp_path})
     with pytest.raises(JobFailed):
         await JobProcess(own).run(task, lambda _state, _progress: None)
     assert set(asked) == {warehouse}
