@@ -5,6 +5,7 @@ interceptors costs on every call. Who calls is decided from the metadata alone, 
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -208,7 +209,9 @@ class Interceptor:
                 span.set_attribute("rpc.grpc.status", under_way.code)
                 span.set_status(trace.Status(trace.StatusCode.ERROR, under_way.code))
             span.end()
-            CURRENT_CALL.reset(call_token)
+            # A stream that nobody ends is closed by the event loop, in a context of its own, where nothing was set.
+            with contextlib.suppress(ValueError):
+                CURRENT_CALL.reset(call_token)
             otel_context.detach(attached)
 
     def _admit(self, request: Any, context: Context, call: CallContext, check: Checker) -> None:
