@@ -1,8 +1,6 @@
 """The parity check on a real store and a real warehouse: reads between batches, and everything that may befall both."""
 
 import asyncio
-import multiprocessing
-import os
 import random
 import time
 import urllib.request
@@ -22,7 +20,6 @@ from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_features.online.store import OnlineStore
-from gyre_features.parity.checks import Checks
 from gyre_features.parity.log import Settled, read_log
 from gyre_features.parity.loop import REBUILT, LoopReport, check_loop
 from gyre_features.parity.served import CheckWindow
@@ -487,23 +484,3 @@ async def test_one_check_ends_with_a_code(
     process = start_process("check-once")
     assert await asyncio.to_thread(process.wait, 30) == 1
     assert "r4" in process.log.read_text()
-
-
-@pytest.mark.adapter
-async def test_a_check_that_is_killed_waits_for_the_next_turn(spec: LoopSpec, kafka: str, tmp_path: Path) -> None:
-    """A check whose process is killed, as one that takes too much memory is, ends no process but its own."""
-    pipe = tmp_path / "later.yaml"  # whoever reads it waits
-    os.mkfifo(pipe)
-    settings = FeaturesSettings(
-        loops=(pipe,), kafka=kafka, warehouse=str(tmp_path / "warehouse"), features_check_interval_s=0.1
-    )
-    async with Lifespan(drain_s=5) as lifespan:
-        lifespan.background("checks", Checks(settings, {spec.loop: spec}).run())
-        (first,) = await eventually(multiprocessing.active_children, timeout_s=60, message="a check runs")
-        first.kill()
-
-        def goes_on() -> bool:
-            return lifespan.failed or any(each.pid != first.pid for each in multiprocessing.active_children())
-
-        await eventually(goes_on, timeout_s=60, message="the next check runs")
-        assert not lifespan.failed, "the killed check ended the process"

@@ -21,13 +21,26 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otl
 pytestmark = pytest.mark.adapter
 
 
-async def test_a_raw_id_is_the_user_of_its_hash(start, settings, make, tmp_path: Path) -> None:
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    """A file with a key for hashes of users."""
+    file = tmp_path / "keys.json"
+    file.write_text(json.dumps({"stable": "ab" * 32}))
+    return file
+
+
+def stored_bytes(settings) -> bytes:
+    """Everything in the database's files, deleted rows that are still there included."""
+    files = (settings.state_dir / name for name in ("monitor.db", "monitor.db-wal"))
+    return b"".join(file.read_bytes() for file in files if file.exists())
+
+
+async def test_a_raw_id_is_the_user_of_its_hash(start, settings, make, key_file: Path) -> None:
     """A click that a producer sent with the raw id is credited to the answer that the gateway wrote with the hash."""
-    loop_file, key_file = settings.loops[0], tmp_path / "keys.json"
+    loop_file = settings.loops[0]
     loop_file.write_text(loop_file.read_text() + "privacy: {user_id: hmac, fields: {labels.note: {action: redact}}}\n")
     with pytest.raises(Precondition, match="GYRE_PRIVACY_KEY_FILE is not set"):
         await start()
-    key_file.write_text(json.dumps({"stable": "ab" * 32}))
     service = await start(privacy_key_file=key_file)
     token = Keyring.from_file(key_file).token("person-of-flesh", domain="user")
     await service.send("behavior.impressions", make.impression("r1", token), key=token)
@@ -42,18 +55,15 @@ async def test_a_raw_id_is_the_user_of_its_hash(start, settings, make, tmp_path:
 
 @pytest.mark.parametrize("form", ["hash", "id"])
 async def test_a_forgotten_user_leaves_nothing_in_the_database(
-    start, settings, make, tmp_path: Path, form: str
+    start, settings, make, key_file: Path, form: str
 ) -> None:
     """After a tombstone no page of the database files holds what the user did; what the user does later stays."""
-    key_file = tmp_path / "keys.json"
-    key_file.write_text(json.dumps({"stable": "ab" * 32}))
     service = await start(privacy_key_file=key_file if form == "hash" else None)
     await service.send("behavior.impressions", make.impression("request-of-the-forgotten", "ada"), key="ada")
     await service.send("behavior.impressions", make.impression("request-of-another", "bob"), key="bob")
-    files = [settings.state_dir / name for name in ("monitor.db", "monitor.db-wal")]
 
     def content() -> bytes:
-        return b"".join(file.read_bytes() for file in files if file.exists())
+        return stored_bytes(settings)
 
     await eventually(
         lambda: b"request-of-the-forgotten" in content() and b"request-of-another" in content(),
@@ -81,16 +91,13 @@ async def _export(service, request_id: str, number: int) -> None:
         await otlp_grpc.TraceServiceStub(channel).Export(request, timeout=30)
 
 
-async def test_no_span_names_a_request_of_a_forgotten_user(start, settings, make, tmp_path: Path, monkeypatch) -> None:
+async def test_no_span_names_a_request_of_a_forgotten_user(start, settings, make, key_file: Path, monkeypatch) -> None:
     """Spans of the user's requests go with the user, those that are exported later, too; of others' they stay."""
     monkeypatch.setattr(handlers, "_LATE_SPANS_S", 1.0, raising=False)
-    key_file = tmp_path / "keys.json"
-    key_file.write_text(json.dumps({"stable": "ab" * 32}))
     service = await start(privacy_key_file=key_file)
-    files = [settings.state_dir / name for name in ("monitor.db", "monitor.db-wal")]
 
     def content() -> bytes:
-        return b"".join(file.read_bytes() for file in files if file.exists())
+        return stored_bytes(settings)
 
     for number, (user, request_id) in enumerate((("ada", "ada-and-her-request"), ("bob", "bob-and-his-request")), 1):
         await service.send("behavior.impressions", make.impression(request_id, user), key=user)
@@ -125,15 +132,12 @@ def count(settings, table: str) -> int:
 
 
 @pytest.mark.parametrize("answer", ["let go", "simulated", "unnamed"])
-async def test_spans_go_whose_answer_is_not_stored(start, settings, make, tmp_path: Path, answer: str) -> None:
+async def test_spans_go_whose_answer_is_not_stored(start, settings, make, key_file: Path, answer: str) -> None:
     """Spans go with their user also where the answer that leads to them was let go, simulated, or has another id."""
-    key_file = tmp_path / "keys.json"
-    key_file.write_text(json.dumps({"stable": "ab" * 32}))
     service = await start(privacy_key_file=key_file)
-    files = [settings.state_dir / name for name in ("monitor.db", "monitor.db-wal")]
 
     def content() -> bytes:
-        return b"".join(file.read_bytes() for file in files if file.exists())
+        return stored_bytes(settings)
 
     for number, user in enumerate(("ada", "bob"), 1):
         await _export(service, f"{user}-and-the-request", number)
@@ -158,10 +162,8 @@ async def test_spans_go_whose_answer_is_not_stored(start, settings, make, tmp_pa
     assert b"bob-and-the" in content()
 
 
-async def test_a_tombstone_in_a_new_topic_erases(start, settings, make, tmp_path: Path) -> None:
+async def test_a_tombstone_in_a_new_topic_erases(start, settings, make, key_file: Path) -> None:
     """Tombstones are known by user and time, not by place: one in a topic made anew erases, and each does so once."""
-    key_file = tmp_path / "keys.json"
-    key_file.write_text(json.dumps({"stable": "ab" * 32}))
     keyring = Keyring.from_file(key_file)
     service = await start(privacy_key_file=key_file)
 

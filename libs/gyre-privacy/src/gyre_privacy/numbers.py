@@ -78,7 +78,7 @@ def _is_date(year: int, month: int, day: int) -> bool:
     return True
 
 
-def _plain(found: str) -> str:
+def _unseparated(found: str) -> str:
     return _SEPARATORS.sub("", found)
 
 
@@ -93,7 +93,7 @@ def _letter(letter: str) -> list[int]:
 
 def canadian_sin(found: str) -> float:
     """A Canadian social insurance number: a region's first digit and Luhn's check."""
-    digits = _plain(found)
+    digits = _unseparated(found)
     return float(digits[0] not in "08" and _varied(digits) and luhn(digits))
 
 
@@ -103,7 +103,7 @@ def german_tax(found: str) -> float:
 
 
 def _german_vat(found: str) -> float:
-    return 1.0 if mod_11_10(_plain(found)[2:]) else 0.5
+    return 1.0 if mod_11_10(_unseparated(found)[2:]) else 0.5
 
 
 def german_health(found: str) -> float:
@@ -136,7 +136,7 @@ def _german_passport(found: str) -> float:
 
 def swedish_person(found: str) -> float:
     """A Swedish personal number: a date and Luhn's check."""
-    digits = _plain(found)
+    digits = _unseparated(found)
     year = int(digits[:4]) if len(digits) == 12 else 2000 + int(digits[:2])
     # Coordination numbers add 60 to the day.
     day = int(digits[-6:-4])
@@ -160,7 +160,7 @@ def south_african_person(found: str) -> float:
 
 def _account(found: str) -> float:
     """The check of ISO 13616 (ISO/IEC 7064, MOD 97-10)."""
-    plain = _plain(found)
+    plain = _unseparated(found)
     return float(
         15 <= len(plain) <= 34 and int("".join(str(int(sign, 36)) for sign in plain[4:] + plain[:4])) % 97 == 1
     )

@@ -127,11 +127,9 @@ def _refuse_by_spec(spec: LoopSpec, event: Event, clock: PartitionClock) -> Refu
     return refusal or refuse_times(spec, clock, times_of(spec, event))
 
 
-def clock_after(spec: LoopSpec, event: Event, clock: PartitionClock) -> PartitionClock:
-    """A partition's replay clock once an event, or a mark, was admitted; on the wall clock it is never set."""
+def _clock_after(event: Event, clock: PartitionClock) -> PartitionClock:
+    """A partition's replay clock once an event, or a mark, was admitted."""
     message = event.message
-    if spec.clock == "wall":
-        return clock
     if isinstance(message, behavior.ClockMark):
         at = message.clock_time.ToNanoseconds() / 1e9
         return PartitionClock(at) if message.back else clock.after(at)
@@ -249,27 +247,23 @@ class Admission:
         decision = examined[-1]
         if isinstance(decision, Event):
             if rules.spec is not None and rules.spec.clock == "replay":
-                self._note_admitted(rules.spec, place, decision, clock)
+                self._note_admitted(place, decision, clock)
             return () if isinstance(decision.message, behavior.ClockMark) else examined
-        if rules.spec is not None and decision.reason == "IN_THE_FUTURE" and clock.is_set:
-            self._note_stalled(rules.spec, place, examined, clock)
+        event = examined[0]
+        if rules.spec is not None and decision.reason == "IN_THE_FUTURE" and clock.is_set and isinstance(event, Event):
+            self._note_stalled(rules.spec, place, event, clock)
         return examined
 
     def _rules_for(self, topic: str) -> Rules:
         rules = self._rules_of_topic[topic] = self._rules.get(topic.partition(".")[0], self._others)
         return rules
 
-    def _note_admitted(self, spec: LoopSpec, place: Place, event: Event, clock: PartitionClock) -> None:
-        moved = self._clocks[place] = clock_after(spec, event, clock)
+    def _note_admitted(self, place: Place, event: Event, clock: PartitionClock) -> None:
+        moved = self._clocks[place] = _clock_after(event, clock)
         if self._stalled and (moved is not clock or isinstance(event.message, _BEHAVIOR)):
             self._stalled.pop(place, None)
 
-    def _note_stalled(
-        self, spec: LoopSpec, place: Place, examined: tuple[Event | Refusal, ...], clock: PartitionClock
-    ) -> None:
-        event = examined[0]
-        if not isinstance(event, Event):
-            return
+    def _note_stalled(self, spec: LoopSpec, place: Place, event: Event, clock: PartitionClock) -> None:
         times = times_of(spec, event)
         if not times.is_behavior or times.event_time - times.append_time > spec.events.max_future_s:
             return  # it is ahead of the wall clock, too, so that no mark would help

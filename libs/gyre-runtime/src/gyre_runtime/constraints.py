@@ -177,9 +177,9 @@ def _value_check(field: FieldDescriptor, rule: Rule, rules: constraints_pb2.Fiel
         return lambda message: _each(name, rule, getattr(message, name).items())
     if field.is_repeated:
         return _repeated_check(name, rule, rules)
-    has_presence = field.has_presence
     if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
         return _text_check(name, rule, rules)
+    has_presence = field.has_presence
 
     def check(message: Message) -> Sequence[Violation]:
         if has_presence and not message.HasField(name):

@@ -5,7 +5,6 @@ interceptors costs on every call. Who calls is decided from the metadata alone, 
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 import uuid
@@ -210,7 +209,7 @@ class Interceptor:
                 span.set_status(trace.Status(trace.StatusCode.ERROR, under_way.code))
             span.end()
             # A stream that nobody ends is closed by the event loop, in a context of its own, where nothing was set.
-            with contextlib.suppress(ValueError):
+            with suppress(ValueError):
                 CURRENT_CALL.reset(call_token)
             otel_context.detach(attached)
 

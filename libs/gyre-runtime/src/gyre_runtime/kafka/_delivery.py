@@ -117,13 +117,10 @@ class ConsumerDelivery:
             raise error
         event = batch.events[0]
         reason = getattr(error, "reason", "HANDLER_FAILED")
-        place = (event.topic, event.partition, event.offset)
         # By its place alone: an id may be made from a user's.
-        named = dict(zip(("topic", "partition", "offset"), place, strict=True))
-        _LOG.error("an event cannot be handled", exc_info=error, extra=named)
-        record = next(
-            each for each in records if (each.topic, each.partition, each.offset + _base(each, batch.ends)) == place
-        )
+        place = {"topic": event.topic, "partition": event.partition, "offset": event.offset}
+        _LOG.error("an event cannot be handled", exc_info=error, extra=place)
+        record = next(each for each in records if _is_of(each, event, batch.ends))
         await self._refuse(record, reason, f"{type(error).__name__}: {error}")
         refusal = RefusedRecord(event.topic, event.partition, event.offset, reason)
         await self._deliver(Batch((), (*batch.refusals, refusal), batch.ends), handler, records)
@@ -165,6 +162,12 @@ class ConsumerDelivery:
             await dead_letter(self.letters, record, reason=reason, error=error, group=self.group)
         else:
             instrument("gyre_consumer_skipped_total").add(**topic_labels(record.topic), reason=reason)
+
+
+def _is_of(record: Any, event: Event, ends: Mapping[Place, Checkpoint]) -> bool:
+    """Whether a record is the one that an event was decoded from."""
+    offset = record.offset + _base(record, ends)
+    return (record.topic, record.partition, offset) == (event.topic, event.partition, event.offset)
 
 
 def _base(record: Any, ends: Mapping[Place, Checkpoint]) -> int:

@@ -92,15 +92,17 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aiok
     next_fetch_offset: int
     _records: _Batches
 
-    def __next__(self) -> Any:
+    def _unpack_records(self) -> Iterator[Any]:
         while True:
             try:
-                return super().__next__()
+                yield from super()._unpack_records()
             except _UNDECODABLE as error:
-                self._records_iterator = self._from_the_batch_of(error)
+                yield from self._from_the_batch_of(error)
+            else:
+                return
 
     def _from_the_batch_of(self, error: Exception) -> Iterator[Any]:
-        """What is left of the batch that an error came from, record by record, then the batches behind it."""
+        """What is left of the batch that an error came from, record by record."""
         end = self._batch_end()
         for offset, record, problem in _unpacked(self._records.taken, max(end, self.next_fetch_offset + 1), error):
             if offset < self.next_fetch_offset:
@@ -112,7 +114,6 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aiok
             _LOG.error("a record cannot be decoded", extra={"topic": self._tp.topic, "offset": offset})
             yield UndecodableRecord(self._tp.topic, self._tp.partition, offset, problem)
         self.next_fetch_offset = max(self.next_fetch_offset, end)
-        yield from self._unpack_records()
 
     def _batch_end(self) -> int:
         """The offset behind the last one of the batch that was taken; a corrupt header may give one that is not."""

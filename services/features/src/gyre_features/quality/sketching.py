@@ -26,7 +26,7 @@ class LiveSketches:
         reference: of a loop's live model, or None.
         stored: what was published last of a loop's partition, or None.
         publish: sends sketches and returns when Kafka has them.
-        every_s: wall seconds between two tellings of a partition.
+        every_s: wall seconds between two sketches of a partition.
     """
 
     def __init__(
