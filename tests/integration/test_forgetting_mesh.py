@@ -21,7 +21,12 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from gyre.deployer.v1.deployer_pb2 import ROLLOUT_STATE_PROMOTED, ListRolloutsRequest
 from gyre.deployer.v1.deployer_pb2_grpc import DeployerServiceStub
 from gyre.events.v1.behavior_pb2 import FieldValue, Interaction, ItemChanged, UserChanged
-from gyre.features.v1.features_pb2 import ENTITY_KIND_USER, DeleteEntityRequest, DeleteEntityResponse
+from gyre.features.v1.features_pb2 import (
+    ENTITY_KIND_USER,
+    DeleteEntityRequest,
+    DeleteEntityResponse,
+    GetFeaturesRequest,
+)
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre.gateway.v1.gateway_pb2 import RankRequest, TrackedEvent, TrackRequest
 from gyre.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
@@ -191,6 +196,16 @@ async def _behave(shop: Shop) -> None:
         for number, each in enumerate(ITEMS)
     ]
     await shop.gateway.Track(TrackRequest(loop=LOOP, events=items), timeout=30)
+
+    async def are_known() -> bool:
+        request = GetFeaturesRequest(loop=LOOP, user_id=OTHER, item_ids=ITEMS)
+        try:
+            found = await shop.features.GetFeatures(request, timeout=30)
+        except grpc.aio.AioRpcError as error:
+            raise AssertionError(error.details()) from error
+        return all(each >= 0 for each in found.item_batches)
+
+    await eventually(are_known, timeout_s=PATIENCE_S, message="the items' features are served")
     for user in (MARKED, *OTHERS) * 3:
         await shop.visit(user, ITEMS[hash(user) % 4])
     for user in (MARKED, OTHER):

@@ -57,7 +57,7 @@ async def test_a_raw_id_is_the_user_of_its_hash(start, settings, make, key_file:
 async def test_a_forgotten_user_leaves_nothing_in_the_database(
     start, settings, make, key_file: Path, form: str
 ) -> None:
-    """After a tombstone no page of the database files holds what the user did; what the user does later stays."""
+    """No page of the files holds what the user did, or their hash, after a tombstone; what they do later stays."""
     service = await start(privacy_key_file=key_file if form == "hash" else None)
     await service.send("behavior.impressions", make.impression("request-of-the-forgotten", "ada"), key="ada")
     await service.send("behavior.impressions", make.impression("request-of-another", "bob"), key="bob")
@@ -70,12 +70,14 @@ async def test_a_forgotten_user_leaves_nothing_in_the_database(
         timeout_s=60,
         message="both answers are stored",
     )
-    tombstone = privacy.UserForgotten(user_id="ada")
-    if form == "hash":
-        tombstone = privacy.UserForgotten(user_hash=user_hash(Keyring.from_file(key_file), service.loop, "ada"))
+    own = key_file if form == "hash" else settings.state_dir / "user-key.json"
+    hashed = user_hash(Keyring.from_file(own), service.loop, "ada")
+    assert hashed in content()
+    tombstone = privacy.UserForgotten(user_hash=hashed) if form == "hash" else privacy.UserForgotten(user_id="ada")
     tombstone.forgotten_time.GetCurrentTime()
     await service.send("privacy.tombstones", tombstone, key="ada")
     await eventually(lambda: b"request-of-the-forgotten" not in content(), timeout_s=60, message="the rows are gone")
+    await eventually(lambda: hashed not in content(), timeout_s=60, message="the user's hash is gone")
     assert b"request-of-another" in content()
     await service.send("behavior.impressions", make.impression("request-after-that", "ada"), key="ada")
     await eventually(lambda: b"request-after-that" in content(), timeout_s=60, message="later answers are stored")
@@ -163,7 +165,7 @@ async def test_spans_go_whose_answer_is_not_stored(start, settings, make, key_fi
 
 
 async def test_a_tombstone_in_a_new_topic_erases(start, settings, make, key_file: Path) -> None:
-    """Tombstones are known by user and time, not by place: one in a topic made anew erases, and each does so once."""
+    """Tombstones are known by time and place: one in a topic made anew erases, and each does so once."""
     keyring = Keyring.from_file(key_file)
     service = await start(privacy_key_file=key_file)
 

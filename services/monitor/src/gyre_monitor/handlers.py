@@ -220,12 +220,12 @@ class ErasureHandler:
         expired_s: Callable[[str], float],
     ) -> None:
         self._database, self._users, self._expired_s = database, users, expired_s
-        self._waiting: asyncio.Queue[tuple[str, UserForgotten]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[str, UserForgotten, int]] = asyncio.Queue()
         self._ids: deque[str] = deque()
 
-    def note(self, loop: str, message: UserForgotten, _offset: int) -> None:
+    def note(self, loop: str, message: UserForgotten, offset: int) -> None:
         """Take a tombstone in."""
-        self._waiting.put_nowait((loop, message))
+        self._waiting.put_nowait((loop, message, offset))
 
     def note_event(self, event: Event) -> None:
         """Take in an event of a forgotten user: the spans of its request and trace go, too; from any thread."""
@@ -238,10 +238,10 @@ class ErasureHandler:
         # A process that was killed between a deletion and this has left the rows in the log.
         await _retried(self._database.forget_deleted)
         while True:
-            loop, message = await self._waiting.get()
+            loop, message, offset = await self._waiting.get()
             expired_ns = time.time_ns() - round(self._expired_s(loop) * 1e9)
             forgotten_ns = message.forgotten_time.ToNanoseconds()
-            forgotten = UserErasure(loop, self._users(loop, message), forgotten_ns, expired_ns)
+            forgotten = UserErasure(loop, self._users(loop, message), forgotten_ns, offset, expired_ns)
             deleted, ids = await _retried(partial(self._database.write, partial(erase_user, forgotten=forgotten)))
             self._ids.extend(ids)
             if deleted:

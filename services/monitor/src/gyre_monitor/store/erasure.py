@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, and_, delete, not_, select
 
-from gyre_monitor.store.database import chunks, upsert
+from gyre_monitor.store.database import chunks
 from gyre_monitor.store.schema import IMPRESSIONS, INTERACTIONS, SPANS, TOMBSTONES, TRACES
 from gyre_monitor.store.spans import MAX_ID_CHARS
 
@@ -20,20 +20,22 @@ class UserErasure:
         loop: whose.
         users: hashes of the ids that the user is known by.
         forgotten_ns: the tombstone's time, unix nanoseconds.
+        offset: of the tombstone in its topic.
         expired_ns: tombstones from before this are in Kafka no more, unix nanoseconds.
     """
 
     loop: str
     users: Sequence[bytes]
     forgotten_ns: int
+    offset: int
     expired_ns: int = 0
 
 
 def erase_user(connection: Connection, forgotten: UserErasure) -> tuple[int, frozenset[str]]:
-    """Delete a user's rows, unless this tombstone or a later one of the user was handled before.
+    """Delete a user's rows, unless this tombstone was handled before.
 
     A compacted topic is read from its beginning at each start: what a user does after the tombstone stays, since the
-    tombstone's time is stored with the deletion.
+    tombstone's time and offset are stored with the deletion.
 
     Args:
         connection: within a transaction.
@@ -45,8 +47,8 @@ def erase_user(connection: Connection, forgotten: UserErasure) -> tuple[int, fro
     """
     loop, users = forgotten.loop, forgotten.users
     handled = TOMBSTONES.c
-    own = and_(handled.loop == loop, handled.user_key.in_(users), handled.forgotten_ns >= forgotten.forgotten_ns)
-    if connection.scalar(select(handled.loop).where(own).limit(1)) is not None:
+    own = (handled.loop == loop, handled.forgotten_ns == forgotten.forgotten_ns, handled.offset == forgotten.offset)
+    if connection.scalar(select(handled.loop).where(*own)) is not None:
         return 0, frozenset()
     deleted, ids = 0, set[str]()
     for table, column in (
@@ -59,8 +61,8 @@ def erase_user(connection: Connection, forgotten: UserErasure) -> tuple[int, fro
         deleted += connection.execute(delete(table).where(*of_user)).rowcount
     deleted += erase_spans(connection, ids)
     connection.execute(delete(TOMBSTONES).where(handled.loop == loop, handled.forgotten_ns < forgotten.expired_ns))
-    rows = [{"loop": loop, "user_key": user, "forgotten_ns": forgotten.forgotten_ns} for user in users]
-    upsert(connection, TOMBSTONES, rows)
+    row = {"loop": loop, "forgotten_ns": forgotten.forgotten_ns, "offset": forgotten.offset}
+    connection.execute(TOMBSTONES.insert(), row)
     return deleted, frozenset(ids)
 
 

@@ -250,10 +250,11 @@ TOMBSTONES = Table(
     "tombstones",
     METADATA,
     _text("loop", primary_key=True),
-    Column("user_key", LargeBinary(16), primary_key=True),
-    Column("forgotten_ns", BigInteger, nullable=False),
+    Column("forgotten_ns", BigInteger, primary_key=True, autoincrement=False),
+    Column("offset", BigInteger, primary_key=True, autoincrement=False),
 )
-"""The newest tombstone of each user that was carried out; they go after theirs has expired in Kafka."""
+"""The tombstones that were carried out, by time and offset, which name nobody; in a topic made anew, those of one
+offset differ in time. They go after theirs has expired in Kafka."""
 
 
 def _create(connection: Connection) -> None:
@@ -348,7 +349,7 @@ def use_key(connection: Connection, key_id: str) -> int:
     stored = connection.scalar(select(META.c.value).where(META.c.name == "key_id"))
     if stored == key_id:
         return 0
-    hashed = (IMPRESSIONS, INTERACTIONS, TRACES, TOMBSTONES)
+    hashed = (IMPRESSIONS, INTERACTIONS, TRACES)
     deleted = sum(connection.execute(table.delete()).rowcount for table in hashed)
     deleted += connection.execute(SPANS.delete().where(_OF_REQUEST)).rowcount
     connection.execute(META.delete().where(META.c.name == "key_id"))
