@@ -19,8 +19,10 @@ from gyre_core.topics import topic
 from gyre_local.components import redis as redis_component
 from gyre_local.process import Process, running
 from gyre_local.reserve import free_ports
+from gyre_runtime import ServiceSettings
 from gyre_runtime.events import Event
 from gyre_runtime.kafka import Producer
+from gyre_runtime.telemetry import Telemetry, setup_telemetry
 from redis.asyncio import Redis
 
 BEGIN = 1_370_000_000.0
@@ -164,6 +166,12 @@ def start_process(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def telemetry() -> Telemetry:
+    """The process's telemetry, without which nothing is counted."""
+    return setup_telemetry("tests", ServiceSettings(trace_ratio=0.0))
 
 
 GENRES = ("action", "drama", "comedy")

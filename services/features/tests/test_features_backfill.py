@@ -10,19 +10,23 @@ import pytest
 from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre_core.features import Layout, Reader, Replay, RequestContext
+from gyre_core.layouts import LayoutDefinition
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_features.online.store import OnlineStore
+from gyre_features.processes import fill
+from gyre_features.processes.fill import FillJob, run_fill
 from gyre_features.processes.serve import serve
 from gyre_features.settings import FeaturesSettings
-from gyre_features.stream.backfill import backfill
+from gyre_features.stream.backfill import Backfilled, backfill
 from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_features.warehouse.archive import Archive
 from gyre_privacy.search import SearchedStores, needles_of, search
 from gyre_runtime import Lifespan, Precondition, ServiceSettings, channel
 from gyre_runtime.events import Event
+from gyre_runtime.telemetry import Telemetry
+from gyre_warehouse.tables import INTERACTIONS, append, arrow_schema, checkpoints_of, ensure_table, open_catalog
 from gyre_warehouse.tables import ITEMS as CATALOGUE
-from gyre_warehouse.tables import append, arrow_schema, checkpoints_of, ensure_table, open_catalog
 from redis.asyncio import Redis
 
 pytestmark = pytest.mark.adapter
@@ -76,8 +80,8 @@ async def _assert_equal(store: OnlineStore, events: Sequence[Event]) -> None:
 @pytest.fixture
 def filling(
     tmp_path: Path, loop_file: Path, kafka: str, redis_url: str, spec: LoopSpec
-) -> Callable[[], Awaitable[int]]:
-    """Run a backfill in the test's own process; answers how many events it read."""
+) -> Callable[[], Awaitable[Backfilled]]:
+    """Run a backfill in the test's own process; answers what it did."""
     warehouse = str(tmp_path / "warehouse")
     settings = FeaturesSettings(
         loops=(loop_file,), kafka=kafka, redis=redis_url, warehouse=warehouse, features_batch_events=50
@@ -96,10 +100,14 @@ async def test_an_empty_store_is_filled_by_two_processes(
 
 
 async def test_the_stream_goes_on_where_a_backfill_ends(
-    archived: list[Event], store: OnlineStore, spec: LoopSpec, history: Any, filling: Callable[[], Awaitable[int]]
+    archived: list[Event],
+    store: OnlineStore,
+    spec: LoopSpec,
+    history: Any,
+    filling: Callable[[], Awaitable[Backfilled]],
 ) -> None:
     """The fences stand behind the archived events: a second backfill adds nothing, and newer events are added."""
-    assert [await filling(), await filling()] == [len(archived), 0]
+    assert [(await filling()).events, (await filling()).events] == [len(archived), 0]
     name = topic(spec.loop, "behavior.interactions")
     stream = LoopStream(store, on_batch=_ignore)
     begin = await stream.assigned([(name, 0), (name, 1)])
@@ -112,29 +120,69 @@ async def test_the_stream_goes_on_where_a_backfill_ends(
     await _assert_equal(store, [*archived, *newer])
 
 
-async def test_a_row_that_nobody_can_read_stops_no_backfill(
-    archived: list[Event], store: OnlineStore, spec: LoopSpec, tmp_path: Path, filling: Callable[[], Awaitable[int]]
-) -> None:
-    """Another message's fields in the catalogue are set aside; every other archived event is applied."""
+@pytest.fixture
+def strange_row(archived: list[Event], spec: LoopSpec, tmp_path: Path) -> list[Event]:
+    """The archived events, behind which the catalogue has a row with another message's fields."""
     catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path / "warehouse")))
     table = ensure_table(catalog, spec.loop, CATALOGUE)
     rows = table.scan(row_filter="kafka_partition = 0").to_arrow().slice(0, 1).to_pylist()
     end = checkpoints_of(table)[0]
     strange = {"event_id": "strange", "kafka_offset": end.offset, "fields": '{"userId": "u", "type": "rating"}'}
     append(table, pa.Table.from_pylist([rows[0] | strange], arrow_schema(CATALOGUE)), {0: end.at(end.offset + 1)})
-    assert await filling() == len(archived)
+    return archived
+
+
+@pytest.mark.parametrize("few", [20_000, 0], ids=["here", "in a process"])
+async def test_what_a_fill_sets_aside_is_counted(  # noqa: PLR0917 (fixtures)
+    few: int,
+    strange_row: list[Event],
+    store: OnlineStore,
+    tmp_path: Path,
+    loop_file: Path,
+    kafka: str,
+    redis_url: str,
+    telemetry: Telemetry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The stream's process counts what was read and what was set aside, also where another process does the work."""
+    monkeypatch.setattr(fill, "_FEW_EVENTS", few)
+    settings = FeaturesSettings(loops=(loop_file,), kafka=kafka, redis=redis_url, warehouse=str(tmp_path / "warehouse"))
+    places = tuple({(event.topic, event.partition) for event in strange_row})
+    job = FillJob(settings, store.spec.loop, LayoutDefinition.of(store.spec), places, gives_way=False)
+    await run_fill(job, store, lambda _event: False)
+    await _assert_equal(store, strange_row)
+
+    def counted(what: str, table: str) -> float | None:
+        labels = {"loop": store.spec.loop, "table": table}
+        found: float | None = telemetry.registry.get_sample_value(f"gyre_warehouse_{what}_rows_total", labels)
+        return found
+
+    assert (counted("unreadable", CATALOGUE), counted("read", CATALOGUE)) == (1, len(ITEMS) + 1)
+    assert (counted("unreadable", INTERACTIONS), counted("read", INTERACTIONS)) == (None, RATINGS)
+
+
+async def test_a_row_that_nobody_can_read_stops_no_backfill(
+    strange_row: list[Event], store: OnlineStore, start_process: Callable[..., Any]
+) -> None:
+    """Another message's fields in the catalogue are set aside, as the command says; all else is applied."""
+    archived = strange_row
+    process = start_process("backfill", GYRE_FEATURES_BATCH_EVENTS="50")
+    assert await asyncio.to_thread(process.wait, 60) == 0, process.log.read_text()
+    said = process.log.read_text()
+    assert f"{len(archived)} events applied" in said
+    assert f"set aside: 1 of {len(ITEMS) + 1} rows of {CATALOGUE} cannot be read" in said
     await _assert_equal(store, archived)
 
 
 async def test_a_backfill_that_was_cut_short_is_started_again(
-    archived: list[Event], store: OnlineStore, filling: Callable[[], Awaitable[int]]
+    archived: list[Event], store: OnlineStore, filling: Callable[[], Awaitable[Backfilled]]
 ) -> None:
     """What was applied before stands, and the rest is added: nothing twice, nothing missing."""
     stream = LoopStream(store, on_batch=_ignore, max_events=50)
     catalogue, ratings = archived[:12], archived[12:]
     await stream.assigned({(event.topic, event.partition) for event in archived})
     await stream.apply([*catalogue, *[event for event in ratings if event.partition == 0][:70]])
-    assert await filling() == RATINGS - 70
+    assert (await filling()).events == RATINGS - 70
     await _assert_equal(store, archived)
 
 
@@ -143,16 +191,16 @@ async def test_a_store_of_the_former_format_counts_as_empty(
     store: OnlineStore,
     former_store: dict[str, bytes],
     redis: Redis,
-    filling: Callable[[], Awaitable[int]],
+    filling: Callable[[], Awaitable[Backfilled]],
 ) -> None:
     """After an upgrade every archived event is applied, whatever the former format's fences say, and that one stays."""
-    assert await filling() == len(archived)
+    assert (await filling()).events == len(archived)
     await _assert_equal(store, archived)
     assert dict(zip(former_store, await redis.mget(former_store), strict=True)) == former_store
 
 
 async def test_the_batches_of_a_backfill_are_told_later(
-    archived: list[Event], store: OnlineStore, filling: Callable[[], Awaitable[int]]
+    archived: list[Event], store: OnlineStore, filling: Callable[[], Awaitable[Backfilled]]
 ) -> None:
     """Its batches wait in the outbox with all of their offsets, so that the log has no hole."""
     await filling()

@@ -165,6 +165,20 @@ METRICS: tuple[Metric, ...] = (
         "How long the last check of a layout took.",
     ),
     Metric(
+        "gyre_features_parity_rows",
+        "gauge",
+        "1",
+        ("loop", "layout", "table"),
+        "Rows of a table that the last check of a layout read.",
+    ),
+    Metric(
+        "gyre_features_parity_unreadable_rows",
+        "gauge",
+        "1",
+        ("loop", "layout", "table"),
+        "Rows of a table that the last check of a layout set aside, since nobody can read them.",
+    ),
+    Metric(
         "gyre_archive_refused_rows_total",
         "counter",
         "1",
@@ -172,11 +186,14 @@ METRICS: tuple[Metric, ...] = (
         "Events that their table cannot hold, set aside in refused_rows.",
     ),
     Metric(
+        "gyre_warehouse_read_rows_total", "counter", "1", ("loop", "table"), "Rows read to fill a layout's features."
+    ),
+    Metric(
         "gyre_warehouse_unreadable_rows_total",
         "counter",
         "1",
         ("loop", "table"),
-        "Rows of the warehouse that no event can be made of, set aside by a backfill or a parity check.",
+        "Rows set aside while a layout's features were filled, since no event can be made of them.",
     ),
     Metric("gyre_archive_rows_total", "counter", "1", ("loop", "table"), "Rows appended to the warehouse."),
     Metric("gyre_quality_windows_total", "counter", "1", ("loop", "topic"), "Quality windows published, each time."),

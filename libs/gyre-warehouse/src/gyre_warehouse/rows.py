@@ -1,12 +1,17 @@
 """Rows of the warehouse as the events that the feature algebra takes; for every replay, whoever does it."""
 
+from __future__ import annotations
+
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from gyre.events.v1 import behavior_pb2 as behavior
@@ -60,6 +65,8 @@ def readable_rows(table: str, rows: pa.Table, layout: Layout) -> pa.Table:
     given = np.ones(len(rows), dtype=bool)
     for name in required:
         given &= rows[name].is_valid().to_numpy()
+    if table == IMPRESSIONS:
+        given &= has_no_null(rows["item_ids"])
     if table in _CHANGES:
         kind, message = _CHANGES[table]
         slots = layout.slots(kind).fields
@@ -68,14 +75,58 @@ def readable_rows(table: str, rows: pa.Table, layout: Layout) -> pa.Table:
     return rows if given.all() else rows.filter(pa.array(given))
 
 
-def count_unreadable(loop: str, table: str, stored: pa.Table, readable: pa.Table) -> pa.Table:
-    """Return what can be read of a loop's rows; count the others, and say so."""
-    count = len(stored) - len(readable)
-    if count:
-        instrument("gyre_warehouse_unreadable_rows_total").add(count, loop=loop, table=table)
-        facts = {"loop": loop, "table": table, "rows": count, "of": len(stored)}
-        _LOG.warning("rows that cannot be read are set aside", extra=facts)
-    return readable
+def has_no_null(lists: Any) -> npt.NDArray[np.bool_]:
+    """Which lists of a column hold no null; a list that is null itself holds none."""
+    whole = np.ones(len(lists), dtype=bool)
+    if pc.list_flatten(lists).null_count:
+        whole[:] = [None not in (each or ()) for each in lists.to_pylist()]
+    return whole
+
+
+@dataclass
+class RowCounts:
+    """How many rows of each table were read, and how many of them were set aside, since no event can be made of them.
+
+    Attributes:
+        read: by table.
+        unreadable: by table, a part of `read`; without the tables that have none.
+    """
+
+    read: Counter[str] = field(default_factory=Counter)
+    unreadable: Counter[str] = field(default_factory=Counter)
+
+    def readable(self, table: str, rows: pa.Table, layout: Layout) -> pa.Table:
+        """Count rows, and return those that an event of a layout can be made of; see `readable_rows`."""
+        found = readable_rows(table, rows, layout)
+        self.note(table, read=len(rows), unreadable=len(rows) - len(found))
+        return found
+
+    def note(self, table: str, *, read: int, unreadable: int) -> None:
+        """Add rows of a table."""
+        self.read[table] += read
+        if unreadable:
+            self.unreadable[table] += unreadable
+
+    def add(self, other: RowCounts) -> None:
+        """Add what another reader counted."""
+        self.read.update(other.read)
+        self.unreadable.update(other.unreadable)
+
+    def lines(self) -> list[str]:
+        """What was set aside, for people: a line for each table that has such rows."""
+        return [
+            f"set aside: {count:,} of {self.read[table]:,} rows of {table} cannot be read"
+            for table, count in sorted(self.unreadable.items())
+        ]
+
+    def publish(self, loop: str) -> None:
+        """Count the rows of a loop in this process's metrics, and log what was set aside."""
+        for table, count in self.read.items():
+            instrument("gyre_warehouse_read_rows_total").add(count, loop=loop, table=table)
+        for table, count in self.unreadable.items():
+            instrument("gyre_warehouse_unreadable_rows_total").add(count, loop=loop, table=table)
+            facts = {"loop": loop, "table": table, "rows": count, "of": self.read[table]}
+            _LOG.warning("rows that cannot be read are set aside", extra=facts)
 
 
 def _fits(slots: Sequence[FieldSlot], message: type[Message], text: str) -> bool:

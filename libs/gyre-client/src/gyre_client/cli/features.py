@@ -68,6 +68,10 @@ def _render(report: pb.ParityReport) -> RenderableType:
     replayed = f"{report.events:,} events in {report.batches:,} batches replayed in {report.seconds:.1f} s"
     lines.append(f"layout {report.layout}, {when(report.check_time)} UTC: {replayed}")
     lines += [f"unknown: {count:,}: {reason}" for reason, count in sorted(report.unknown.items())]
+    lines += [
+        f"set aside: {count:,} of {report.rows[name]:,} rows of {name} cannot be read"
+        for name, count in sorted(report.unreadable_rows.items())
+    ]
     if report.pending:
         lines.append(f"pending: {report.pending:,}: the warehouse does not hold all of it yet")
     if report.examples:

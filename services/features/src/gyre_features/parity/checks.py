@@ -16,7 +16,7 @@ from gyre_core.spec import LoopSpec
 from gyre_runtime import Unavailable, instrument, load_loops
 from gyre_runtime.kafka import ensure_topics
 from gyre_runtime.layouts import read_layouts
-from gyre_warehouse.tables import open_catalog
+from gyre_warehouse.tables import APPLIED, TRAINING_TABLE_OF, open_catalog
 
 from gyre_features.parity.layouts import check_layouts
 from gyre_features.parity.loop import LoopReport
@@ -126,6 +126,10 @@ def _record(report: LoopReport) -> None:
         ("seconds", report.seconds),
     ):
         instrument(f"gyre_features_parity_{name}").set(value, loop=report.loop, layout=report.layout)
+    for table in (*TRAINING_TABLE_OF.values(), APPLIED):
+        labels = {"loop": report.loop, "layout": report.layout, "table": table}
+        instrument("gyre_features_parity_rows").set(report.rows.read[table], **labels)
+        instrument("gyre_features_parity_unreadable_rows").set(report.rows.unreadable[table], **labels)
 
 
 def _log(report: LoopReport) -> None:
@@ -133,4 +137,5 @@ def _log(report: LoopReport) -> None:
     found = report.found
     facts = {"impressions": found.impressions, "mismatches": found.mismatches, "unknown": found.unknown}
     where = {"loop": report.loop, "layout": report.layout, "pending": report.pending}
+    facts["unreadable_rows"] = report.rows.unreadable.total()
     _LOG.log(logging.ERROR if found.mismatches else logging.INFO, "parity was checked", extra={**where, **facts})

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from gyre_runtime.checkpoints import Place
-from gyre_warehouse.rows import seconds_of
+from gyre_warehouse.rows import RowCounts, has_no_null, seconds_of
+from gyre_warehouse.tables import APPLIED
 from pyiceberg.conversions import from_bytes
 from pyiceberg.io.pyarrow import ArrowScan
 from pyiceberg.table import FileScanTask, Table
@@ -27,6 +30,7 @@ _MAX_JOINED = 20_000
 """Offsets that joined batches span at most, so that their events fit into memory."""
 _ROWS_AT_ONCE = 50_000
 _UNKNOWN = -1
+_RANGE_COLUMNS = ("topics", "partitions", "firsts", "ends")
 LOG_COLUMNS = (
     "layout",
     "shard",
@@ -193,13 +197,26 @@ def _is_redelivered(found: LoggedBatch, batch: LoggedBatch) -> bool:
     return found.is_unbroken and found.first <= batch.number and batch.applied_time <= found.applied_time
 
 
-def read_log(table: Table, layout: str, *, settled: Settled, window_s: int) -> dict[int, ShardLog]:
+def read_log(
+    table: Table, layout: str, *, settled: Settled, window_s: int, counts: RowCounts | None = None
+) -> dict[int, ShardLog]:
     """The story of each virtual shard of a layout; see `ShardLog` for what is joined.
 
-    The table is read in the order of its offsets, a bounded number of rows at a time.
+    The table is read in the order of its offsets, a bounded number of rows at a time. Rows that describe no batch are
+    set aside, as if their batches had not been logged.
+
+    Args:
+        table: the log.
+        layout: hash of the layout.
+        settled: which batches may be joined.
+        window_s: only such within a window of so many seconds.
+        counts: gets how many rows were read, and how many of them were set aside.
     """
     shards: dict[int, ShardLog] = {}
-    for rows in _in_stretches(table, layout):
+    for stored in _in_stretches(table, layout):
+        rows = _readable(stored)
+        if counts is not None:
+            counts.note(APPLIED, read=len(stored), unreadable=len(stored) - len(rows))
         for batch in _batches(rows):
             log = shards.get(batch.shard)
             if log is None:
@@ -244,13 +261,25 @@ def _rows(table: Table, scan: Any, tasks: Iterable[FileScanTask]) -> pa.Table:
     return found.sort_by("kafka_offset")
 
 
+def _readable(rows: pa.Table) -> pa.Table:
+    """The rows that describe a batch: nothing of it is missing, and its ranges are whole."""
+    given = np.ones(len(rows), dtype=bool)
+    for name in LOG_COLUMNS:
+        given &= rows[name].is_valid().to_numpy()
+    ranges: list[Any] = [rows[f"range_{name}"] for name in _RANGE_COLUMNS]
+    for each in ranges:
+        given &= pc.equal(pc.list_value_length(each), pc.list_value_length(ranges[0])).fill_null(False).to_numpy()
+        given &= has_no_null(each)
+    return rows if given.all() else rows.filter(pa.array(given))
+
+
 def _batches(rows: pa.Table) -> Iterator[LoggedBatch]:
     columns: Iterable[tuple[Any, ...]] = zip(
         rows["shard"].to_pylist(),
         rows["batch"].to_pylist(),
         rows["events"].to_pylist(),
         seconds_of(rows["applied_time"]).tolist(),
-        *(rows[f"range_{name}"].to_pylist() for name in ("topics", "partitions", "firsts", "ends")),
+        *(rows[f"range_{name}"].to_pylist() for name in _RANGE_COLUMNS),
         strict=True,
     )
     for shard, number, events, applied, topics, partitions, firsts, ends in columns:

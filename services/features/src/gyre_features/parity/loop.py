@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
+from gyre_warehouse.rows import RowCounts, counts_impressions
 from gyre_warehouse.tables import APPLIED, IMPRESSIONS, INTERACTIONS, ITEMS, USERS, ensure_table
 from pyiceberg.catalog import Catalog
+from pyiceberg.table import Table
 
 from gyre_features.parity.checking import ParityReport, Served, check
 from gyre_features.parity.log import LoggedBatch, Settled, ShardLog, in_order, read_log
 from gyre_features.parity.replaying import Deduplicated
-from gyre_features.parity.served import CheckWindow, read_served
+from gyre_features.parity.served import UNREADABLE, CheckWindow, read_served
 from gyre_features.parity.source import ArchivedBatches
 
 REBUILT = "the online store was rebuilt since"
@@ -35,6 +37,7 @@ class LoopReport:
         pending: impressions that name batches which the warehouse does not hold yet.
         batches: replayed.
         events: replayed, in all batches.
+        rows: of the tables that were read for it, and those of them that were set aside.
         check_time: wall time at which the check began, unix seconds.
         seconds: it took.
     """
@@ -45,6 +48,7 @@ class LoopReport:
     pending: int = 0
     batches: int = 0
     events: int = 0
+    rows: RowCounts = field(default_factory=RowCounts)
     check_time: float = 0.0
     seconds: float = 0.0
 
@@ -63,12 +67,25 @@ def check_loop(catalog: Catalog, spec: LoopSpec, *, window: CheckWindow, duplica
     # What was served is fixed first, then the log, then the events: each holds all that the one before names.
     names = (IMPRESSIONS, APPLIED, INTERACTIONS, ITEMS, USERS)
     tables = {name: ensure_table(catalog, spec.loop, name) for name in names}
-    served = read_served(tables[IMPRESSIONS], layout, window)
-    if not served:
-        report.seconds = time.time() - report.check_time
-        return report
-    shards = read_log(tables[APPLIED], layout.hash, settled=_settled(spec, served), window_s=duplicates_s)
-    archived = ArchivedBatches(spec.loop, layout, tables)
+    rows = read_served(tables[IMPRESSIONS], layout, window)
+    report.found.reasons.update(rows.reasons)
+    if not counts_impressions(layout):  # otherwise they are counted among the events
+        report.rows.note(IMPRESSIONS, read=rows.read, unreadable=rows.reasons[UNREADABLE])
+    if rows.served:
+        _replay(report, spec, tables, rows.served, duplicates_s=duplicates_s)
+    report.found.reasons = +report.found.reasons
+    report.seconds = time.time() - report.check_time
+    return report
+
+
+def _replay(
+    report: LoopReport, spec: LoopSpec, tables: Mapping[str, Table], served: Sequence[Served], *, duplicates_s: int
+) -> None:
+    """Compare what was served with what the tables' events give, and write that into a report."""
+    layout, counts = Layout.compile(spec), report.rows
+    settled = _settled(spec, served)
+    shards = read_log(tables[APPLIED], layout.hash, settled=settled, window_s=duplicates_s, counts=counts)
+    archived = ArchivedBatches(spec.loop, layout, tables, counts=counts)
     batches = _held(archived, shards)
     known, report.found.reasons[REBUILT] = _without_lost(served, shards, spec.shards.online_shards)
     last = {batch.shard: batch.number for batch in batches}
@@ -76,14 +93,11 @@ def check_loop(catalog: Catalog, spec: LoopSpec, *, window: CheckWindow, duplica
     report.pending = len(known) - len(ready)
     if ready:
         applied = Deduplicated(duplicates_s).batches(archived.read(batches))
-        settled = {shard: log.settled for shard, log in shards.items()}
-        found = check(layout, ready, applied, shards=spec.shards.online_shards, settled=settled)
+        joined = {shard: log.settled for shard, log in shards.items()}
+        found = check(layout, ready, applied, shards=spec.shards.online_shards, settled=joined)
         found.reasons.update(report.found.reasons)
         report.found, report.batches = found, sum(batch.count for batch in batches)
         report.events = sum(max(batch.events, 0) for batch in batches)
-    report.found.reasons = +report.found.reasons
-    report.seconds = time.time() - report.check_time
-    return report
 
 
 def _settled(spec: LoopSpec, served: Sequence[Served]) -> Settled:

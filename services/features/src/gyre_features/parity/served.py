@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from gyre_core.features import Layout, RequestContext
-from gyre_warehouse.rows import seconds_of
+from gyre_warehouse.rows import has_no_null, seconds_of
 from gyre_warehouse.tables import read_columns
 from pyiceberg.table import Table
 
@@ -35,6 +36,21 @@ _COLUMNS = (
 )
 
 
+_REQUIRED = (
+    "request_id",
+    "user_id",
+    "item_ids",
+    "shown",
+    "rest",
+    "features",
+    "user_batch",
+    "item_batches",
+    "event_time",
+)
+UNREADABLE = "its row cannot be read"
+UNNAMED = "it does not name the batches that it was made from"
+
+
 @dataclass(frozen=True, slots=True)
 class CheckWindow:
     """Which impressions are checked: the newest `max_impressions` that arrived since `start` (unix seconds)."""
@@ -43,18 +59,53 @@ class CheckWindow:
     start: float
 
 
-def read_served(table: Table, layout: Layout, window: CheckWindow) -> list[Served]:
+@dataclass(frozen=True)
+class ServedRows:
+    """What was read of the impressions.
+
+    Attributes:
+        served: reads of the online store.
+        read: how many rows were looked at.
+        reasons: count of the rows that nothing can be said about, by why.
+    """
+
+    served: list[Served]
+    read: int
+    reasons: Counter[str]
+
+
+def read_served(table: Table, layout: Layout, window: CheckWindow) -> ServedRows:
     """What was served under a layout in a period, with its features.
 
     Reads that were logged before the loop-wide batch number was are left out where the layout needs it.
     """
     start = _oldest_arrival(table, layout, window)
     if start is None:
-        return []
-    rows = read_columns(table, _COLUMNS, rows=_since(layout, start))
-    rows = rows.sort_by([("ingest_time", "descending")]).slice(0, window.max_impressions)
+        return ServedRows([], 0, Counter())
+    stored = read_columns(table, _COLUMNS, rows=_since(layout, start))
+    stored = stored.sort_by([("ingest_time", "descending")]).slice(0, window.max_impressions)
+    readable = _readable(stored)
+    rows = readable.filter(_names_batches(readable))
     counts_all = any(layout.plan("global", event) for event in layout.events)
-    return list(_served(rows, layout, needs_global=counts_all))
+    reasons = Counter({UNREADABLE: len(stored) - len(readable), UNNAMED: len(readable) - len(rows)})
+    return ServedRows(list(_served(rows, layout, needs_global=counts_all)), len(stored), +reasons)
+
+
+def _readable(rows: pa.Table) -> pa.Table:
+    """The rows that say who asked, for which items, and what they were shown."""
+    given = np.ones(len(rows), dtype=bool)
+    for name in _REQUIRED:
+        given &= rows[name].is_valid().to_numpy()
+    for name in ("item_ids", "item_batches"):
+        given &= has_no_null(rows[name])
+    return rows if given.all() else rows.filter(pa.array(given))
+
+
+def _names_batches(rows: pa.Table) -> Any:
+    """Which rows name a batch for each item, as the gateway's do where they hold features; other producers need not."""
+    items, batches = (pc.list_value_length(rows[name]) for name in ("item_ids", "item_batches"))
+    sizes = pc.binary_length(rows["features"])
+    return pc.or_(pc.equal(items, batches), pc.equal(sizes, pa.scalar(0)))
 
 
 def _oldest_arrival(table: Table, layout: Layout, window: CheckWindow) -> str | None:

@@ -58,6 +58,8 @@ def _report(report: LoopReport) -> pb.ParityReport:
         pending=report.pending,
         batches=report.batches,
         events=report.events,
+        rows=report.rows.read,
+        unreadable_rows=report.rows.unreadable,
     )
     message.check_time.FromNanoseconds(int(report.check_time * 1e9))
     for each in found.examples:

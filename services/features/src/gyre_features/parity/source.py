@@ -14,10 +14,9 @@ from gyre_runtime.checkpoints import Place
 from gyre_warehouse.rows import (
     EVENT_COLUMNS,
     IDENTITY_COLUMNS,
-    count_unreadable,
+    RowCounts,
     counts_impressions,
     events_of,
-    readable_rows,
     seconds_of,
 )
 from gyre_warehouse.tables import IMPRESSIONS, TRAINING_TABLE_OF, offsets_of, read_columns
@@ -93,18 +92,26 @@ class ArchivedBatches:
         layout: whose batches these are; impressions are read only where it counts them.
         tables: the loop's tables by name, as they were loaded; what is appended later is not seen.
         events_at_once: read about so many in one go.
+        counts: gets how many rows were read, and how many of them were set aside.
     """
 
     def __init__(
-        self, loop: str, layout: Layout, tables: Mapping[str, Table], *, events_at_once: int = _EVENTS_AT_ONCE
+        self,
+        loop: str,
+        layout: Layout,
+        tables: Mapping[str, Table],
+        *,
+        events_at_once: int = _EVENTS_AT_ONCE,
+        counts: RowCounts | None = None,
     ) -> None:
+        self._counts = RowCounts() if counts is None else counts
         counted = {
             suffix: name
             for suffix, name in TRAINING_TABLE_OF.items()
             if name != IMPRESSIONS or counts_impressions(layout)
         }
         self._table_of = {topic(loop, suffix): name for suffix, name in counted.items()}
-        self._tables, self._loop, self._layout = tables, loop, layout
+        self._tables, self._layout = tables, layout
         self._held = {name: offsets_of(tables[name]) for name in counted.values()}
         self._events_at_once = events_at_once
 
@@ -145,7 +152,7 @@ class ArchivedBatches:
         for name, spans in by_table.items():
             columns = [*IDENTITY_COLUMNS[name], *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset", "ingest_time"]
             stored = read_columns(self._tables[name], columns, rows=_within(spans)).sort_by("kafka_offset")
-            rows = count_unreadable(self._loop, name, stored, readable_rows(name, stored, self._layout))
+            rows = self._counts.readable(name, stored, self._layout)
             partitions = rows["kafka_partition"].to_numpy()
             for place in spans:
                 own = rows.filter(partitions == place[1])

@@ -14,9 +14,10 @@ def backfill_all(settings: BackfillSettings) -> int:
     for name, spec in load_loops(settings).items():
         started = time.perf_counter()
         try:
-            count = backfill(settings, spec, processes=settings.features_backfill_processes)
+            done = backfill(settings, spec, processes=settings.features_backfill_processes)
         except (Precondition, Unavailable) as error:
             sys.stdout.write(f"{name}: {error}: what was applied stands; start again\n")
             return 1
-        sys.stdout.write(f"{name}: {count:,} events applied in {time.perf_counter() - started:.1f} s\n")
+        sys.stdout.write(f"{name}: {done.events:,} events applied in {time.perf_counter() - started:.1f} s\n")
+        sys.stdout.writelines(f"{name}: {line}\n" for line in done.rows.lines())
     return 0

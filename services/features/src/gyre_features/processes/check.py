@@ -41,6 +41,7 @@ def lines(report: LoopReport) -> Iterator[str]:
     yield f"  layout {report.layout}: {replayed}"
     for reason, count in found.reasons.most_common():
         yield f"  unknown: {count:,}: {reason}"
+    yield from (f"  {line}" for line in report.rows.lines())
     if found.examples:
         yield f"  {'request':<34} {'item':<16} {'column':<28} {'served':>14} {'replayed':>14}"
     for each in found.examples:

@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 from gyre_core.layouts import LayoutDefinition
 from gyre_privacy.masking import read_keyring
@@ -15,6 +17,7 @@ from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Unavailable, load_loops
 from gyre_runtime.checkpoints import Place
 from gyre_runtime.events import Event
+from gyre_warehouse.rows import RowCounts
 from gyre_warehouse.tables import open_catalog
 from pyiceberg.exceptions import RESTError
 from sqlalchemy.exc import OperationalError
@@ -66,15 +69,22 @@ async def run_fill(job: FillJob, store: OnlineStore, forgotten: Callable[[Event]
         if count > _FEW_EVENTS:
             await _in_process(job)
         elif count:
-            await _archived(job, store, forgotten).apply(catalog, job.places)
+            archived = _archived(job, store, forgotten)
+            try:
+                await archived.apply(catalog, job.places)
+            finally:
+                archived.rows.publish(job.loop)
     except (OperationalError, RESTError, OSError) as error:
         raise Unavailable("WAREHOUSE_UNAVAILABLE", f"the warehouse does not answer: {error}") from error
 
 
 async def _in_process(job: FillJob) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=_fill, args=(job,), daemon=True)
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_fill, args=(job, sender), daemon=True)
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     process.start()
+    sender.close()
     loop.add_reader(process.sentinel, ended.set)
     try:
         await ended.wait()
@@ -85,27 +95,35 @@ async def _in_process(job: FillJob) -> None:
         await asyncio.to_thread(process.join, _KILL_S)
         if process.is_alive():
             process.kill()
+        with receiver, suppress(EOFError, OSError):  # of a process that was killed nothing is known
+            rows: RowCounts = receiver.recv()
+            rows.publish(job.loop)
     if process.exitcode:
         raise Unavailable("FILL_FAILED", f"filling {job.loop} from the warehouse ended with {process.exitcode}")
 
 
-def _fill(job: FillJob) -> None:
+def _fill(job: FillJob, sender: Connection) -> None:
+    """Do a job, and send how many rows were read, since nobody reads the metrics of this process."""
     if job.gives_way:
         os.nice(_NICENESS)
     try:
-        asyncio.run(_applied(job))
+        asyncio.run(_applied(job, sender))
     except Exception as error:  # noqa: BLE001 - the outermost boundary of the process
         sys.stderr.write(f"filling {job.loop} from the warehouse: {type(error).__name__}: {error}\n")
         sys.exit(1)
 
 
-async def _applied(job: FillJob) -> None:
+async def _applied(job: FillJob, sender: Connection) -> None:
     settings, newest = job.settings, load_loops(job.settings)[job.loop]
     tombstones = Tombstones({job.loop: newest}, read_keyring(settings))
     async with tombstones.following(settings), open_redis(settings) as redis:
         store = open_store(settings, redis, job.definition.spec(newest))
         catalog = await asyncio.to_thread(open_catalog, settings)
-        await _archived(job, store, tombstones.cover).apply(catalog, job.places)
+        archived = _archived(job, store, tombstones.cover)
+        try:
+            await archived.apply(catalog, job.places)
+        finally:
+            sender.send(archived.rows)
 
 
 def _archived(job: FillJob, store: OnlineStore, forgotten: Callable[[Event], bool]) -> Archived:

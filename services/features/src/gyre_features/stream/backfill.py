@@ -12,6 +12,8 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,9 +31,8 @@ from gyre_runtime.events import Event
 from gyre_warehouse.rows import (
     EVENT_COLUMNS,
     IDENTITY_COLUMNS,
-    count_unreadable,
+    RowCounts,
     counts_impressions,
-    readable_rows,
     seconds_of,
 )
 from gyre_warehouse.tables import (
@@ -61,8 +62,26 @@ _CATALOGUE = "catalog.items"
 _BEHAVIOR = (behavior.Interaction, behavior.Impression)
 
 
-def backfill(settings: BackfillSettings, spec: LoopSpec, *, processes: int) -> int:
-    """Apply all archived events of a loop that its present layout does not hold; answer how many were read.
+@dataclass
+class Backfilled:
+    """What a backfill did.
+
+    Attributes:
+        events: how many it applied.
+        rows: how many it read, and how many of them it set aside, since no event can be made of them.
+    """
+
+    events: int = 0
+    rows: RowCounts = field(default_factory=RowCounts)
+
+    def add(self, other: Backfilled) -> None:
+        """Add what another process did."""
+        self.events += other.events
+        self.rows.add(other.rows)
+
+
+def backfill(settings: BackfillSettings, spec: LoopSpec, *, processes: int) -> Backfilled:
+    """Apply all archived events of a loop that its present layout does not hold.
 
     The catalogue comes first, since behaviour is counted by the fields of its items. Events that a tombstone covers
     count for nothing, whether the archive has erased their rows yet or not.
@@ -79,19 +98,20 @@ def backfill(settings: BackfillSettings, spec: LoopSpec, *, processes: int) -> i
     layout = Layout.compile(spec)
     places = _archived(settings, spec.loop)
     catalogue = topic(spec.loop, _CATALOGUE)
-    read = apply_archived(settings, spec.loop, [place for place in places if place[0] == catalogue])
+    done = apply_archived(settings, spec.loop, [place for place in places if place[0] == catalogue])
     left_out = {catalogue} if counts_impressions(layout) else {catalogue, topic(spec.loop, "behavior.impressions")}
     behaviour = [place for place in places if place[0] not in left_out]
     groups = [
         own for number in range(processes) if (own := [place for place in behaviour if place[1] % processes == number])
     ]
-    if not groups:
-        return read
     if len(groups) == 1:
-        return read + apply_archived(settings, spec.loop, groups[0])
-    with ProcessPoolExecutor(len(groups), mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(apply_archived, settings, spec.loop, places) for places in groups]
-        return read + sum(each.result() for each in running)
+        done.add(apply_archived(settings, spec.loop, groups[0]))
+    elif groups:
+        with ProcessPoolExecutor(len(groups), mp_context=multiprocessing.get_context("spawn")) as pool:
+            running = [pool.submit(apply_archived, settings, spec.loop, places) for places in groups]
+            for each in running:
+                done.add(each.result())
+    return done
 
 
 def _archived(settings: BackfillSettings, loop: str) -> list[Place]:
@@ -104,17 +124,17 @@ def _archived(settings: BackfillSettings, loop: str) -> list[Place]:
     ]
 
 
-def apply_archived(settings: BackfillSettings, loop: str, places: Sequence[Place]) -> int:
-    """Apply the warehouse's events of some topic partitions, from the store's applied offsets on; answer how many."""
+def apply_archived(settings: BackfillSettings, loop: str, places: Sequence[Place]) -> Backfilled:
+    """Apply the warehouse's events of some topic partitions, from the store's applied offsets on."""
     return asyncio.run(_apply(settings, load_loops(settings)[loop], places))
 
 
-async def _apply(settings: BackfillSettings, spec: LoopSpec, places: Sequence[Place]) -> int:
+async def _apply(settings: BackfillSettings, spec: LoopSpec, places: Sequence[Place]) -> Backfilled:
     tombstones = Tombstones({spec.loop: spec}, read_keyring(settings))
     async with tombstones.following(settings), open_redis(settings) as redis:
         store, max_events = open_store(settings, redis, spec), settings.features_batch_events
         archived = Archived(store, max_events=max_events, forgotten=tombstones.cover)
-        return await archived.apply(open_catalog(settings), places)
+        return Backfilled(await archived.apply(open_catalog(settings), places), archived.rows)
 
 
 async def missing_events(catalog: Catalog, store: OnlineStore, places: Sequence[Place]) -> int:
@@ -139,6 +159,9 @@ class Archived:
         max_events: in one batch.
         share: of the time that applying may take, above 0 and at most 1; the rest is left to others.
         forgotten: whether an event is of a user who was forgotten.
+
+    Attributes:
+        rows: how many were read, and how many of them were set aside.
     """
 
     def __init__(
@@ -151,6 +174,7 @@ class Archived:
     ) -> None:
         self._stream = LoopStream(store, on_batch=_ignore, max_events=max_events, forgotten=forgotten)
         self._store, self._max_events, self._share = store, max_events, share
+        self.rows = RowCounts()
 
     async def apply(self, catalog: Catalog, places: Sequence[Place]) -> int:
         """Apply what the tables hold of topic partitions, from the store's applied offsets on; answer how many events.
@@ -201,7 +225,8 @@ class Archived:
             return 0
         for first, last in await asyncio.to_thread(_ranges, table, place[1], start, end.offset):
             events = []
-            for event in await asyncio.to_thread(_read, self._store.layout, table, place, first=first, end=last):
+            read = partial(_read, self._store.layout, table, place, (first, last), counts=self.rows)
+            for event in await asyncio.to_thread(read):
                 clock = clock.after(event.time) if isinstance(event.message, _BEHAVIOR) else clock
                 events.append(event._replace(clock=clock.newest))
             reached = end if last == end.offset else Checkpoint(last, end.base, clock=clock)
@@ -256,13 +281,14 @@ def _tables_of(catalog: Catalog, loop: str, places: Iterable[Place]) -> dict[str
     return {name: ensure_table(catalog, loop, table) for name, table in tables.items() if name in names}
 
 
-def _read(layout: Layout, table: Table, place: Place, *, first: int, end: int) -> list[Event]:
+def _read(layout: Layout, table: Table, place: Place, offsets: tuple[int, int], *, counts: RowCounts) -> list[Event]:
     """The archived events of a topic partition between two offsets, as consumers of Kafka get them."""
+    first, end = offsets
     name = table.name()[-1]
     columns = [*IDENTITY_COLUMNS[name], *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset", "ingest_time"]
     wanted = f"kafka_partition = {place[1]} and kafka_offset >= {first} and kafka_offset < {end}"
     stored = read_columns(table, columns, rows=wanted).sort_by("kafka_offset")
-    rows = count_unreadable(place[0].partition(".")[0], name, stored, readable_rows(name, stored, layout))
+    rows = counts.readable(name, stored, layout)
     times, arrivals = seconds_of(rows["event_time"]).tolist(), seconds_of(rows["ingest_time"]).tolist()
     message = _MESSAGES[name]
     return [

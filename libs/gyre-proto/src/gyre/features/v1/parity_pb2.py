@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from gyre.options.v1 import constraints_pb2 as gyre_dot_options_dot_v1_dot_constraints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/features/v1/parity.proto\x12\x10gyre.features.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!gyre/options/v1/constraints.proto\"P\n\x12\x43heckParityRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\"\n\x0bimpressions\x18\x02 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00j\xf8@\"z\n\x13\x43heckParityResponse\x12\x32\n\x06report\x18\x01 \x01(\x0b\x32\x1e.gyre.features.v1.ParityReportB\x02\x18\x01\x12/\n\x07reports\x18\x02 \x03(\x0b\x32\x1e.gyre.features.v1.ParityReport\"*\n\x10GetParityRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\"x\n\x11GetParityResponse\x12\x32\n\x06report\x18\x01 \x01(\x0b\x32\x1e.gyre.features.v1.ParityReportB\x02\x18\x01\x12/\n\x07reports\x18\x02 \x03(\x0b\x32\x1e.gyre.features.v1.ParityReport\"g\n\x0eParityMismatch\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x03 \x01(\t\x12\x0e\n\x06served\x18\x04 \x01(\x01\x12\x10\n\x08replayed\x18\x05 \x01(\x01\"\xfa\x02\n\x0cParityReport\x12\x0c\n\x04loop\x18\x01 \x01(\t\x12\x0e\n\x06layout\x18\x02 \x01(\t\x12.\n\ncheck_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x13\n\x0bimpressions\x18\x05 \x01(\x04\x12\x0e\n\x06values\x18\x06 \x01(\x04\x12\x12\n\nmismatches\x18\x07 \x01(\x04\x12<\n\x07unknown\x18\x08 \x03(\x0b\x32+.gyre.features.v1.ParityReport.UnknownEntry\x12\x0f\n\x07pending\x18\t \x01(\x04\x12\x0f\n\x07\x62\x61tches\x18\n \x01(\x04\x12\x0e\n\x06\x65vents\x18\x0b \x01(\x04\x12\x32\n\x08\x65xamples\x18\x0c \x03(\x0b\x32 .gyre.features.v1.ParityMismatch\x1a.\n\x0cUnknownEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xc1\x01\n\rParityService\x12Z\n\x0b\x43heckParity\x12$.gyre.features.v1.CheckParityRequest\x1a%.gyre.features.v1.CheckParityResponse\x12T\n\tGetParity\x12\".gyre.features.v1.GetParityRequest\x1a#.gyre.features.v1.GetParityResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/features/v1/parity.proto\x12\x10gyre.features.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!gyre/options/v1/constraints.proto\"P\n\x12\x43heckParityRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\"\n\x0bimpressions\x18\x02 \x01(\rB\r\x8a\xb5\x18\t1\x00\x00\x00\x00\x00j\xf8@\"z\n\x13\x43heckParityResponse\x12\x32\n\x06report\x18\x01 \x01(\x0b\x32\x1e.gyre.features.v1.ParityReportB\x02\x18\x01\x12/\n\x07reports\x18\x02 \x03(\x0b\x32\x1e.gyre.features.v1.ParityReport\"*\n\x10GetParityRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\"x\n\x11GetParityResponse\x12\x32\n\x06report\x18\x01 \x01(\x0b\x32\x1e.gyre.features.v1.ParityReportB\x02\x18\x01\x12/\n\x07reports\x18\x02 \x03(\x0b\x32\x1e.gyre.features.v1.ParityReport\"g\n\x0eParityMismatch\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x03 \x01(\t\x12\x0e\n\x06served\x18\x04 \x01(\x01\x12\x10\n\x08replayed\x18\x05 \x01(\x01\"\xe3\x04\n\x0cParityReport\x12\x0c\n\x04loop\x18\x01 \x01(\t\x12\x0e\n\x06layout\x18\x02 \x01(\t\x12.\n\ncheck_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x13\n\x0bimpressions\x18\x05 \x01(\x04\x12\x0e\n\x06values\x18\x06 \x01(\x04\x12\x12\n\nmismatches\x18\x07 \x01(\x04\x12<\n\x07unknown\x18\x08 \x03(\x0b\x32+.gyre.features.v1.ParityReport.UnknownEntry\x12\x0f\n\x07pending\x18\t \x01(\x04\x12\x0f\n\x07\x62\x61tches\x18\n \x01(\x04\x12\x0e\n\x06\x65vents\x18\x0b \x01(\x04\x12\x32\n\x08\x65xamples\x18\x0c \x03(\x0b\x32 .gyre.features.v1.ParityMismatch\x12\x36\n\x04rows\x18\r \x03(\x0b\x32(.gyre.features.v1.ParityReport.RowsEntry\x12K\n\x0funreadable_rows\x18\x0e \x03(\x0b\x32\x32.gyre.features.v1.ParityReport.UnreadableRowsEntry\x1a.\n\x0cUnknownEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a+\n\tRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x35\n\x13UnreadableRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xc1\x01\n\rParityService\x12Z\n\x0b\x43heckParity\x12$.gyre.features.v1.CheckParityRequest\x1a%.gyre.features.v1.CheckParityResponse\x12T\n\tGetParity\x12\".gyre.features.v1.GetParityRequest\x1a#.gyre.features.v1.GetParityResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETPARITYRESPONSE'].fields_by_name['report']._serialized_options = b'\030\001'
   _globals['_PARITYREPORT_UNKNOWNENTRY']._loaded_options = None
   _globals['_PARITYREPORT_UNKNOWNENTRY']._serialized_options = b'8\001'
+  _globals['_PARITYREPORT_ROWSENTRY']._loaded_options = None
+  _globals['_PARITYREPORT_ROWSENTRY']._serialized_options = b'8\001'
+  _globals['_PARITYREPORT_UNREADABLEROWSENTRY']._loaded_options = None
+  _globals['_PARITYREPORT_UNREADABLEROWSENTRY']._serialized_options = b'8\001'
   _globals['_CHECKPARITYREQUEST']._serialized_start=119
   _globals['_CHECKPARITYREQUEST']._serialized_end=199
   _globals['_CHECKPARITYRESPONSE']._serialized_start=201
@@ -56,9 +60,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PARITYMISMATCH']._serialized_start=491
   _globals['_PARITYMISMATCH']._serialized_end=594
   _globals['_PARITYREPORT']._serialized_start=597
-  _globals['_PARITYREPORT']._serialized_end=975
-  _globals['_PARITYREPORT_UNKNOWNENTRY']._serialized_start=929
-  _globals['_PARITYREPORT_UNKNOWNENTRY']._serialized_end=975
-  _globals['_PARITYSERVICE']._serialized_start=978
-  _globals['_PARITYSERVICE']._serialized_end=1171
+  _globals['_PARITYREPORT']._serialized_end=1208
+  _globals['_PARITYREPORT_UNKNOWNENTRY']._serialized_start=1062
+  _globals['_PARITYREPORT_UNKNOWNENTRY']._serialized_end=1108
+  _globals['_PARITYREPORT_ROWSENTRY']._serialized_start=1110
+  _globals['_PARITYREPORT_ROWSENTRY']._serialized_end=1153
+  _globals['_PARITYREPORT_UNREADABLEROWSENTRY']._serialized_start=1155
+  _globals['_PARITYREPORT_UNREADABLEROWSENTRY']._serialized_end=1208
+  _globals['_PARITYSERVICE']._serialized_start=1211
+  _globals['_PARITYSERVICE']._serialized_end=1404
 # @@protoc_insertion_point(module_scope)

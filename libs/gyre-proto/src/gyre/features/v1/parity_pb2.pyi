@@ -202,6 +202,46 @@ class ParityReport(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class RowsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class UnreadableRowsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     LOOP_FIELD_NUMBER: _builtins.int
     LAYOUT_FIELD_NUMBER: _builtins.int
     CHECK_TIME_FIELD_NUMBER: _builtins.int
@@ -214,6 +254,8 @@ class ParityReport(_message.Message):
     BATCHES_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     EXAMPLES_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    UNREADABLE_ROWS_FIELD_NUMBER: _builtins.int
     loop: _builtins.str
     """The loop."""
     layout: _builtins.str
@@ -244,6 +286,16 @@ class ParityReport(_message.Message):
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParityMismatch]:
         """The first mismatches, 20 at most."""
 
+    @_builtins.property
+    def rows(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Count of rows that were read, by table of the warehouse."""
+
+    @_builtins.property
+    def unreadable_rows(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Count of those rows that nobody can read and that were set aside, by table; tables without any are left out. All
+        other rows were used. More than 0.1 % of a table raise the alert RowsUnreadable.
+        """
+
     def __init__(
         self,
         *,
@@ -259,10 +311,12 @@ class ParityReport(_message.Message):
         batches: _builtins.int = ...,
         events: _builtins.int = ...,
         examples: _abc.Iterable[Global___ParityMismatch] | None = ...,
+        rows: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        unreadable_rows: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["check_time", b"check_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "check_time", b"check_time", "events", b"events", "examples", b"examples", "impressions", b"impressions", "layout", b"layout", "loop", b"loop", "mismatches", b"mismatches", "pending", b"pending", "seconds", b"seconds", "unknown", b"unknown", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "check_time", b"check_time", "events", b"events", "examples", b"examples", "impressions", b"impressions", "layout", b"layout", "loop", b"loop", "mismatches", b"mismatches", "pending", b"pending", "rows", b"rows", "seconds", b"seconds", "unknown", b"unknown", "unreadable_rows", b"unreadable_rows", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
