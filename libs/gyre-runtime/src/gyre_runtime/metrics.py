@@ -122,6 +122,13 @@ METRICS: tuple[Metric, ...] = (
         "Events left out of features: DUPLICATE, of a known id; DUPLICATE_REQUEST, a request's second impression.",
     ),
     Metric(
+        "gyre_features_superseded_total",
+        "counter",
+        "1",
+        ("loop", "layout", "topic"),
+        "Changes of an item's or user's fields that changed nothing, since the store held a newer one.",
+    ),
+    Metric(
         "gyre_features_late_fields_total",
         "counter",
         "1",

@@ -11,20 +11,21 @@
 --       then          keys to put, as many as there are TTLs in `puts`
 --       then          entities, as many as there are deltas
 -- ARGV  1             plan, JSON: {programs, ttl, lease, categories, popular}
---       2             JSON: {expected, next, kinds, window_s, watched, published, puts, max_batches, base, catalogue, buffers};
+--       2             JSON: {expected, next, kinds, window_s, watched, published, puts, max_batches, base, catalogue, changed, buffers};
 --                     kinds is one letter for each entity, watched a number of keys, published the numbers of batches that
 --                     may leave the outbox, puts one TTL in seconds for each key to put, max_batches of a buffer; where
 --                     given, base is the number of the last batch that the caller saw, catalogue what it saw of the
---                     watched offsets, and each of the buffers {drop, scores, cut, ttl}: how many members go, the scores of new ones, the least score to stay
+--                     watched offsets, changed the numbers, from 1, of the entities whose fields change, and each of the
+--                     buffers {drop, scores, cut, ttl}: how many members go, the scores of new ones, the least score to stay
 --       3             identities of the events, 8 bytes each, to remember
 --       4             description of the batch for the outbox, behind the time (f64, unix seconds) that is put before it;
 --                     empty where only checkpoints move, which makes no batch
 --       5..           members to drop and then to add, buffer by buffer; values to put, empty to delete
 --       then          deltas, packed as gyre_core.features.slots says; whole values where the kind is a capital letter
 --
--- Answers {1, batch number, time as in the outbox, watched offset, ...}; or {0, offset, ...} with the applied offsets
--- when they are not the expected ones; or {2, index, ...} with the identities, counted from 0, that were applied before;
--- or {3} when there is a later batch than `base` or the catalogue moved. Only 1 changes anything. WRONGTYPE, with the
+-- Answers {1, batch number, time as in the outbox, for each entity of `changed` the time (f64) of the fields that it had
+-- or -inf, watched offset, ...}; or {0, offset, ...} with the applied offsets when they are not the expected ones; or
+-- {2, index, ...} with the identities, counted from 0, that were applied before; or {3} when there is a later batch than `base` or the catalogue moved. Only 1 changes anything. WRONGTYPE, with the
 -- key, where a key to write is of another type than the script writes: Redis undoes nothing of a script that fails.
 local plan, call = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
 local checkpoints = #call.expected
@@ -92,6 +93,7 @@ local function prepare(program)
   program.numbers = 2 + doubles + decayed + buckets + program.lasts
   program.first_window = 3 + program.mins + program.maxs
   program.first_sum = 3 + doubles
+  program.fields_at = 17 + 8 * (doubles - 1)
   program.first_bucket = program.first_sum + decayed
   program.first_last = program.first_bucket + buckets
 end
@@ -221,7 +223,8 @@ for _, buffer in ipairs(call.buffers or {}) do members = members + buffer.drop +
 local before_deltas = 4 + members + #call.puts
 
 -- Everything is computed before anything is written: an error here leaves the store as it was.
-local merged, ranked = {}, {}
+local merged, ranked, changed, fields_times = {}, {}, {}, {}
+for _, number in ipairs(call.changed or {}) do changed[number] = true end
 local function rank(at, score, id)
   local own = ranked[at]
   if not own then
@@ -236,6 +239,10 @@ for chunk = first, #KEYS, 1000 do
   for key = chunk, last do
     local kind = string.sub(call.kinds, key - first + 1, key - first + 1)
     local delta, value, numbers = ARGV[before_deltas + key - first + 1], nil, nil
+    if changed[key - first + 1] then
+      local stored, at = values[key - chunk + 1], plan.programs[string.lower(kind)].fields_at
+      fields_times[#fields_times + 1] = stored and string.sub(stored, at, at + 7) or struct.pack('<d', -math.huge)
+    end
     if plan.programs[kind] then
       value, numbers = merge(plan.programs[kind], values[key - chunk + 1], delta, batch)
     else
@@ -308,4 +315,4 @@ else
   redis.call('HSET', KEYS[checkpoints + 2], batch, time .. ARGV[4])
 end
 redis.call('EXPIRE', KEYS[checkpoints + 2], plan.lease)
-return {1, batch, time, unpack(offsets_of(watched, puts - 1))}
+return {1, batch, time, table.concat(fields_times), unpack(offsets_of(watched, puts - 1))}

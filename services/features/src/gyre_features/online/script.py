@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
 from typing import Any
@@ -19,6 +19,7 @@ AppliedOffsets = dict[Place, int]
 
 OUTBOX_TIME = Struct("<d")
 """What stands before a batch's description in the outbox: when the store had the batch, unix seconds."""
+_FIELDS_TIME = Struct("<d")
 _BEHIND, _APPLIED, _DUPLICATES, _STALE = range(4)
 
 
@@ -54,6 +55,7 @@ class Write:
         base: the last batch that the worker saw what it wrote of; None where it does not matter.
         catalogue: the watched applied offsets as they were when items were looked up; None where that does not matter.
         whole: values that replace what stands.
+        changed: entities of `deltas` and `whole` of which the answer says from when the stored fields were.
         versions: of items, with their time to live in seconds; empty ones go.
         buffers: of the contributions on known items and on unknown ones.
     """
@@ -68,6 +70,7 @@ class Write:
     base: int | None = None
     catalogue: Sequence[int] | None = None
     whole: Mapping[EntityId, bytes] = field(default_factory=dict)
+    changed: Collection[EntityId] = ()
     versions: Mapping[str, tuple[bytes, int]] = field(default_factory=dict)
     buffers: Sequence[BufferChange] = ()
 
@@ -76,12 +79,14 @@ class Write:
 class Applied:
     """A batch stands in the store, under this number and since this time (unix seconds).
 
-    `watched` are the applied offsets of the watched places after it.
+    `watched` are the applied offsets of the watched places after it, `fields_before` the event times of the fields that
+    its changed entities had before it, -inf for none.
     """
 
     batch: int
     time: float
     watched: tuple[int, ...] = ()
+    fields_before: Mapping[EntityId, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,8 @@ def packed(write: Write, shard: int, names: Names, *, plan: str, window_s: int) 
         "puts": [ttl_s for _, ttl_s in write.versions.values()],
         "max_batches": MAX_BUFFERED_BATCHES,
     }
+    if write.changed:
+        call["changed"] = [number for number, entity in enumerate(_entities(write), start=1) if entity in write.changed]
     if write.base is not None:
         call["base"] = str(write.base)
     if write.catalogue:
@@ -148,6 +155,12 @@ def packed(write: Write, shard: int, names: Names, *, plan: str, window_s: int) 
     return keys, arguments
 
 
+def _entities(write: Write) -> Iterator[EntityId]:
+    """The entities that a script writes, in its order."""
+    yield from write.deltas
+    yield from write.whole
+
+
 def _buffer_change(change: BufferChange) -> dict[str, Any]:
     scores = [repr(time) for time, _ in change.add]
     return {"drop": len(change.drop), "scores": scores, "cut": repr(change.cut), "ttl": change.ttl_s}
@@ -162,7 +175,10 @@ def outcome_of(answer: Sequence[Any], write: Write) -> Outcome:
         return StaleInput()
     if done == _BEHIND:
         return OffsetMismatch({place: int(value) for place, value in zip(write.expected, rest, strict=True)})
-    return Applied(int(rest[0]), time_of(rest[1]), tuple(map(int, rest[2:])))
+    number, time, fields_times, *watched = rest
+    changed = (entity for entity in _entities(write) if entity in write.changed)
+    before = {entity: at for entity, (at,) in zip(changed, _FIELDS_TIME.iter_unpack(fields_times), strict=True)}
+    return Applied(int(number), time_of(time), tuple(map(int, watched)), before)
 
 
 def time_of(kept: bytes) -> float:

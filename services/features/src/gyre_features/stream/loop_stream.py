@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1.features_pb2 import BatchApplied
@@ -16,24 +15,24 @@ from gyre_core.features import (
     FieldsChanged,
     Impression,
     UserInteraction,
-    Versions,
     aggregate_batch,
     items_needed,
 )
 from gyre_core.features import Event as FeatureEvent
 from gyre_core.spec import IMPRESSION
 from gyre_core.topics import topic
-from gyre_runtime import instrument
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place, checkpoints_after
 from gyre_runtime.events import Event
 from gyre_runtime.fields import field_values
 from gyre_runtime.kafka import StoreLostState
 
-from gyre_features.online.script import AlreadyApplied, Applied, AppliedOffsets, BufferChange, StaleInput, Write
+from gyre_features.online.script import AlreadyApplied, Applied, AppliedOffsets, StaleInput, Write
 from gyre_features.online.store import OnlineStore, identity, request_identity
 from gyre_features.stream.item_lookup import KnownItems
 from gyre_features.stream.late_fields import LateFields, newest_seen
 from gyre_features.stream.outbox import completed, described, restored
+from gyre_features.stream.prepared import PreparedBatch
+from gyre_features.stream.tallies import count_late_fields, count_left_out, count_superseded, field_changes
 
 _LOG = logging.getLogger(__name__)
 _SENDING_S = 0.001
@@ -56,39 +55,6 @@ def feature_event(event: Event) -> FeatureEvent:
 
 def _of_items(events: Iterable[FeatureEvent]) -> list[FieldsChanged]:
     return [each for each in events if isinstance(each, FieldsChanged) and each.kind == "item"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What a batch will change, from what was known before it.
-
-    Attributes:
-        fresh: how many of its events the applied offsets did not cover.
-        kept: those that count.
-        identities: of the behaviour among them, and of the requests that were answered.
-        duplicates: how many were left out, by reason.
-        deltas: what they change on the virtual shard, packed.
-        items_version: of the items' fields that were looked up; None for none.
-        base: the last batch when what changed fields concern was read; None where nothing was.
-        whole: values in which fields that came late are made up for.
-        versions: of the items whose fields change, as they are then.
-        older: what is to be stored of them beside their values, with its time to live in seconds.
-        buffers: what becomes of the buffered contributions.
-        late: events by what their items' fields have to do with time, see `gyre_features_late_fields_total`.
-    """
-
-    fresh: int
-    kept: list[Event]
-    identities: list[bytes]
-    duplicates: Mapping[str, int]
-    deltas: Mapping[EntityId, bytes]
-    items_version: int | None = None
-    base: int | None = None
-    whole: Mapping[EntityId, bytes] = field(default_factory=dict)
-    versions: Mapping[str, Versions] = field(default_factory=dict)
-    older: Mapping[str, tuple[bytes, int]] = field(default_factory=dict)
-    buffers: tuple[BufferChange, ...] = ()
-    late: Mapping[str, int] = field(default_factory=dict)
 
 
 class LoopStream:
@@ -228,7 +194,7 @@ class LoopStream:
             if running is not None:
                 await asyncio.gather(running, return_exceptions=True)
 
-    async def _apply_batch(self, shard: int, own: Batch, prepared: _Prepared) -> None:
+    async def _apply_batch(self, shard: int, own: Batch, prepared: PreparedBatch) -> None:
         applied_offsets, known, events = self._applied_offsets[shard], frozenset[bytes](), own.events
         while True:
             following = {place: end for place, end in own.ends.items() if end.offset > applied_offsets.get(place, 0)}
@@ -242,6 +208,7 @@ class LoopStream:
                 expected={place: applied_offsets.get(place, 0) for place in following},
                 following=following,
                 deltas=prepared.deltas,
+                changed=prepared.changes.keys(),
                 identities=prepared.identities,
                 watched=self.catalogue,
                 description=batch.SerializeToString(),
@@ -273,7 +240,7 @@ class LoopStream:
         applied_offsets = self._applied_offsets[shard]
         return [event for event in events if event.offset >= applied_offsets.get((event.topic, event.partition), 0)]
 
-    async def _prepare(self, shard: int, events: Sequence[Event], known: frozenset[bytes]) -> _Prepared:
+    async def _prepare(self, shard: int, events: Sequence[Event], known: frozenset[bytes]) -> PreparedBatch:
         fresh, layout = self._fresh(shard, events), self.store.layout
         kept, identities, duplicates = self._without_duplicates(fresh, known)
         changes = [feature_event(event) for event in kept]
@@ -291,12 +258,15 @@ class LoopStream:
             sum(not contribution.is_known for contribution in contributions)
             for contributions in (batch.contributions, dict(batch.corrections))
         )
-        return _Prepared(
+        return PreparedBatch(
             fresh=len(fresh),
             kept=kept,
             identities=identities,
             duplicates=duplicates,
             deltas=self._packed(shard, batch.deltas, whole),
+            changes={
+                entity: times for entity, times in field_changes(layout, changes).items() if self._owns(shard, entity)
+            },
             items_version=version,
             base=prior.base,
             whole=whole,
@@ -313,12 +283,16 @@ class LoopStream:
 
         They are packed while the store is busy with the batch before, which waits for nothing else then.
         """
-        names = self.store.names
         return {
             entity: delta.pack(0)
             for entity, delta in deltas.items()
-            if entity not in whole and (names.shards == 1 or names.shard_of(*entity) == shard)
+            if entity not in whole and self._owns(shard, entity)
         }
+
+    def _owns(self, shard: int, entity: EntityId) -> bool:
+        """Whether an entity is on a virtual shard."""
+        names = self.store.names
+        return names.shards == 1 or names.shard_of(*entity) == shard
 
     def _changes_fields(self, events: Sequence[Event]) -> bool:
         """Whether a batch is prepared from all that the one before it did."""
@@ -329,7 +303,7 @@ class LoopStream:
         name = topic(self.store.spec.loop, "behavior.interactions")
         return self._forgotten(Event("", "", "", time, message, None, name, 0, 0))
 
-    def _still_good(self, prepared: _Prepared, fresh: Sequence[Event]) -> bool:
+    def _still_good(self, prepared: PreparedBatch, fresh: Sequence[Event]) -> bool:
         """Whether nothing that a preparation was made from has changed; applied offsets only cut off more."""
         return prepared.fresh == len(fresh) and prepared.items_version in (None, self._items.version)
 
@@ -347,19 +321,17 @@ class LoopStream:
         self._items.clear()
         self._catalogue_offsets = [()] * self.store.shards
 
-    def _note_applied(self, shard: int, applied: Applied, prepared: _Prepared) -> None:
+    def _note_applied(self, shard: int, applied: Applied, prepared: PreparedBatch) -> None:
         """Keep what is known of items: nobody else changed some, or the script would not have applied the batch."""
         if prepared.items_version is not None:
             self._catalogue_offsets[shard] = applied.watched
             self._items.changed(prepared.versions)
-        for reason, count in prepared.duplicates.items():
-            instrument("gyre_features_duplicates_total").add(count, loop=self.store.spec.loop, reason=reason)
-        for outcome, count in prepared.late.items():
-            if count:
-                metric = instrument("gyre_features_late_fields_total")
-                metric.add(count, loop=self.store.spec.loop, outcome=outcome)
+        loop = self.store.spec.loop
+        count_left_out(loop, prepared.duplicates)
+        count_late_fields(loop, prepared.late)
+        count_superseded(loop, self.store.layout.hash, prepared.changes, applied.fields_before)
 
-    def _described(self, shard: int, fresh: Sequence[Event], prepared: _Prepared) -> BatchApplied:
+    def _described(self, shard: int, fresh: Sequence[Event], prepared: PreparedBatch) -> BatchApplied:
         store = self.store
         if not fresh:
             return BatchApplied()

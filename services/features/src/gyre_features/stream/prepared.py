@@ -1,0 +1,46 @@
+"""What a batch of events will change on a virtual shard, made ready for the store's script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gyre_core.features import EntityId, Versions
+from gyre_runtime.events import Event
+
+from gyre_features.online.script import BufferChange
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBatch:
+    """What a batch will change, from what was known before it.
+
+    Attributes:
+        fresh: how many of its events the applied offsets did not cover.
+        kept: those that count.
+        identities: of the behaviour among them, and of the requests that were answered.
+        duplicates: how many were left out, by reason.
+        deltas: what they change on the virtual shard, packed.
+        changes: event times of the changes of stored fields, by entity of the virtual shard.
+        items_version: of the items' fields that were looked up; None for none.
+        base: the last batch when what changed fields concern was read; None where nothing was.
+        whole: values in which fields that came late are made up for.
+        versions: of the items whose fields change, as they are then.
+        older: what is to be stored of them beside their values, with its time to live in seconds.
+        buffers: what becomes of the buffered contributions.
+        late: events by what their items' fields have to do with time, see `gyre_features_late_fields_total`.
+    """
+
+    fresh: int
+    kept: list[Event]
+    identities: list[bytes]
+    duplicates: Mapping[str, int]
+    deltas: Mapping[EntityId, bytes]
+    changes: Mapping[EntityId, Sequence[float]]
+    items_version: int | None = None
+    base: int | None = None
+    whole: Mapping[EntityId, bytes] = field(default_factory=dict)
+    versions: Mapping[str, Versions] = field(default_factory=dict)
+    older: Mapping[str, tuple[bytes, int]] = field(default_factory=dict)
+    buffers: tuple[BufferChange, ...] = ()
+    late: Mapping[str, int] = field(default_factory=dict)
