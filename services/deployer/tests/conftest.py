@@ -99,15 +99,22 @@ async def topics(kafka: str, spec: LoopSpec) -> None:
     await create_topics(kafka, declared(spec))
 
 
-def weighted_sum(weights: tuple[float, ...]) -> bytes:
-    """A graph that scores a row with its weighted sum."""
-    columns = len(weights)
+def weighted_sum(weights: tuple[float, ...], *, additions: int = 0) -> bytes:
+    """A graph that scores a row with its weighted sum; it loads the more slowly the more next to nothing it adds."""
+    columns, steps = len(weights), [f"sum-{step}" for step in range(additions)]
+    sums = [*steps, "scores"]
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["features", "weights"], ["scores"])],
+        [
+            helper.make_node("MatMul", ["features", "weights"], sums[:1]),
+            *(helper.make_node("Add", [sums[step], "nothing"], [sums[step + 1]]) for step in range(additions)),
+        ],
         "weighted-sum",
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["rows", columns])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["rows", 1])],
-        [helper.make_tensor("weights", TensorProto.FLOAT, [columns, 1], weights)],
+        [
+            helper.make_tensor("weights", TensorProto.FLOAT, [columns, 1], weights),
+            helper.make_tensor("nothing", TensorProto.FLOAT, [1], [1e-30]),
+        ],
     )
     model: onnx.ModelProto = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
     return bytes(model.SerializeToString())

@@ -1,16 +1,16 @@
 """Hand-written fakes of all that the deployer works with, and one life of the deployer among them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from gyre.events.v1.models_pb2 import RolloutView
 from gyre_core.features import Layout
-from gyre_core.models import split_model
+from gyre_core.models import split_model, triton_model
 from gyre_core.spec import LoopSpec
 from gyre_deployer.domain.alerts import Alert
-from gyre_deployer.domain.loading import LoadRecord
+from gyre_deployer.domain.loading import LoadRecord, ModelState
 from gyre_deployer.domain.observation import ObservedGateway, VersionRequests
 from gyre_deployer.domain.rollouts import Candidate, Change, LoopState, apply
 from gyre_deployer.handlers.commands import Commands
@@ -41,7 +41,10 @@ class World:
     reports: dict[str, ObservedGateway] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     served: set[str] = field(default_factory=set)
+    unavailable: set[str] = field(default_factory=set)
+    loading: set[str] = field(default_factory=set)
     load_records: dict[str, LoadRecord] = field(default_factory=dict)
+    neighbours: "list[World]" = field(default_factory=list)
     alerts: list[Alert] = field(default_factory=list)
     ending: set[str] = field(default_factory=set)
     lost_artifacts: set[str] = field(default_factory=set)
@@ -51,6 +54,9 @@ class World:
     calls: int = 0
     failing_call: int = -1
     failure: type[BaseException] = Crash
+    on_failure: Callable[[], None] = field(default=lambda: None)
+    asking: str = ""
+    at_load: Callable[[str], None] = field(default=lambda version: None)
     holds: asyncio.Event | None = None
 
     @property
@@ -66,10 +72,20 @@ class World:
         self.registered.append(replace(candidate, **changes))  # type: ignore[arg-type]
         return self.registered[-1]
 
+    def model(self, version: str) -> str:
+        """The name of a version on Triton."""
+        return triton_model(self.spec.loop, version)
+
+    def restart_triton(self) -> None:
+        """Triton has forgotten what it held, and what it was asked for."""
+        for models in (self.served, self.unavailable, self.loading):
+            models.clear()
+
     def fail(self) -> None:
         """Count a call to the outside; the chosen one fails."""
         self.calls += 1
         if self.calls == self.failing_call:
+            self.on_failure()
             if self.failure is Unavailable:
                 raise Unavailable("AWAY", "for a moment")
             raise self.failure
@@ -136,36 +152,52 @@ class FakeServer:
         self.world.fail()
         return name in self.world.served
 
-    async def ready_models(self) -> frozenset[str]:
+    async def models(self) -> dict[str, ModelState]:
         """See `ModelServer`."""
         self.world.fail()
-        return frozenset(self.world.served)
+        states = {
+            world.model(version): ModelState.UNASKED
+            for world in (self.world, *self.world.neighbours)
+            for version in world.files
+        }
+        states |= dict.fromkeys(self.world.unavailable, ModelState.UNAVAILABLE)
+        states |= dict.fromkeys(self.world.loading, ModelState.LOADING)
+        return states | dict.fromkeys(self.world.served, ModelState.READY)
 
     async def load(self, name: str) -> None:
         """See `ModelServer`."""
+        self.world.asking = name
         self.world.fail()
         if self.world.holds is not None:
             await self.world.holds.wait()
         _, version = split_model(name) or ("", "")
         self.world.loads.append(version)
+        self.world.at_load(version)
         if version in self.world.ending:
-            self.world.served.clear()
+            self.world.restart_triton()
             raise Unavailable("AWAY", "the connection broke")
         if self.world.files.get(version) == b"broken":
+            self.world.unavailable.add(name)
             raise CandidateRefused("cannot be loaded")
         assert version in self.world.files
+        self.world.unavailable.discard(name)
         self.world.served.add(name)
         self.world.fail()
+        self.world.asking = ""
 
     async def unload(self, name: str) -> None:
         """See `ModelServer`."""
         self.world.fail()
-        self.world.served.discard(name)
+        if name in self.world.served:
+            self.world.served.discard(name)
+            self.world.unavailable.add(name)
 
     async def score(self, name: str, features: np.ndarray) -> np.ndarray:
         """See `ModelServer`."""
+        self.world.asking = name
         self.world.fail()
         assert name in self.world.served
+        self.world.asking = ""
         return features.sum(axis=1)
 
 
@@ -182,17 +214,17 @@ class FakeRepository:
         self.world.fail()
         return changed
 
-    async def load_records(self, loop: str) -> dict[str, LoadRecord]:
+    async def load_records(self) -> dict[str, LoadRecord]:
         """See `ModelRepository`."""
         self.world.fail()
         return dict(self.world.load_records)
 
-    async def write_load_record(self, loop: str, version: str, record: LoadRecord | None) -> None:
+    async def write_load_record(self, model: str, record: LoadRecord | None) -> None:
         """See `ModelRepository`."""
         self.world.fail()
-        self.world.load_records.pop(version, None)
+        self.world.load_records.pop(model, None)
         if record is not None:
-            self.world.load_records[version] = record
+            self.world.load_records[model] = record
         self.world.fail()
 
     async def holds(self, loop: str, version: str) -> bool:
@@ -281,6 +313,14 @@ class FakeLayouts:
         return self.world.filling.get(layout, "")
 
 
+def load_attempts(world: World, on_trial: Callable[[], Collection[str]] = tuple) -> LoadAttempts:
+    """The attempts to load on the world's Triton."""
+    server, repository = FakeServer(world), FakeRepository(world)
+    return LoadAttempts(
+        server, repository, first_backoff_s=0.1, timeout_s=5.0, on_trial=on_trial, now=lambda: world.now
+    )
+
+
 @dataclass
 class Process:
     """One life of the deployer in the world."""
@@ -291,12 +331,12 @@ class Process:
     commands: Commands
 
     @classmethod
-    def begin(cls, world: World) -> "Process":
-        """A new process, which knows nothing yet."""
+    def begin(cls, world: World, attempts: LoadAttempts | None = None) -> "Process":
+        """A new process, which knows nothing yet; loops that share a Triton share the attempts to load, too."""
         ledger = RolloutLedger(world.spec.loop, FakeLog(world), now=lambda: world.now)
         server, repository = FakeServer(world), FakeRepository(world)
         clock = lambda: world.now  # noqa: E731 - the world's time, wherever it is then
-        attempts = LoadAttempts(world.spec.loop, server, repository, first_backoff_s=0.1, now=clock)
+        attempts = attempts or load_attempts(world)
         layouts = FakeLayouts(world)
         serving = ServedVersions(layouts, server, repository, FakeArtifacts(world), WarmUp(2, 5), attempts)
         candidates = Registered(world)

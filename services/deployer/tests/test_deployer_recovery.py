@@ -1,7 +1,7 @@
 """What follows on hand-written fakes where the model server goes away, loses versions, or cannot load them again."""
 
 import pytest
-from gyre_deployer.domain.rollouts import Kind
+from gyre_deployer.domain.rollouts import Kind, RolloutState
 from gyre_runtime import Precondition
 
 from .fakes import Process, World, canary, looks, told
@@ -219,3 +219,42 @@ async def test_lost_files_of_a_loaded_version_are_installed_again(world: World) 
     await looks(process, 3)
     assert told(world, "v2")[-2:] == [("SHIFTED", 0.0), ("SHIFTED", 0.1)]
     assert "anew" in world.log[-1].reason
+
+
+async def test_a_paused_candidate_that_triton_lost_has_no_traffic(world: World) -> None:
+    """It gets its share back once Triton has answered for a while, and is still paused; at its end it is resumed."""
+    process = await canary(world)
+    paused = process.ledger.state.current
+    await process.commands.pause(paused, "lunch", resume=False)
+    shares: list[float] = []
+    world.restart_triton()
+    world.at_load = lambda _: shares.append(process.ledger.state.rollouts[paused].share)
+    await looks(process, 1)
+    assert shares == [0.0, 0.0], "it is withdrawn before anything is loaded again"
+    assert process.ledger.state.rollouts[paused].state == RolloutState.PAUSED
+    await looks(process, 10)
+    rollout = process.ledger.state.rollouts[paused]
+    assert (rollout.state, rollout.share) == (RolloutState.PAUSED, 0.1)
+    assert told(world, "v2")[5:] == [("PAUSED", 0.1), ("SHIFTED", 0.0), ("SHIFTED", 0.1)]
+    await process.commands.pause(paused, "", resume=True)
+    assert process.ledger.state.rollouts[paused].state == RolloutState.CANARY
+
+
+@pytest.mark.parametrize("is_paused", [True, False])
+async def test_a_candidate_that_was_lost_while_the_deployer_was_away_has_no_traffic(
+    world: World, is_paused: bool
+) -> None:
+    """A new process finds it gone and unloadable: its first look withdraws the traffic, the third attempt ends it."""
+    process = await canary(world)
+    if is_paused:
+        await process.commands.pause(process.ledger.state.current, "lunch", resume=False)
+    world.restart_triton()
+    world.files["v2"] = b"broken"
+    world.lost_artifacts.add("v2")
+    process = Process.begin(world)
+    await looks(process, 1, pause_s=0.01)
+    rollout = process.ledger.state.under_way
+    assert rollout is not None
+    assert (rollout.share, rollout.state == RolloutState.PAUSED) == (0.0, is_paused)
+    await looks(process, 20)
+    assert told(world, "v2")[-3:] == [("SHIFTED", 0.0), ("ROLLED_BACK", 0.0), ("UNLOADED", 0.0)]

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 from gyre.deployer.v1.deployer_pb2_grpc import add_DeployerServiceServicer_to_server
+from gyre_core.models import triton_model
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Dependency, Lifespan, Registration, Server, build_server, load_loops
 from gyre_runtime.kafka import Producer, ensure_topics
@@ -51,9 +52,21 @@ async def bootstrap(lifespan: Lifespan, settings: DeployerSettings) -> RunningDe
     registration = Registration(add_DeployerServiceServicer_to_server, DeployerServicer(loops, commands))
     server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))
 
+    def on_trial() -> frozenset[str]:
+        under_way = ((loop, ledger.state.under_way) for loop, ledger in ledgers.items())
+        return frozenset(triton_model(loop, each.version) for loop, each in under_way if each and each.is_on_traffic)
+
+    attempts = LoadAttempts(
+        triton,
+        TritonRepository(settings.triton_repository),
+        first_backoff_s=settings.deployer_load_backoff_s,
+        timeout_s=settings.deployer_triton_timeout_s,
+        on_trial=on_trial,
+    )
+
     async def fold(spec: LoopSpec) -> None:
         await ensure_topics(settings, [spec])
-        folded = await _serve_loop(lifespan, settings, spec, triton)
+        folded = await _serve_loop(lifespan, settings, spec, triton, attempts)
         ledgers[spec.loop], commands[spec.loop] = folded.ledger, folded
 
     for name, spec in loops.items():
@@ -62,7 +75,7 @@ async def bootstrap(lifespan: Lifespan, settings: DeployerSettings) -> RunningDe
 
 
 async def _serve_loop(
-    lifespan: Lifespan, settings: DeployerSettings, spec: LoopSpec, triton: TritonControl
+    lifespan: Lifespan, settings: DeployerSettings, spec: LoopSpec, triton: TritonControl, attempts: LoadAttempts
 ) -> Commands:
     """One loop: fence a twin first, then fold the log, and only then write."""
     loop = spec.loop
@@ -87,7 +100,7 @@ async def _serve_loop(
         repository,
         ArtifactFolders(),
         WarmUp(settings.deployer_warmup_requests, settings.deployer_warmup_rows),
-        LoadAttempts(loop, triton, repository, first_backoff_s=settings.deployer_load_backoff_s),
+        attempts,
     )
     waiting = Waiting(ledger, candidates, layouts, settings.deployer_layout_wait_s, time.time)
     recovery = Recovery(ledger, serving, alerts, first_pause_s=settings.deployer_outage_pause_s)

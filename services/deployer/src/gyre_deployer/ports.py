@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gyre_deployer.domain.alerts import Alert
-from gyre_deployer.domain.loading import LoadRecord
+from gyre_deployer.domain.loading import LoadRecord, ModelState
 from gyre_deployer.domain.observation import ObservedGateway
 from gyre_deployer.domain.rollouts import Candidate, Change, LoopState
 
@@ -102,8 +102,17 @@ class Gateways(Protocol):
         """The newest report of each gateway that ever reported."""
 
 
+REPOSITORY_UNAVAILABLE = "REPOSITORY_UNAVAILABLE"
+"""The reason of an Unavailable that says nothing of the model server: files cannot be reached."""
+TRITON_TIMED_OUT = "TRITON_TIMED_OUT"
+"""The reason of an Unavailable whose call took all the time that it had."""
+
+
 class ModelServer(Protocol):
-    """The inference server; Unavailable and DeadlineExceeded mean that it is away, and anybody may try again."""
+    """The inference server; Unavailable means that it is away, and anybody may try again.
+
+    Each method raises it with the reason TRITON_TIMED_OUT where the time for the answer was over.
+    """
 
     async def is_live(self) -> bool:
         """Whether it answers."""
@@ -111,15 +120,20 @@ class ModelServer(Protocol):
     async def is_ready(self, name: str) -> bool:
         """Whether a model is loaded and can answer."""
 
-    async def ready_models(self) -> frozenset[str]:
-        """The names of all models, of any loop, that are loaded and can answer."""
+    async def models(self) -> Mapping[str, ModelState]:
+        """What the server says of each model, of any loop, that lies in its repository.
+
+        Raises:
+            Unavailable: the server is away, or cannot read its repository (REPOSITORY_UNAVAILABLE).
+        """
 
     async def load(self, name: str) -> None:
         """Load a model from the repository, again where its files changed.
 
         Raises:
             CandidateRefused: the server cannot load it.
-            Unavailable: the call broke off or took too long; whether the model is loaded is not known.
+            Unavailable: the call broke off or took too long; whether the model is loaded is not known. Or the server
+                does not see the model's files (REPOSITORY_UNAVAILABLE).
         """
 
     async def unload(self, name: str) -> None:
@@ -131,10 +145,6 @@ class ModelServer(Protocol):
         Raises:
             CandidateRefused: the model fails.
         """
-
-
-REPOSITORY_UNAVAILABLE = "REPOSITORY_UNAVAILABLE"
-"""The reason of an Unavailable that says nothing of the model server."""
 
 
 class ModelRepository(Protocol):
@@ -155,10 +165,10 @@ class ModelRepository(Protocol):
     async def remove(self, loop: str, version: str) -> None:
         """Remove a version, if it is there."""
 
-    async def load_records(self, loop: str) -> dict[str, LoadRecord]:
-        """The records of failed or unfinished attempts to load, by version."""
+    async def load_records(self) -> dict[str, LoadRecord]:
+        """The records of failed or unfinished attempts to load, of all loops, by the name of the model."""
 
-    async def write_load_record(self, loop: str, version: str, record: LoadRecord | None) -> None:
+    async def write_load_record(self, model: str, record: LoadRecord | None) -> None:
         """Write such a record in place of what is there; None removes it."""
 
 
@@ -170,6 +180,7 @@ class Artifacts(Protocol):
 
         Raises:
             CandidateRefused: a file is missing, broken, or not what was announced.
+            Unavailable: the file system does not do it now (REPOSITORY_UNAVAILABLE).
         """
 
 

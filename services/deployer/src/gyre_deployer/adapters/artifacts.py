@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -11,9 +13,13 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from gyre_core.models import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE
+from gyre_runtime import Unavailable
 
 from gyre_deployer.domain.rollouts import Candidate
-from gyre_deployer.ports import F32, Artifact, CandidateRefused
+from gyre_deployer.ports import F32, REPOSITORY_UNAVAILABLE, Artifact, CandidateRefused
+
+_MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
+"""Errors that say that there is no such file; any other says that the file system does not give it now."""
 
 
 class ArtifactFolders:
@@ -49,7 +55,10 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CandidateRefused(f"{path}: cannot be read: {error.strerror}") from error
+        problem = f"{path}: cannot be read: {error.strerror}"
+        if error.errno in _MISSING:
+            raise CandidateRefused(problem) from error
+        raise Unavailable(REPOSITORY_UNAVAILABLE, problem) from error
 
 
 def _check_manifest(path: Path, candidate: Candidate) -> None:
@@ -73,10 +82,11 @@ def _check_manifest(path: Path, candidate: Candidate) -> None:
 
 
 def _golden(path: Path) -> tuple[F32, F32]:
+    content = io.BytesIO(_bytes(path))
     try:
-        with np.load(path, allow_pickle=False) as golden:
+        with np.load(content, allow_pickle=False) as golden:
             features, scores = golden["features"], golden["scores"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise CandidateRefused(f"{path.name}: cannot be read: {error}") from error
     if features.ndim != 2 or features.dtype != np.float32 or len(features) == 0:
         raise CandidateRefused(

@@ -9,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -89,14 +89,13 @@ class TritonRepository:
         """Remove what is left of a loop's versions whose removal was killed; what is being written stays."""
         await _in_thread(self._delete, f"{_HALF_WRITTEN}{loop}{SEPARATOR}*{_REMOVED}")
 
-    async def load_records(self, loop: str) -> dict[str, LoadRecord]:
+    async def load_records(self) -> dict[str, LoadRecord]:
         """See `ModelRepository`."""
-        return await _in_thread(_load_records, self._root / LOAD_RECORDS, f"{loop}{SEPARATOR}")
+        return await _in_thread(_load_records, self._root / LOAD_RECORDS)
 
-    async def write_load_record(self, loop: str, version: str, record: LoadRecord | None) -> None:
+    async def write_load_record(self, model: str, record: LoadRecord | None) -> None:
         """See `ModelRepository`."""
-        path = self._root / LOAD_RECORDS / f"{triton_model(loop, version)}.json"
-        await _in_thread(_write_load_record, path, record)
+        await _in_thread(_write_load_record, self._root / LOAD_RECORDS / f"{model}.json", record)
 
     def _install(self, candidate: Candidate, graph: bytes, columns: int) -> bool:
         name = triton_model(candidate.loop, candidate.version)
@@ -143,18 +142,22 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _load_records(folder: Path, prefix: str) -> dict[str, LoadRecord]:
+def _load_records(folder: Path) -> dict[str, LoadRecord]:
+    """What an older version of this program knew of a record, and this one does not, is left out."""
+    known = {each.name for each in fields(LoadRecord)}
     records = {}
-    for path in sorted(folder.glob(f"{prefix}*.json")):
+    for path in sorted(folder.glob("[!.]*.json")):
         try:
-            body = json.loads(path.read_text(encoding="utf-8"))
+            body = {
+                name: value for name, value in json.loads(path.read_text(encoding="utf-8")).items() if name in known
+            }
             record = LoadRecord(**{**body, "ready_before": tuple(body["ready_before"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             _LOG.warning(
                 "a load record cannot be read: it is left out", extra={"path": str(path), "problem": str(error)}
             )
             continue
-        records[path.stem.removeprefix(prefix)] = record
+        records[path.stem] = record
     return records
 
 

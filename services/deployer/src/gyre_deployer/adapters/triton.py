@@ -6,7 +6,7 @@ The generated stubs of `tritonclient` on a channel of the mesh, so that errors a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -18,11 +18,14 @@ from gyre_runtime.settings import ChannelSettings
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 
-from gyre_deployer.ports import F32, CandidateRefused
+from gyre_deployer.domain.loading import ModelState
+from gyre_deployer.ports import F32, REPOSITORY_UNAVAILABLE, TRITON_TIMED_OUT, CandidateRefused
 from gyre_deployer.settings import DeployerSettings
 
 _POLL_S = 0.05
 _ASK_S = 2.0
+_STATES = {"READY": ModelState.READY, "LOADING": ModelState.LOADING, "": ModelState.UNASKED}
+"""What the states of Triton's index mean, for others see `ModelState.UNAVAILABLE`."""
 
 
 @contextmanager
@@ -31,7 +34,8 @@ def _asking() -> Iterator[None]:
     try:
         yield
     except GyreError as error:
-        raise Unavailable("TRITON_UNAVAILABLE", f"Triton does not answer: {error.message[:200]}") from error
+        reason = TRITON_TIMED_OUT if isinstance(error, DeadlineExceeded) else "TRITON_UNAVAILABLE"
+        raise Unavailable(reason, f"Triton does not answer: {error.message[:200]}") from error
 
 
 @contextmanager
@@ -83,18 +87,25 @@ class TritonControl:
             answer = await self._stub.ModelReady(pb.ModelReadyRequest(name=name), timeout=_ASK_S)
         return bool(answer.ready)
 
-    async def ready_models(self) -> frozenset[str]:
+    async def models(self) -> Mapping[str, ModelState]:
         """See `ModelServer`."""
-        request = pb.RepositoryIndexRequest(ready=True)
-        with _asking():
-            answer = await self._stub.RepositoryIndex(request, timeout=_ASK_S)
-        return frozenset(each.name for each in answer.models if each.state == "READY")
+        try:
+            with _trying("read its repository"):
+                answer = await self._stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=_ASK_S)
+        except CandidateRefused as error:
+            raise Unavailable(REPOSITORY_UNAVAILABLE, str(error)) from error
+        return {each.name: _STATES.get(each.state, ModelState.UNAVAILABLE) for each in answer.models}
 
     async def load(self, name: str) -> None:
         """See `ModelServer`."""
         request = pb.RepositoryModelLoadRequest(model_name=name)
-        with _trying(f"load {name}"):
-            await self._stub.RepositoryModelLoad(request, timeout=self._timeout_s)
+        try:
+            with _trying(f"load {name}"):
+                await self._stub.RepositoryModelLoad(request, timeout=self._timeout_s)
+        except CandidateRefused as error:
+            if name not in await self.models():
+                raise Unavailable(REPOSITORY_UNAVAILABLE, f"Triton does not see the files of {name}") from error
+            raise
 
     async def unload(self, name: str) -> None:
         """See `ModelServer`."""

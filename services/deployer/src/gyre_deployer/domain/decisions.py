@@ -73,10 +73,10 @@ def rollout_id(loop: str, version: str, offer: str = "") -> str:
 
 
 def next_step(rollout: Rollout) -> Step:
-    """What a rollout needs next; a paused one is still watched while it has users."""
+    """What a rollout needs next; a paused one is still watched while it has users, and gets them back."""
     if rollout.is_on_traffic:
         return Step.OBSERVE
-    if rollout.state == RolloutState.CANARY:
+    if rollout.stage == RolloutState.CANARY:
         return Step.RETURN
     return _STEPS.get(rollout.state, Step.NOTHING)
 

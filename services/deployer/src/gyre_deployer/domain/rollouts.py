@@ -48,7 +48,7 @@ _FROM: Mapping[Kind, frozenset[RolloutState]] = {
     Kind.VALIDATED: frozenset({RolloutState.STARTED}),
     Kind.LOADED: frozenset({RolloutState.VALIDATED}),
     Kind.WARMED: frozenset({RolloutState.LOADED}),
-    Kind.SHIFTED: frozenset({RolloutState.WARMED, RolloutState.CANARY}),
+    Kind.SHIFTED: frozenset({RolloutState.WARMED, RolloutState.CANARY, RolloutState.PAUSED}),
     Kind.PROMOTED: frozenset({RolloutState.WARMED, RolloutState.CANARY, RolloutState.PAUSED}),
     Kind.ROLLED_BACK: UNDER_WAY | {RolloutState.PROMOTED},
     Kind.REFUSED: BEFORE_TRAFFIC,
@@ -177,6 +177,11 @@ class Rollout:
     def is_under_way(self) -> bool:
         """Whether it has not ended."""
         return self.state in UNDER_WAY
+
+    @property
+    def stage(self) -> RolloutState:
+        """The state that it is in, or that it goes back to once it is not paused any more."""
+        return self.resumes_to if self.state == RolloutState.PAUSED else self.state
 
     @property
     def is_on_traffic(self) -> bool:
@@ -329,13 +334,17 @@ def _first_of(change: Change) -> Rollout:
 
 
 def _moved(rollout: Rollout, change: Change) -> Rollout:
-    if rollout.state not in _FROM.get(change.kind, frozenset()):
+    is_held = change.kind == Kind.SHIFTED and rollout.state == RolloutState.PAUSED
+    if rollout.state not in _FROM.get(change.kind, frozenset()) or (is_held and rollout.stage != RolloutState.CANARY):
         raise ValueError(f"{change.kind} of rollout {rollout.id}: cannot follow {rollout.state}")
     moved = replace(rollout, changes=(*rollout.changes, change))
     if change.kind in WITHOUT_STEP:
         return moved
-    state = rollout.resumes_to if change.kind == Kind.RESUMED else _TO[change.kind]
-    moved = replace(moved, state=state, share=change.share, step=change.step, resumes_to=rollout.state)
+    if is_held:
+        moved = replace(moved, share=change.share, step=change.step)
+    else:
+        state = rollout.resumes_to if change.kind == Kind.RESUMED else _TO[change.kind]
+        moved = replace(moved, state=state, share=change.share, step=change.step, resumes_to=rollout.state)
     if change.kind in (Kind.SHIFTED, Kind.RESUMED):
         return replace(moved, observed_since=change.time, observed_epoch=change.epoch)
     return moved

@@ -73,9 +73,8 @@ class Commands:
             if rollout.state == RolloutState.PROMOTED:
                 return None
             _require_under_way(rollout)
-            stands = rollout.resumes_to if rollout.state == RolloutState.PAUSED else rollout.state
-            if stands not in (RolloutState.WARMED, RolloutState.CANARY):
-                raise Precondition("NOT_WARM", f"rollout {rollout.id} is {stands}: must be WARMED or CANARY")
+            if rollout.stage not in (RolloutState.WARMED, RolloutState.CANARY):
+                raise Precondition("NOT_WARM", f"rollout {rollout.id} is {rollout.stage}: must be WARMED or CANARY")
             return promote(rollout, reason or "promoted by a person")
 
         return await self._change(rollout_id, "promote", decide)

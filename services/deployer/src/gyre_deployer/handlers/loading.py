@@ -1,16 +1,18 @@
-"""Attempts to load versions, each written down before it begins."""
+"""Attempts to load versions, each written down before the server is asked, and one at a time on each model server."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TypeVar
 
-from gyre_core.models import SEPARATOR, triton_model
+from gyre_core.models import split_model
+from gyre_runtime import Unavailable
 
-from gyre_deployer.domain.loading import LoadRecord, closed, next_attempt
-from gyre_deployer.ports import CandidateRefused, ModelRepository, ModelServer
+from gyre_deployer.domain.loading import CallEnd, Evidence, LoadRecord, concluded, next_attempt
+from gyre_deployer.ports import REPOSITORY_UNAVAILABLE, TRITON_TIMED_OUT, CandidateRefused, ModelRepository, ModelServer
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -20,99 +22,198 @@ class Postponed(Exception):  # noqa: N818 - a signal, not an error
     """A version is not to be loaded yet; the message says why, and until when."""
 
 
+async def _nothing() -> None:
+    """Prepares nothing."""
+
+
 class LoadAttempts:
-    """The attempts to load the versions of one loop.
+    """The attempts to load versions of all loops on one model server; where it ends, one load alone is suspected.
 
     Args:
-        loop: whose versions.
         server: that loads them.
         repository: keeps the records.
         first_backoff_s: pause after the first failed attempt, seconds; it doubles with each further one.
+        timeout_s: the time that the server has for an answer, seconds.
+        on_trial: names of the models, of any loop, that have traffic and are observed: their requests may end the
+            server, too.
         now: the wall clock, unix seconds.
     """
 
     def __init__(
         self,
-        loop: str,
         server: ModelServer,
         repository: ModelRepository,
         *,
         first_backoff_s: float,
+        timeout_s: float,
+        on_trial: Callable[[], Collection[str]],
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._loop = loop
         self._server = server
         self._repository = repository
         self._first_backoff_s = first_backoff_s
+        self._timeout_s = timeout_s
+        self._on_trial = on_trial
         self._now = now
         self._records: dict[str, LoadRecord] | None = None
+        self._running = ""
+        self._call = CallEnd.UNSEEN
+        self._is_only_suspect = True
+        self._closing, self._files = asyncio.Lock(), asyncio.Lock()
 
-    async def run(self, version: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Do what loads a version and asks it for the first time, and return its result.
+    async def run(
+        self,
+        model: str,
+        work: Callable[[], Awaitable[T]],
+        *,
+        prepare: Callable[[], Awaitable[object]] = _nothing,
+        keeps_losses: bool = False,
+    ) -> T:
+        """Do what loads a model or asks it for the first time, and return its result.
+
+        Args:
+            model: name on the server.
+            work: asks the server.
+            prepare: comes before it and does not ask the server to load.
+            keeps_losses: whether a success says nothing of how the server ended during earlier attempts.
 
         Raises:
-            Postponed: it is too early after a failed attempt, or the version ended a server that serves others now.
+            Postponed: another load has not ended, it is too early after a failed attempt, or the version ended a server
+                that serves others now.
             CandidateRefused: the server said that it cannot.
             Unavailable: the server is away, or went away meanwhile: `close` finds out what that means.
         """
-        record = (await self._read()).get(version)
-        ready = await self._server.ready_models()
+        records = await self._read()
+        record = records.get(model)
+        self._require_turn(records)
         if record is not None:
-            self._require_due(version, record, ready)
-        attempt = next_attempt(record, now=self._now(), ready=ready)
-        await self._write(version, attempt)
+            self._require_due(model, record)
+        self._running, self._call = model, CallEnd.UNSEEN
         try:
-            result = await work()
+            return await self._attempt(model, record, work, prepare=prepare, keeps_losses=keeps_losses)
+        finally:
+            self._running = ""
+
+    async def _attempt(
+        self,
+        model: str,
+        record: LoadRecord | None,
+        work: Callable[[], Awaitable[T]],
+        *,
+        prepare: Callable[[], Awaitable[object]],
+        keeps_losses: bool,
+    ) -> T:
+        models = await self._server.models()
+        attempt = next_attempt(record, now=self._now(), models=models)
+        _require_alone(model, attempt)
+        try:
+            await prepare()
+            await self._write(model, attempt)
+            result = await self._asked(model, work)
         except CandidateRefused as error:
-            await self._write(version, attempt.failed(str(error)))
+            await self._write(model, attempt.refused(str(error)))
             raise
-        await self.forget(version)
+        await self._write(model, attempt.succeeded() if keeps_losses else None)
         return result
 
-    def _require_due(self, version: str, record: LoadRecord, ready: frozenset[str]) -> None:
-        others = ready - {triton_model(self._loop, version)}
-        if record.ended_server and others:
-            raise Postponed(f"{version} ended the model server: it is not loaded beside {len(others)} other model(s)")
+    async def _asked(self, model: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Do the work, and note how it ends where it has no answer."""
+        others = set(self._on_trial()) - {model}
+        try:
+            return await work()
+        except Unavailable as error:
+            self._call = CallEnd.TIMED_OUT if error.reason == TRITON_TIMED_OUT else CallEnd.BROKEN
+            self._is_only_suspect = not others | (set(self._on_trial()) - {model})
+            raise
+
+    def _require_turn(self, records: Mapping[str, LoadRecord]) -> None:
+        waits_for = self._running or next((model for model, record in records.items() if record.is_open), "")
+        if waits_for:
+            raise Postponed(f"the load of {waits_for} must end first")
+
+    def _require_due(self, model: str, record: LoadRecord) -> None:
         left_s = record.retry_time(self._first_backoff_s) - self._now()
         if left_s > 0:
             raise Postponed(
-                f"{version} is loaded again in {left_s:.1f} s, after attempt {record.attempts}: {record.problem}"
+                f"{model} is loaded again in {left_s:.1f} s, after {record.failures} failure(s): {record.problem}"
             )
 
     async def close(self) -> None:
-        """Find out how attempts ended whose calls broke off.
+        """Find out how attempts ended whose calls had no answer, of any loop, also those of an earlier process.
 
         Raises:
             Unavailable: the server is still away.
         """
-        still_open = {version: record for version, record in (await self._read()).items() if record.is_open}
-        if not still_open:
+        async with self._closing:
+            records = await self._read()
+            still_open = {name: each for name, each in records.items() if each.is_open and name != self._running}
+            if not still_open:
+                return
+            try:
+                models = await self._server.models()
+            except Unavailable as error:
+                if error.reason == REPOSITORY_UNAVAILABLE:
+                    return
+                self._call = CallEnd.BROKEN if self._call == CallEnd.TIMED_OUT else self._call
+                raise
+            for model, record in still_open.items():
+                is_overdue = self._now() - record.start_time > self._timeout_s
+                is_only_suspect = self._is_only_suspect and len(still_open) == 1
+                evidence = Evidence(models, self._call, is_only_suspect, self._timeout_s, is_overdue)
+                await self._conclude(model, record, concluded(record, model, evidence))
+
+    async def _conclude(self, model: str, before: LoadRecord, after: LoadRecord | None) -> None:
+        if after == before:
             return
-        ready = await self._server.ready_models()
-        for version, record in still_open.items():
-            name = triton_model(self._loop, version)
-            ended = closed(record, own_prefix=f"{self._loop}{SEPARATOR}", name=name, ready=ready)
-            _LOG.error("a load broke off", extra={"loop": self._loop, "version": version, "problem": ended.problem})
-            await self._write(version, ended)
+        if after is not None and after.losses > before.losses:
+            await self._acquit_others()
+        await self._write(model, after)
+        loop, version = split_model(model) or ("", model)
+        problem = after.problem if after is not None else "none: it is loaded"
+        _LOG.warning("a load had no answer", extra={"loop": loop, "version": version, "problem": problem})
 
-    async def hopeless(self) -> dict[str, LoadRecord]:
-        """The versions that count as unloadable, with the records of their attempts."""
-        return {version: record for version, record in (await self._read()).items() if record.is_hopeless}
+    async def _acquit_others(self) -> None:
+        for model, record in (await self._read()).items():
+            if not record.is_open and record.acquitted() != record:
+                await self._write(model, record.acquitted())
 
-    async def forget(self, version: str) -> None:
-        """Remove the record of a version, if there is one."""
-        if version in await self._read():
-            await self._write(version, None)
+    async def hopeless(self, loop: str) -> dict[str, LoadRecord]:
+        """The versions of a loop that count as unloadable, with the records of their attempts."""
+        records = await self._read()
+        parts = [(split_model(model), record) for model, record in records.items() if record.is_hopeless]
+        return {name[1]: record for name, record in parts if name is not None and name[0] == loop}
+
+    async def losses(self, model: str) -> int:
+        """During how many attempts to load a model the server ended, without it being certain that it was its doing."""
+        record = (await self._read()).get(model)
+        return record.losses if record is not None else 0
+
+    async def forget(self, model: str) -> None:
+        """Remove the record of a model, if there is one."""
+        await self._write(model, None)
 
     async def _read(self) -> dict[str, LoadRecord]:
+        async with self._files:
+            return await self._known()
+
+    async def _known(self) -> dict[str, LoadRecord]:
         if self._records is None:
-            self._records = await self._repository.load_records(self._loop)
+            self._records = await self._repository.load_records()
         return self._records
 
-    async def _write(self, version: str, record: LoadRecord | None) -> None:
-        records = await self._read()
-        await self._repository.write_load_record(self._loop, version, record)
-        if record is None:
-            records.pop(version, None)
-        else:
-            records[version] = record
+    async def _write(self, model: str, record: LoadRecord | None) -> None:
+        """Write a record; after a failure nobody knows what is there, which is then read again."""
+        async with self._files:
+            records = await self._known()
+            if record is None and model not in records:
+                return
+            self._records = None
+            await self._repository.write_load_record(model, record)
+            others = {name: each for name, each in records.items() if name != model}
+            self._records = others if record is None else {**others, model: record}
+
+
+def _require_alone(model: str, attempt: LoadRecord) -> None:
+    others = set(attempt.ready_before) - {model}
+    if attempt.ended_server and others:
+        raise Postponed(f"{model} ended the model server: it is not loaded beside {len(others)} other model(s)")

@@ -138,8 +138,7 @@ class Reconciler:
         self._ledger.waiting_for = self._held_for or self._waiting.problem
 
     async def _keep_loaded(self) -> None:
-        restoration = await self._recovery.restore()
-        self._missing = restoration.missing
+        self._missing = await self._recovery.restore()
         await self._recovery.publish_alert(self._missing)
 
     async def _take_step(self) -> None:

@@ -18,7 +18,7 @@ from gyre_deployer.domain.loading import LoadRecord
 from gyre_deployer.domain.outages import last_withdrawal, trial_of
 from gyre_deployer.domain.rollouts import Change, LoopState, Rollout, RolloutState
 from gyre_deployer.handlers.ledger import RolloutLedger
-from gyre_deployer.handlers.serving import Restoration, ServedVersions
+from gyre_deployer.handlers.serving import ServedVersions
 from gyre_deployer.ports import REPOSITORY_UNAVAILABLE, Alerts
 
 _LOG = logging.getLogger(__name__)
@@ -63,11 +63,16 @@ class Recovery:
         self._first_pause_s = first_pause_s
         self._published: Alert | None = None
         self._answers_since: float | None = None
+        self._missing: Mapping[str, str] = {}
 
-    async def restore(self) -> Restoration:
+    async def restore(self) -> Mapping[str, str]:
         """Have the model server hold what it should, also after its restart, and give up what it cannot load.
 
-        A restart is not the fault of a candidate that has traffic; a load that the server does not survive is.
+        A restart is not the fault of a candidate that has traffic, which is withdrawn before anything is loaded again;
+        a load that the server does not survive is.
+
+        Returns:
+            The versions that it does not hold all the same, with the reason in words for a person.
 
         Raises:
             ConcurrentChange: the state is another by now.
@@ -77,12 +82,14 @@ class Recovery:
             unloadable = await self.serving.unloadable()
         await self._give_up(unloadable)
         async with self._server_asked():
-            restoration = await self.serving.restore(self._ledger.state)
-        if restoration.restored:
-            await self._note_outage()
+            lost = await self.serving.lost(self._ledger.state)
+        if not self._missing.keys() >= set(lost):
+            await self._note_outage(lost)
+        async with self._server_asked():
+            self._missing = await self.serving.restore(self._ledger.state, lost)
         if self._answers_since is None:
             self._answers_since = self._now()
-        return restoration
+        return self._missing
 
     @asynccontextmanager
     async def _server_asked(self) -> AsyncIterator[None]:
@@ -90,26 +97,33 @@ class Recovery:
             yield
         except Unavailable as error:
             if error.reason != REPOSITORY_UNAVAILABLE:
-                await self._note_outage()
+                await self._note_outage([])
             raise
 
     async def _give_up(self, unloadable: Mapping[str, LoadRecord]) -> None:
         """Write down what follows from versions that cannot be loaded; a live one without a successor stays."""
         for version in sorted(unloadable, key=lambda each: each == self._ledger.state.live):
             state = self._ledger.state
-            reason = f"cannot be loaded, after attempt {unloadable[version].attempts}: {unloadable[version].problem}"
+            reason = f"cannot be loaded, after attempt {unloadable[version].failures}: {unloadable[version].problem}"
             changes = give_up(state, version, reason)
             if changes:
                 _LOG.error("a version is given up", extra={"loop": state.loop, "version": version, "problem": reason})
                 await self._append("give up", state, changes)
 
-    async def _note_outage(self) -> None:
-        """Withdraw the traffic of a candidate once for each outage; before the first answer nobody knows of one."""
-        if self._answers_since is None:
-            return
+    async def _note_outage(self, lost: Sequence[str]) -> None:
+        """Withdraw the traffic of a candidate, also of a paused one, once for each outage.
+
+        Before the first answer nobody knows of one, unless the server has lost a candidate that has traffic.
+
+        Args:
+            lost: versions that the server held before.
+        """
         state = self._ledger.state
         rollout = state.under_way
-        if rollout is not None and rollout.state == RolloutState.CANARY:
+        is_broken = rollout is not None and rollout.is_on_traffic and rollout.version in lost
+        if self._answers_since is None and not is_broken:
+            return
+        if rollout is not None and rollout.stage == RolloutState.CANARY:
             changes = self._after_outage(rollout)
             if changes:
                 await self._append("withdraw traffic", state, changes)

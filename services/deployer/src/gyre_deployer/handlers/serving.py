@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from gyre_core.models import triton_model
@@ -38,19 +38,6 @@ class WarmUp:
     rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class Restoration:
-    """What a look at the server found of the versions that it should hold.
-
-    Attributes:
-        restored: versions that it had lost and holds again.
-        missing: versions that it does not hold, with the reason in words for a person.
-    """
-
-    restored: tuple[str, ...] = ()
-    missing: Mapping[str, str] = field(default_factory=dict)
-
-
 class ServedVersions:
     """The loop's versions on the model server."""
 
@@ -80,14 +67,17 @@ class ServedVersions:
         """
         artifact = await self._checked(candidate)
         try:
-            worst = await self._attempts.run(candidate.version, lambda: self._first_load(candidate, artifact))
+            worst = await self._attempts.run(
+                self._model(candidate.version),
+                lambda: self._first_load(candidate, artifact),
+                prepare=lambda: self._install(candidate, artifact),
+            )
         except CandidateRefused:
             await self.forget(candidate.version)
             raise
         return f"{len(artifact.scores)} golden requests answered within {worst:.1e}"
 
     async def _first_load(self, candidate: Candidate, artifact: Artifact) -> float:
-        await self._install(candidate, artifact)
         await self._load(candidate.version)
         return await self._worst_difference(candidate.version, artifact)
 
@@ -116,14 +106,24 @@ class ServedVersions:
             Postponed: an attempt to load it failed, and the next one is not due yet.
             Unavailable: the server is away.
         """
-        if not await self._server.is_ready(triton_model(self._loop, candidate.version)):
-            await self._attempts.run(candidate.version, lambda: self._reload(candidate))
+        if not await self._server.is_ready(self._model(candidate.version)):
+            await self._reload(candidate, keeps_losses=True)
         return "loaded beside the live model"
 
-    async def _reload(self, candidate: Candidate) -> None:
+    async def _reload(self, candidate: Candidate, *, keeps_losses: bool) -> None:
         """Load a version from the repository; what is lost or broken there is made again from the artefact."""
+        await self._attempts.run(
+            self._model(candidate.version),
+            lambda: self._load_or_mend(candidate),
+            prepare=lambda: self._complete(candidate),
+            keeps_losses=keeps_losses,
+        )
+
+    async def _complete(self, candidate: Candidate) -> None:
         if not await self._repository.holds(self._loop, candidate.version):
             await self._install(candidate, await self._artifacts.read(candidate))
+
+    async def _load_or_mend(self, candidate: Candidate) -> None:
         try:
             await self._load(candidate.version)
         except CandidateRefused:
@@ -135,11 +135,14 @@ class ServedVersions:
         """Put a version into the repository; its golden requests are as wide as the layout that it reads."""
         return await self._repository.install(candidate, artifact.graph, artifact.features.shape[1])
 
+    def _model(self, version: str) -> str:
+        return triton_model(self._loop, version)
+
     async def _load(self, version: str) -> None:
-        await self._server.load(triton_model(self._loop, version))
+        await self._server.load(self._model(version))
 
     async def _worst_difference(self, version: str, artifact: Artifact) -> float:
-        scores = await self._server.score(triton_model(self._loop, version), artifact.features)
+        scores = await self._server.score(self._model(version), artifact.features)
         differences = np.abs(scores - artifact.scores) / np.maximum(1.0, np.abs(artifact.scores))
         worst = float(differences.max())
         if not worst <= TOLERANCE:
@@ -156,7 +159,7 @@ class ServedVersions:
         """
         artifact = await self._artifacts.read(candidate)
         rows = _tiled(artifact.features, self._warm_up.rows)
-        times = await self._attempts.run(candidate.version, lambda: self._timed(candidate.version, rows))
+        times = await self._attempts.run(self._model(candidate.version), lambda: self._timed(candidate.version, rows))
         median, slowest = np.median(times) * 1000, max(times) * 1000
         return f"{len(times)} requests of {len(rows)} rows: median {median:.1f} ms, slowest {slowest:.1f} ms"
 
@@ -165,7 +168,7 @@ class ServedVersions:
         times = []
         for _ in range(self._warm_up.requests):
             started = time.perf_counter()
-            await self._server.score(triton_model(self._loop, version), rows)
+            await self._server.score(self._model(version), rows)
             times.append(time.perf_counter() - started)
             observe(times[-1])
         return times
@@ -177,25 +180,31 @@ class ServedVersions:
             Unavailable: the server is away.
         """
         await self._attempts.close()
-        return await self._attempts.hopeless()
+        return await self._attempts.hopeless(self._loop)
 
-    async def restore(self, state: LoopState) -> Restoration:
-        """Load again what the server should hold and does not, because it was restarted: live and last good first.
+    async def lost(self, state: LoopState) -> list[str]:
+        """The versions that the server should hold and does not, because it was restarted, in the order to load them.
+
+        Live and last good come first, unless the server ended during their last attempt: whether it was their doing
+        shows when others are loaded before.
 
         Raises:
             Unavailable: the server is away.
         """
         under_way = state.under_way
         order = (state.live, state.last_good, under_way.version if under_way else "")
-        lost = [each for each in state.loaded if not await self._server.is_ready(triton_model(self._loop, each))]
-        restored, missing = [], {}
-        for version in sorted(lost, key=lambda each: order.index(each) if each in order else len(order)):
-            problem = await self._restored(state, version)
-            if problem:
-                missing[version] = problem
-            else:
-                restored.append(version)
-        return Restoration(tuple(restored), missing)
+        lost = [each for each in state.loaded if not await self._server.is_ready(self._model(each))]
+        losses = {each: await self._attempts.losses(self._model(each)) for each in lost}
+        return sorted(lost, key=lambda each: (losses[each], order.index(each) if each in order else len(order)))
+
+    async def restore(self, state: LoopState, lost: Sequence[str]) -> dict[str, str]:
+        """Load versions again; those that are still missing, with the reason in words for a person.
+
+        Raises:
+            Unavailable: the server is away.
+        """
+        problems = {version: await self._restored(state, version) for version in lost}
+        return {version: problem for version, problem in problems.items() if problem}
 
     async def _restored(self, state: LoopState, version: str) -> str:
         """Load a version again; why it is not loaded, which must not keep the others, which serve, from coming back."""
@@ -203,7 +212,7 @@ class ServedVersions:
         if rollout is None:
             return f"{version} has no rollout"
         try:
-            await self._attempts.run(version, lambda: self._reload(rollout.candidate))
+            await self._reload(rollout.candidate, keeps_losses=rollout.is_under_way)
         except Postponed as pause:
             return str(pause)
         except CandidateRefused as error:
@@ -219,7 +228,7 @@ class ServedVersions:
         Raises:
             Unavailable: the server is away.
         """
-        await self._server.unload(triton_model(self._loop, version))
+        await self._server.unload(self._model(version))
 
     async def forget(self, version: str) -> None:
         """Take a version off the server and its files out of the repository.
@@ -227,9 +236,9 @@ class ServedVersions:
         Raises:
             Unavailable: the server is away; the files are still there.
         """
-        await self._server.unload(triton_model(self._loop, version))
+        await self._server.unload(self._model(version))
         await self._repository.remove(self._loop, version)
-        await self._attempts.forget(version)
+        await self._attempts.forget(self._model(version))
 
     async def sweep(self, state: LoopState) -> None:
         """Forget every version in the repository that the log does not know as loaded or under way.

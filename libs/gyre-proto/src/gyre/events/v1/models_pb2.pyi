@@ -74,7 +74,7 @@ class _RolloutEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Roll
     """The candidate answered warm-up requests."""
     ROLLOUT_EVENT_KIND_SHIFTED: _RolloutEventKind.ValueType  # 5
     """The candidate's share of traffic changed. At 0 a candidate that had traffic has none for a while, since the model
-    server was away: that does not count against it.
+    server was away: that does not count against it. A paused rollout stays paused.
     """
     ROLLOUT_EVENT_KIND_PROMOTED: _RolloutEventKind.ValueType  # 6
     """The candidate became the live model."""
@@ -108,7 +108,7 @@ ROLLOUT_EVENT_KIND_WARMED: RolloutEventKind.ValueType  # 4
 """The candidate answered warm-up requests."""
 ROLLOUT_EVENT_KIND_SHIFTED: RolloutEventKind.ValueType  # 5
 """The candidate's share of traffic changed. At 0 a candidate that had traffic has none for a while, since the model
-server was away: that does not count against it.
+server was away: that does not count against it. A paused rollout stays paused.
 """
 ROLLOUT_EVENT_KIND_PROMOTED: RolloutEventKind.ValueType  # 6
 """The candidate became the live model."""
