@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from gyre_core.models import PINS_FOLDER
 from gyre_features.privacy.erasure import erase_user
-from gyre_features.processes.maintain import compact_all, maintain_all
+from gyre_features.processes.maintain import compact_all, maintain_all, plan_all
 from gyre_features.settings import FeaturesSettings
 from gyre_features.warehouse.maintenance import Expired, _groups, _replaced, compact, expire, snapshots_of_models
 from gyre_features.warehouse.table_files import Levels, files_of, orphans
@@ -207,13 +207,16 @@ def test_models_name_their_snapshots(tmp_path: Path) -> None:
         snapshots_of_models(tmp_path, "shop")
 
 
+LOOP = (
+    "version: 1\nloop: {loop}\nevents: {{interactions: {{click: {{}}}}}}\n"
+    "features: [{{name: clicks, kind: decayed_count, scope: item, events: [click], half_lives: [1d]}}]\n"
+)
+
+
 def test_the_jobs_go_through_every_table(table: Table, tmp_path: Path, capsys) -> None:
     """The commands do it for each table of each loop, say what they did, and end with 0."""
     spec = tmp_path / "gyre.yaml"
-    spec.write_text(
-        "version: 1\nloop: shop\nevents: {interactions: {click: {}}}\n"
-        "features: [{name: clicks, kind: decayed_count, scope: item, events: [click], half_lives: [1d]}]\n"
-    )
+    spec.write_text(LOOP.format(loop="shop"))
     settings = FeaturesSettings(warehouse=str(tmp_path), artifacts=tmp_path / "artifacts", loops=(spec,))
     assert compact_all(settings) == 0
     assert f"shop.{INTERACTIONS}: 12 small files into 2, 120 rows" in capsys.readouterr().out
@@ -221,3 +224,29 @@ def test_the_jobs_go_through_every_table(table: Table, tmp_path: Path, capsys) -
     assert f"shop.{INTERACTIONS}: 0 snapshots expired" in capsys.readouterr().out
     table.refresh()
     assert files(table) == 8
+
+
+@pytest.mark.parametrize("content", ["{}", "no JSON", None])
+def test_a_manifest_that_nobody_can_read_keeps_its_own_loop_only(
+    table: Table, tmp_path: Path, capsys, content: str | None
+) -> None:
+    """Nothing of that loop expires, which the job says and answers 1 for; its files are compacted, others expire."""
+    specs = tuple(tmp_path / f"{loop}.yaml" for loop in ("shop", "unread"))
+    for spec in specs:
+        spec.write_text(LOOP.format(loop=spec.stem))
+    manifest = tmp_path / "artifacts" / "unread" / "v1" / "model.json"
+    manifest.parent.mkdir(parents=True)
+    if content is None:
+        manifest.mkdir()  # stands for a file system that does not give it
+    else:
+        manifest.write_text(content)
+    settings = FeaturesSettings(warehouse=str(tmp_path), artifacts=tmp_path / "artifacts", loops=specs[::-1])
+    assert maintain_all(settings) == 1
+    said = capsys.readouterr().out
+    assert f"unread.{INTERACTIONS}: 0 small files" in said
+    assert "unread: nothing expires, since a model's snapshots are not known: " in said
+    assert str(manifest) in said
+    assert f"unread.{INTERACTIONS}: 0 snapshots expired" not in said
+    assert f"shop.{INTERACTIONS}: 0 snapshots expired" in said
+    assert plan_all(settings) == 1
+    assert f"shop.{INTERACTIONS}: " in capsys.readouterr().out

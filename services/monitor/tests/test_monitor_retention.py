@@ -113,3 +113,28 @@ async def test_live_and_last_good_keep_their_lineage(projection, database, log, 
     )
     assert "v0" not in known
     assert "bad" not in known
+
+
+async def test_a_log_that_was_made_anew_takes_no_lineage_away(projection, database, log, make, loop) -> None:
+    """Epochs begin at 1 again: what served before keeps its lineage, and so do the newest rollouts of the new log."""
+    await promote(projection, log, make, loop, "good", epoch=5001, at=1000.0)
+    await promote(projection, log, make, loop, "live", epoch=5011, at=1001.0)
+    for number in range(3 * NUMBER):  # of which the new log names none of the two above
+        version, at = f"v{number}", 1002.0 + number
+        candidate = make.candidate(loop, version, trigger_id=f"t{number}")
+        await projection.apply([log.add("models.candidates", candidate, at=at)])
+        for step, kind in enumerate(("STARTED", "SHIFTED", "ROLLED_BACK")):
+            epoch = 3 * number + step + (6000 if number < NUMBER else 1)
+            event = make.rollout(loop, f"ro{number}", kind, epoch=epoch, version=version, share=0.0)
+            await projection.apply([log.add("models.rollout-events", event, at=at)])
+        await database.write(ModelRetention({loop: NUMBER}).prune)
+    await database.write(lambda connection: ModelRetention({loop: NUMBER}).prune(connection, always=True))
+    versions = select(ROLLOUTS.c.version).where(ROLLOUTS.c.loop == loop)
+    known = await database.read(lambda connection: set(connection.scalars(versions)))
+    assert known == {"good", "live", *(f"v{number}" for number in range(2 * NUMBER, 3 * NUMBER))}
+    for number, version in enumerate(("live", "good")):
+        answer = make.impression(f"r-{version}", model_version=version, epoch=5100)
+        await projection.apply([log.shown(answer, at=1101.0 + number)])
+        chain = await database.read(reports.chain, loop, f"r-{version}", window_s=10.0)
+        found = (chain.rollout_id, chain.run_id, chain.trigger_id)
+        assert found == (f"ro-{version}", f"run-{version}", f"t-{version}")

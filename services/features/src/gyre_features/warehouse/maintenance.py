@@ -199,12 +199,20 @@ def snapshots_of_models(artifacts: Path, loop: str) -> dict[str, frozenset[int]]
         ValueError: an artefact cannot be read, so that nobody knows what it names.
     """
     found: dict[str, set[int]] = {}
-    folder = artifacts / loop
-    for path in sorted([*folder.glob(f"*/{MANIFEST_FILE}"), *folder.glob(f"{PINS_FOLDER}/*/{MANIFEST_FILE}")]):
-        try:
-            snapshots = json.loads(path.read_text(encoding="utf-8"))["snapshots"]
-            for table, snapshot in snapshots.items():
-                found.setdefault(table, set()).add(int(snapshot))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path}: must name the snapshots that it was made from: {error!r:.100}") from error
+    # A run that ends meanwhile has its artefact before its pins go.
+    for pattern in (f"{PINS_FOLDER}/*/{MANIFEST_FILE}", f"*/{MANIFEST_FILE}"):
+        for path in sorted((artifacts / loop).glob(pattern)):
+            for table, snapshot in _named_by(path).items():
+                found.setdefault(table, set()).add(snapshot)
     return {table: frozenset(ids) for table, ids in found.items()}
+
+
+def _named_by(manifest: Path) -> dict[str, int]:
+    """The snapshots that a manifest names, by table; none where it was removed meanwhile."""
+    try:
+        snapshots = json.loads(manifest.read_text(encoding="utf-8"))["snapshots"]
+        return {table: int(snapshot) for table, snapshot in snapshots.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{manifest}: must name the snapshots that it was made from: {error!r:.100}") from error

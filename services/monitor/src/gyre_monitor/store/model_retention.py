@@ -72,20 +72,22 @@ def _serving(connection: Connection, loop: str) -> list[str]:
 
 def _outdated(connection: Connection, loop: str, number: int) -> Iterator[tuple[Table, ColumnElement[bool]]]:
     """The tables with the rows that go, in the order in which they may: what others name goes after those."""
-    newest = select(ROLLOUTS).where(ROLLOUTS.c.loop == loop).order_by(ROLLOUTS.c.first_epoch.desc())
-    oldest = connection.execute(newest.offset(number - 1).limit(1)).one_or_none()
+    # By time: epochs begin anew with a new log of rollouts.
+    newest = select(ROLLOUTS).where(ROLLOUTS.c.loop == loop).order_by(ROLLOUTS.c.start_time.desc()).limit(number)
+    kept = connection.execute(newest).all()
     answered = select(IMPRESSIONS.c.version).where(IMPRESSIONS.c.loop == loop)
-    if oldest is not None:
+    if len(kept) == number:
+        first_epoch, first_time = min(each.first_epoch for each in kept), kept[-1].start_time
         for table in (LATENCIES, ARMS):
-            yield table, and_(table.c.loop == loop, table.c.epoch < oldest.first_epoch)
-        counted = select(ARMS.c.version).where(ARMS.c.loop == loop, ARMS.c.epoch >= oldest.first_epoch)
+            yield table, and_(table.c.loop == loop, table.c.epoch < first_epoch)
+        counted = select(ARMS.c.version).where(ARMS.c.loop == loop, ARMS.c.epoch >= first_epoch)
         rollout = ROLLOUTS.c
         serving = _serving(connection, loop)
         yield (
             ROLLOUTS,
             and_(
                 rollout.loop == loop,
-                rollout.first_epoch < oldest.first_epoch,
+                rollout.start_time < first_time,
                 rollout.version.not_in(answered),
                 rollout.version.not_in(counted),
                 rollout.version.not_in(serving),
@@ -97,7 +99,7 @@ def _outdated(connection: Connection, loop: str, number: int) -> Iterator[tuple[
             CANDIDATES,
             and_(
                 candidate.loop == loop,
-                candidate.candidate_time < oldest.start_time,
+                candidate.candidate_time < first_time,
                 candidate.version.not_in(rolled_out),
                 candidate.version.not_in(answered),
             ),
