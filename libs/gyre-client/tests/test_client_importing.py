@@ -303,3 +303,27 @@ def test_a_vector_is_sent_as_numbers() -> None:
         "text",
     ]
     assert field_values(sent) == {"embedding": [1.0, 2.5], "tags": ["a"], "maker": "b"}
+
+
+@pytest.mark.adapter
+async def test_an_item_larger_than_its_topic_takes_is_a_rejected_row(kafka: str, tmp_path: Path, gyre: Gyre) -> None:
+    """It costs only itself, and the dry run says the same of it as the import."""
+    texts, loop = [f"text{number}" for number in range(120)], "import-too-large"
+    fields = "".join(f"    {name}: {{kind: text}}\n" for name in texts)
+    spec, mapping, items = tmp_path / "gyre.yaml", tmp_path / "mapping.yaml", tmp_path / "items.jsonl"
+    events = "events: {interactions: {click: {}}}\nfeatures: [{name: age, kind: age, field: made}]"
+    spec.write_text(f"version: 1\nloop: {loop}\n{events}\nitems:\n  fields:\n    made: {{kind: time}}\n{fields}")
+    sources = "".join(f"  {name}: {name}\n" for name in texts)
+    mapping.write_text(f"kind: items\nitem: sku\nat: 2017-01-01T00:00:00Z\nfields:\n{sources}")
+    rows = [{"sku": "small", "text0": "short"}, {"sku": "large", **dict.fromkeys(texts, "x" * 10_000)}]
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["import", str(spec), str(items), "--mapping", str(mapping)]
+    dry = await asyncio.to_thread(gyre, *words, "--dry-run", kafka=kafka)
+    done = await asyncio.to_thread(gyre, *words, kafka=kafka)
+    assert (dry.exit_code, done.exit_code) == (0, 0), done.output
+    assert "1 events fit, 1 rows rejected" in dry.output
+    assert "1 events sent, 0 were there already, 1 rows rejected" in done.output
+    rejected = json.loads((tmp_path / "items.jsonl.rejects.jsonl").read_text())
+    assert (rejected["line"], rejected["field"]) == (2, "fields")
+    assert rejected["rule"].startswith("RECORD_TOO_LARGE: the record has 1,20"), rejected["rule"]
+    assert [each.key async for each in read_records(kafka, topic(loop, "catalog.items"))] == [b"small"]

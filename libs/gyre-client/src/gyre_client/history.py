@@ -18,12 +18,12 @@ from gyre_core.admission import PartitionClock, Refusal
 from gyre_core.event_time import parse_time
 from gyre_core.features import Event, FieldsChanged, Impression, UserInteraction
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import BEHAVIOR, IMPORT_SOURCE, topic
+from gyre_core.topics import BEHAVIOR, IMPORT_SOURCE, max_record_bytes, topic
 from gyre_runtime import Invalid, Unavailable
 from gyre_runtime.admission import Admission, Rules, refuse
 from gyre_runtime.events import Event as RawEvent
-from gyre_runtime.events import message_types
-from gyre_runtime.kafka import Producer, ensure_topics, read_records
+from gyre_runtime.events import encode, message_types
+from gyre_runtime.kafka import Producer, ensure_topics, read_records, require_fits
 from gyre_runtime.settings import KafkaSettings
 
 from gyre_client.clock import clock_mark
@@ -31,6 +31,8 @@ from gyre_client.gateway import item_changed, user_changed
 
 _CHUNK = 1000
 _UNKNOWN_PARTITION = -1
+_ENVELOPE_BYTES = 4096
+"""More than key and headers of an event take."""
 _BEHAVIOR_TYPES = message_types(behavior.Interaction, behavior.Impression)
 _SUFFIXES = ("catalog.items", "catalog.users", "behavior.interactions", "behavior.impressions")
 
@@ -225,11 +227,24 @@ async def imported_ids(kafka: str, loop: str, suffixes: Iterable[str] = _SUFFIXE
 
 
 def refusal_of(spec: LoopSpec, event: Event) -> Refusal | None:
-    """Why the loop would refuse an event that is imported now, or None."""
+    """Why the loop would refuse an event that is imported now, or why it cannot be sent; or None."""
     made = _made(event)
     name, kind = topic(spec.loop, made.suffix), made.message.DESCRIPTOR.full_name
     raw = RawEvent(made.id, IMPORT_SOURCE, kind, event.time, made.message, None, name, 0, 0, arrival_time=now())
-    return refuse(raw, Rules({}, spec), PartitionClock())
+    return refuse(raw, Rules({}, spec), PartitionClock()) or _too_large(name, made)
+
+
+def _too_large(name: str, made: Prepared) -> Refusal | None:
+    """That an event is larger than its topic takes, or None."""
+    if made.message.ByteSize() + _ENVELOPE_BYTES <= max_record_bytes(name):
+        return None
+    record = encode(made.message, source=IMPORT_SOURCE, id=made.id, time=made.time, key=made.key)
+    try:
+        require_fits(name, *record)
+    except Invalid as error:
+        field = "fields" if isinstance(made.message, behavior.ItemChanged | behavior.UserChanged) else "item_ids"
+        return Refusal(error.reason, error.message, field)
+    return None
 
 
 def prepare(spec: LoopSpec, event: Event) -> Prepared:
