@@ -1,5 +1,6 @@
 """Whose fault a load without an answer is, on hand-written fakes: at each step, whoever ends there."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
@@ -236,9 +237,10 @@ async def test_a_version_that_never_answers_in_time_ends(world: World) -> None:
 
     world.loads.clear()
     world.at_load = late
-    while len(world.loads) < 10:
-        await looks(process, 1)
-        world.loading.clear()
+    for _ in range(60):
+        if len(world.loads) < 10:
+            await looks(process, 1)
+            world.loading.clear()
     assert told(world, "v2") == WAY_UP[:1]
     await looks(process, 20)
     assert told(world, "v2")[-1] == ("ROLLED_BACK", 0.0)
@@ -301,3 +303,40 @@ async def test_a_version_that_ends_triton_and_deployer_ends_within_three_loads(w
     assert [kind for kind, _ in told(world, "v2")] == ["STARTED", "ROLLED_BACK"]
     assert world.loads.count("v2") == MAX_FAILURES
     assert world.served == {world.model("v1")}
+
+
+async def test_a_first_model_that_ends_an_empty_triton_is_tried_three_times(world: World) -> None:
+    """There is nothing to lose, so that one end is no proof; the third is."""
+    process = Process.begin(world)
+    world.ending.add("v1")
+    world.register("v1")
+    await looks(process, 30)
+    assert [kind for kind, _ in told(world, "v1")] == ["STARTED", "ROLLED_BACK"]
+    assert world.loads == ["v1"] * MAX_FAILURES
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_whatever_ends_in_whatever_order_nobody_is_stuck(world: World, seed: int) -> None:
+    """After a dozen faults at random calls live serves, the candidate has traffic or has ended, a newer one goes on."""
+    chance = random.Random(seed)
+    process = await SCENES[chance.choice(list(SCENES))](world)
+    before, has_harmed = len(world.log), False
+    for _ in range(12):
+        fault = Fault(world, chance.choice((Crash, Unavailable)), chance.choice(("stays", "restarts")))
+        fault.arm(chance.randint(1, 30))
+        process = await lives(world, process, 30, fault.is_over)
+        has_harmed |= fault.triton == "restarts"
+        process = await lives(world, process, chance.randint(0, 3), lambda _: False)
+    world.failing_call = -1
+    process = await lives(world, process, 200, is_at_rest)
+    rollout = process.ledger.state.of_version("v2")
+    assert rollout is not None
+    assert rollout.is_on_traffic or (has_harmed and "ended while it was loading" in rollout.reason), rollout.reason
+    assert world.model("v1") in world.served
+    assert not [record for record in world.load_records.values() if record.is_open]
+    assert len(world.log) - before <= 40
+    if rollout.is_under_way:
+        await process.commands.roll_back(rollout.id, "")
+    world.register("v3")
+    await looks(process, 10)
+    assert told(world, "v3")[-1] == ("SHIFTED", 0.1)

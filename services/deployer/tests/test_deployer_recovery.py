@@ -240,6 +240,20 @@ async def test_a_paused_candidate_that_triton_lost_has_no_traffic(world: World) 
     assert process.ledger.state.rollouts[paused].state == RolloutState.CANARY
 
 
+async def test_a_candidate_that_is_paused_without_traffic_has_none_until_it_is_resumed(world: World) -> None:
+    """Whoever pauses it during an outage sees no users go to it, however long Triton has answered since."""
+    process = await canary(world)
+    world.restart_triton()
+    await process.look()
+    assert told(world, "v2")[-1] == ("SHIFTED", 0.0)
+    await process.commands.pause(process.ledger.state.current, "lunch", resume=False)
+    await looks(process, 20)
+    assert told(world, "v2")[-1] == ("PAUSED", 0.0)
+    await process.commands.pause(process.ledger.state.current, "", resume=True)
+    await looks(process, 3)
+    assert told(world, "v2")[-2:] == [("RESUMED", 0.0), ("SHIFTED", 0.1)]
+
+
 @pytest.mark.parametrize("is_paused", [True, False])
 async def test_a_candidate_that_was_lost_while_the_deployer_was_away_has_no_traffic(
     world: World, is_paused: bool

@@ -1,4 +1,4 @@
-"""What the real Triton says of its models, as the deployer reads it."""
+"""What the real Triton says of its models, and the file system of an artefact, as the deployer reads them."""
 
 import asyncio
 import os
@@ -6,9 +6,11 @@ import shutil
 import signal
 
 import pytest
-from gyre_core.models import triton_model
+from gyre_core.models import MODEL_FILE, triton_model
+from gyre_deployer.adapters.artifacts import ArtifactFolders
 from gyre_deployer.adapters.triton import TritonControl
 from gyre_deployer.domain.loading import ModelState
+from gyre_deployer.domain.rollouts import Candidate
 from gyre_deployer.ports import REPOSITORY_UNAVAILABLE, CandidateRefused
 from gyre_local.testing import eventually
 from gyre_runtime import Unavailable
@@ -60,3 +62,15 @@ async def test_triton_says_what_became_of_each_model(place, triton) -> None:
         await asyncio.to_thread(triton.process.start)
         await eventually(control.is_live, message="Triton is back")
         assert (await control.models())[names["good"]] == ModelState.UNASKED
+
+
+async def test_an_artefact_that_the_file_system_does_not_give_is_no_candidates_fault(tmp_path) -> None:
+    """A file that is not there refuses the candidate; one that cannot be read at the moment is waited for."""
+    candidate = Candidate("shop", "v1", "run", "layout", ("a",), str(tmp_path), "0" * 64)
+    with pytest.raises(CandidateRefused):
+        await ArtifactFolders().read(candidate)
+    graph = tmp_path / MODEL_FILE
+    graph.symlink_to(graph)  # stands for a share that is stale, or whose server is away
+    with pytest.raises(Unavailable) as away:
+        await ArtifactFolders().read(candidate)
+    assert away.value.reason == REPOSITORY_UNAVAILABLE

@@ -76,7 +76,7 @@ def next_step(rollout: Rollout) -> Step:
     """What a rollout needs next; a paused one is still watched while it has users, and gets them back."""
     if rollout.is_on_traffic:
         return Step.OBSERVE
-    if rollout.stage == RolloutState.CANARY:
+    if rollout.is_withdrawn:
         return Step.RETURN
     return _STEPS.get(rollout.state, Step.NOTHING)
 

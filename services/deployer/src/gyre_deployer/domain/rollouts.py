@@ -184,6 +184,14 @@ class Rollout:
         return self.resumes_to if self.state == RolloutState.PAUSED else self.state
 
     @property
+    def is_withdrawn(self) -> bool:
+        """Whether it waits to get traffic again; one that was paused without traffic has none until it is resumed."""
+        if self.share > 0 or self.stage != RolloutState.CANARY:
+            return False
+        pauses = (each.share for each in reversed(self.changes) if each.kind == Kind.PAUSED)
+        return self.state == RolloutState.CANARY or next(pauses, 0.0) > 0
+
+    @property
     def is_on_traffic(self) -> bool:
         """Whether the candidate has users while it is still being watched."""
         return self.is_under_way and self.share > 0

@@ -29,6 +29,8 @@ async def _nothing() -> None:
 class LoadAttempts:
     """The attempts to load versions of all loops on one model server; where it ends, one load alone is suspected.
 
+    They are made by one process: it alone writes the records, and reads them when it starts.
+
     Args:
         server: that loads them.
         repository: keeps the records.
