@@ -60,8 +60,14 @@ async def test_triton_says_what_became_of_each_model(place, triton) -> None:
         os.kill(triton.process.pid, signal.SIGKILL)
         await asyncio.to_thread(triton.process.stop)
         await asyncio.to_thread(triton.process.start)
-        await eventually(control.is_live, message="Triton is back")
-        assert (await control.models())[names["good"]] == ModelState.UNASKED
+
+        async def has_forgotten() -> bool:
+            try:
+                return (await control.models())[names["good"]] == ModelState.UNASKED
+            except Unavailable:  # not connected again yet
+                return False
+
+        await eventually(has_forgotten, timeout_s=30, message="Triton is back and has forgotten what it held")
 
 
 async def test_an_artefact_that_the_file_system_does_not_give_is_no_candidates_fault(tmp_path) -> None:
