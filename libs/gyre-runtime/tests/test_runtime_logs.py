@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from math import inf
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre_core.admission import PartitionClock
@@ -116,6 +117,35 @@ async def test_a_log_that_was_replaced_between_two_fetches_is_not_read(
         await accept_log(kafka, name, from_start=True)
         await eventually(lambda: store.ids[3:] == [f"n{number}" for number in range(8)], timeout_s=30)
     assert store.ends[name, 0].kafka_offset == 8
+
+
+@pytest.mark.parametrize("time_ms", [-(2**62), 9_405_000_000_000_000], ids=["before all calendars", "year 300000"])
+async def test_a_replaced_log_is_told_whatever_time_its_records_have(
+    kafka: str, make_topic: MakeTopic, time_ms: int
+) -> None:
+    """A producer may write any time into a topic that takes it: the loop is told of the other log, and reads none."""
+    name, store = await make_topic("clicks"), Store()
+    await send(kafka, name, "a")
+    async with consuming(kafka, name, store):
+        await eventually(lambda: store.ids == ["a"], timeout_s=30)
+    await delete_topic(kafka, name)
+    await make_topic("clicks", settings={"message.timestamp.after.max.ms": str(2**63 - 1)})
+    record = encode(Interaction(user_id="u", item_id="i", type="click"), source="test", id="n")
+    producer = AIOKafkaProducer(bootstrap_servers=kafka)
+    await producer.start()
+    await producer.send_and_wait(name, record.value, key=b"u", headers=record.headers, timestamp_ms=time_ms)
+    await producer.stop()
+    async with consuming(kafka, name, store) as consumer:
+
+        async def told() -> bool:
+            try:
+                await consumer.check()
+            except LogReplaced as error:
+                return f"of {time_ms // 1000} s since 1970" in str(error)
+            return False
+
+        await eventually(told, timeout_s=30, message="the other log is told")
+    assert store.ids == ["a"]
 
 
 async def test_an_acceptance_is_of_one_log(kafka: str, make_topic: MakeTopic) -> None:

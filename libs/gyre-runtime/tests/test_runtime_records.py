@@ -25,6 +25,19 @@ async def test_records_are_read_even_where_nothing_can_decode_them(kafka: str, m
     assert found == [(b"k", b"no protobuf", [("h", b"1")])]
 
 
+async def test_keys_and_headers_count_against_the_queues_bytes(kafka: str) -> None:
+    """What a record takes in memory is bounded, not its value alone: of many with a long key and source few wait."""
+    message, dropped = Interaction(user_id="u", item_id="i", type="click"), []
+    async with Producer(
+        kafka, source="test", max_queue_bytes=100_000, on_drop=lambda *why: dropped.append(why)
+    ) as made:
+        name = "tests.keys"
+        taken = [made.enqueue(name, message, key="k" * 20_000, source="s" * 20_000) for _ in range(10)]
+        assert taken == [True] * 2 + [False] * 8
+        assert 80_000 < made.queued[1] <= 100_000
+        assert dropped == [(name, "QUEUE_FULL")] * 8
+
+
 async def test_after_a_flush_all_that_was_enqueued_is_in_kafka(kafka: str, make_topic: MakeTopic) -> None:
     """`flush` returns once the queue is empty and acknowledged, while the producer stays open."""
     topic = await make_topic()

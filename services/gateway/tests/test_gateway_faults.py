@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import time
 
 import grpc
 import pytest
 from gyre.events.v1 import models_pb2 as models
+from gyre.gateway.v1 import gateway_pb2
 from gyre_core.topics import topic
+from gyre_gateway.domain.circuit import BACKOFF_S
 from gyre_local.testing import eventually
 from gyre_runtime import DeadlineExceeded, GyreError, Invalid
 from gyre_runtime.events import Event, message_types
@@ -110,6 +113,22 @@ async def test_a_candidate_that_hangs_is_to_blame(kafka: str, start: StartMesh) 
     await eventually(tripped, message="the candidate is avoided")
     counts = await reported(kafka, mesh, "v2", requests=6)
     assert counts.failures >= 5
+
+
+async def test_answers_from_memory_keep_no_candidate_away(mesh: Mesh) -> None:
+    """A candidate that is well again is asked, however many requests meanwhile find no candidates to ask it about."""
+    await mesh.roll_out(*ALL_TO_CANDIDATE)
+    mesh.inference.errors["v2"] = GyreError("MODEL_FAILED", "x")
+    for _ in range(5):
+        await mesh.rank()
+    assert (await mesh.rank()).provenance.degraded_reason == "CANDIDATE_TRIPPED"
+    mesh.inference.errors.clear()
+    mesh.features.popular.clear()
+    unanswered = gateway_pb2.RecommendRequest(loop=mesh.loop, user_id="user-1", limit=2)
+    end = time.monotonic() + 1.2 * BACKOFF_S
+    while time.monotonic() < end:
+        assert (await mesh.stub.Recommend(unanswered, timeout=30)).provenance.degraded_reason == "NO_CANDIDATES"
+    await scored_by_candidate(mesh)
 
 
 async def test_a_failure_says_the_models_reason_at_any_patience(start: StartMesh) -> None:

@@ -166,6 +166,19 @@ def test_a_probe_without_outcome_does_not_hold_the_circuit_open() -> None:
         assert router.route(user).is_probe
 
 
+def test_an_answer_from_memory_is_no_probe() -> None:
+    """A request that asks no model leaves the probe of the back-off to the next one that does."""
+    moment = Moment()
+    router = following(split(1, 0.5), moment)
+    user = user_of(router, "candidate")
+    fail(router, 5)
+    moment.now += 1.1 * BACKOFF_S
+    for _ in range(3):
+        route = router.route(user, asks=False)
+        assert (route.arm, route.tripped, route.is_probe) == ("candidate", True, False)
+    assert router.route(user).is_probe
+
+
 def test_rare_failures_do_not_trip() -> None:
     """A candidate that fails fewer than five of its last twenty requests stays."""
     router = following(split(1, 0.5))

@@ -167,7 +167,12 @@ def _first_finding(
 
 
 def _described(witness: Witness) -> str:
-    return f"{witness.digest} of {format_time(witness.timestamp_ms / 1000)}"
+    """A record by its digest and time, which a topic with the producer's times holds whatever it is."""
+    try:
+        moment = format_time(witness.timestamp_ms / 1000)
+    except (ValueError, OverflowError, OSError):
+        moment = f"{witness.timestamp_ms // 1000} s since 1970"
+    return f"{witness.digest} of {moment}"
 
 
 async def _records_at(

@@ -29,7 +29,14 @@ class _Queued(NamedTuple):
 
     topic: str
     record: Record
+    size: int
     on_settled: Callable[[bool], None] | None = None
+
+
+def _size_of(record: Record) -> int:
+    """Bytes of a record's key, value and headers."""
+    parts = (record.key, record.value, *(text for _, text in record.headers))
+    return sum(len(part or b"") for part in parts) + sum(len(name) for name, _ in record.headers)
 
 
 class Producer:
@@ -41,7 +48,7 @@ class Producer:
         bootstrap: Kafka's host:port list.
         source: CloudEvents source of its events, such as `gyre/gateway`.
         max_queue_records: bound on what is enqueued and not yet acknowledged.
-        max_queue_bytes: bound on its bytes.
+        max_queue_bytes: bound on the bytes of its keys, values and headers.
         on_drop: called with topic and reason for each enqueued record given up.
         gather_s: how long what is enqueued waits for more, so that Kafka and its readers get few and large batches.
     """
@@ -180,13 +187,14 @@ class Producer:
         except Invalid as error:
             self._count_drop(topic, error.reason)
             return False
-        if self._records >= self._max_records or self._bytes + len(record.value) > self._max_bytes:
+        size = _size_of(record)
+        if self._records >= self._max_records or self._bytes + size > self._max_bytes:
             self._count_drop(topic, "QUEUE_FULL")
             return False
         self._records += 1
-        self._bytes += len(record.value)
+        self._bytes += size
         self._idle.clear()
-        self._queue.put_nowait(_Queued(topic, record, on_settled))
+        self._queue.put_nowait(_Queued(topic, record, size, on_settled))
         return True
 
     async def flush(self) -> None:
@@ -226,7 +234,7 @@ class Producer:
 
     def _settle(self, queued: _Queued, dropped: str | None) -> None:
         self._records -= 1
-        self._bytes -= len(queued.record.value)
+        self._bytes -= queued.size
         if self._records == 0:
             self._idle.set()
         if dropped:

@@ -39,11 +39,14 @@ class Circuit:
         self._backoff_s = BACKOFF_S
         self.is_open = False
 
-    def passage(self, now: float) -> Passage:
-        """What a request that comes at `now` (monotonic, seconds) may do; a probe without outcome costs a back-off."""
+    def passage(self, now: float, *, asks: bool = True) -> Passage:
+        """What a request that comes at `now` (monotonic, seconds) may do; a probe without outcome costs a back-off.
+
+        One that asks nobody, since it is answered from memory, is no probe, and leaves that to the next.
+        """
         if not self.is_open:
             return Passage.ASK
-        if now < self._probe_time:
+        if now < self._probe_time or not asks:
             return Passage.AVOID
         self._probe_time = now + self._backoff_s
         return Passage.PROBE

@@ -156,15 +156,15 @@ class Router:
             self._counts = {version: each for version, each in self._counts.items() if version in self.versions}
         return newer
 
-    def route(self, user_id: str) -> Route:
-        """Where a user's request goes now."""
+    def route(self, user_id: str, *, asks: bool = True) -> Route:
+        """Where a user's request goes now; `asks` says whether it will ask a version, and so may be the probe."""
         if not self._arms:
             return self._no_model
         arm, _ = assign(self._arms, bucket(user_id, self._salt))
         route = self._routes[arm]
         if route.arm != CANDIDATE or len(route.targets) < 2:
             return route
-        passage = self._circuit.passage(self._monotonic())
+        passage = self._circuit.passage(self._monotonic(), asks=asks)
         if passage == Passage.AVOID:
             return replace(route, targets=route.targets[1:], tripped=True)
         return replace(route, is_probe=True) if passage == Passage.PROBE else route

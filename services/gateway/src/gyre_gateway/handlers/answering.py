@@ -63,7 +63,7 @@ class Answering:
     def _from_memory(self, request: Request, limit: int, reason: str) -> RankedAnswer:
         request = replace(request, item_ids=self._popular.item_ids)
         scores = caller_order(len(request.item_ids))
-        scored = Scored(scores, self._router.route(request.user_id), degraded_reason=reason)
+        scored = Scored(scores, self._router.route(request.user_id, asks=False), degraded_reason=reason)
         return self._answer(request, scored, limit)
 
     def _answer(self, request: Request, scored: Scored, limit: int) -> RankedAnswer:
