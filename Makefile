@@ -27,12 +27,12 @@ SOURCES := libs/gyre-core/src libs/gyre-runtime/src libs/gyre-client/src libs/gy
 .PHONY: help setup sync demo up down status logs test test-slow lint breaking types proto docs bench bench-path bench-stream bench-memory bench-features bench-quality bench-redaction bench-training-set bench-idle ci clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@if [ -t 1 ]; then color=yes; fi; awk -v color="$${color:-}" -f infra/local/help.awk $(MAKEFILE_LIST)
 
 $(CURDIR)/var/uv/bin/uv:
 	@infra/local/bring-uv.sh "$(CURDIR)/var/uv"
 
-sync: $(UV)
+sync: $(UV) ## install the Python packages alone
 	@infra/local/heartbeat.sh "installing Python packages" $(UV) sync --all-packages --frozen $(if $(wildcard .venv/bin/gyre-local),--quiet,--compile-bytecode)
 
 setup: sync ## install everything the stack needs (uv, Python packages, Redis, Prometheus, Kafka, Triton)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -278,10 +279,28 @@ def test_defaults_run_the_local_stack() -> None:
     assert settings.prometheus == f"http://{PORTS.address('prometheus', 'http')}"
 
 
+def _make_help() -> str:
+    """What `make help` prints where its output is no terminal."""
+    # A make that runs these tests would have this one say where it is.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(["make", "help"], cwd=ROOT, env=env, capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout
+
+
+def test_the_help_is_readable_without_a_terminal() -> None:
+    """Every target is listed without colours, in 80 columns, and what each does begins in one column."""
+    lines = _make_help().splitlines()
+    assert "\x1b" not in "".join(lines)
+    assert max(map(len, lines)) <= 80
+    columns = {len(re.match(r" {2}[a-z-]* +", line)[0]) for line in lines}  # type: ignore[index]
+    assert len(columns) == 1, columns
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {line.split()[0] for line in lines if line[2] != " "} == set(phony.split())
+
+
 def test_the_help_lists_what_the_guides_name() -> None:
     """Each `make` target that a guide names is one that `make help` lists."""
-    done = subprocess.run(["make", "-C", str(ROOT), "help"], capture_output=True, text=True, check=True, timeout=30)
-    listed = set(re.findall(r"^\s*\x1b\[36m([a-z-]+)", done.stdout, re.MULTILINE))
+    listed = set(re.findall(r"^ {2}([a-z-]+)", _make_help(), re.MULTILINE))
     named = {
         name for path in PAGES for name in re.findall(r"(?:`|^    )make ([a-z-]+)", path.read_text(), re.MULTILINE)
     }
