@@ -116,7 +116,7 @@ async def test_the_script_merges_as_python_does_bit_for_bit(redis: Redis, loop_n
         deltas = aggregate(layout, batch, lambda item_id: expected.get(("item", item_id)))
         packed = {entity: delta.pack(0) for entity, delta in deltas.items()}
         applied = await store.apply(
-            0, Write({place: first}, {place: Checkpoint(end)}, packed, identities=[], description=b"-")
+            0, Write({place: first}, {place: Checkpoint(end)}, packed, identities={}, description=b"-")
         )
         assert isinstance(applied, Applied)
         assert applied.batch == number

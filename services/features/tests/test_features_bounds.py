@@ -94,10 +94,11 @@ async def test_leases_are_renewed_while_their_layout_is_served(redis: Redis, spe
 def _pattern(declared_pattern: str) -> re.Pattern[str]:
     """A declared pattern as a regular expression."""
     text = re.escape(declared_pattern).replace(re.escape("<entity kind>"), "(item|user|global)")
+    text = text.replace(re.escape("<newest or before>"), "(newest|before)")
     text = text.replace(re.escape("<known or unknown>"), "(known|unknown)").replace(re.escape("<shard>"), r"\d+")
     text = re.sub(r"<[a-z\\ ]+>", "[^{}]+", text)
-    # Windows of duplicates and categories of popular items follow the name of the family.
-    return re.compile(f"{text}(:[^:]+)?" if declared_pattern.endswith(("duplicates", "popular")) else text)
+    # Categories of popular items follow the name of the family.
+    return re.compile(f"{text}(:[^:]+)?" if declared_pattern.endswith("popular") else text)
 
 
 async def test_a_store_that_does_not_answer_holds_the_stream_back(  # noqa: PLR0917 - fixtures

@@ -111,8 +111,8 @@ async def test_decayed_sums_stay_exact_over_many_merges(redis: Redis, spec: Loop
             deltas["user", user] = delta.pack(0)
             values[user] = merge(slots, values.get(user), delta.pack(number + 1))
         following = {place: Checkpoint(number + 1)}
-        write = Write({place: number}, following, deltas, identities=[], description=b"-", published=[number])
-        keys, arguments = packed(write, 0, store.names, plan=plan, window_s=600)
+        write = Write({place: number}, following, deltas, identities={}, description=b"-", published=[number])
+        keys, arguments = packed(write, 0, store.names, plan=plan)
         pipe.evalsha(script, len(keys), *keys, *arguments)
         if len(pipe) == _SCRIPTS_AT_ONCE:
             assert {answer[0] for answer in await pipe.execute()} == {1}
@@ -136,7 +136,7 @@ async def test_window_counts_are_exact_to_2_to_the_53(redis: Redis, spec: LoopSp
         delta.fold_count(plan, BEGIN, count=count)
         value = merge(slots, value, delta.pack(number + 1))
         following = {place: Checkpoint(number + 1)}
-        write = Write({place: number}, following, {entity: delta.pack(0)}, identities=[], description=b"-")
+        write = Write({place: number}, following, {entity: delta.pack(0)}, identities={}, description=b"-")
         assert isinstance(await store.apply(0, write), Applied)
         stored = (await store.values([entity]))[entity]
         assert stored is not None

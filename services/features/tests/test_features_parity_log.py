@@ -13,9 +13,9 @@ def batch(number: int, *, time: float | None = None, first: int | None = None) -
     return LoggedBatch(0, number, 10, at, {PLACE: (begin, begin + 10)}, first=number)
 
 
-def story(*published: LoggedBatch, settled_before: float = 0.0, window_s: int = 300) -> ShardLog:
+def story(*published: LoggedBatch, settled_before: float = 0.0) -> ShardLog:
     """What the log is after some records."""
-    log = ShardLog(Settled(before=settled_before), window_s)
+    log = ShardLog(Settled(before=settled_before))
     for each in published:
         log.add(each)
     return log
@@ -46,23 +46,24 @@ def test_numbers_that_begin_again_replace_those_of_before() -> None:
 
 
 def test_what_is_settled_is_joined() -> None:
-    """Batches from before everything that is checked become one for each window of duplicates; newer ones stay."""
-    published = [batch(number, time=290.0 + 5 * number) for number in range(1, 5)] + [batch(5, time=SETTLED)]
+    """Batches from before everything that is checked become one for each five minutes at most; newer ones stay."""
+    published = [batch(1, time=0.0), *(batch(number, time=290.0 + 5 * number) for number in range(2, 5))]
+    published.append(batch(5, time=SETTLED))
     log = story(*published, settled_before=SETTLED)
     assert [(each.first, each.number, each.count, each.events) for each in log.batches] == [
-        (1, 1, 1, 10),
-        (2, 4, 3, 30),
+        (1, 2, 2, 20),
+        (3, 4, 2, 20),
         (5, 5, 1, 10),
     ]
     joined = log.batches[1]
-    assert (joined.ranges, joined.applied_time, joined.span_s) == ({PLACE: (20, 50)}, 310.0, 10.0)
+    assert (joined.ranges, joined.applied_time, joined.span_s) == ({PLACE: (30, 50)}, 310.0, 5.0)
     assert log.settled == 4
 
 
 def test_only_numbers_that_every_read_is_newer_than_are_joined() -> None:
     """Without a wall clock the numbers that reads named say what was before all of them; a shard without reads is."""
-    log = ShardLog(Settled(numbers={0: 2}), 300)
-    other = ShardLog(Settled(numbers={1: 2}), 300)
+    log = ShardLog(Settled(numbers={0: 2}))
+    other = ShardLog(Settled(numbers={1: 2}))
     for each in (batch(1), batch(2), batch(3), batch(4)):
         log.add(each)
         other.add(each)

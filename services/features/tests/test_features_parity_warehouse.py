@@ -19,7 +19,7 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2 as events_pb2
 from gyre.features.v1 import parity_pb2 as pb
 from gyre.features.v1.parity_pb2_grpc import ParityServiceStub
-from gyre_core.features import Layout, Reader, RequestContext, state
+from gyre_core.features import Layout, Reader, RequestContext, State, state
 from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
@@ -389,10 +389,32 @@ async def test_what_was_applied_before_all_reads_is_replayed_at_once(
     found = (await loop.check()).found
     assert (found.impressions, found.mismatches, found.unknown) == (4, 0, 0), found.examples
     table = ensure_table(loop.catalog, loop.spec.loop, APPLIED)
-    logs = read_log(table, loop.layout.hash, settled=Settled(before=time.time()), window_s=DUPLICATES_S)
+    logs = read_log(table, loop.layout.hash, settled=Settled(before=time.time()))
     assert all(len(log.batches) <= 2 for log in logs.values())
     await loop.read("u1", BEGIN + 9000, wrong=0.01)
     assert (await loop.check()).found.mismatches == 1
+
+
+@pytest.mark.adapter
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_repeats_are_known_by_append_times_in_the_replay_too(
+    shards: int, sharded: Callable[[int], LoopSpec], redis: Redis, tmp_path: Path
+) -> None:
+    """An id counts again once two windows lie between the append times, and never within one; parity is 0."""
+    loop = Loop(sharded(shards), redis, tmp_path)
+    message = behavior.Interaction(user_id="u1", item_id="i1", type="rating", value=7)
+    begin = time.time() // DUPLICATES_S * DUPLICATES_S
+    for after_s in (0.0, 0.01, DUPLICATES_S, 2.0 * DUPLICATES_S, 2.01 * DUPLICATES_S, 3600.0, 3599.0):
+        await loop.assign()
+        event = loop.event("behavior.interactions", message, BEGIN, id="sent again")
+        other = loop.event("behavior.interactions", message, BEGIN)
+        await loop.feed([each._replace(arrival_time=begin + after_s) for each in (event, other)])
+        await loop.read("u1", BEGIN)
+    value = (await loop.store.values([("item", "i1")]))["item", "i1"]
+    assert value is not None
+    assert State.unpack(loop.layout.slots("item"), value).sums[0] == pytest.approx(7 + 3)
+    found = (await loop.check()).found
+    assert (found.impressions, found.mismatches, found.unknown) == (7, 0, 0), found.examples
 
 
 @pytest.mark.adapter

@@ -102,7 +102,8 @@ async def test_a_producer_that_sends_twice_counts_once(
     """Records with the same source and id are one event: in a batch, across batches, and for every virtual shard."""
     spec = sharded(shards)
     store, history = OnlineStore(redis, spec, Layout.compile(spec)), history_of(spec)
-    stream, ratings = LoopStream(store, on_batch=_ignore), history.ratings(1500)
+    stream = LoopStream(store, on_batch=_ignore)
+    ratings = [each._replace(arrival_time=BEGIN) for each in history.ratings(1500)]
     await stream.apply([*ratings, *(each._replace(offset=each.offset + 1500) for each in ratings[:100])])
     again = [each._replace(offset=each.offset + 1600) for each in ratings]
     await stream.apply([*again[:700], history.event("behavior.interactions", history.rating(1, 1), 2300)])
@@ -330,9 +331,8 @@ async def test_what_redis_refuses_for_good_is_set_aside(  # noqa: PLR0917 - fixt
     """A write that Redis can never take is dead-lettered with its reason instead of being tried for ever."""
     await create_topics(kafka, declared(spec))
     store, ratings = OnlineStore(redis, spec, layout), history.ratings(6)
-    current, before = store.names.duplicates(0)
-    for name in (current, before):
-        await redis.set(name, "not a set of identities")
+    refused = store.names.popular(0)[0]
+    await redis.set(refused, "no sorted set of items")
     await produce(ratings[:3])
     start_process("stream", **SMALL)
 
@@ -342,6 +342,6 @@ async def test_what_redis_refuses_for_good_is_set_aside(  # noqa: PLR0917 - fixt
         return reasons == [b"STORE_REFUSED"] * 3
 
     await eventually(set_aside, timeout_s=40, message="what cannot be stored is set aside")
-    await redis.delete(current, before)
+    await redis.delete(refused)
     await produce(ratings[3:])
     await _until_applied(store, 6)

@@ -10,14 +10,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre_core.features import Layout, Replay, RequestContext
+from gyre_core.keys import former_duplicates_key
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared
 from gyre_features.online import OnlineStore
 from gyre_features.processes.serve import serve
 from gyre_features.settings import FeaturesSettings
-from gyre_features.stream.loop_stream import feature_event
+from gyre_features.stream.loop_stream import LoopStream, feature_event
+from gyre_features.stream.repeats import identity
 from gyre_local.testing import eventually
 from gyre_runtime import Lifespan, ServiceSettings, channel
+from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.kafka import create_topics
 from redis.asyncio import Redis
 
@@ -77,3 +80,29 @@ async def test_a_user_is_deleted_in_the_former_format_too(
     store = OnlineStore(redis, spec, layout)
     assert await store.delete("user", "u1") == 1
     assert await redis.exists(name) == 0
+
+
+async def _ignore(*_: object) -> None:
+    pass
+
+
+async def test_what_an_earlier_version_applied_is_no_second_time(
+    redis: Redis, spec: LoopSpec, history: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an upgrade the identities that the version before kept by wall time are looked into, too."""
+    store, ratings = OnlineStore(redis, spec, Layout.compile(spec), duplicates_s=10), history.ratings(3)
+    await LoopStream(store, on_batch=_ignore).apply(ratings[:1])
+    place = (ratings[0].topic, 0)
+    # As the version before left it: a checkpoint without a window, and identities under the number of a wall window.
+    await redis.set(store.names.applied_offset(0, place), Checkpoint(1).encoded())
+    await redis.delete(*store.names.duplicates(0, place))
+    former = store.names.former_duplicates(0, 1_370_000_000.0)
+    monkeypatch.setattr("gyre_features.online.store.time.time", lambda: 1_370_000_000.0)
+    assert former[-1] == former_duplicates_key(spec.loop, store.layout.hash, shard=0, window=137_000_000)
+    await redis.sadd(former[-1], identity(ratings[0].source, ratings[0].id))
+    before = await store.values([("item", ratings[0].message.item_id)])
+    stream = LoopStream(store, on_batch=_ignore)
+    assert await stream.assigned([place]) == {place: 1}
+    await stream.apply([ratings[0]._replace(offset=1)])
+    assert await store.values([("item", ratings[0].message.item_id)]) == before
+    assert await store.applied_offsets([place]) == [{place: 2}]

@@ -86,10 +86,11 @@ KEYS: tuple[KeyDecl, ...] = (
     ),
     KeyDecl(
         name="duplicates",
-        pattern=f"{_PREFIX}duplicates",
-        holds="a window of (ce_source, ce_id) that were applied",
+        pattern=f"{_PREFIX}duplicates:<topic>:<partition>:<newest or before>",
+        holds="the (ce_source, ce_id) and the (user, request) that were applied of the newest window of append times, "
+        "and of the one before",
         owner="features",
-        ttl="the window",
+        ttl="the lease, as the applied offset has it: the log's own times say when a window goes",
     ),
     KeyDecl(
         name="popular",
@@ -168,9 +169,14 @@ def versions_key(loop: str, layout_hash: str, *, shard: int, id: str) -> str:  #
     return f"{prefix(loop, layout_hash, shard=shard)}versions:{id}"
 
 
-def duplicates_key(loop: str, layout_hash: str, *, shard: int) -> str:
-    """The key of the window of applied event identities of a virtual shard."""
-    return f"{prefix(loop, layout_hash, shard=shard)}duplicates"
+def duplicates_key(loop: str, layout_hash: str, *, shard: int, topic: str, partition: int, window: str) -> str:
+    """The key of applied identities of a topic partition on a virtual shard; `window` is `newest` or `before`."""
+    return f"{prefix(loop, layout_hash, shard=shard)}duplicates:{topic}:{partition}:{window}"
+
+
+def former_duplicates_key(loop: str, layout_hash: str, *, shard: int, window: int) -> str:
+    """The key of all identities that earlier versions applied in a window of wall time, by the window's number."""
+    return f"{prefix(loop, layout_hash, shard=shard)}duplicates:{window}"
 
 
 def popular_key(loop: str, layout_hash: str, *, shard: int) -> str:

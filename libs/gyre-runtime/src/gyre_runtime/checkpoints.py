@@ -50,12 +50,15 @@ class Checkpoint:
             greater than all of the one before (see `base_at`); 0 for the first log.
         witness: the last applied record; None before the first, and where an older version wrote the checkpoint.
         clock: the partition's clock after the last applied record.
+        append_window: start of the window of append times that the applied log has reached, unix seconds, by which the
+            store knows repeats; None where it knows none.
     """
 
     offset: int = 0
     base: int = 0
     witness: Witness | None = None
     clock: PartitionClock = PartitionClock()  # noqa: RUF009 - frozen
+    append_window: int | None = None
 
     @property
     def kafka_offset(self) -> int:
@@ -75,6 +78,8 @@ class Checkpoint:
             rest["witness"] = list(self.witness)
         if self.clock.is_set:
             rest["clock"] = self.clock.newest
+        if self.append_window is not None:
+            rest["append_window"] = self.append_window
         return f"{self.offset} {json.dumps(rest, separators=(',', ':'))}" if rest else str(self.offset)
 
     @classmethod
@@ -87,7 +92,8 @@ class Checkpoint:
         number, _, rest = (text.decode() if isinstance(text, bytes) else text).partition(" ")
         known = json.loads(rest) if rest else {}
         witness = Witness(*known["witness"]) if "witness" in known else None
-        return cls(int(number), known.get("base", 0), witness, PartitionClock(known.get("clock", -inf)))
+        clock = PartitionClock(known.get("clock", -inf))
+        return cls(int(number), known.get("base", 0), witness, clock, known.get("append_window"))
 
 
 @dataclass(frozen=True, slots=True)

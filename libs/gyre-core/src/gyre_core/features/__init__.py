@@ -31,6 +31,7 @@ from gyre_core.features.identity import item_hash
 from gyre_core.features.layout import Column, Layout
 from gyre_core.features.reader import Reader
 from gyre_core.features.remembering import MAX_BUFFERED_BATCHES, ContributionBuffers, time_seen
+from gyre_core.features.repeats import AppendWindows
 from gyre_core.features.replay import Replay
 from gyre_core.features.slots import EntityLayout
 from gyre_core.features.state import State, batch_of, merge
@@ -41,6 +42,7 @@ __all__ = [
     "GLOBAL_ID",
     "MAX_BUFFERED_BATCHES",
     "AggregatedBatch",
+    "AppendWindows",
     "Column",
     "Contribution",
     "ContributionBuffers",

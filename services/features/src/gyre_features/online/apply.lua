@@ -4,51 +4,65 @@
 --                     apply), and behind a space what else is known of it, which this script only stores
 --       f+1           counter of batches
 --       f+2           outbox: descriptions of batches by number
---       f+3, f+4      duplicate windows: the one to write, the one before
---       f+5, f+6      buffers: contributions on known items, on unknown ones; sorted by the newest event time
---       f+7           popular items; then one key for each category
+--       f+3, f+4      buffers: contributions on known items, on unknown ones; sorted by the newest event time
+--       f+5           popular items; then one key for each category
 --       then          checkpoints whose applied offsets the caller wants to know, `watched` of them
 --       then          keys to put, as many as there are TTLs in `puts`
+--       then          two for each of `windows`: the identities of a topic partition's newest window, and of the one before
+--       then          `former` sets of identities as earlier versions kept them, which are only looked into
 --       then          entities, as many as there are deltas
 -- ARGV  1             plan, JSON: {programs, ttl, lease, categories, popular}
---       2             JSON: {expected, next, kinds, window_s, watched, published, puts, max_batches, base, catalogue, changed, buffers};
+--       2             JSON: {expected, next, kinds, watched, published, puts, windows, former, max_batches, base, catalogue, changed,
+--                     buffers};
 --                     kinds is one letter for each entity, watched a number of keys, published the numbers of batches that
---                     may leave the outbox, puts one TTL in seconds for each key to put, max_batches of a buffer; where
+--                     may leave the outbox, puts one TTL in seconds for each key to put, max_batches of a buffer; each of the
+--                     windows is {moves, runs}: how many windows a topic partition moves on by, and for each run of its
+--                     identities how many windows it lies ahead of the newest one so far, and how many there are; where
 --                     given, base is the number of the last batch that the caller saw, catalogue what it saw of the
 --                     watched offsets, changed the numbers, from 1, of the entities whose fields change, and each of the
 --                     buffers {drop, scores, cut, ttl}: how many members go, the scores of new ones, the least score to stay
---       3             identities of the events, 8 bytes each, to remember
+--       3             identities of the events, 8 bytes each, to remember, run by run
 --       4             description of the batch for the outbox, behind the time (f64, unix seconds) that is put before it;
 --                     empty where only checkpoints move, which makes no batch
 --       5..           members to drop and then to add, buffer by buffer; values to put, empty to delete
 --       then          deltas, packed as gyre_core.features.slots says; whole values where the kind is a capital letter
 --
 -- Answers {1, batch number, time as in the outbox, for each entity of `changed` the time (f64) of the fields that it had
--- or -inf, watched offset, ...}; or {0, offset, ...} with the applied offsets when they are not the expected ones; or
--- {2, index, ...} with the identities, counted from 0, that were applied before; or {3} when there is a later batch than `base` or the catalogue moved. Only 1 changes anything. WRONGTYPE, with the
+-- or -inf, watched offset, ...}; or {0, checkpoint, ...} with what stands where the applied offsets are not the expected
+-- ones; or {2, index, ...} with the identities, counted from 0, that were applied before; or {3} when there is a later
+-- batch than `base` or the catalogue moved. Only 1 changes anything. WRONGTYPE, with the
 -- key, where a key to write is of another type than the script writes: Redis undoes nothing of a script that fails.
 local plan, call = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
 local checkpoints = #call.expected
 
--- The applied offsets of some checkpoints.
-local function offsets_of(first, last)
+local function checkpoints_of(first, last)
   if last < first then return {} end
   local found = redis.call('MGET', unpack(KEYS, first, last))
-  for i = 1, last - first + 1 do found[i] = found[i] and string.match(found[i], '^%d+') or '0' end
+  for i = 1, last - first + 1 do found[i] = found[i] or '0' end
   return found
 end
 
-local stored = offsets_of(1, checkpoints)
+local function offset_of(checkpoint) return string.match(checkpoint, '^%d+') end
+
+local function offsets_of(first, last)
+  local found = checkpoints_of(first, last)
+  for i, each in ipairs(found) do found[i] = offset_of(each) end
+  return found
+end
+
+local stored = checkpoints_of(1, checkpoints)
 local as_expected = true
 for i = 1, checkpoints do
-  if stored[i] ~= call.expected[i] then as_expected = false end
+  if offset_of(stored[i]) ~= call.expected[i] then as_expected = false end
 end
 if not as_expected then return {0, unpack(stored)} end
 
-local popular = checkpoints + 7
+local popular = checkpoints + 5
 local watched = popular + plan.categories + 1
 local puts = watched + call.watched
-local first = puts + #call.puts
+local windows = puts + #call.puts
+local former = windows + 2 * #call.windows
+local first = former + call.former
 
 if call.base and (redis.call('GET', KEYS[checkpoints + 1]) or '0') ~= call.base then return {3} end
 if call.catalogue then
@@ -58,23 +72,36 @@ if call.catalogue then
   end
 end
 
--- The arguments of one call to Redis, a thousand at most.
-local function chunks(joined, size)
+-- Some identities, a thousand at most: the arguments of one call to Redis.
+local function identities_of(first, count)
   local found = {}
-  for at = 1, #joined, 1000 * size do
-    local chunk = {}
-    for from = at, math.min(at + 999 * size, #joined), size do chunk[#chunk + 1] = string.sub(joined, from, from + size - 1) end
-    found[#found + 1] = chunk
-  end
+  for at = first, first + count - 1 do found[#found + 1] = string.sub(ARGV[3], 8 * at - 7, 8 * at) end
   return found
 end
 
-local identities, known = chunks(ARGV[3], 8), {}
-for c, chunk in ipairs(identities) do
-  local now = redis.call('SMISMEMBER', KEYS[checkpoints + 3], unpack(chunk))
-  local before = redis.call('SMISMEMBER', KEYS[checkpoints + 4], unpack(chunk))
-  for i = 1, #chunk do
-    if now[i] == 1 or before[i] == 1 then known[#known + 1] = (c - 1) * 1000 + i - 1 end
+-- A run is looked for in the windows that are its own and the one before, and stays in those that are so in the end.
+local known, remembered, count = {}, {}, 0
+for w, window in ipairs(call.windows) do
+  local newest, before = windows + 2 * w - 2, windows + 2 * w - 1
+  for _, run in ipairs(window.runs) do
+    local ahead, behind, looked = run[1], window.moves - run[1], {}
+    if ahead < 2 then looked[1] = KEYS[newest] end
+    if ahead < 1 then looked[2] = KEYS[before] end
+    for key = former, first - 1 do looked[#looked + 1] = KEYS[key] end
+    for at = 1, run[2], 1000 do
+      local members, found = identities_of(count + at, math.min(1000, run[2] - at + 1)), {}
+      for l, key in ipairs(looked) do found[l] = redis.call('SMISMEMBER', key, unpack(members)) end
+      for i = 1, #members do
+        for l = 1, #looked do
+          if found[l][i] == 1 then
+            known[#known + 1] = count + at + i - 2
+            break
+          end
+        end
+      end
+      if behind < 2 then remembered[#remembered + 1] = {behind < 1 and newest or before, members} end
+    end
+    count = count + run[2]
   end
 end
 if #known > 0 then
@@ -264,8 +291,8 @@ for chunk = first, #KEYS, 1000 do
 end
 
 local types = {[checkpoints + 2] = 'hash'}
-if #identities > 0 then types[checkpoints + 3] = 'set' end
-for s = 1, #(call.buffers or {}) do types[checkpoints + 4 + s] = 'zset' end
+for _, each in ipairs(remembered) do types[each[1]] = 'set' end
+for s = 1, #(call.buffers or {}) do types[checkpoints + 2 + s] = 'zset' end
 for at in pairs(ranked) do types[at] = 'zset' end
 for at, wanted in pairs(types) do
   local found = redis.call('TYPE', KEYS[at]).ok
@@ -277,7 +304,7 @@ end
 for _, each in ipairs(merged) do redis.call('SET', each[1], each[2], 'EX', each[3]) end
 local at = 5
 for s, buffer in ipairs(call.buffers or {}) do
-  local key = KEYS[checkpoints + 4 + s]
+  local key = KEYS[checkpoints + 2 + s]
   for _ = 1, buffer.drop do
     redis.call('ZREM', key, ARGV[at])
     at = at + 1
@@ -300,8 +327,16 @@ for at, own in pairs(ranked) do
   redis.call('ZREMRANGEBYRANK', KEYS[at], 0, -plan.popular.kept - 1)
   redis.call('EXPIRE', KEYS[at], plan.ttl.i)
 end
-for _, chunk in ipairs(identities) do redis.call('SADD', KEYS[checkpoints + 3], unpack(chunk)) end
-if #ARGV[3] > 0 then redis.call('EXPIRE', KEYS[checkpoints + 3], call.window_s) end
+for w, window in ipairs(call.windows) do
+  local newest, before = KEYS[windows + 2 * w - 2], KEYS[windows + 2 * w - 1]
+  if window.moves > 0 then redis.call('UNLINK', before) end
+  if window.moves > 1 then redis.call('UNLINK', newest) end
+  if window.moves == 1 and redis.call('EXISTS', newest) == 1 then redis.call('RENAME', newest, before) end
+end
+for _, each in ipairs(remembered) do
+  redis.call('SADD', KEYS[each[1]], unpack(each[2]))
+  redis.call('EXPIRE', KEYS[each[1]], plan.lease)
+end
 for i = 1, checkpoints do redis.call('SET', KEYS[i], call.next[i], 'EX', plan.lease) end
 local clock = redis.call('TIME')
 local time = struct.pack('<d', tonumber(clock[1]) + tonumber(clock[2]) / 1e6)

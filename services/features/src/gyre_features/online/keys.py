@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from gyre_core import keys
 from gyre_core.features import ENTITY_KINDS, EntityKind
 from gyre_runtime.checkpoints import Place
+
+_FORMER_WINDOWS = 3
+"""Earlier versions let a window of duplicates expire when nothing had been written to it for the time of two."""
 
 
 class Names:
@@ -17,7 +19,7 @@ class Names:
         loop: the loop.
         layout_hash: of its layout.
         shards: count of virtual shards.
-        duplicates_s: length of a window of duplicates, seconds.
+        duplicates_s: length of a window of append times, seconds.
         categories: that have popular items of their own.
     """
 
@@ -26,7 +28,7 @@ class Names:
     ) -> None:
         self.shards = shards
         self._own = (loop, layout_hash)
-        self._duplicates_s = duplicates_s
+        self.duplicates_s = duplicates_s
         self._categories = tuple(categories)
         self.prefixes: dict[EntityKind, list[str]] = {
             kind: [keys.entity_key(loop, layout_hash, shard=shard, kind=kind, id="") for shard in range(shards)]
@@ -84,8 +86,16 @@ class Names:
         whole = keys.popular_key(*self._own, shard=shard)
         return [whole, *(f"{whole}:{category}" for category in self._categories)]
 
-    def duplicates(self, shard: int) -> tuple[str, str]:
-        """The window of applied identities to write to, and the one before it."""
-        window = int(time.time() // self._duplicates_s)
-        name = keys.duplicates_key(*self._own, shard=shard)
-        return f"{name}:{window}", f"{name}:{window - 1}"
+    def duplicates(self, shard: int, place: Place) -> tuple[str, str]:
+        """The applied identities of a topic partition: of its newest window of append times, and of the one before."""
+        newest, before = (
+            keys.duplicates_key(*self._own, shard=shard, topic=place[0], partition=place[1], window=window)
+            for window in ("newest", "before")
+        )
+        return newest, before
+
+    def former_duplicates(self, shard: int, now: float) -> list[str]:
+        """The windows of wall time that earlier versions may have left, at some time (unix seconds)."""
+        newest = int(now // self.duplicates_s)
+        windows = range(newest - _FORMER_WINDOWS, newest + 1)
+        return [keys.former_duplicates_key(*self._own, shard=shard, window=window) for window in windows]

@@ -41,6 +41,25 @@ class BufferChange:
 
 
 @dataclass(frozen=True, slots=True)
+class Identities:
+    """The identities of one topic partition's events, by the number of their window of append times.
+
+    Attributes:
+        stored: number of the window that the applied log has reached.
+        reached: number of the window that the log reaches with the batch.
+        runs: (number, identities), in the order of the log; in one run each identity is there once.
+    """
+
+    stored: int
+    reached: int
+    runs: Sequence[tuple[int, Sequence[bytes]]] = ()
+
+
+RepeatedIdentity = tuple[Place, int, bytes]
+"""An identity that counted before: of which topic partition, and in or just before which of its windows."""
+
+
+@dataclass(frozen=True, slots=True)
 class Write:
     """What one script does, or nothing of it.
 
@@ -48,7 +67,7 @@ class Write:
         expected: the applied offsets as the worker knows them.
         following: the checkpoints after the batch, of the same partitions.
         deltas: what the batch changes on the virtual shard, packed as number 0.
-        identities: of its events, to be remembered; each once.
+        identities: of its events, to be remembered, by topic partition.
         watched: topic partitions whose applied offsets the answer holds.
         description: of the batch, kept in the outbox; empty where no event came, which makes no batch.
         published: numbers of batches that leave the outbox.
@@ -58,12 +77,13 @@ class Write:
         changed: entities of `deltas` and `whole` of which the answer says from when the stored fields were.
         versions: of items, with their time to live in seconds; empty ones go.
         buffers: of the contributions on known items and on unknown ones.
+        former: keys of identities as earlier versions kept them, which are looked into, too.
     """
 
     expected: AppliedOffsets
     following: Mapping[Place, Checkpoint]
     deltas: Mapping[EntityId, bytes]
-    identities: Sequence[bytes]
+    identities: Mapping[Place, Identities]
     watched: Sequence[Place] = ()
     description: bytes = b""
     published: Sequence[int] = ()
@@ -73,6 +93,7 @@ class Write:
     changed: Collection[EntityId] = ()
     versions: Mapping[str, tuple[bytes, int]] = field(default_factory=dict)
     buffers: Sequence[BufferChange] = ()
+    former: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +114,14 @@ class Applied:
 class AlreadyApplied:
     """Nothing was applied: the events of these identities were applied before."""
 
-    identities: frozenset[bytes]
+    identities: frozenset[RepeatedIdentity]
 
 
 @dataclass(frozen=True, slots=True)
 class OffsetMismatch:
-    """Nothing was applied: the applied offsets are others."""
+    """Nothing was applied: the applied offsets are others, as these checkpoints say."""
 
-    applied_offsets: AppliedOffsets
+    checkpoints: Mapping[Place, Checkpoint]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +132,18 @@ class StaleInput:
 Outcome = Applied | OffsetMismatch | AlreadyApplied | StaleInput
 
 
-def packed(write: Write, shard: int, names: Names, *, plan: str, window_s: int) -> tuple[list[str], list[str | bytes]]:
+def packed(write: Write, shard: int, names: Names, *, plan: str) -> tuple[list[str], list[str | bytes]]:
     """The script's keys and arguments; see `apply.lua`."""
     kinds = [LETTER[kind] for kind, _ in write.deltas] + [LETTER[kind].upper() for kind, _ in write.whole]
     call: dict[str, Any] = {
         "expected": [str(applied_offset) for applied_offset in write.expected.values()],
         "next": [write.following[place].encoded() for place in write.expected],
         "kinds": "".join(kinds),
-        "window_s": window_s,
         "watched": len(write.watched),
         "published": [str(number) for number in write.published],
         "puts": [ttl_s for _, ttl_s in write.versions.values()],
+        "windows": [_windows(each) for each in write.identities.values()],
+        "former": len(write.former),
         "max_batches": MAX_BUFFERED_BATCHES,
     }
     if write.changed:
@@ -132,27 +154,38 @@ def packed(write: Write, shard: int, names: Names, *, plan: str, window_s: int) 
         call["catalogue"] = [str(applied_offset) for applied_offset in write.catalogue]
     if write.buffers:
         call["buffers"] = [_buffer_change(each) for each in write.buffers]
-    prefixes = {kind: each[shard] for kind, each in names.prefixes.items()}
-    keys = [
-        *[names.applied_offset(shard, place) for place in write.expected],
-        names.batch(shard),
-        names.outbox(shard),
-        *names.duplicates(shard),
-        names.contributions(shard, known=True),
-        names.contributions(shard, known=False),
-        *names.popular(shard),
-        *[names.applied_offset(shard, place) for place in write.watched],
-        *map(names.versions, write.versions),
-        *[prefixes[kind] + id_ for kind, id_ in write.deltas],
-        *[prefixes[kind] + id_ for kind, id_ in write.whole],
-    ]
-    arguments: list[str | bytes] = [plan, json.dumps(call), b"".join(write.identities), write.description]
+    identities = [code for each in write.identities.values() for _, codes in each.runs for code in codes]
+    arguments: list[str | bytes] = [plan, json.dumps(call), b"".join(identities), write.description]
     for buffer in write.buffers:
         arguments += [*buffer.drop, *(member for _, member in buffer.add)]
     arguments += [value for value, _ in write.versions.values()]
     arguments += write.deltas.values()
     arguments += write.whole.values()
-    return keys, arguments
+    return _keys(write, shard, names), arguments
+
+
+def _keys(write: Write, shard: int, names: Names) -> list[str]:
+    prefixes = {kind: each[shard] for kind, each in names.prefixes.items()}
+    return [
+        *[names.applied_offset(shard, place) for place in write.expected],
+        names.batch(shard),
+        names.outbox(shard),
+        names.contributions(shard, known=True),
+        names.contributions(shard, known=False),
+        *names.popular(shard),
+        *[names.applied_offset(shard, place) for place in write.watched],
+        *map(names.versions, write.versions),
+        *[name for place in write.identities for name in names.duplicates(shard, place)],
+        *write.former,
+        *[prefixes[kind] + id_ for kind, id_ in write.deltas],
+        *[prefixes[kind] + id_ for kind, id_ in write.whole],
+    ]
+
+
+def _windows(own: Identities) -> dict[str, Any]:
+    """By how many windows a topic partition moves on, and of each run how many windows ahead it is and its length."""
+    runs = [[number - own.stored, len(codes)] for number, codes in own.runs]
+    return {"moves": own.reached - own.stored, "runs": runs}
 
 
 def _entities(write: Write) -> Iterator[EntityId]:
@@ -170,11 +203,19 @@ def outcome_of(answer: Sequence[Any], write: Write) -> Outcome:
     """What the script's answer means."""
     done, *rest = answer
     if done == _DUPLICATES:
-        return AlreadyApplied(frozenset(write.identities[index] for index in rest))
+        sent = [
+            (place, number, code)
+            for place, each in write.identities.items()
+            for number, codes in each.runs
+            for code in codes
+        ]
+        return AlreadyApplied(frozenset(sent[index] for index in rest))
     if done == _STALE:
         return StaleInput()
     if done == _BEHIND:
-        return OffsetMismatch({place: int(value) for place, value in zip(write.expected, rest, strict=True)})
+        return OffsetMismatch(
+            {place: Checkpoint.decoded(text) for place, text in zip(write.expected, rest, strict=True)}
+        )
     number, time, fields_times, *watched = rest
     changed = (entity for entity in _entities(write) if entity in write.changed)
     before = {entity: at for entity, (at,) in zip(changed, _FIELDS_TIME.iter_unpack(fields_times), strict=True)}

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from gyre_features.online.layout_program import id_offset, lease_s, popularity_o
 from gyre_features.online.script import AppliedOffsets, Outcome, Write, outcome_of, packed
 
 _SCRIPT = (Path(__file__).parent / "apply.lua").read_text()
-_IDENTITY_BYTES = 8
 _SHOWN_CHARS = 200
 _REWRITE_WAIT_S, _REWRITE_LOOK_S = 10.0, 0.1
 _LOG = logging.getLogger(__name__)
@@ -50,17 +48,6 @@ class Values:
     items: Sequence[bytes | None]
 
 
-def identity(source: str, event_id: str) -> bytes:
-    """Eight bytes that stand for an event in the window of duplicates."""
-    return blake2b(f"{source}\0{event_id}".encode(), digest_size=_IDENTITY_BYTES).digest()
-
-
-def request_identity(user_id: str, request_id: str) -> bytes:
-    """Eight bytes that stand for the answer to one user's request in the same window: its first impression counts."""
-    text = f"{user_id}\0{request_id}".encode()
-    return blake2b(text, digest_size=_IDENTITY_BYTES, person=b"request").digest()
-
-
 def unavailable(error: RedisError) -> GyreError:
     """Our error for one of Redis: Unavailable where another attempt can help, else STORE_REFUSED."""
     if is_transient(error):
@@ -81,7 +68,7 @@ class OnlineStore:
         redis: a client that returns bytes.
         spec: the loop.
         layout: the layout whose values these are.
-        duplicates_s: how long identities are remembered at least, seconds.
+        duplicates_s: how long identities are remembered at least, seconds between the append times of two events.
         max_popular: how many popular items are kept.
     """
 
@@ -99,7 +86,6 @@ class OnlineStore:
             duplicates_s=duplicates_s,
             categories=self.popularity.categories if self.popularity else (),
         )
-        self._duplicates_s = duplicates_s
         self._script = redis.register_script(_SCRIPT)
         self._replace = redis.register_script(_REPLACE_MEMBER)
         plan = json.loads(script_plan(spec, layout, kept=max_popular))
@@ -144,6 +130,18 @@ class OnlineStore:
             Unavailable: the store does not answer.
         """
         return [{place: each.offset for place, each in own.items()} for own in await self.checkpoints(places)]
+
+    async def former_duplicates(self, shard: int) -> list[str]:
+        """The keys of identities that an earlier version applied a moment ago, before it was replaced by this one.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        try:
+            wanted = self.names.former_duplicates(shard, time.time())
+            return [name for name in wanted if await self._redis.exists(name)]
+        except RedisError as error:
+            raise unavailable(error) from error
 
     async def versions(self, ids: Sequence[str]) -> dict[str, Versions]:
         """The versions of items' fields; none for items that the store does not know."""
@@ -219,7 +217,7 @@ class OnlineStore:
         Raises:
             Unavailable: the store does not answer, and may have applied the batch or not.
         """
-        names, arguments = packed(write, shard, self.names, plan=self._plans[shard], window_s=2 * self._duplicates_s)
+        names, arguments = packed(write, shard, self.names, plan=self._plans[shard])
         try:
             answer = await self._script(keys=names, args=arguments)
         except RedisError as error:

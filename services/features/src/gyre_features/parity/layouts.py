@@ -38,7 +38,7 @@ def check_layouts(
         newest: the loop, as its gyre.yaml has it.
         known: the loop's layouts, by hash.
         window: which impressions, of each layout.
-        duplicates_s: how long the stream remembers identities at least, seconds.
+        duplicates_s: length of the stream's windows of append times, seconds.
     """
     first = Layout.compile(newest).hash
     served = count_served(ensure_table(catalog, newest.loop, IMPRESSIONS), window.start)

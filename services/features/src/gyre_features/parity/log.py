@@ -28,6 +28,8 @@ _OUT_OF_ORDER_S = 5.0
 """How far apart the clocks of two workers of a shard may be."""
 _MAX_JOINED = 20_000
 """Offsets that joined batches span at most, so that their events fit into memory."""
+_MAX_JOINED_S = 300.0
+"""Seconds that joined batches span at most: by so much more it is in doubt when a key's time to live ended."""
 _ROWS_AT_ONCE = 50_000
 _UNKNOWN = -1
 _RANGE_COLUMNS = ("topics", "partitions", "firsts", "ends")
@@ -129,14 +131,12 @@ class ShardLog:
 
     Attributes:
         known: which batches may be joined.
-        window_s: only such within a window of so many seconds, since duplicates are known by windows.
         batches: those that the store holds now.
         rebuilt: when it had lost some.
         settled: number of the last batch that may be joined, 0 for none.
     """
 
     known: Settled
-    window_s: int
     batches: list[LoggedBatch] = field(default_factory=list)
     rebuilt: list[Rebuilt] = field(default_factory=list)
     settled: int = 0
@@ -183,8 +183,8 @@ class ShardLog:
             own.append(batch)
 
     def _may_join(self, last: LoggedBatch, batch: LoggedBatch) -> bool:
-        same = last.applied_time // self.window_s == batch.applied_time // self.window_s
-        return same and last.events >= 0 and last.offsets() + batch.offsets() <= _MAX_JOINED
+        span_s = batch.applied_time - (last.applied_time - last.span_s)
+        return span_s <= _MAX_JOINED_S and last.events >= 0 and last.offsets() + batch.offsets() <= _MAX_JOINED
 
     def was_rebuilt(self, number: int, *, time: float, slack_s: float) -> bool:
         """Whether the batch that a read at a time named may be one that the store has lost since."""
@@ -197,9 +197,7 @@ def _is_redelivered(found: LoggedBatch, batch: LoggedBatch) -> bool:
     return found.is_unbroken and found.first <= batch.number and batch.applied_time <= found.applied_time
 
 
-def read_log(
-    table: Table, layout: str, *, settled: Settled, window_s: int, counts: RowCounts | None = None
-) -> dict[int, ShardLog]:
+def read_log(table: Table, layout: str, *, settled: Settled, counts: RowCounts | None = None) -> dict[int, ShardLog]:
     """The story of each virtual shard of a layout; see `ShardLog` for what is joined.
 
     The table is read in the order of its offsets, a bounded number of rows at a time. Rows that describe no batch are
@@ -209,7 +207,6 @@ def read_log(
         table: the log.
         layout: hash of the layout.
         settled: which batches may be joined.
-        window_s: only such within a window of so many seconds.
         counts: gets how many rows were read, and how many of them were set aside.
     """
     shards: dict[int, ShardLog] = {}
@@ -220,7 +217,7 @@ def read_log(
         for batch in _batches(rows):
             log = shards.get(batch.shard)
             if log is None:
-                log = shards[batch.shard] = ShardLog(settled, window_s)
+                log = shards[batch.shard] = ShardLog(settled)
             log.add(batch)
     return shards
 

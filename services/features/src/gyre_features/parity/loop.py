@@ -60,7 +60,7 @@ def check_loop(catalog: Catalog, spec: LoopSpec, *, window: CheckWindow, duplica
         catalog: of the warehouse.
         spec: the loop as the layout sees it.
         window: which impressions.
-        duplicates_s: how long the stream remembers identities at least, seconds: a setting of the stream.
+        duplicates_s: length of the stream's windows of append times, seconds: a setting of the stream.
     """
     layout = Layout.compile(spec)
     report = LoopReport(spec.loop, layout.hash, check_time=time.time())
@@ -84,7 +84,7 @@ def _replay(
     """Compare what was served with what the tables' events give, and write that into a report."""
     layout, counts = Layout.compile(spec), report.rows
     settled = _settled(spec, served)
-    shards = read_log(tables[APPLIED], layout.hash, settled=settled, window_s=duplicates_s, counts=counts)
+    shards = read_log(tables[APPLIED], layout.hash, settled=settled, counts=counts)
     archived = ArchivedBatches(spec.loop, layout, tables, counts=counts)
     batches = _held(archived, shards)
     known, report.found.reasons[REBUILT] = _without_lost(served, shards, spec.shards.online_shards)

@@ -15,6 +15,7 @@ from gyre_core.features import (
     ENTITY_KINDS,
     MAX_BUFFERED_BATCHES,
     AggregatedBatch,
+    AppendWindows,
     Contribution,
     ContributionBuffers,
     Delta,
@@ -31,8 +32,9 @@ from gyre_core.features import (
     time_seen,
     touched,
 )
+from gyre_runtime.checkpoints import Place
 
-from gyre_features.parity.source import ArchivedEvent, BatchEvents
+from gyre_features.parity.source import BatchEvents
 
 _TTL_SLACK_S = 5.0
 """How far a key's end in Redis may lie from what its last batch and its time to live say."""
@@ -85,10 +87,32 @@ class EntityWrite(NamedTuple):
         return keys.shard_of(self.kind, self.id, shards=shards)
 
 
+class _Identities:
+    """The identities that counted of a topic partition: in its newest window of append times, and in the one before."""
+
+    def __init__(self, window_s: int) -> None:
+        self._windows, self._number = AppendWindows(window_s), 0
+        self._newest, self._before = set[tuple[str, ...]](), set[tuple[str, ...]]()
+
+    def reach(self, arrival_time: float) -> None:
+        """Move on to the window that an event is in, by when Kafka had it, unix seconds."""
+        moves = self._windows.reach(arrival_time) - self._number
+        if moves:
+            self._number += moves
+            self._newest, self._before = set(), self._newest if moves == 1 else set()
+
+    def is_repeat(self, identity: tuple[str, ...]) -> bool:
+        """Whether an identity counted before; otherwise it does from now on."""
+        if identity in self._newest or identity in self._before:
+            return True
+        self._newest.add(identity)
+        return False
+
+
 class Deduplicated:
     """Leaves out what a producer sent twice, and later impressions of a request, by the store's own rule.
 
-    That is a window of identities, and the one before it.
+    That is by windows of append times, of each topic partition.
 
     Args:
         duplicates_s: how long a window is, seconds; as the stream had it.
@@ -96,30 +120,16 @@ class Deduplicated:
 
     def __init__(self, duplicates_s: int) -> None:
         self._window_s = duplicates_s
-        self._known: dict[int, dict[int, set[tuple[str, ...]]]] = {}
+        self._known: dict[tuple[int, Place], _Identities] = {}
 
     def batches(self, found: Iterable[BatchEvents]) -> Iterator[AppliedBatch]:
         """The batches as they counted; each shard's in the order of their numbers."""
         for each in found:
-            batch = each.batch
-            window = int(batch.applied_time // self._window_s)
-            before = self._known.get(batch.shard, {})
-            windows = self._known[batch.shard] = {number: before.get(number, set()) for number in (window - 1, window)}
-            known = windows[window] | windows[window - 1] if windows[window - 1] else windows[window]
-            sent: dict[tuple[str, ...], ArchivedEvent] = {}
-            for archived in each.behaviour:
-                if archived.identity.event not in known:
-                    sent.setdefault(archived.identity.event, archived)
-            events, requests, newest = list(each.changes), set[tuple[str, ...]](), _NEVER
-            for identity, event, arrival_time in sent.values():
-                if identity.request is not None:
-                    request = (_REQUEST, *identity.request)
-                    if request in known or request in requests:
-                        continue
-                    requests.add(request)
+            batch, newest = each.batch, _NEVER
+            events = list(each.changes)
+            for event, arrival_time in self._counted(each):
                 events.append(event)
                 newest = max(newest, time_seen(event.time, arrival_time))
-            windows[window].update(sent, requests)
             yield AppliedBatch(
                 shard=batch.shard,
                 number=batch.number,
@@ -130,6 +140,19 @@ class Deduplicated:
                 span_s=batch.span_s,
                 newest=newest,
             )
+
+    def _counted(self, found: BatchEvents) -> Iterator[tuple[Event, float]]:
+        """The behaviour that counts, and when Kafka had it, unix seconds."""
+        for place, events in found.behaviour.items():
+            known = self._known.get((found.batch.shard, place))
+            if known is None:
+                known = self._known[found.batch.shard, place] = _Identities(self._window_s)
+            for identity, event, arrival_time in events:
+                known.reach(arrival_time)
+                if known.is_repeat(identity.event):
+                    continue
+                if identity.request is None or not known.is_repeat((_REQUEST, *identity.request)):
+                    yield event, arrival_time
 
 
 class BatchReplay:

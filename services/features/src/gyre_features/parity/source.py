@@ -76,12 +76,12 @@ class BatchEvents:
     Attributes:
         batch: as logged.
         changes: of the catalogue.
-        behaviour: what users did and were shown.
+        behaviour: what users did and were shown, by topic partition in the order of the offsets.
     """
 
     batch: LoggedBatch
     changes: Sequence[Event]
-    behaviour: Sequence[ArchivedEvent]
+    behaviour: Mapping[Place, Sequence[ArchivedEvent]]
 
 
 class ArchivedBatches:
@@ -196,7 +196,7 @@ def _within(spans: Mapping[Place, tuple[int, int]]) -> str:
 
 def _joined(batch: LoggedBatch, found: Mapping[Place, _OffsetRange]) -> BatchEvents:
     changes: list[Event] = []
-    behaviour: list[ArchivedEvent] = []
+    behaviour: dict[Place, Sequence[ArchivedEvent]] = {}
     for place, (first, end) in batch.ranges.items():
         events = found.get(place)
         if events is None:
@@ -205,5 +205,5 @@ def _joined(batch: LoggedBatch, found: Mapping[Place, _OffsetRange]) -> BatchEve
         if place[0].partition(".")[2].startswith("catalog."):
             changes.extend(each.event for each in own)
         else:
-            behaviour.extend(own)
+            behaviour[place] = list(own)
     return BatchEvents(batch, changes, behaviour)

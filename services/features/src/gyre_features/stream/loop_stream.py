@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from gyre.events.v1 import behavior_pb2 as behavior
@@ -26,12 +26,20 @@ from gyre_runtime.events import Event
 from gyre_runtime.fields import field_values
 from gyre_runtime.kafka import StoreLostState
 
-from gyre_features.online.script import AlreadyApplied, Applied, AppliedOffsets, StaleInput, Write
-from gyre_features.online.store import OnlineStore, identity, request_identity
+from gyre_features.online.script import (
+    AlreadyApplied,
+    Applied,
+    AppliedOffsets,
+    RepeatedIdentity,
+    StaleInput,
+    Write,
+)
+from gyre_features.online.store import OnlineStore
 from gyre_features.stream.item_lookup import KnownItems
 from gyre_features.stream.late_fields import LateFields, newest_seen
 from gyre_features.stream.outbox import completed, described, restored
 from gyre_features.stream.prepared import PreparedBatch
+from gyre_features.stream.repeats import RepeatFilter
 from gyre_features.stream.tallies import count_late_fields, count_left_out, count_superseded, field_changes
 
 _LOG = logging.getLogger(__name__)
@@ -89,6 +97,8 @@ class LoopStream:
         self._forgotten = forgotten
         self._applied_offsets: list[AppliedOffsets] = [{} for _ in range(store.shards)]
         self._published: list[list[int]] = [[] for _ in range(store.shards)]
+        self._former: list[list[str]] = [[] for _ in range(store.shards)]
+        self._former_until = 0.0
         self._items = KnownItems(store)
         self._late = LateFields(store, forgotten=self._is_forgotten)
         self.catalogue: tuple[Place, ...] = ()
@@ -96,7 +106,11 @@ class LoopStream:
         self._catalogue_offsets: list[tuple[int, ...]] = [()] * store.shards
         layout = store.layout
         self._reads_fields = bool(layout.item_fields.fields)
-        self._counts_impressions = any(layout.plan(kind, IMPRESSION) for kind in ("item", "user", "global"))
+        counts_impressions = any(layout.plan(kind, IMPRESSION) for kind in ("item", "user", "global"))
+        self._repeats = [
+            RepeatFilter(store.names.duplicates_s, counts_impressions=counts_impressions, forgotten=forgotten)
+            for _ in range(store.shards)
+        ]
 
     def follow_catalogue(self, partitions: int) -> None:
         """Take changes of items from so many partitions, which Kafka may have more of than `gyre.yaml` says."""
@@ -113,8 +127,11 @@ class LoopStream:
         """
         wanted = list(places)
         stored = await self.store.checkpoints(wanted)
-        for applied_offsets, found in zip(self._applied_offsets, stored, strict=True):
+        for applied_offsets, repeats, found in zip(self._applied_offsets, self._repeats, stored, strict=True):
             applied_offsets.update({place: each.offset for place, each in found.items()})
+            repeats.begin(found)
+        self._former = [await self.store.former_duplicates(shard) for shard in range(self.store.shards)]
+        self._former_until = time.monotonic() + 2 * self.store.names.duplicates_s
         self._forget_catalogue()
         return {place: list(dict.fromkeys(found[place] for found in stored)) for place in wanted}
 
@@ -195,21 +212,22 @@ class LoopStream:
                 await asyncio.gather(running, return_exceptions=True)
 
     async def _apply_batch(self, shard: int, own: Batch, prepared: PreparedBatch) -> None:
-        applied_offsets, known, events = self._applied_offsets[shard], frozenset[bytes](), own.events
+        applied_offsets, known, events = self._applied_offsets[shard], frozenset[RepeatedIdentity](), own.events
+        repeats = self._repeats[shard]
         while True:
             following = {place: end for place, end in own.ends.items() if end.offset > applied_offsets.get(place, 0)}
             if not following:
                 return
             fresh = self._fresh(shard, events)
-            if not self._still_good(prepared, fresh):
+            if not self._still_good(shard, prepared, fresh):
                 prepared = await self._prepare(shard, events, known)
             batch, published = self._described(shard, fresh, prepared), tuple(self._published[shard])
             write = Write(
                 expected={place: applied_offsets.get(place, 0) for place in following},
-                following=following,
+                following=repeats.checkpoints(following),
                 deltas=prepared.deltas,
                 changed=prepared.changes.keys(),
-                identities=prepared.identities,
+                identities=repeats.identities(prepared.selected, applied_offsets, following),
                 watched=self.catalogue,
                 description=batch.SerializeToString(),
                 published=published,
@@ -218,14 +236,16 @@ class LoopStream:
                 whole=prepared.whole,
                 versions=prepared.older,
                 buffers=prepared.buffers,
+                former=self._former[shard] if time.monotonic() < self._former_until else (),
             )
             outcome = await self.store.apply(shard, write)
             if isinstance(outcome, Applied):
                 applied_offsets.update({place: end.offset for place, end in following.items()})
                 del self._published[shard][: len(published)]
+                repeats.applied(following)
                 self._note_applied(shard, outcome, prepared)
                 if fresh:
-                    await self._on_batch(completed(batch, outcome.batch, outcome.time), prepared.kept)
+                    await self._on_batch(completed(batch, outcome.batch, outcome.time), prepared.selected.kept)
                 return
             if isinstance(outcome, AlreadyApplied):
                 known |= outcome.identities
@@ -234,16 +254,17 @@ class LoopStream:
                 self._forget_catalogue()
                 prepared = await self._prepare(shard, events, known)
             else:
-                self._slice(shard, outcome.applied_offsets)
+                self._slice(shard, outcome.checkpoints)
+                known = frozenset()
 
     def _fresh(self, shard: int, events: Sequence[Event]) -> list[Event]:
         applied_offsets = self._applied_offsets[shard]
         return [event for event in events if event.offset >= applied_offsets.get((event.topic, event.partition), 0)]
 
-    async def _prepare(self, shard: int, events: Sequence[Event], known: frozenset[bytes]) -> PreparedBatch:
+    async def _prepare(self, shard: int, events: Sequence[Event], known: frozenset[RepeatedIdentity]) -> PreparedBatch:
         fresh, layout = self._fresh(shard, events), self.store.layout
-        kept, identities, duplicates = self._without_duplicates(fresh, known)
-        changes = [feature_event(event) for event in kept]
+        selected = self._repeats[shard].select(fresh, known)
+        changes = [feature_event(event) for event in selected.kept]
         needed = items_needed(layout, changes) if self._reads_fields else []
         if needed and not self._catalogue_offsets[shard]:
             # Before the items are looked up: what changes between the two is noticed.
@@ -260,9 +281,7 @@ class LoopStream:
         )
         return PreparedBatch(
             fresh=len(fresh),
-            kept=kept,
-            identities=identities,
-            duplicates=duplicates,
+            selected=selected,
             deltas=self._packed(shard, batch.deltas, whole),
             changes={
                 entity: times for entity, times in field_changes(layout, changes).items() if self._owns(shard, entity)
@@ -272,7 +291,7 @@ class LoopStream:
             whole=whole,
             versions=batch.versions,
             older=self._late.versions(shard, batch, prior),
-            buffers=self._late.buffers(shard, batch, prior, newest=newest_seen(kept)) if needed else (),
+            buffers=self._late.buffers(shard, batch, prior, newest=newest_seen(selected.kept)) if needed else (),
             late={"waiting": waiting, "came": arrived, "corrected": len(batch.corrections) - arrived},
         )
 
@@ -303,16 +322,21 @@ class LoopStream:
         name = topic(self.store.spec.loop, "behavior.interactions")
         return self._forgotten(Event("", "", "", time, message, None, name, 0, 0))
 
-    def _still_good(self, prepared: PreparedBatch, fresh: Sequence[Event]) -> bool:
+    def _still_good(self, shard: int, prepared: PreparedBatch, fresh: Sequence[Event]) -> bool:
         """Whether nothing that a preparation was made from has changed; applied offsets only cut off more."""
-        return prepared.fresh == len(fresh) and prepared.items_version in (None, self._items.version)
+        is_same = prepared.fresh == len(fresh) and prepared.selected.version == self._repeats[shard].version
+        return is_same and prepared.items_version in (None, self._items.version)
 
-    def _slice(self, shard: int, found: AppliedOffsets) -> None:
+    def _slice(self, shard: int, checkpoints: Mapping[Place, Checkpoint]) -> None:
         """Take the applied offsets as they are: somebody else applied events of this batch, or the store lost some."""
-        applied_offsets = self._applied_offsets[shard]
+        applied_offsets, found = (
+            self._applied_offsets[shard],
+            {place: each.offset for place, each in checkpoints.items()},
+        )
         lost = [place for place, applied_offset in found.items() if applied_offset < applied_offsets.get(place, 0)]
         _LOG.info("the applied offsets are others", extra={"loop": self.store.spec.loop, "shard": shard})
         applied_offsets.update(found)
+        self._repeats[shard].begin(checkpoints)
         self._forget_catalogue()
         if lost:
             raise StoreLostState(f"{self.store.spec.loop}: the online store lost events of {len(lost)} partitions")
@@ -327,7 +351,7 @@ class LoopStream:
             self._catalogue_offsets[shard] = applied.watched
             self._items.changed(prepared.versions)
         loop = self.store.spec.loop
-        count_left_out(loop, prepared.duplicates)
+        count_left_out(loop, prepared.selected.repeats)
         count_late_fields(loop, prepared.late)
         count_superseded(loop, self.store.layout.hash, prepared.changes, applied.fields_before)
 
@@ -335,39 +359,4 @@ class LoopStream:
         store = self.store
         if not fresh:
             return BatchApplied()
-        return described(store.spec.loop, store.layout.hash, shard, fresh=fresh, count=len(prepared.kept))
-
-    def _without_duplicates(
-        self, events: Sequence[Event], known: frozenset[bytes]
-    ) -> tuple[list[Event], list[bytes], Counter[str]]:
-        """Drop what a producer sent twice, later impressions of a request, and what only moves applied offsets.
-
-        Whether an identity was applied by an earlier batch, only the store's script can tell: `known` are those.
-
-        Returns:
-            What counts; the identities to remember, those of later impressions of a request, too; how many were dropped
-            by reason.
-        """
-        kept: list[Event] = []
-        sent: dict[bytes, Event] = {}
-        duplicates: Counter[str] = Counter()
-        for event in events:
-            if isinstance(event.message, behavior.ItemChanged):
-                kept.append(event)
-            elif self._forgotten(event):
-                continue
-            elif isinstance(event.message, behavior.UserChanged):
-                kept.append(event)
-            elif self._counts_impressions or isinstance(event.message, behavior.Interaction):
-                code = identity(event.source, event.id)
-                if code in known or sent.setdefault(code, event) is not event:
-                    duplicates["DUPLICATE"] += 1
-        requests: dict[bytes, Event] = {}
-        for event in sent.values():
-            if isinstance(event.message, behavior.Impression) and event.message.request_id:
-                code = request_identity(event.message.user_id, event.message.request_id)
-                if code in known or requests.setdefault(code, event) is not event:
-                    duplicates["DUPLICATE_REQUEST"] += 1
-                    continue
-            kept.append(event)
-        return kept, [*sent, *requests], duplicates
+        return described(store.spec.loop, store.layout.hash, shard, fresh=fresh, count=len(prepared.selected.kept))

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gyre_core.features import EntityId, Versions
-from gyre_runtime.events import Event
 
 from gyre_features.online.script import BufferChange
+from gyre_features.stream.repeats import WithoutRepeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +17,7 @@ class PreparedBatch:
 
     Attributes:
         fresh: how many of its events the applied offsets did not cover.
-        kept: those that count.
-        identities: of the behaviour among them, and of the requests that were answered.
-        duplicates: how many were left out, by reason.
+        selected: those that count, and what is to be remembered of them.
         deltas: what they change on the virtual shard, packed.
         changes: event times of the changes of stored fields, by entity of the virtual shard.
         items_version: of the items' fields that were looked up; None for none.
@@ -32,9 +30,7 @@ class PreparedBatch:
     """
 
     fresh: int
-    kept: list[Event]
-    identities: list[bytes]
-    duplicates: Mapping[str, int]
+    selected: WithoutRepeats
     deltas: Mapping[EntityId, bytes]
     changes: Mapping[EntityId, Sequence[float]]
     items_version: int | None = None

@@ -1,0 +1,199 @@
+"""Which events of a batch count: not what a producer sent twice, nor later impressions of a request.
+
+What counted before, only the store knows. It keeps the identities of each topic partition's two newest windows of
+append times (`gyre_core.features.AppendWindows`), under the checkpoint that says how far the partition is applied. So
+what it knows at an offset follows from the log alone, whenever and in whatever batches that is read.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_core.features import AppendWindows
+from gyre_runtime.checkpoints import Checkpoint, Place
+from gyre_runtime.events import Event
+
+from gyre_features.online.script import AppliedOffsets, Identities, RepeatedIdentity
+
+_IDENTITY_BYTES = 8
+
+
+def identity(source: str, event_id: str) -> bytes:
+    """Eight bytes that stand for an event among the applied identities."""
+    return blake2b(f"{source}\0{event_id}".encode(), digest_size=_IDENTITY_BYTES).digest()
+
+
+def request_identity(user_id: str, request_id: str) -> bytes:
+    """Eight bytes that stand there for the answer to one user's request: its first impression counts."""
+    text = f"{user_id}\0{request_id}".encode()
+    return blake2b(text, digest_size=_IDENTITY_BYTES, person=b"request").digest()
+
+
+class _PlaceWindows:
+    """The windows that a topic partition's log passes through from a checkpoint on, by offset."""
+
+    __slots__ = ("_end", "_firsts", "_windows", "_within")
+
+    def __init__(self, window_s: int, checkpoint: Checkpoint) -> None:
+        self._windows = AppendWindows(window_s, checkpoint.append_window)
+        self._end = checkpoint.offset
+        self._firsts, self._within = [-1], [(self._windows.number, self._windows.start)]
+
+    def number_of(self, event: Event) -> int:
+        """The number of the window that an event is in; what was not looked at before comes in the log's order."""
+        if event.offset < self._end:
+            return self._within[bisect_right(self._firsts, event.offset) - 1][0]
+        self._end = event.offset + 1
+        number = self._windows.reach(event.arrival_time)
+        if number != self._within[-1][0]:
+            self._firsts.append(event.offset)
+            self._within.append((number, self._windows.start))
+        return number
+
+    def reached(self, offset: int) -> tuple[int, int | None]:
+        """The number and the start of the window that the log has reached once all before an offset is applied."""
+        return self._within[bisect_left(self._firsts, offset) - 1]
+
+    def applied(self, offset: int) -> None:
+        """Forget the windows that nobody asks for once all before an offset is applied."""
+        passed = bisect_left(self._firsts, offset) - 1
+        del self._firsts[:passed], self._within[:passed]
+
+
+@dataclass(slots=True)
+class _Identities:
+    """The identities of one topic partition in one batch: of each the newest window that it stands in, and the runs."""
+
+    newest: dict[bytes, int] = field(default_factory=dict)
+    runs: list[tuple[int, list[bytes]]] = field(default_factory=list)
+
+    def is_repeat(self, code: bytes, number: int) -> bool:
+        """Whether an identity came before in a window, or in the one before it; otherwise it does from now on."""
+        before = self.newest.get(code)
+        if before is not None and number - before < 2:
+            return True
+        self.newest[code] = number
+        if not self.runs or self.runs[-1][0] != number:
+            self.runs.append((number, []))
+        self.runs[-1][1].append(code)
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutRepeats:
+    """What counts of a batch.
+
+    Attributes:
+        kept: the events that count, those of the catalogue first.
+        runs: by topic partition, the identities to remember, those of later impressions of a request, too: by the
+            number of their window, in the order of the log.
+        repeats: how many events were left out, by reason.
+        version: of the windows that they were found by.
+    """
+
+    kept: list[Event]
+    runs: Mapping[Place, Sequence[tuple[int, Sequence[bytes]]]]
+    repeats: Mapping[str, int]
+    version: int
+
+
+class RepeatFilter:
+    """Leaves out of one virtual shard's batches what counts for nothing.
+
+    Args:
+        window_s: length of a window of append times, seconds.
+        counts_impressions: whether the layout has features of impressions; otherwise those count for nothing.
+        forgotten: whether an event is of a user who was forgotten.
+
+    Attributes:
+        version: changes wherever numbers of windows are others than before.
+    """
+
+    def __init__(self, window_s: int, *, counts_impressions: bool, forgotten: Callable[[Event], bool]) -> None:
+        self._window_s, self._counts_impressions, self._forgotten = window_s, counts_impressions, forgotten
+        self._places: dict[Place, _PlaceWindows] = {}
+        self.version = 0
+
+    def begin(self, checkpoints: Mapping[Place, Checkpoint]) -> None:
+        """Begin again at what the store holds of topic partitions."""
+        self.version += 1
+        for place, checkpoint in checkpoints.items():
+            self._places[place] = _PlaceWindows(self._window_s, checkpoint)
+
+    def applied(self, ends: Mapping[Place, Checkpoint]) -> None:
+        """Note that the store holds topic partitions up to some checkpoints."""
+        for place, end in ends.items():
+            if place in self._places:
+                self._places[place].applied(end.offset)
+
+    def select(self, events: Iterable[Event], known: frozenset[RepeatedIdentity]) -> WithoutRepeats:
+        """Drop repeats of earlier events of the batch, and what only moves applied offsets.
+
+        Args:
+            events: that the store does not hold; each topic partition's in the order of its offsets.
+            known: those that the store's script found to be repeats of what it holds.
+        """
+        kept: list[Event] = []
+        behaved: list[Event] = []
+        repeats: Counter[str] = Counter()
+        found: dict[Place, _Identities] = {}
+        for event in events:
+            if isinstance(event.message, behavior.ItemChanged):
+                kept.append(event)
+            elif self._forgotten(event):
+                continue
+            elif isinstance(event.message, behavior.UserChanged):
+                kept.append(event)
+            elif self._counts_impressions or isinstance(event.message, behavior.Interaction):
+                if reason := self._repeat(event, found, known):
+                    repeats[reason] += 1
+                else:
+                    behaved.append(event)
+        runs = {place: own.runs for place, own in found.items()}
+        return WithoutRepeats([*kept, *behaved], runs, repeats, self.version)
+
+    def _repeat(self, event: Event, found: dict[Place, _Identities], known: frozenset[RepeatedIdentity]) -> str:
+        """Why an event is a repeat; an empty text where it is none."""
+        place, message = (event.topic, event.partition), event.message
+        own, windows = found.get(place), self._places.get(place)
+        if own is None:
+            own = found[place] = _Identities()
+        if windows is None:
+            windows = self._places[place] = _PlaceWindows(self._window_s, Checkpoint())
+        number, code = windows.number_of(event), identity(event.source, event.id)
+        if (known and (place, number, code) in known) or own.is_repeat(code, number):
+            return "DUPLICATE"
+        if isinstance(message, behavior.Impression) and message.request_id:
+            code = request_identity(message.user_id, message.request_id)
+            if (known and (place, number, code) in known) or own.is_repeat(code, number):
+                return "DUPLICATE_REQUEST"
+        return ""
+
+    def identities(
+        self, selected: WithoutRepeats, applied_offsets: AppliedOffsets, ends: Mapping[Place, Checkpoint]
+    ) -> dict[Place, Identities]:
+        """What the store is to remember of a batch, where that takes its topic partitions from applied offsets on."""
+        found = {}
+        for place, end in ends.items():
+            windows = self._places.get(place)
+            if windows is None:
+                continue
+            stored, _ = windows.reached(applied_offsets.get(place, 0))
+            reached, _ = windows.reached(end.offset)
+            runs = selected.runs.get(place, ())
+            if runs or reached != stored:
+                found[place] = Identities(stored, reached, runs)
+        return found
+
+    def checkpoints(self, ends: Mapping[Place, Checkpoint]) -> dict[Place, Checkpoint]:
+        """The checkpoints with the windows that the log has reached there."""
+        places = self._places
+        return {
+            place: replace(end, append_window=places[place].reached(end.offset)[1]) if place in places else end
+            for place, end in ends.items()
+        }

@@ -1,0 +1,138 @@
+"""What repeats an event counts once by the log's append times alone, whenever and in whatever batches it is read."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_core.features import Layout, Reader, RequestContext
+from gyre_core.keys import pattern as store_keys
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import topic
+from gyre_features.online.store import OnlineStore
+from gyre_features.settings import FeaturesSettings
+from gyre_features.stream.backfill import Archived
+from gyre_features.stream.loop_stream import LoopStream
+from gyre_features.warehouse.archive import Archive
+from gyre_runtime.events import Event
+from gyre_warehouse.tables import open_catalog
+from redis.asyncio import Redis
+
+pytestmark = pytest.mark.adapter
+BEGIN = 1_370_000_000.0
+CLICKS = "behavior.interactions"
+WINDOW_S = 10
+HOUR_S = 3600.0
+
+
+async def _ignore(*_: object) -> None:
+    pass
+
+
+def _store(redis: Redis, spec: LoopSpec) -> OnlineStore:
+    return OnlineStore(redis, spec, Layout.compile(spec), duplicates_s=WINDOW_S)
+
+
+async def _counted(store: OnlineStore, item: str) -> float:
+    """How many ratings of an item the store counted, all of one event time."""
+    values = await store.read("nobody", [item])
+    matrix, _ = Reader(store.layout).matrix(values.user, values.everyone, values.items, [item], RequestContext(BEGIN))
+    return float(matrix[0][store.layout.columns.index("popular_7d")])
+
+
+def _log(spec: LoopSpec, count: int, *, partition: int, seed: int) -> list[Event]:
+    """A partition's ratings of items i0 to i3: ids come again, append times jump on and now and then go back."""
+    draw, now, found = random.Random(seed), BEGIN, list[Event]()
+    for offset in range(count):
+        now += draw.choice([0.0, 0.001, 0.5, 2.0, 9.0, 11.0, 25.0, -0.5, -4.0, -15.0])
+        now += draw.choice([-3 * HOUR_S, HOUR_S]) if draw.random() < 0.02 else 0.0
+        message = behavior.Interaction(user_id="u1", item_id=f"i{draw.randrange(4)}", type="rating", value=7)
+        name = topic(spec.loop, CLICKS)
+        id_ = f"e{draw.randrange(6)}"
+        found.append(Event(id_, "shop", "", BEGIN, message, None, name, partition, offset, "k", round(now, 3)))
+    return found
+
+
+def _expected(log: Sequence[Event]) -> dict[str, int]:
+    """How often each item counts in a partition's log, by the rule's own words: slow, and with no state to keep."""
+    windows: list[tuple[int, int]] = []
+    for event in log:
+        own = int(event.arrival_time // WINDOW_S)
+        if not windows:
+            windows.append((own, 0))
+            continue
+        window, run = windows[-1]
+        if own < window and event.arrival_time >= window * WINDOW_S - HOUR_S:
+            own = window  # a clock that is a little behind
+        windows.append((own, run if own in (window, window + 1) else run + 1))
+    counting: list[int] = []
+    for at, event in enumerate(log):
+        window, run = windows[at]
+        near = [each for each in counting if windows[each][1] == run and windows[each][0] >= window - 1]
+        if all(log[each].id != event.id for each in near):
+            counting.append(at)
+    items = [log[each].message.item_id for each in counting]
+    return {item: items.count(item) for item in sorted(set(items))}
+
+
+async def _apply(redis: Redis, spec: LoopSpec, events: Sequence[Event], *, seed: int) -> OnlineStore:
+    """Apply a log in batches of random length, each by a process that has just started; some of it twice."""
+    draw, at, store = random.Random(seed), 0, _store(redis, spec)
+    while at < len(events):
+        stream = LoopStream(store, on_batch=_ignore, max_events=draw.choice([1, 3, 1000]))
+        await stream.assigned({(event.topic, event.partition) for event in events})
+        length = draw.choice([1, 2, 10, 100])
+        await stream.apply(events[max(at - draw.randrange(3), 0) : at + length])
+        at += length
+    return store
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("seed", range(3))
+async def test_one_log_gives_the_same_counts_however_it_is_read(
+    redis: Redis, sharded: Any, tmp_path: Path, shards: int, seed: int
+) -> None:
+    """In batches of any length, over restarts, in one batch and from the warehouse, its append times decide."""
+    spec: LoopSpec = sharded(shards)
+    logs = [_log(spec, 150, partition=number, seed=2 * seed + number) for number in (0, 1)]
+    wanted: dict[str, int] = {}
+    for log in logs:
+        for item, count in _expected(log).items():
+            wanted[item] = wanted.get(item, 0) + count
+    assert sum(wanted.values()) < 300
+    mixed = sorted((event for log in logs for event in log), key=lambda event: (event.offset // 7, event.partition))
+    catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path / "warehouse")))
+    archive = Archive(catalog, rows=10**6, seconds=60, payload_bytes=10**9)
+    await archive.add(mixed)
+    await archive.flush()
+    for way in ("restarts", "one batch", "warehouse"):
+        await redis.flushdb()
+        store = _store(redis, spec)
+        if way == "restarts":
+            await _apply(redis, spec, mixed, seed=seed)
+        elif way == "one batch":
+            await LoopStream(store, on_batch=_ignore, max_events=1000).apply([*logs[0], *logs[1]])
+        else:
+            places = [(topic(spec.loop, CLICKS), number) for number in (0, 1)]
+            await Archived(store, max_events=1000).apply(catalog, places)
+        found = {item: round(await _counted(store, item), 3) for item in wanted}
+        assert found == wanted, way
+
+
+async def test_what_is_remembered_is_bounded_by_the_log(redis: Redis, spec: LoopSpec) -> None:
+    """A backlog of many windows leaves the identities of the two newest ones of each partition, and no other."""
+    store, name = _store(redis, spec), topic(spec.loop, CLICKS)
+    message = behavior.Interaction(user_id="u1", item_id="i1", type="rating", value=7)
+    events = [
+        Event(f"e{number}", "shop", "", BEGIN, message, None, name, number % 2, number // 2, "k", BEGIN + number // 2)
+        for number in range(400)
+    ]
+    for first in range(0, 400, 50):
+        await LoopStream(store, on_batch=_ignore).apply(events[first : first + 50])
+    sets = [key async for key in redis.scan_iter(store_keys(spec.loop), count=1000) if b":duplicates:" in key]
+    assert sorted(sets) == sorted(key.encode() for part in (0, 1) for key in store.names.duplicates(0, (name, part)))
+    assert [await redis.scard(key) for key in sets] == [WINDOW_S] * 4
+    lease_s = await redis.ttl(store.names.applied_offset(0, (name, 0)))
+    assert {await redis.ttl(key) >= lease_s - HOUR_S for key in sets} == {True}
