@@ -125,6 +125,17 @@ def test_a_value_is_of_its_fields_kind_and_fits(full_loop: LoopSpec, name: str, 
     assert (reason(refusal), refusal and refusal.field) == ("FIELD_INVALID", f"fields[{name}]")
 
 
+def test_a_rule_is_whole_whatever_it_holds(full_loop: LoopSpec) -> None:
+    """Field and value stand apart from the rule, though a listed category and the value hold a colon themselves."""
+    genres = full_loop.items.fields["genres"]
+    fields = {**full_loop.items.fields, "genres": genres.model_copy(update={"values": ["a: b", "c"]})}
+    spec = full_loop.model_copy(update={"items": full_loop.items.model_copy(update={"fields": fields})})
+    refusal = refuse_fields(spec, "item", {"genres": ["d: e"]})
+    assert refusal is not None
+    assert (refusal.rule, refusal.field) == ("must be of a: b, c", "fields[genres]")
+    assert refusal.detail.endswith(f": {refusal.rule}")
+
+
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-23:59", "2020-01-01T00:00:00"])
 def test_a_time_that_cannot_be_stored_is_none(text: str) -> None:
     """What is before year 1 or after 9999 in UTC, or has no offset, is refused."""

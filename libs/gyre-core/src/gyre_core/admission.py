@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from gyre_core.event_time import in_range
 from gyre_core.features import FieldValue
@@ -26,11 +26,18 @@ class Refusal:
         reason: for machines, UPPER_SNAKE.
         detail: a sentence for people: field, value and rule.
         field: path of the field within the event, such as `value` or `fields[year]`; empty where it is no one field.
+        rule: the rule alone, for who names field and value by themselves; empty where `detail` says no more.
     """
 
     reason: str
     detail: str
     field: str = ""
+    rule: str = ""
+
+    @classmethod
+    def of(cls, reason: str, found: str, rule: str, field: str) -> Self:
+        """A refusal of what was found in a field, by a rule."""
+        return cls(reason, f"{found}: {rule}", field, rule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +81,15 @@ def refuse_interaction(spec: LoopSpec, type: str, value: float | None) -> Refusa
     declared = spec.events.interactions.get(type)
     if declared is None:
         known = ", ".join(spec.events.interactions)
-        return Refusal("UNKNOWN_TYPE", f"type {type!r}: must be one of {known}", "type")
+        return Refusal.of("UNKNOWN_TYPE", f"type {type!r}", f"must be one of {known}", "type")
     if declared.value is None:
         return None
     if value is not None and declared.value.min <= value <= declared.value.max:
         return None
     allowed = f"must be {declared.value.min:g} to {declared.value.max:g}"
     if value is None:
-        return Refusal("VALUE_MISSING", f"{type} without a value: {allowed}", "value")
-    return Refusal("VALUE_OUT_OF_RANGE", f"{type} value {value:g}: {allowed}", "value")
+        return Refusal.of("VALUE_MISSING", f"{type} without a value", allowed, "value")
+    return Refusal.of("VALUE_OUT_OF_RANGE", f"{type} value {value:g}", allowed, "value")
 
 
 def refuse_fields(spec: LoopSpec, scope: str, fields: Mapping[str, FieldValue]) -> Refusal | None:
@@ -92,28 +99,19 @@ def refuse_fields(spec: LoopSpec, scope: str, fields: Mapping[str, FieldValue]) 
     """
     declared = spec.fields(scope)
     for name, value in sorted(fields.items(), key=lambda each: each[0]):
-        field = declared.get(name)
+        field, path = declared.get(name), f"fields[{name}]"
         if field is None:
             known = ", ".join(declared) or "none"
-            return Refusal("UNKNOWN_FIELD", f"field {name!r}: must be one of {known}", f"fields[{name}]")
-        problem = _field_problem(name, field, value)
-        if problem is not None:
-            return Refusal("FIELD_INVALID", problem, f"fields[{name}]")
-    return None
-
-
-def _field_problem(name: str, field: Any, value: FieldValue) -> str | None:
-    """Which rule a field's value breaks, after its name and value; or None.
-
-    It is stricter than `encode`, which reads what tables hold from before a rule was made.
-    """
-    rule = _kind_rule(field, value)
-    if rule is not None:
-        return f"{name} = {shown(value)}: {rule}"
-    try:
-        encode(slot_of(name, field), value)
-    except (ValueError, OverflowError) as error:
-        return str(error)
+            return Refusal.of("UNKNOWN_FIELD", f"field {name!r}", f"must be one of {known}", path)
+        # Stricter than `encode`, which reads what tables hold from before a rule was made.
+        rule = _kind_rule(field, value)
+        if rule is not None:
+            return Refusal.of("FIELD_INVALID", f"{name} = {shown(value)}", rule, path)
+        try:
+            encode(slot_of(name, field), value)
+        except (ValueError, OverflowError) as error:
+            found, _, rule = str(error).rpartition(": ")  # no rule of `encode` holds a colon
+            return Refusal.of("FIELD_INVALID", found, rule, path)
     return None
 
 
@@ -155,13 +153,15 @@ def refuse_times(spec: LoopSpec, clock: PartitionClock, times: EventTimes) -> Re
     replays = spec.clock == "replay" and is_behavior
     ahead_s = event_time - append_time
     if ahead_s > spec.events.max_future_s:
-        return Refusal("IN_THE_FUTURE", f"{ahead_s:.0f} s ahead: at most {spec.events.max_future} is allowed", "time")
+        return Refusal.of(
+            "IN_THE_FUTURE", f"{ahead_s:.0f} s ahead", f"at most {spec.events.max_future} is allowed", "time"
+        )
     if replays and clock.is_set and event_time - clock.newest > spec.events.max_future_s:
         ahead = f"{event_time - clock.newest:.0f} s ahead of its partition's newest event"
         way = f"`gyre clock {spec.loop} --to {event_time:.0f}` where the gap is true"
-        return Refusal("IN_THE_FUTURE", f"{ahead}: at most {spec.events.max_future} is allowed; {way}", "time")
+        return Refusal.of("IN_THE_FUTURE", ahead, f"at most {spec.events.max_future} is allowed; {way}", "time")
     now = clock.newest if replays else append_time
     late_s = now - event_time
     if is_behavior and late_s > spec.events.max_lateness_s and source not in spec.events.history_sources:
-        return Refusal("TOO_OLD", f"{late_s:.0f} s late: at most {spec.events.max_lateness} is allowed", "time")
+        return Refusal.of("TOO_OLD", f"{late_s:.0f} s late", f"at most {spec.events.max_lateness} is allowed", "time")
     return None

@@ -140,8 +140,8 @@ def _refuse_request_id(source: str, request_id: str) -> Refusal | None:
     """A request id that the gateway made, on an impression of somebody else, which would stand for the gateway's."""
     if source == GATEWAY_SOURCE or not has_gateway_form(request_id):
         return None
-    problem = f"request_id = {request_id}: is of the form that only {GATEWAY_SOURCE} may use"
-    return Refusal("RESERVED_REQUEST_ID", problem, "request_id")
+    rule = f"is of the form that only {GATEWAY_SOURCE} may use"
+    return Refusal.of("RESERVED_REQUEST_ID", f"request_id = {request_id}", rule, "request_id")
 
 
 def times_of(spec: LoopSpec, event: Event) -> EventTimes:
@@ -158,15 +158,15 @@ def refuse_shape(message: behavior.Impression) -> Refusal | None:
     """What does not fit together in an impression's lists and features, or None."""
     items, shown = len(message.item_ids), message.shown
     if shown > items:
-        return Refusal("INVALID_FIELD", f"shown = {shown}: must be at most the {items} item_ids", "shown")
+        return Refusal.of("INVALID_FIELD", f"shown = {shown}", f"must be at most the {items} item_ids", "shown")
     wanted = {"scores": items, "item_batches": items, "positions": items, "item_propensities": shown}
     for name, count in wanted.items():
         given = len(getattr(message, name))
         if given not in (0, count):
             of = "items are shown" if name == "item_propensities" else "item_ids are given"
-            return Refusal("INVALID_FIELD", f"{name} = {given} values: must be none, or {count}, as {of}", name)
+            return Refusal.of("INVALID_FIELD", f"{name} = {given} values", f"must be none, or {count}, as {of}", name)
     problem = _features_problem(message.features, items) if message.features.values else None
-    return Refusal("INVALID_FIELD", f"features: {problem}", "features") if problem else None
+    return Refusal.of("INVALID_FIELD", "features", problem, "features") if problem else None
 
 
 def _features_problem(block: behavior.FeatureBlock, items: int) -> str | None:

@@ -97,8 +97,8 @@ def _request_time(spec: LoopSpec, context: pb.RequestContext) -> float:
     # The impression goes by the partition's clock, which only the log knows: here the present bounds it.
     refusal = refuse_times(spec, PartitionClock(), EventTimes(at, time.time(), "", is_behavior=True))
     if refusal is not None:
-        rule = _rule(refusal)
-        raise invalid("context.request_time", context.request_time.ToJsonString(), rule, reason=refusal.reason)
+        time_given, rule = context.request_time.ToJsonString(), refusal.rule or refusal.detail
+        raise invalid("context.request_time", time_given, rule, reason=refusal.reason)
     return at
 
 
@@ -147,9 +147,4 @@ def _invalid_event(field: str, kind: str, message: pb.TrackedEvent, refusal: Ref
         value = field_value(payload.fields[refusal.field[len("fields[") : -1]])
     elif refusal.field == "type" or (refusal.field == "value" and payload.HasField("value")):
         value = getattr(payload, refusal.field)
-    return invalid(path, value, _rule(refusal), reason=refusal.reason)
-
-
-def _rule(refusal: Refusal) -> str:
-    """The rule alone: a refusal's detail begins with the field and the value."""
-    return refusal.detail.rpartition(": ")[2]
+    return invalid(path, value, refusal.rule or refusal.detail, reason=refusal.reason)
