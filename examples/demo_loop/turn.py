@@ -268,8 +268,8 @@ def missing_from(answer: monitor.GetLineageResponse) -> list[str]:
     """What a whole lineage of a retrained model's answer has and this one has not."""
     names = Counter(span.name for span in answer.spans)
     missing = [name for name in LINKED if not names[name]]
-    if not any("behavior." in name for name in names):
-        missing.append("the event in Kafka")
+    if not any(span.service == "features-stream" for span in answer.spans):
+        missing.append("the event in the stream")
     if not any(name.endswith("Rank") for name in names):
         missing.append("the request")
     ids = ("model_version", "rollout_id", "run_id", "trigger_id")

@@ -9,6 +9,7 @@ import signal
 
 import pytest
 from aiokafka import AIOKafkaConsumer
+from demo_loop.turn import missing_from
 from gyre.deployer.v1 import deployer_pb2 as deployer
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre.features.v1.features_pb2 import GetFeaturesRequest
@@ -146,6 +147,7 @@ async def test_an_answer_can_be_traced_to_its_trigger(mesh) -> None:
     assert lineage.trigger_id
     assert set(lineage.snapshots) == {"behavior_interactions", "behavior_impressions", "catalog_items"}
     assert_edges(found.spans)
+    assert missing_from(found) == []  # the demo asks for the same
 
 
 def assert_edges(spans) -> None:

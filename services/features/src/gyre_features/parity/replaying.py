@@ -87,7 +87,7 @@ class EntityWrite(NamedTuple):
         return keys.shard_of(self.kind, self.id, shards=shards)
 
 
-class _Identities:
+class _WindowIdentities:
     """The identities that counted of a topic partition: in its newest window of append times, and in the one before."""
 
     def __init__(self, window_s: int) -> None:
@@ -120,7 +120,7 @@ class Deduplicated:
 
     def __init__(self, duplicates_s: int) -> None:
         self._window_s = duplicates_s
-        self._known: dict[tuple[int, Place], _Identities] = {}
+        self._known: dict[tuple[int, Place], _WindowIdentities] = {}
 
     def batches(self, found: Iterable[BatchEvents]) -> Iterator[AppliedBatch]:
         """The batches as they counted; each shard's in the order of their numbers."""
@@ -146,7 +146,7 @@ class Deduplicated:
         for place, events in found.behaviour.items():
             known = self._known.get((found.batch.shard, place))
             if known is None:
-                known = self._known[found.batch.shard, place] = _Identities(self._window_s)
+                known = self._known[found.batch.shard, place] = _WindowIdentities(self._window_s)
             for identity, event, arrival_time in events:
                 known.reach(arrival_time)
                 if known.is_repeat(identity.event):

@@ -129,7 +129,7 @@ class LoopStream:
         stored = await self.store.checkpoints(wanted)
         for applied_offsets, repeats, found in zip(self._applied_offsets, self._repeats, stored, strict=True):
             applied_offsets.update({place: each.offset for place, each in found.items()})
-            repeats.begin(found)
+            repeats.restart(found)
         self._former = [await self.store.former_duplicates(shard) for shard in range(self.store.shards)]
         self._former_until = time.monotonic() + 2 * self.store.names.duplicates_s
         self._forget_catalogue()
@@ -336,7 +336,7 @@ class LoopStream:
         lost = [place for place, applied_offset in found.items() if applied_offset < applied_offsets.get(place, 0)]
         _LOG.info("the applied offsets are others", extra={"loop": self.store.spec.loop, "shard": shard})
         applied_offsets.update(found)
-        self._repeats[shard].begin(checkpoints)
+        self._repeats[shard].restart(checkpoints)
         self._forget_catalogue()
         if lost:
             raise StoreLostState(f"{self.store.spec.loop}: the online store lost events of {len(lost)} partitions")

@@ -119,8 +119,8 @@ class RepeatFilter:
         self._places: dict[Place, _PlaceWindows] = {}
         self.version = 0
 
-    def begin(self, checkpoints: Mapping[Place, Checkpoint]) -> None:
-        """Begin again at what the store holds of topic partitions."""
+    def restart(self, checkpoints: Mapping[Place, Checkpoint]) -> None:
+        """Go on from what the store holds of topic partitions."""
         self.version += 1
         for place, checkpoint in checkpoints.items():
             self._places[place] = _PlaceWindows(self._window_s, checkpoint)
