@@ -4,9 +4,10 @@ import asyncio
 import logging
 import sys
 import time
+from collections.abc import Callable
 
 from gyre_client import ClientSettings, Mesh, load_settings
-from gyre_client.heartbeat import heartbeat_of
+from gyre_client.heartbeat import Heartbeat, heartbeat_of
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -17,10 +18,16 @@ from demo_loop.turn import Turn
 _PIPE_WIDTH = 140
 
 
-def run(scenario: Scenario) -> int:
-    """Turn the loop once on the mesh of the environment; 0 only if every stage really happened."""
+def run(read: Callable[[], Scenario]) -> int:
+    """Turn the loop once on the mesh of the environment; 0 only if every stage really happened.
+
+    Args:
+        read: reads the data.
+    """
     logging.getLogger().addHandler(logging.NullHandler())
     settings = load_settings(ClientSettings)
+    with Heartbeat(lambda: ["reading the data"]):
+        scenario = read()
     return asyncio.run(_run(scenario, settings))
 
 
@@ -32,7 +39,8 @@ async def _run(scenario: Scenario, settings: ClientSettings) -> int:
         with Progress(*columns, console=console) as progress, heartbeat_of(progress):
             turn = Turn(scenario, mesh, progress)
             await turn.go()
-        happened = await report(turn, console)
+        with Heartbeat(lambda: ["measuring what was answered"]):
+            happened = await report(turn, console)
     outcome = "[green]the loop turned[/]" if happened else "[red]the loop did not turn: see the stages marked ✗[/]"
     console.print(f"{outcome} ({time.monotonic() - started:.0f} s)")
     return 0 if happened else 1

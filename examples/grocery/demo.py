@@ -14,4 +14,4 @@ if __name__ == "__main__":
         folder = find()
     except GroceryMissing as error:
         sys.exit(f"The Complete Journey is missing ({error}). Without it: make demo LOOP=simworld")
-    sys.exit(run(scenario(folder)))
+    sys.exit(run(lambda: scenario(folder)))

@@ -14,4 +14,4 @@ if __name__ == "__main__":
         folder = find()
     except DataMissing as error:
         sys.exit(f"MovieTweetings is missing ({error}). Without it: make demo LOOP=simworld")
-    sys.exit(run(scenario(folder)))
+    sys.exit(run(lambda: scenario(folder)))

@@ -9,4 +9,4 @@ from demo_loop.main import run
 from simworld.protocol import scenario
 
 if __name__ == "__main__":
-    sys.exit(run(scenario()))
+    sys.exit(run(scenario))

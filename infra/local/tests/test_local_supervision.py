@@ -99,6 +99,27 @@ def test_a_restart_gives_a_new_process_and_leaves_the_others(stack: Stack) -> No
     assert after["second"].pid != before["second"].pid
 
 
+def test_what_a_restart_of_another_changes_runs_again(stack: Stack) -> None:
+    """A running member whose configuration is another than it was started with is stopped, and started with it."""
+    members = stack.select(["first", "second"])
+    operations.bring_up(stack, members, lambda *_: None)
+    first = stack.members["first"]
+
+    def changed() -> Recipe:
+        recipe = first.prepare()
+        return replace(recipe, env={**recipe.env, "SINCE": "a change"})
+
+    mended = {**stack.members, "first": replace(first, prepare=changed)}
+    before = Supervisor(stack.places).states()
+    operations.restart(replace(stack, members=mended), stack.members["second"], lambda *_: None)
+
+    def runs() -> bool:
+        return all(line.is_healthy for line in operations.look(stack, members))
+
+    eventually_sync(runs, timeout_s=20, message="both run")
+    assert Supervisor(stack.places).states()["first"].pid != before["first"].pid
+
+
 def test_a_process_that_ends_at_start_shows_its_last_words(stack: Stack) -> None:
     """The message of a failed start holds the end of the process's log."""
     with pytest.raises(LocalStackError, match=r"failing ended at start(?s:.)*no quorum of 100% today"):

@@ -97,6 +97,22 @@ async def test_rank_shows_items_and_model(gyre: Gyre, serve: ServeGateway, gatew
     assert (wrong.exit_code, "must be name=value" in wrong.output) == (1, True)
 
 
+async def test_brackets_in_ids_are_shown_as_they_are(gyre: Gyre, serve: ServeGateway) -> None:
+    """What looks like markup to a terminal's library is part of an id, opened, closed or neither."""
+    settings = await serve()
+    words = ["rank", "shop", "--user", "u1", "--items", "[/b],[bold],c[0]"]
+    result = await asyncio.to_thread(gyre, *words, gateway=settings.gateway)
+    assert result.exit_code == 0, result.output
+    assert all(each in result.output for each in ("[/b]", "[bold]", "c[0]"))
+
+
+@pytest.mark.parametrize("time", ["inf", "nan", "1e300", "-1e12"])
+async def test_a_time_that_is_none_is_refused(gyre: Gyre, time: str) -> None:
+    """Seconds that no calendar has are refused by name and rule, before anybody is asked."""
+    result = await asyncio.to_thread(gyre, "rank", "shop", "--user", "u1", "--items", "a", f"--time={time}")
+    assert (result.exit_code, f"time = '{time}': must be a time from year 1 to 9999" in result.output) == (1, True)
+
+
 async def test_json_is_for_programs(gyre: Gyre, serve: ServeGateway) -> None:
     """With --json the answer is the protocol's message."""
     settings = await serve()

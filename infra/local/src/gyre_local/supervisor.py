@@ -166,12 +166,16 @@ class Supervisor:
         raise LocalStackError(f"supervisord did not start:\n{done.stdout}{done.stderr}{tail(log)}")
 
     def _reload(self) -> None:
+        up = {name for name, state in self.states().items() if state.is_up}
         ((added, changed, removed),) = self._call("reloadConfig")
         for name in (*changed, *removed):
             self.stop([name])
             self._call("removeProcessGroup", name)
         for name in (*added, *changed):
             self._call("addProcessGroup", name)
+        for name in changed:
+            if name in up:
+                self.start(name)
 
     def states(self) -> dict[str, ProcessState]:
         """Every process that supervisord knows, by name; empty when it is not running."""

@@ -119,7 +119,8 @@ def _environment(home: Path, packages: Path) -> dict[str, str]:
     libraries = f"{packages / 'nvidia_pytriton.libs'}:{find_libpython(home)}"
     inherited = os.environ.get("LD_LIBRARY_PATH")
     return {
-        "PATH": f"{home / 'bin'}:{os.environ.get('PATH', os.defpath)}",
+        # Nothing of the caller's: another shell would make it another process, to be stopped and started.
+        "PATH": f"{home / 'bin'}:{os.defpath}",
         "LD_LIBRARY_PATH": f"{libraries}:{inherited}" if inherited else libraries,
         "OMP_NUM_THREADS": "1",
     }

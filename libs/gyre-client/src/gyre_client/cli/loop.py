@@ -59,7 +59,7 @@ def validate(
             typer.echo(str(issue))
         raise typer.Exit(1) from error
     except (OSError, UnicodeDecodeError) as error:
-        fail(f"{file}: cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}")
+        fail(_unreadable(file, error))
     layout = Layout.compile(spec)
     if mesh and (refused := ask("kafka", lambda found: refusal_of(found.settings.kafka, spec))):
         fail(f"{file}: {refused.reason}: {refused}")
@@ -72,6 +72,10 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
+def _unreadable(file: Path, error: Exception) -> str:
+    return f"{file}: cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
+
+
 def topics(
     file: FileArgument,
     *,
@@ -81,8 +85,10 @@ def topics(
     """List the Kafka topics that a loop has, as its gyre.yaml makes them; compare those that exist, or mend them."""
     try:
         spec = load_loop(file)
-    except (SpecError, OSError) as error:
+    except SpecError as error:
         fail(str(error).partition("\n")[0])
+    except (OSError, UnicodeDecodeError) as error:
+        fail(_unreadable(file, error))
     if check or apply:
         _compare_topics(spec, apply=apply)
         return

@@ -4,16 +4,17 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from gyre_core.event_time import parse_time
+from gyre_core.event_time import in_range, parse_time
 from gyre_runtime import DeadlineExceeded, GyreError, Unauthenticated, Unavailable, load_settings
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from gyre_client.mesh import Mesh
 from gyre_client.settings import ClientSettings
@@ -79,9 +80,17 @@ def show(message: Message, *, as_json: bool, render: Callable[[], RenderableType
         console().print(render())
 
 
+class _PlainTable(Table):
+    """A table whose texts are shown as they are: ids and values hold brackets, too."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """Add a row; of a text no bracket is markup."""
+        super().add_row(*(Text(each) if isinstance(each, str) else each for each in cells), **options)
+
+
 def table(*headings: str) -> Table:
     """An empty table of the house's looks."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    made = _PlainTable(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         made.add_column(heading)
     return made
@@ -92,9 +101,11 @@ def unix_time(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         pass
+    else:
+        return seconds if in_range(seconds) else fail(f"time = {text!r}: must be a time from year 1 to 9999")
     try:
         return parse_time(text)
     except ValueError as error:

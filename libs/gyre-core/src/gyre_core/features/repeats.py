@@ -12,12 +12,11 @@ class AppendWindows:
     An event is a repeat where its identity counted in the window that the log has reached, or in the one before. That
     follows from the log alone, so that whoever reads it, whenever, drops the same events. Times that go back a little
     belong to the window that was reached; where they go back further, the clock that made the ones before was wrong,
-    and windows begin again.
+    and the next window is that of the earlier time. A jump ahead is one window, too: a clock may be wrong for a moment.
 
     Attributes:
         start: of the window that was reached, unix seconds; None before the first event.
-        number: of that window: one more for the next one, and two more wherever the window before it is another than
-            the one that was reached before.
+        number: of that window, counted as the log passes through them.
 
     Args:
         window_s: length of a window, seconds.
@@ -40,6 +39,6 @@ class AppendWindows:
         if start is not None and (not arrival_time or start - self._back_s <= arrival_time < start + self._window_s):
             return self.number
         self.start = int(arrival_time // self._window_s) * self._window_s
-        follows = start is not None and start < self.start <= start + self._window_s
-        self.number += 1 if follows else 2
+        # By one, however far: the events before a jump stay known, for it may be a clock that is ahead.
+        self.number += 1
         return self.number

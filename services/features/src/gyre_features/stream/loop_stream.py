@@ -242,7 +242,11 @@ class LoopStream:
             if isinstance(outcome, Applied):
                 applied_offsets.update({place: end.offset for place, end in following.items()})
                 del self._published[shard][: len(published)]
-                repeats.applied(following)
+                # Unless the windows were read from the store meanwhile, before or after this.
+                if repeats.version == prepared.selected.version:
+                    repeats.applied(following)
+                else:
+                    repeats.restart(write.following)
                 self._note_applied(shard, outcome, prepared)
                 if fresh:
                     await self._on_batch(completed(batch, outcome.batch, outcome.time), prepared.selected.kept)
