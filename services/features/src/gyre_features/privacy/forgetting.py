@@ -14,6 +14,7 @@ from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_privacy.pseudonyms import Pseudonyms, record_key
 from gyre_runtime import Unavailable
+from gyre_runtime.context import current_call
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, View, ensure_topics
 from gyre_runtime.settings import KafkaSettings
@@ -21,7 +22,7 @@ from gyre_runtime.settings import KafkaSettings
 from gyre_features.online.store import OnlineStore
 
 _LOOK_AGAIN_S = 0.2
-_CONNECT_S = 2.0
+_MIN_CONNECT_S = 2.0
 _TYPES = message_types(privacy.UserErased)
 
 
@@ -82,8 +83,11 @@ class Forgetting:
         """
         loop = stores[0].spec.loop
         message = privacy.UserForgotten(user_hash=Pseudonyms(self.keyring).of(loop, user_id))
+        call = current_call()
+        # Half of the caller's time for a start that is under way; the other half is for the erasure.
+        wait_s = _MIN_CONNECT_S if call is None else max(_MIN_CONNECT_S, call.remaining_s() / 2)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._connected.wait(), _CONNECT_S)
+            await asyncio.wait_for(self._connected.wait(), wait_s)
         if self._producer is None:
             raise Unavailable("KAFKA_UNAVAILABLE", "the tombstone cannot be written: Kafka does not answer")
         message.forgotten_time.FromNanoseconds(time.time_ns())
