@@ -1,176 +1,35 @@
 """The parity check on a real store and a real warehouse: reads between batches, and everything that may befall both."""
 
-import asyncio
-import os
 import random
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
-from gyre.events.v1 import features_pb2 as events_pb2
-from gyre.features.v1 import parity_pb2 as pb
-from gyre.features.v1.parity_pb2_grpc import ParityServiceStub
-from gyre_core.features import Layout, Reader, RequestContext, State, state
+from gyre_core.features import Reader, RequestContext, State, state
 from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import topic
-from gyre_features.online.store import OnlineStore
 from gyre_features.parity.log import Settled, read_log
-from gyre_features.parity.loop import REBUILT, LoopReport, check_loop
-from gyre_features.parity.served import CheckWindow
+from gyre_features.parity.loop import REBUILT
 from gyre_features.privacy.erasure import erase_user
-from gyre_features.processes.check import check
-from gyre_features.settings import FeaturesSettings
-from gyre_features.stream.loop_stream import LoopStream
 from gyre_features.warehouse.archive import Archive
-from gyre_local.reserve import free_ports
-from gyre_local.testing import eventually
-from gyre_runtime import Lifespan, NotFound, ServiceSettings, channel
 from gyre_runtime.events import Event
 from gyre_warehouse.tables import (
     APPLIED,
-    IMPRESSIONS,
     INTERACTIONS,
-    TABLE_OF,
-    append,
-    arrow_schema,
-    checkpoints_of,
     ensure_table,
-    open_catalog,
 )
 from gyre_warehouse.tables import ITEMS as CATALOGUE
 from redis.asyncio import Redis
 
-BEGIN = 1_370_000_000.0
-ITEMS = [f"i{number}" for number in range(12)]
-DUPLICATES_S = 300
-SUFFIX_OF = {name: suffix for suffix, name in TABLE_OF.items()}
-
-
-@dataclass
-class Loop:
-    """A loop in operation, without its processes: the stream's work, the archive's, and reads that are logged.
-
-    Attributes:
-        lost: numbers of batches that the log does not get.
-    """
-
-    spec: LoopSpec
-    redis: Redis
-    warehouse: Path
-    lost: set[int] = field(default_factory=set)
-    offsets: dict[str, int] = field(default_factory=dict)
-    reads: int = 0
-
-    def __post_init__(self) -> None:
-        self.layout = Layout.compile(self.spec)
-        self.store = OnlineStore(self.redis, self.spec, self.layout, duplicates_s=DUPLICATES_S)
-        self.catalog = open_catalog(FeaturesSettings(warehouse=str(self.warehouse)))
-        self.archive = Archive(self.catalog, rows=100_000, seconds=60, payload_bytes=10**9)
-        self.stream = LoopStream(self.store, on_batch=self.note, max_events=40)
-
-    async def assign(self) -> None:
-        """Begin where the store stands."""
-        self.stream = LoopStream(self.store, on_batch=self.note, max_events=40)
-        await self.stream.assigned(
-            [(topic(self.spec.loop, each), 0) for each in ("catalog.items", "behavior.interactions")]
-        )
-
-    def event(self, suffix: str, message: Any, at: float, *, id: str | None = None) -> Event:  # noqa: A002
-        """The next record of a topic's one partition."""
-        offset = self.offsets[suffix] = self.offsets.get(suffix, -1) + 1
-        name = id or f"{suffix}-{offset}"
-        return Event(name, "test", "", at, message, None, topic(self.spec.loop, suffix), 0, offset, "k", time.time())
-
-    async def feed(self, events: Sequence[Event]) -> None:
-        """Events through the stream and into the archive."""
-        await self.archive.add(events)
-        await self.stream.apply(events)
-
-    async def note(self, batch: events_pb2.BatchApplied, _events: Sequence[Event]) -> None:
-        """Log a batch as the stream's process does."""
-        if batch.batch not in self.lost:
-            await self.archive.add([self.event("features.applied", batch, batch.applied_time.ToNanoseconds() / 1e9)])
-
-    async def read(self, user_id: str, now: float, *, wrong: float = 0.0, age_s: float = 0.0) -> None:
-        """Read features as they are served, and log the impression; `wrong` is added to the first number."""
-        values = await self.store.read(user_id, ITEMS)
-        reader = Reader(self.layout)
-        matrix, age = reader.matrix(values.user, values.everyone, values.items, ITEMS, RequestContext(now))
-        matrix[0, 0] += wrong
-        order = random.Random(self.reads).sample(range(len(ITEMS)), len(ITEMS))
-        self.reads += 1
-        message = behavior.Impression(
-            request_id=f"r{self.reads}", user_id=user_id, item_ids=[ITEMS[each] for each in order], shown=5, rest=7,
-            positions=order, item_batches=[int(age.item_batches[each]) for each in order],
-            user_batch=age.user_batch, global_batch=age.global_batch,
-        )  # fmt: skip
-        block = message.features
-        block.layout, block.rows, block.columns = self.layout.hash, len(ITEMS), len(self.layout.columns)
-        block.values = matrix[order].astype("<f4").tobytes()
-        event = self.event("behavior.impressions", message, now)
-        await self.feed([event._replace(arrival_time=time.time() - age_s)])
-
-    async def check(self, *, most: int = 10_000) -> LoopReport:
-        """Everything into the warehouse, then the check."""
-        await self.archive.flush()
-        return check_loop(self.catalog, self.spec, window=CheckWindow(most, 0.0), duplicates_s=DUPLICATES_S)
+from .parity_loop import BEGIN, DUPLICATES_S, ITEMS, Loop, catalogue, put_strange, ratings, turn
 
 
 @pytest.fixture
 def loop(spec: LoopSpec, redis: Redis, tmp_path: Path) -> Loop:
     """A loop that stands at the beginning."""
     return Loop(spec, redis, tmp_path)
-
-
-def ratings(loop: Loop, count: int, *, step: int, users: int = 6) -> list[Event]:
-    """The next ratings, of a few users, a little out of order, one in ten sent twice."""
-    draw, made = random.Random(step), []
-    for number in range(count):
-        message = behavior.Interaction(
-            user_id=f"u{draw.randrange(users)}", item_id=draw.choice(ITEMS), type="rating", value=draw.randrange(10)
-        )
-        at, name = BEGIN + 600 * step + draw.random() * 600, f"s{step}-{number}"
-        made.append(loop.event("behavior.interactions", message, at, id=name))
-        if draw.random() < 0.1:
-            made.append(loop.event("behavior.interactions", message, at, id=name))
-    return made
-
-
-def catalogue(loop: Loop, step: int) -> list[Event]:
-    """Every third item, with fields that change with the step."""
-    genres = ("action", "drama", "comedy")
-    return [
-        loop.event(
-            "catalog.items",
-            behavior.ItemChanged(
-                item_id=item,
-                fields={
-                    "genres": behavior.FieldValue(categories=behavior.Categories(values=[genres[(number + step) % 3]])),
-                    "price": behavior.FieldValue(number=number + step),
-                },
-            ),
-            BEGIN - 1 + 600 * step,
-        )
-        for number, item in enumerate(ITEMS)
-        if number % 3 == step % 3
-    ]
-
-
-async def turn(loop: Loop, steps: range) -> None:
-    """Batches of any size, changes of the catalogue, and a read after each."""
-    for step in steps:
-        await loop.feed([*catalogue(loop, step), *ratings(loop, 10 + 17 * (step % 4), step=step)])
-        await loop.read(f"u{step % 7}", BEGIN + 600 * (step + 1))
 
 
 @pytest.mark.adapter
@@ -220,84 +79,11 @@ async def test_a_row_that_nobody_can_read_fails_no_check(loop: Loop) -> None:
     """Another message's fields in the catalogue are set aside; all that was served is compared, and equal."""
     await turn(loop, range(3))
     await loop.archive.flush()
-    table = ensure_table(loop.catalog, loop.spec.loop, CATALOGUE)
-    (row,) = table.scan().to_arrow().slice(0, 1).to_pylist()
-    end = checkpoints_of(table)[0]
-    strange = {"event_id": "strange", "kafka_offset": end.offset, "fields": '{"userId": "u", "type": "rating"}'}
-    append(table, pa.Table.from_pylist([row | strange], arrow_schema(CATALOGUE)), {0: end.at(end.offset + 1)})
-    loop.offsets["catalog.items"] += 1
+    put_strange(loop, CATALOGUE, fields='{"userId": "u", "type": "rating"}')
     await turn(loop, range(3, 6))
     report = await loop.check()
     found = report.found
     assert (found.impressions, found.mismatches, found.unknown, report.pending) == (6, 0, 0, 0), found.examples
-
-
-def put_strange(loop: Loop, name: str, **strange: Any) -> None:
-    """Append a copy of a table's first row with other values, at the next offset."""
-    table = ensure_table(loop.catalog, loop.spec.loop, name)
-    (row,) = table.scan().to_arrow().slice(0, 1).to_pylist()
-    end = checkpoints_of(table)[0]
-    row |= {"event_id": f"strange-{end.offset}", "kafka_offset": end.offset, **strange}
-    append(table, pa.Table.from_pylist([row], arrow_schema(name)), {0: end.at(end.offset + 1)})
-    loop.offsets[SUFFIX_OF[name]] += 1
-
-
-async def with_strange_rows(loop: Loop) -> None:
-    """Six reads, and among the rows of each table that a check reads one that nobody can read."""
-    await turn(loop, range(3))
-    await loop.archive.flush()
-    put_strange(loop, CATALOGUE, fields='{"userId": "u", "type": "rating"}')
-    put_strange(loop, INTERACTIONS, user_id=None)
-    put_strange(loop, IMPRESSIONS, request_id="r-strange", item_ids=None)
-    put_strange(loop, APPLIED, range_ends=None, batch=10**6)
-    await turn(loop, range(3, 6))
-    await loop.archive.flush()
-
-
-@asynccontextmanager
-async def parity_stub(loop: Loop, loop_file: Path, kafka: str) -> AsyncIterator[tuple[str, ParityServiceStub]]:
-    """The process that checks, on a loop's warehouse: its address, and a stub."""
-    settings = FeaturesSettings(loops=(loop_file,), kafka=kafka, warehouse=str(loop.warehouse))
-    async with Lifespan(drain_s=1) as lifespan:
-        server = await check(lifespan, settings)
-        async with channel(server.address, ServiceSettings(), name="features-check") as opened:
-            yield server.address, ParityServiceStub(opened)
-
-
-@pytest.mark.adapter
-async def test_the_report_says_what_was_set_aside(loop: Loop, loop_file: Path, kafka: str) -> None:
-    """Rows that nobody can read, of any table, fail no check: the answer and the command say how many of how many."""
-    await with_strange_rows(loop)
-    async with parity_stub(loop, loop_file, kafka) as (address, stub):
-        found = await stub.CheckParity(pb.CheckParityRequest(loop=loop.spec.loop), timeout=60)
-        words = ("features", "check", loop.spec.loop, "--last")
-        command = [str(Path(sys.executable).parent / "gyre"), *words]
-        env = {**os.environ, "GYRE_FEATURES_CHECK": address, "COLUMNS": "120"}
-        printed = await asyncio.to_thread(
-            subprocess.run, command, env=env, capture_output=True, text=True, check=False, timeout=60
-        )
-    (report,) = found.reports
-    assert (report.impressions, report.mismatches, report.pending) == (6, 0, 0), report.examples
-    assert dict(report.unknown) == {"its row cannot be read": 1}
-    assert dict(report.unreadable_rows) == dict.fromkeys((CATALOGUE, INTERACTIONS, IMPRESSIONS, APPLIED), 1)
-    assert (report.rows[CATALOGUE], report.rows[IMPRESSIONS]) == (25, 7)
-    assert printed.returncode == 0, printed.stderr
-    assert f"set aside: 1 of 25 rows of {CATALOGUE} cannot be read" in printed.stdout
-
-
-@pytest.mark.adapter
-async def test_features_that_name_no_batches_are_unknown(loop: Loop, loop_file: Path, kafka: str) -> None:
-    """A producer's own impression with features, which need not say of which batches, is neither wrong nor an error."""
-    await turn(loop, range(3))
-    block = {"layout": loop.layout.hash, "rows": 1, "columns": len(loop.layout.columns)}
-    features = behavior.FeatureBlock(values=bytes(4 * block["columns"]), **block)
-    own = behavior.Impression(request_id="own", user_id="u1", item_ids=["i0"], shown=1, features=features)
-    await loop.feed([loop.event("behavior.impressions", own, BEGIN + 4000)])
-    await loop.archive.flush()
-    async with parity_stub(loop, loop_file, kafka) as (_, stub):
-        (report,) = (await stub.CheckParity(pb.CheckParityRequest(loop=loop.spec.loop), timeout=60)).reports
-    assert (report.impressions, report.mismatches) == (3, 0)
-    assert dict(report.unknown) == {"it does not name the batches that it was made from": 1}
 
 
 @pytest.mark.adapter
@@ -522,76 +308,3 @@ async def test_an_erased_user_is_no_mismatch(loop: Loop) -> None:
     assert found.mismatches == 0
     assert found.impressions + found.unknown == 3
     assert found.unknown >= 1
-
-
-@pytest.mark.adapter
-async def test_a_loop_is_checked_when_somebody_asks(loop: Loop, loop_file: Path, kafka: str) -> None:
-    """The process answers a new check with its examples, and afterwards the last one; unknown loops are refused."""
-    await turn(loop, range(3))
-    await loop.read("u1", BEGIN + 3000, wrong=0.01)
-    await loop.archive.flush()
-    async with parity_stub(loop, loop_file, kafka) as (_, stub):
-        with pytest.raises(NotFound) as caught:
-            await stub.GetParity(pb.GetParityRequest(loop=loop.spec.loop), timeout=5)
-        assert caught.value.reason == "NO_REPORT"
-        found = await stub.CheckParity(pb.CheckParityRequest(loop=loop.spec.loop), timeout=60)
-        (report,) = found.reports
-        assert (report.impressions, report.mismatches, dict(report.unknown), report.pending) == (4, 1, {}, 0)
-        assert [each.request_id for each in report.examples] == ["r4"]
-        last = await stub.GetParity(pb.GetParityRequest(loop=loop.spec.loop), timeout=5)
-        assert [*last.reports] == [last.report] == [found.report] == [report]
-        with pytest.raises(NotFound) as caught:
-            await stub.CheckParity(pb.CheckParityRequest(loop="nowhere"), timeout=5)
-        assert caught.value.reason == "UNKNOWN_LOOP"
-
-
-@pytest.mark.adapter
-async def test_a_scheduled_check_is_a_metric(
-    spec: LoopSpec, redis: Redis, tmp_path: Path, start_process: Callable[..., Any]
-) -> None:
-    """The process checks by itself each interval, and its metrics page holds what was found, and what was set aside."""
-    loop = Loop(spec, redis, tmp_path / "warehouse")
-    await turn(loop, range(3))
-    await loop.read("u1", BEGIN + 3000, wrong=0.01)
-    await loop.archive.flush()
-    put_strange(loop, INTERACTIONS, user_id=None)
-    await turn(loop, range(3, 4))
-    await loop.archive.flush()
-    (port,) = free_ports(1)
-    start_process("check", GYRE_FEATURES_CHECK_INTERVAL_S="0.2", GYRE_METRICS_LISTEN=f"127.0.0.1:{port}")
-    labels = f'layout="{loop.layout.hash}",loop="{spec.loop}"'
-    wanted = [
-        f"gyre_features_parity_mismatches{{{labels}}} 1.0",
-        f'gyre_features_parity_unreadable_rows{{{labels},table="{INTERACTIONS}"}} 1.0',
-        f'gyre_features_parity_unreadable_rows{{{labels},table="{CATALOGUE}"}} 0.0',
-    ]
-
-    async def published() -> bool:
-        try:
-            page = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{port}/metrics", timeout=2)
-        except OSError:
-            return False
-        with page:
-            lines = page.read().decode().splitlines()
-            return all(each in lines for each in wanted)
-
-    await eventually(published, timeout_s=40, message="the mismatch is on the metrics page")
-
-
-@pytest.mark.adapter
-async def test_one_check_ends_with_a_code(
-    spec: LoopSpec, redis: Redis, tmp_path: Path, start_process: Callable[..., Any]
-) -> None:
-    """`check-once` prints what it found of each loop and ends with 0, or with 1 where something mismatches."""
-    loop = Loop(spec, redis, tmp_path / "warehouse")
-    await turn(loop, range(3))
-    await loop.archive.flush()
-    process = start_process("check-once")
-    assert await asyncio.to_thread(process.wait, 30) == 0, process.log.read_text()
-    columns = len(loop.layout.columns)
-    assert f"parity: 3 impressions, {3 * 12 * columns} values, 0 mismatches, 0 unknown" in process.log.read_text()
-    await loop.read("u1", BEGIN + 3000, wrong=0.01)
-    await loop.archive.flush()
-    process = start_process("check-once")
-    assert await asyncio.to_thread(process.wait, 30) == 1
-    assert "r4" in process.log.read_text()

@@ -62,11 +62,7 @@ def readable_rows(table: str, rows: pa.Table, layout: Layout) -> pa.Table:
         layout: whose fields the values must fit.
     """
     required = [name for name in EVENT_COLUMNS[table] if name != "value"]
-    given = np.ones(len(rows), dtype=bool)
-    for name in required:
-        given &= rows[name].is_valid().to_numpy()
-    if table == IMPRESSIONS:
-        given &= has_no_null(rows["item_ids"])
+    given = are_complete(rows, required, lists=("item_ids",) if table == IMPRESSIONS else ())
     if table in _CHANGES:
         kind, message = _CHANGES[table]
         slots = layout.slots(kind).fields
@@ -75,12 +71,21 @@ def readable_rows(table: str, rows: pa.Table, layout: Layout) -> pa.Table:
     return rows if given.all() else rows.filter(pa.array(given))
 
 
-def has_no_null(lists: Any) -> npt.NDArray[np.bool_]:
-    """Which lists of a column hold no null; a list that is null itself holds none."""
-    whole = np.ones(len(lists), dtype=bool)
-    if pc.list_flatten(lists).null_count:
-        whole[:] = [None not in (each or ()) for each in lists.to_pylist()]
-    return whole
+def are_complete(rows: pa.Table, columns: Iterable[str], *, lists: Iterable[str] = ()) -> npt.NDArray[np.bool_]:
+    """Which rows have a value in each of some columns, and no null within their lists.
+
+    Args:
+        rows: of any table.
+        columns: that must have a value.
+        lists: those of them that hold lists.
+    """
+    complete = np.ones(len(rows), dtype=bool)
+    for name in columns:
+        complete &= rows[name].is_valid().to_numpy()
+    for name in lists:
+        if pc.list_flatten(rows[name]).null_count:
+            complete &= [None not in (each or ()) for each in rows[name].to_pylist()]
+    return complete
 
 
 @dataclass

@@ -11,7 +11,7 @@ from gyre.events.v1 import models_pb2 as models
 from gyre.events.v1 import monitor_pb2 as monitor
 from gyre_runtime import NotFound
 from gyre_runtime.events import Unreadable, decode, message_types
-from rich.markup import escape
+from rich.text import Text
 
 from gyre_client.cli.session import LoopArgument, ask, console, table
 from gyre_client.dead_letters import DeadLetter, list_dead_letters, replay_dead_letters
@@ -46,7 +46,7 @@ def list_letters(loop: LoopArgument, topic: TopicOption = None) -> None:
         made.add_row(
             each.topic, place, when, each.reason, each.error, each.origin, each.group, str(each.copies), replayed
         )
-    console().print(made if letters else escape(f"no dead letters in {loop}"))
+    console().print(made if letters else Text(f"no dead letters in {loop}"))
 
 
 @app.command()

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from gyre_runtime.checkpoints import Place
-from gyre_warehouse.rows import RowCounts, has_no_null, seconds_of
+from gyre_warehouse.rows import RowCounts, are_complete, seconds_of
 from gyre_warehouse.tables import APPLIED
 from pyiceberg.conversions import from_bytes
 from pyiceberg.io.pyarrow import ArrowScan
@@ -32,7 +31,7 @@ _MAX_JOINED_S = 300.0
 """Seconds that joined batches span at most: by so much more it is in doubt when a key's time to live ended."""
 _ROWS_AT_ONCE = 50_000
 _UNKNOWN = -1
-_RANGE_COLUMNS = ("topics", "partitions", "firsts", "ends")
+_RANGE_COLUMNS = ("range_topics", "range_partitions", "range_firsts", "range_ends")
 LOG_COLUMNS = (
     "layout",
     "shard",
@@ -260,13 +259,10 @@ def _rows(table: Table, scan: Any, tasks: Iterable[FileScanTask]) -> pa.Table:
 
 def _readable(rows: pa.Table) -> pa.Table:
     """The rows that describe a batch: nothing of it is missing, and its ranges are whole."""
-    given = np.ones(len(rows), dtype=bool)
-    for name in LOG_COLUMNS:
-        given &= rows[name].is_valid().to_numpy()
-    ranges: list[Any] = [rows[f"range_{name}"] for name in _RANGE_COLUMNS]
-    for each in ranges:
-        given &= pc.equal(pc.list_value_length(each), pc.list_value_length(ranges[0])).fill_null(False).to_numpy()
-        given &= has_no_null(each)
+    given = are_complete(rows, LOG_COLUMNS, lists=_RANGE_COLUMNS)
+    lengths: list[Any] = [pc.list_value_length(rows[name]) for name in _RANGE_COLUMNS]
+    for each in lengths[1:]:
+        given &= pc.equal(each, lengths[0]).fill_null(False).to_numpy()
     return rows if given.all() else rows.filter(pa.array(given))
 
 
@@ -276,7 +272,7 @@ def _batches(rows: pa.Table) -> Iterator[LoggedBatch]:
         rows["batch"].to_pylist(),
         rows["events"].to_pylist(),
         seconds_of(rows["applied_time"]).tolist(),
-        *(rows[f"range_{name}"].to_pylist() for name in _RANGE_COLUMNS),
+        *(rows[name].to_pylist() for name in _RANGE_COLUMNS),
         strict=True,
     )
     for shard, number, events, applied, topics, partitions, firsts, ends in columns:

@@ -96,10 +96,9 @@ class _WindowIdentities:
 
     def reach(self, arrival_time: float) -> None:
         """Move on to the window that an event is in, by when Kafka had it, unix seconds."""
-        moves = self._windows.reach(arrival_time) - self._number
-        if moves:
-            self._number += moves
-            self._newest, self._before = set(), self._newest if moves == 1 else set()
+        number = self._windows.reach(arrival_time)
+        if number != self._number:
+            self._number, self._newest, self._before = number, set(), self._newest
 
     def is_repeat(self, identity: tuple[str, ...]) -> bool:
         """Whether an identity counted before; otherwise it does from now on."""

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from gyre_core.features import Layout, RequestContext
-from gyre_warehouse.rows import has_no_null, seconds_of
+from gyre_warehouse.rows import are_complete, seconds_of
 from gyre_warehouse.tables import read_columns
 from pyiceberg.table import Table
 
@@ -93,11 +93,7 @@ def read_served(table: Table, layout: Layout, window: CheckWindow) -> ServedRows
 
 def _readable(rows: pa.Table) -> pa.Table:
     """The rows that say who asked, for which items, and what they were shown."""
-    given = np.ones(len(rows), dtype=bool)
-    for name in _REQUIRED:
-        given &= rows[name].is_valid().to_numpy()
-    for name in ("item_ids", "item_batches"):
-        given &= has_no_null(rows[name])
+    given = are_complete(rows, _REQUIRED, lists=("item_ids", "item_batches"))
     return rows if given.all() else rows.filter(pa.array(given))
 
 

@@ -333,10 +333,8 @@ class LoopStream:
 
     def _slice(self, shard: int, checkpoints: Mapping[Place, Checkpoint]) -> None:
         """Take the applied offsets as they are: somebody else applied events of this batch, or the store lost some."""
-        applied_offsets, found = (
-            self._applied_offsets[shard],
-            {place: each.offset for place, each in checkpoints.items()},
-        )
+        applied_offsets = self._applied_offsets[shard]
+        found = {place: each.offset for place, each in checkpoints.items()}
         lost = [place for place, applied_offset in found.items() if applied_offset < applied_offsets.get(place, 0)]
         _LOG.info("the applied offsets are others", extra={"loop": self.store.spec.loop, "shard": shard})
         applied_offsets.update(found)
