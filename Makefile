@@ -75,7 +75,7 @@ breaking: sync ## refuse protos that break those of the commit before
 	@$(RUN) proto/breaking.sh
 
 types: sync ## mypy --strict over all sources
-	@$(RUN) mypy $(SOURCES) docs/generate.py docs/contracts.py
+	@infra/local/heartbeat.sh "checking types" $(RUN) mypy $(SOURCES) docs/generate.py docs/contracts.py
 
 proto: sync ## check the protos and generate the stubs
 	@$(RUN) proto/generate.sh
@@ -86,28 +86,28 @@ docs: sync ## write docs/reference from the declarations of topics, metrics, por
 bench: bench-path bench-stream bench-memory bench-features bench-quality bench-redaction bench-training-set bench-idle ## all benchmarks
 
 bench-path: setup ## Rank through the whole mesh and Kafka to Redis, beside bare baselines
-	@$(RUN) python tests/load/bench_path.py
+	@infra/local/heartbeat.sh "measuring" $(RUN) python tests/load/bench_path.py
 
 bench-stream: setup ## Kafka to Redis in one worker, beside a bare aiokafka reader, and how fresh features are
-	@$(RUN) python tests/load/bench_stream.py
+	@infra/local/heartbeat.sh "measuring" $(RUN) python tests/load/bench_stream.py
 
 bench-memory: setup ## what a million users and items of the movies loop take in Redis
-	@$(RUN) python tests/load/bench_memory.py
+	@infra/local/heartbeat.sh "measuring" $(RUN) python tests/load/bench_memory.py
 
 bench-features: setup ## GetFeatures beside Feast's Python server on the same Redis and data; Feast goes into var/bench/feast
-	@$(RUN) python tests/load/bench_features.py
+	@infra/local/heartbeat.sh "measuring" $(RUN) python tests/load/bench_features.py
 
 bench-idle: setup ## what the whole stack takes while nobody asks it anything
-	@$(RUN) python tests/load/bench_idle.py
+	@infra/local/heartbeat.sh "measuring" $(RUN) python tests/load/bench_idle.py
 
 bench-training-set: sync ## training sets by attribution join, beside pandas and Feast: make bench-training-set ARGS="--full"
-	@$(RUN) python tests/load/bench_training_set.py $(ARGS)
+	@infra/local/heartbeat.sh "measuring" $(RUN) python tests/load/bench_training_set.py $(ARGS)
 
 bench-quality: sync ## data-quality checks on real data, beside their baselines: make bench-quality ARGS="--full"
-	@OMP_NUM_THREADS=1 $(RUN) python tests/load/bench_quality.py $(ARGS)
+	@OMP_NUM_THREADS=1 infra/local/heartbeat.sh "measuring" $(RUN) python tests/load/bench_quality.py $(ARGS)
 
 bench-redaction: sync ## redaction on unseen texts: recall, precision, the worst of 100,000 fuzzed texts
-	@$(RUN) python tests/load/bench_redaction.py $(ARGS)
+	@infra/local/heartbeat.sh "measuring" $(RUN) python tests/load/bench_redaction.py $(ARGS)
 
 ci: ## what CI runs
 	@.ci/run

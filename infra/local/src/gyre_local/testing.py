@@ -111,11 +111,11 @@ class RunningTest:
         threading.Thread(target=self._print, name="running-test", daemon=True).start()
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """A test starts."""
+        """Note the test that starts as the one that runs."""
         self._test, self._since = nodeid, time.monotonic()
 
     def pytest_unconfigure(self) -> None:
-        """The session ends."""
+        """End the lines: the session ends."""
         self._ended.set()
 
     def _print(self) -> None:

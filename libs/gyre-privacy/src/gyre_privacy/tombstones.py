@@ -80,10 +80,11 @@ class Tombstones:
         return any(name == loop for name, _ in self._times)
 
     def cover(self, event: Event) -> bool:
-        """Whether an event is of a user who was forgotten after it.
+        """Whether an event is of a user who was forgotten later than the event.
 
-        That is after it reached Kafka, or on the wall clock, after it happened: so neither a replay of the topic nor
-        dead letters or a history that are sent again bring anybody back. What the user does later counts.
+        It suffices that Kafka had the event before the user was forgotten, so that a replay of the topic brings nobody
+        back; or, on the wall clock, that it happened before, so that neither dead letters nor a history that are sent
+        again do. What the user does later counts.
         """
         message = event.message
         if not self._times or not isinstance(message, OF_USERS):

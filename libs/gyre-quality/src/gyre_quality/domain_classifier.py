@@ -32,7 +32,7 @@ class DomainClassifier:
         reference: a sample of the reference's rows.
         mean, deviation: of the area under the ROC curve over the reference's chunks.
         chunks: how many calibrated it.
-        chunk_rows: in the sample of a typical one of them.
+        chunk_rows: how many rows of a typical chunk are in the sample.
         alpha: the probability of an alarm for a chunk of the reference.
     """
 

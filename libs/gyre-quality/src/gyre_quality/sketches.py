@@ -140,7 +140,7 @@ class Sketch:
         return Sketch(self.bins, self.rows - part.rows, counts, rest, self.low, self.high, mean, spread)
 
     def to_bytes(self) -> bytes:
-        """The sketch without its bins, which whoever reads it has from the reference."""
+        """The counts and moments without the bins: `from_bytes` takes those of the reference, the training data."""
         return packed(
             rows=np.int64(self.rows),
             counts=self.counts,

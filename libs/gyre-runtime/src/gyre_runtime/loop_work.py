@@ -22,7 +22,7 @@ class LoopWork(Protocol):
         """Work until `stop`; raises what it cannot go on from."""
 
     def stop(self) -> None:
-        """End `run` in order."""
+        """Let `run` finish what it does and return; does not wait for it."""
 
     async def check(self) -> bool:
         """Raise why the work does not get on, if it does not; for a `Dependency`."""
@@ -66,7 +66,7 @@ class LoopRunner:
             self._problem = None
 
     def stop(self) -> None:
-        """End `run` in order."""
+        """Let `run` finish what it does and return; does not wait for it."""
         self._stopping.set()
         if self._work is not None:
             self._work.stop()

@@ -279,7 +279,7 @@ class ArtifactSettings(Settings):
 
 
 class StateSettings(Settings):
-    """A folder of the process's own."""
+    """A folder of the process's own, for what it keeps from one start to the next."""
 
     state_dir: Path = Path("var/state")
     """Folder of the process's own state."""

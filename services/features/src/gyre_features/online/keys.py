@@ -69,7 +69,7 @@ class Names:
         return keys.outbox_key(*self._own, shard=shard)
 
     def lease(self, shard: int) -> str:
-        """That the leases of a virtual shard were renewed."""
+        """The mark, which expires, that the times to live of a virtual shard's keys were renewed."""
         return keys.lease_key(*self._own, shard=shard)
 
     def contributions(self, shard: int, *, known: bool) -> str:

@@ -76,7 +76,14 @@ class Checks:
         self.last: dict[str, list[LoopReport]] = {}
 
     async def check(self, loop: str, *, max_impressions: int | None = None) -> list[LoopReport]:
-        """Check a loop now, layout by layout.
+        """Compare the features that impressions were answered with to those that a replay of the history gives, now.
+
+        Args:
+            loop: its name.
+            max_impressions: the newest ones that are checked, of each layout; None for the setting's number.
+
+        Returns:
+            One report for each layout.
 
         Raises:
             Unavailable: the warehouse, or the definitions of the layouts, cannot be read (CHECK_FAILED).

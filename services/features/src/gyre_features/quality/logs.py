@@ -37,14 +37,14 @@ class LogChanged(Exception):  # noqa: N818 - says what happened
 
 
 class QualityLogs:
-    """The logs of the partitions that this process has.
+    """Kafka's logs of the partitions that this process counts: where to begin in each, and whether it was replaced.
 
     Args:
         bootstrap: Kafka's host:port list.
-        group: whose commits have checkpoints as metadata.
+        group: the consumer group; its commits have checkpoints as metadata.
 
     Attributes:
-        stored: reads what the newest windows say of partitions; none by default.
+        stored: reads the checkpoints that stand in the newest stored windows, by partition; none by default.
     """
 
     def __init__(self, bootstrap: str, group: str) -> None:
