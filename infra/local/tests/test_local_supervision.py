@@ -1,8 +1,11 @@
 """Real processes under the supervisor: started in order, restarted when killed, stopped, and named when they fail."""
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,7 +15,7 @@ import pytest
 from gyre_local import operations, probes
 from gyre_local.components import redis
 from gyre_local.failures import LocalStackError
-from gyre_local.places import StackDirectories
+from gyre_local.places import REPOSITORY, StackDirectories
 from gyre_local.ports import Ports
 from gyre_local.process import Process, running
 from gyre_local.recipe import Recipe
@@ -124,6 +127,51 @@ def test_a_process_that_ends_at_start_shows_its_last_words(stack: Stack) -> None
     """The message of a failed start holds the end of the process's log."""
     with pytest.raises(LocalStackError, match=r"failing ended at start(?s:.)*no quorum of 100% today"):
         operations.bring_up(stack, stack.select(["failing"]), lambda *_: None)
+
+
+def test_a_process_that_ends_after_a_while_shows_its_last_words_at_once(stack: Stack, tmp_path: Path) -> None:
+    """Supervisord has started it again before anybody looks, and again: the first end is the end of the start."""
+    (port,) = free_ports(1)
+    starts = tmp_path / "starts"
+
+    def refuses_its_file() -> Recipe:
+        code = (
+            f"import time; open({str(starts)!r}, 'a').write('.'); time.sleep(1.5); raise SystemExit('loop.clock: bad')"
+        )
+        command = (sys.executable, "-c", code)
+        return Recipe("failing", command, directory=tmp_path, probe=lambda: None, start_timeout_s=30)
+
+    probe = partial(probes.redis, HOST, port)
+    refusing = Member("failing", prepare=refuses_its_file, probe=probe, ports={})
+    operations.bring_up(stack, stack.select(["first"]), lambda *_: None)
+    members = {"first": stack.members["first"], "failing": refusing}
+    with pytest.raises(LocalStackError, match=r"failing ended at start(?s:.)*loop\.clock: bad"):
+        operations.restart(replace(stack, members=members), refusing, lambda *_: None)
+    assert len(starts.read_text()) <= 3
+
+
+@pytest.fixture
+def kept() -> Iterator[StackDirectories]:
+    """A supervisor that runs in a directory of the checkout's own, as that of a demo that was kept does."""
+    places = StackDirectories(REPOSITORY / "var" / f"test-{uuid.uuid4().hex[:8]}")
+    supervisor = Supervisor(places)
+    supervisor.apply([])
+    yield places
+    if supervisor.is_running():
+        supervisor.shut_down()
+    shutil.rmtree(places.var)
+
+
+@pytest.mark.parametrize("command", ["down", "status"])
+def test_a_stack_that_runs_elsewhere_is_named(command: str, kept: StackDirectories, tmp_path: Path) -> None:
+    """Where none runs in the directory that is asked for, nobody is told that it is down; the other is named."""
+    env = {**os.environ, "GYRE_VAR": str(tmp_path / "var"), "COLUMNS": "500"}
+    words = [sys.executable, "-m", "gyre_local.cli", command]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert "the stack is down" not in done.stdout
+    assert f"GYRE_VAR={kept.var.relative_to(REPOSITORY)} make {command}" in done.stdout
+    assert done.returncode == 1
+    assert Supervisor(kept).is_running()
 
 
 def test_restart_needs_a_running_stack(stack: Stack) -> None:

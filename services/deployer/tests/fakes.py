@@ -13,6 +13,7 @@ from gyre_deployer.domain.alerts import Alert
 from gyre_deployer.domain.loading import LoadRecord, ModelState
 from gyre_deployer.domain.observation import ObservedGateway, VersionRequests
 from gyre_deployer.domain.rollouts import Candidate, Change, LoopState, apply
+from gyre_deployer.handlers.clock import Clock
 from gyre_deployer.handlers.commands import Commands
 from gyre_deployer.handlers.ledger import RolloutLedger
 from gyre_deployer.handlers.loading import LoadAttempts
@@ -31,7 +32,7 @@ class Crash(BaseException):
 
 @dataclass
 class World:
-    """Everything outside of the process, which outlives its crashes."""
+    """Everything outside of the process, which outlives its crashes; its wall clock is `ahead_s` ahead of the time."""
 
     spec: LoopSpec
     log: list[Change] = field(default_factory=list)
@@ -51,6 +52,7 @@ class World:
     loads: list[str] = field(default_factory=list)
     filling: dict[str, str] = field(default_factory=dict)
     now: float = 1000.0
+    ahead_s: float = 0.0
     calls: int = 0
     failing_call: int = -1
     failure: type[BaseException] = Crash
@@ -58,6 +60,16 @@ class World:
     asking: str = ""
     at_load: Callable[[str], None] = field(default=lambda version: None)
     holds: asyncio.Event | None = None
+
+    @property
+    def wall(self) -> float:
+        """What the wall clock says, unix seconds."""
+        return self.now + self.ahead_s
+
+    @property
+    def clock(self) -> Clock:
+        """The clocks of a process."""
+        return Clock(lambda: self.wall, lambda: self.now)
 
     @property
     def layout(self) -> Layout:
@@ -316,9 +328,7 @@ class FakeLayouts:
 def load_attempts(world: World, on_trial: Callable[[], Collection[str]] = tuple) -> LoadAttempts:
     """The attempts to load on the world's Triton."""
     server, repository = FakeServer(world), FakeRepository(world)
-    return LoadAttempts(
-        server, repository, first_backoff_s=0.1, timeout_s=5.0, on_trial=on_trial, now=lambda: world.now
-    )
+    return LoadAttempts(server, repository, first_backoff_s=0.1, timeout_s=5.0, on_trial=on_trial, clock=world.clock)
 
 
 @dataclass
@@ -333,17 +343,16 @@ class Process:
     @classmethod
     def begin(cls, world: World, attempts: LoadAttempts | None = None) -> "Process":
         """A new process, which knows nothing yet; loops that share a Triton share the attempts to load, too."""
-        ledger = RolloutLedger(world.spec.loop, FakeLog(world), now=lambda: world.now)
+        ledger = RolloutLedger(world.spec.loop, FakeLog(world), now=lambda: world.wall)
         server, repository = FakeServer(world), FakeRepository(world)
-        clock = lambda: world.now  # noqa: E731 - the world's time, wherever it is then
         attempts = attempts or load_attempts(world)
         layouts = FakeLayouts(world)
         serving = ServedVersions(layouts, server, repository, FakeArtifacts(world), WarmUp(2, 5), attempts)
         candidates = Registered(world)
-        recovery = Recovery(ledger, serving, FakeAlerts(world), first_pause_s=0.5, now=clock)
+        recovery = Recovery(ledger, serving, FakeAlerts(world), first_pause_s=0.5, clock=world.clock)
         ledger.candidates = candidates
-        waiting = Waiting(ledger, candidates, layouts, 600.0, clock)
-        reconciler = Reconciler(world.spec, ledger, recovery, waiting, Reports(world), now=clock)
+        waiting = Waiting(ledger, candidates, layouts, 600.0, world.clock.monotonic)
+        reconciler = Reconciler(world.spec, ledger, recovery, waiting, Reports(world), clock=world.clock)
         return cls(world, ledger, reconciler, Commands(ledger, candidates))
 
     async def look(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from gyre_core.models import triton_model
+from gyre_local.testing import eventually
 
 pytestmark = [pytest.mark.adapter, pytest.mark.timeout(300)]
 
@@ -59,3 +60,27 @@ async def test_an_empty_log_removes_nothing(place, models, tmp_path: Path) -> No
         assert place.holds("serves")
         assert f"{place.loop}: nothing is removed: 1 versions, and an empty rollout log" in printed
         assert code == 1
+
+
+async def test_what_gateways_ask_under_an_older_log_stays(running, models, place, gateway, tmp_path: Path) -> None:
+    """A version that the log never knew is kept as long as a gateway counts requests of it, and removed afterwards."""
+    async with running() as deployer:
+        await models.register("v1", manifest={"snapshots": {}})
+        await deployer.reaches("v1", "PROMOTED", timeout_s=60)
+        await eventually(lambda: gateway.view.arms, message="the gateway follows the log")
+    gateway.counts["serves"] = [7] + [0] * (len(gateway.counts["v1"]) - 1)
+    stray = place.triton.repository / triton_model(place.loop, "serves") / "1"
+    stray.mkdir(parents=True)
+    (stray / "model.onnx").write_bytes(b"it serves")
+    code, printed = await gyre(place, tmp_path, "maintain")
+    assert place.holds("serves"), printed
+    assert f"{place.loop}: 1 versions stay of which the rollout log knows nothing" in printed
+    assert code == 1
+    del gateway.counts["serves"]
+
+    async def is_removed() -> bool:
+        await gyre(place, tmp_path, "maintain")
+        return not place.holds("serves")
+
+    await eventually(is_removed, timeout_s=60, message="it is removed")
+    assert place.holds("v1")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 from gyre_core.spec import LoopSpec
 from gyre_deployer.domain.loading import MAX_FAILURES, LoadRecord
+from gyre_deployer.ports import TRITON_TIMED_OUT
 from gyre_local.testing import eventually
 from gyre_runtime import Unavailable
 
@@ -121,3 +122,71 @@ async def test_a_load_beside_traffic_on_trial_is_not_blamed_at_once(spec: LoopSp
     else:
         assert told(second, "v2") == WAY_UP[:5]
     assert {first.model("v1"), first.model("v2"), second.model("v1")} <= first.served
+
+
+async def timed_out(both: Neighbours) -> None:
+    """The first loop's v2 takes too long to load, and Triton goes on with it; the second loop registers its own."""
+    first, second = both.worlds
+
+    def late(version: str) -> None:
+        if version == "v2":
+            first.loading.add(first.model("v2"))
+            raise Unavailable(TRITON_TIMED_OUT, "no answer within 5 s")
+
+    first.at_load = late
+    first.register("v2")
+    await looks(both.processes[0], 1)
+    assert first.loads[-1] == "v2"
+    second.register("v2")
+
+
+async def test_no_load_begins_before_triton_has_finished_another(spec: LoopSpec) -> None:
+    """The other loop waits for a load that timed out and goes on; that ends Triton later, and the other goes on."""
+    both = await Neighbours.begin(spec)
+    first, second = both.worlds
+    await timed_out(both)
+    await looks(both.processes[1], 3)
+    assert "v2" not in second.loads
+    assert first.model("v2") in both.processes[1].ledger.waiting_for
+    first.restart_triton()
+    first.at_load = lambda _: None
+    first.ending.add("v2")
+    await both.look(30)
+    assert both.kinds(0, "v2") == ["STARTED", "ROLLED_BACK"]
+    assert told(second, "v2") == WAY_UP[:5]
+
+
+async def test_a_load_that_triton_never_finishes_holds_others_back_no_longer_than_its_attempts(spec: LoopSpec) -> None:
+    """Its candidate is rolled back after three attempts; then the other's is loaded, and is not blamed at once."""
+    both = await Neighbours.begin(spec)
+    first, second = both.worlds
+    await timed_out(both)
+
+    def end_once(version: str) -> None:
+        if version == "v2" and second.loads.count("v2") == 1:
+            second.restart_triton()
+            raise Unavailable("AWAY", "the connection broke")
+
+    second.at_load = end_once
+    await both.look(40)
+    assert both.kinds(0, "v2") == ["STARTED", "ROLLED_BACK"]
+    assert first.loads.count("v2") == MAX_FAILURES
+    assert told(second, "v2") == WAY_UP[:5]
+
+
+async def test_a_live_model_that_ended_triton_is_tried_again_after_an_hour(spec: LoopSpec) -> None:
+    """While another loop is served it ends Triton three times at most, and once what was wrong is mended it is back."""
+    both = await Neighbours.begin(spec)
+    first, second = both.worlds
+    first.ending.add("v1")
+    first.restart_triton()
+    first.loads.clear()
+    await both.look(60)
+    assert 1 <= len(first.loads) <= MAX_FAILURES
+    assert second.model("v1") in first.served
+    assert [each.end_time for each in first.alerts] == [None]
+    first.ending.clear()
+    for world in both.worlds:
+        world.now += 3600.0
+    await both.look(5)
+    assert first.served == {first.model("v1"), second.model("v1")}

@@ -1,10 +1,11 @@
 """What follows on hand-written fakes where the model server goes away, loses versions, or cannot load them again."""
 
 import pytest
+from gyre_deployer.domain.loading import MAX_FAILURES, LoadRecord
 from gyre_deployer.domain.rollouts import Kind, RolloutState
-from gyre_runtime import Precondition
+from gyre_runtime import Precondition, Unavailable
 
-from .fakes import Process, World, canary, looks, told
+from .fakes import WAY_UP, Process, World, canary, looks, told
 
 
 async def test_a_candidate_that_cannot_be_restored_is_rolled_back(world: World) -> None:
@@ -106,6 +107,46 @@ async def test_an_unloadable_last_good_model_is_dropped(world: World) -> None:
     assert world.alerts == []
     with pytest.raises(Precondition):
         await process.commands.roll_back(process.ledger.state.rollouts[process.ledger.state.current].id, "")
+
+
+@pytest.mark.parametrize("is_guilty", [True, False])
+async def test_a_last_good_model_is_not_blamed_at_once_for_the_end_of_triton(world: World, is_guilty: bool) -> None:
+    """Requests of the live model may have ended it: one end counts for nothing, the third ends the last good one."""
+    process = await promoted_twice(world)
+
+    def end(version: str) -> None:
+        if version == "v1" and (is_guilty or world.loads.count("v1") == 1):
+            world.restart_triton()
+            raise Unavailable("AWAY", "the connection broke")
+
+    world.restart_triton()
+    world.loads.clear()
+    world.at_load = end
+    await looks(process, 40)
+    assert process.ledger.state.last_good == ("" if is_guilty else "v1")
+    assert world.loads.count("v1") == (MAX_FAILURES if is_guilty else 2)
+    assert world.model("v2") in world.served
+    assert (world.model("v1") in world.served) == (not is_guilty)
+
+
+async def test_a_version_whose_removal_was_killed_is_offered_again_without_its_past(world: World) -> None:
+    """What is known of its loads goes with it, also where the deployer ended between the two."""
+    process = await canary(world)
+    await process.commands.roll_back(process.ledger.state.current, "")
+    world.register("v3")
+    world.ending.add("v3")
+    await looks(process, 6)
+    assert [kind for kind, _ in told(world, "v3")] == ["STARTED", "ROLLED_BACK"]
+    assert "v3" not in world.files
+    left = LoadRecord(world.now, (world.model("v1"),), losses=1, is_open=False, ended_server=True)
+    world.load_records[world.model("v3")] = left  # as a deployer leaves it that ends after it has removed the files
+    world.ending.clear()
+    process = Process.begin(world)
+    await looks(process, 3)
+    before = len(world.log)
+    await process.commands.start("v3", "again")
+    await looks(process, 6)
+    assert [(each.kind.value, each.share) for each in world.log[before:]] == WAY_UP[:5]
 
 
 async def test_a_live_model_without_a_successor_is_tried_for_ever_and_holds_nobody_back(world: World) -> None:

@@ -19,10 +19,11 @@ Counts = Mapping[str, int]
 pytestmark = pytest.mark.timeout(300)
 
 
-async def _fill(projection, log, make, loop: str) -> None:
+async def _fill(projection, log, make, wall, loop: str) -> None:
     """Forty rollouts, each with a trigger, a candidate and an answer; of the older half no answer is known any more."""
     for number in range(40):
         version, at = f"v{number}", 1000.0 + number
+        wall.now = at
         trigger = models.TrainingTrigger(trigger_id=f"t{number}", loop=loop, reason=models.TRIGGER_REASON_MANUAL)
         await projection.apply([log.add("training.triggers", trigger, at=at)])
         candidate = make.candidate(loop, version, trigger_id=f"t{number}")
@@ -50,10 +51,11 @@ def _dangling(connection: Connection) -> int:
 
 
 async def test_a_job_killed_at_any_step_prunes_all_or_nothing(
-    projection, database: Database, log, make, loop: str, tmp_path: Path
+    projection, database: Database, log, make, wall, tmp_path: Path
 ) -> None:
     """After a kill before the commit every row is there, after one behind it none that is to go; nothing dangles."""
-    await _fill(projection, log, make, loop)
+    loop = log.loop
+    await _fill(projection, log, make, wall, loop)
     await database.write(lambda connection: connection.execute(text("delete from impressions where id <= 20")))
     (tmp_path / "gyre.yaml").write_text(
         f"version: 1\nloop: {loop}\nevents: {{interactions: {{click: {{}}}}}}\nretention: {{rollouts: {NUMBER}}}\n"

@@ -10,9 +10,10 @@ from sqlalchemy import func, select, text
 NUMBER = 10
 
 
-async def turn(projection, log, make, loop, number: int) -> None:
+async def turn(projection, log, make, wall, loop, number: int, *, first_epoch: int = 0) -> None:
     """One trigger, candidate and rollout, with answers of the live version and the candidate under each epoch."""
-    version, epoch = f"v{number}", 3 * number
+    version, epoch = f"v{number}", first_epoch + 3 * number
+    wall.now = 1000.0 + number
     trigger = models.TrainingTrigger(trigger_id=f"t{number}", loop=loop, reason=models.TRIGGER_REASON_MANUAL)
     await projection.apply([log.add("training.triggers", trigger, at=1000.0 + number)])
     candidate = make.candidate(loop, version, trigger_id=f"t{number}")
@@ -37,12 +38,12 @@ async def counts(database, loop: str) -> dict[str, int]:
     return await database.read(read)
 
 
-async def test_two_hundred_rollouts_leave_no_more_rows_than_120(projection, database, log, make, loop) -> None:
+async def test_two_hundred_rollouts_leave_no_more_rows_than_120(projection, database, log, make, wall, loop) -> None:
     """Pruned as it goes, no table of models has more rows later than sooner; the newest stay, and the plan is exact."""
     retention = ModelRetention({loop: NUMBER})
     most: dict[int, dict[str, int]] = {}
     for number in range(1, 201):
-        await turn(projection, log, make, loop, number)
+        await turn(projection, log, make, wall, loop, number)
         if number > NUMBER:
             await database.write(lambda connection: connection.execute(text("delete from impressions where id < "
                 "(select max(id) - 10 from impressions)")))  # fmt: skip
@@ -138,3 +139,24 @@ async def test_a_log_that_was_made_anew_takes_no_lineage_away(projection, databa
         chain = await database.read(reports.chain, loop, f"r-{version}", window_s=10.0)
         found = (chain.rollout_id, chain.run_id, chain.trigger_id)
         assert found == (f"ro-{version}", f"run-{version}", f"t-{version}")
+
+
+async def test_counts_go_by_time_where_the_log_was_made_anew(projection, database, log, make, wall, loop) -> None:
+    """Epochs begin at 1 again: counts under the old log's go as its rollouts do, and those that answered last are new.
+
+    However high the old epochs were.
+    """
+    for number in range(1, 3 * NUMBER + 1):
+        await turn(projection, log, make, wall, loop, number, first_epoch=5000 if number <= NUMBER else 0)
+        await database.write(lambda connection: ModelRetention({loop: NUMBER}).prune(connection, always=True))
+
+    def epochs(connection) -> dict[str, set[int]]:
+        return {
+            table.name: set(connection.scalars(select(table.c.epoch).where(table.c.loop == loop)))
+            for table in (ARMS, LATENCIES)
+        }
+
+    expected = {3 * number + 2 for number in range(2 * NUMBER + 1, 3 * NUMBER + 1)}
+    assert await database.read(epochs) == {"arms": expected, "latencies": expected}
+    newest = await database.read(reports.newest_versions, loop, limit=2)
+    assert newest == {"live", f"v{3 * NUMBER}"}

@@ -99,9 +99,24 @@ def down() -> None:
     """Stop the stack, what needs others first, and wait until all have ended."""
     started = time.monotonic()
     report = _Report()
+    stack = _stack()
     with Heartbeat(report.under_way):
-        operations.take_down(_stack(), report)
-    console.print(f"[green]the stack is down[/] ({time.monotonic() - started:.1f} s)")
+        was_running = operations.take_down(stack, report)
+    if was_running:
+        console.print(f"[green]the stack is down[/] ({time.monotonic() - started:.1f} s)")
+        return
+    console.print(f"no stack is running in {escape(str(stack.places.var))}", highlight=False)
+    if _name_others(stack, "down"):
+        raise typer.Exit(1)
+
+
+def _name_others(stack: Stack, command: str) -> bool:
+    """Say which other stacks of this checkout are running, and how to reach them; whether there are any."""
+    others = operations.running_elsewhere(stack.places)
+    for each in others:
+        path = escape(str(each.relative_to(Path.cwd()) if each.is_relative_to(Path.cwd()) else each))
+        console.print(f"another one is running in {path}: GYRE_VAR={path} make {command}", highlight=False)
+    return bool(others)
 
 
 @app.command()
@@ -131,6 +146,8 @@ def status(names: Annotated[list[str] | None, typer.Argument(help="Only these pr
             ", ".join(f"{meaning} {port}" for meaning, port in stack.ports.of(line.name).items()),
         )
     console.print(table)
+    if all(line.process is None for line in lines):
+        _name_others(stack, "status")
     if not all(line.is_healthy for line in lines):
         raise typer.Exit(1)
 
@@ -182,9 +199,10 @@ def _growth(path: Path) -> Iterator[str]:
 @app.command()
 def restart(name: Annotated[str, typer.Argument(help="The process.")]) -> None:
     """Stop one process and start it again."""
-    stack = _stack()
-    for member in stack.select([name]):
-        operations.restart(stack, member, _Report())
+    stack, report = _stack(), _Report()
+    with Heartbeat(report.under_way):
+        for member in stack.select([name]):
+            operations.restart(stack, member, report)
 
 
 @app.command()

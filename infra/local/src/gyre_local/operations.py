@@ -5,13 +5,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from gyre_local.components.services import SHARED_STATE
 from gyre_local.failures import LocalStackError, NotReady
 from gyre_local.holders import refuse_busy_ports
+from gyre_local.places import StackDirectories, default_var
 from gyre_local.process import tail
 from gyre_local.stack import Member, Stack
-from gyre_local.supervisor import ProcessState, Supervisor, log_path
+from gyre_local.supervisor import CONFIG_FILE, ProcessState, Supervisor, log_path
 from gyre_local.timeouts import Deadline
 
 POLL_S = 0.2
@@ -40,6 +42,19 @@ class ProcessHealth:
         return not self.reason
 
 
+@dataclass
+class _Start:
+    """A start under way: until when it may take, and the first process that was seen of it, 0 before."""
+
+    deadline: Deadline
+    pid: int = 0
+
+    def has_ended(self, state: ProcessState) -> bool:
+        """Whether the process has ended, also where supervisord has started another one at once."""
+        first, self.pid = self.pid, self.pid or state.pid
+        return state.has_failed or (first != 0 and state.pid not in (0, first))
+
+
 def bring_up(stack: Stack, members: Sequence[Member], report: Report) -> None:
     """Start `members` as soon as those they need are healthy; return when all are.
 
@@ -53,27 +68,27 @@ def bring_up(stack: Stack, members: Sequence[Member], report: Report) -> None:
     # What runs already stays in the configuration, even when only some members are brought up now.
     kept = [member.prepare() for member in stack.members.values() if member.name in up - set(recipes)]
     supervisor.apply([*recipes.values(), *kept])
-    deadlines: dict[str, Deadline] = {}
+    starts: dict[str, _Start] = {}
     waiting = {member.name: member for member in members}
     while waiting:
         for member in list(waiting.values()):
-            if member.name not in deadlines:
+            if member.name not in starts:
                 if any(name in waiting for name in member.after):
                     continue
                 supervisor.start(member.name)
-                deadlines[member.name] = Deadline(recipes[member.name].start_timeout_s)
+                starts[member.name] = _Start(Deadline(recipes[member.name].start_timeout_s))
                 report(member.name, "starting")
-            elif _check_started(supervisor, member, deadline=deadlines[member.name]):
+            elif _check_started(supervisor, member, starts[member.name]):
                 del waiting[member.name]
                 report(member.name, "healthy")
         time.sleep(POLL_S)
 
 
-def _check_started(supervisor: Supervisor, member: Member, *, deadline: Deadline) -> bool:
+def _check_started(supervisor: Supervisor, member: Member, start: _Start) -> bool:
     """True when the member is healthy, False while it may still become so."""
     log = log_path(supervisor.places, member.name)
     state = supervisor.states()[member.name]
-    if state.has_failed:
+    if start.has_ended(state):
         raise LocalStackError(
             f"{member.name} ended at start. Its log {log} ends with:\n{tail(log)}\n"
             "Remedy: put that right, then bring the stack up again; `gyre-local down` stops the rest."
@@ -81,7 +96,7 @@ def _check_started(supervisor: Supervisor, member: Member, *, deadline: Deadline
     try:
         member.probe()
     except NotReady as reason:
-        if deadline.passed:
+        if start.deadline.passed:
             raise LocalStackError(
                 f"{member.name} runs but is not healthy: {reason}. Its log {log} ends with:\n{tail(log)}"
             ) from reason
@@ -89,12 +104,12 @@ def _check_started(supervisor: Supervisor, member: Member, *, deadline: Deadline
     return True
 
 
-def take_down(stack: Stack, report: Report) -> None:
-    """Stop everything, what needs others first, and end supervisord."""
+def take_down(stack: Stack, report: Report) -> bool:
+    """Stop everything, what needs others first, and end supervisord; whether anything was running."""
     supervisor = Supervisor(stack.places)
     states = supervisor.states()
     if not supervisor.is_running():
-        return
+        return False
     for level in reversed(levels(stack.members.values())):
         names = [member.name for member in level if member.name in states and states[member.name].state != "STOPPED"]
         for name in names:
@@ -104,6 +119,14 @@ def take_down(stack: Stack, report: Report) -> None:
             report(name, "stopped")
     supervisor.stop([name for name in states if name not in stack.members])
     supervisor.shut_down()
+    return True
+
+
+def running_elsewhere(places: StackDirectories) -> list[Path]:
+    """The directories of this checkout's other stacks that are running, such as a demo's that was kept."""
+    root = default_var()
+    found = [each.parent for each in (*root.glob(CONFIG_FILE), *root.glob(f"*/{CONFIG_FILE}"))]
+    return sorted(each for each in found if each != places.var and Supervisor(StackDirectories(each)).is_running())
 
 
 def levels(members: Iterable[Member]) -> list[list[Member]]:

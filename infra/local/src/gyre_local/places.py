@@ -40,6 +40,11 @@ class StackDirectories:
         return self.var / name
 
 
+def default_var() -> Path:
+    """The directory of this checkout's stack where `GYRE_VAR` names no other; each example's demo has one within."""
+    return REPOSITORY / "var"
+
+
 def stack_places() -> StackDirectories:
     """The directories of this checkout's stack: `GYRE_VAR`, or `var/` at the root of the repository."""
-    return StackDirectories(var=Path(os.environ.get("GYRE_VAR") or REPOSITORY / "var").absolute())
+    return StackDirectories(var=Path(os.environ.get("GYRE_VAR") or default_var()).absolute())

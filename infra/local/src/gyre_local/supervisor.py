@@ -32,6 +32,7 @@ LOG_BACKUPS = 3
 START_RETRIES = 20
 """Attempts with a growing pause (1 s, 2 s, ...) before supervisord gives a process up: three and a half minutes."""
 SOCKET_PATH_LIMIT = 100
+CONFIG_FILE = "supervisord.conf"
 ALREADY_STARTED, NOT_RUNNING, BAD_NAME = 60, 70, 10
 """Fault codes of supervisord's API."""
 
@@ -123,7 +124,7 @@ class Supervisor:
 
     def __init__(self, places: StackDirectories) -> None:
         self.places = places
-        self.config = places.var / "supervisord.conf"
+        self.config = places.var / CONFIG_FILE
 
     def _call(self, method: str, *arguments: object) -> Any:
         # The transport keeps a connection that a refused call leaves unusable, so each call has one of its own.

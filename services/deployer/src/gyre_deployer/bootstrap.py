@@ -102,7 +102,7 @@ async def _serve_loop(
         WarmUp(settings.deployer_warmup_requests, settings.deployer_warmup_rows),
         attempts,
     )
-    waiting = Waiting(ledger, candidates, layouts, settings.deployer_layout_wait_s, time.time)
+    waiting = Waiting(ledger, candidates, layouts, settings.deployer_layout_wait_s, time.monotonic)
     recovery = Recovery(ledger, serving, alerts, first_pause_s=settings.deployer_outage_pause_s)
     reconciler = Reconciler(spec, ledger, recovery, waiting, gateways)
     for name, check in (

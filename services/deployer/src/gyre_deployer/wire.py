@@ -208,12 +208,12 @@ def rollout_message(loop: str, rollout: Rollout, *, waiting_for: str = "") -> pb
     )
 
 
-def report_of(message: events.GatewayReport) -> ObservedGateway:
-    """What a gateway said."""
+def report_of(message: events.GatewayReport, *, time: float) -> ObservedGateway:
+    """What a gateway said, and when it came; see `ObservedGateway`."""
     return ObservedGateway(
         instance=message.instance,
         epoch=message.epoch,
-        time=seconds(message.report_time),
+        time=time,
         lease_s=message.lease_s,
         is_leaving=message.leaving,
         counts={

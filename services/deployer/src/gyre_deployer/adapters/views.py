@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -95,7 +96,10 @@ class KafkaCandidates:
 
 
 class KafkaGateways:
-    """See `Gateways`: the compacted topic of reports; an async context manager."""
+    """See `Gateways`: the compacted topic of reports; an async context manager.
+
+    A lease begins when its report comes: no clock but this process's own decides whether a gateway is there.
+    """
 
     def __init__(self, bootstrap: str, loop: str) -> None:
         self._loop = loop
@@ -128,7 +132,7 @@ class KafkaGateways:
         if event is None:
             self._reports.pop(key, None)
         elif event.message.loop == self._loop:
-            self._reports[key] = report_of(event.message)
+            self._reports[key] = report_of(event.message, time=time.monotonic())
             self._forget_gone(self._reports[key].time)
 
     def _forget_gone(self, now: float) -> None:

@@ -72,10 +72,9 @@ class LoadRecord:
         """Whether the version counts as unloadable."""
         return not self.is_open and (self.ended_server or self.failures >= MAX_FAILURES)
 
-    def retry_time(self, first_backoff_s: float) -> float:
-        """When the next attempt may begin, unix seconds: pauses double with each failure, up to `MAX_BACKOFF_S`."""
-        pause_s: float = min(first_backoff_s * 2.0 ** min(max(self.failures - 1, 0), 20), MAX_BACKOFF_S)
-        return self.start_time + pause_s
+    def pause_s(self, first_backoff_s: float) -> float:
+        """Seconds from the last attempt to the next: they double with each failure, up to `MAX_BACKOFF_S`."""
+        return float(min(first_backoff_s * 2.0 ** min(max(self.failures - 1, 0), 20), MAX_BACKOFF_S))
 
     def refused(self, problem: str) -> LoadRecord:
         """The record after the server refused the version."""
@@ -125,16 +124,19 @@ class Evidence:
     is_overdue: bool
 
 
-def next_attempt(record: LoadRecord | None, *, now: float, models: Mapping[str, ModelState]) -> LoadRecord:
+def next_attempt(
+    record: LoadRecord | None, *, now: float, age_s: float, models: Mapping[str, ModelState]
+) -> LoadRecord:
     """The record of a further attempt, which begins now.
 
     Args:
         record: the attempts before; None for none.
         now: unix seconds.
+        age_s: seconds since the last of them began.
         models: what the server says of the models in its repository.
     """
     ready = tuple(sorted(name for name, state in models.items() if state == ModelState.READY))
-    if record is None or (now - record.start_time > FORGOTTEN_AFTER_S and not record.ended_server):
+    if record is None or (age_s > FORGOTTEN_AFTER_S and not record.ended_server):
         return LoadRecord(now, ready)
     return replace(record, start_time=now, ready_before=ready, is_open=True, problem="")
 

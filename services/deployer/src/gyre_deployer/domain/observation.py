@@ -77,8 +77,8 @@ class ObservedGateway:
     Attributes:
         instance: the gateway process.
         epoch: the newest that all of its new requests use.
-        time: of the report, unix seconds.
-        lease_s: how long it holds.
+        time: when the report came, seconds on the reader's monotonic clock.
+        lease_s: how long it holds from then on.
         is_leaving: it takes no more requests.
         counts: by version, since the gateway started.
         tripped: versions that it keeps requests from.
@@ -102,7 +102,7 @@ class Interval:
     """What one gateway saw between two of its reports: one second, or more where the deployer was busy meanwhile.
 
     Attributes:
-        time: when the deployer learnt of it, unix seconds.
+        time: when the deployer learnt of it, seconds on its monotonic clock.
         candidate: requests that the candidate was to score.
         live: requests that the live model was to score.
         is_breached: the live model was past a limit of the guardrails.
@@ -147,7 +147,7 @@ class Observation:
         versions: the candidate's and the live model's.
         is_breach: whether counts of one interval are past a limit of the guardrails.
         last: the newest counters by (instance, version).
-        times: of the newest report of each gateway, unix seconds.
+        times: of the newest report of each gateway, see `ObservedGateway`.
         series: by gateway, what is not judged yet.
         candidate: what was seen of the candidate in intervals that are not spoiled.
         live: the same of the live model.

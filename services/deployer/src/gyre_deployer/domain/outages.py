@@ -54,7 +54,8 @@ class OutageTrial:
         if self.traffic_since is None:
             return replace(self, suspicious=0)
         seconds = _PAUSE_TO_TRAFFIC * (time - self.traffic_since)
-        is_soon = self.outages > 0 and seconds <= self.pause_s
+        # The clock was put back where it ends before it began: nobody knows how long it was, so it is no evidence.
+        is_soon = self.outages > 0 and 0.0 <= seconds <= self.pause_s
         pause_s = min(max(self.first_pause_s * 2.0 ** min(self.outages, 20), seconds), MAX_PAUSE_S)
         return OutageTrial(self.first_pause_s, self.outages + 1, self.suspicious + is_soon, pause_s)
 

@@ -112,7 +112,7 @@ class RolloutLedger:
             self._require_certain()
             if self.state is not basis:
                 raise ConcurrentChange
-            now = max(self._now(), basis.change_time)
+            now = self._now()  # also where the change before was written by a clock that was ahead
             numbered = [replace(each, epoch=basis.epoch + 1 + n, time=now) for n, each in enumerate(changes)]
             told = state = self._settled(_after(basis, numbered))
             is_snapshot = self._is_snapshot_due(state, numbered)
@@ -130,7 +130,7 @@ class RolloutLedger:
     def _is_snapshot_due(self, state: LoopState, changes: Sequence[Change]) -> bool:
         """After each rollout; while one is under way only where many changes, or an old one, are in no snapshot."""
         newer = state.epoch - self._snapshot_epoch
-        is_old = newer > 0 and self._now() - state.change_time > _SNAPSHOT_AFTER_S
+        is_old = newer > 0 and abs(self._now() - state.change_time) > _SNAPSHOT_AFTER_S
         return self.candidates is not None and (
             newer > _SNAPSHOT_AFTER_CHANGES or is_old or (bool(changes) and state.under_way is None)
         )

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from gyre_core.models import split_model
 from gyre_runtime import Unavailable
 
-from gyre_deployer.domain.loading import CallEnd, Evidence, LoadRecord, concluded, next_attempt
+from gyre_deployer.domain.loading import (
+    FORGOTTEN_AFTER_S,
+    MAX_FAILURES,
+    CallEnd,
+    Evidence,
+    LoadRecord,
+    ModelState,
+    concluded,
+    next_attempt,
+)
+from gyre_deployer.handlers.clock import SYSTEM_CLOCK, Ages, Clock
 from gyre_deployer.ports import REPOSITORY_UNAVAILABLE, TRITON_TIMED_OUT, CandidateRefused, ModelRepository, ModelServer
 
 _LOG = logging.getLogger(__name__)
@@ -38,7 +48,7 @@ class LoadAttempts:
         timeout_s: the time that the server has for an answer, seconds.
         on_trial: names of the models, of any loop, that have traffic and are observed: their requests may end the
             server, too.
-        now: the wall clock, unix seconds.
+        clock: of the process.
     """
 
     def __init__(
@@ -49,14 +59,14 @@ class LoadAttempts:
         first_backoff_s: float,
         timeout_s: float,
         on_trial: Callable[[], Collection[str]],
-        now: Callable[[], float] = time.time,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._server = server
         self._repository = repository
         self._first_backoff_s = first_backoff_s
         self._timeout_s = timeout_s
         self._on_trial = on_trial
-        self._now = now
+        self._clock, self._ages = clock, Ages(clock)
         self._records: dict[str, LoadRecord] | None = None
         self._running = ""
         self._call = CallEnd.UNSEEN
@@ -70,6 +80,7 @@ class LoadAttempts:
         *,
         prepare: Callable[[], Awaitable[object]] = _nothing,
         keeps_losses: bool = False,
+        has_served: bool = False,
     ) -> T:
         """Do what loads a model or asks it for the first time, and return its result.
 
@@ -78,10 +89,12 @@ class LoadAttempts:
             work: asks the server.
             prepare: comes before it and does not ask the server to load.
             keeps_losses: whether a success says nothing of how the server ended during earlier attempts.
+            has_served: whether the version was loaded and had users before: that the server ends may then as well be
+                the doing of those that serve meanwhile, so that once is no proof.
 
         Raises:
-            Postponed: another load has not ended, it is too early after a failed attempt, or the version ended a server
-                that serves others now.
+            Postponed: another load has not ended, also only on the server; it is too early after a failed attempt; or
+                the version ended a server that serves others now.
             CandidateRefused: the server said that it cannot.
             Unavailable: the server is away, or went away meanwhile: `close` finds out what that means.
         """
@@ -92,40 +105,64 @@ class LoadAttempts:
             self._require_due(model, record)
         self._running, self._call = model, CallEnd.UNSEEN
         try:
-            return await self._attempt(model, record, work, prepare=prepare, keeps_losses=keeps_losses)
+            attempt, loading = await self._begun(model, record)
+            asked = partial(self._asked, model, work, is_alone=not (loading or has_served))
+            return await self._attempt(model, attempt, asked, prepare=prepare, keeps_losses=keeps_losses)
         finally:
             self._running = ""
+
+    async def _begun(self, model: str, record: LoadRecord | None) -> tuple[LoadRecord, list[str]]:
+        """The record of an attempt that may begin now, and what else the server still loads all the same."""
+        models = await self._server.models()
+        loading = [name for name, state in models.items() if state == ModelState.LOADING and name != model]
+        await self._require_idle(loading)
+        age_s = self._ages.of(model, record.start_time) if record is not None else 0.0
+        attempt = next_attempt(record, now=self._clock.wall(), age_s=age_s, models=models)
+        others = set(attempt.ready_before) - {model}
+        left_s = FORGOTTEN_AFTER_S - age_s
+        if attempt.ended_server and others and left_s > 0:
+            problem = f"not loaded beside {len(others)} other model(s) for {left_s:.0f} s more"
+            raise Postponed(f"{model} ended the model server: it is {problem}")
+        self._ages.begin(model, attempt.start_time)
+        return attempt, loading
+
+    async def _require_idle(self, loading: Sequence[str]) -> None:
+        """A load goes on upon the server after its call has timed out: wait for it as long as it may be tried."""
+        records = await self._read()
+        for name in loading:
+            record = records.get(name)
+            if record is None or record.is_hopeless:
+                continue
+            if self._ages.of(name, record.start_time) <= MAX_FAILURES * self._timeout_s:
+                raise Postponed(f"the load of {name} must end first: the model server has not finished it")
 
     async def _attempt(
         self,
         model: str,
-        record: LoadRecord | None,
+        attempt: LoadRecord,
         work: Callable[[], Awaitable[T]],
         *,
         prepare: Callable[[], Awaitable[object]],
         keeps_losses: bool,
     ) -> T:
-        models = await self._server.models()
-        attempt = next_attempt(record, now=self._now(), models=models)
-        _require_alone(model, attempt)
         try:
             await prepare()
             await self._write(model, attempt)
-            result = await self._asked(model, work)
+            result = await work()
         except CandidateRefused as error:
             await self._write(model, attempt.refused(str(error)))
             raise
         await self._write(model, attempt.succeeded() if keeps_losses else None)
         return result
 
-    async def _asked(self, model: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Do the work, and note how it ends where it has no answer."""
+    async def _asked(self, model: str, work: Callable[[], Awaitable[T]], *, is_alone: bool) -> T:
+        """Do the work, and note how it ends where it has no answer, and whether nothing else can be the cause."""
         others = set(self._on_trial()) - {model}
         try:
             return await work()
         except Unavailable as error:
             self._call = CallEnd.TIMED_OUT if error.reason == TRITON_TIMED_OUT else CallEnd.BROKEN
-            self._is_only_suspect = not others | (set(self._on_trial()) - {model})
+            self._is_only_suspect = is_alone and not others | (set(self._on_trial()) - {model})
             raise
 
     def _require_turn(self, records: Mapping[str, LoadRecord]) -> None:
@@ -134,7 +171,7 @@ class LoadAttempts:
             raise Postponed(f"the load of {waits_for} must end first")
 
     def _require_due(self, model: str, record: LoadRecord) -> None:
-        left_s = record.retry_time(self._first_backoff_s) - self._now()
+        left_s = record.pause_s(self._first_backoff_s) - self._ages.of(model, record.start_time)
         if left_s > 0:
             raise Postponed(
                 f"{model} is loaded again in {left_s:.1f} s, after {record.failures} failure(s): {record.problem}"
@@ -159,7 +196,7 @@ class LoadAttempts:
                 self._call = CallEnd.BROKEN if self._call == CallEnd.TIMED_OUT else self._call
                 raise
             for model, record in still_open.items():
-                is_overdue = self._now() - record.start_time > self._timeout_s
+                is_overdue = self._ages.of(model, record.start_time) > self._timeout_s
                 is_only_suspect = self._is_only_suspect and len(still_open) == 1
                 evidence = Evidence(models, self._call, is_only_suspect, self._timeout_s, is_overdue)
                 await self._conclude(model, record, concluded(record, model, evidence))
@@ -184,6 +221,11 @@ class LoadAttempts:
         records = await self._read()
         parts = [(split_model(model), record) for model, record in records.items() if record.is_hopeless]
         return {name[1]: record for name, record in parts if name is not None and name[0] == loop}
+
+    async def recorded(self, loop: str) -> list[str]:
+        """The versions of a loop with a record of attempts."""
+        names = [split_model(model) for model in await self._read()]
+        return [name[1] for name in names if name is not None and name[0] == loop]
 
     async def losses(self, model: str) -> int:
         """During how many attempts to load a model the server ended, without it being certain that it was its doing."""
@@ -213,9 +255,5 @@ class LoadAttempts:
             await self._repository.write_load_record(model, record)
             others = {name: each for name, each in records.items() if name != model}
             self._records = others if record is None else {**others, model: record}
-
-
-def _require_alone(model: str, attempt: LoadRecord) -> None:
-    others = set(attempt.ready_before) - {model}
-    if attempt.ended_server and others:
-        raise Postponed(f"{model} ended the model server: it is not loaded beside {len(others)} other model(s)")
+            if record is None:
+                self._ages.forget(model)

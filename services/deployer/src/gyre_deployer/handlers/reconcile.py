@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -29,6 +28,8 @@ from gyre_deployer.domain.decisions import (
 from gyre_deployer.domain.guardrails import is_breach, judge
 from gyre_deployer.domain.observation import Observation, ObservedGateway, lagging, tripped
 from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, RolloutState
+from gyre_deployer.domain.strangers import may_be_asked
+from gyre_deployer.handlers.clock import SYSTEM_CLOCK, Clock
 from gyre_deployer.handlers.ledger import ConcurrentChange, RolloutLedger
 from gyre_deployer.handlers.loading import Postponed
 from gyre_deployer.handlers.recovery import Recovery, span_of
@@ -44,7 +45,7 @@ class Watch:
 
     Attributes:
         epoch: of the change that began the step.
-        began: when the watching began, unix seconds; after a restart of this process it begins anew.
+        began: when the watching began, on the monotonic clock; after a restart of this process it begins anew.
         observation: what was seen since.
         outages: of the model server, when the watching began; a further one lets it begin anew.
     """
@@ -66,7 +67,7 @@ class Reconciler:
         waiting: Waiting,
         gateways: Gateways,
         *,
-        now: Callable[[], float] = time.time,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._spec = spec
         self._recovery = recovery
@@ -74,13 +75,13 @@ class Reconciler:
         self._serving = recovery.serving
         self._gateways = gateways
         self._waiting = waiting
-        self._now = now
+        self._monotonic = clock.monotonic
         self._stopping = False
         self._watch: Watch | None = None
         self._missing: Mapping[str, str] = {}
         self._held_for = ""
         self._acknowledged: dict[str, float] = {}
-        self._swept_epoch = -1
+        self._swept: tuple[int, bool] | None = None
 
     def stop(self) -> None:
         """End `run` after the step under way."""
@@ -195,7 +196,7 @@ class Reconciler:
 
     async def _observe(self, state: LoopState, rollout: Rollout) -> None:
         """Judge the candidate by what the gateways saw of it in this step."""
-        now, reports = self._now(), self._gateways.reports()
+        now, reports = self._monotonic(), self._gateways.reports()
         watch = self._watched(rollout, reports, now)
         seen, open_circuits = watch.observation, tripped(reports, rollout.version, rollout.observed_epoch, now)
         verdict = judge(seen.candidate, seen.live, self._spec.rollout.guardrails)
@@ -231,7 +232,7 @@ class Reconciler:
 
     async def _retire(self) -> None:
         """Unload what no gateway uses any more: all that live have acknowledged it, and the last call is over."""
-        now, reports = self._now(), self._gateways.reports()
+        now, reports = self._monotonic(), self._gateways.reports()
         unnamed = self._ledger.state.unnamed
         self._acknowledged = {version: at for version, at in self._acknowledged.items() if version in unnamed}
         for version, epoch in unnamed.items():
@@ -256,12 +257,14 @@ class Reconciler:
     async def _sweep(self) -> None:
         """Remove what a change, or a kill in the middle of one, left behind on Triton and in its repository.
 
-        An empty log removes nothing: Kafka was made anew, and what serves is not known.
+        An empty log removes nothing: Kafka was made anew, and what serves is not known. Nor does the new log remove
+        what it never knew, as long as that may still be asked.
         """
         state = self._ledger.state
-        if state.epoch and state.epoch != self._swept_epoch:
-            await self._serving.sweep(state)
-            self._swept_epoch = state.epoch
+        with_strangers = not may_be_asked(state, self._gateways.reports(), self._monotonic())
+        if state.epoch and (state.epoch, with_strangers) != self._swept:
+            await self._serving.sweep(state, with_strangers=with_strangers)
+            self._swept = state.epoch, with_strangers
 
     def _span(self, name: str, rollout: Rollout) -> AbstractContextManager[Span]:
         return span_of(self._spec.loop, name, rollout)

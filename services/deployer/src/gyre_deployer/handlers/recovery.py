@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
 
@@ -17,10 +16,12 @@ from gyre_deployer.domain.decisions import give_up, return_traffic, roll_back, w
 from gyre_deployer.domain.loading import LoadRecord
 from gyre_deployer.domain.outages import last_withdrawal, trial_of
 from gyre_deployer.domain.rollouts import Change, LoopState, Rollout, RolloutState
+from gyre_deployer.handlers.clock import SYSTEM_CLOCK, Ages, Clock
 from gyre_deployer.handlers.ledger import RolloutLedger
 from gyre_deployer.handlers.serving import ServedVersions
 from gyre_deployer.ports import REPOSITORY_UNAVAILABLE, Alerts
 
+_WITHDRAWAL = "withdrawal"
 _LOG = logging.getLogger(__name__)
 
 
@@ -39,7 +40,7 @@ class Recovery:
         alerts: publishes the loop's.
         first_pause_s: how long the server must answer after an outage before the candidate has traffic again, seconds;
             see `OutageTrial`.
-        now: the wall clock, unix seconds.
+        clock: of the process.
 
     Attributes:
         serving: the loop's versions on the model server.
@@ -53,9 +54,10 @@ class Recovery:
         alerts: Alerts,
         *,
         first_pause_s: float,
-        now: Callable[[], float] = time.time,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._now = now
+        self._clock = clock
+        self._ages = Ages(clock)
         self._ledger = ledger
         self.serving = serving
         self.outages = 0
@@ -88,7 +90,7 @@ class Recovery:
         async with self._server_asked():
             self._missing = await self.serving.restore(self._ledger.state, lost)
         if self._answers_since is None:
-            self._answers_since = self._now()
+            self._answers_since = self._clock.monotonic()
         return self._missing
 
     @asynccontextmanager
@@ -132,7 +134,7 @@ class Recovery:
 
     def _after_outage(self, rollout: Rollout) -> list[Change]:
         before = trial_of(rollout, self._first_pause_s)
-        trial = before.with_outage(self._now())
+        trial = before.with_outage(self._clock.wall())
         if trial.is_failed:
             problem = f"{trial.suspicious} times in a row soon after the candidate had traffic, and never without it"
             return [roll_back(rollout, f"Triton went away {problem}")]
@@ -152,8 +154,11 @@ class Recovery:
             Unavailable: the log cannot be written.
         """
         trial, withdrawn = trial_of(rollout, self._first_pause_s), last_withdrawal(rollout)
-        since = max(self._answers_since or self._now(), withdrawn.time if withdrawn is not None else 0.0)
-        left_s = since + trial.pause_s - self._now()
+        now = self._clock.monotonic()
+        answered_s = now - (now if self._answers_since is None else self._answers_since)
+        if withdrawn is not None:
+            answered_s = min(answered_s, self._ages.of(_WITHDRAWAL, withdrawn.time))
+        left_s = trial.pause_s - answered_s
         if left_s > 0:
             return f"step {rollout.step + 1}: no traffic for {left_s:.1f} s more, since Triton was away"
         reason = f"Triton has answered for {trial.pause_s:.1f} s: the step is observed anew"
@@ -189,5 +194,5 @@ class Recovery:
             return live_model_alert(state, missing_since=since, problem=record.problem)
         alert = live_model_alert(state, missing_since=None, problem="")
         if firing is not None and (alert is None or alert.start_time != firing.start_time):
-            return replace(firing, end_time=self._now())
+            return replace(firing, end_time=self._clock.wall())
         return alert

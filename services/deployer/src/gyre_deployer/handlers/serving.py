@@ -13,6 +13,7 @@ from gyre_runtime import Unavailable, instrument
 
 from gyre_deployer.domain.loading import LoadRecord
 from gyre_deployer.domain.rollouts import Candidate, LoopState
+from gyre_deployer.domain.strangers import spare
 from gyre_deployer.handlers.loading import LoadAttempts, Postponed
 from gyre_deployer.ports import (
     F32,
@@ -110,13 +111,14 @@ class ServedVersions:
             await self._reload(candidate, keeps_losses=True)
         return "loaded beside the live model"
 
-    async def _reload(self, candidate: Candidate, *, keeps_losses: bool) -> None:
+    async def _reload(self, candidate: Candidate, *, keeps_losses: bool, has_served: bool = False) -> None:
         """Load a version from the repository; what is lost or broken there is made again from the artefact."""
         await self._attempts.run(
             self._model(candidate.version),
             lambda: self._load_or_mend(candidate),
             prepare=lambda: self._complete(candidate),
             keeps_losses=keeps_losses,
+            has_served=has_served,
         )
 
     async def _complete(self, candidate: Candidate) -> None:
@@ -212,7 +214,8 @@ class ServedVersions:
         if rollout is None:
             return f"{version} has no rollout"
         try:
-            await self._reload(rollout.candidate, keeps_losses=rollout.is_under_way)
+            has_served = version in (state.live, state.last_good)
+            await self._reload(rollout.candidate, keeps_losses=rollout.is_under_way, has_served=has_served)
         except Postponed as pause:
             return str(pause)
         except CandidateRefused as error:
@@ -240,23 +243,30 @@ class ServedVersions:
         await self._repository.remove(self._loop, version)
         await self._attempts.forget(self._model(version))
 
-    async def sweep(self, state: LoopState) -> None:
+    async def sweep(self, state: LoopState, *, with_strangers: bool) -> None:
         """Forget every version in the repository that the log does not know as loaded or under way.
 
-        One that cannot be removed holds back no other.
+        One that cannot be removed holds back no other. Records of attempts whose files are gone are forgotten, too.
+
+        Args:
+            state: what the log says.
+            with_strangers: also those of which the log knows nothing.
 
         Raises:
             Unavailable: the server is away, or the file system removes not all of them.
         """
         problem: Unavailable | None = None
-        for version in await self._repository.versions(self._loop):
-            if version not in state.used:
-                try:
-                    await self.forget(version)
-                except Unavailable as error:
-                    if error.reason != REPOSITORY_UNAVAILABLE:
-                        raise
-                    problem = error
+        installed = await self._repository.versions(self._loop)
+        for version in spare(installed, state, with_strangers=with_strangers):
+            try:
+                await self.forget(version)
+            except Unavailable as error:
+                if error.reason != REPOSITORY_UNAVAILABLE:
+                    raise
+                problem = error
+        recorded = [each for each in await self._attempts.recorded(self._loop) if each not in installed]
+        for version in spare(recorded, state, with_strangers=True):
+            await self._attempts.forget(self._model(version))
         if problem is not None:
             raise problem
 

@@ -20,7 +20,7 @@ class Waiting:
         candidates: that were ever registered.
         layouts: of the loop.
         deadline_s: how long a candidate waits for its layout, seconds; after that it is refused.
-        now: the wall clock, unix seconds.
+        monotonic: a clock that only goes on, seconds.
         problem: what candidates wait for, in words for a person; empty for nothing.
     """
 
@@ -28,7 +28,7 @@ class Waiting:
     candidates: Candidates
     layouts: Layouts
     deadline_s: float
-    now: Callable[[], float]
+    monotonic: Callable[[], float]
     problem: str = field(default="", init=False)
     _since: dict[str, float] = field(default_factory=dict, init=False)
     _named: frozenset[str] = field(default=frozenset(), init=False)
@@ -45,9 +45,10 @@ class Waiting:
         state = self.ledger.state
         waiting = pending(self.candidates.all(), state)
         reasons = {each.version: self.layouts.waits_for(each.layout) for each in waiting}
-        self._since = {each: self._since.get(each, self.now()) for each, reason in reasons.items() if reason}
+        now = self.monotonic()
+        self._since = {each: self._since.get(each, now) for each, reason in reasons.items() if reason}
         self.problem = "; ".join(f"{each}: {reasons[each]}" for each in self._since)
-        late = [each for each in waiting if self.now() - self._since.get(each.version, self.now()) > self.deadline_s]
+        late = [each for each in waiting if now - self._since.get(each.version, now) > self.deadline_s]
         ready = [each for each in waiting if not reasons[each.version]]
         if late:
             after = f"after {self.deadline_s:g} s"

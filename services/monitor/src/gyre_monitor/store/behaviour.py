@@ -60,10 +60,17 @@ class _Known:
 
 
 class BehaviourTables:
-    """Writes one loop's behaviour; to be used within a transaction."""
+    """Writes one loop's behaviour; to be used within a transaction.
 
-    def __init__(self, connection: Connection, spec: LoopSpec, keyring: Keyring) -> None:
-        self._connection, self._spec, self._keyring = connection, spec, keyring
+    Args:
+        connection: within a transaction.
+        spec: of the loop.
+        keyring: user ids are hashed under.
+        now: wall clock, unix seconds.
+    """
+
+    def __init__(self, connection: Connection, spec: LoopSpec, keyring: Keyring, *, now: float) -> None:
+        self._connection, self._spec, self._keyring, self._now = connection, spec, keyring, now
         self._clicks, self._conversions = set(spec.experiment.clicks), set(spec.experiment.conversions)
         self._window_s = spec.training.label.attribution_window_s
 
@@ -236,7 +243,7 @@ class BehaviourTables:
         arms, latencies = [], []
         for (version, arm, epoch), each in totals.items():
             key = {"loop": self._spec.loop, "version": version, "arm": arm, "epoch": epoch}
-            arms.append({**key, **{name: getattr(each, name) for name in sums}})
+            arms.append({**key, **{name: getattr(each, name) for name in sums}, "change_time": self._now})
             latencies += [{**key, "bucket": bucket, "answers": count} for bucket, count in each.latencies.items()]
         upsert(self._connection, ARMS, arms, sums=sums)
         upsert(self._connection, LATENCIES, latencies, sums=("answers",))

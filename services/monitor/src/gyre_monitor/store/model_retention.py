@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gyre.events.v1 import models_pb2 as models
 from gyre_core.spec import LoopSpec
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, exists, func, select
 
 from gyre_monitor.store.schema import ARMS, CANDIDATES, IMPRESSIONS, LATENCIES, ROLLOUTS, TRIGGERS
 
@@ -73,14 +73,21 @@ def _serving(connection: Connection, loop: str) -> list[str]:
 def _outdated(connection: Connection, loop: str, number: int) -> Iterator[tuple[Table, ColumnElement[bool]]]:
     """The tables with the rows that go, in the order in which they may: what others name goes after those."""
     # By time: epochs begin anew with a new log of rollouts.
-    newest = select(ROLLOUTS).where(ROLLOUTS.c.loop == loop).order_by(ROLLOUTS.c.start_time.desc()).limit(number)
-    kept = connection.execute(newest).all()
+    newest = (
+        select(ROLLOUTS.c.start_time)
+        .where(ROLLOUTS.c.loop == loop)
+        .order_by(ROLLOUTS.c.start_time.desc())
+        .limit(number)
+    )
+    kept = connection.scalars(newest).all()
     answered = select(IMPRESSIONS.c.version).where(IMPRESSIONS.c.loop == loop)
     if len(kept) == number:
-        first_epoch, first_time = min(each.first_epoch for each in kept), kept[-1].start_time
-        for table in (LATENCIES, ARMS):
-            yield table, and_(table.c.loop == loop, table.c.epoch < first_epoch)
-        counted = select(ARMS.c.version).where(ARMS.c.loop == loop, ARMS.c.epoch >= first_epoch)
+        first_time = kept[-1]
+        old = and_(ARMS.c.loop == loop, ARMS.c.change_time < first_time)
+        same = and_(*(ARMS.c[name] == LATENCIES.c[name] for name in ("loop", "version", "arm", "epoch")))
+        yield LATENCIES, and_(LATENCIES.c.loop == loop, exists().where(same, old))
+        yield ARMS, old
+        counted = select(ARMS.c.version).where(ARMS.c.loop == loop, ARMS.c.change_time >= first_time)
         rollout = ROLLOUTS.c
         serving = _serving(connection, loop)
         yield (

@@ -162,7 +162,7 @@ class Projection:
                 note(connection, spec, event)
         seen = [each for suffix in BEHAVIOUR for each in by_topic.get(suffix, ()) if not self._forgotten(each)]
         if seen:
-            change = BehaviourTables(connection, spec, self._keyring).record(seen, count_from)
+            change = BehaviourTables(connection, spec, self._keyring, now=self._wall()).record(seen, count_from)
             self._note_behaviour(connection, spec.loop, seen, change)
             changes.arms |= {(spec.loop, version, arm) for version, arm, _ in change.totals}
         applied = by_topic.get(APPLIED, ())

@@ -127,7 +127,8 @@ def experiment(connection: Connection, loop: str, rollout_id: str) -> dict[ArmKe
     row = connection.execute(select(ROLLOUTS).where(own)).one_or_none()
     if row is None:
         return None
-    conditions = [ARMS.c.loop == loop, ARMS.c.epoch >= row.first_epoch]
+    # Under another log of rollouts the same epochs stand for something else.
+    conditions = [ARMS.c.loop == loop, ARMS.c.epoch >= row.first_epoch, ARMS.c.change_time >= row.start_time]
     if row.kind in OVER:
         conditions.append(ARMS.c.epoch < row.last_epoch)
     return _totals(connection, *conditions)
@@ -139,8 +140,8 @@ def totals_of(connection: Connection, loop: str, versions: Collection[str]) -> d
 
 
 def newest_versions(connection: Connection, loop: str, *, limit: int) -> set[str]:
-    """The versions that answered under the newest epochs."""
-    newest = func.max(ARMS.c.epoch)
+    """The versions that answered last."""
+    newest = func.max(ARMS.c.change_time)
     query = select(ARMS.c.version).where(ARMS.c.loop == loop).group_by(ARMS.c.version).order_by(newest.desc())
     return set(connection.scalars(query.limit(limit)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -131,7 +132,10 @@ ARMS = Table(
     _count("clicked"),
     _count("converted"),
     _count("degraded"),
+    Column("change_time", Float, nullable=False, server_default="0"),
 )
+"""Counts of answers. `change_time` is when a row last grew (wall clock): epochs begin anew with a new log of rollouts,
+so that they tell neither which rows are old nor which are of the present log."""
 
 LATENCIES = Table(
     "latencies",
@@ -297,6 +301,13 @@ def _add_traces(connection: Connection) -> None:
     connection.execute(SPANS.delete().where(_OF_REQUEST, SPANS.c.trace_id.not_in(held)))
 
 
+def _add_times(connection: Connection) -> None:
+    """Let counts be forgotten by time; those of a release before count as of now, since nobody knows their age."""
+    if "change_time" not in {each["name"] for each in inspect(connection).get_columns(ARMS.name)}:
+        connection.execute(text("ALTER TABLE arms ADD COLUMN change_time FLOAT NOT NULL DEFAULT 0"))
+        connection.execute(ARMS.update().values(change_time=time.time()))
+
+
 MIGRATIONS: Sequence[Callable[[Connection], None]] = (
     _create,
     _scope_requests,
@@ -304,6 +315,7 @@ MIGRATIONS: Sequence[Callable[[Connection], None]] = (
     _add_layouts,
     _add_checkpoints,
     _add_traces,
+    _add_times,
 )
 """What turns a database of version n into one of version n + 1; a new one runs all of them."""
 
