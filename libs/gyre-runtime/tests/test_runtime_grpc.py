@@ -32,6 +32,7 @@ from gyre_runtime import (
     channel,
 )
 from gyre_runtime.context import current_call
+from gyre_runtime.errors import from_rpc_error
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import generate_latest
 
@@ -98,6 +99,41 @@ async def test_constraints_are_enforced_before_the_handler(server_of: ServerAt, 
             await call(GatewayServiceStub(peer).Rank, RankRequest(loop="movies", item_ids=["a", ""]), timeout_s=5)
     assert caught.value.reason == "INVALID_FIELD"
     assert [broken.field for broken in caught.value.violations] == ["user_id", "item_ids[1]"]
+    assert gateway.calls == 0
+
+
+@pytest.mark.parametrize("method", ["Rank", "WatchBatch"])
+async def test_bytes_that_are_no_request_are_the_callers_fault(
+    method: str, server_of: ServerAt, gateway: ToldGateway, telemetry: Any
+) -> None:
+    """A body that is no such message is INVALID_ARGUMENT, says so, is counted, and reaches no handler."""
+    path = f"/gyre.gateway.v1.GatewayService/{method}"
+    async with server_of() as server, grpc.aio.insecure_channel(server.address) as bare:
+        for body in (b"\xff\xff\xff", RANK.SerializeToString()[:-1], b"\x0a\x02\xc3\x28"):
+            sent = bare.unary_stream(path)(body, timeout=5)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await sent.read()
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, caught.value
+            assert caught.value.details() == f"the request's body is no gyre.gateway.v1.{method}Request"
+            assert from_rpc_error(caught.value).reason == "BAD_PAYLOAD"
+    assert gateway.calls == 0
+    labels = {"code": "INVALID_ARGUMENT", "method": method, "service": "gyre.gateway.v1.GatewayService"}
+    assert telemetry.registry.get_sample_value("gyre_rpc_server_seconds_count", labels) >= 3
+
+
+async def test_a_time_that_is_none_is_refused_by_its_field(server_of: ServerAt, gateway: ToldGateway) -> None:
+    """Seconds beyond year 9999 and nanoseconds of a second and more are named, in every message with a time."""
+    async with server_of() as server, channel(server.address, SETTINGS, name="gateway") as peer:
+        for field, value, rule in (
+            ("seconds", 2**60, "must be a time from year 1 to 9999"),
+            ("nanos", 1_000_000_000, "must be 0 to 999,999,999"),
+            ("nanos", -1, "must be 0 to 999,999,999"),
+        ):
+            request = RankRequest(loop="movies", user_id="u1", item_ids=["a"])
+            setattr(request.context.request_time, field, value)
+            with pytest.raises(Invalid) as caught:
+                await call(GatewayServiceStub(peer).Rank, request, timeout_s=5)
+            assert caught.value.violations == (Violation(f"context.request_time.{field}", str(value), rule),)
     assert gateway.calls == 0
 
 

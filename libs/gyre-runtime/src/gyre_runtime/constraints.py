@@ -2,7 +2,8 @@
 
 The options are `gyre.options.v1.rules` (proto/gyre/options/v1/constraints.proto). A rule on a repeated field holds for
 each element; rules on a map field hold for its values, and a bound on their length for keys without a bound of their
-own. What is unset and not required is not looked at, except that a number without presence is always in its range.
+own. What is unset and not required is not looked at, except that a number without presence is always in its range. A
+`google.protobuf.Timestamp` is always within what its own definition allows.
 """
 
 import math
@@ -14,7 +15,9 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from gyre.options.v1 import constraints_pb2
+from gyre_core.event_time import END_TIME_S, FIRST_TIME_S
 from gyre_core.features.encoding import FLOAT32_MAX
 from gyre_core.shown import shown
 
@@ -29,6 +32,7 @@ FieldCheck = Callable[[Message], Sequence[Violation]]
 _MAX_VIOLATIONS = 32
 _FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 _OK: tuple[Violation, ...] = ()
+_MAX_NANOS = 999_999_999
 
 
 @lru_cache(maxsize=1024)
@@ -69,6 +73,8 @@ def _compile(descriptor: Descriptor, known: dict[str, list[FieldCheck]]) -> list
     if descriptor.full_name in known:
         return known[descriptor.full_name]
     checks = known.setdefault(descriptor.full_name, [])
+    if descriptor.full_name == Timestamp.DESCRIPTOR.full_name:
+        checks.append(_timestamp_check)
     for field in descriptor.fields:
         checks.extend(_field_checks(field, known))
     return checks
@@ -90,6 +96,15 @@ def _field_checks(field: FieldDescriptor, known: dict[str, list[FieldCheck]]) ->
         yield _value_check(field, rule, rules)
     if element.message_type is not None:
         yield from _nested_check(field, element.message_type, known)
+
+
+def _timestamp_check(message: Any) -> Sequence[Violation]:
+    """Whether a Timestamp is a time at all: others cannot be converted, and protobuf's JSON has no text for them."""
+    if not FIRST_TIME_S <= message.seconds < END_TIME_S:
+        return (Violation("seconds", _shown(message.seconds), "must be a time from year 1 to 9999"),)
+    if not 0 <= message.nanos <= _MAX_NANOS:
+        return (Violation("nanos", _shown(message.nanos), f"must be 0 to {_MAX_NANOS:,}"),)
+    return _OK
 
 
 def _is_map(field: FieldDescriptor) -> bool:
