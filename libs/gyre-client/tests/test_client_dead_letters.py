@@ -156,6 +156,18 @@ async def test_an_unknown_topic_is_refused(kafka: str, loop: str) -> None:
         await list_dead_letters(kafka, loop, "behavior.clicks")
 
 
+async def test_an_unknown_loop_is_refused(kafka: str, spec: LoopSpec, gyre: Callable[..., Result]) -> None:
+    """A loop without a topic in Kafka ends `gyre dlq` with an error, which names those that have; no table is shown."""
+    await ensure_topics(ClientSettings(kafka=kafka), [spec])
+    for words in (("list", "elsewhere"), ("replay", "elsewhere"), ("show", "elsewhere", SUFFIX, "0/0")):
+        result = await asyncio.to_thread(gyre, "dlq", *words, kafka=kafka)
+        assert result.exit_code == 1, result.output
+        assert "UNKNOWN_LOOP: loop = 'elsewhere': must be one of " in result.output
+        assert spec.loop in result.output
+    known = await asyncio.to_thread(gyre, "dlq", "list", spec.loop, kafka=kafka)
+    assert (known.exit_code, known.output.strip()) == (0, f"no dead letters in {spec.loop}")
+
+
 async def test_without_kafka_a_replay_says_so() -> None:
     """Kafka is not there: `Unavailable`, and no endless wait."""
     with pytest.raises(Unavailable):

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gyre_client import (
     ClientSettings,
@@ -15,6 +16,7 @@ from gyre_client import (
     Item,
     Unauthenticated,
     Unavailable,
+    User,
 )
 from gyre_runtime.tracing import is_sampled
 
@@ -143,6 +145,82 @@ async def test_the_error_of_the_gateway_is_raised_again(serve: ServeGateway) -> 
         with pytest.raises(Invalid) as caught:
             await client.rank("shop", "", ["a"])
     assert caught.value.violations[0].field == "user_id"
+
+
+NAN = float("nan")
+WRONG_REQUESTS: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
+    ({"item_ids": "abc"}, TypeError, "item_ids = 'abc': must be a list of texts"),
+    ({"item_ids": 5}, TypeError, "item_ids = 5: must be a list of texts"),
+    ({"item_ids": ["a", 7]}, TypeError, "item_ids[1] = 7: must be a text"),
+    ({"item_ids": ["\ud800"]}, ValueError, r"item_ids[0] = '\ud800': must be UTF-8 text"),
+    ({"user_id": 1}, TypeError, "user_id = 1: must be a text"),
+    ({"loop": None}, TypeError, "loop = None: must be a text"),
+    ({"limit": -1}, ValueError, "limit = -1: must be 0 to 1000"),
+    ({"limit": 1.5}, TypeError, "limit = 1.5: must be a whole number"),
+    ({"limit": True}, TypeError, "limit = True: must be a whole number"),
+    ({"limit": 2**32}, ValueError, "limit = 4294967296: must be 0 to 1000"),
+    ({"time": NAN}, ValueError, "time = nan: must be a time from year 1 to 9999, in unix seconds"),
+    ({"time": 1e13}, ValueError, "time = 1e+13: must be a time from year 1 to 9999, in unix seconds"),
+    ({"time": "now"}, TypeError, "time = 'now': must be a number"),
+    ({"numbers": {"hour": "3"}}, TypeError, "numbers[hour] = '3': must be a number"),
+    ({"numbers": {"hour": 10**400}}, ValueError, "must fit into a double"),
+    ({"labels": {"device": 3}}, TypeError, "labels[device] = 3: must be a text"),
+    ({"labels": ["phone"]}, TypeError, "labels = ['phone']: must be a mapping of names to values"),
+    ({"request_id": 7}, TypeError, "request_id = 7: must be a text"),
+    ({"tiem": 5.0}, TypeError, "tiem: must be one of time, numbers, labels, request_id, sampled, timeout_s"),
+)
+
+
+@pytest.mark.parametrize(("changes", "kind", "message"), WRONG_REQUESTS)
+async def test_a_wrong_argument_is_named_and_nothing_is_sent(
+    changes: dict[str, Any], kind: type[Exception], message: str, serve: ServeGateway, gateway: Any
+) -> None:
+    """Field, value and rule stand in the error, of `rank` and `recommend` alike."""
+    given = {"loop": "shop", "user_id": "u", "item_ids": ["a"]} | changes
+    async with GyreClient(settings=await serve()) as client:
+        caught = (await asyncio.gather(client.rank(**given), return_exceptions=True))[0]
+        assert (type(caught), message in str(caught)) == (kind, True), repr(caught)
+        if "item_ids" not in changes:
+            del given["item_ids"]
+            caught = (await asyncio.gather(client.recommend(**given), return_exceptions=True))[0]
+            assert (type(caught), message in str(caught)) == (kind, True), repr(caught)
+    assert gateway.requests == []
+
+
+WRONG_EVENTS: tuple[tuple[Any, type[Exception], str], ...] = (
+    (Interaction("u", "i", "click"), TypeError, "must be a list of Interaction, Item and User"),
+    ([{"user_id": "u"}], TypeError, "events[0] = {'user_id': 'u'}: must be an Interaction, Item or User"),
+    ([Item("i"), Interaction("u", 7, "click")], TypeError, "events[1].item_id = 7: must be a text"),  # type: ignore[arg-type]
+    ([Interaction("u", "i", "click", value="8")], TypeError, "events[0].value = '8': must be a number"),  # type: ignore[arg-type]
+    ([Interaction("u", "i", "click", time=NAN)], ValueError, "events[0].time = nan: must be a time"),
+    ([Item("i", {"price": None})], TypeError, "events[0].fields[price] = None: must be a number, a truth value"),  # type: ignore[dict-item]
+    ([Item("i", {"place": [0.5, "x"]})], TypeError, "events[0].fields[place][1] = 'x': must be a number"),  # type: ignore[list-item]
+    ([User("u", {1: 2.0})], TypeError, "events[0].a name in fields = 1: must be a text"),  # type: ignore[dict-item]
+    ([*[Item("i")] * 1000, Item("i", time="today")], TypeError, "events[1000].time = 'today': must be a number"),  # type: ignore[arg-type]
+)
+
+
+@pytest.mark.parametrize(("events", "kind", "message"), WRONG_EVENTS)
+async def test_a_wrong_event_is_named_and_nothing_is_sent(
+    events: Any, kind: type[Exception], message: str, serve: ServeGateway, gateway: Any
+) -> None:
+    """Index, field, value and rule stand in the error; no call of several is made either."""
+    async with GyreClient(settings=await serve()) as client:
+        caught = (await asyncio.gather(client.track("shop", events), return_exceptions=True))[0]
+    assert (type(caught), message in str(caught)) == (kind, True), repr(caught)
+    assert gateway.requests == []
+
+
+async def test_numbers_of_numpy_are_numbers(serve: ServeGateway, gateway: Any) -> None:
+    """Times, limits, contexts and fields may come from arrays."""
+    vector = np.array([0.5, 1.5], dtype=np.float32)
+    async with GyreClient(settings=await serve()) as client:
+        await client.rank("shop", "u", np.array(["a", "b"]), limit=np.int64(1), numbers={"hour": np.float32(3)})  # type: ignore[arg-type]
+        await client.track("shop", [Item("i", {"price": np.int64(2), "place": vector}, time=np.float64(5))])  # type: ignore[dict-item]
+    rank, track = gateway.requests
+    assert (list(rank.item_ids), rank.limit, dict(rank.context.numbers)) == (["a", "b"], 1, {"hour": 3.0})
+    sent = track.events[0].item_changed.fields
+    assert (sent["price"].number, list(sent["place"].vector.values)) == (2.0, [0.5, 1.5])
 
 
 async def test_a_gateway_that_is_not_there_is_unavailable() -> None:

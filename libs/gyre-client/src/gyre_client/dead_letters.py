@@ -93,11 +93,11 @@ async def list_dead_letters(kafka: str, loop: str, suffix: str | None = None) ->
 
     Raises:
         Unavailable: Kafka does not answer.
-        NotFound: there is no such topic.
+        NotFound: there is no such topic (TOPIC_UNKNOWN), or Kafka has none of the loop (UNKNOWN_LOOP).
     """
     found: list[DeadLetter] = []
     async with _translated(kafka), _offsets(kafka) as consumer:
-        for name in await _existing(consumer, dead_letter_topics(loop, suffix)):
+        for name in await _existing(consumer, loop, dead_letter_topics(loop, suffix)):
             replayed, known = _Replayed(consumer, name), dict[_Identity, DeadLetter]()
             async for each in read_records(kafka, name):
                 letter = known.setdefault(_identity(each), _letter(each))
@@ -135,7 +135,7 @@ async def replay_dead_letters(
     Raises:
         Unavailable: Kafka does not answer.
         Precondition: another replay has begun meanwhile (FENCED).
-        NotFound: there is no such topic.
+        NotFound: there is no such topic (TOPIC_UNKNOWN), or Kafka has none of the loop (UNKNOWN_LOOP).
     """
     topics, count = dead_letter_topics(loop, suffix), 0
     async with (
@@ -145,7 +145,7 @@ async def replay_dead_letters(
         TransactionalProducer(kafka, f"{GROUP}-{loop}", source=_SOURCE, compressed=True) as producer,
     ):
         lost = _Lost(reader, on_gone)
-        for name in await _existing(consumer, topics):
+        for name in await _existing(consumer, loop, topics):
             fresh, ends = await _not_replayed(kafka, consumer, name)
             for start in range(0, max(len(fresh), 1), _BATCH):
                 batch = fresh[start : start + _BATCH]
@@ -280,8 +280,18 @@ class _Replayed:
         return bool(record.offset < position)
 
 
-async def _existing(consumer: AIOKafkaConsumer, topics: dict[str, str]) -> list[str]:
-    known = await consumer.topics()
+async def _existing(consumer: AIOKafkaConsumer, loop: str, topics: dict[str, str]) -> list[str]:
+    """Those of a loop's dead-letter topics that Kafka has.
+
+    Raises:
+        NotFound: it has no topic of the loop, which so is no loop of this mesh.
+    """
+    known: set[str] = await consumer.topics()
+    suffixes = {each.suffix for each in TOPICS}
+    loops = {name.partition(".")[0] for name in known if name.partition(".")[2] in suffixes}
+    if loop not in loops:
+        rule = f"must be one of {', '.join(sorted(loops))}" if loops else "Kafka has topics of no loop"
+        raise NotFound("UNKNOWN_LOOP", f"loop = {loop!r}: {rule}", metadata={"loop": loop})
     return [name for name in topics if name in known]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self, TypedDict, TypeVar, Unpack
@@ -16,12 +16,14 @@ from gyre.gateway.v1 import gateway_pb2_grpc as rpc
 from gyre_core.features import FieldValue
 from gyre_runtime import call, channel
 
+from gyre_client import arguments
 from gyre_client.settings import ClientSettings
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 MAX_EVENTS = 1000
 """How many events one `Track` takes."""
+_INTERACTION_TEXTS = ("user_id", "item_id", "type", "request_id")
 
 
 class RequestOptions(TypedDict, total=False):
@@ -104,7 +106,8 @@ class GyreClient:
     """A client of the gateway; an async context manager.
 
     Calls raise the `GyreError` family: `Invalid`, `NotFound`, `Unavailable`, `DeadlineExceeded` and so on. UNAVAILABLE
-    is tried again within the deadline; so is `track`, whose events have ids.
+    is tried again within the deadline; so is `track`, whose events have ids. An argument of a wrong kind is a
+    TypeError, one that cannot be sent a ValueError; nothing was sent then.
 
     Args:
         address: host:port of the gateway; that of the settings without it.
@@ -154,12 +157,12 @@ class GyreClient:
             options: see `RequestOptions`.
         """
         request = pb.RankRequest(
-            loop=loop,
-            user_id=user_id,
-            item_ids=item_ids,
-            limit=limit,
+            loop=arguments.text("loop", loop),
+            user_id=arguments.text("user_id", user_id),
+            item_ids=arguments.texts("item_ids", item_ids),
+            limit=arguments.count("limit", limit),
             context=_context(options),
-            request_id=options.get("request_id", ""),
+            request_id=arguments.text("request_id", options.get("request_id", "")),
         )
         return await self._call(self._stub.Rank, request, options)
 
@@ -168,11 +171,11 @@ class GyreClient:
     ) -> pb.RecommendResponse:
         """Find items for a user, best first; `options` are those of `RequestOptions`."""
         request = pb.RecommendRequest(
-            loop=loop,
-            user_id=user_id,
-            limit=limit,
+            loop=arguments.text("loop", loop),
+            user_id=arguments.text("user_id", user_id),
+            limit=arguments.count("limit", limit),
             context=_context(options),
-            request_id=options.get("request_id", ""),
+            request_id=arguments.text("request_id", options.get("request_id", "")),
         )
         return await self._call(self._stub.Recommend, request, options)
 
@@ -185,9 +188,12 @@ class GyreClient:
         what was taken in already has the same ids and counts once.
         """
         ids: list[str] = []
-        for start in range(0, len(events), MAX_EVENTS):
-            chunk = map(_tracked, events[start : start + MAX_EVENTS])
-            request = pb.TrackRequest(loop=loop, events=chunk, source=self._source)
+        if not isinstance(events, Iterable):
+            raise arguments.wrong_kind("events", events, "must be a list of Interaction, Item and User")
+        tracked = [_tracked(f"events[{index}]", event) for index, event in enumerate(events)]
+        name = arguments.text("loop", loop)
+        for start in range(0, len(tracked), MAX_EVENTS):
+            request = pb.TrackRequest(loop=name, events=tracked[start : start + MAX_EVENTS], source=self._source)
             answer = await call(self._stub.Track, request, timeout_s=timeout_s or self._timeout_s)
             ids.extend(answer.event_ids)
         return ids
@@ -228,44 +234,65 @@ def user_changed(user_id: str, fields: Mapping[str, FieldValue]) -> behavior.Use
 
 
 def _fields(fields: Mapping[str, FieldValue]) -> dict[str, behavior.FieldValue]:
-    return {name: _field(value) for name, value in fields.items()}
+    if not isinstance(fields, Mapping):
+        raise arguments.wrong_kind("fields", fields, "must be a mapping of names to values")
+    return {arguments.text("a name in fields", name): _field(f"fields[{name}]", each) for name, each in fields.items()}
 
 
-def _field(value: FieldValue) -> behavior.FieldValue:
+def _field(field: str, value: FieldValue) -> behavior.FieldValue:
     if isinstance(value, bool):
         return behavior.FieldValue(boolean=value)
-    if isinstance(value, int | float):
-        return behavior.FieldValue(number=value)
+    if arguments.is_number(value):
+        return behavior.FieldValue(number=arguments.number(field, value))
     if isinstance(value, str):
-        return behavior.FieldValue(text=value)
-    texts = [each for each in value if isinstance(each, str)]
-    if len(texts) == len(value):
-        return behavior.FieldValue(categories=behavior.Categories(values=texts))
-    return behavior.FieldValue(vector=behavior.Vector(values=map(float, value)))
+        return behavior.FieldValue(text=arguments.text(field, value))
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise arguments.wrong_kind(
+            field, value, "must be a number, a truth value, a text, or a list of texts or numbers"
+        )
+    values = list(value)
+    if all(isinstance(each, str) for each in values):
+        return behavior.FieldValue(categories=behavior.Categories(values=arguments.texts(field, values)))
+    numbers = [arguments.number(f"{field}[{index}]", each) for index, each in enumerate(values)]
+    return behavior.FieldValue(vector=behavior.Vector(values=numbers))
 
 
 def _context(options: RequestOptions) -> pb.RequestContext:
+    for name in options:
+        if name not in RequestOptions.__annotations__:
+            raise TypeError(f"{name}: must be one of {', '.join(RequestOptions.__annotations__)}")
     time = options.get("time")
     return pb.RequestContext(
-        request_time=None if time is None else timestamp(time),
-        numbers=options.get("numbers", {}),
-        labels=options.get("labels", {}),
+        request_time=None if time is None else timestamp(arguments.unix_time("time", time)),
+        numbers=arguments.numbers_by_name("numbers", options.get("numbers", {})),
+        labels=arguments.texts_by_name("labels", options.get("labels", {})),
     )
 
 
-def _tracked(event: Interaction | Item | User) -> pb.TrackedEvent:
-    tracked = pb.TrackedEvent(event_id=event.event_id)
+def _tracked(field: str, event: Interaction | Item | User) -> pb.TrackedEvent:
+    if not isinstance(event, Interaction | Item | User):
+        raise arguments.wrong_kind(field, event, "must be an Interaction, Item or User")
+    try:
+        return _message_of(event)
+    except TypeError as error:
+        raise TypeError(f"{field}.{error}") from error
+    except ValueError as error:
+        raise ValueError(f"{field}.{error}") from error
+
+
+def _message_of(event: Interaction | Item | User) -> pb.TrackedEvent:
+    tracked = pb.TrackedEvent(event_id=arguments.text("event_id", event.event_id))
     if event.time is not None:
-        tracked.event_time.CopyFrom(timestamp(event.time))
+        tracked.event_time.CopyFrom(timestamp(arguments.unix_time("time", event.time)))
     if isinstance(event, Item):
-        tracked.item_changed.CopyFrom(item_changed(event.item_id, event.fields))
+        tracked.item_changed.CopyFrom(item_changed(arguments.text("item_id", event.item_id), event.fields))
     elif isinstance(event, User):
-        tracked.user_changed.CopyFrom(user_changed(event.user_id, event.fields))
+        tracked.user_changed.CopyFrom(user_changed(arguments.text("user_id", event.user_id), event.fields))
     else:
-        payload = behavior.Interaction(
-            user_id=event.user_id, item_id=event.item_id, type=event.type, request_id=event.request_id
-        )
+        payload = behavior.Interaction()
+        for name in _INTERACTION_TEXTS:
+            setattr(payload, name, arguments.text(name, getattr(event, name)))
         if event.value is not None:
-            payload.value = event.value
+            payload.value = arguments.number("value", event.value)
         tracked.interaction.CopyFrom(payload)
     return tracked
