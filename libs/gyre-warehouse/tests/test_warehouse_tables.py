@@ -10,6 +10,7 @@ import pytest
 from gyre_runtime import Precondition
 from gyre_runtime.checkpoints import Checkpoint
 from gyre_runtime.settings import WarehouseSettings
+from gyre_warehouse.rows import first_copies
 from gyre_warehouse.tables import (
     IMPRESSIONS,
     TABLE_OF,
@@ -125,6 +126,20 @@ def test_a_snapshot_older_than_a_column_reads_as_null(catalog: Catalog) -> None:
     found = read_columns(table, ["event_id", "labels"], snapshot_id=pinned)
     assert found.to_pylist() == [{"event_id": "e1", "labels": None}]
     assert found.schema.field("labels").type == pa.map_(pa.large_string(), pa.large_string())
+
+
+def test_an_impression_that_names_no_request_repeats_none() -> None:
+    """Of those of one (user, request) the first counts; rows from before requests were required all do."""
+    requests = ["r", None, "", "r", None, ""]
+    rows = {
+        "source": ["s"] * 6,
+        "event_id": [f"e{number}" for number in range(6)],
+        "user_id": ["u"] * 6,
+        "request_id": requests,
+        "kafka_partition": [0] * 6,
+        "kafka_offset": list(range(6)),
+    }
+    assert first_copies(IMPRESSIONS, pa.table(rows)).tolist() == [0, 1, 2, 4, 5]
 
 
 def test_processes_that_evolve_a_table_at_once_do_it_once(catalog: Catalog, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ async def test_what_was_served_is_what_the_warehouse_gives(
 async def test_the_first_impression_of_a_users_request_counts(
     counting_shown: LoopSpec, redis: Redis, tmp_path: Path
 ) -> None:
-    """Others of the same user and request, in a batch or across batches, count neither online nor in the replay."""
+    """Others of the same user and request count neither online nor in the replay; those that name no request all do."""
     loop = Loop(counting_shown, redis, tmp_path)
     await turn(loop, range(2))
 
@@ -69,6 +69,9 @@ async def test_the_first_impression_of_a_users_request_counts(
     await loop.feed([shown("u1", "r"), shown("u1", "r"), shown("u2", "r")])
     await loop.feed([shown("u2", "r"), shown("u1", "r"), shown("u1", "s")])
     assert await count() == pytest.approx(before + 3, rel=1e-5)
+    await loop.feed([shown("u1", ""), shown("u1", "")])
+    await loop.feed([shown("u1", "")])
+    assert await count() == pytest.approx(before + 6, rel=1e-5)
     await turn(loop, range(2, 5))
     found = (await loop.check()).found
     assert (found.impressions, found.mismatches, found.unknown) == (5, 0, 0), found.examples

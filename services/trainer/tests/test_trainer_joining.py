@@ -62,6 +62,20 @@ def test_packed_features_go_along(tmp_path, spec, layout, new_history) -> None:
     assert (row["features"], row["layout"], row["relevance"]) == (served, layout.hash, [0.0, 1.0])
 
 
+def test_impressions_that_name_no_request_are_each_their_own(tmp_path, spec, new_history) -> None:
+    """Of a user's impressions of one request the first counts; rows from before requests were required all do."""
+    history = new_history()
+    for number, request_id in enumerate([None, None, "", "", "r", "r"]):
+        history.show("u0", ["a", "b"], time=BEGIN + number)
+        history.impressions[-1]["request_id"] = request_id
+    history.act("u0", "b", time=BEGIN + 9)
+    history.act("u1", "b", time=BEGIN + 7200)
+    history.archive(tmp_path, "shop")
+    tables = LoopTables(WarehouseSettings(warehouse=str(tmp_path)), "shop")
+    done = tables.join(spec, tables.pin(None), path=tmp_path / "set.parquet", memory_bytes=MEMORY_BYTES)
+    assert done == Joined(5, 0, 0, 0)
+
+
 def test_empty_tables_make_an_empty_file(tmp_path, spec) -> None:
     """Nothing is written as a file without rows that has its columns."""
     tables = LoopTables(WarehouseSettings(warehouse=str(tmp_path)), "shop")

@@ -162,13 +162,15 @@ def events_of(table: str, rows: pa.Table) -> list[Event]:
 def first_copies(table: str, rows: pa.Table) -> npt.NDArray[np.int64]:
     """The rows that count, increasing: of those with one source and id the first in Kafka's order.
 
-    Of several impressions of one (user, request) likewise, among those. Needs `source`, `event_id`, `kafka_partition`,
-    `kafka_offset`, and of impressions `user_id` and `request_id`.
+    Of several impressions of one (user, request) likewise, among those; one that names no request repeats none. Needs
+    `source`, `event_id`, `kafka_partition`, `kafka_offset`, and of impressions `user_id` and `request_id`.
     """
     order = np.lexsort((rows["kafka_offset"].to_numpy(), rows["kafka_partition"].to_numpy()))
     kept = _first(order, rows["source"].to_pylist(), rows["event_id"].to_pylist())
     if table == IMPRESSIONS:
-        kept = _first(kept, rows["user_id"].to_pylist(), rows["request_id"].to_pylist())
+        requests = rows["request_id"].to_pylist()
+        unnamed = [None if request else row for row, request in enumerate(requests)]
+        kept = _first(kept, rows["user_id"].to_pylist(), requests, unnamed)
     return np.sort(kept)
 
 

@@ -4,8 +4,9 @@ The text reads two relations. `impressions` has place, source, event_id, kafka_p
 request_id, user_id, item_ids and items (how many); `interactions` has source, event_id, kafka_partition, kafka_offset,
 event_us, ingest_us, request_id, user_id, item_id and type. Times are unix microseconds; `place` is one number for each
 row. A request belongs to its user: an interaction that names another user's request is credited to nothing, and of
-several impressions of one (user, request) the first in Kafka's order counts. The text keeps to what both engines spell
-alike: no unnest, no qualify, whole buckets of the window by modulo.
+several impressions of one (user, request) the first in Kafka's order counts; one that names no request, as those from
+before it was required, repeats none. The text keeps to what both engines spell alike: no unnest, no qualify, whole
+buckets of the window by modulo.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ _COMBINED = {"greatest": "max", "sum": "sum"}
 _SHOWN = """
 select place, request_id, user_id, item_ids, items, event_us, event_us - event_us % {bucket_us} as bucket
 from (
-  select *, row_number() over (partition by user_id, request_id order by kafka_partition, kafka_offset) as answer
+  select *, row_number() over (
+      partition by user_id, request_id, case when coalesce(request_id, '') = '' then place else 0 end
+      order by kafka_partition, kafka_offset
+    ) as answer
   from (
     select place, kafka_partition, kafka_offset, request_id, user_id, item_ids, items, event_us,
       row_number() over (partition by source, event_id order by kafka_partition, kafka_offset) as copy

@@ -30,7 +30,8 @@ class EventIdentity(NamedTuple):
 
     Attributes:
         event: (ce_source, ce_id).
-        request: (user, request) of an impression, of which only the first counts; None for other events.
+        request: (user, request) of an impression, of which only the first counts; None for other events, and for
+            impressions that name no request, as those from before it was required.
     """
 
     event: tuple[str, str]
@@ -170,7 +171,7 @@ def _identities(name: str, rows: Any) -> list[EventIdentity]:
     if name != IMPRESSIONS:
         return [EventIdentity(event, None) for event in events]
     requests = zip(rows["user_id"].to_pylist(), rows["request_id"].to_pylist(), strict=True)
-    return [EventIdentity(*each) for each in zip(events, requests, strict=True)]
+    return [EventIdentity(event, each if each[1] else None) for event, each in zip(events, requests, strict=True)]
 
 
 def _spans(
