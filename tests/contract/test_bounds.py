@@ -8,7 +8,9 @@ import gyre
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pool import Default
+from gyre.gateway.v1 import gateway_pb2
 from gyre.options.v1 import constraints_pb2
+from gyre_core.admission import MAX_ID_CHARS
 from gyre_core.topics import TOPICS
 
 _TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
@@ -40,6 +42,12 @@ def _unbounded(descriptor: Descriptor, seen: set[str]) -> Iterator[str]:
         yield from (f"{field.full_name}: {rule}" for rule, missing in lacks.items() if missing)
         if value.message_type is not None:
             yield from _unbounded(value.message_type, seen)
+
+
+def test_an_events_id_has_one_bound() -> None:
+    """What `Track` takes as an id is as long as what is admitted from Kafka."""
+    field = gateway_pb2.TrackedEvent.DESCRIPTOR.fields_by_name["event_id"]
+    assert field.GetOptions().Extensions[constraints_pb2.rules].max_len == MAX_ID_CHARS
 
 
 @pytest.mark.parametrize("name", sorted({*_requests(), *(decl.payload for decl in TOPICS)}))

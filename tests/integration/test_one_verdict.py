@@ -62,6 +62,8 @@ FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("colour", {"text": "red"}),
     ("price", {}),
 ]
+IDS = ("e" * 64, "e" * 65, "e" * 256, "e" * 257, "e" * 100_000, "\N{GREEK SMALL LETTER ALPHA}" * 256, " ", "e\t")
+SOURCES = ("s" * 256, "s" * 257, "s" * 100_000, " ", "gateway/shop", "gateway/shop\x7f")
 SUFFIXES = ("behavior.interactions", "behavior.impressions", "catalog.items", "catalog.users")
 
 
@@ -71,6 +73,8 @@ class Sent(NamedTuple):
     record: Any
     message: Message | None
     at: float
+    id: str
+    source: str
 
 
 def interactions(draw: random.Random) -> behavior.Interaction:
@@ -85,7 +89,7 @@ def interactions(draw: random.Random) -> behavior.Interaction:
 def impressions(draw: random.Random) -> behavior.Impression:
     """Mostly wrong in one thing at most."""
     made = behavior.Impression(request_id="r", user_id="u1", item_ids=["a", "b"], shown=1, method=1)
-    odd = draw.randrange(16)
+    odd = draw.randrange(17)
     if odd < 8:
         name, value = [
             ("method", draw.choice([0, 99])),
@@ -106,8 +110,10 @@ def impressions(draw: random.Random) -> behavior.Impression:
         block = made.features
         block.layout, block.rows, block.columns = draw.choice(["l", ""]), draw.choice([1, 2]), 1
         block.values = draw.choice([b"\0" * 8, b"\0" * 7, b"\0\0\0\0\0\0\xc0\x7f"])
-    else:
+    elif odd < 16:
         made.context["hour"] = draw.choice([3.0, 1e39, float("nan")])
+    else:
+        made.item_ids[1] = draw.choice(["a", "c"])
     return made
 
 
@@ -140,15 +146,17 @@ def records(spec: LoopSpec, count: int, seed: int) -> Iterator[Sent]:
         at = round(times(draw, spec, newest, now), 6)
         if spec.clock == "replay":
             newest += draw.random() * 600
-        source = draw.choice(["shop", "shop", IMPORT_SOURCE])
-        record = encode(made, source=source, time=at, key="k")
+        source = draw.choice(["gateway", "gateway", IMPORT_SOURCE]) if draw.random() < 0.92 else draw.choice(SOURCES)
+        id_ = f"e{offset}" if draw.random() < 0.92 else draw.choice(IDS)
+        record = encode(made, source=source, id=id_, time=at, key="k")
         headers, value, message = dict(record.headers), record.value, made if kind == suffix else None
         if draw.random() < 0.1:
             headers["content-type"], value = JSON, json_format.MessageToJson(made).encode()
         if draw.random() < 0.05:
             message = None
-            broken = draw.choice(["ce_id", "ce_source", "ce_type", "ce_time", "value", "odd_time", "bytes"])
+            broken = draw.choice(["ce_id", "ce_source", "ce_type", "ce_time", "value", "odd_time", "bytes", "version"])
             headers.pop(broken, None)
+            headers["ce_specversion"] = draw.choice([b"0.3", b"2.0"]) if broken == "version" else b"1.0"
             value = None if broken == "value" and suffix.startswith("behavior") else value
             value = b"\xff\xff" if broken == "bytes" else value
             headers["ce_time"] = b"0001-01-01T00:00:00+01:00" if broken == "odd_time" else headers.get("ce_time", b"")
@@ -159,6 +167,8 @@ def records(spec: LoopSpec, count: int, seed: int) -> Iterator[Sent]:
             ),
             message,
             at,
+            id_,
+            source,
         )
 
 
@@ -173,7 +183,7 @@ def of_gateway(spec: LoopSpec, sent: Sent) -> str | None:
     name = names.get(sent.message.DESCRIPTOR.name) if sent.message is not None else None
     if sent.message is None or name is None:
         return None
-    event = pb.TrackedEvent(**{name: sent.message})
+    event = pb.TrackedEvent(event_id=sent.id, **{name: sent.message})
     event.event_time.FromMicroseconds(round(sent.at * 1e6))
     request = pb.TrackRequest(loop=spec.loop, events=[event])
     if checker_for(request.DESCRIPTOR)(request):
@@ -186,8 +196,8 @@ def of_gateway(spec: LoopSpec, sent: Sent) -> str | None:
 
 
 def of_import(spec: LoopSpec, sent: Sent) -> str | None:
-    """What `gyre import --dry-run` says of the event; None where files hold no such events."""
-    message = sent.message
+    """What `gyre import --dry-run` says of the event, to which it gives an id; None where files hold no such events."""
+    message = sent.message if sent.id not in IDS else None
     if isinstance(message, behavior.Interaction):
         value = message.value if message.HasField("value") else None
         event: Any = UserInteraction(message.user_id, message.item_id, message.type, sent.at, value)
@@ -213,6 +223,7 @@ def test_every_record_gets_one_verdict(clock: str, count: int) -> None:
     spec = parse_loop(LOOP.format(clock=clock))
     stream, archive = Admission({spec.loop: spec}, TYPES), Admission({spec.loop: spec}, ARCHIVED)
     quality, reasons, draw = watch_of(spec)._admission, Counter[str](), random.Random(count)
+    odd = Counter[tuple[str, str, str]]()
     restarted = Admission({spec.loop: spec}, TYPES)
     for sent in records(spec, count, seed=count):
         record = sent.record
@@ -230,10 +241,19 @@ def test_every_record_gets_one_verdict(clock: str, count: int) -> None:
         }
         is_timely = verdict not in ("TOO_OLD", "IN_THE_FUTURE")
         if clock == "wall" or (is_timely and verdict):
-            source = dict(record.headers).get("ce_source")
-            others |= _of(of_gateway, spec, sent) if source == b"shop" else _of(of_import, spec, sent)
-        assert others == dict.fromkeys(others, verdict), (place, sent.message, sent.at)
+            if sent.source.partition("/")[0] == "gateway" and sent.source not in SOURCES:
+                others |= _of(of_gateway, spec, sent)
+            elif sent.source == IMPORT_SOURCE:
+                others |= _of(of_import, spec, sent)
+        assert others == dict.fromkeys(others, verdict), (
+            place,
+            sent.message,
+            sent.at,
+            sent.id[:300],
+            sent.source[:300],
+        )
         reasons[verdict] += 1
+        odd[sent.id if sent.id in IDS else "", sent.source if sent.source in SOURCES else "", verdict] += 1
     assert reasons.keys() >= {
         "",
         "UNKNOWN_TYPE",
@@ -242,7 +262,13 @@ def test_every_record_gets_one_verdict(clock: str, count: int) -> None:
         "TOO_OLD",
         "IN_THE_FUTURE",
         "BAD_TIME",
+        "BAD_HEADER",
     }
+    taken = {(id_, source) for id_, source, verdict in odd if not verdict}
+    assert {id_ for id_, _ in taken} == {"", *IDS[:3], IDS[5]}
+    assert {source for _, source in taken} == {"", "s" * 256, "gateway/shop"}
+    assert {id_ for id_, _, _ in odd} == {"", *IDS}
+    assert {source for _, source, _ in odd} == {"", *SOURCES}
 
 
 def _of(ask: Callable[[LoopSpec, Sent], str | None], spec: LoopSpec, sent: Sent) -> dict[str, str]:

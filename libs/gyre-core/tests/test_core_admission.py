@@ -9,7 +9,9 @@ from gyre_core.admission import (
     EventTimes,
     PartitionClock,
     Refusal,
+    first_repeat,
     refuse_fields,
+    refuse_identity,
     refuse_interaction,
     refuse_times,
 )
@@ -38,6 +40,29 @@ def test_of_several_faults_the_order_of_the_fields_chooses_none(full_loop: LoopS
     assert [(each.reason, each.field) for each in refusals if each] == [("UNKNOWN_FIELD", "fields[color]")]
 
 
+@pytest.mark.parametrize("text", ["e", "e" * 256, "ε" * 256, "shop/a b", " e", "\N{NO-BREAK SPACE}e"])
+def test_ids_and_sources_are_texts_of_bounded_length(text: str) -> None:
+    """Up to 256 characters, of whatever script, with blanks among them."""
+    assert refuse_identity(text, "shop") is None
+    assert refuse_identity("e", text) is None
+
+
+@pytest.mark.parametrize("text", ["", " ", "\N{NO-BREAK SPACE}", "e" * 257, "e" * 100_000, "a\0b", "e\n", "\x85e"])
+def test_an_id_that_stores_would_choke_on_is_none(text: str) -> None:
+    """Longer, blank or with a control character it is refused by header, length and rule, without its own text."""
+    for name, refusal in (("ce_id", refuse_identity(text, "shop")), ("ce_source", refuse_identity("e", text))):
+        assert refusal is not None
+        assert (refusal.reason, refusal.field) == ("INVALID_FIELD", name)
+        assert refusal.detail.startswith(f"{name} of {len(text):,} characters: must have at most 256 characters")
+
+
+def test_a_repeat_is_found_at_its_second_place() -> None:
+    """Of several repeats the first one's second place; none where all differ."""
+    assert first_repeat(["a", "b", "c"]) is None
+    assert first_repeat([]) is None
+    assert first_repeat(["a", "b", "c", "b", "a"]) == 3
+
+
 def test_a_partitions_clock_is_its_newest_event() -> None:
     """It is unset before the first event, and late ones do not turn it back."""
     clock = PartitionClock()
@@ -60,6 +85,17 @@ def test_on_the_wall_clock_kafkas_time_bounds_events(full_loop: LoopSpec) -> Non
     assert reason(refuse_times(loop, PartitionClock(), ahead)) == "IN_THE_FUTURE"
     for impossible in (float("nan"), float("inf"), -62_135_596_801.0, 253_402_300_800.0):
         assert reason(refuse_times(loop, PartitionClock(), times(impossible))) == "TIME_INVALID"
+
+
+def test_a_refused_time_is_named(full_loop: LoopSpec) -> None:
+    """Header, value, how far it is off, and the rule."""
+    loop = full_loop.model_copy(update={"clock": "wall"})
+    late = refuse_times(loop, PartitionClock(), times(WALL - 3601.5))
+    ahead = refuse_times(loop, PartitionClock(), times(WALL + 86_400))
+    assert late is not None
+    assert ahead is not None
+    assert late.detail == "ce_time = 2023-11-14T21:13:18.500000Z, 3602 s late: at most 1h is allowed"
+    assert ahead.detail.startswith("ce_time = 2023-11-15T22:13:20.000000Z, 86400 s ahead: at most ")
 
 
 def test_on_the_replay_clock_the_partitions_newest_event_does() -> None:

@@ -96,6 +96,8 @@ NAN = behavior.FeatureBlock(layout="l", rows=2, columns=1, values=b"\0\0\0\0\0\0
         (impression(scores=[1.0, float("nan")]), "behavior.impressions", "INVALID_FIELD"),
         (impression(item_propensities=[0.5, 0.5]), "behavior.impressions", "INVALID_FIELD"),
         (impression(context={"hour": 1e39}), "behavior.impressions", "INVALID_FIELD"),
+        (impression(item_ids=["a", "a"], shown=2), "behavior.impressions", "INVALID_FIELD"),
+        (impression(item_ids=["a", "b", "a"]), "behavior.impressions", "INVALID_FIELD"),
         (impression(features=BLOCK), "behavior.impressions", ""),
         (impression(features=NAN), "behavior.impressions", "INVALID_FIELD"),
         (impression(item_ids=["a"], features=BLOCK), "behavior.impressions", "INVALID_FIELD"),
@@ -114,6 +116,23 @@ def test_the_gateway_alone_uses_ids_of_its_form() -> None:
     own = impression(request_id=f"gw-{7:032x}")
     assert reason(record(own, "behavior.impressions", ce_source="gyre/gateway")) == ""
     assert reason(record(own, "behavior.impressions", ce_source="gateway/shop")) == "RESERVED_REQUEST_ID"
+
+
+@pytest.mark.parametrize("name", ["ce_id", "ce_source"])
+@pytest.mark.parametrize("text", ["e" * 257, "e" * 100_000, " ", "e\0"])
+def test_ids_and_sources_are_bounded(name: str, text: str) -> None:
+    """An event of any topic with an id or a source that is longer, blank or holds control characters is refused."""
+    assert reason(record(click(), **{name: "e" * 256})) == ""
+    for message, suffix in ((click(), "behavior.interactions"), (item(price={"number": 1}), "catalog.items")):
+        assert reason(record(message, suffix, **{name: text})) == "INVALID_FIELD"
+
+
+def test_a_mark_whose_time_is_none_is_refused() -> None:
+    """Nanoseconds below 0 or of a second and more, and years past 9999, are no time: a refusal, and no exception."""
+    for seconds, nanos in ((5, -1), (5, 1_000_000_000), (2**60, 0), (-(2**60), 0)):
+        mark = behavior.ClockMark()
+        mark.clock_time.seconds, mark.clock_time.nanos = seconds, nanos
+        assert reason(record(mark), REPLAY) == "INVALID_FIELD"
 
 
 def test_lateness_is_between_the_event_and_kafka() -> None:

@@ -11,10 +11,11 @@ import pytest
 import redis.exceptions
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre.gateway.v1.gateway_pb2 import RankRequest, RequestContext, SubmitBatchRequest, TrackRequest
+from gyre_core.event_time import format_time
 from gyre_runtime import Invalid, RetryBudget, ServiceSettings, Unavailable, instrument, load_loops, load_settings
 from gyre_runtime.constraints import checker_for, require_valid
 from gyre_runtime.errors import from_status, is_transient, to_status
-from gyre_runtime.events import Unreadable, decode, decode_many, encode, format_time, message_types
+from gyre_runtime.events import Unreadable, decode, decode_many, encode, message_types
 from gyre_runtime.metrics import METRICS
 from gyre_runtime.settings import PARTS, variable_of
 from gyre_runtime.tracing import FlowSampler, current_trace_id, inject, is_sampled, model_tracer, parse, start_span
@@ -313,6 +314,8 @@ def test_json_payloads_are_read() -> None:
         ("BAD_TIME", "ce_time", b"2013-03-01T00:00:00"),
         ("BAD_CONTENT_TYPE", "content-type", b"text/plain"),
         ("BAD_HEADER", "ce_id", b"\xff"),
+        ("BAD_HEADER", "ce_specversion", b"0.3"),
+        ("BAD_HEADER", "ce_specversion", b""),
         ("BAD_PAYLOAD", "content-type", b"application/json"),
     ],
 )
@@ -325,6 +328,15 @@ def test_an_unreadable_record_says_why(reason: str, header: str, value: bytes | 
     with pytest.raises(Unreadable) as caught:
         decode(received(record, headers=headers), TYPES)
     assert caught.value.reason == reason
+
+
+def test_a_record_may_leave_its_specversion_out() -> None:
+    """Without `ce_specversion` an event is read as one of CloudEvents 1.0; one of another version is named."""
+    record = encode(PAYLOAD, source="s")
+    others = [each for each in record.headers if each[0] != "ce_specversion"]
+    assert decode(received(record, headers=others), TYPES).message == PAYLOAD
+    with pytest.raises(Unreadable, match=r"ce_specversion = '2\.0': must be 1\.0"):
+        decode(received(record, headers=[*others, ("ce_specversion", b"2.0")]), TYPES)
 
 
 def test_a_tombstone_is_no_event() -> None:

@@ -33,21 +33,23 @@ class Loop:
     def __init__(self, spec: LoopSpec, layout: Layout, kafka: str, store: OnlineStore, warehouse: Path) -> None:
         self.spec, self.layout, self.kafka, self.store, self.warehouse = spec, layout, kafka, store, warehouse
 
-    async def send(self, suffix: str, *sent: tuple[Any, float | str], key: str = "u0") -> None:
-        """Events with their time, unix seconds or as its header says it; all in one partition, in this order."""
+    async def send(self, suffix: str, *sent: tuple[Any, float | str], key: str = "u0", **headers: str) -> None:
+        """Events with their time, unix seconds or as its header says it; all in one partition, in this order.
+
+        `headers` stand in place of those that they would have.
+        """
         async with Producer(self.kafka, source="shop") as producer:
             for message, time in sent:
                 record = encode(message, source="shop", time=time if isinstance(time, float) else BEGIN, key=key)
-                if isinstance(time, str):
-                    headers = [(name, time.encode() if name == "ce_time" else each) for name, each in record.headers]
-                    record = record._replace(headers=headers)
-                await producer.send_record(topic(self.spec.loop, suffix), record)
+                others = headers | ({"ce_time": time} if isinstance(time, str) else {})
+                made = [(name, others[name].encode() if name in others else each) for name, each in record.headers]
+                await producer.send_record(topic(self.spec.loop, suffix), record._replace(headers=made))
 
-    async def refused(self, suffix: str) -> list[str]:
-        """The reasons of the topic's dead letters."""
+    async def refused(self, suffix: str, *, what: str = "gyre_reason") -> list[str]:
+        """The reasons of the topic's dead letters, or what another of their headers says."""
         name = dead_letter_topic(topic(self.spec.loop, suffix))
         found = [dict(each.headers) async for each in read_records(self.kafka, name)]
-        return sorted(each["gyre_reason"].decode() for each in found)
+        return sorted(each[what].decode() for each in found)
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """The rows of a table."""
@@ -122,6 +124,61 @@ async def test_types_are_those_that_the_topic_declares(loop: Loop, start_process
         return True
 
     await eventually(sorted_out, timeout_s=PATIENCE_S, message="each topic holds its own type alone")
+
+
+async def test_ids_sources_and_versions_are_judged_from_their_headers(loop: Loop, start_process: Start) -> None:
+    """Too long an id or source, another version and a time that is too old are dead letters that say so; 256 fit."""
+    start_process("stream")
+    start_process("archive", GYRE_FEATURES_ARCHIVE_S="0.2")
+    for number, headers in enumerate(
+        (
+            {"ce_id": "e" * 256, "ce_source": "s" * 256},
+            {"ce_id": "e" * 257},
+            {"ce_id": "e" * 100_000},
+            {"ce_source": "s" * 100_000},
+            {"ce_specversion": "0.3"},
+            {"ce_time": "2013-04-03T12:00:00Z"},
+        )
+    ):
+        await loop.send("behavior.interactions", (rating(f"i{number}"), BEGIN), **headers)
+
+    async def judged() -> bool:
+        said, rows = await loop.refused("behavior.interactions", what="gyre_error"), loop.rows(INTERACTIONS)
+        rule = "must have at most 256 characters, one of them not blank and none a control character"
+        assert said == [
+            "BAD_HEADER: ce_specversion = '0.3': must be 1.0",
+            f"ce_id of 100,000 characters: {rule}",
+            f"ce_id of 257 characters: {rule}",
+            f"ce_source of 100,000 characters: {rule}",
+            "ce_time = 2013-04-03T12:00:00.000000Z, 9600 s late: at most 1h is allowed",
+        ]
+        taken = [(each["item_id"], len(each["event_id"]), len(each["source"])) for each in rows]
+        assert (taken, await loop.history()) == ([("i0", 256, 256)], 1)
+        return True
+
+    await eventually(judged, timeout_s=PATIENCE_S, message="stream and archive refuse the same five")
+
+
+async def test_an_item_is_shown_once_in_an_impression(loop: Loop, start_process: Start) -> None:
+    """An impression that names an item twice is refused, as `Rank` refuses it; the archive has the other one alone."""
+    start_process("stream")
+    start_process("archive", GYRE_FEATURES_ARCHIVE_S="0.2")
+
+    def shown(request: str, *items: str) -> tuple[behavior.Impression, float]:
+        made = behavior.Impression(request_id=request, user_id="u0", item_ids=items, shown=len(items), method=1)
+        return made, BEGIN
+
+    await loop.send("behavior.impressions", shown("twice", "i1", "i2", "i1"), shown("once", "i1", "i2"))
+
+    async def alone() -> bool:
+        said = await loop.refused("behavior.impressions", what="gyre_error")
+        assert (said, [each["request_id"] for each in loop.rows(IMPRESSIONS)]) == (
+            ["item_ids[2] = 'i1': is given twice"],
+            ["once"],
+        )
+        return True
+
+    await eventually(alone, timeout_s=PATIENCE_S, message="stream and archive refuse the same one")
 
 
 async def test_what_the_stream_takes_the_archive_can_write(loop: Loop, start_process: Start) -> None:

@@ -43,6 +43,7 @@ version: 1
 loop: {loop}
 clock: {clock}
 events:
+  history_sources: [{history}]
   interactions:
     click: {{}}
     rating: {{value: {{min: 0, max: 10}}}}
@@ -231,16 +232,29 @@ StartMesh = Callable[..., Awaitable[Mesh]]
 
 @pytest.fixture
 async def start(kafka: str, loop_name: str, tmp_path: Path) -> AsyncIterator[StartMesh]:
-    """Start a gateway and its peers; `patient=False` has short limits, `more` is further text of gyre.yaml."""
+    """Start a gateway and its peers; `patient=False` has short limits, `history` is a source whose events may be old.
+
+    `more` is further text of gyre.yaml.
+    """
     opened: list[Lifespan] = []
     peers: list[Peer] = []
 
     async def start_mesh(
-        *, clock: str = "wall", exploration: float = 0.0, patient: bool = True, more: str = "", **settings: object
+        *,
+        clock: str = "wall",
+        exploration: float = 0.0,
+        patient: bool = True,
+        history: str = "gyre/import",
+        more: str = "",
+        **settings: object,
     ) -> Mesh:
         file = tmp_path / "gyre.yaml"
         text = SPEC.format(
-            loop=f"loop-{loop_name[-8:]}", clock=clock, exploration=exploration, deadline="20s" if patient else "300ms"
+            loop=f"loop-{loop_name[-8:]}",
+            clock=clock,
+            history=history,
+            exploration=exploration,
+            deadline="20s" if patient else "300ms",
         )
         file.write_text((text.replace("0ms", "00ms") if patient else text) + more)
         spec = load_loop(file)

@@ -75,6 +75,15 @@ async def test_an_impression_holds_what_was_shown_and_served(mesh: Mesh, kafka: 
     assert 0 < record.latency_s < 5
 
 
+async def test_an_impression_names_each_item_once(mesh: Mesh, kafka: str) -> None:
+    """Where the popular list holds an item twice, it is shown once: an impression of it twice nobody would admit."""
+    mesh.features.popular = ["item-1", "item-2", "item-1", "item-3"]
+    answer = await mesh.stub.Recommend(pb.RecommendRequest(loop=mesh.loop, user_id="user-1", limit=4), timeout=30)
+    assert sorted(ids(answer)) == ["item-1", "item-2", "item-3"]
+    (event,) = await read(kafka, topic(mesh.loop, "behavior.impressions"), 1)
+    assert sorted(event.message.item_ids) == ["item-1", "item-2", "item-3"]
+
+
 async def test_degraded_and_explored_answers_leave_impressions(start: StartMesh, kafka: str, down: Unavailable) -> None:
     """A degraded answer is written down with its reason and without scores, an explored one with its propensities."""
     mesh = await start(exploration=0.5)
@@ -218,6 +227,29 @@ async def test_a_bad_event_names_field_value_and_rule_and_nothing_is_taken(mesh:
         assert value in broken.value
     await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click(event_id="good")]), timeout=30)
     assert [event.id for event in await read(kafka, topic(mesh.loop, "behavior.interactions"), 1)] == ["good"]
+
+
+async def test_an_event_id_is_as_long_as_kafka_admits_it(mesh: Mesh, kafka: str) -> None:
+    """256 characters are taken; more, blanks alone and control characters are refused by field, value and rule."""
+    for odd in ("e" * 257, " ", "e\0"):
+        with pytest.raises(Invalid) as caught:
+            await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click(event_id=odd)]), timeout=30)
+        broken = caught.value.violations[0]
+        assert (caught.value.reason, broken.field) == ("INVALID_FIELD", "events[0].event_id")
+        assert "must have at most 256 characters" in broken.rule
+    await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[click(event_id="e" * 256)]), timeout=30)
+    assert [event.id for event in await read(kafka, topic(mesh.loop, "behavior.interactions"), 1)] == ["e" * 256]
+
+
+async def test_history_may_come_from_an_application(start: StartMesh, kafka: str) -> None:
+    """An event that the stream admits, since its source may send history, is not too old for the gateway either."""
+    mesh = await start(history="gateway/importer")
+    old = click(event_id="old")
+    old.event_time.FromJsonString("2013-03-01T12:00:00Z")
+    with pytest.raises(Invalid, match="TOO_OLD"):
+        await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[old]), timeout=30)
+    await mesh.stub.Track(pb.TrackRequest(loop=mesh.loop, events=[old], source="importer"), timeout=30)
+    assert [event.id for event in await read(kafka, topic(mesh.loop, "behavior.interactions"), 1)] == ["old"]
 
 
 async def test_the_replay_clock_takes_old_events(start: StartMesh, kafka: str) -> None:

@@ -81,7 +81,7 @@ async def test_of_a_call_with_a_too_large_event_none_is_taken(mesh: Mesh, kafka:
         large.fields[f"f{number}"].text = "\N{WATER WAVE}" * 10_000
     small = behavior.ItemChanged(item_id="i")
     events = [OutgoingEvent("catalog.items", "i", name, 1.0, each) for name, each in (("e0", small), ("e1", large))]
-    refused = await outcome(KafkaIntake(mesh.producer).send(mesh.loop, events, application=""))
+    refused = await outcome(KafkaIntake(mesh.producer).send(mesh.loop, events, source="gateway"))
     assert isinstance(refused, Invalid)
     assert refused.reason == "RECORD_TOO_LARGE"
     assert [each.field for each in refused.violations] == ["events[1].item_changed"]

@@ -6,16 +6,21 @@ partition's clock alone, so that every reader of a topic says the same, whenever
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple, Self
 
-from gyre_core.event_time import in_range
+from gyre_core.event_time import format_time, in_range
 from gyre_core.features import FieldValue
 from gyre_core.features.encoding import FLOAT32_MAX, encode, slot_of
 from gyre_core.shown import shown
-from gyre_core.spec import LoopSpec
+from gyre_core.spec import Duration, LoopSpec
+
+MAX_ID_CHARS = 256
+"""Greatest length of an event's id and of its source, each. CloudEvents sets none; what stores remember needs one."""
+_IDENTITY = re.compile(rf"(?=.*\S)[^\x00-\x1f\x7f-\x9f]{{1,{MAX_ID_CHARS}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +73,40 @@ class EventTimes(NamedTuple):
         append_time: when Kafka first took it in, unix seconds.
         source: its CloudEvents source.
         is_behavior: whether it is an interaction or impression; only these have a limit on lateness.
+        name: of the header or field that holds the event time.
     """
 
     event_time: float
     append_time: float
     source: str
     is_behavior: bool
+    name: str = "ce_time"
+
+
+def refuse_identity(event_id: str, source: str) -> Refusal | None:
+    """What is wrong with an event's id or its source (`ce_id`, `ce_source`), or None.
+
+    CloudEvents' texts hold no control characters
+    (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md#type-system).
+    """
+    for name, value in (("ce_id", event_id), ("ce_source", source)):
+        if _IDENTITY.fullmatch(value) is None:
+            count = f"{name} of {len(value):,} characters"
+            rule = f"must have at most {MAX_ID_CHARS} characters, one of them not blank and none a control character"
+            return Refusal.of("INVALID_FIELD", count, rule, name)
+    return None
+
+
+def first_repeat(ids: Sequence[str]) -> int | None:
+    """The index of the first id that stands before it, too; None where all differ."""
+    if len(set(ids)) == len(ids):
+        return None
+    known: set[str] = set()
+    for index, each in enumerate(ids):
+        if each in known:
+            return index
+        known.add(each)
+    return None
 
 
 def refuse_interaction(spec: LoopSpec, type: str, value: float | None) -> Refusal | None:  # noqa: A002 (the field)
@@ -147,21 +180,25 @@ def refuse_times(spec: LoopSpec, clock: PartitionClock, times: EventTimes) -> Re
     clock after the time at which Kafka took it in, on the replay clock after the newest event; the history of
     `events.history_sources` may be as old as it is.
     """
-    event_time, append_time, source, is_behavior = times
+    event_time, append_time, source, is_behavior, name = times
     if not in_range(event_time):
-        return Refusal("TIME_INVALID", "the event time must be from year 1 to 9999 in UTC", "time")
-    replays = spec.clock == "replay" and is_behavior
-    ahead_s = event_time - append_time
-    if ahead_s > spec.events.max_future_s:
+        return Refusal.of("TIME_INVALID", f"{name} = {event_time:g}", "must be a time from year 1 to 9999", "time")
+    events, replays = spec.events, spec.clock == "replay" and is_behavior
+
+    def refusal(reason: str, how_far: str, allowed: Duration, way: str = "") -> Refusal:
         return Refusal.of(
-            "IN_THE_FUTURE", f"{ahead_s:.0f} s ahead", f"at most {spec.events.max_future} is allowed", "time"
+            reason, f"{name} = {format_time(event_time)}, {how_far}", f"at most {allowed} is allowed{way}", "time"
         )
-    if replays and clock.is_set and event_time - clock.newest > spec.events.max_future_s:
-        ahead = f"{event_time - clock.newest:.0f} s ahead of its partition's newest event"
-        way = f"`gyre clock {spec.loop} --to {event_time:.0f}` where the gap is true"
-        return Refusal.of("IN_THE_FUTURE", ahead, f"at most {spec.events.max_future} is allowed; {way}", "time")
-    now = clock.newest if replays else append_time
-    late_s = now - event_time
-    if is_behavior and late_s > spec.events.max_lateness_s and source not in spec.events.history_sources:
-        return Refusal.of("TOO_OLD", f"{late_s:.0f} s late", f"at most {spec.events.max_lateness} is allowed", "time")
+
+    ahead_s = event_time - append_time
+    if ahead_s > events.max_future_s:
+        return refusal("IN_THE_FUTURE", f"{ahead_s:.0f} s ahead", events.max_future)
+    ahead_s = event_time - clock.newest
+    if replays and clock.is_set and ahead_s > events.max_future_s:
+        how_far = f"{ahead_s:.0f} s ahead of its partition's newest event"
+        way = f"; `gyre clock {spec.loop} --to {event_time:.0f}` where the gap is true"
+        return refusal("IN_THE_FUTURE", how_far, events.max_future, way)
+    late_s = (clock.newest if replays else append_time) - event_time
+    if is_behavior and late_s > events.max_lateness_s and source not in events.history_sources:
+        return refusal("TOO_OLD", f"{late_s:.0f} s late", events.max_lateness)
     return None

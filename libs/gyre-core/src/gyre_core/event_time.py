@@ -1,8 +1,8 @@
-"""Times as texts to unix seconds (RFC 3339, https://www.rfc-editor.org/rfc/rfc3339), within what every store holds."""
+"""Times as texts (RFC 3339, https://www.rfc-editor.org/rfc/rfc3339) and unix seconds, within what every store holds."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 FIRST_TIME_S = -62_135_596_800.0
 """0001-01-01T00:00:00Z, the first time that can be stored, unix seconds."""
@@ -14,6 +14,11 @@ _RULE = "must be a time from year 1 to 9999 in UTC"
 def in_range(unix_s: float) -> bool:
     """Whether a time is one that can be stored: from year 1 to 9999 in UTC, and a number."""
     return FIRST_TIME_S <= unix_s < END_TIME_S
+
+
+def format_time(unix_s: float) -> str:
+    """Write a time as RFC 3339 with microseconds, in UTC."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def parse_time(text: str) -> float:

@@ -1,9 +1,10 @@
 """One decision for every record of a loop: an event, or why it is refused. Pure: it does no I/O and asks no clock.
 
-The order is: the types that the topic declares, decoding, the proto's constraints and shapes, masking, the loop's spec,
-time. What it says follows from the log alone (the record and when Kafka took it in), the spec and the partition's
-clock, which is stored with the applied offset, so that stream, archive, quality and monitor say the same, also after a
-restart at any offset. The gateway asks `refuse` before it sends; the stream alone writes dead letters.
+The order is: the types that the topic declares, decoding, the event's id and source, the proto's constraints and
+shapes, masking, the loop's spec, time. What it says follows from the log alone (the record and when Kafka took it in),
+the spec and the partition's clock, which is stored with the applied offset, so that stream, archive, quality and
+monitor say the same, also after a restart at any offset. The gateway asks `refuse` before it sends; the stream alone
+writes dead letters.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from gyre_core.admission import (
     EventTimes,
     PartitionClock,
     Refusal,
+    first_repeat,
     refuse_fields,
+    refuse_identity,
     refuse_interaction,
     refuse_times,
 )
 from gyre_core.request_ids import GATEWAY_SOURCE, has_gateway_form
+from gyre_core.shown import cut
 from gyre_core.spec import LoopSpec
 
 from gyre_runtime.constraints import checker_for
@@ -94,8 +98,11 @@ def refuse(event: Event, rules: Rules, clock: PartitionClock) -> Refusal | None:
 
 
 def _refuse_form(event: Event, rules: Rules) -> Refusal | None:
-    """What breaks the proto's constraints, or cannot be masked; the message is masked in place."""
+    """What breaks the rules of ids or the proto's, or cannot be masked; the message is masked in place."""
     message = event.message
+    refusal = refuse_identity(event.id, event.source)
+    if refusal is not None:
+        return refusal
     broken = checker_for(message.DESCRIPTOR)(message)
     if broken:
         return Refusal("INVALID_FIELD", "; ".join(f"{each.field}: {each.rule}" for each in broken), broken[0].field)
@@ -150,8 +157,10 @@ def times_of(spec: LoopSpec, event: Event) -> EventTimes:
     if event.first_arrival_time and spec.events.trust_replayed_append_time:
         arrival = min(arrival, event.first_arrival_time)
     message = event.message
-    at = message.clock_time.ToNanoseconds() / 1e9 if isinstance(message, behavior.ClockMark) else event.time
-    return EventTimes(at, arrival, event.source, isinstance(message, _BEHAVIOR))
+    if isinstance(message, behavior.ClockMark):
+        at = message.clock_time.ToNanoseconds() / 1e9
+        return EventTimes(at, arrival, event.source, is_behavior=False, name="clock_time")
+    return EventTimes(event.time, arrival, event.source, isinstance(message, _BEHAVIOR))
 
 
 def refuse_shape(message: behavior.Impression) -> Refusal | None:
@@ -159,6 +168,10 @@ def refuse_shape(message: behavior.Impression) -> Refusal | None:
     items, shown = len(message.item_ids), message.shown
     if shown > items:
         return Refusal.of("INVALID_FIELD", f"shown = {shown}", f"must be at most the {items} item_ids", "shown")
+    second = first_repeat(message.item_ids)
+    if second is not None:
+        found, place = f"item_ids[{second}] = {cut(message.item_ids[second])!r}", f"item_ids[{second}]"
+        return Refusal.of("INVALID_FIELD", found, "is given twice", place)
     wanted = {"scores": items, "item_batches": items, "positions": items, "item_propensities": shown}
     for name, count in wanted.items():
         given = len(getattr(message, name))

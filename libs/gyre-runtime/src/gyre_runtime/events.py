@@ -9,20 +9,20 @@ from __future__ import annotations
 import time as clock
 import uuid
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from math import inf
 from typing import Any, NamedTuple, Protocol
 
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
-from gyre_core.event_time import parse_time
+from gyre_core.event_time import format_time, parse_time
+from gyre_core.shown import shown
 from gyre_core.topics import carries, is_compacted
 
 from gyre_runtime.tracing import TRACEPARENT
 
 PROTOBUF = b"application/protobuf"
 JSON = b"application/json"
-_SPEC_VERSION = b"1.0"
+_SPEC_VERSION = "1.0"
 _MAX_DETAIL_CHARS = 200
 _LOG_APPEND_TIME = 1
 _MAX_MILLISECONDS_CHARS = 15
@@ -143,11 +143,6 @@ def message_types(*types: type[Message]) -> dict[str, type[Message]]:
     return {each.DESCRIPTOR.full_name: each for each in types}
 
 
-def format_time(unix_s: float) -> str:
-    """Write a time as RFC 3339 with microseconds, in UTC."""
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
-
-
 def encode(  # noqa: PLR0913 - the attributes that CloudEvents has
     message: Message,
     *,
@@ -170,7 +165,7 @@ def encode(  # noqa: PLR0913 - the attributes that CloudEvents has
         traceparent: trace context to carry, or None.
     """
     headers: Headers = [
-        ("ce_specversion", _SPEC_VERSION),
+        ("ce_specversion", _SPEC_VERSION.encode()),
         ("ce_id", (id or uuid.uuid4().hex).encode()),
         ("ce_source", source.encode()),
         ("ce_type", (type or message.DESCRIPTOR.full_name).encode()),
@@ -205,6 +200,9 @@ def decode(record: ReceivedRecord, types: MessageTypes) -> Event:
     if not (event_id and source and type_ and time):
         name = next(each for each in _REQUIRED if not headers.get(each))
         raise Unreadable(f"NO_{name[3:].upper()}", f"the header {name} is missing")
+    version = headers.get("ce_specversion", _SPEC_VERSION)
+    if version != _SPEC_VERSION:
+        raise Unreadable("BAD_HEADER", f"ce_specversion = {shown(version)}: must be {_SPEC_VERSION}")
     kind = types.get(type_)
     if kind is None or not carries(record.topic, type_):
         raise Unreadable("UNKNOWN_TYPE", f"ce_type {type_} is not carried by {record.topic}")

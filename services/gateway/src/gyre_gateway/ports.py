@@ -42,13 +42,13 @@ class Impressions(Protocol):
 class Intake(Protocol):
     """Where tracked events go."""
 
-    async def send(self, loop: str, events: Sequence[OutgoingEvent], *, application: str) -> None:
+    async def send(self, loop: str, events: Sequence[OutgoingEvent], *, source: str) -> None:
         """Take all events of a loop, in any order; returns when they are safe.
 
         Args:
             loop: the loop.
-            events: whose ids are unique within the application.
-            application: that tracks them; empty where it does not say.
+            events: whose ids are unique within their source.
+            source: their CloudEvents source.
 
         Raises:
             Unavailable: some are not, and others may be: send all again.

@@ -17,10 +17,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
+from gyre_core.event_time import format_time
 
 from gyre_runtime.checkpoints import Checkpoint, Place, Witness, base_at, witness_of
 from gyre_runtime.errors import NotFound, Precondition, Unavailable
-from gyre_runtime.events import format_time
 from gyre_runtime.kafka._names import loop_of, topic_labels
 from gyre_runtime.kafka._undecodable import UndecodableRecord
 from gyre_runtime.metrics import instrument

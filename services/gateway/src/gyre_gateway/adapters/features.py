@@ -50,7 +50,8 @@ class GrpcFeatures:
         """See `FeatureStore`."""
         call = pb.ListPopularRequest(loop=request.loop, user_id=request.user_id, limit=limit)
         call.request_time.FromMicroseconds(round(request.now * 1e6))
-        return list((await self._stub.ListPopular(call, timeout=timeout_s)).item_ids)
+        # Each once, as everywhere else: an item that moved to another virtual shard may be in the lists of both.
+        return list(dict.fromkeys((await self._stub.ListPopular(call, timeout=timeout_s)).item_ids))
 
 
 def _require_whole(features: Features, count: int) -> None:

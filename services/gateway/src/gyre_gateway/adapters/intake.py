@@ -14,14 +14,6 @@ from gyre_runtime.kafka import Producer, require_fits
 
 from gyre_gateway.domain.events import OutgoingEvent
 
-SOURCE = "gateway"
-"""CloudEvents source of tracked events, followed by the application that calls, where it says so.
-
-It is one for all gateways, so that an event sent again to another counts once.
-
-It differs from the source of impressions, whose ids are those of requests, which callers use for their events too.
-"""
-
 _FIELDS = {
     "behavior.interactions": "interaction",
     "catalog.items": "item_changed",
@@ -36,9 +28,8 @@ class KafkaIntake:
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
 
-    async def send(self, loop: str, events: Sequence[OutgoingEvent], *, application: str) -> None:
+    async def send(self, loop: str, events: Sequence[OutgoingEvent], *, source: str) -> None:
         """See `Intake`."""
-        source = f"{SOURCE}/{application}" if application else SOURCE
         records = [_record(loop, event, index=index, source=source) for index, event in enumerate(events)]
         sends = (self._producer.send_record(name, record) for name, record in records)
         outcomes = await asyncio.gather(*sends, return_exceptions=True)

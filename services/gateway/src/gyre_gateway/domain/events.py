@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SOURCE = "gateway"
+"""CloudEvents source of tracked events, followed by the application that calls, where it says so.
+
+It is one for all gateways, so that an event sent again to another counts once.
+
+It differs from the source of impressions, whose ids are those of requests, which callers use for their events too.
+"""
+
+
+def source_of(application: str) -> str:
+    """The CloudEvents source of what an application tracks; an empty name is of those that do not say who they are."""
+    return f"{SOURCE}/{application}" if application else SOURCE
+
 
 @dataclass(frozen=True, slots=True)
 class OutgoingEvent:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import Counter
 from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from gyre.gateway.v1 import gateway_pb2 as pb
-from gyre_core.admission import EventTimes, PartitionClock, Refusal, refuse_times
-from gyre_core.event_time import END_TIME_S, FIRST_TIME_S
+from gyre_core.admission import EventTimes, PartitionClock, Refusal, first_repeat, refuse_times
 from gyre_core.request_ids import new_request_id
 from gyre_core.shown import shown
 from gyre_core.spec import LoopSpec
@@ -21,7 +19,7 @@ from gyre_runtime.context import current_call
 from gyre_runtime.events import Event
 from gyre_runtime.fields import field_value
 
-from gyre_gateway.domain.events import OutgoingEvent
+from gyre_gateway.domain.events import SOURCE, OutgoingEvent
 from gyre_gateway.domain.requests import Method, Request
 
 _RESERVE_S, _RESERVE_SHARE = 0.01, 0.2
@@ -47,10 +45,9 @@ def rank_request(spec: LoopSpec, privacy: LoopPrivacy, message: pb.RankRequest) 
     most = spec.serving.max_candidates
     if len(item_ids) > most:
         raise invalid("item_ids", len(item_ids), f"must be at most {most} items")
-    if len(set(item_ids)) != len(item_ids):
-        twice = next(item for item, count in Counter(item_ids).items() if count > 1)
-        second = item_ids.index(twice, item_ids.index(twice) + 1)
-        raise invalid(f"item_ids[{second}]", twice, "is given twice")
+    second = first_repeat(item_ids)
+    if second is not None:
+        raise invalid(f"item_ids[{second}]", item_ids[second], "is given twice")
     return _request(spec, privacy, message, item_ids)
 
 
@@ -93,7 +90,7 @@ def _request_time(spec: LoopSpec, context: pb.RequestContext) -> float:
         return time.time_ns() // 1000 / 1e6
     if not context.HasField("request_time"):
         raise invalid("context.request_time", _UNSET, "is required on the replay clock")
-    at = _seconds("context.request_time", context.request_time)
+    at = _seconds(context.request_time)
     # The impression goes by the partition's clock, which only the log knows: here the present bounds it.
     refusal = refuse_times(spec, PartitionClock(), EventTimes(at, time.time(), "", is_behavior=True))
     if refusal is not None:
@@ -102,16 +99,23 @@ def _request_time(spec: LoopSpec, context: pb.RequestContext) -> float:
     return at
 
 
-def _seconds(field: str, moment: Timestamp) -> float:
-    """Unix seconds of a time, to the whole microsecond that Kafka's events have; raises Invalid."""
-    seconds = moment.seconds + moment.nanos // 1000 / 1e6
-    if not 0 <= moment.nanos < 1_000_000_000 or not FIRST_TIME_S <= seconds < END_TIME_S:
-        raise invalid(field, moment.seconds, "must be a time from year 1 to 9999")
-    return seconds
+def _seconds(moment: Timestamp) -> float:
+    """Unix seconds of a time, to the whole microsecond that Kafka's events have."""
+    return moment.seconds + moment.nanos // 1000 / 1e6
 
 
-def tracked_event(spec: LoopSpec, privacy: LoopPrivacy, field: str, message: pb.TrackedEvent) -> OutgoingEvent:
-    """Read an event to track, under the path of its field, and mask it in place; raises Invalid."""
+def tracked_event(
+    spec: LoopSpec, privacy: LoopPrivacy, field: str, message: pb.TrackedEvent, *, source: str = SOURCE
+) -> OutgoingEvent:
+    """Read an event to track, under the path of its field, and mask it in place; raises Invalid.
+
+    Args:
+        spec: the loop.
+        privacy: of the loop.
+        field: the path of the event in its request.
+        message: the event.
+        source: its CloudEvents source.
+    """
     kind = message.WhichOneof("payload")
     if kind is None:
         raise invalid(f"{field}.payload", _UNSET, "is required")
@@ -119,7 +123,7 @@ def tracked_event(spec: LoopSpec, privacy: LoopPrivacy, field: str, message: pb.
     payload, name = getattr(message, kind), f"{spec.loop}.{suffix}"
     at, now = _event_time(spec, f"{field}.event_time", message), time.time()
     event_id = message.event_id or uuid.uuid4().hex
-    raw = Event(event_id, "", payload.DESCRIPTOR.full_name, at, payload, None, name, 0, 0, arrival_time=now)
+    raw = Event(event_id, source, payload.DESCRIPTOR.full_name, at, payload, None, name, 0, 0, arrival_time=now)
     rules = Rules({}, spec, lambda event: privacy.message(event.message))
     # A replay is only late within its own partition, whose clock the log alone knows: its consumers judge that.
     refusal = refuse(raw, rules, PartitionClock())
@@ -131,7 +135,7 @@ def tracked_event(spec: LoopSpec, privacy: LoopPrivacy, field: str, message: pb.
 def _event_time(spec: LoopSpec, field: str, message: pb.TrackedEvent) -> float:
     """When an event happened, unix seconds; raises Invalid."""
     if message.HasField("event_time"):
-        return _seconds(field, message.event_time)
+        return _seconds(message.event_time)
     if spec.clock == "replay":
         raise invalid(field, _UNSET, "is required on the replay clock")
     return time.time()
@@ -143,6 +147,8 @@ def _invalid_event(field: str, kind: str, message: pb.TrackedEvent, refusal: Ref
     value: object = _UNSET
     if refusal.field == "time":
         path, value = f"{field}.event_time", message.event_time.ToJsonString()
+    elif refusal.field == "ce_id":
+        path, value = f"{field}.event_id", message.event_id
     elif refusal.reason in _OF_FIELDS:
         value = field_value(payload.fields[refusal.field[len("fields[") : -1]])
     elif refusal.field == "type" or (refusal.field == "value" and payload.HasField("value")):

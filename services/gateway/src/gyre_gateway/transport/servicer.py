@@ -13,7 +13,7 @@ from gyre_runtime import Unsupported, instrument, unknown_loop
 from gyre_runtime.tracing import parse
 from opentelemetry import trace
 
-from gyre_gateway.domain.events import OutgoingEvent
+from gyre_gateway.domain.events import OutgoingEvent, source_of
 from gyre_gateway.domain.requests import RankedAnswer
 from gyre_gateway.handlers.answering import Answering
 from gyre_gateway.ports import Intake
@@ -75,12 +75,17 @@ class GatewayServicer(rpc.GatewayServiceServicer):
         spec = self._loop(request.loop).spec
         privacy = self._privacy[request.loop]
 
+        source = source_of(request.source)
+
         def read() -> list[OutgoingEvent]:
-            return [tracked_event(spec, privacy, f"events[{at}]", each) for at, each in enumerate(request.events)]
+            return [
+                tracked_event(spec, privacy, f"events[{at}]", each, source=source)
+                for at, each in enumerate(request.events)
+            ]
 
         # Searching a long text takes milliseconds, which no other request shall wait for.
         events = await asyncio.to_thread(read) if privacy.redacts else read()
-        await self._intake.send(request.loop, events, application=request.source)
+        await self._intake.send(request.loop, events, source=source)
         return pb.TrackResponse(event_ids=[event.event_id for event in events])
 
     async def SubmitBatch(self, request: pb.SubmitBatchRequest, context: object) -> pb.SubmitBatchResponse:

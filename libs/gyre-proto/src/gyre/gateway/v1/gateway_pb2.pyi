@@ -349,8 +349,8 @@ class TrackedEvent(_message.Message):
     ITEM_CHANGED_FIELD_NUMBER: _builtins.int
     USER_CHANGED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """The producer's id of the event; a second event with the same id and source counts once. Default: made by the gateway, so that an event without
-    an id that is sent again counts again.
+    """The producer's id of the event; a second event with the same id and source counts once. At most 256 characters, not all of them blank and none a
+    control character. Default: made by the gateway, so that an event without an id that is sent again counts again.
     """
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
