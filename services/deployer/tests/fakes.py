@@ -10,6 +10,7 @@ from gyre_core.features import Layout
 from gyre_core.models import split_model, triton_model
 from gyre_core.spec import LoopSpec
 from gyre_deployer.domain.alerts import Alert
+from gyre_deployer.domain.candidates import UndecidedCandidates
 from gyre_deployer.domain.loading import LoadRecord, ModelState
 from gyre_deployer.domain.observation import ObservedGateway, VersionRequests
 from gyre_deployer.domain.rollouts import Candidate, Change, LoopState, apply
@@ -280,18 +281,30 @@ class FakeAlerts:
 
 
 class Registered:
-    """See `Candidates`."""
+    """See `Candidates`: each record of the world's topic is read once, from where the newest snapshot says."""
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self._next = world.snapshots[-1].candidates_offset if world.snapshots else 0
+        self._undecided = UndecidedCandidates(self._next)
+
+    def _read(self) -> UndecidedCandidates:
+        for candidate in self.world.registered[self._next :]:
+            self._undecided.take(self._next, candidate)
+            self._next += 1
+        return self._undecided
 
     def all(self) -> list[Candidate]:
         """See `Candidates`."""
-        return self.world.registered
+        return self._read().all()
 
-    def settle(self, state: LoopState) -> int:
+    def decided_offset(self, state: LoopState) -> int:
         """See `Candidates`."""
-        return 0
+        return self._undecided.decided_offset(state)
+
+    def prune(self, state: LoopState) -> None:
+        """See `Candidates`."""
+        self._undecided.prune(state)
 
 
 class Reports:

@@ -185,16 +185,17 @@ async def test_a_write_is_not_cut_in_two_by_a_cancelled_caller(world: World) -> 
 async def test_a_candidate_whose_layout_is_filled_holds_nobody_back(world: World) -> None:
     """It waits, named in the projection, while others are rolled out; filled, it is next; too late, it is refused."""
     process = Process.begin(world)
-    world.filling["f" * 16] = "layout ffff is being filled: 43 %"
+    world.filling |= {"e" * 16: "eeee is being filled: 98 %", "f" * 16: "ffff is being filled: 43 %"}
+    world.register("v0", layout="e" * 16)
     world.register("v1", layout="f" * 16)
     await process.look()
-    assert [(each.version, each.role, each.layout) for each in world.views[-1].models] == [("v1", 4, "f" * 16)]
-    assert process.ledger.waiting_for == "v1: layout ffff is being filled: 43 %"
+    named = [(each.version, each.role, each.layout) for each in world.views[-1].models]
+    assert named == [("v0", 4, "e" * 16), ("v1", 4, "f" * 16)]
+    assert process.ledger.waiting_for == "v0: eeee is being filled: 98 %; v1: ffff is being filled: 43 %"
     written = len(world.views)
     await process.look()
     assert len(world.views) == written
-    world.register("v0", layout=world.layout.hash)
-    world.registered.reverse()
+    world.filling["e" * 16] = ""
     for _ in range(8):
         await process.look()
     assert told(world, "v0") == FIRST
@@ -202,7 +203,7 @@ async def test_a_candidate_whose_layout_is_filled_holds_nobody_back(world: World
     world.filling["f" * 16] = ""
     await process.look()
     assert told(world, "v1")[0] == ("STARTED", 0.0)
-    world.filling["e" * 16] = "layout eeee is being filled: 99 %"
+    world.filling["e" * 16] = "eeee is being filled again: 99 %"
     world.register("v2", layout="e" * 16)
     await process.look()
     world.now += 601

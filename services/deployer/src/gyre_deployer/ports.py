@@ -77,8 +77,11 @@ class Candidates(Protocol):
     def all(self) -> list[Candidate]:
         """Every candidate, oldest first, each version once."""
 
-    def settle(self, state: LoopState) -> int:
-        """Leave out those that have a rollout; the offset in their topic before which every one has."""
+    def decided_offset(self, state: LoopState) -> int:
+        """The offset in their topic before which every one is decided in a state, which may not be written yet."""
+
+    def prune(self, state: LoopState) -> None:
+        """Forget those that are decided in a state that was written."""
 
 
 class Layouts(Protocol):

@@ -15,9 +15,12 @@ import numpy as np
 from gyre_core.models import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE
 from gyre_runtime import Unavailable
 
+from gyre_deployer.adapters.repository import MAX_BATCH_ROWS
 from gyre_deployer.domain.rollouts import Candidate
 from gyre_deployer.ports import F32, REPOSITORY_UNAVAILABLE, Artifact, CandidateRefused
 
+_MAX_GOLDEN_BYTES = 64 * 1024 * 1024
+"""The largest size of all golden requests and answers, unpacked."""
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
 """Errors that say that there is no such file; any other says that the file system does not give it now."""
 
@@ -26,8 +29,17 @@ class ArtifactFolders:
     """See `Artifacts`."""
 
     async def read(self, candidate: Candidate) -> Artifact:
-        """See `Artifacts`."""
-        return await asyncio.to_thread(_read, candidate)
+        """See `Artifacts`.
+
+        Whatever goes wrong with what stands in the files is the candidate's fault, since it goes wrong again each time.
+        """
+        try:
+            return await asyncio.to_thread(_read, candidate)
+        except (CandidateRefused, Unavailable):
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise CandidateRefused(f"artifact_uri = {candidate.artifact_uri!r}: cannot be read: {what}") from error
 
 
 def _read(candidate: Candidate) -> Artifact:
@@ -81,17 +93,34 @@ def _check_manifest(path: Path, candidate: Candidate) -> None:
             raise CandidateRefused(f"{path.name}: {name} = {manifest[name]!r}: must be {wanted!r}, as announced")
 
 
+def _arrays(content: io.BytesIO) -> tuple[F32, F32]:
+    """Golden requests and answers as numpy stores them; their size is looked at before they are unpacked."""
+    with zipfile.ZipFile(content) as packed:
+        size = sum(each.file_size for each in packed.infolist())
+    if size > _MAX_GOLDEN_BYTES:
+        raise CandidateRefused(f"{GOLDEN_FILE}: {size} bytes when unpacked: must be at most {_MAX_GOLDEN_BYTES}")
+    content.seek(0)
+    with np.load(content, allow_pickle=False) as golden:
+        features, scores = golden["features"], golden["scores"]
+    if not (isinstance(features, np.ndarray) and isinstance(scores, np.ndarray)):
+        raise CandidateRefused(f"{GOLDEN_FILE}: features and scores must be arrays")
+    return features, scores
+
+
 def _golden(path: Path) -> tuple[F32, F32]:
     content = io.BytesIO(_bytes(path))
     try:
-        with np.load(content, allow_pickle=False) as golden:
-            features, scores = golden["features"], golden["scores"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise CandidateRefused(f"{path.name}: cannot be read: {error}") from error
+        features, scores = _arrays(content)
+    except CandidateRefused:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib raise whatever a flipped bit leads them to
+        raise CandidateRefused(f"{path.name}: cannot be read: {type(error).__name__}: {error}") from error
     if features.ndim != 2 or features.dtype != np.float32 or len(features) == 0:
         raise CandidateRefused(
             f"{path.name}: features = {features.dtype} {features.shape}: must be float32 [n, columns], n >= 1"
         )
+    if len(features) > MAX_BATCH_ROWS:
+        raise CandidateRefused(f"{path.name}: features = {len(features)} rows: must be at most {MAX_BATCH_ROWS}")
     if scores.dtype != np.float32 or scores.shape != (len(features),):
         raise CandidateRefused(
             f"{path.name}: scores = {scores.dtype} {scores.shape}: must be float32 [{len(features)}]"

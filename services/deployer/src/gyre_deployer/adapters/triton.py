@@ -132,9 +132,10 @@ class TritonControl:
             if not await self.is_ready(name):  # it was restarted meanwhile, which is not the model's fault
                 raise Unavailable("TRITON_UNAVAILABLE", f"Triton does not hold {name}") from error
             raise
-        scores: F32 = np.frombuffer(answer.raw_output_contents[0], dtype="<f4")
-        if scores.size != len(features) or not np.isfinite(scores).all():
-            raise CandidateRefused(
-                f"{name} gave {scores.size} scores for {len(features)} rows, or some that are not finite"
-            )
+        content = b"".join(answer.raw_output_contents)
+        if len(content) != 4 * len(features):
+            raise CandidateRefused(f"{name} gave {len(content)} bytes for {len(features)} rows: must be 4 for each")
+        scores: F32 = np.frombuffer(content, dtype="<f4")
+        if not np.isfinite(scores).all():
+            raise CandidateRefused(f"{name} gave scores for {len(features)} rows of which some are not finite")
         return scores

@@ -15,6 +15,7 @@ from gyre_runtime.constraints import checker_for
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, Start, View
 
+from gyre_deployer.domain.candidates import UndecidedCandidates
 from gyre_deployer.domain.observation import FORGET_S, ObservedGateway
 from gyre_deployer.domain.rollouts import Candidate, LoopState
 from gyre_deployer.wire import candidate_of, report_of
@@ -31,8 +32,7 @@ class KafkaCandidates:
     def __init__(self, bootstrap: str, loop: str, *, start: int, on_arrival: Callable[[], None]) -> None:
         self._loop = loop
         self._on_arrival = on_arrival
-        self._candidates: dict[str, tuple[int, Candidate]] = {}
-        self._next_offset = self._decided_offset = start
+        self._undecided = UndecidedCandidates(start)
         self._check = checker_for(CandidateRegistered.DESCRIPTOR)
         name = topic(loop, "models.candidates")
         self._view = View(bootstrap, name, _CANDIDATES, on_change=self._take, start=Start(start))
@@ -60,14 +60,15 @@ class KafkaCandidates:
 
     def all(self) -> list[Candidate]:
         """See `Candidates`."""
-        return [candidate for _, candidate in self._candidates.values()]
+        return self._undecided.all()
 
-    def settle(self, state: LoopState) -> int:
+    def decided_offset(self, state: LoopState) -> int:
         """See `Candidates`."""
-        known = {rollout.version for rollout in state.rollouts.values()}
-        self._candidates = {name: each for name, each in self._candidates.items() if name not in known}
-        self._decided_offset = min((offset for offset, _ in self._candidates.values()), default=self._next_offset)
-        return self._decided_offset
+        return self._undecided.decided_offset(state)
+
+    def prune(self, state: LoopState) -> None:
+        """See `Candidates`."""
+        self._undecided.prune(state)
 
     async def check(self) -> bool:
         """Whether the view of the candidates has caught up with its topic; for a `Dependency`."""
@@ -85,14 +86,10 @@ class KafkaCandidates:
     def _take(self, _: str, event: Event | None) -> None:
         if event is None:
             return
-        if event.offset < self._decided_offset:  # read again after an error
-            return
-        self._next_offset = event.offset + 1
-        if event.message.loop != self._loop or self._check(event.message):
-            return
-        candidate = candidate_of(event.message, event.traceparent)
-        self._candidates.setdefault(candidate.version, (event.offset, candidate))
-        self._on_arrival()
+        is_ours = event.message.loop == self._loop and not self._check(event.message)
+        candidate = candidate_of(event.message, event.traceparent) if is_ours else None
+        if self._undecided.take(event.offset, candidate):
+            self._on_arrival()
 
 
 class KafkaGateways:

@@ -119,13 +119,15 @@ class RolloutLedger:
             if is_snapshot:
                 state = trimmed(state, self._max_ended)
             await self._write(numbered, state, is_snapshot=is_snapshot)
-            self._adopt(state)
+            self._adopt(state, untrimmed=told)
         for change in numbered:
             self._tell(change, told)
         return state
 
     def _settled(self, state: LoopState) -> LoopState:
-        return state if self.candidates is None else replace(state, candidates_offset=self.candidates.settle(state))
+        if self.candidates is None:
+            return state
+        return replace(state, candidates_offset=self.candidates.decided_offset(state))
 
     def _is_snapshot_due(self, state: LoopState, changes: Sequence[Change]) -> bool:
         """After each rollout; while one is under way only where many changes, or an old one, are in no snapshot."""
@@ -164,8 +166,11 @@ class RolloutLedger:
             self._replaced = FencedByPeer(f"another deployer wrote epoch {epoch} of the loop {self.state.loop}")
             self._wake()
 
-    def _adopt(self, state: LoopState) -> None:
+    def _adopt(self, state: LoopState, *, untrimmed: LoopState | None = None) -> None:
+        """Take over a state that the log holds; `untrimmed` also has the rollouts that its snapshot left out."""
         self.state = state
+        if self.candidates is not None:
+            self.candidates.prune(untrimmed or state)
         self._show_shares(state)
         self._wake()
 

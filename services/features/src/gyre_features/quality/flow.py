@@ -95,7 +95,7 @@ class LiveFlow:
     def _read(self, loop: str, version: str) -> LiveReference | None:
         try:
             return LiveReference.read(self._artifacts / loop / version, self._loops[loop])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             _LOG.warning("a model's reference cannot be read", extra={"version": version, "problem": repr(error)})
             return None
 

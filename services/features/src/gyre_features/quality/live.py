@@ -58,9 +58,20 @@ class LiveReference:
 
     @classmethod
     def read(cls, folder: Path, spec: LoopSpec) -> LiveReference | None:
-        """That of a version's artefact folder; None where the folder, or the reference in it, is missing."""
+        """That of a version's artefact folder; None where the folder, or the reference in it, is missing.
+
+        Raises:
+            ValueError: it is there and cannot be read, whatever stands in its files.
+        """
         if not (folder / MANIFEST_FILE).exists() or not (folder / REFERENCE_FILE).exists():
             return None
+        try:
+            return cls._of(folder, spec)
+        except Exception as error:
+            raise ValueError(f"{folder}: the reference cannot be read: {error!r}") from error
+
+    @classmethod
+    def _of(cls, folder: Path, spec: LoopSpec) -> LiveReference:
         known = json.loads((folder / MANIFEST_FILE).read_text())
         columns: list[str] = known["columns"]
         beside = folder / CLASSIFIER_FILE
