@@ -1,8 +1,13 @@
 """The tables of the flow of models stay small however many rollouts there were, and no lineage ends in nothing."""
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 from gyre.events.v1 import models_pb2 as models
 from gyre_monitor.store import reports
+from gyre_monitor.store.database import Database
 from gyre_monitor.store.model_retention import ModelRetention
 from gyre_monitor.store.schema import ARMS, CANDIDATES, IMPRESSIONS, LATENCIES, ROLLOUTS, TRIGGERS
 from sqlalchemy import func, select, text
@@ -160,3 +165,20 @@ async def test_counts_go_by_time_where_the_log_was_made_anew(projection, databas
     assert await database.read(epochs) == {"arms": expected, "latencies": expected}
     newest = await database.read(reports.newest_versions, loop, limit=2)
     assert newest == {"live", f"v{3 * NUMBER}"}
+
+
+async def test_counts_of_a_release_without_times_are_kept_at_first(
+    projection, database, log, make, wall, tmp_path: Path
+) -> None:
+    """Nobody knows how old they are: none goes at the first prune after the database was brought to this version."""
+    loop = log.loop
+    for number in range(1, NUMBER + 1):
+        await turn(projection, log, make, wall, loop, number)
+    before = await counts(database, loop)
+    with closing(sqlite3.connect(tmp_path / "monitor.db")) as plain:
+        plain.execute("alter table arms drop column change_time")
+        plain.execute("update meta set value = '6' where name = 'schema_version'")
+        plain.commit()
+    async with Database(f"sqlite:///{tmp_path / 'monitor.db'}") as opened:
+        await opened.write(lambda connection: ModelRetention({loop: NUMBER}).prune(connection, always=True))
+        assert await counts(opened, loop) == before
