@@ -393,11 +393,12 @@ class ManySnapshots:
     """An archive whose tables had more snapshots than one record can name."""
 
     def __init__(self) -> None:
-        self.newest = 2**62
+        self.newest, self.erasures = 2**62, 0
 
     async def alone(self, _loop: str, tables: Sequence[str], _work: object) -> dict[str, tuple[int, list[int], int]]:
         """As after an erasure: a row went, and every older snapshot."""
         first, self.newest = self.newest, self.newest + 150_000
+        self.erasures += 1
         return {name: (1, list(range(first, self.newest)), 0) for name in tables}
 
 
@@ -407,7 +408,8 @@ async def test_an_erasure_of_many_snapshots_fits_its_record(kafka: str, spec: Lo
     await create_topics(kafka, declared(spec))
     keyring, archive, name = Keyring(b"k" * 32), ManySnapshots(), topic(spec.loop, "privacy.erasures")
     async with Producer(kafka, source="test") as producer:
-        eraser = Eraser({spec.loop: archive}, producer, kafka, keyring)  # type: ignore[dict-item]  # the part it asks for
+        archives: Any = {spec.loop: archive}
+        eraser = Eraser(archives, producer, kafka, keyring, {spec.loop: 3600.0})
         task = asyncio.create_task(eraser.run())
         for time_s in (100, 200):
             message = privacy.UserForgotten(user_hash=user_hash(keyring, spec.loop, "u1"))
@@ -424,3 +426,29 @@ async def test_an_erasure_of_many_snapshots_fits_its_record(kafka: str, spec: Lo
                 assert snapshots.ids[-1] == archive.newest - 1
                 assert len(snapshots.ids) >= 10_000
         task.cancel()
+
+
+@pytest.mark.adapter
+@pytest.mark.parametrize(("kept_s", "erasures"), [(3600.0, 2), (0.0, 3)])
+async def test_an_erasure_is_remembered_as_long_as_its_tombstone(
+    kafka: str, spec: LoopSpec, kept_s: float, erasures: int
+) -> None:
+    """A tombstone that comes again is done, until its time is over: so nobody stays in memory for ever."""
+    await create_topics(kafka, declared(spec))
+    keyring, archive, name = Keyring(b"k" * 32), ManySnapshots(), topic(spec.loop, "privacy.erasures")
+    archives: Any = {spec.loop: archive}
+    async with Producer(kafka, source="test") as producer:
+        eraser = Eraser(archives, producer, kafka, keyring, {spec.loop: kept_s})
+        for user in ("u1", "u2", "u1", "last"):
+            message = privacy.UserForgotten(user_hash=user_hash(keyring, spec.loop, user))
+            message.forgotten_time.FromSeconds(100)
+            eraser.note(spec.loop, message)
+        task, last = asyncio.create_task(eraser.run()), user_hash(keyring, spec.loop, "last")
+
+        async def done() -> bool:
+            assert not task.done(), "the eraser ended"
+            return any(each.message.user_hash == last for each in (await read_compacted(kafka, name, ERASED)).values())
+
+        await eventually(done, timeout_s=60, message="the last erasure is published")
+        task.cancel()
+    assert archive.erasures == erasures + 1

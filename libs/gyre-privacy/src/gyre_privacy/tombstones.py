@@ -12,6 +12,7 @@ from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, tombstones_kept_s, topic
 from gyre_runtime.errors import Precondition, Unavailable
 from gyre_runtime.events import Event, message_types
+from gyre_runtime.expiring import Expiring
 from gyre_runtime.kafka import View, create_topics
 from gyre_runtime.settings import KafkaSettings
 
@@ -43,9 +44,11 @@ class Tombstones:
         on_tombstone: OnTombstone = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._loops, self._pseudonyms, self._clock = dict(loops), Pseudonyms(keyring), clock
-        self._noted: dict[tuple[str, bytes], float] = {}
-        self._times: dict[tuple[str, bytes], float] = {}
+        self._loops, self._pseudonyms = dict(loops), Pseudonyms(keyring)
+        self._times: dict[str, Expiring[bytes, float]] = {
+            loop: Expiring(tombstones_kept_s(spec), clock=clock) for loop, spec in loops.items()
+        }
+        self._are_any = False
         self._on_tombstone = on_tombstone
         self._ready = asyncio.Event()
 
@@ -59,25 +62,13 @@ class Tombstones:
         Raises:
             Precondition: it holds a hash, and there is no key to compare it with (PRIVACY_KEY_MISSING).
         """
-        user = (loop, self._pseudonyms.of_message(loop, message))
-        self._times[user] = message.forgotten_time.ToNanoseconds() / 1e9
-        self._noted.pop(user, None)  # the newest stand last
-        self._noted[user] = self._clock()
-        self._drop_expired()
+        user, self._are_any = self._pseudonyms.of_message(loop, message), True
+        self._times[loop].put(user, message.forgotten_time.ToNanoseconds() / 1e9)
         self._on_tombstone(loop, message, offset)
-
-    def _drop_expired(self) -> None:
-        """Let go what its topic lets go: no event that such a tombstone covers is in Kafka any more."""
-        now = self._clock()
-        while self._noted:
-            user, noted = next(iter(self._noted.items()))
-            if now - noted <= tombstones_kept_s(self._loops[user[0]]):
-                break
-            del self._noted[user], self._times[user]
 
     def exist(self, loop: str) -> bool:
         """Whether anybody was forgotten in a loop, as far as its topic remembers."""
-        return any(name == loop for name, _ in self._times)
+        return len(self._times[loop]) > 0
 
     def cover(self, event: Event) -> bool:
         """Whether an event is of a user who was forgotten later than the event.
@@ -87,10 +78,10 @@ class Tombstones:
         again do. What the user does later counts.
         """
         message = event.message
-        if not self._times or not isinstance(message, OF_USERS):
+        if not self._are_any or not isinstance(message, OF_USERS):
             return False
         loop = event.topic.partition(".")[0]
-        forgotten = self._times.get((loop, self._pseudonyms.names(loop, message.user_id)))
+        forgotten = self._times[loop].get(self._pseudonyms.names(loop, message.user_id))
         if forgotten is None:
             return False
         happened = event.time if self._loops[loop].clock == "wall" else event.arrival_time
@@ -98,7 +89,7 @@ class Tombstones:
 
     def without(self, events: Sequence[Event]) -> list[Event]:
         """The events that count."""
-        return [event for event in events if not self.cover(event)] if self._times else list(events)
+        return [event for event in events if not self.cover(event)] if self._are_any else list(events)
 
     async def follow(self, settings: KafkaSettings) -> None:
         """Follow the topics for as long as the process lives.

@@ -35,7 +35,7 @@ class KafkaCandidates:
         self._undecided = UndecidedCandidates(start)
         self._check = checker_for(CandidateRegistered.DESCRIPTOR)
         name = topic(loop, "models.candidates")
-        self._view = View(bootstrap, name, _CANDIDATES, on_change=self._take, start=Start(start))
+        self._view = View(bootstrap, name, _CANDIDATES, on_change=self._take, start=Start(start), holds_events=False)
         self.consumer = Consumer(
             bootstrap,
             group=f"deployer-{loop}",
@@ -103,7 +103,7 @@ class KafkaGateways:
         self._reports: dict[str, ObservedGateway] = {}
         name = topic(loop, "models.gateway-reports")
         recent = Start(max_age_s=FORGET_S)
-        self._view = View(bootstrap, name, _REPORTS, on_change=self._take, start=recent)
+        self._view = View(bootstrap, name, _REPORTS, on_change=self._take, start=recent, holds_events=False)
 
     async def __aenter__(self) -> Self:
         """Read the newest report of every gateway."""

@@ -11,6 +11,7 @@ from gyre_core.topics import topic
 from gyre_privacy.pseudonyms import Pseudonyms, record_key
 from gyre_runtime import Unavailable
 from gyre_runtime.events import message_types
+from gyre_runtime.expiring import Expiring
 from gyre_runtime.kafka import Producer, read_compacted
 from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, USERS
 from pyiceberg.expressions import In
@@ -39,15 +40,22 @@ class Eraser:
         producer: for what was erased.
         kafka: host:port list.
         keyring: what ids are hashed under in tombstones; None where the process has no key file.
+        kept_s: how long a loop's tombstones are kept, seconds, by loop; what was erased is remembered as long.
     """
 
     def __init__(
-        self, archives: Mapping[str, Archive], producer: Producer, kafka: str, keyring: Keyring | None
+        self,
+        archives: Mapping[str, Archive],
+        producer: Producer,
+        kafka: str,
+        keyring: Keyring | None,
+        kept_s: Mapping[str, float],
     ) -> None:
         self._archives, self._producer, self._kafka = archives, producer, kafka
         self._pseudonyms = Pseudonyms(keyring)
         self._waiting: asyncio.Queue[tuple[str, privacy.UserForgotten]] = asyncio.Queue()
-        self._done: dict[str, dict[str, privacy.UserErased]] = {}
+        self._kept_s = kept_s
+        self._done: dict[str, Expiring[str, int]] = {}
 
     def note(self, loop: str, message: privacy.UserForgotten) -> None:
         """Take a tombstone in."""
@@ -63,21 +71,32 @@ class Eraser:
 
     async def _erased(self, loop: str, message: privacy.UserForgotten) -> bool:
         try:
-            if loop not in self._done:
-                published = await read_compacted(self._kafka, topic(loop, "privacy.erasures"), ERASED)
-                self._done[loop] = {key: event.message for key, event in published.items()}
-            earlier = self._done[loop].get(record_key(message))
-            if earlier is not None and _ns(earlier.forgotten_time) >= _ns(message.forgotten_time):
+            key, done = record_key(message), await self._done_of(loop)
+            erased = done.get(key)
+            if erased is not None and erased >= _ns(message.forgotten_time):
                 return True
             answer = await self._erase(loop, message)
-            if earlier is not None:
+            if erased is not None and (earlier := (await self._published(loop)).get(key)) is not None:
                 _add_earlier(answer, earlier)
-            await self._producer.send(topic(loop, "privacy.erasures"), answer, key=record_key(message))
+            await self._producer.send(topic(loop, "privacy.erasures"), answer, key=key)
         except (Unavailable, TimeoutError) as error:
             _LOG.warning("an erasure waits", extra={"loop": loop, "problem": str(error)})
             return False
-        self._done[loop][record_key(message)] = answer
+        done.put(key, _ns(message.forgotten_time))
         return True
+
+    async def _done_of(self, loop: str) -> Expiring[str, int]:
+        """The tombstones of a loop that are done: by key the newest one's time, unix nanoseconds."""
+        if loop not in self._done:
+            done = Expiring[str, int](self._kept_s[loop])
+            for key, erased in (await self._published(loop)).items():
+                done.put(key, _ns(erased.forgotten_time))
+            self._done[loop] = done
+        return self._done[loop]
+
+    async def _published(self, loop: str) -> dict[str, privacy.UserErased]:
+        events = await read_compacted(self._kafka, topic(loop, "privacy.erasures"), ERASED)
+        return {key: event.message for key, event in events.items()}
 
     async def _erase(self, loop: str, message: privacy.UserForgotten) -> privacy.UserErased:
         answer = privacy.UserErased(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from gyre.events.v1 import privacy_pb2 as privacy
@@ -15,13 +15,12 @@ from gyre_core.topics import topic
 from gyre_privacy.pseudonyms import Pseudonyms, record_key
 from gyre_runtime import Unavailable
 from gyre_runtime.context import current_call
-from gyre_runtime.events import message_types
+from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, View, ensure_topics
 from gyre_runtime.settings import KafkaSettings
 
 from gyre_features.online.store import OnlineStore
 
-_LOOK_AGAIN_S = 0.2
 _MIN_CONNECT_S = 2.0
 _TYPES = message_types(privacy.UserErased)
 
@@ -43,6 +42,28 @@ class ForgottenUser:
     erased: privacy.UserErased | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    """The erasure of a tombstone, or of a later one of the same user, that a call waits for.
+
+    Attributes:
+        key: of the record.
+        since_ns: the tombstone's time, unix nanoseconds.
+        answer: what the archive reported.
+    """
+
+    loop: str
+    key: str
+    since_ns: int
+    answer: asyncio.Future[privacy.UserErased]
+
+    def note(self, loop: str, key: str, message: privacy.UserErased) -> None:
+        """Take what the archive reported of some tombstone."""
+        is_wanted = (loop, key) == (self.loop, self.key) and message.forgotten_time.ToNanoseconds() >= self.since_ns
+        if is_wanted and not self.answer.done():
+            self.answer.set_result(message)
+
+
 @dataclass
 class Forgetting:
     """Sends tombstones and waits for what comes of them.
@@ -58,19 +79,26 @@ class Forgetting:
     keyring: Keyring | None
     _producer: Producer | None = field(default=None, init=False)
     _connected: asyncio.Event = field(default_factory=asyncio.Event, init=False)
-    _erasures: dict[str, View] = field(default_factory=dict, init=False)
+    _awaited: list[_Awaited] = field(default_factory=list, init=False)
 
     async def follow(self, settings: KafkaSettings) -> None:
         """Stay connected to Kafka for as long as the process lives; features are served without it."""
         await ensure_topics(settings, self.loops.values())
         async with AsyncExitStack() as stack:
             producer = await stack.enter_async_context(Producer(settings.kafka, source="gyre/features"))
-            for name in self.loops:
-                view = View(settings.kafka, topic(name, "privacy.erasures"), _TYPES)
-                self._erasures[name] = await stack.enter_async_context(view)
+            views = [await stack.enter_async_context(self._view(settings, name)) for name in self.loops]
             self._producer = producer
             self._connected.set()
-            await asyncio.gather(*(view.wait_for(lambda _: False) for view in self._erasures.values()))
+            await asyncio.gather(*(view.wait_for(lambda _: False) for view in views))
+
+    def _view(self, settings: KafkaSettings, loop: str) -> View:
+        """Follows what the archive erases; only what a call waits for is kept."""
+
+        def note(key: str, event: Event | None) -> None:
+            for each in self._awaited if event is not None else ():
+                each.note(loop, key, event.message)
+
+        return View(settings.kafka, topic(loop, "privacy.erasures"), _TYPES, on_change=note, holds_events=False)
 
     async def forget(self, stores: Sequence[OnlineStore], user_id: str, *, sent_as: str) -> ForgottenUser:
         """Forget a user in all stores of a loop, whom producers may know by another id than the loop: `sent_as`.
@@ -91,11 +119,13 @@ class Forgetting:
         if self._producer is None:
             raise Unavailable("KAFKA_UNAVAILABLE", "the tombstone cannot be written: Kafka does not answer")
         message.forgotten_time.FromNanoseconds(time.time_ns())
-        await self._producer.send(topic(loop, "privacy.tombstones"), message, key=record_key(message))
-        for key in dict.fromkeys((user_id, sent_as)):
-            await self._producer.delete(topic(loop, "catalog.users"), key)
-        deleted = await _delete(stores, user_id)
-        erased = await self._erased(loop, message)
+        with self._awaiting(loop, message) as awaited:
+            await self._producer.send(topic(loop, "privacy.tombstones"), message, key=awaited.key)
+            for key in dict.fromkeys((user_id, sent_as)):
+                await self._producer.delete(topic(loop, "catalog.users"), key)
+            deleted = await _delete(stores, user_id)
+            await asyncio.wait([awaited.answer], timeout=self.wait_s)
+        erased = awaited.answer.result() if awaited.answer.done() else None
         deleted += await _delete(stores, user_id)
         deleted += await stores[0].delete_keys(await stores[0].keys_of_user(user_id))
         await stores[0].rewrite_file()
@@ -103,18 +133,16 @@ class Forgetting:
         found += sum([await store.count_late_events(user_id) for store in stores])
         return ForgottenUser(message, deleted, found, erased)
 
-    async def _erased(self, loop: str, message: privacy.UserForgotten) -> privacy.UserErased | None:
-        """What the archive reported of this tombstone or a later one."""
-        view, wanted = self._erasures[loop], message.forgotten_time.ToNanoseconds()
-        end = time.monotonic() + self.wait_s
-        while True:
-            event = view.get(record_key(message))
-            if event is not None and event.message.forgotten_time.ToNanoseconds() >= wanted:
-                published: privacy.UserErased = event.message
-                return published
-            if time.monotonic() >= end:
-                return None
-            await asyncio.sleep(_LOOK_AGAIN_S)
+    @contextmanager
+    def _awaiting(self, loop: str, message: privacy.UserForgotten) -> Iterator[_Awaited]:
+        """Wait for what becomes of a tombstone inside of the block, from before it is sent."""
+        answer: asyncio.Future[privacy.UserErased] = asyncio.get_running_loop().create_future()
+        awaited = _Awaited(loop, record_key(message), message.forgotten_time.ToNanoseconds(), answer)
+        self._awaited.append(awaited)
+        try:
+            yield awaited
+        finally:
+            self._awaited.remove(awaited)
 
 
 async def _delete(stores: Sequence[OnlineStore], user_id: str) -> int:

@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 from gyre.events.v1 import features_pb2 as events_pb2
 from gyre.events.v1 import privacy_pb2
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import topic
+from gyre_core.topics import tombstones_kept_s, topic
 from gyre_privacy.masking import Privacy, open_privacy, read_keyring
 from gyre_privacy.redaction import redactor
 from gyre_privacy.tombstones import Tombstones
@@ -69,7 +69,8 @@ def _write(
     keyring = read_keyring(settings)
     tombstones = Tombstones(loops, keyring, on_tombstone=erase)
     writers = {name: _archive(settings, catalog, tombstones) for name in loops}
-    eraser = Eraser(writers, probe, settings.kafka, keyring)
+    kept_s = {name: tombstones_kept_s(spec) for name, spec in loops.items()}
+    eraser = Eraser(writers, probe, settings.kafka, keyring, kept_s)
     lifespan.background("tombstones", tombstones.follow(settings))
     for name, writer in writers.items():
         lifespan.background(f"append in time for {name}", writer.run())

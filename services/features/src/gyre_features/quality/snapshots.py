@@ -28,7 +28,11 @@ class SnapshotReports:
 
     def find(self, loop: str, *, run_id: str = "", snapshot_id: int = 0) -> pb.SnapshotReport | None:
         """The newest report of a run, or on a snapshot of any table, or with both; None where there is none."""
-        for path in self._paths(loop):
+        paths = self._paths(loop)
+        gone = {path for path in self._known if path.parent.parent.name == loop}.difference(paths)
+        for path in gone:
+            del self._known[path]
+        for path in paths:
             report = self._read(path)
             if report is None or (run_id and report.run_id != run_id):
                 continue
