@@ -62,7 +62,8 @@ def keys() -> str:
     lead = (
         f"What the online store holds. `gyre{STORE_FORMAT}` names the format of the values: stores of two formats never"
         " meet. `{<loop>:<shard>}` is the hash tag that keeps a loop's virtual shard on one node of a Redis Cluster;"
-        " `<layout hash>` names the feature layout, so two layouts live side by side."
+        " `<layout>` is the hash of the feature layout, so two layouts live side by side. Where a retired layout is"
+        " wanted again, a point and a number follow it: it is filled anew, and the keys of the retired one are deleted."
     )
     return page("Redis keys", lead, keys_table().rstrip("\n"))
 

@@ -104,6 +104,22 @@ def test_what_answers_requests_comes_first() -> None:
     assert wanted_layouts("a", models)["a"] == ("gyre.yaml", "live v3", "waiting v6")
 
 
+def test_a_layout_that_is_wanted_again_is_filled_into_a_store_of_its_own() -> None:
+    """A retirement ends a layout's store, so nobody deletes keys that somebody writes again."""
+    ready = known(spec())
+    assert (ready.generation, ready.former_stores()) == (0, frozenset())
+    retired = ready.moved(LayoutState.RETIRED, now=1.0)
+    assert (retired.generation, retired.former_stores()) == (0, {ready.hash})
+    (again,) = changes(Wants(ready.hash, [], {}, 0.0), by_hash(retired), now=2.0)
+    assert (again.state, again.generation, again.former_stores()) == (LayoutState.FILLING, 1, {ready.hash})
+    declared = declare(Declared(ready.hash, ready.definition), by_hash(retired), now=2.0)
+    assert declared is not None
+    assert declared.generation == 1
+    filled = again.moved(LayoutState.READY, now=3.0)
+    assert filled.generation == 1
+    assert filled.moved(LayoutState.RETIRED, now=4.0).former_stores() == {ready.hash, f"{ready.hash}.1"}
+
+
 def test_a_fifth_layout_is_refused_by_name() -> None:
     """With four layouts wanted a fifth is refused, with the layout that must retire first; one that is known is not."""
     four = [known(numbered(number)) for number in range(1, 1 + MAX_LAYOUTS)]

@@ -148,7 +148,7 @@ async def test_what_a_fill_sets_aside_is_counted(  # noqa: PLR0917 (fixtures)
     monkeypatch.setattr(fill, "_FEW_EVENTS", few)
     settings = FeaturesSettings(loops=(loop_file,), kafka=kafka, redis=redis_url, warehouse=str(tmp_path / "warehouse"))
     places = tuple({(event.topic, event.partition) for event in strange_row})
-    job = FillJob(settings, store.spec.loop, LayoutDefinition.of(store.spec), places, gives_way=False)
+    job = FillJob(settings, store.spec.loop, LayoutDefinition.of(store.spec), 0, places, gives_way=False)
     await run_fill(job, store, lambda _event: False)
     await _assert_equal(store, strange_row)
 

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
-from gyre_core.features import Layout, State
+from gyre.events.v1.features_pb2 import BatchApplied
+from gyre_core.features import BUFFER_IDLE_S, Layout, State
 from gyre_core.spec import LoopSpec
 from gyre_features.online.store import OnlineStore
+from gyre_features.parity import AppliedBatch
+from gyre_features.parity.replaying import BatchReplay, EntityWrite
 from gyre_features.settings import FeaturesSettings
 from gyre_features.stream.backfill import Archived
-from gyre_features.stream.loop_stream import LoopStream
+from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_features.warehouse.archive import Archive
 from gyre_runtime.events import Event
 from gyre_warehouse.tables import open_catalog
@@ -108,3 +111,29 @@ async def test_a_fill_knows_the_fast_clock_by_the_times_of_arrival_in_the_wareho
     await stream.assigned(places)
     await stream.apply([change])
     assert await _sums(store) == pytest.approx(corrected)
+
+
+async def test_after_days_of_quiet_the_store_corrects_nothing_and_the_parity_check_knows(
+    redis: Redis, spec: LoopSpec, layout: Layout, history: Any
+) -> None:
+    """What is buffered goes with its time to live where a loop stands still; the replay forgets it then, too."""
+    store, batches = OnlineStore(redis, spec, layout), list[AppliedBatch]()
+    days_s = 0.0
+
+    async def note(batch: BatchApplied, kept: Sequence[Event]) -> None:
+        time = batch.applied_time.ToNanoseconds() / 1e9 + days_s
+        batches.append(AppliedBatch(0, batch.batch, time, [feature_event(each) for each in kept]))
+
+    stream, (*before, change) = LoopStream(store, on_batch=note), _events(history, fast=False)
+    for event in before:
+        await stream.apply([event])
+    uncorrected, buffer = await _sums(store), store.names.contributions(0, known=True)
+    assert 0 < await redis.ttl(buffer) <= layout.max_field_lateness_s + BUFFER_IDLE_S
+    await redis.delete(buffer)
+    days_s = layout.max_field_lateness_s + BUFFER_IDLE_S + 60
+    await stream.apply([change])
+    assert await _sums(store) == pytest.approx(uncorrected)
+    replay = BatchReplay(layout, shards=1, wanted=[EntityWrite("user", "u1", each.number) for each in batches])
+    replay.apply(batches)
+    newest = replay.kept[max(replay.kept, key=lambda write: write.batch)]
+    assert list(State.unpack(layout.slots("user"), newest).sums) == pytest.approx(uncorrected)

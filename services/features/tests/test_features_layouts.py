@@ -19,6 +19,7 @@ from gyre.events.v1 import models_pb2 as models
 from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre_core.features import Layout, Replay, RequestContext
+from gyre_core.keys import pattern as store_keys
 from gyre_core.layouts import KnownLayout, LayoutDefinition, LayoutState
 from gyre_core.spec import LoopSpec, load_loop, parse_loop
 from gyre_core.topics import declared, topic
@@ -31,6 +32,7 @@ from gyre_runtime import GyreError, ServiceSettings, channel
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, create_topics, read_compacted
 from gyre_runtime.layouts import layout_message
+from redis.asyncio import Redis
 
 pytestmark = [pytest.mark.adapter, pytest.mark.timeout(400)]
 ITEMS = [f"i{number}" for number in range(12)]
@@ -265,6 +267,43 @@ async def test_a_changed_file_takes_no_layout_away_that_a_model_names(loop: Loop
     with pytest.raises(GyreError, match="is not maintained any more") as refused:
         await loop.matrix(moment_of(events), before)
     assert refused.value.reason == "LAYOUT_NOT_SERVED"
+
+
+async def test_a_retired_layout_leaves_the_store_and_is_filled_again(
+    loop: Loop, history: Any, produce: Any, redis: Redis
+) -> None:
+    """No key of a retired layout stays, identities included; wanted again, it counts all events and no repeat."""
+    events = [*history.catalogue(), *history.ratings(200)]
+    await produce(events)
+    old = loop.spec
+    await until_served(loop, old, events)
+    before, after = Layout.compile(old).hash, Layout.compile(loop.edit(DAY)).hash
+    await loop.name_models(("v1", models.MODEL_ROLE_LIVE, before))
+    await loop.restart("stream")
+    await loop.restart("serve")
+    await until_served(loop, loop.spec, events)
+
+    async def kinds_of(layout: str) -> set[str]:
+        keys = [key.decode() async for key in redis.scan_iter(store_keys(old.loop), count=1000)]
+        return {key.partition(f":{layout}:")[2].partition(":")[0] for key in keys if f"}}:{layout}:" in key}
+
+    kept = {"item", "user", "fence", "duplicates", "batch"}
+    assert kept <= await kinds_of(before)
+    await loop.name_models(("v2", models.MODEL_ROLE_LIVE, after), epoch=2)
+    await loop.until(before, events_pb2.LAYOUT_STATE_RETIRED)
+
+    async def deleted() -> bool:
+        return not await kinds_of(before)
+
+    await eventually(deleted, timeout_s=60, message=f"the keys of the retired layout {before} are deleted")
+    assert kept <= await kinds_of(after)
+    named = [("v2", models.MODEL_ROLE_LIVE, after), ("v1", models.MODEL_ROLE_LAST_GOOD, before)]
+    await loop.name_models(*named, epoch=3)
+    more = later(history, after_s=400, seed=5)
+    await produce([events[-1], *more, more[0]])
+    for spec in (old, loop.spec):
+        await until_served(loop, spec, [*events, *more])
+    await loop.until(before, events_pb2.LAYOUT_STATE_READY)
 
 
 def later(history: Any, *, after_s: float, seed: int) -> list[Event]:

@@ -24,7 +24,7 @@ def maintainer(**states: LayoutState) -> LayoutMaintainer:
     known = {each: KnownLayout(each, definition, state, FILLED, FILLED) for each, state in states.items()}
     catalog: Any = SimpleNamespace(known=lambda _loop: known, current=lambda _loop: list(known.values())[-1])
     unused: Any = None
-    called = dict.fromkeys(("publish", "remove", "open", "ready"), unused)
+    called = dict.fromkeys(("publish", "remove", "clear", "open", "ready"), unused)
     return LayoutMaintainer(SPEC, catalog, models=list, grace_s=0.0, **called)
 
 

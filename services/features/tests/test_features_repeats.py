@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_core import append_windows
 from gyre_core.features import Layout, Reader, RequestContext
 from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec
@@ -26,6 +27,8 @@ BEGIN = 1_370_000_000.0
 CLICKS = "behavior.interactions"
 WINDOW_S = 10
 HOUR_S = 3600.0
+MAX_BEHIND = 4
+"""So many far back in a row are believed here; a thousand otherwise."""
 
 
 async def _ignore(*_: object) -> None:
@@ -58,19 +61,24 @@ def _log(spec: LoopSpec, count: int, *, partition: int, seed: int) -> list[Event
 
 def _expected(log: Sequence[Event]) -> dict[str, int]:
     """How often each item counts in a partition's log, by the rule's own words: slow, and with no state to keep."""
-    windows: list[tuple[int, int]] = []
+    windows: list[tuple[int, int, int]] = []
     for event in log:
         own = int(event.arrival_time // WINDOW_S)
         if not windows:
-            windows.append((own, 0))
+            windows.append((own, 0, 0))
             continue
-        window, run = windows[-1]
-        if own < window and event.arrival_time >= window * WINDOW_S - HOUR_S:
-            own = window  # a clock that is a little behind
-        windows.append((own, run + (own != window)))
+        window, run, behind = windows[-1]
+        if own > window:
+            windows.append((own, run + 1, 0))
+        elif event.arrival_time >= window * WINDOW_S - HOUR_S:
+            windows.append((window, run, 0))  # a clock that is a little behind
+        elif behind + 1 < MAX_BEHIND:
+            windows.append((window, run, behind + 1))  # an old event, or a clock that is far behind
+        else:
+            windows.append((own, run, 0))  # the clock before was ahead
     counting: list[int] = []
     for at, event in enumerate(log):
-        window, run = windows[at]
+        _, run, _ = windows[at]
         near = [each for each in counting if windows[each][1] >= run - 1]
         if all(log[each].id != event.id for each in near):
             counting.append(at)
@@ -93,9 +101,10 @@ async def _apply(redis: Redis, spec: LoopSpec, events: Sequence[Event], *, seed:
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("seed", range(3))
 async def test_one_log_gives_the_same_counts_however_it_is_read(
-    redis: Redis, sharded: Any, tmp_path: Path, shards: int, seed: int
+    redis: Redis, sharded: Any, tmp_path: Path, shards: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In batches of any length, over restarts, in one batch and from the warehouse, its append times decide."""
+    monkeypatch.setattr(append_windows, "_MAX_BEHIND", MAX_BEHIND)
     spec: LoopSpec = sharded(shards)
     logs = [_log(spec, 150, partition=number, seed=2 * seed + number) for number in (0, 1)]
     wanted: dict[str, int] = {}
@@ -149,7 +158,7 @@ async def _applied(store: OnlineStore, items: int) -> list[int]:
     return [number for number in range(items) if await _counted(store, f"i{number}")]
 
 
-@pytest.mark.parametrize("ahead_s", [15, 25, 1800])
+@pytest.mark.parametrize("ahead_s", [15, 25, 1800, 2 * HOUR_S, 400 * 24 * HOUR_S])
 async def test_a_clock_that_is_ahead_for_a_moment_makes_nobody_forgotten(
     redis: Redis, spec: LoopSpec, ahead_s: float
 ) -> None:
@@ -158,6 +167,15 @@ async def test_a_clock_that_is_ahead_for_a_moment_makes_nobody_forgotten(
     for number, (id_, after_s) in enumerate([("A", 0.0), ("B", ahead_s), ("A", 1.0)]):
         await LoopStream(store, on_batch=_ignore).apply([_rated(spec, id_, number, after_s)])
     assert await _applied(store, 3) == [0, 1]
+
+
+async def test_events_that_are_old_make_nobody_forgotten(redis: Redis, spec: LoopSpec) -> None:
+    """Records whose append times are hours old, between an event and its repeat, take no identity away."""
+    store = _store(redis, spec)
+    log = [("A", 0.0), ("old", -2 * HOUR_S), ("B", 1.0), ("older", -900 * HOUR_S), ("C", 2.0), ("A", 3.0), ("old", 4.0)]
+    for number, (id_, after_s) in enumerate(log):
+        await LoopStream(store, on_batch=_ignore).apply([_rated(spec, id_, number, after_s)])
+    assert await _applied(store, len(log)) == [0, 1, 2, 3, 4]
 
 
 async def test_checkpoints_that_were_read_before_a_batch_move_no_window(redis: Redis, spec: LoopSpec) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import Layout, Reader, RequestContext
 from gyre_core.spec import LoopSpec, load_loop
 from gyre_core.topics import dead_letter_topic, declared, topic
@@ -63,10 +64,15 @@ async def _counted(redis: Redis, spec: LoopSpec) -> float:
     return float(matrix[0][layout.columns.index("popular_7d")])
 
 
+def _edited(loop_file: Path, old: str, new: str) -> LoopSpec:
+    """The loop with a part of its file replaced."""
+    loop_file.write_text(loop_file.read_text().replace(old, new))
+    return load_loop(loop_file)
+
+
 def _changed(loop_file: Path) -> LoopSpec:
     """The loop with another layout, which its file then says, too."""
-    loop_file.write_text(loop_file.read_text().replace("[1d, 7d]", "[1d, 7d, 14d]"))
-    return load_loop(loop_file)
+    return _edited(loop_file, "[1d, 7d]", "[1d, 7d, 14d]")
 
 
 async def test_a_replayed_letter_counts_once(  # noqa: PLR0917 - fixtures
@@ -116,3 +122,40 @@ async def test_a_replayed_letter_counts_once(  # noqa: PLR0917 - fixtures
     catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path / "warehouse")))
     assert ensure_table(catalog, spec.loop, INTERACTIONS).scan().to_arrow().num_rows == LETTERS + 2
     assert len([each async for each in read_records(kafka, name)]) == 2 * LETTERS + 2
+
+
+async def test_a_replayed_letter_that_the_archive_had_taken_counts_once(
+    kafka: str, redis: Redis, tmp_path: Path, spec: LoopSpec, loop_file: Path, start_process: Start
+) -> None:
+    """Refused by the stream, archived under a mended file, put back: once online, and one id for training to count."""
+    await create_topics(kafka, declared(spec))
+    name, letters = topic(spec.loop, CLICKS), dead_letter_topic(topic(spec.loop, CLICKS))
+    message = behavior.Interaction(user_id="u1", item_id="i1", type="rating", value=20)
+    async with Producer(kafka, source="shop") as producer:
+        await producer.send(name, message, key="u1", id="wide", time=BEGIN)
+
+    async def has_letter() -> bool:
+        return len([each async for each in read_records(kafka, letters)]) == 1
+
+    async def archived() -> bool:
+        catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path / "warehouse")))
+        held = offsets_of(ensure_table(catalog, spec.loop, INTERACTIONS))
+        return {each: end for each, end in held.items() if end} == await _ends(kafka, spec)
+
+    refusing = start_process("stream")
+    await eventually(has_letter, timeout_s=60, message="the record is dead-lettered")
+    await eventually(lambda: _applied(redis, kafka, spec), timeout_s=60, message="the position passes it")
+    refusing.terminate()
+    assert await asyncio.to_thread(refusing.wait, 20) == 0
+    mended = _edited(loop_file, "max: 10}", "max: 100}")
+    assert Layout.compile(mended).hash == Layout.compile(spec).hash
+    start_process("archive", GYRE_FEATURES_ARCHIVE_S="0.2")
+    start_process("stream")
+    await eventually(archived, timeout_s=60, message="the record is archived")
+    assert await asyncio.to_thread(_replay(kafka, spec.loop).wait, 60) == 0
+    await eventually(lambda: _applied(redis, kafka, mended), timeout_s=60, message="the replay is applied")
+    await eventually(archived, timeout_s=60, message="the replay is archived")
+    assert await _counted(redis, mended) == pytest.approx(1, abs=0.3)
+    catalog = open_catalog(FeaturesSettings(warehouse=str(tmp_path / "warehouse")))
+    rows = ensure_table(catalog, spec.loop, INTERACTIONS).scan().to_arrow().to_pylist()
+    assert {(row["source"], row["event_id"]) for row in rows} == {("shop", "wide")}

@@ -32,7 +32,7 @@ class KeyDecl:
     ttl: str
 
 
-_PREFIX = f"gyre{STORE_FORMAT}:{{<loop>:<shard>}}:<layout hash>:"
+_PREFIX = f"gyre{STORE_FORMAT}:{{<loop>:<shard>}}:<layout>:"
 
 KEYS: tuple[KeyDecl, ...] = (
     KeyDecl(
@@ -90,7 +90,8 @@ KEYS: tuple[KeyDecl, ...] = (
         holds="the (ce_source, ce_id) and the (user, request) that were applied of the newest window of append times, "
         "and of the one before",
         owner="features",
-        ttl="the lease, as the applied offset has it: the log's own times say when a window goes",
+        ttl="the lease, as the applied offset has it: the log's own times say when a window goes, and a layout's "
+        "retirement takes both",
     ),
     KeyDecl(
         name="popular",
@@ -100,6 +101,16 @@ KEYS: tuple[KeyDecl, ...] = (
         ttl="that of items; bounded by a count",
     ),
 )
+
+
+def layout_store(layout_hash: str, generation: int) -> str:
+    """Which store of a layout it is, in its keys: one that is filled after a retirement is another than before."""
+    return f"{layout_hash}.{generation}" if generation else layout_hash
+
+
+def layout_store_of(key: str) -> str:
+    """The opposite for a whole key; empty where it is not one of this format."""
+    return key.partition("}:")[2].partition(":")[0] if key.startswith(f"gyre{STORE_FORMAT}:") else ""
 
 
 def prefix(loop: str, layout_hash: str, *, shard: int) -> str:
@@ -169,9 +180,14 @@ def versions_key(loop: str, layout_hash: str, *, shard: int, id: str) -> str:  #
     return f"{prefix(loop, layout_hash, shard=shard)}versions:{id}"
 
 
+def duplicates_prefix(loop: str, layout_hash: str, *, shard: int) -> str:
+    """What the keys of all applied identities of a virtual shard begin with."""
+    return f"{prefix(loop, layout_hash, shard=shard)}duplicates:"
+
+
 def duplicates_key(loop: str, layout_hash: str, *, shard: int, topic: str, partition: int, window: str) -> str:
     """The key of applied identities of a topic partition on a virtual shard; `window` is `newest` or `before`."""
-    return f"{prefix(loop, layout_hash, shard=shard)}duplicates:{topic}:{partition}:{window}"
+    return f"{duplicates_prefix(loop, layout_hash, shard=shard)}{topic}:{partition}:{window}"
 
 
 def former_duplicates_key(loop: str, layout_hash: str, *, shard: int, window: int) -> str:

@@ -14,6 +14,7 @@ from typing import Self
 from pydantic import Field as PydanticField
 
 from gyre_core.features import Layout
+from gyre_core.keys import layout_store
 from gyre_core.spec import Feature, Field, InteractionSpec, LoopSpec, ModelSpec, VectorField
 from gyre_core.spec.loop import EntitySpec
 from gyre_core.spec.model import EventName, LoopName, Name, SpecModel
@@ -118,6 +119,8 @@ class KnownLayout:
         filled: while it is filled, count of the offsets that it holds.
         total: while it is filled, count of the offsets that it is to hold.
         wanted_by: in words for a person; empty once it is retired.
+        generation: which of its stores holds its values, counted from 0: where it is wanted again after it was retired,
+            it is filled into a new one, since the keys of the one before are deleted.
     """
 
     hash: str
@@ -128,6 +131,7 @@ class KnownLayout:
     filled: int = 0
     total: int = 0
     wanted_by: tuple[str, ...] = ()
+    generation: int = 0
 
     @property
     def is_maintained(self) -> bool:
@@ -143,7 +147,12 @@ class KnownLayout:
 
     def moved(self, state: LayoutState, *, now: float) -> KnownLayout:
         """The layout in another state, from now (unix seconds) on."""
-        return replace(self, state=state, change_time=now, filled=0, total=0)
+        generation = self.generation + (not self.is_maintained and state is not LayoutState.RETIRED)
+        return replace(self, state=state, change_time=now, filled=0, total=0, generation=generation)
+
+    def former_stores(self) -> frozenset[str]:
+        """Its stores that nobody writes or reads any more, as the keys of the online store name them."""
+        return frozenset(layout_store(self.hash, each) for each in range(self.generation + (not self.is_maintained)))
 
 
 class LayoutRefused(Exception):  # noqa: N818 - reads as what it says about the definition

@@ -15,6 +15,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from gyre_core.admission import PartitionClock
+from gyre_core.append_windows import AppendWindow
 
 from gyre_runtime.events import Event
 
@@ -50,15 +51,14 @@ class Checkpoint:
             greater than all of the one before (see `base_at`); 0 for the first log.
         witness: the last applied record; None before the first, and where an older version wrote the checkpoint.
         clock: the partition's clock after the last applied record.
-        append_window: start of the window of append times that the applied log has reached, unix seconds, by which the
-            store knows repeats; None where it knows none.
+        append_window: window of append times that the applied log has reached, by which the store knows repeats.
     """
 
     offset: int = 0
     base: int = 0
     witness: Witness | None = None
     clock: PartitionClock = PartitionClock()  # noqa: RUF009 - frozen
-    append_window: int | None = None
+    append_window: AppendWindow = AppendWindow()  # noqa: RUF009 - frozen
 
     @property
     def kafka_offset(self) -> int:
@@ -78,8 +78,10 @@ class Checkpoint:
             rest["witness"] = list(self.witness)
         if self.clock.is_set:
             rest["clock"] = self.clock.newest
-        if self.append_window is not None:
-            rest["append_window"] = self.append_window
+        if self.append_window.start is not None:
+            rest["append_window"] = self.append_window.start
+        if self.append_window.behind:
+            rest["append_behind"] = self.append_window.behind
         return f"{self.offset} {json.dumps(rest, separators=(',', ':'))}" if rest else str(self.offset)
 
     @classmethod
@@ -93,7 +95,8 @@ class Checkpoint:
         known = json.loads(rest) if rest else {}
         witness = Witness(*known["witness"]) if "witness" in known else None
         clock = PartitionClock(known.get("clock", -inf))
-        return cls(int(number), known.get("base", 0), witness, clock, known.get("append_window"))
+        window = AppendWindow(known.get("append_window"), known.get("append_behind", 0))
+        return cls(int(number), known.get("base", 0), witness, clock, window)
 
 
 @dataclass(frozen=True, slots=True)

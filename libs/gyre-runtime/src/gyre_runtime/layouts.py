@@ -46,6 +46,7 @@ def layout_message(loop: str, layout: KnownLayout) -> pb.FeatureLayout:
         filled_events=layout.filled,
         total_events=layout.total,
         wanted_by=layout.wanted_by,
+        generation=layout.generation,
     )
     message.declared_time.FromNanoseconds(round(layout.declared_time * 1e9))
     message.change_time.FromNanoseconds(round(layout.change_time * 1e9))
@@ -67,6 +68,7 @@ def layout_of(message: pb.FeatureLayout) -> KnownLayout:
         filled=message.filled_events,
         total=message.total_events,
         wanted_by=tuple(message.wanted_by),
+        generation=message.generation,
     )
 
 

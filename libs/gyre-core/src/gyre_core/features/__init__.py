@@ -30,19 +30,18 @@ from gyre_core.features.events import (
 from gyre_core.features.identity import item_hash
 from gyre_core.features.layout import Column, Layout
 from gyre_core.features.reader import Reader
-from gyre_core.features.remembering import MAX_BUFFERED_BATCHES, ContributionBuffers, time_seen
-from gyre_core.features.repeats import AppendWindows
+from gyre_core.features.remembering import BUFFER_IDLE_S, MAX_BUFFERED_BATCHES, ContributionBuffers, time_seen
 from gyre_core.features.replay import Replay
 from gyre_core.features.slots import EntityLayout
 from gyre_core.features.state import State, batch_of, merge
 from gyre_core.features.versions import Contribution, ItemCategories, ItemFields, Version, Versions, with_version
 
 __all__ = [
+    "BUFFER_IDLE_S",
     "ENTITY_KINDS",
     "GLOBAL_ID",
     "MAX_BUFFERED_BATCHES",
     "AggregatedBatch",
-    "AppendWindows",
     "Column",
     "Contribution",
     "ContributionBuffers",

@@ -5,12 +5,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection
 from itertools import count
+from math import inf
 
 from gyre_core.features.layout import Layout
 from gyre_core.features.versions import Contribution
 
 MAX_BUFFERED_BATCHES = 2000
 """The batches whose contributions the online store keeps at most, of known items and of unknown ones."""
+
+BUFFER_IDLE_S = 86_400
+"""How long a buffer in the online store outlives its bound where nothing changes it, seconds of wall time."""
 
 
 def time_seen(event_time: float, arrival_time: float) -> float:
@@ -56,6 +60,12 @@ class ContributionBuffer:
         while self._batches and self._batches[0][0] < newest - self._kept_s:
             self.drop(heapq.heappop(self._batches)[2])
 
+    def expire(self, idle_s: float) -> None:
+        """Forget what the online store has let go where nothing changed the buffer for some time, seconds."""
+        if idle_s > self._kept_s + BUFFER_IDLE_S:
+            self._batches.clear()
+            self._by_item.clear()
+
     def of(self, item_id: str) -> list[Contribution]:
         """The contributions on an item."""
         return list(self._by_item.get(item_id, ()))
@@ -81,24 +91,34 @@ class ContributionBuffers:
     def __init__(self, layout: Layout, *, max_batches: int | None = None) -> None:
         self._known = ContributionBuffer(layout.max_field_lateness_s, max_batches=max_batches)
         self._unknown = ContributionBuffer(layout.max_lateness_s, max_batches=max_batches)
+        self._changed = inf
+
+    def expire(self, now: float) -> None:
+        """Forget what the online store has let go by some wall time, unix seconds, since nothing changed a buffer."""
+        self._known.expire(now - self._changed)
+        self._unknown.expire(now - self._changed)
 
     def add(self, contributions: list[Contribution]) -> None:
         """Buffer the contributions of one batch."""
         self._known.add([contribution for contribution in contributions if contribution.is_known])
         self._unknown.add([contribution for contribution in contributions if not contribution.is_known])
 
-    def take(self, contributions: list[Contribution], *, gone: Collection[Contribution], newest: float) -> None:
+    def take(
+        self, contributions: list[Contribution], *, gone: Collection[Contribution], newest: float, now: float
+    ) -> None:
         """Buffer the contributions of one batch in place of those that are gone, and drop what is too old.
 
         Args:
             contributions: of the batch.
             gone: those that they replace.
             newest: the greatest `time_seen` of the batch's behaviour, unix seconds.
+            now: wall time at which the online store had the batch, unix seconds.
         """
         self.drop(gone)
         self.add(contributions)
         if contributions or gone:
             self.cut(newest)
+            self._changed = now
 
     def cut(self, newest: float) -> None:
         """Forget what is too old beside an event of this time, unix seconds."""

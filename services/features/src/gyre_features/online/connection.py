@@ -14,12 +14,20 @@ def open_redis(settings: RedisSettings) -> Redis:
     return Redis.from_url(settings.redis, socket_timeout=5, socket_connect_timeout=2, health_check_interval=30)
 
 
-def open_store(settings: OnlineStoreSettings, redis: Redis, spec: LoopSpec) -> OnlineStore:
-    """The online store of the layout that a spec declares: gyre.yaml's newest, or one that is kept beside it."""
+def open_store(settings: OnlineStoreSettings, redis: Redis, spec: LoopSpec, generation: int = 0) -> OnlineStore:
+    """The online store of the layout that a spec declares: gyre.yaml's newest, or one that is kept beside it.
+
+    Args:
+        settings: of the store.
+        redis: where it is.
+        spec: the loop as the layout sees it.
+        generation: which of the layout's stores it is, as `KnownLayout` says.
+    """
     return OnlineStore(
         redis,
         spec,
         Layout.compile(spec),
         duplicates_s=settings.features_duplicates_s,
         max_popular=settings.features_popular_kept,
+        generation=generation,
     )

@@ -17,21 +17,19 @@ class Names:
 
     Args:
         loop: the loop.
-        layout_hash: of its layout.
+        layout: hash of its layout, with the generation of its store where that is not the first.
         shards: count of virtual shards.
         duplicates_s: length of a window of append times, seconds.
         categories: that have popular items of their own.
     """
 
-    def __init__(
-        self, loop: str, layout_hash: str, *, shards: int, duplicates_s: int, categories: Sequence[str]
-    ) -> None:
+    def __init__(self, loop: str, layout: str, *, shards: int, duplicates_s: int, categories: Sequence[str]) -> None:
         self.shards = shards
-        self._own = (loop, layout_hash)
+        self._own = (loop, layout)
         self.duplicates_s = duplicates_s
         self._categories = tuple(categories)
         self.prefixes: dict[EntityKind, list[str]] = {
-            kind: [keys.entity_key(loop, layout_hash, shard=shard, kind=kind, id="") for shard in range(shards)]
+            kind: [keys.entity_key(loop, layout, shard=shard, kind=kind, id="") for shard in range(shards)]
             for kind in ENTITY_KINDS
         }
 
@@ -93,6 +91,10 @@ class Names:
             for window in ("newest", "before")
         )
         return newest, before
+
+    def identities(self, shard: int) -> str:
+        """What the names of all applied identities begin with."""
+        return keys.duplicates_prefix(*self._own, shard=shard)
 
     def former_duplicates(self, shard: int, now: float) -> list[str]:
         """The windows of wall time that earlier versions may have left, at some time (unix seconds)."""

@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass
 from math import ceil
 
-from gyre_core import keys
 from gyre_core.features import ENTITY_KINDS, Layout
 from gyre_core.spec import DecayedCountFeature, LoopSpec
 
@@ -89,8 +88,3 @@ def script_plan(spec: LoopSpec, layout: Layout, *, kept: int) -> str:
             "id_at": 0,
         }
     return json.dumps(plan)
-
-
-def id_offset(loop: str, layout_hash: str, *, shard: int) -> int:
-    """Where, counted from 1, the id begins in the key of an item."""
-    return len(keys.entity_key(loop, layout_hash, shard=shard, kind="item", id="").encode()) + 1

@@ -13,18 +13,16 @@ from typing import Any
 from gyre_core import keys
 from gyre_core.features import GLOBAL_ID, Contribution, EntityId, EntityKind, Layout, Versions
 from gyre_core.spec import LoopSpec
-from gyre_runtime import GyreError, Unavailable
 from gyre_runtime.checkpoints import Checkpoint, Place
-from gyre_runtime.errors import is_transient
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from gyre_features.online.errors import unavailable
 from gyre_features.online.keys import Names
-from gyre_features.online.layout_program import id_offset, lease_s, popularity_of, script_plan
+from gyre_features.online.layout_program import lease_s, popularity_of, script_plan
 from gyre_features.online.script import AppliedOffsets, Outcome, Write, outcome_of, packed
 
 _SCRIPT = (Path(__file__).parent / "apply.lua").read_text()
-_SHOWN_CHARS = 200
 _REWRITE_WAIT_S, _REWRITE_LOOK_S = 10.0, 0.1
 _LOG = logging.getLogger(__name__)
 _SCANNED = 1000
@@ -48,13 +46,6 @@ class Values:
     items: Sequence[bytes | None]
 
 
-def unavailable(error: RedisError) -> GyreError:
-    """Our error for one of Redis: Unavailable where another attempt can help, else STORE_REFUSED."""
-    if is_transient(error):
-        return Unavailable("STORE_UNAVAILABLE", f"the online store does not answer: {type(error).__name__}")
-    return GyreError("STORE_REFUSED", f"the online store refuses: {type(error).__name__}: {str(error)[:_SHOWN_CHARS]}")
-
-
 def _beginning(names: Iterable[bytes], prefixes: Iterable[str]) -> list[bytes]:
     """The names that begin with one of some prefixes."""
     wanted = tuple(each.encode() for each in prefixes)
@@ -70,18 +61,26 @@ class OnlineStore:
         layout: the layout whose values these are.
         duplicates_s: how long identities are remembered at least, seconds between the append times of two events.
         max_popular: how many popular items are kept.
+        generation: which of the layout's stores it is, as `KnownLayout` says.
     """
 
     def __init__(
-        self, redis: Redis, spec: LoopSpec, layout: Layout, *, duplicates_s: int = 300, max_popular: int = 2000
+        self,
+        redis: Redis,
+        spec: LoopSpec,
+        layout: Layout,
+        *,
+        duplicates_s: int = 300,
+        max_popular: int = 2000,
+        generation: int = 0,
     ) -> None:
-        self.spec, self.layout = spec, layout
+        self.spec, self.layout, self.generation = spec, layout, generation
         self.shards = spec.shards.online_shards
         self.popularity = popularity_of(spec, layout)
         self._redis = redis
         self.names = Names(
             spec.loop,
-            layout.hash,
+            keys.layout_store(layout.hash, generation),
             shards=self.shards,
             duplicates_s=duplicates_s,
             categories=self.popularity.categories if self.popularity else (),
@@ -94,7 +93,7 @@ class OnlineStore:
     def _plan_of(self, plan: dict[str, Any], shard: int) -> dict[str, Any]:
         if self.popularity is None:
             return plan
-        at = id_offset(self.spec.loop, self.layout.hash, shard=shard)
+        at = len(self.names.prefixes["item"][shard].encode()) + 1
         return {**plan, "popular": {**plan["popular"], "id_at": at}}
 
     async def ping(self) -> None:
@@ -242,7 +241,7 @@ class OnlineStore:
     async def renew_leases(self) -> int:
         """Renew the keys that have no time to live of their own, once a third of it is over; answer how many.
 
-        Values come before applied offsets, which so outlive them.
+        Values come before applied offsets and the identities of their windows, which so outlive them.
 
         Raises:
             Unavailable: the store does not answer.
@@ -253,7 +252,9 @@ class OnlineStore:
         if self.layout.ttl_s("item") is None:
             leased += [names.popular(shard)[0] for shard in shards]
         guards = [
-            name for shard in shards for name in (names.applied_offsets(shard), names.batch(shard), names.outbox(shard))
+            name
+            for shard in shards
+            for name in (names.identities(shard), names.applied_offsets(shard), names.batch(shard), names.outbox(shard))
         ]
         renewed, last = 0, list[bytes]()
         try:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from gyre_core import keys
+from gyre_core.append_windows import AppendWindows
 from gyre_core.features import (
     ENTITY_KINDS,
     MAX_BUFFERED_BATCHES,
     AggregatedBatch,
-    AppendWindows,
     Contribution,
     ContributionBuffers,
     Delta,
@@ -213,6 +213,7 @@ class BatchReplay:
         self._slack_s = max(self._slack_s, _TTL_SLACK_S + batch.span_s)
         self.last[batch.shard] = batch.number
         self.events += len(batch.events)
+        self.buffers(batch.shard).expire(now)
         found = aggregate_batch(self._layout, batch.events, _ShardState(self, batch.shard, now))
         for entity, delta in found.deltas.items():
             if self._is_on(batch.shard, entity) and self._matters(entity, delta):
@@ -225,7 +226,7 @@ class BatchReplay:
             if any(self._is_on(batch.shard, each) for each in self._touched(contribution))
         ]
         gone = [contribution for contribution, _ in found.corrections]
-        self.buffers(batch.shard).take(contributions, gone=gone, newest=batch.newest_seen)
+        self.buffers(batch.shard).take(contributions, gone=gone, newest=batch.newest_seen, now=now)
 
     def _is_on(self, shard: int, entity: EntityId) -> bool:
         return self.shards == 1 or keys.shard_of(*entity, shards=self.shards) == shard

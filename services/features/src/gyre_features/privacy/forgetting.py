@@ -95,8 +95,9 @@ class Forgetting:
         """Follows what the archive erases; only what a call waits for is kept."""
 
         def note(key: str, event: Event | None) -> None:
-            for each in self._awaited if event is not None else ():
-                each.note(loop, key, event.message)
+            if event is not None:
+                for each in self._awaited:
+                    each.note(loop, key, event.message)
 
         return View(settings.kafka, topic(loop, "privacy.erasures"), _TYPES, on_change=note, holds_events=False)
 

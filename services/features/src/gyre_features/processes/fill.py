@@ -41,6 +41,7 @@ class FillJob:
         settings: where Kafka, the store and the warehouse are.
         loop: its name.
         definition: of the layout.
+        generation: which of the layout's stores is filled, as `KnownLayout` says.
         places: the topic partitions whose archived events are applied, from the store's applied offsets on.
         gives_way: other layouts are read meanwhile, whose events come first.
     """
@@ -48,6 +49,7 @@ class FillJob:
     settings: StreamSettings
     loop: str
     definition: LayoutDefinition
+    generation: int
     places: tuple[Place, ...]
     gives_way: bool
 
@@ -117,7 +119,7 @@ async def _applied(job: FillJob, sender: Connection) -> None:
     settings, newest = job.settings, load_loops(job.settings)[job.loop]
     tombstones = Tombstones({job.loop: newest}, read_keyring(settings))
     async with tombstones.following(settings), open_redis(settings) as redis:
-        store = open_store(settings, redis, job.definition.spec(newest))
+        store = open_store(settings, redis, job.definition.spec(newest), job.generation)
         catalog = await asyncio.to_thread(open_catalog, settings)
         archived = _archived(job, store, tombstones.cover)
         try:

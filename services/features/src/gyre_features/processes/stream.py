@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -28,6 +28,7 @@ from redis.asyncio import Redis
 
 from gyre_features.online.connection import open_redis, open_store
 from gyre_features.online.leases import keep_leases
+from gyre_features.online.retired import delete_stores
 from gyre_features.online.store import OnlineStore
 from gyre_features.settings import StreamSettings
 from gyre_features.stream.layout_stream import LayoutStream, is_gone_from_kafka
@@ -100,6 +101,9 @@ def _maintainer(
     async def remove(hash_: str) -> None:
         await parts.producer.delete(topic(loop, LAYOUTS), hash_)
 
+    async def clear(stores: Collection[str]) -> int:
+        return await delete_stores(parts.redis, loop, stores)
+
     def open_stream(hash_: str, own: LoopSpec) -> LayoutStream:
         return _layout_stream(parts, made, (hash_, own))
 
@@ -112,6 +116,7 @@ def _maintainer(
         models=named,
         publish=publish,
         remove=remove,
+        clear=clear,
         open=open_stream,
         ready=ready,
         grace_s=parts.settings.features_layout_grace_s,
@@ -126,7 +131,7 @@ def _layout_stream(parts: _Parts, maintainer: LayoutMaintainer, layout: tuple[st
     What may enter is decided by gyre.yaml, whatever the layout's own definition says.
     """
     settings, newest, (hash_, spec) = parts.settings, maintainer.spec, layout
-    loop, store = spec.loop, open_store(settings, parts.redis, spec)
+    loop, store = spec.loop, open_store(settings, parts.redis, spec, maintainer.generation_of(hash_))
 
     async def fill(places: Sequence[Place]) -> None:
         # The warehouse holds no refused records: where no other layout is read, whose stream writes their dead letters,
@@ -137,7 +142,8 @@ def _layout_stream(parts: _Parts, maintainer: LayoutMaintainer, layout: tuple[st
         # What reads the warehouse takes memory, which a stream whose layouts are filled need not pay; and half a second
         # to import, in which the other layouts' streams go on.
         reading = await asyncio.to_thread(import_module, "gyre_features.processes.fill")
-        job = reading.FillJob(settings, loop, LayoutDefinition.of(spec), tuple(places), gives_way=gives_way)
+        definition, generation = LayoutDefinition.of(spec), store.generation
+        job = reading.FillJob(settings, loop, definition, generation, tuple(places), gives_way=gives_way)
         await reading.run_fill(job, store, parts.tombstones.cover)
 
     filling = Filling(

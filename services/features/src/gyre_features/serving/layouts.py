@@ -14,7 +14,8 @@ from gyre_runtime.layouts import LayoutCatalog
 
 from gyre_features.online.store import OnlineStore
 
-Open = Callable[[LoopSpec], OnlineStore]
+Open = Callable[[LoopSpec, int], OnlineStore]
+"""Opens a store of the layout that a spec declares, by its generation."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ class ServedLayouts:
     Args:
         loops: the newest specs, by loop.
         catalog: which layouts there are; while Kafka was not read yet, the newest alone is.
-        open: the store of the layout that a spec declares.
+        open: a store of the layout that a spec declares, by its generation.
     """
 
     def __init__(self, loops: Mapping[str, LoopSpec], catalog: LayoutCatalog, open: Open) -> None:  # noqa: A002
         self.loops, self._catalog, self._open = dict(loops), catalog, open
-        self._newest = {loop: ServedLayout.of(spec, open(spec)) for loop, spec in loops.items()}
+        self._newest = {loop: ServedLayout.of(spec, open(spec, 0)) for loop, spec in loops.items()}
         self._others: dict[tuple[str, str], ServedLayout] = {}
 
     def newest(self, loop: str) -> ServedLayout:
@@ -67,7 +68,11 @@ class ServedLayouts:
         """
         if loop not in self._newest:
             raise unknown_loop(loop)
-        return self._newest[loop]
+        held = self._newest[loop]
+        known = self._catalog.known(loop).get(held.layout.hash)
+        if known is not None and known.generation != held.store.generation:
+            held = self._newest[loop] = ServedLayout.of(held.spec, self._open(held.spec, known.generation))
+        return held
 
     def read(self, loop: str, layout: str) -> ServedLayout:
         """The layout that is asked for by its hash, or by an empty one the newest that is filled.
@@ -108,15 +113,15 @@ class ServedLayouts:
 
     def _opened(self, loop: str, known: KnownLayout) -> ServedLayout | None:
         """A known layout; None where this release cannot compile it."""
-        newest = self._newest[loop]
+        newest = self.newest(loop)
         if known.hash == newest.layout.hash:
             return newest
         spec = self._catalog.spec(loop, known.hash)
         if spec is None:
             return None
         held = self._others.get((loop, known.hash))
-        if held is None or held.spec is not spec:
-            held = self._others[loop, known.hash] = ServedLayout.of(spec, self._open(spec))
+        if held is None or held.spec is not spec or held.store.generation != known.generation:
+            held = self._others[loop, known.hash] = ServedLayout.of(spec, self._open(spec, known.generation))
         return held
 
 

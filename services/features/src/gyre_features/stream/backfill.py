@@ -28,6 +28,9 @@ from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Unavailable, load_loops
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place
 from gyre_runtime.events import Event
+from gyre_runtime.kafka import existing_topics
+from gyre_runtime.layouts import TOPIC as LAYOUTS
+from gyre_runtime.layouts import read_layouts
 from gyre_warehouse.rows import (
     EVENT_COLUMNS,
     IDENTITY_COLUMNS,
@@ -96,19 +99,20 @@ def backfill(settings: BackfillSettings, spec: LoopSpec, *, processes: int) -> B
         Unavailable: Kafka or the store do not answer; start again.
     """
     layout = Layout.compile(spec)
+    generation = asyncio.run(_generation(settings, spec.loop, layout.hash))
     places = _archived(settings, spec.loop)
     catalogue = topic(spec.loop, _CATALOGUE)
-    done = apply_archived(settings, spec.loop, [place for place in places if place[0] == catalogue])
+    done = apply_archived(settings, spec.loop, [place for place in places if place[0] == catalogue], generation)
     left_out = {catalogue} if counts_impressions(layout) else {catalogue, topic(spec.loop, "behavior.impressions")}
     behaviour = [place for place in places if place[0] not in left_out]
     groups = [
         own for number in range(processes) if (own := [place for place in behaviour if place[1] % processes == number])
     ]
     if len(groups) == 1:
-        done.add(apply_archived(settings, spec.loop, groups[0]))
+        done.add(apply_archived(settings, spec.loop, groups[0], generation))
     elif groups:
         with ProcessPoolExecutor(len(groups), mp_context=multiprocessing.get_context("spawn")) as pool:
-            running = [pool.submit(apply_archived, settings, spec.loop, places) for places in groups]
+            running = [pool.submit(apply_archived, settings, spec.loop, places, generation) for places in groups]
             for each in running:
                 done.add(each.result())
     return done
@@ -124,15 +128,23 @@ def _archived(settings: BackfillSettings, loop: str) -> list[Place]:
     ]
 
 
-def apply_archived(settings: BackfillSettings, loop: str, places: Sequence[Place]) -> Backfilled:
-    """Apply the warehouse's events of some topic partitions, from the store's applied offsets on."""
-    return asyncio.run(_apply(settings, load_loops(settings)[loop], places))
+async def _generation(settings: BackfillSettings, loop: str, layout: str) -> int:
+    """Which of a layout's stores holds its values; the first where no stream has run yet."""
+    if not await existing_topics(settings.kafka, (topic(loop, LAYOUTS),)):
+        return 0
+    known = (await read_layouts(settings.kafka, loop)).get(layout)
+    return 0 if known is None else known.generation + (not known.is_maintained)  # the stream's next start
 
 
-async def _apply(settings: BackfillSettings, spec: LoopSpec, places: Sequence[Place]) -> Backfilled:
+def apply_archived(settings: BackfillSettings, loop: str, places: Sequence[Place], generation: int) -> Backfilled:
+    """Apply the warehouse's events of some topic partitions to the newest layout, from its applied offsets on."""
+    return asyncio.run(_apply(settings, load_loops(settings)[loop], places, generation))
+
+
+async def _apply(settings: BackfillSettings, spec: LoopSpec, places: Sequence[Place], generation: int) -> Backfilled:
     tombstones = Tombstones({spec.loop: spec}, read_keyring(settings))
     async with tombstones.following(settings), open_redis(settings) as redis:
-        store, max_events = open_store(settings, redis, spec), settings.features_batch_events
+        store, max_events = open_store(settings, redis, spec, generation), settings.features_batch_events
         archived = Archived(store, max_events=max_events, forgotten=tombstones.cover)
         return Backfilled(await archived.apply(open_catalog(settings), places), archived.rows)
 

@@ -8,6 +8,7 @@ from math import ceil
 
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.features import (
+    BUFFER_IDLE_S,
     AggregatedBatch,
     Contribution,
     EntityId,
@@ -28,8 +29,6 @@ from gyre_features.online.store import OnlineStore
 
 _NEVER = float("-inf")
 _BEHAVIOR = (behavior.Interaction, behavior.Impression)
-_IDLE_S = 86_400
-"""How long what is remembered outlives its bound, so that a stream that stood still can go on."""
 
 
 def newest_seen(events: Iterable[Event]) -> float:
@@ -94,7 +93,7 @@ class LateFields:
             version = fields.version(change.time, encode_all(self._layout.slots("item").fields, change.fields))
             before = found.get(change.id, items.get(change.id, ()))
             found[change.id] = with_version(before, version, kept_s=self._layout.max_lateness_s)
-        ttl_s = ceil(self._layout.max_lateness_s) + _IDLE_S
+        ttl_s = ceil(self._layout.max_lateness_s) + BUFFER_IDLE_S
         await self._store.put_versions({item_id: fields.pack(each) for item_id, each in found.items()}, ttl_s=ttl_s)
         return found
 
@@ -178,7 +177,7 @@ class LateFields:
                     left.append(rest)
             pack = layout.item_fields.pack_contributions
             add = [(max(contribution.time for contribution in each), pack(each)) for each in left if each]
-            found.append(BufferChange(drop, add, newest - kept_s, ceil(kept_s) + _IDLE_S))
+            found.append(BufferChange(drop, add, newest - kept_s, ceil(kept_s) + BUFFER_IDLE_S))
         return tuple(found)
 
     def versions(self, shard: int, batch: AggregatedBatch, known: StoredPriorState) -> dict[str, tuple[bytes, int]]:
@@ -188,7 +187,7 @@ class LateFields:
             if store.shards > 1 and store.names.shard_of("item", item_id) != shard:
                 continue
             if store.shards > 1 or len(versions) > 1 or len(known.versions(item_id)) > 1:
-                found[item_id] = fields.pack(versions[:-1]), ceil(self._layout.max_lateness_s) + _IDLE_S
+                found[item_id] = fields.pack(versions[:-1]), ceil(self._layout.max_lateness_s) + BUFFER_IDLE_S
         return found
 
     def _own(self, shard: int, contribution: Contribution) -> list[EntityId]:

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from aiokafka.errors import KafkaError
 from gyre_core.features import Layout
+from gyre_core.keys import layout_store
 from gyre_core.layouts import (
     Declared,
     KnownLayout,
@@ -26,7 +27,7 @@ from gyre_core.layouts import (
     wanted_layouts,
 )
 from gyre_core.spec import LoopSpec
-from gyre_runtime import Precondition, Unavailable, instrument
+from gyre_runtime import GyreError, Precondition, Unavailable, instrument
 from gyre_runtime.events import ReceivedRecord
 from gyre_runtime.kafka import ConsumerWork
 from gyre_runtime.layouts import LayoutCatalog
@@ -48,13 +49,15 @@ _LOG = logging.getLogger(__name__)
 
 Publish = Callable[[KnownLayout], Awaitable[None]]
 Remove = Callable[[str], Awaitable[None]]
+Clear = Callable[[Collection[str]], Awaitable[int]]
 Open = Callable[[str, LoopSpec], LayoutStream]
 
 
 @dataclass
 class _Running:
-    """A layout's stream, made anew each time that it fails, and the task that does so."""
+    """A layout's stream into one of its stores, made anew each time that it fails, and the task that does so."""
 
+    generation: int
     runner: LoopRunner
     task: asyncio.Task[None]
     stream: LayoutStream | None = None
@@ -79,6 +82,7 @@ class LayoutMaintainer:
         models: the models that are named now.
         publish: writes a layout's record, and returns once Kafka has it.
         remove: deletes the record of a layout by its hash, and returns once Kafka knows.
+        clear: deletes all keys of some stores of the loop's layouts; answers how many went.
         open: a layout's stream, from its hash and the loop's spec as it sees it.
         ready: awaited before anything is done.
         grace_s: how long a layout is maintained that nothing wants any more.
@@ -89,12 +93,16 @@ class LayoutMaintainer:
     models: Callable[[], Sequence[NamedModel]]
     publish: Publish
     remove: Remove
+    clear: Clear
     open: Open
     ready: Callable[[], Awaitable[object]]
     grace_s: float
     _running: dict[str, _Running] = field(default_factory=dict, init=False)
     _unwanted: dict[str, float] = field(default_factory=dict, init=False)
     _logged: dict[str, float] = field(default_factory=dict, init=False)
+    _opened: set[str] = field(default_factory=set, init=False)
+    _cleared: set[str] = field(default_factory=set, init=False)
+    _clearing: asyncio.Task[None] | None = field(default=None, init=False)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _refusal: Precondition | None = field(default=None, init=False)
     _is_declared: bool = field(default=False, init=False)
@@ -124,6 +132,9 @@ class LayoutMaintainer:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), _LOOK_S)
         finally:
+            if self._clearing is not None:
+                self._clearing.cancel()
+                await asyncio.gather(self._clearing, return_exceptions=True)
             await asyncio.gather(*(self._end(each) for each in list(self._running)))
 
     def stores(self) -> list[OnlineStore]:
@@ -139,6 +150,7 @@ class LayoutMaintainer:
                 if running.leads and running.stream is not None:
                     await self._follow(hash_, running.stream)
             await self._change()
+            self._clear()
             await self._remove()
         except (KafkaError, Unavailable) as error:
             _LOG.warning("layouts are looked at later", extra={"loop": self.spec.loop, "problem": str(error)})
@@ -168,36 +180,44 @@ class LayoutMaintainer:
     async def _align(self) -> None:
         """Run the streams of the layouts that the topic says are maintained, and no others."""
         loop, known = self.spec.loop, self.catalog.known(self.spec.loop)
-        for hash_ in list(self._running):
-            if hash_ not in known or not known[hash_].is_maintained:
+        for hash_, running in list(self._running.items()):
+            wanted = known.get(hash_)
+            if wanted is None or not wanted.is_maintained or wanted.generation != running.generation:
                 await self._end(hash_)
+                # Another process may have deleted these keys before this one ended its stream, which then wrote more.
+                self._cleared.discard(layout_store(hash_, running.generation))
                 instrument("gyre_features_layout_filled").set(0.0, loop=loop, layout=hash_)
-                _LOG.info("a layout is maintained no more: its keys expire", extra={"loop": loop, "layout": hash_})
+                _LOG.info("a layout is maintained no more", extra={"loop": loop, "layout": hash_})
         for hash_, layout in known.items():
             spec = self.catalog.spec(loop, hash_) if layout.is_maintained and hash_ not in self._running else None
             if spec is not None:
-                self._start(hash_, spec)
+                self._start(layout, spec)
                 _LOG.info("a layout is maintained", extra={"loop": loop, "layout": hash_, "state": layout.state})
 
-    def _start(self, hash_: str, spec: LoopSpec) -> None:
+    def _start(self, layout: KnownLayout, spec: LoopSpec) -> None:
+        hash_ = layout.hash
+
         def make() -> ConsumerWork:
             stream = self.open(hash_, spec)
             self._running[hash_].stream = stream
             return stream.work(self.ready)
 
         runner = LoopRunner(self.spec.loop, make)
-        self._running[hash_] = _Running(runner, asyncio.create_task(runner.run(), name=f"layout {hash_}"))
+        self._opened.add(layout_store(hash_, layout.generation))
+        task = asyncio.create_task(runner.run(), name=f"layout {hash_}")
+        self._running[hash_] = _Running(layout.generation, runner, task)
 
     async def _end(self, hash_: str) -> None:
         running = self._running[hash_]
         running.runner.stop()
         await asyncio.gather(running.task, return_exceptions=True)
         del self._running[hash_]
+        self._logged.pop(hash_, None)
 
     async def _follow(self, hash_: str, stream: LayoutStream) -> None:
         """Say how far a layout is that is being filled."""
         known = self.catalog.known(self.spec.loop).get(hash_)
-        if known is None:
+        if known is None or known.generation != self._running[hash_].generation:
             return
         if known.state is LayoutState.FILLING:
             progress = await stream.progress()
@@ -234,6 +254,34 @@ class LayoutMaintainer:
                 facts = {"loop": self.spec.loop, "layout": layout.hash, "wanted_by": list(layout.wanted_by)}
                 _LOG.info("a layout is %s", layout.state.lower(), extra=facts)
 
+    def _clear(self) -> None:
+        """Have the keys deleted of stores that are not maintained any more, once in each process that wrote them.
+
+        Each does so after its own stream has ended, so that the last one finds what all wrote; the leader of the newest
+        layout does so for processes that were killed before. Looking for keys takes its time, which nobody waits for.
+        """
+        if self._clearing is not None and not self._clearing.done():
+            return
+        former = {each for layout in self.catalog.known(self.spec.loop).values() for each in layout.former_stores()}
+        running = {layout_store(hash_, each.generation) for hash_, each in self._running.items()}
+        self._opened &= former | running
+        self._cleared &= former
+        leader = self._running.get(self._newest.hash)
+        mine = former if leader is not None and leader.leads else former & self._opened
+        if left := mine - running - self._cleared:
+            self._clearing = asyncio.create_task(self._cleared_of(left), name=f"retired layouts of {self.spec.loop}")
+
+    async def _cleared_of(self, stores: Collection[str]) -> None:
+        try:
+            count = await self.clear(stores)
+        except GyreError as error:
+            _LOG.warning("retired layouts are deleted later", extra={"loop": self.spec.loop, "problem": str(error)})
+            return
+        self._cleared |= set(stores)
+        if count:
+            facts = {"loop": self.spec.loop, "layouts": sorted(stores), "keys": count}
+            _LOG.info("the keys of retired layouts are deleted", extra=facts)
+
     async def _remove(self) -> None:
         """Remove the definitions of layouts that were retired so long ago that nothing needs them any more.
 
@@ -263,6 +311,10 @@ class LayoutMaintainer:
         """Write a record, and wait until it is read here, so that the next look does not write it again."""
         await self.publish(layout)
         await self.catalog.catch_up(self.spec.loop)
+
+    def generation_of(self, hash_: str) -> int:
+        """Which of its stores a layout that is maintained here is applied to."""
+        return self._running[hash_].generation
 
     def is_filling(self, hash_: str) -> bool:
         """Whether a layout is being filled, so that nobody reads it."""

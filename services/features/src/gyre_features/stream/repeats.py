@@ -1,7 +1,7 @@
 """Which events of a batch count: not what a producer sent twice, nor later impressions of a request.
 
 What counted before, only the store knows. It keeps the identities of each topic partition's two newest windows of
-append times (`gyre_core.features.AppendWindows`), under the checkpoint that says how far the partition is applied. So
+append times (`gyre_core.append_windows`), under the checkpoint that says how far the partition is applied. So
 what it knows at an offset follows from the log alone, whenever and in whatever batches that is read.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from gyre.events.v1 import behavior_pb2 as behavior
-from gyre_core.features import AppendWindows
+from gyre_core.append_windows import AppendWindow, AppendWindows
 from gyre_runtime.checkpoints import Checkpoint, Place
 from gyre_runtime.events import Event
 
@@ -42,7 +42,7 @@ class _PlaceWindows:
     def __init__(self, window_s: int, checkpoint: Checkpoint) -> None:
         self._windows = AppendWindows(window_s, checkpoint.append_window)
         self._end = checkpoint.offset
-        self._firsts, self._within = [-1], [(self._windows.number, self._windows.start)]
+        self._firsts, self._within = [-1], [(self._windows.number, self._windows.window)]
 
     def number_of(self, event: Event) -> int:
         """The number of the window that an event is in; what was not looked at before comes in the log's order."""
@@ -50,13 +50,13 @@ class _PlaceWindows:
             return self._within[bisect_right(self._firsts, event.offset) - 1][0]
         self._end = event.offset + 1
         number = self._windows.reach(event.arrival_time)
-        if number != self._within[-1][0]:
+        if self._windows.window != self._within[-1][1]:
             self._firsts.append(event.offset)
-            self._within.append((number, self._windows.start))
+            self._within.append((number, self._windows.window))
         return number
 
-    def reached(self, offset: int) -> tuple[int, int | None]:
-        """The number and the start of the window that the log has reached once all before an offset is applied."""
+    def reached(self, offset: int) -> tuple[int, AppendWindow]:
+        """The number of the window that the log has reached once all before an offset is applied, and that window."""
         return self._within[bisect_left(self._firsts, offset) - 1]
 
     def applied(self, offset: int) -> None:

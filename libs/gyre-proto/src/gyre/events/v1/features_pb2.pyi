@@ -528,6 +528,7 @@ class FeatureLayout(_message.Message):
     DECLARED_TIME_FIELD_NUMBER: _builtins.int
     CHANGE_TIME_FIELD_NUMBER: _builtins.int
     WANTED_BY_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     loop: _builtins.str
     """The loop. Required."""
     layout: _builtins.str
@@ -540,6 +541,10 @@ class FeatureLayout(_message.Message):
     """While it is filled, count of the events that it holds already."""
     total_events: _builtins.int
     """While it is filled, count of the events that it is to hold: offsets, so that records that were refused count, too."""
+    generation: _builtins.int
+    """Which of its stores holds its values, counted from 0: it grows by one where a retired layout is wanted again, since the keys
+    of the retired one are deleted and the layout is filled anew. Default 0.
+    """
     @_builtins.property
     def declared_time(self) -> _timestamp_pb2.Timestamp:
         """Wall time at which it last became the newest layout of gyre.yaml."""
@@ -564,10 +569,11 @@ class FeatureLayout(_message.Message):
         declared_time: _timestamp_pb2.Timestamp | None = ...,
         change_time: _timestamp_pb2.Timestamp | None = ...,
         wanted_by: _abc.Iterable[_builtins.str] | None = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time", "declared_time", b"declared_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time", "declared_time", b"declared_time", "definition", b"definition", "filled_events", b"filled_events", "layout", b"layout", "loop", b"loop", "state", b"state", "total_events", b"total_events", "wanted_by", b"wanted_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time", "declared_time", b"declared_time", "definition", b"definition", "filled_events", b"filled_events", "generation", b"generation", "layout", b"layout", "loop", b"loop", "state", b"state", "total_events", b"total_events", "wanted_by", b"wanted_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
