@@ -444,7 +444,24 @@ def test_a_step_ends_when_it_was_held_and_passed(
     avoided = replace(held, tripped=1, spoiled=7)
     decided, reason = decisions.decide(rollout, verdict, avoided, STEPS)
     assert decided == kept  # an open circuit rolls nothing back, and lets nothing go on
-    assert reason.endswith("; 7 intervals spoiled: live suffered alike; 1 gateway(s) keep requests from the candidate")
+    assert reason.endswith("; 7 intervals spoiled: live suffered; 1 gateway(s) keep requests from the candidate")
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+@pytest.mark.parametrize("in_all", Outcome)
+@pytest.mark.parametrize("requests_in_all", [99, 100])
+def test_spoiled_intervals_speak_for_a_candidate_and_never_against_it(
+    outcome: Outcome, in_all: Outcome, requests_in_all: int
+) -> None:
+    """With them a candidate that passes over enough requests goes on; what it did in them rolls nothing back."""
+    state = at(begun(at(begun(LoopState("shop"), "v1"), RolloutState.PROMOTED), "v2"), RolloutState.CANARY)
+    rollout = state.rollouts[state.current]
+    held = decisions.StepProgress(10.0, 3, spoiled=9, requests_in_all=requests_in_all)
+    verdict, whole = Verdict(outcome, "without"), Verdict(in_all, "with")
+    decision, _ = decisions.decide(rollout, verdict, held, STEPS, verdict_in_all=whole)
+    apart = {Outcome.FAILED: decisions.Decision.ROLL_BACK, Outcome.SPOILED: decisions.Decision.OBSERVE_ANEW}
+    advances = in_all == Outcome.PASSED and requests_in_all == 100
+    assert decision == apart.get(outcome, decisions.Decision.ADVANCE if advances else decisions.Decision.HOLD)
 
 
 def test_the_steps_lead_to_promotion_also_when_gyre_yaml_got_shorter() -> None:

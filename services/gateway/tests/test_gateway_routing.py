@@ -166,6 +166,40 @@ def test_a_probe_without_outcome_does_not_hold_the_circuit_open() -> None:
         assert router.route(user).is_probe
 
 
+def test_a_trip_is_reported_for_a_bounded_time_without_requests() -> None:
+    """A gateway that nobody asks any more ends its report of a trip, and its next request still is the probe."""
+    moment = Moment()
+    router = following(split(1, 0.5), moment)
+    user = user_of(router, "candidate")
+    fail(router, 5)
+    reported = []
+    for _ in range(40):
+        candidate = report_of(router, "g1", lease_s=5, leaving=False).versions[0]
+        reported.append((candidate.version, candidate.tripped))
+        moment.now += BACKOFF_S
+    assert reported[0] == ("v2", True)
+    assert reported[-1] == ("v2", False)
+    assert router.route(user).is_probe
+    fail(router, 1, is_probe=True)
+    assert report_of(router, "g1", lease_s=5, leaving=False).versions[0].tripped
+    assert router.route(user).tripped
+
+
+def test_a_trip_is_reported_as_long_as_probes_fail() -> None:
+    """Between two probes that fail, the longest back-off apart, no report says that requests are not kept away."""
+    moment = Moment()
+    router = following(split(1, 0.5), moment)
+    user = user_of(router, "candidate")
+    fail(router, 5)
+    for _ in range(300):
+        moment.now += 0.5
+        if router.route(user).is_probe:
+            moment.now += 0.5
+            assert router.is_tripped("v2")
+            fail(router, 1, is_probe=True)
+        assert router.is_tripped("v2")
+
+
 def test_an_answer_from_memory_is_no_probe() -> None:
     """A request that asks no model leaves the probe of the back-off to the next one that does."""
     moment = Moment()

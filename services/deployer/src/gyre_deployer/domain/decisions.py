@@ -42,18 +42,20 @@ class StepProgress:
     Attributes:
         seconds: how long.
         requests: of the candidate that count.
-        spoiled: intervals that do not count, since the live model suffered alike.
+        spoiled: intervals that do not count against the candidate, since the live model suffered in them.
         tripped: gateways that keep requests from the candidate at the moment.
+        requests_in_all: of the candidate, also those in spoiled intervals.
     """
 
     seconds: float
     requests: int
     spoiled: int = 0
     tripped: int = 0
+    requests_in_all: int = 0
 
     def remarks(self) -> str:
         """What a person has to know beside a verdict; empty for nothing."""
-        spoiled = f"; {self.spoiled} intervals spoiled: live suffered alike" if self.spoiled else ""
+        spoiled = f"; {self.spoiled} intervals spoiled: live suffered" if self.spoiled else ""
         tripped = f"; {self.tripped} gateway(s) keep requests from the candidate" if self.tripped else ""
         return spoiled + tripped
 
@@ -195,12 +197,25 @@ def _shift(rollout: Rollout, steps: Sequence[RolloutStep], step: int, reason: st
 
 
 def decide(
-    rollout: Rollout, verdict: Verdict, held: StepProgress, steps: Sequence[RolloutStep]
+    rollout: Rollout,
+    verdict: Verdict,
+    held: StepProgress,
+    steps: Sequence[RolloutStep],
+    *,
+    verdict_in_all: Verdict | None = None,
 ) -> tuple[Decision, str]:
     """What to do with a candidate that takes traffic, and why.
 
-    A step ends when it was held long enough, for enough requests, with every guardrail passed. A paused rollout only
-    ever goes back.
+    A step ends when it was held long enough, for enough requests, with every guardrail passed: without the spoiled
+    intervals, or with them, since a live model that is bad for good spoils them all. Only what was seen without them
+    counts against the candidate. A paused rollout only ever goes back.
+
+    Args:
+        rollout: of the candidate.
+        verdict: on what was seen without spoiled intervals.
+        held: how the step was watched.
+        steps: of the loop.
+        verdict_in_all: on what was seen in all intervals; None for the same.
     """
     reason = verdict.reason + held.remarks()
     if verdict.outcome == Outcome.FAILED:
@@ -209,10 +224,15 @@ def decide(
         return Decision.OBSERVE_ANEW, reason
     # gyre.yaml may have been changed to fewer steps meanwhile: the last one then stands for what is missing.
     wanted = steps[min(rollout.step, len(steps) - 1)]
-    if rollout.state == RolloutState.PAUSED or verdict.outcome == Outcome.INCONCLUSIVE:
+    if rollout.state == RolloutState.PAUSED:
         return Decision.HOLD, reason
-    if held.tripped or held.seconds < wanted.hold_s or held.requests < wanted.min_requests:
-        progress = f"{held.requests} of {wanted.min_requests} requests, {held.seconds:.1f} s"
+    passed = [held.requests] if verdict.outcome == Outcome.PASSED else []
+    if verdict_in_all is not None and verdict_in_all.outcome == Outcome.PASSED:
+        passed.append(held.requests_in_all)
+    if not passed:
+        return Decision.HOLD, reason
+    requests = max(passed)
+    if held.tripped or held.seconds < wanted.hold_s or requests < wanted.min_requests:
+        progress = f"{requests} of {wanted.min_requests} requests, {held.seconds:.1f} s"
         return Decision.HOLD, progress + held.remarks()
-    passed = f"guardrails passed over {held.requests} requests in {held.seconds:.1f} s"
-    return Decision.ADVANCE, passed + held.remarks()
+    return Decision.ADVANCE, f"guardrails passed over {requests} requests in {held.seconds:.1f} s" + held.remarks()

@@ -1,7 +1,8 @@
 """What the gateways see of the versions: counts from their reports, summed from a moment on.
 
-The sums leave out *spoiled* intervals, those in which the live model suffered as a candidate at its limits would, since
-what stalls both, such as the server that they share, says nothing of the candidate.
+What can be held against a candidate leaves out *spoiled* intervals, those in which the live model suffered as a
+candidate at its limits would, since what stalls both, such as the server that they share, says nothing of the
+candidate. The sums over all intervals may speak for it: one that is good where the live model is not should replace it.
 """
 
 from __future__ import annotations
@@ -151,6 +152,8 @@ class Observation:
         series: by gateway, what is not judged yet.
         candidate: what was seen of the candidate in intervals that are not spoiled.
         live: the same of the live model.
+        candidate_in_all: what was seen of the candidate in all intervals that were judged.
+        live_in_all: the same of the live model.
         spoiled: intervals left out since the live model suffered in them, or beside them.
     """
 
@@ -161,6 +164,8 @@ class Observation:
     series: Mapping[str, Series] = field(default_factory=dict)
     candidate: VersionRequests = VersionRequests()
     live: VersionRequests = VersionRequests()
+    candidate_in_all: VersionRequests = VersionRequests()
+    live_in_all: VersionRequests = VersionRequests()
     spoiled: int = 0
 
     @classmethod
@@ -197,16 +202,25 @@ class Observation:
         return replace(self, last=last, times=times, series=series).settled(now)
 
     def settled(self, now: float) -> Observation:
-        """Sum up what can be judged by now, or leave it out."""
-        series, candidate, live, spoiled = dict(self.series), self.candidate, self.live, self.spoiled
+        """Sum up what can be judged by now."""
+        seen = self
         for instance, each in self.series.items():
-            judged, series[instance] = each.judged(now)
+            judged, rest = each.judged(now)
+            seen = replace(seen, series={**seen.series, instance: rest})
             for interval, is_spoiled in judged:
-                if is_spoiled:
-                    spoiled += 1
-                else:
-                    candidate, live = candidate.plus(interval.candidate), live.plus(interval.live)
-        return replace(self, series=series, candidate=candidate, live=live, spoiled=spoiled)
+                seen = seen.counted(interval, is_spoiled=is_spoiled)
+        return seen
+
+    def counted(self, interval: Interval, *, is_spoiled: bool) -> Observation:
+        """With one more interval that was judged."""
+        seen = replace(
+            self,
+            candidate_in_all=self.candidate_in_all.plus(interval.candidate),
+            live_in_all=self.live_in_all.plus(interval.live),
+        )
+        if is_spoiled:
+            return replace(seen, spoiled=self.spoiled + 1)
+        return replace(seen, candidate=self.candidate.plus(interval.candidate), live=self.live.plus(interval.live))
 
 
 def lagging(reports: Iterable[ObservedGateway], epoch: int, now: float) -> list[str]:

@@ -199,9 +199,12 @@ class Reconciler:
         now, reports = self._monotonic(), self._gateways.reports()
         watch = self._watched(rollout, reports, now)
         seen, open_circuits = watch.observation, tripped(reports, rollout.version, rollout.observed_epoch, now)
-        verdict = judge(seen.candidate, seen.live, self._spec.rollout.guardrails)
-        held = StepProgress(now - watch.began, seen.candidate.requests, seen.spoiled, len(open_circuits))
-        decision, reason = decide(rollout, verdict, held, self._spec.rollout.steps)
+        guardrails = self._spec.rollout.guardrails
+        verdict = judge(seen.candidate, seen.live, guardrails)
+        in_all = judge(seen.candidate_in_all, seen.live_in_all, guardrails)
+        counted, all_requests = seen.candidate.requests, seen.candidate_in_all.requests
+        held = StepProgress(now - watch.began, counted, seen.spoiled, len(open_circuits), all_requests)
+        decision, reason = decide(rollout, verdict, held, self._spec.rollout.steps, verdict_in_all=in_all)
         await self._act(state, rollout, decision, reason)
 
     def _watched(self, rollout: Rollout, reports: Sequence[ObservedGateway], now: float) -> Watch:

@@ -13,6 +13,9 @@ WINDOW, MAX_FAILURES = 20, 5
 """So many failures among so many of the last outcomes open the circuit."""
 BACKOFF_S, MAX_BACKOFF_S = 1.0, 8.0
 """Seconds from opening to the first probe; doubled by each probe that fails, up to the second."""
+HOLD_S = 2 * MAX_BACKOFF_S
+"""Seconds after the last failure for which an open circuit counts as evidence: one back-off until a probe is due, and
+another for one to come and be answered. Without requests nothing else is ever learnt."""
 
 
 class Passage(StrEnum):
@@ -30,7 +33,7 @@ class Circuit:
     def __init__(self) -> None:
         self._recent: deque[bool] = deque(maxlen=WINDOW)
         self._backoff_s = BACKOFF_S
-        self._probe_time = 0.0
+        self._probe_time = self._failure_time = 0.0
         self.is_open = False
 
     def reset(self) -> None:
@@ -38,6 +41,10 @@ class Circuit:
         self._recent.clear()
         self._backoff_s = BACKOFF_S
         self.is_open = False
+
+    def holds(self, now: float) -> bool:
+        """Whether it is open because of a failure that is not long ago; later it waits for a probe only."""
+        return self.is_open and now - self._failure_time <= HOLD_S
 
     def passage(self, now: float, *, asks: bool = True) -> Passage:
         """What a request that comes at `now` (monotonic, seconds) may do; a probe without outcome costs a back-off.
@@ -57,12 +64,12 @@ class Circuit:
             self._recent.append(failed)
             if sum(self._recent) >= MAX_FAILURES:
                 self.is_open = True
-                self._probe_time = now + self._backoff_s
+                self._failure_time, self._probe_time = now, now + self._backoff_s
             elif len(self._recent) == WINDOW and not any(self._recent):
                 self._backoff_s = BACKOFF_S
         elif is_probe and failed:
             self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
-            self._probe_time = now + self._backoff_s
+            self._failure_time, self._probe_time = now, now + self._backoff_s
         elif is_probe:
             self._recent.clear()
             self.is_open = False

@@ -129,8 +129,8 @@ class Router:
         return self._counts
 
     def is_tripped(self, version: str) -> bool:
-        """Whether requests are kept from a version, under this epoch and at the moment."""
-        return self._circuit.is_open and version == self._candidate
+        """Whether requests are kept from a version, under this epoch, after a failure that is not long ago."""
+        return version == self._candidate and self._circuit.holds(self._monotonic())
 
     def adopt(self, rollout: TrafficSplit) -> bool:
         """Use a rollout state from now on; a new epoch closes the circuit again.

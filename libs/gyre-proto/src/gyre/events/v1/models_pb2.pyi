@@ -705,7 +705,9 @@ class VersionCounts(_message.Message):
     failures: _builtins.int
     """Of these, those it failed to score in time."""
     tripped: _builtins.bool
-    """The gateway keeps requests from it after failures, and asks again one by one after a back-off. It protects callers and is no verdict."""
+    """The gateway keeps requests from it after failures, and asks again one by one after a back-off. It protects callers and is no verdict.
+    False again 16 seconds after the last failure at the latest, also where no request came that could be asked.
+    """
     left_out: _builtins.int
     """Requests in none of the counts above, since their outcome says nothing of the version: the caller left too little time, features of
     its layout are not served, or they were none that a model can score.
