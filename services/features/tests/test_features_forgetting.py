@@ -369,6 +369,7 @@ async def test_no_key_of_a_former_layout_or_shard_outlives_a_user(
     begin = f"gyre2:{{{loop}:0}}:{7:016x}"
     others = [f"{begin}:item:{user}", f"{begin}:user:x:user:{user}", f"{begin}:user:u1:a", f"{begin}:user:{user}b"]
     others.append(f"gyre2:{{another-{loop}:0}}:{7:016x}:user:{user}")
+    others += [f"{begin}:item:x:user:{user}", f"{begin}:versions:x:user:{user}"]
     for key in (*own, *others):
         await redis.set(key, b"features")
     settings = FeaturesSettings(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from gyre_core.spec.operations import RetentionSpec
 from gyre_local.testing import eventually
 from gyre_local.timeouts import scaled
 from gyre_runtime import Invalid, NotFound, ServiceSettings, Unavailable, setup_telemetry
@@ -28,7 +30,9 @@ from gyre_trainer.domain import (
     version_of,
 )
 from gyre_trainer.handlers import RunRegistry, start_run
+from gyre_trainer.maintain import Maintenance
 from gyre_trainer.ports import OnProgress
+from gyre_trainer.retention import plan
 from gyre_trainer.runner import Runner
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -193,6 +197,30 @@ async def test_a_run_goes_through_every_state(world: World, seen: list[Run]) -> 
     assert (announced.version, announced.pins) == (ended.version, Pins({"behavior_impressions": 1}, 1_373_457_600.0))
     assert world.job.tasks[0].incumbent == "/artifacts/shop/v0"
     assert world.runs.next_due() is None
+
+
+async def test_the_incumbent_of_a_run_under_way_stays_whatever_is_promoted(world: World, tmp_path: Path) -> None:
+    """A model that a run is compared with is removed only after the run, though others have been promoted since."""
+    folder = tmp_path / "artifacts" / "shop"
+    for version in ("v0", "v1", "v2"):
+        (folder / version).mkdir(parents=True)
+        world.store.save(Run(f"run-{version}", "shop", version, "", RunState.REGISTERED, 1.0, 1.0, version=version))
+    maintenance = Maintenance("shop", world.store, folder, lambda _loop, _run_id: True)
+
+    def maintain() -> list[str]:
+        decided = plan(maintenance.stored(), {"v1", "v2"}, RetentionSpec(min_models=0), now=time.time())
+        maintenance.carry_out(decided)
+        return sorted(each.name for each in folder.iterdir())
+
+    world.job.hold = asyncio.Event()
+    running = asyncio.create_task(world.runner.carry_out(world.runs.queue(Trigger("t9", "shop"))))
+    await eventually(lambda: bool(world.job.tasks), timeout_s=10, message="the run is under way")
+    assert world.job.tasks[0].incumbent == "/artifacts/shop/v0"
+    stayed = maintain()
+    world.job.hold.set()
+    await running
+    assert stayed == ["v0", "v1", "v2"]
+    assert maintain() == ["v1", "v2"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,13 @@ STORE_FORMAT = 2
 _PATTERN_SIGNS = frozenset("*?[]^\\")
 """What has a meaning in a pattern of Redis (https://redis.io/docs/latest/commands/keys/)."""
 
+_ENTITY_KEY = re.compile(
+    r"gyre(?:\d+:\{(?P<loop>[^:{}]+):\d+\}:[^:{}]+|:(?P<former_loop>[^:{}]+):[^:{}]+:\{\d+\})"
+    r":(?P<kind>item|user|global):(?P<id>.*)",
+    re.DOTALL,
+)
+"""The key of an entity's packed features, of the formats since 2 and of format 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeyDecl:
@@ -140,9 +147,12 @@ def entity_pattern(loop: str, *, kind: str, id: str) -> str:  # noqa: A002 (the 
 
 
 def is_entity_key(key: str, loop: str, *, kind: str, id: str) -> bool:  # noqa: A002 (the field's name)
-    """Whether a key is that of an entity, in whichever layout, shard and format."""
-    start, found, name = key.partition(f":{kind}:")
-    return bool(found) and name == id and loop in re.split(r"[:{}]", start)
+    """Whether a key is that of an entity, in whichever layout, shard and format.
+
+    What stands before the id holds none of what ids may hold, so that no id is taken for another one's end.
+    """
+    found = _ENTITY_KEY.fullmatch(key)
+    return found is not None and (found["loop"] or found["former_loop"], found["kind"], found["id"]) == (loop, kind, id)
 
 
 def applied_offset_prefix(loop: str, layout_hash: str, *, shard: int) -> str:

@@ -93,8 +93,8 @@ STORES: tuple[StoreDecl, ...] = (
         r"^file:(.*/)?redis/|\.aof$|\.rdb$",
         holds="what was written to Redis: its append-only file or snapshot",
         written=("Redis protocol, RDB", "Redis"),
-        erased="the file is written again from memory (`BGREWRITEAOF`, `BGSAVE`)",
-        until="a minute; as Redis is set to save where Gyre may not ask it to",
+        erased="the file is written again from memory: `BGREWRITEAOF`, and `BGSAVE` where Redis makes snapshots",
+        until="a minute; as Redis is set to save where Gyre may not ask it to, and a snapshot of a former start",
     ),
     _store(
         "warehouse rows",

@@ -97,6 +97,8 @@ class Run:
         removed_time: wall time at which the removal of its model began, which nothing named any more, unix seconds;
             None while all of it is there.
         is_removed: whether that has ended: neither artefact nor record in MLflow is left.
+        incumbent: version of the model that it is compared with, whose artefact stays until the run is over; empty for
+            none.
     """
 
     run_id: str
@@ -117,6 +119,7 @@ class Run:
     erased_recorded: bool = False
     removed_time: float | None = None
     is_removed: bool = False
+    incumbent: str = ""
 
     @classmethod
     def queued(cls, trigger: Trigger, *, now: float) -> Run:

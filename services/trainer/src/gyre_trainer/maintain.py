@@ -7,8 +7,9 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from gyre_core.models import MANIFEST_FILE, PINS_FOLDER
@@ -123,9 +124,10 @@ class Maintenance:
         runs = self._store.newest(self._loop, -1)
         folders = {path.name: path for path in self._folders()}
         known = [self._of(run, run.version in folders) for run in runs]
-        versions = {run.version for run in runs}
+        versions, incumbents = {run.version for run in runs}, _incumbents(runs)
         strange = [path for name, path in folders.items() if name not in versions]
-        return [*known, *map(_strange, strange)]
+        models = [*known, *map(_strange, strange)]
+        return [replace(each, is_incumbent=each.version in incumbents) for each in models]
 
     def _of(self, run: Run, has_folder: bool) -> StoredModel:
         return StoredModel(
@@ -153,6 +155,8 @@ class Maintenance:
 
     def _tried(self, model: StoredModel) -> bool:
         """Remove a model; whether that is done: one that the file system holds does not hold back the others."""
+        if model.version in _incumbents(self._store.newest(self._loop, -1)):
+            return False  # a run began since the plan was made
         try:
             return self._removed(model)
         except OSError as error:
@@ -184,6 +188,11 @@ class Maintenance:
                 continue
             if path.name.endswith(_REMOVED) or time.time() - path.stat().st_mtime > _DRAFT_AGE_S:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _incumbents(runs: Iterable[Run]) -> set[str]:
+    """The versions that runs under way are compared with."""
+    return {run.incumbent for run in runs if run.incumbent and not run.state.is_final}
 
 
 def _strange(folder: Path) -> StoredModel:

@@ -26,6 +26,7 @@ class StoredModel:
         is_marked: whether its removal was begun.
         is_removed: whether its removal was finished.
         is_registered: whether it passed its gate, so that it may have been rolled out.
+        is_incumbent: whether a run under way is compared with it.
     """
 
     run_id: str
@@ -37,6 +38,7 @@ class StoredModel:
     is_marked: bool = False
     is_removed: bool = False
     is_registered: bool = False
+    is_incumbent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def plan(
     named = named or ()
     newest_first = sorted(models, key=lambda each: each.time, reverse=True)
     stored = [each for each in newest_first if not each.is_removed]
-    retained = {"named": 0, "under way": 0, "among the newest": 0, "young": 0}
+    retained = {"named": 0, "under way": 0, "compared with": 0, "among the newest": 0, "young": 0}
     remove: list[StoredModel] = []
     for number, each in enumerate(stored):
         why = _why_retained(each, named, retention, rank=number, now=now)
@@ -102,6 +104,8 @@ def _why_retained(
         return "named"
     if not model.is_final:
         return "under way"
+    if model.is_incumbent:
+        return "compared with"
     if model.is_marked:
         return ""
     if rank < retention.min_models:

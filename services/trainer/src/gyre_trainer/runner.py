@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -141,7 +142,8 @@ class Runner:
             pins = await retry_transient(lambda: self.warehouse.pin(run.loop), what="snapshots are pinned")
             underway.run = run = self.runs.change(run.pinned(pins))
         await self.warehouse.hold(run)
-        incumbent = await self.incumbents.folder(run.loop)
+        incumbent = await self._incumbent(underway)
+        run = underway.run
         task = Task(
             run_id=run.run_id,
             trigger_id=run.trigger_id,
@@ -152,6 +154,18 @@ class Runner:
             incumbent=str(incumbent or ""),
         )
         return await self.job.run(task, underway.progress)
+
+    async def _incumbent(self, underway: _Underway) -> Path | None:
+        """The live model's folder, which stays until the run is over, whatever is promoted meanwhile."""
+        loop = underway.run.loop
+        folder = await self.incumbents.folder(loop)
+        while True:
+            underway.run = self.runs.change(underway.run, incumbent=folder.name if folder else "")
+            # What was live after it was kept with the run, whoever removes old models knows of.
+            live = await self.incumbents.folder(loop)
+            if live == folder:
+                return folder
+            folder = live
 
     def _registered(self, underway: _Underway, candidate: TrainedCandidate) -> Run:
         run = underway.run

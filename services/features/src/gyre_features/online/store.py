@@ -1,11 +1,8 @@
 """Redis as the online store of one loop: fenced batches in, packed values out."""
 
-import asyncio
 import json
-import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +15,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from gyre_features.online.errors import unavailable
+from gyre_features.online.files import rewrite_files
 from gyre_features.online.keys import Names
 from gyre_features.online.layout_program import lease_s, popularity_of, script_plan
 from gyre_features.online.script import AppliedOffsets, Outcome, Write, outcome_of, packed
 
 _SCRIPT = (Path(__file__).parent / "apply.lua").read_text()
-_REWRITE_WAIT_S, _REWRITE_LOOK_S = 10.0, 0.1
-_LOG = logging.getLogger(__name__)
 _SCANNED = 1000
 """Keys that one step of a search looks at, so that no other command waits long."""
 _REPLACE_MEMBER = """
@@ -366,20 +362,8 @@ class OnlineStore:
             raise unavailable(error) from error
 
     async def rewrite_file(self) -> None:
-        """Have Redis write its append-only file again: what was deleted stands in it until then.
-
-        Where Redis may not be asked to, it does so by its own settings.
-        """
-        end = time.monotonic() + _REWRITE_WAIT_S
-        with suppress(RedisError):
-            while (state := await self._redis.info("persistence")).get("aof_enabled"):
-                if not state["aof_rewrite_in_progress"]:
-                    await self._redis.bgrewriteaof()
-                    return
-                if time.monotonic() > end:
-                    _LOG.warning("Redis rewrites its file without end: deleted users are in it until it does again")
-                    return
-                await asyncio.sleep(_REWRITE_LOOK_S)
+        """Have Redis write what it holds on disk again: what was deleted stands there until then."""
+        await rewrite_files(self._redis)
 
     async def delete(self, kind: EntityKind, id: str) -> int:  # noqa: A002 - the field's name
         """Forget an entity, in the store's former format, too; answer how many keys went."""
