@@ -1,7 +1,7 @@
 """What follows on hand-written fakes where the model server goes away, loses versions, or cannot load them again."""
 
 import pytest
-from gyre_deployer.domain.loading import MAX_FAILURES, LoadRecord
+from gyre_deployer.domain.loading import MAX_FAILURES, MAX_MARKS, LoadRecord
 from gyre_deployer.domain.rollouts import Kind, RolloutState
 from gyre_runtime import Precondition, Unavailable
 
@@ -41,7 +41,7 @@ async def test_a_candidate_that_ends_triton_at_load_is_loaded_once(world: World)
     assert "the model server ended while it was loading" in str([change.reason for change in world.log])
     assert "v3" not in world.loads
     assert world.served == {f"{world.spec.loop}--v1"}
-    assert world.load_records == {}
+    assert {name: each.ended_server for name, each in world.load_records.items()} == {world.model("v3"): True}
 
 
 async def promoted_twice(world: World) -> Process:
@@ -130,23 +130,64 @@ async def test_a_last_good_model_is_not_blamed_at_once_for_the_end_of_triton(wor
 
 
 async def test_a_version_whose_removal_was_killed_is_offered_again_without_its_past(world: World) -> None:
-    """What is known of its loads goes with it, also where the deployer ended between the two."""
+    """What Triton refused of it goes with it, also where the deployer ended between the two."""
     process = await canary(world)
     await process.commands.roll_back(process.ledger.state.current, "")
     world.register("v3")
-    world.ending.add("v3")
+    world.lost_artifacts.add("v3")
     await looks(process, 6)
-    assert [kind for kind, _ in told(world, "v3")] == ["STARTED", "ROLLED_BACK"]
+    assert [kind for kind, _ in told(world, "v3")] == ["STARTED", "REFUSED"]
     assert "v3" not in world.files
-    left = LoadRecord(world.now, (world.model("v1"),), losses=1, is_open=False, ended_server=True)
+    left = LoadRecord(world.now, (world.model("v1"),), refusals=MAX_FAILURES, is_open=False)
     world.load_records[world.model("v3")] = left  # as a deployer leaves it that ends after it has removed the files
-    world.ending.clear()
+    world.lost_artifacts.clear()
     process = Process.begin(world)
     await looks(process, 3)
     before = len(world.log)
     await process.commands.start("v3", "again")
     await looks(process, 6)
     assert [(each.kind.value, each.share) for each in world.log[before:]] == WAY_UP[:5]
+
+
+async def test_a_version_that_ended_triton_is_not_loaded_again_where_it_is_offered(world: World) -> None:
+    """Each offer is rolled back at once with the reason, also after a restart, and from a log that was made anew."""
+    process = Process.begin(world)
+    world.register("v1")
+    await looks(process, 8)
+    world.register("v2")
+    world.ending.add("v2")
+    await looks(process, 40)
+    loads = world.loads.count("v2")
+    assert loads == 1
+    for number in range(3):
+        await process.commands.start("v2", f"again-{number}")
+        await looks(process, 10)
+        assert [kind for kind, _ in told(world, "v2")[-2:]] == ["STARTED", "ROLLED_BACK"]
+        assert "the model server ended while it was loading" in world.log[-1].reason
+        process = Process.begin(world)
+        await looks(process, 1)
+    world.log.clear()
+    world.snapshots.clear()
+    world.registered.clear()
+    process = Process.begin(world)
+    for version in ("v1", "v2"):
+        world.register(version)
+        await looks(process, 12)
+    assert [kind for kind, _ in told(world, "v2")] == ["STARTED", "ROLLED_BACK"]
+    assert world.loads.count("v2") == loads
+    assert world.model("v1") in world.served
+
+
+async def test_versions_that_ended_triton_are_remembered_up_to_a_bound(world: World) -> None:
+    """Of more than a thousand the oldest are forgotten, and none of them is given up anew."""
+    marks = [LoadRecord(float(at), losses=1, is_open=False, ended_server=True) for at in range(MAX_MARKS + 3)]
+    world.load_records = {world.model(f"old-{at}"): mark for at, mark in enumerate(marks)}
+    process = Process.begin(world)
+    world.register("v1")
+    await looks(process, 8)
+    assert len(world.load_records) == MAX_MARKS
+    assert min(mark.start_time for mark in world.load_records.values()) == 3.0
+    assert {change.version for change in world.log} == {"v1"}
 
 
 async def test_a_live_model_without_a_successor_is_tried_for_ever_and_holds_nobody_back(world: World) -> None:

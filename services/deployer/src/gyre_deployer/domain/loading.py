@@ -15,6 +15,8 @@ MAX_FAILURES = 3
 """Attempts that count against a version, after which it is unloadable."""
 MAX_BACKOFF_S = 60.0
 """The longest pause between two attempts, seconds."""
+MAX_MARKS = 1000
+"""How many versions of a loop that ended the model server are remembered beside those in use; the oldest go."""
 FORGOTTEN_AFTER_S = 3600.0
 """Age of the last attempt from which on failures count no more, seconds."""
 
@@ -52,6 +54,7 @@ class LoadRecord:
         is_open: whether it is not known yet how the last one ended.
         problem: why the last one failed, in words for a person; empty while it is open.
         ended_server: whether the version made the server end, so that it must not be loaded where others are served.
+            That is remembered when the version is taken off the server, since it may be offered again.
     """
 
     start_time: float

@@ -14,6 +14,7 @@ from gyre_runtime import Unavailable
 from gyre_deployer.domain.loading import (
     FORGOTTEN_AFTER_S,
     MAX_FAILURES,
+    MAX_MARKS,
     CallEnd,
     Evidence,
     LoadRecord,
@@ -232,9 +233,17 @@ class LoadAttempts:
         record = (await self._read()).get(model)
         return record.losses if record is not None else 0
 
-    async def forget(self, model: str) -> None:
-        """Remove the record of a model, if there is one."""
-        await self._write(model, None)
+    async def forget(self, *models: str) -> None:
+        """Remove the records of models that are not needed any more.
+
+        That a version ended the server stays known, of so many as `MAX_MARKS`: whoever offers it again must learn it.
+        """
+        records = await self._read()
+        marked = [each for each in models if each in records and records[each].ended_server]
+        oldest = sorted(marked, key=lambda each: records[each].start_time)[:-MAX_MARKS]
+        for model in models:
+            if model not in marked or model in oldest:
+                await self._write(model, None)
 
     async def _read(self) -> dict[str, LoadRecord]:
         async with self._files:

@@ -246,7 +246,8 @@ class ServedVersions:
     async def sweep(self, state: LoopState, *, with_strangers: bool) -> None:
         """Forget every version in the repository that the log does not know as loaded or under way.
 
-        One that cannot be removed holds back no other. Records of attempts whose files are gone are forgotten, too.
+        One that cannot be removed holds back no other. Records of attempts whose files are gone are forgotten, too, but
+        that a version ended the server.
 
         Args:
             state: what the log says.
@@ -265,8 +266,7 @@ class ServedVersions:
                     raise
                 problem = error
         recorded = [each for each in await self._attempts.recorded(self._loop) if each not in installed]
-        for version in spare(recorded, state, with_strangers=True):
-            await self._attempts.forget(self._model(version))
+        await self._attempts.forget(*(self._model(each) for each in spare(recorded, state, with_strangers=True)))
         if problem is not None:
             raise problem
 
