@@ -28,6 +28,8 @@ _ONCE_MAX_WAIT_MS = 20
 _RETRY_S = 0.5
 _NEAR_END = 50
 """Offsets before the end among which the newest record is looked for first."""
+_NEWEST = 1000
+"""Offsets before the end that are read of a topic in which every record seems to be too old."""
 
 Offsets = dict[TopicPartition, int]
 Fetched = dict[TopicPartition, list[Any]]
@@ -41,7 +43,8 @@ class Start:
     Attributes:
         offset: the first that is wanted.
         last: only the last so many offsets, some of which transactions need for themselves; None for all.
-        max_age_s: only what is at most so old by the records' times, seconds; None for all.
+        max_age_s: only what is at most so old by the records' times, seconds; None for all. Where nothing is, as with
+            producers whose clocks are behind, the newest records.
     """
 
     offset: int = 0
@@ -56,7 +59,8 @@ class Start:
         if self.max_age_s is not None:
             since_ms = round((time.time() - self.max_age_s) * 1000)
             newer = await kafka.offsets_for_times(dict.fromkeys(found, since_ms))
-            found = {place: newer[place].offset if newer[place] else ends[place] for place in found}
+            newest = {place: max(offset, ends[place] - _NEWEST) for place, offset in found.items()}
+            found = {place: newer[place].offset if newer[place] else newest[place] for place in found}
         return found
 
 
