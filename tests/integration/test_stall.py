@@ -45,9 +45,12 @@ features:
   - {{name: clicks, kind: decayed_count, scope: item, events: [click], half_lives: [1d, 7d, 30d]}}
 rollout:
   steps: [{{share: 0.5, hold: 2s, min_requests: 60}}, {{share: 1.0}}]
-  guardrails: {{max_error_rate: 0.05, max_latency_ratio: 1000, max_latency_p99: 1s}}
-serving: {{deadline: 3s, feature_timeout: 500ms, inference_timeout: 1s}}
+  guardrails: {{max_error_rate: 0.05, max_latency_ratio: 1000, max_latency_p99: {timeout}}}
+serving: {{deadline: {deadline}, feature_timeout: 500ms, inference_timeout: {timeout}}}
 """
+AMPLE = {"deadline": "3s", "timeout": "1s"}
+BRIEF = {"deadline": "5s", "timeout": "3s"}
+"""What is left for the fallback of a request that timed out is less than the loop grants a version."""
 ITEMS = ["a", "b", "c"]
 
 
@@ -116,16 +119,26 @@ class Mesh:
 
         return await eventually(reached, timeout_s=120, message=f"{version} gets on")
 
+    async def rank(self, user_id: str) -> tuple[str, str]:
+        """Rank for a user; the answer's arm and why it was degraded."""
+        request = gateway_pb.RankRequest(loop=self.loop, user_id=user_id, item_ids=ITEMS)
+        answer = (await self.gateway.Rank(request, timeout=60)).provenance
+        return answer.arm, answer.degraded_reason
+
+    async def user_with(self, outcome: tuple[str, str]) -> str:
+        """Wait for a user with this arm and this reason; each is asked for once."""
+        users: list[str] = []
+
+        async def found() -> str | None:
+            users.append(f"u{len(users)}")
+            return users[-1] if await self.rank(users[-1]) == outcome else None
+
+        return await eventually(found, timeout_s=60, message=f"a user gets {outcome}")
+
     async def ask(self, outcomes: list[tuple[str, str]]) -> None:
         """Rank for one user after another until cancelled; note each answer's arm and why it was degraded."""
         while True:
-            request = gateway_pb.RankRequest(
-                loop=self.loop,
-                user_id=f"u{random.randrange(10_000)}",
-                item_ids=ITEMS,
-            )
-            answer = (await self.gateway.Rank(request, timeout=30)).provenance
-            outcomes.append((answer.arm, answer.degraded_reason))
+            outcomes.append(await self.rank(f"u{random.randrange(10_000)}"))
             await asyncio.sleep(0.02)  # the pace of a caller, not a wait for a condition
 
 
@@ -142,10 +155,12 @@ def _sum_of_rows(columns: int) -> bytes:
 
 
 @pytest.fixture
-async def mesh(kafka: str, triton: TritonServer, loop_name: str, tmp_path: Path) -> AsyncIterator[Mesh]:
-    """The services before the first model."""
+async def mesh(
+    kafka: str, triton: TritonServer, loop_name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Mesh]:
+    """The services before the first model, of a loop with the times of the test's parameter."""
     file = tmp_path / "gyre.yaml"
-    file.write_text(LOOP.format(loop=f"loop-{loop_name[-8:]}"))
+    file.write_text(LOOP.format(loop=f"loop-{loop_name[-8:]}", **request.param))
     spec = load_loop(file)
     layout = Layout.compile(spec)
     await create_topics(kafka, declared(spec))
@@ -184,6 +199,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
+@pytest.mark.parametrize("mesh", [AMPLE], indirect=True, ids=["ample"])
 async def test_a_stopped_inference_takes_no_candidate_back(mesh: Mesh) -> None:
     """While the shared inference process stands still both arms fail; woken, the candidate goes on and is promoted."""
     await mesh.register("v1")
@@ -199,6 +215,31 @@ async def test_a_stopped_inference_takes_no_candidate_back(mesh: Mesh) -> None:
         stalled = [(arm, "INFERENCE_TIMEOUT") for arm in ("live", "candidate")]
         await eventually(lambda: min(map(outcomes.count, stalled)) >= 5, timeout_s=60, message="both arms feel it")
         mesh.inference.send_signal(signal.SIGCONT)
+        rollout = await mesh.reaches("v2", deployer_pb.ROLLOUT_STATE_PROMOTED)
+    finally:
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+    assert rollout.state == deployer_pb.ROLLOUT_STATE_PROMOTED, rollout.reason
+    assert "spoiled" in " ".join(each.reason for each in rollout.events)
+
+
+@pytest.mark.parametrize("mesh", [BRIEF], indirect=True, ids=["brief"])
+async def test_a_stall_that_live_feels_as_fallback_alone_takes_no_candidate_back(mesh: Mesh) -> None:
+    """A few requests of the candidate's users time out, and their short fallbacks to live: the candidate goes on."""
+    await mesh.register("v1")
+    await mesh.reaches("v1", deployer_pb.ROLLOUT_STATE_PROMOTED)
+    for _ in range(10):
+        await mesh.user_with(("live", ""))
+    await mesh.register("v2")
+    await mesh.reaches("v2", deployer_pb.ROLLOUT_STATE_CANARY)
+    user_id = await mesh.user_with(("candidate", ""))
+    mesh.inference.send_signal(signal.SIGSTOP)
+    stalled = [await mesh.rank(user_id) for _ in range(4)]
+    mesh.inference.send_signal(signal.SIGCONT)
+    assert stalled == [("candidate", "INFERENCE_TIMEOUT")] * 4
+    callers = [asyncio.create_task(mesh.ask([])) for _ in range(8)]
+    try:
         rollout = await mesh.reaches("v2", deployer_pb.ROLLOUT_STATE_PROMOTED)
     finally:
         for caller in callers:

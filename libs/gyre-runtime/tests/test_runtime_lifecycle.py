@@ -180,6 +180,22 @@ async def test_security_that_cannot_be_used_ends_the_process(
     assert variable in "".join(lines)
 
 
+@pytest.mark.parametrize("variable", ["GYRE_TOKEN", "gyre_token_file"])
+async def test_a_token_under_another_name_ends_the_process(variable: str, program: Path) -> None:
+    """A process whose token is set as the client's, or in lower case, ends and names the setting that it wants."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(program), env={**os.environ, variable: "s3cret"}, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    lines: list[str] = []
+    async for line in process.stderr:
+        lines.append(line.decode())
+        if "waiting for Kafka" in lines[-1]:
+            process.kill()  # it went on with its start
+    assert await process.wait() == 1
+    assert "GYRE_TOKEN_FILE" in "".join(lines)
+
+
 @pytest.mark.adapter
 async def test_calls_are_taken_for_the_drain_delay(kafka: str, make_topic: MakeTopic, program: Path) -> None:
     """After SIGTERM the process says NOT_SERVING and answers new connections; a second signal ends the delay."""

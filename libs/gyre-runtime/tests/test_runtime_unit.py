@@ -169,6 +169,36 @@ def test_security_that_is_blank_or_set_by_half_stops_the_start(environ: dict[str
         load_settings(ExampleSettings, environ)
 
 
+@pytest.mark.parametrize(
+    ("environ", "named", "wanted"),
+    [
+        ({"GYRE_TOKEN": "s3cret"}, "GYRE_TOKEN_FILE", "GYRE_TOKEN_FILE"),
+        ({"gyre_token_file": FILE}, "gyre_token_file", "GYRE_TOKEN_FILE"),
+        ({"Gyre_Token_File": FILE}, "Gyre_Token_File", "GYRE_TOKEN_FILE"),
+        ({"GYRE-TOKEN-FILE": FILE}, "GYRE-TOKEN-FILE", "GYRE_TOKEN_FILE"),
+        ({"gyre.token.file": FILE}, "gyre.token.file", "GYRE_TOKEN_FILE"),
+        ({" GYRE_TOKEN_FILE": FILE}, " GYRE_TOKEN_FILE", "GYRE_TOKEN_FILE"),
+        ({"gyre_token": "s3cret"}, "gyre_token", "GYRE_TOKEN"),
+        ({"GYRE_INFERENCE_TOKEN_FILE": FILE}, "GYRE_INFERENCE_TOKEN_FILE", "GYRE_TOKEN_FILE"),
+        ({"GYRE_INFERENCE_TLS_CA": FILE}, "GYRE_INFERENCE_TLS_CA", "GYRE_TLS_CA"),
+        ({"gyre_tls_cert": FILE, "gyre_tls_key": FILE}, "gyre_tls_cert", "GYRE_TLS_CERT"),
+        ({"gyre_trainer_threads": "2"}, "gyre_trainer_threads", "is not a setting"),
+    ],
+)
+def test_a_server_whose_door_is_closed_by_another_name_stops(environ: dict[str, str], named: str, wanted: str) -> None:
+    """A token or certificate under another name stops the start, which names the one that is wanted and no secret."""
+    with pytest.raises(SystemExit) as stopped:
+        load_settings(ExampleSettings, environ)
+    line = next(each for each in str(stopped.value).splitlines() if each.startswith(named))
+    assert wanted in line
+    assert "s3cret" not in str(stopped.value)
+
+
+def test_a_server_with_its_token_file_tolerates_the_clients_token() -> None:
+    """Where the door is closed, the token of the command line may be in the environment beside it."""
+    assert load_settings(ExampleSettings, {"GYRE_TOKEN": "s3cret", "GYRE_TOKEN_FILE": FILE}).token_file == Path(FILE)
+
+
 def test_a_process_holds_what_it_uses_alone() -> None:
     """The settings of every process lack the addresses of others, and tolerate their variables."""
     settings = load_settings(ExampleSettings, {"GYRE_REDIS": "redis://:secret@store:6379/0", "GYRE_KAFKA": "k:1"})

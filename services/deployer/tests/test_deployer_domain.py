@@ -7,7 +7,15 @@ import pytest
 from gyre_core.spec import Duration, GuardrailSpec, RolloutStep
 from gyre_deployer.domain import decisions
 from gyre_deployer.domain.guardrails import Outcome, Verdict, is_breach, judge
-from gyre_deployer.domain.observation import SETTLING_S, Observation, ObservedGateway, VersionRequests, lagging, tripped
+from gyre_deployer.domain.observation import (
+    BREACH_HOLDS_S,
+    SETTLING_S,
+    Observation,
+    ObservedGateway,
+    VersionRequests,
+    lagging,
+    tripped,
+)
 from gyre_deployer.domain.projection import arms
 from gyre_deployer.domain.rollouts import ENDED, RUNNING, Candidate, Change, Kind, LoopState, RolloutState, apply, fold
 from gyre_deployer.wire import change_message, change_of, view_message
@@ -344,26 +352,34 @@ def test_a_gateway_that_returns_is_counted_from_its_return(was_seen: bool) -> No
     assert (observation.candidate.requests, observation.candidate.failures) == (20, 2)
 
 
-SECOND = st.tuples(st.integers(0, 20), st.booleans(), st.sampled_from(["idle", "well", "stalled"]))
+LIVE_STATES = {
+    "idle": seen(0),
+    "well": seen(10),
+    "stalled": seen(10, 10),
+    "answers fallbacks": VersionRequests(paced=10, stalled=1),
+    "stalls fallbacks": VersionRequests(paced=10, stalled=9),
+}
+SECOND = st.tuples(st.integers(0, 20), st.booleans(), st.sampled_from([*LIVE_STATES]))
 
 
 @given(st.lists(SECOND, max_size=30))
 def test_intervals_are_spoiled_by_live_beside_them(seconds: list[tuple[int, bool, str]]) -> None:
-    """What counts is each interval without a breach in it, in the one before, or in the next that asked live."""
+    """What counts is each interval without a breach in it, or in the nearest before and after it that tell of live."""
     candidate, live, observation = VersionRequests(), VersionRequests(), watching(BEGUN)
     for number, (requests, fails, state) in enumerate(seconds):
         candidate = candidate.plus(seen(requests, requests if fails else 0))
-        live = live.plus({"idle": seen(0), "well": seen(10), "stalled": seen(10, 10)}[state])
+        live = live.plus(LIVE_STATES[state])
         both = {"v2": candidate, "v1": live}
         observation = observation.advanced([ObservedGateway("a", 1, 100.0, 5.0, counts=both)], float(number))
     observation = observation.advanced([], len(seconds) + SETTLING_S)
     told = [(number, *each) for number, each in enumerate(seconds) if each[0] or each[2] != "idle"]
     expected = spoiled = failures = 0
     for place, (number, requests, fails, state) in enumerate(told):
-        before = [told[place - 1][3]] if place else []
+        before = [(at, each) for at, _, _, each in told[:place] if each != "idle"][-1:]
         later = [(at, each) for at, _, _, each in told[place + 1 :] if each != "idle"][:1]
-        near = [each for at, each in later if at - number <= SETTLING_S]
-        if "stalled" in (*before, state, *near):
+        near = [each for at, each in before if number - at <= BREACH_HOLDS_S]
+        near += [each for at, each in later if at - number <= SETTLING_S]
+        if {"stalled", "stalls fallbacks"} & {*near, state}:
             spoiled += 1
         else:
             expected, failures = expected + requests, failures + (requests if fails else 0)
@@ -384,6 +400,16 @@ def test_a_stall_of_everything_is_not_held_against_the_candidate() -> None:
         assert verdict.outcome == Outcome.PASSED, (second, verdict.reason)
     assert observation.spoiled == 22
     assert observation.candidate.requests == 370
+
+
+def test_a_breach_that_nothing_follows_spoils_for_so_long_alone() -> None:
+    """Where nobody asks the live model again, what is wrong with the candidate counts once the breach is forgotten."""
+    observation = watching(BEGUN)
+    for second in range(60):
+        both = {"v2": seen(second, second), "v1": seen(10, 10)}
+        observation = observation.advanced([ObservedGateway("a", 1, 100.0, 5.0, counts=both)], float(second))
+    observation = observation.advanced([], 60 + SETTLING_S)
+    assert (observation.spoiled, observation.candidate.failures) == (BREACH_HOLDS_S + 1, 59 - BREACH_HOLDS_S)
 
 
 def test_a_candidate_that_fails_alone_is_failed_within_seconds() -> None:

@@ -35,11 +35,17 @@ def following(rollout: TrafficSplit, moment: Moment | None = None) -> Router:
 
 
 def attempt(
-    router: Router, *, version: str = "v2", epoch: int | None = None, had_time: bool = True, is_probe: bool = False
+    router: Router,
+    *,
+    version: str = "v2",
+    epoch: int | None = None,
+    had_time: bool = True,
+    is_probe: bool = False,
+    timeout_s: float = 10.0,
 ) -> Attempt:
     """A request that a version is asked."""
     epoch = router.epoch if epoch is None else epoch
-    return Attempt(version, Route(epoch=epoch, is_probe=is_probe), had_time)
+    return Attempt(version, Route(epoch=epoch, is_probe=is_probe), had_time, timeout_s)
 
 
 def fail(router: Router, times: int, *, was_reached: bool = True, **traits: object) -> None:
@@ -260,6 +266,45 @@ def test_a_report_holds_the_epoch_and_all_counts() -> None:
     assert sum(live.latency_counts) == 4
     assert (live.left_out, candidate.left_out) == (1, 3)
     assert report.report_time.seconds > 0
+
+
+def test_brief_requests_tell_whether_live_stood_still() -> None:
+    """Of requests with too little time to count, those with five times live's median time or more show a stall."""
+    router = following(split(7, 0.5))
+
+    def reported() -> tuple[int, int]:
+        live = next(each for each in report_of(router, "g", lease_s=5, leaving=False).versions if each.version == "v1")
+        return live.paced_requests, live.stalled_requests
+
+    brief = {"version": "v1", "had_time": False}
+    router.note_cut_off(attempt(router, **brief))  # type: ignore[arg-type]
+    assert reported() == (0, 0)  # nobody knows how long an answer takes
+    for _ in range(100):
+        router.note_scored(attempt(router, version="v1"), 0.010)
+    assert reported() == (100, 0)
+    router.note_cut_off(attempt(router, **brief, timeout_s=0.04))  # type: ignore[arg-type]
+    router.note_scored(attempt(router, **brief, timeout_s=0.04), 0.03)  # type: ignore[arg-type]
+    router.note_left_out("v1")
+    assert reported() == (100, 0)  # an answer may take as long as they could wait
+    router.note_cut_off(attempt(router, **brief, timeout_s=0.06))  # type: ignore[arg-type]
+    router.note_scored(attempt(router, **brief, timeout_s=1.0), 0.06)  # type: ignore[arg-type]
+    router.note_scored(attempt(router, **brief, timeout_s=1.0), 0.04)  # type: ignore[arg-type]
+    router.note_failed(attempt(router, **brief, timeout_s=0.01), was_reached=False)  # type: ignore[arg-type]
+    router.note_failed(attempt(router, version="v1"), was_reached=True)
+    assert reported() == (105, 4)
+    router.note_cut_off(attempt(router, had_time=False))
+    assert router.counts["v2"].paced == 0  # of the candidate it is no evidence
+
+
+def test_how_long_answers_take_is_learnt_anew() -> None:
+    """When answers become ten times slower for good, they are late for some dozens of requests, and then no more."""
+    router = following(split(7, 0.5))
+    for seconds in [0.001] * 1000 + [0.010] * 1000:
+        router.note_scored(attempt(router, version="v1"), seconds)
+    router.note_scored(attempt(router, version="v1", had_time=False), 0.010)
+    assert router.counts["v1"].stalled == 0
+    router.note_scored(attempt(router, version="v1", had_time=False), 0.100)
+    assert router.counts["v1"].stalled == 1
 
 
 def test_counts_are_those_of_versions_in_use() -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from gyre_runtime.settings import PREFIX, SERVICES, Settings, known_variables, variable_of
+from gyre_runtime.settings import PREFIX, SERVICES, ServerSettings, Settings, known_variables, variable_of
 
 TOLERATED: Mapping[str, str] = {
     "GYRE_CACHE": "where downloads are kept, `~/.cache/gyre` by default",
@@ -37,6 +37,10 @@ _SERVICE_VARIABLES = [(re.compile(rf"GYRE(_[A-Z0-9]+)*_{name}"), re.compile(valu
 
 _PASSWORD = re.compile(r"(://[^/@\s]*?:)[^/\s]*@")
 """The password of a URL, which messages must not show."""
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|KEY")
+_TOKEN, _TOKEN_FILE = f"{PREFIX}TOKEN", f"{PREFIX}TOKEN_FILE"
+_GUARDS = (_TOKEN, f"{PREFIX}TLS_")
+"""How the variables begin that close the doors of a server."""
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -52,7 +56,12 @@ def load_settings(cls: type[SettingsT], environ: Mapping[str, str] | None = None
         SystemExit: a variable is unknown, its value is blank or breaks its rule, or a security setting is set by half.
     """
     environ = os.environ if environ is None else environ
-    problems = [f"{name}={_shown(environ[name])}: is not a setting of this process" for name in _unknown(cls, environ)]
+    problems = [
+        f"{name}={_shown(value, name)}: is not a setting of this process{_hint(name)}"
+        for name, value in _unknown(cls, environ).items()
+    ]
+    if issubclass(cls, ServerSettings) and _TOKEN in environ and _TOKEN_FILE not in environ:
+        problems.append(f"{_TOKEN_FILE}: is not set, and {_TOKEN} is: a server reads its token from a file")
     values = {field: environ[variable_of(field)] for field in cls.model_fields if variable_of(field) in environ}
     try:
         settings = cls.model_validate(values)
@@ -63,14 +72,34 @@ def load_settings(cls: type[SettingsT], environ: Mapping[str, str] | None = None
     return settings
 
 
-def _unknown(cls: type[Settings], environ: Mapping[str, str]) -> list[str]:
+def _unknown(cls: type[Settings], environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that look like a setting, whatever their spelling, and are none of this process or another."""
     known = known_variables() | TOLERATED.keys()
     others = tuple(f"{PREFIX}{name.upper()}_" for name in SERVICES if name != cls.service)
-    return sorted(
-        name
-        for name, value in environ.items()
-        if name.startswith(PREFIX) and name not in known and not name.startswith(others) and not _injected(name, value)
-    )
+
+    def is_unknown(name: str, value: str) -> bool:
+        if not _spelt(name).startswith(PREFIX) or name in known or _injected(name, value):
+            return False
+        return not name.startswith(others) or _without_service(name).startswith(_GUARDS)
+
+    return {name: environ[name] for name in sorted(environ) if is_unknown(name, environ[name])}
+
+
+def _spelt(name: str) -> str:
+    """A variable's name as a setting's is written: in capitals, its words joined by `_`."""
+    return re.sub(r"[-.\s]", "_", name.strip()).upper()
+
+
+def _without_service(name: str) -> str:
+    """A variable's name, without a service's where it holds one."""
+    return re.sub(rf"^{PREFIX}(?:{'|'.join(SERVICES).upper()})_", PREFIX, name)
+
+
+def _hint(name: str) -> str:
+    """What a misspelt variable must mean: the same with other letters, or without a service's name."""
+    known = known_variables() | TOLERATED.keys()
+    meant = next((each for each in (_spelt(name), _without_service(_spelt(name))) if each in known - {name}), "")
+    return f": write {meant}" if meant else ""
 
 
 def _injected(name: str, value: str) -> bool:
@@ -86,6 +115,11 @@ def _problem(issue: Any, values: Mapping[str, str]) -> str:
     return f"{variable_of(field)}={_shown(values.get(field, issue['input']))}: {rule}"
 
 
-def _shown(value: object) -> str:
-    """A value as a message may show it: without the password of a URL."""
+def _shown(value: object, name: str = "") -> str:
+    """A value as a message may show it: without the password of a URL; not at all where a name says that it is secret.
+
+    Settings name the file of a secret, so what is set under such a name in place of a file may be the secret itself.
+    """
+    if _SECRET.search(_spelt(name)) and not _spelt(name).endswith("_FILE"):
+        return "'…'"
     return _PASSWORD.sub(r"\1…@", repr(value))

@@ -218,7 +218,12 @@ def report_of(message: events.GatewayReport, *, time: float) -> ObservedGateway:
         is_leaving=message.leaving,
         counts={
             each.version: VersionRequests(
-                each.requests, each.failures, tuple(each.latency_bounds_s), tuple(each.latency_counts)
+                each.requests,
+                each.failures,
+                tuple(each.latency_bounds_s),
+                tuple(each.latency_counts),
+                paced=each.paced_requests,
+                stalled=each.stalled_requests,
             )
             for each in message.versions
         },

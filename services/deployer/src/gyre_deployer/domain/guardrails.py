@@ -66,10 +66,14 @@ class _Share:
 
 
 def is_breach(counts: VersionRequests, guardrails: GuardrailSpec) -> bool:
-    """Whether the live model was past the limit of errors or of latency in one interval."""
+    """Whether the live model was past the limit of errors or of latency in one interval, or stood still in it.
+
+    What stalls everything stalls most of its requests; only a few of a model that is well are late.
+    """
     failed = _Share(counts.failures, counts.requests)
     slow = _Share(counts.slower_than(guardrails.max_latency_p99_s), counts.scored)
-    return failed.exceeds(guardrails.max_error_rate, BREACH_LEVEL) or slow.exceeds(SLOW_SHARE, BREACH_LEVEL)
+    is_past = failed.exceeds(guardrails.max_error_rate, BREACH_LEVEL) or slow.exceeds(SLOW_SHARE, BREACH_LEVEL)
+    return is_past or 0 < counts.paced <= 2 * counts.stalled
 
 
 def judge(candidate: VersionRequests, live: VersionRequests, guardrails: GuardrailSpec) -> Verdict:

@@ -7,13 +7,16 @@ candidate. The sums over all intervals may speak for it: one that is good where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from gyre_core.statistics import percentile
 
 SETTLING_S = 5.0
-"""The longest that an interval waits for one after it in which the live model was asked."""
+"""The longest that an interval waits for one after it that says how the live model was; more where deadlines are."""
+BREACH_HOLDS_S = 30.0
+"""The longest that a breach spoils what follows while nothing says how the live model is."""
 FORGET_S = 120.0
 """How long after the end of its lease a gateway is forgotten: each process reports under a name of its own."""
 
@@ -27,12 +30,21 @@ class VersionRequests:
         failures: of these, those that it failed to score in time.
         bounds: upper bounds of the latency buckets, seconds.
         latencies: scored requests by bucket, one more than bounds.
+        paced: requests whose pace says whether the version stood still, also of those that are not in `requests`.
+        stalled: of these, those that failed or were late.
     """
 
     requests: int = 0
     failures: int = 0
     bounds: tuple[float, ...] = ()
     latencies: tuple[int, ...] = ()
+    paced: int = 0
+    stalled: int = 0
+
+    @property
+    def has_outcomes(self) -> bool:
+        """Whether the counts say how the version was."""
+        return bool(self.requests or self.paced)
 
     @property
     def scored(self) -> int:
@@ -43,23 +55,28 @@ class VersionRequests:
         """What was added after `earlier`; all of it where a counter shrank, because the gateway began anew."""
         comparable = self.bounds == earlier.bounds
         steps = [now - then for now, then in zip(self.latencies, earlier.latencies, strict=False)]
-        pairs = (self.requests - earlier.requests, self.failures - earlier.failures, *(steps if comparable else ()))
-        if min(pairs) < 0:
+        counts = self._counts()
+        grown = [now - then for now, then in zip(counts, earlier._counts(), strict=True)]
+        if min(*grown, *(steps if comparable else ())) < 0:
             return self
-        latencies = tuple(steps) if comparable else self.latencies
-        return VersionRequests(
-            self.requests - earlier.requests, self.failures - earlier.failures, self.bounds, latencies
-        )
+        return self._of(grown, self.bounds, tuple(steps) if comparable else self.latencies)
 
     def plus(self, more: VersionRequests) -> VersionRequests:
         """The sum; latencies in other buckets than ours, from a gateway of another release, are left out."""
-        requests, failures = self.requests + more.requests, self.failures + more.failures
+        counts = [a + b for a, b in zip(self._counts(), more._counts(), strict=True)]
         if not self.bounds:
-            return VersionRequests(requests, failures, more.bounds, more.latencies)
+            return self._of(counts, more.bounds, more.latencies)
         if more.bounds != self.bounds:
-            return VersionRequests(requests, failures, self.bounds, self.latencies)
-        latencies = tuple(a + b for a, b in zip(self.latencies, more.latencies, strict=True))
-        return VersionRequests(requests, failures, self.bounds, latencies)
+            return self._of(counts, self.bounds, self.latencies)
+        return self._of(counts, self.bounds, tuple(a + b for a, b in zip(self.latencies, more.latencies, strict=True)))
+
+    def _counts(self) -> tuple[int, ...]:
+        return self.requests, self.failures, self.paced, self.stalled
+
+    @staticmethod
+    def _of(counts: Sequence[int], bounds: tuple[float, ...], latencies: tuple[int, ...]) -> VersionRequests:
+        requests, failures, paced, stalled = counts
+        return VersionRequests(requests, failures, bounds, latencies, paced=paced, stalled=stalled)
 
     def slower_than(self, limit_s: float) -> int:
         """Requests that surely took longer: those of the buckets that lie above the limit as a whole."""
@@ -117,26 +134,35 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The newest intervals of one gateway, oldest first, which are not judged yet; and what the one before was."""
+    """The newest intervals of one gateway, oldest first, which are not judged yet.
+
+    Attributes:
+        waiting: the intervals.
+        breach_time: when live was last seen past a limit, monotonic seconds; -inf once it was seen well again.
+    """
 
     waiting: tuple[Interval, ...] = ()
-    follows_breach: bool = False
+    breach_time: float = -inf
 
-    def judged(self, now: float) -> tuple[list[tuple[Interval, bool]], Series]:
+    def judged(self, now: float, settling_s: float) -> tuple[list[tuple[Interval, bool]], Series]:
         """Take out the intervals of which it is known whether they are spoiled, each with the answer.
 
         A stall begins and ends within intervals, and the first to time out in it may be the candidate's requests alone.
-        So an interval is spoiled, too, by a breach in the one before it, or in the next one that asked the live model.
+        So an interval is spoiled, too, by a breach in the last one before it that says how the live model was, or in
+        the next one that does.
         """
         judged, series = [], self
         while series.waiting:
             interval, later = series.waiting[0], series.waiting[1:]
-            following = next((each for each in later if each.live.requests), None)
-            if following is None and now - interval.time < SETTLING_S:
+            following = next((each for each in later if each.live.has_outcomes), None)
+            if following is None and now - interval.time < settling_s:
                 break
-            breaches = (series.follows_breach, interval.is_breached, following is not None and following.is_breached)
+            follows_breach = interval.time - series.breach_time <= BREACH_HOLDS_S
+            breaches = (follows_breach, interval.is_breached, following is not None and following.is_breached)
             judged.append((interval, any(breaches)))
-            series = Series(later, interval.is_breached)
+            series = Series(later, series.breach_time)
+            if interval.live.has_outcomes:
+                series = Series(later, interval.time if interval.is_breached else -inf)
         return judged, series
 
 
@@ -155,6 +181,7 @@ class Observation:
         candidate_in_all: what was seen of the candidate in all intervals that were judged.
         live_in_all: the same of the live model.
         spoiled: intervals left out since the live model suffered in them, or beside them.
+        settling_s: how long an interval waits for one after it that says how the live model was, seconds.
     """
 
     versions: tuple[str, str]
@@ -167,15 +194,21 @@ class Observation:
     candidate_in_all: VersionRequests = VersionRequests()
     live_in_all: VersionRequests = VersionRequests()
     spoiled: int = 0
+    settling_s: float = SETTLING_S
 
     @classmethod
     def begin(
-        cls, reports: Iterable[ObservedGateway], versions: tuple[str, str], is_breach: Callable[[VersionRequests], bool]
+        cls,
+        reports: Iterable[ObservedGateway],
+        versions: tuple[str, str],
+        is_breach: Callable[[VersionRequests], bool],
+        *,
+        settling_s: float = SETTLING_S,
     ) -> Observation:
         """Count from these reports on."""
         reports = list(reports)
         last = {(each.instance, version): counts for each in reports for version, counts in each.counts.items()}
-        return cls(versions, is_breach, last, {each.instance: each.time for each in reports})
+        return cls(versions, is_breach, last, {each.instance: each.time for each in reports}, settling_s=settling_s)
 
     def advanced(self, reports: Iterable[ObservedGateway], now: float) -> Observation:
         """Take in newer reports; the same report again adds nothing.
@@ -195,7 +228,7 @@ class Observation:
             if before is None or report.time - before > FORGET_S:
                 continue
             candidate, live = (grown[version] for version in self.versions)
-            if candidate.requests or live.requests:
+            if candidate.requests or live.has_outcomes:
                 interval = Interval(now, candidate, live, self.is_breach(live))
                 known = series.get(report.instance, Series())
                 series[report.instance] = replace(known, waiting=(*known.waiting, interval))
@@ -205,7 +238,7 @@ class Observation:
         """Sum up what can be judged by now."""
         seen = self
         for instance, each in self.series.items():
-            judged, rest = each.judged(now)
+            judged, rest = each.judged(now, self.settling_s)
             seen = replace(seen, series={**seen.series, instance: rest})
             for interval, is_spoiled in judged:
                 seen = seen.counted(interval, is_spoiled=is_spoiled)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from gyre_core.spec import LoopSpec
 from gyre_runtime.errors import is_transient
@@ -26,7 +27,7 @@ from gyre_deployer.domain.decisions import (
     roll_back,
 )
 from gyre_deployer.domain.guardrails import is_breach, judge
-from gyre_deployer.domain.observation import Observation, ObservedGateway, lagging, tripped
+from gyre_deployer.domain.observation import SETTLING_S, Observation, ObservedGateway, lagging, tripped
 from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, RolloutState
 from gyre_deployer.domain.strangers import may_be_asked
 from gyre_deployer.handlers.clock import SYSTEM_CLOCK, Clock
@@ -36,6 +37,8 @@ from gyre_deployer.handlers.recovery import Recovery, span_of
 from gyre_deployer.handlers.waiting import Waiting
 from gyre_deployer.ports import CandidateRefused, Gateways
 
+_REPORT_DELAY_S = 2.0
+"""How long a gateway's outcome takes to the deployer, seconds: reports are sent once a second."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -211,7 +214,10 @@ class Reconciler:
         watch, outages = self._watch, self._recovery.outages
         if watch is None or (watch.epoch, watch.outages) != (rollout.observed_epoch, outages):
             versions, guardrails = (rollout.version, rollout.live_version), self._spec.rollout.guardrails
-            begun = Observation.begin(reports, versions, lambda live: is_breach(live, guardrails))
+            # How live answers the requests that the candidate fails is known when their deadlines are over.
+            settling_s = max(SETTLING_S, self._spec.serving.deadline_s + _REPORT_DELAY_S)
+            breached = partial(is_breach, guardrails=guardrails)
+            begun = Observation.begin(reports, versions, breached, settling_s=settling_s)
             watch = Watch(rollout.observed_epoch, now, begun, outages)
         self._watch = replace(watch, observation=watch.observation.advanced(reports, now))
         return self._watch

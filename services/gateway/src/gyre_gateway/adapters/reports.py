@@ -87,6 +87,8 @@ def report_of(router: Router, instance: str, *, lease_s: float, leaving: bool) -
             requests=counts.requests,
             failures=counts.failures,
             left_out=counts.left_out,
+            paced_requests=counts.paced,
+            stalled_requests=counts.stalled,
             latency_bounds_s=LATENCY_BOUNDS_S,
             latency_counts=counts.latency_counts,
             tripped=router.is_tripped(version),

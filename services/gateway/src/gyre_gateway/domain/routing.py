@@ -6,6 +6,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf, isnan, nan
 
 from gyre_core.experiments import Arm, assign, bucket
 
@@ -13,6 +14,10 @@ from gyre_gateway.domain.circuit import Circuit, Passage
 
 LATENCY_BOUNDS_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0)
 LIVE, CANDIDATE = "live", "candidate"
+STALL_FACTOR = 5.0
+"""An answer that takes so many times the median of the recent ones is late, as behind something that stood still."""
+_MEDIAN_STEP = 1.05
+"""By how much each answer moves the running median, as a factor: it follows a change of ten times within 50 answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +82,13 @@ class Attempt:
         route: under which it is asked.
         had_time: the version was given the time that the loop grants it. Only then is the outcome evidence, whatever
             it is: to count what an impatient caller gets in time, and not what comes later, would favour the version.
+        timeout_s: the time that it was given, seconds.
     """
 
     version: str
     route: Route
     had_time: bool
+    timeout_s: float = inf
 
 
 @dataclass
@@ -90,12 +97,25 @@ class ObservedCounts:
 
     Attributes:
         left_out: requests that are in no other count, since their outcome says nothing of the version.
+        paced: requests, also of those left out, whose pace says whether the version stood still.
+        stalled: of these, those that failed or were late.
+        median_s: running median of the time that answers took, seconds; NaN before the first.
     """
 
     requests: int = 0
     failures: int = 0
     left_out: int = 0
+    paced: int = 0
+    stalled: int = 0
+    median_s: float = nan
     latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
+
+    def note_median(self, seconds: float) -> None:
+        """Move the median towards an answer's time: as many steps up as down hold it where half of them are slower."""
+        if isnan(self.median_s):
+            self.median_s = max(seconds, LATENCY_BOUNDS_S[0])
+        else:
+            self.median_s *= _MEDIAN_STEP if seconds > self.median_s else 1 / _MEDIAN_STEP
 
 
 class Router:
@@ -175,8 +195,13 @@ class Router:
         if attempt.had_time:
             counts.requests += 1
             counts.latency_counts[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
+            self._note_pace(attempt, stalled=False)
+            counts.note_median(seconds)
         else:
             counts.left_out += 1
+            late_s = self._late_s(attempt.version)
+            if attempt.timeout_s >= late_s:
+                self._note_pace(attempt, stalled=seconds > late_s)
         self._note_outcome(attempt, failed=False)
 
     def note_failed(self, attempt: Attempt, *, was_reached: bool) -> None:
@@ -192,12 +217,35 @@ class Router:
             counts.failures += 1
         else:
             counts.left_out += 1
+        self._note_pace(attempt, stalled=True)
         if was_reached:
             self._note_outcome(attempt, failed=True)
+
+    def note_cut_off(self, attempt: Attempt) -> None:
+        """Count a request that ran out of a time shorter than the loop grants: it is held against no version.
+
+        It says that a version stood still where its answers, as a rule, take a small part of the time that there was.
+        """
+        self.note_left_out(attempt.version)
+        if attempt.timeout_s >= self._late_s(attempt.version):
+            self._note_pace(attempt, stalled=True)
 
     def note_left_out(self, version: str) -> None:
         """Count a request whose outcome says nothing of the version: no time, no features, or no sound ones."""
         self._of(version).left_out += 1
+
+    def _note_pace(self, attempt: Attempt, *, stalled: bool) -> None:
+        """Count whether a version beside the candidate stood still."""
+        if self._candidate not in ("", attempt.version):
+            counts = self._of(attempt.version)
+            counts.paced += 1
+            counts.stalled += stalled
+
+    def _late_s(self, version: str) -> float:
+        """How long an answer of a version takes when it is late, seconds; infinite before any version answered."""
+        own_s = self._of(version).median_s
+        known = [own_s] if not isnan(own_s) else [each.median_s for each in self._counts.values()]
+        return min((STALL_FACTOR * each for each in known if not isnan(each)), default=inf)
 
     def _note_outcome(self, attempt: Attempt, *, failed: bool) -> None:
         """Let the circuit know; what was asked under an earlier epoch does not concern it."""

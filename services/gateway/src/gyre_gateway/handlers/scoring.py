@@ -76,7 +76,7 @@ class Scorer:
         if timeout_s <= 0:
             self._router.note_left_out(target.version)
             raise _Unscored(TOO_LITTLE_TIME)
-        attempt = Attempt(target.version, route, had_time=timeout_s >= self._granted_s)
+        attempt = Attempt(target.version, route, had_time=timeout_s >= self._granted_s, timeout_s=timeout_s)
         started = time.perf_counter()
         try:
             scores = await self._models.score(
@@ -95,7 +95,9 @@ class Scorer:
         reason = _model_reason(error)
         if isinstance(error, DeadlineExceeded) and not attempt.had_time:
             reason = TOO_LITTLE_TIME
-        if reason in (TOO_LITTLE_TIME, BAD_FEATURES):
+        if reason == TOO_LITTLE_TIME:
+            self._router.note_cut_off(attempt)
+        elif reason == BAD_FEATURES:
             self._router.note_left_out(attempt.version)
         else:
             self._router.note_failed(attempt, was_reached=reason not in _OUT_OF_REACH)

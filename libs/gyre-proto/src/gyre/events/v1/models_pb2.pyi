@@ -696,6 +696,8 @@ class VersionCounts(_message.Message):
     LATENCY_COUNTS_FIELD_NUMBER: _builtins.int
     TRIPPED_FIELD_NUMBER: _builtins.int
     LEFT_OUT_FIELD_NUMBER: _builtins.int
+    PACED_REQUESTS_FIELD_NUMBER: _builtins.int
+    STALLED_REQUESTS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version."""
     requests: _builtins.int
@@ -712,6 +714,13 @@ class VersionCounts(_message.Message):
     """Requests in none of the counts above, since their outcome says nothing of the version: the caller left too little time, features of
     its layout are not served, or they were none that a model can score.
     """
+    paced_requests: _builtins.int
+    """Requests whose pace says whether the version stood still, counted while a candidate is beside it: those of `requests`, and of those
+    left out the ones that were given five times the median time of its recent answers, or that it failed otherwise than by time. Evidence
+    of what live and candidate share, never held against a version. 0 from a gateway of an earlier release.
+    """
+    stalled_requests: _builtins.int
+    """Of these, those that failed, and those with less time than `requests` asks for whose answer took longer than those five medians."""
     @_builtins.property
     def latency_bounds_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Upper bounds of the latency buckets, seconds, increasing; the last bucket is open."""
@@ -730,10 +739,12 @@ class VersionCounts(_message.Message):
         latency_counts: _abc.Iterable[_builtins.int] | None = ...,
         tripped: _builtins.bool = ...,
         left_out: _builtins.int = ...,
+        paced_requests: _builtins.int = ...,
+        stalled_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "latency_bounds_s", b"latency_bounds_s", "latency_counts", b"latency_counts", "left_out", b"left_out", "requests", b"requests", "tripped", b"tripped", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "latency_bounds_s", b"latency_bounds_s", "latency_counts", b"latency_counts", "left_out", b"left_out", "paced_requests", b"paced_requests", "requests", b"requests", "stalled_requests", b"stalled_requests", "tripped", b"tripped", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
