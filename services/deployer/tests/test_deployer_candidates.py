@@ -79,6 +79,27 @@ async def test_a_candidate_is_kept_where_the_write_that_begins_its_rollout_fails
     assert topic.view.all() == []
 
 
+async def test_what_a_snapshot_leaves_out_waits_no_more(world: World) -> None:
+    """Candidates that are refused in a write whose snapshot forgets them are neither named nor rolled out."""
+    process = Process.begin(world)
+    process.ledger._max_ended = 1
+    world.filling["f" * 16] = "ffff is being filled: 0 %"
+    for version in ("v1", "v2", "v3", "v4"):
+        world.register(version, layout="f" * 16)
+    await process.look()
+    assert [each.version for each in world.views[-1].models] == ["v1", "v2", "v3", "v4"]
+    world.now += 601
+    await process.look()
+    assert [kind for version in ("v1", "v2", "v3", "v4") for kind, _ in told(world, version)] == ["REFUSED"] * 4
+    assert [each.version for each in world.views[-1].models] == []
+    world.filling["f" * 16] = ""
+    for life in (process, Process.begin(world)):
+        await life.look()
+        await life.look()
+        assert len(life.ledger.state.rollouts) == 1
+    assert len(world.log) == 4
+
+
 def packed(member: bytes) -> bytes:
     """Golden requests and answers whose arrays are these bytes."""
     content = io.BytesIO()

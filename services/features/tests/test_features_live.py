@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,21 @@ def reference(artifacts: Path, judged_spec: LoopSpec) -> LiveReference:
     found = LiveReference.read(artifacts / judged_spec.loop / VERSION, judged_spec)
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize("name", [REFERENCE_FILE, CLASSIFIER_FILE, MANIFEST_FILE])
+def test_a_reference_with_a_flipped_bit_ends_nothing(artifacts: Path, judged_spec: LoopSpec, name: str) -> None:
+    """It is read, or said to be unreadable, which costs this model its reference; no other error is raised."""
+    folder = artifacts / judged_spec.loop / VERSION
+    good = (folder / name).read_bytes()
+    spots = sorted({*range(min(100, len(good))), *range(max(0, len(good) - 200), len(good))})
+    found = set()
+    with ThreadPoolExecutor(1) as pool:
+        for at in spots:
+            (folder / name).write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
+            error = pool.submit(LiveReference.read, folder, judged_spec).exception()
+            found.add(type(error).__name__)
+    assert found == {"NoneType", "ValueError"}
 
 
 def _impressions(spec: LoopSpec, count: int, *, first: int = 0, shift: float = 0.0) -> list[Event]:

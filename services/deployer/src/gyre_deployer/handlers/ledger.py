@@ -15,7 +15,7 @@ from gyre_runtime.series import VersionSeries
 
 from gyre_deployer.domain.decisions import pending
 from gyre_deployer.domain.projection import arms
-from gyre_deployer.domain.rollouts import WITHOUT_STEP, Change, Kind, LoopState, apply, trimmed
+from gyre_deployer.domain.rollouts import WITHOUT_STEP, Candidate, Change, Kind, LoopState, apply, trimmed
 from gyre_deployer.ports import Candidates, FencedByPeer, RolloutLog
 
 _SNAPSHOT_AFTER_S = 3600.0
@@ -115,10 +115,11 @@ class RolloutLedger:
             now = self._now()  # also where the change before was written by a clock that was ahead
             numbered = [replace(each, epoch=basis.epoch + 1 + n, time=now) for n, each in enumerate(changes)]
             told = state = self._settled(_after(basis, numbered))
+            waiting = pending(self.candidates.all(), told) if self.candidates is not None else []
             is_snapshot = self._is_snapshot_due(state, numbered)
             if is_snapshot:
                 state = trimmed(state, self._max_ended)
-            await self._write(numbered, state, is_snapshot=is_snapshot)
+            await self._write(numbered, state, waiting, is_snapshot=is_snapshot)
             self._adopt(state, untrimmed=told)
         for change in numbered:
             self._tell(change, told)
@@ -146,8 +147,9 @@ class RolloutLedger:
         if self._is_uncertain:
             raise Unavailable("LOG_UNAVAILABLE", "the rollout log cannot be written at the moment", retry_after_s=1)
 
-    async def _write(self, changes: Sequence[Change], state: LoopState, *, is_snapshot: bool) -> None:
-        waiting = pending(self.candidates.all(), state) if self.candidates is not None else []
+    async def _write(
+        self, changes: Sequence[Change], state: LoopState, waiting: Sequence[Candidate], *, is_snapshot: bool
+    ) -> None:
         try:
             await self._log.append(changes, state, waiting=waiting, is_snapshot=is_snapshot)
         except FencedByPeer as error:
