@@ -22,7 +22,7 @@ from gyre_core.features import (
     items_needed,
     merge,
 )
-from gyre_core.features.encoding import FLOAT32_MAX
+from gyre_core.float32 import FLOAT32_MAX
 from gyre_core.spec import LoopSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -40,6 +40,44 @@ def test_quality_actions_are_data(full_loop: LoopSpec) -> None:
     assert issues_of(changed("drift.psi: block", "Drift psi: block"))
 
 
+NUMBERS = """
+version: 1
+loop: shop
+events: {{interactions: {{click: {{}}, rate: {{value: {{min: {least}, max: {greatest}}}}}}}}}
+items: {{fields: {{price: {{kind: number, default: {price}}}, at: {{kind: time}}}}}}
+training: {{label: {{events: [click], weights: {{click: {label}}}}}}}
+features:
+  - {{name: rate, kind: decayed_rate, scope: item, events: [click], per: [click], half_lives: [1d],
+      prior: {{mean: {mean}, weight: {weight}}}}}
+  - {{name: device, kind: context, field: device, default: {device}}}
+  - {{name: age, kind: age, scope: item, field: at, default: {age}}}
+"""
+GIVEN = {"least": 0, "greatest": 10, "price": 0, "label": 1, "mean": 0, "weight": 1, "device": 0, "age": 0}
+PLACES = {
+    "least": "events.interactions.rate.value.min",
+    "greatest": "events.interactions.rate.value.max",
+    "price": "items.fields.price.default",
+    "label": "training.label.weights.click",
+    "mean": "features[0].prior.mean",
+    "weight": "features[0].prior.weight",
+    "device": "features[1].default",
+    "age": "features[2].default",
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_number_that_reaches_a_feature_fits_into_float32(name: str) -> None:
+    """A number beyond float32 would be infinite as a feature: it is refused with field, value and rule."""
+    assert parse_loop(NUMBERS.format(**GIVEN)).loop == "shop"
+    for value in ("1.0e39", "3.5e+38"):
+        try:
+            parse_loop(NUMBERS.format(**{**GIVEN, name: value}))
+            found = []
+        except SpecError as error:
+            found = [(each.field, float(each.value.strip("'"))) for each in error.issues if "float32" in each.rule]
+        assert found == [(PLACES[name], float(value))]
+
+
 def test_columns_follow_the_declarations(full_loop: LoopSpec) -> None:
     """Half-lives and category values become columns, in declared order."""
     columns = full_loop.columns()

@@ -9,7 +9,9 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.keyring import Keyring
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_privacy.masking import LoopPrivacy, Privacy, open_privacy
+from gyre_privacy.redaction import redactor as find_all
 from gyre_runtime import Precondition
+from gyre_runtime.constraints import checker_for
 from gyre_runtime.events import Event
 from gyre_runtime.settings import PrivacySettings
 
@@ -112,6 +114,36 @@ def test_masking_twice_is_masking_once() -> None:
         once = event.SerializeToString(deterministic=True)
         privacy.message(event)
         assert event.SerializeToString(deterministic=True) == once
+
+
+UNITS = ("a@b.co ", "<a@b.co", "1@b.co,13800138000 ", "x", "+49 30 901820 ", "203.0.113.7 ")
+
+
+@pytest.mark.parametrize("shift", range(0, 16, 3))
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_masking_makes_longer_stays_within_the_protos_bounds(unit: str, shift: int) -> None:
+    """Texts, categories and labels that are as long as they may be are so masked, too; once more changes nothing."""
+    fields = {path: {"action": "redact"} for path in ("items.title", "items.note", "labels.ref")}
+    privacy = LoopPrivacy(parse_loop(f"{SPEC}privacy: {json.dumps({'fields': fields})}"), None, find_all)
+    short, long = ("y" * shift + unit * 128)[:128], ("y" * shift + unit * 10_000)[:10_000]
+    categories = behavior.Categories(values=[short, "plain"])
+    item = behavior.ItemChanged(
+        item_id="i", fields={"title": _text(long), "note": behavior.FieldValue(categories=categories)}
+    )
+    shown = behavior.Impression(
+        request_id="r", user_id="u", item_ids=["a"], shown=1, method=1, labels={"ref": short, "other": short}
+    )
+    for message in (item, shown):
+        given = type(message).FromString(message.SerializeToString())
+        assert checker_for(message.DESCRIPTOR)(message) == []
+        privacy.message(message)
+        assert checker_for(message.DESCRIPTOR)(message) == []
+        assert (message != given) is (unit != "x")
+        once = type(message).FromString(message.SerializeToString())
+        privacy.message(message)
+        assert message == once
+    assert privacy.labels({"ref": short})["ref"] == shown.labels["ref"]
+    assert "b.co" not in item.fields["title"].text
 
 
 def test_a_loop_without_rules_costs_nothing() -> None:

@@ -149,6 +149,56 @@ def test_lateness_is_between_the_event_and_kafka() -> None:
     assert reason(record(click(), time=NOW - 1e8, ce_source="gyre/import")) == ""
 
 
+@pytest.mark.parametrize("days", [29, 400])
+def test_a_first_append_time_counts_no_further_back_than_dead_letters_are_kept(days: int) -> None:
+    """An event of long ago is late whatever its producer says, since no letter of then is there to be replayed."""
+    then = NOW - days * 86_400
+    first = str(round(then * 1000))
+    decided = reason(record(click(), time=then, at=NOW, gyre_append_time=first))
+    assert decided == ("" if days < 30 else "TOO_OLD")
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "expected"),
+    [
+        ("b3", b"\xff", ""),
+        ("x-tenant", None, ""),
+        ("traceparent", b"\xff", ""),
+        ("traceparent", None, ""),
+        ("ce_id", b"\xff", "BAD_HEADER"),
+        ("ce_id", None, "BAD_HEADER"),
+        ("content-type", None, "BAD_HEADER"),
+        ("gyre_append_time", b"\xff", "BAD_HEADER"),
+    ],
+)
+def test_only_headers_that_are_read_refuse_an_event(header: str, value: bytes | None, expected: str) -> None:
+    """Kafka's headers are bytes or null, and those of others are nobody's business; a trace decides nothing."""
+    made = record(click())
+    made.headers = [*(each for each in made.headers if each[0] != header), (header, value)]
+    assert reason(made) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2016-12-31T23:59:60Z", ""),
+        ("2016-12-31T15:59:60.25-08:00", ""),
+        ("2016-12-31T22:59:60Z", "BAD_TIME"),
+        ("2016-12-31T23:59:61Z", "BAD_TIME"),
+        ("9999-12-31T23:59:60Z", "BAD_TIME"),
+    ],
+)
+def test_a_leap_second_is_the_second_after_it(text: str, expected: str) -> None:
+    """RFC 3339 knows 23:59:60 UTC, which unix time counts as the next midnight."""
+    midnight = 1_483_228_800.0
+    made = record(click(), at=midnight + 1, ce_time=text)
+    assert reason(made) == expected
+    if not expected:
+        event = Admission({SPEC.loop: SPEC}, TYPES).decide(made)
+        assert isinstance(event, Event)
+        assert midnight <= event.time < midnight + 1
+
+
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-23:59", "soon"])
 def test_a_time_that_no_table_holds_is_none(text: str) -> None:
     """What is before year 1 or after 9999 in UTC is refused, in the catalogue, too."""

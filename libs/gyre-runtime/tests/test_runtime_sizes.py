@@ -169,6 +169,23 @@ async def test_a_record_of_huge_headers_and_key_stops_nobody(kafka: str, make_to
     assert (letter.key, told["gyre_offset"], told["gyre_record_bytes"]) == (None, "0", "5000000")
 
 
+@pytest.mark.parametrize("name", ["gyre_append_time", "ce_id", "gyre_reason", "other"])
+async def test_no_header_of_a_refused_record_costs_it_its_dead_letter(
+    kafka: str, make_topic: MakeTopic, name: str
+) -> None:
+    """Whatever header a producer makes too large for a dead letter, the record gets one."""
+    topic, good = await make_topic(), encode(interaction(), source="shop", id="good")
+    bad = encode(Interaction(user_id="u", item_id="i", type="click"), source="shop", id="bad")
+    headers = [*(each for each in bad.headers if each[0] not in (name, "ce_type")), (name, b"1" * 2_000_000)]
+    await put(kafka, topic, Record(b"u", bad.value, headers), good, compression_type="gzip")
+    async with consuming(kafka, topic) as seen:
+        await eventually(lambda: seen == ["good"], timeout_s=20, message="the next event is handled")
+    found = await letters(kafka, topic)
+    assert [(told["gyre_reason"], told["gyre_offset"]) for _, told in found] == [("NO_TYPE", "0")]
+    assert found[0][1]["gyre_append_time"].isdigit()
+    assert len(found[0][1]["gyre_append_time"]) <= 15
+
+
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
 async def test_no_codec_of_a_producer_stops_a_consumer(kafka: str, make_topic: MakeTopic, codec: str) -> None:
     """Whatever Kafka's producers compress with is read."""

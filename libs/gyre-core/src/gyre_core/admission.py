@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Self
 
 from gyre_core.event_time import format_time, in_range
 from gyre_core.features import FieldValue
-from gyre_core.features.encoding import FLOAT32_MAX, encode, slot_of
+from gyre_core.features.encoding import encode, slot_of
+from gyre_core.float32 import FLOAT32_MAX
 from gyre_core.shown import shown
 from gyre_core.spec import Duration, LoopSpec
 

@@ -106,6 +106,10 @@ def segment_s(retention_s: float) -> float:
     return min(max(retention_s / _SEGMENTS_IN_RETENTION, _MIN_SEGMENT_S), _MAX_SEGMENT_S)
 
 
+DEAD_LETTERS_KEPT_S = _DEAD_LETTER_RETENTION_S + segment_s(_DEAD_LETTER_RETENTION_S)
+"""How long Kafka holds a dead letter at most, seconds."""
+
+
 def _ms(seconds: float) -> str:
     return str(round(seconds * 1000))
 

@@ -1,11 +1,13 @@
 """Masks what events and requests say of people, by a loop's rules, where they are taken in and before anything else.
 
 Masking twice is masking once: a token stays as it is, and a redacted text holds nothing more to find. So it does not
-matter that the gateway masks what it writes and every reader of raw events masks again.
+matter that the gateway masks what it writes and every reader of raw events masks again. What a placeholder makes longer
+than the proto allows is cut, so that who masks next does not refuse it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1.behavior_pb2 import FieldValue as FieldMessage
 from gyre_core.keyring import USER_DOMAIN, Keyring
 from gyre_core.spec import LoopSpec, MaskRule
+from gyre_runtime.constraints import max_length
 from gyre_runtime.errors import Precondition
 from gyre_runtime.events import Event
 from gyre_runtime.metrics import instrument
@@ -21,7 +24,13 @@ from gyre_runtime.settings import PREFIX, PrivacySettings
 Redact = Callable[[str], str]
 RedactorOf = Callable[[Sequence[str], Sequence[str]], Redact]
 """Makes what redacts texts, by the entities and the regions looked for."""
-_Change = Callable[[str], str | None]
+_Change = Callable[[str, int], str | None]
+"""What becomes of a text that may have so many characters."""
+_TEXT_CHARS = max_length(FieldMessage.DESCRIPTOR, "text")
+_CATEGORY_CHARS = max_length(behavior.Categories.DESCRIPTOR, "values")
+_LABEL_CHARS = max_length(behavior.Impression.DESCRIPTOR, "labels")
+_BEGUN_PLACEHOLDER = re.compile(r"<[A-Z0-9_]*\Z")
+_CUT_FURTHER = 8
 _ITEMS, _USERS, _LABELS = "items.", "users.", "labels."
 OF_USERS = behavior.Interaction | behavior.Impression | behavior.UserChanged
 """The payloads that are of one user, by `user_id`."""
@@ -70,8 +79,8 @@ class LoopPrivacy:
         elif rule.action == "hash":
             apply = self._hash(path, rule)
 
-        def change(value: str) -> str | None:
-            changed = apply(value)
+        def change(value: str, max_chars: int) -> str | None:
+            changed = apply(value, max_chars)
             if changed != value:
                 count(1)
             return changed
@@ -82,18 +91,19 @@ class LoopPrivacy:
         keys, domain = self._keys, rule.domain or path
         if keys is None or (rule.key == "rotating" and not keys.rotating):
             raise Precondition("PRIVACY_KEY_MISSING", f"privacy.fields.{path}: the key file has no {rule.key} key")
-        return lambda value: keys.token(value, domain=domain, key=rule.key) if value else value
+        return lambda value, _: keys.token(value, domain=domain, key=rule.key) if value else value
 
-    def _redact(self, path: str, rule: MaskRule, redactor: RedactorOf | None) -> Redact:
+    def _redact(self, path: str, rule: MaskRule, redactor: RedactorOf | None) -> _Change:
         if redactor is None:
             raise Precondition("REDACTION_MISSING", f"privacy.fields.{path}: this process cannot redact")
         try:
-            return redactor(rule.entities, self._regions)
+            redact = redactor(rule.entities, self._regions)
         except ImportError as error:
             message = f"privacy.fields.{path}: its entities need gyre-privacy[presidio], which is not installed"
             raise Precondition("REDACTION_MISSING", message) from error
         except ValueError as error:
             raise Precondition("PRIVACY_RULE_INVALID", f"privacy.fields.{path}: {error}") from error
+        return lambda value, max_chars: _redacted_within(redact, value, max_chars)
 
     def user(self, user_id: str) -> str:
         """A user's id as the loop keeps it; what is kept already stays."""
@@ -105,7 +115,10 @@ class LoopPrivacy:
         """The labels of a request's context as the loop keeps them."""
         if not self._labels or not labels:
             return labels
-        masked = {name: self._labels[name](value) if name in self._labels else value for name, value in labels.items()}
+        masked = {
+            name: self._labels[name](value, _LABEL_CHARS) if name in self._labels else value
+            for name, value in labels.items()
+        }
         return {name: value for name, value in masked.items() if value is not None}
 
     def message(self, message: Any) -> None:
@@ -123,20 +136,33 @@ class LoopPrivacy:
                     del message.fields[name]
 
 
-def _dropped(_value: str) -> None:
+def _dropped(_value: str, _max_chars: int) -> None:
     """Leave a value out."""
+
+
+def _redacted_within(redact: Redact, text: str, max_chars: int) -> str:
+    """A redacted text of at most so many characters; once more changes nothing.
+
+    A text is cut after it was redacted, so that no half of what was found is left, and what the cut has made is
+    searched again: its end can look like something else.
+    """
+    text, limit = redact(text), max_chars
+    while len(text) > max_chars:
+        text = redact(_BEGUN_PLACEHOLDER.sub("", text[:limit]))
+        limit = limit * (_CUT_FURTHER - 1) // _CUT_FURTHER
+    return text
 
 
 def _masked(field: FieldMessage, change: _Change) -> bool:
     """Mask the texts of a field in place; say whether it stays. What is no text is only ever dropped."""
     kind = field.WhichOneof("kind")
     if kind == "categories":
-        kept = [made for value in field.categories.values if (made := change(value)) is not None]
-        if len(kept) < len(field.categories.values) or change("") is None:
+        kept = [made for value in field.categories.values if (made := change(value, _CATEGORY_CHARS)) is not None]
+        if len(kept) < len(field.categories.values) or change("", _CATEGORY_CHARS) is None:
             return False
         field.categories.values[:] = kept
         return True
-    text = change(field.text)
+    text = change(field.text, _TEXT_CHARS)
     if text is not None and kind == "text":
         field.text = text
     return text is not None

@@ -28,6 +28,7 @@ from gyre_core.admission import (
 from gyre_core.request_ids import GATEWAY_SOURCE, has_gateway_form
 from gyre_core.shown import cut
 from gyre_core.spec import LoopSpec
+from gyre_core.topics import DEAD_LETTERS_KEPT_S
 
 from gyre_runtime.constraints import checker_for
 from gyre_runtime.events import Event, MessageTypes, ReceivedRecord, Unreadable, decode, is_deletion, message_types
@@ -155,7 +156,8 @@ def times_of(spec: LoopSpec, event: Event) -> EventTimes:
     """What the bounds of time look at; a dead letter that was replayed is as late as it was at first."""
     arrival = event.arrival_time
     if event.first_arrival_time and spec.events.trust_replayed_append_time:
-        arrival = min(arrival, event.first_arrival_time)
+        oldest = arrival - DEAD_LETTERS_KEPT_S  # no letter is older: it is no replay that says so
+        arrival = min(arrival, max(event.first_arrival_time, oldest))
     message = event.message
     if isinstance(message, behavior.ClockMark):
         at = message.clock_time.ToNanoseconds() / 1e9

@@ -18,12 +18,12 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from gyre.options.v1 import constraints_pb2
 from gyre_core.event_time import END_TIME_S, FIRST_TIME_S
-from gyre_core.features.encoding import FLOAT32_MAX
+from gyre_core.float32 import FLOAT32_MAX
 from gyre_core.shown import shown
 
 from gyre_runtime.errors import Invalid, Violation
 
-__all__ = ["Checker", "Violation", "checker_for", "require_valid"]
+__all__ = ["Checker", "Violation", "checker_for", "max_length", "require_valid"]
 
 Checker = Callable[[Message], list[Violation]]
 Rule = Callable[[Any], str | None]
@@ -62,6 +62,11 @@ def require_valid(message: Message) -> None:
     broken = checker_for(message.DESCRIPTOR)(message)
     if broken:
         raise invalid(broken)
+
+
+def max_length(descriptor: Descriptor, field: str) -> int:
+    """The most characters that a message's text may have, or each of its texts; 0 where that is not bounded."""
+    return int(descriptor.fields_by_name[field].GetOptions().Extensions[constraints_pb2.rules].max_len)
 
 
 def invalid(broken: Sequence[Violation]) -> Invalid:

@@ -29,6 +29,9 @@ _MAX_MILLISECONDS_CHARS = 15
 _REQUIRED = ("ce_id", "ce_source", "ce_type", "ce_time")
 FIRST_APPEND_TIME = "gyre_append_time"
 """Header of a dead letter that was replayed: when Kafka first took the record in, unix milliseconds."""
+_TRACING = (TRACEPARENT, "ce_traceparent")
+_READ = frozenset((*_REQUIRED, "ce_specversion", "content-type", FIRST_APPEND_TIME, *_TRACING))
+"""The headers that an event is made of: what others hold is the producer's own affair."""
 
 Headers = list[tuple[str, bytes]]
 MessageTypes = Mapping[str, type[Message]]
@@ -193,9 +196,9 @@ def decode(record: ReceivedRecord, types: MessageTypes) -> Event:
     if record.value is None:
         raise Unreadable("NO_VALUE", "the record has no value")
     try:
-        headers = {name: value.decode() for name, value in record.headers}
-    except (UnicodeDecodeError, AttributeError) as error:
-        raise Unreadable("BAD_HEADER", "a header is not UTF-8 text") from error
+        headers = {name: value.decode() for name, value in record.headers if name in _READ}
+    except (UnicodeDecodeError, AttributeError):
+        headers = _readable(record.headers)
     event_id, source, type_, time = map(headers.get, _REQUIRED)
     if not (event_id and source and type_ and time):
         name = next(each for each in _REQUIRED if not headers.get(each))
@@ -223,6 +226,38 @@ def decode(record: ReceivedRecord, types: MessageTypes) -> Event:
     )
 
 
+def is_append_time(value: bytes | None) -> bool:
+    """Whether the value of a header `FIRST_APPEND_TIME` is one: a count of milliseconds, of a few digits."""
+    return value is not None and len(value) <= _MAX_MILLISECONDS_CHARS and value.isdigit()
+
+
+def _readable(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
+    """The headers that are read, where one is no text: a trace context that is none is left out.
+
+    Raises:
+        Unreadable: another one is null or no UTF-8 text (BAD_HEADER).
+    """
+    texts: dict[str, str] = {}
+    for name, value in headers:
+        if name not in _READ:
+            continue
+        text = _text(value)
+        if text is not None:
+            texts[name] = text
+        elif name in _TRACING:
+            texts.pop(name, None)
+        else:
+            raise Unreadable("BAD_HEADER", f"the header {name} is not UTF-8 text")
+    return texts
+
+
+def _text(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 def _time(text: str) -> float:
     try:
         return parse_time(text)
@@ -231,7 +266,7 @@ def _time(text: str) -> float:
 
 
 def _milliseconds(text: str) -> float:
-    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_MILLISECONDS_CHARS):
+    if not is_append_time(text.encode()):
         raise Unreadable("BAD_HEADER", f"{FIRST_APPEND_TIME} is no count of milliseconds")
     return int(text) / 1000
 

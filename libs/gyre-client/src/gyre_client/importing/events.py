@@ -10,6 +10,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from gyre_core.admission import refuse_fields, refuse_interaction
+from gyre_core.event_time import parse_moment
 from gyre_core.features import EntityKind, Event, FieldsChanged, FieldValue, UserInteraction
 from gyre_core.spec import LoopSpec
 
@@ -206,8 +207,7 @@ def _parsed(source: TimeSource, given: Any, odd_times: Counter[str]) -> datetime
         elif isinstance(given, date):
             moment = datetime(given.year, given.month, given.day)  # noqa: DTZ001 (its zone follows below)
         elif source.format in ("iso", "unix", "unix_ms"):
-            text = str(given)
-            moment = datetime.fromisoformat(f"{text[:-1]}Z" if text[-1:] == "z" else text)
+            moment = parse_moment(str(given))
         else:
             moment = datetime.strptime(str(given), source.format)  # noqa: DTZ007 (its zone follows below)
     except ValueError as error:

@@ -11,9 +11,8 @@ from gyre_core.event_time import parse_time
 from gyre_core.features.events import FieldValue
 from gyre_core.features.identity import item_hash
 from gyre_core.features.slots import FieldSlot
+from gyre_core.float32 import FLOAT32_MAX
 
-FLOAT32_MAX = 3.4028234663852886e38
-"""The greatest finite float32."""
 _F32 = Struct("<f")
 UNKNOWN_TIME = (float("-inf"), 0.0)
 

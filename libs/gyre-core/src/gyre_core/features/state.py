@@ -7,9 +7,9 @@ from math import copysign, isfinite
 from struct import Struct
 from typing import Any
 
-from gyre_core.features.encoding import FLOAT32_MAX
 from gyre_core.features.plans import Plan
 from gyre_core.features.slots import HEADER_BYTES, EntityLayout, bucket_of, mask_of
+from gyre_core.float32 import FLOAT32_MAX
 
 _COUNT = Struct("<Q")
 _NEVER = float("-inf")

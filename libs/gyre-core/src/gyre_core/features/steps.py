@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from gyre_core.features.comparing import comparison
 from gyre_core.features.compiling import DecayedFeature, events_key, first_slots, plain_slots, ring_of
-from gyre_core.features.encoding import FLOAT32_MAX
 from gyre_core.features.events import ENTITY_KINDS
 from gyre_core.features.frame import F32, F64, EntityBlock, Frame, Step
 from gyre_core.features.identity import item_hash
@@ -17,6 +16,7 @@ from gyre_core.features.layout import Layout
 from gyre_core.features.slots import EntityLayout
 from gyre_core.features.smoothing import smoothed_rate
 from gyre_core.features.windowing import windowed_steps
+from gyre_core.float32 import FLOAT32_MAX
 from gyre_core.spec import (
     AffinityFeature,
     AgeFeature,

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from gyre_core.spec.duration import Duration
 from gyre_core.spec.fields import Category
-from gyre_core.spec.model import Name, SpecModel
+from gyre_core.spec.model import Float32, Name, SpecModel
 
 IMPRESSION = "impression"
 """The event word that counts shown items, beside the loop's interaction types."""
@@ -31,8 +31,8 @@ CLOCK_FIELDS = ("hour", "weekday")
 class Prior(SpecModel):
     """A smoothing prior: `weight` pseudo-events at `mean`."""
 
-    mean: float = 0.0
-    weight: float = PydanticField(default=1.0, gt=0)
+    mean: Float32 = 0.0
+    weight: Float32 = PydanticField(default=1.0, gt=0)
 
 
 class _NamedFeature(SpecModel):
@@ -174,7 +174,7 @@ class AgeFeature(_StoredFeature):
     of: Literal["first_event", "last_event"] | None = None
     events: tuple[Name, ...] = ()
     field: Name | None = None
-    default: float = 0.0
+    default: Float32 = 0.0
 
     @model_validator(mode="after")
     def _one_source(self) -> AgeFeature:
@@ -259,7 +259,7 @@ class ContextFeature(_NamedFeature):
 
     kind: Literal["context"]
     field: Name
-    default: float = 0.0
+    default: Float32 = 0.0
     values: tuple[Category, ...] = PydanticField(default=(), max_length=256)
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from pydantic import Field as PydanticField
 from pydantic import StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from gyre_core.spec.model import SpecModel
+from gyre_core.spec.model import Float32, SpecModel
 
 Category = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 
@@ -23,7 +23,7 @@ class NumberField(SpecModel):
     """A number, with the value that stands in while the entity is unknown."""
 
     kind: Literal["number"]
-    default: float = 0.0
+    default: Float32 = 0.0
 
 
 class BooleanField(SpecModel):

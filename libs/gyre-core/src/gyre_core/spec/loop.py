@@ -12,7 +12,7 @@ from gyre_core.spec.columns import feature_columns
 from gyre_core.spec.duration import Duration
 from gyre_core.spec.features import Feature
 from gyre_core.spec.fields import Field
-from gyre_core.spec.model import EventName, LoopName, Name, SpecModel
+from gyre_core.spec.model import EventName, Float32, LoopName, Name, SpecModel
 from gyre_core.spec.operations import (
     ExperimentSpec,
     ModelSpec,
@@ -31,8 +31,8 @@ _REPLAY_MAX_FUTURE = Duration.parse("1d")
 class ValueRange(SpecModel):
     """The inclusive range of an interaction's value."""
 
-    min: float
-    max: float
+    min: Float32
+    max: Float32
 
     @model_validator(mode="after")
     def _ordered(self) -> ValueRange:
@@ -53,7 +53,7 @@ class EventsSpec(SpecModel):
     `max_future` is 5m by default, and 1d on the replay clock, where only a partition's own events move its time, so
     that a quiet night looks like a leap. Events of the CloudEvents sources in `history_sources` may be of any age. A
     dead letter that is replayed says when Kafka first took it in, by which it is judged where
-    `trust_replayed_append_time` is true.
+    `trust_replayed_append_time` is true, but no further back than dead letters are kept.
     """
 
     max_lateness: Duration = Duration.parse("1h")

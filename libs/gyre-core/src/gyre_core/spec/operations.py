@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from gyre_core.spec.duration import Duration
-from gyre_core.spec.model import Name, SpecModel
+from gyre_core.spec.model import Float32, Name, SpecModel
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -44,7 +44,7 @@ class LabelSpec(SpecModel):
 
     events: tuple[Name, ...] = ()
     attribution_window: Duration = Duration.parse("30m")
-    weights: dict[Name, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    weights: dict[Name, Annotated[Float32, Field(ge=0)]] = Field(default_factory=dict)
     credit: Literal["all", "last", "linear", "decay"] = "all"
     half_life: Duration | None = None
     combine: Literal["greatest", "sum"] = "greatest"

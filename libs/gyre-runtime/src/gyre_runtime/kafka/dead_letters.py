@@ -12,7 +12,7 @@ from typing import Any
 from gyre_core.topics import dead_letter_topic
 
 from gyre_runtime.errors import Invalid, Unavailable
-from gyre_runtime.events import FIRST_APPEND_TIME, Headers, Record
+from gyre_runtime.events import FIRST_APPEND_TIME, Headers, Record, is_append_time
 from gyre_runtime.kafka._names import topic_labels
 from gyre_runtime.kafka.producer import Producer
 from gyre_runtime.metrics import instrument
@@ -60,9 +60,9 @@ async def dead_letter(producer: Producer, record: Any, *, reason: str, error: st
 
 
 def _first_append_time(record: Any) -> bytes:
-    """When Kafka first took a record in, unix milliseconds: a replayed one says so itself."""
-    said = next((value for name, value in record.headers if name == FIRST_APPEND_TIME and value), None)
-    return said or str(record.timestamp).encode()
+    """When Kafka first took a record in, unix milliseconds: a replayed one says so itself, whose word is a number."""
+    said = next((value for name, value in record.headers if name == FIRST_APPEND_TIME), None)
+    return said if said is not None and is_append_time(said) else str(record.timestamp).encode()
 
 
 def record_hash(record: Any) -> str:
