@@ -22,6 +22,7 @@ from gyre_features.stream.backfill import Backfilled, backfill
 from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_features.warehouse.archive import Archive
 from gyre_privacy.search import SearchedStores, needles_of, search
+from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Lifespan, Precondition, ServiceSettings, channel
 from gyre_runtime.events import Event
 from gyre_runtime.telemetry import Telemetry
@@ -149,7 +150,7 @@ async def test_what_a_fill_sets_aside_is_counted(  # noqa: PLR0917 (fixtures)
     settings = FeaturesSettings(loops=(loop_file,), kafka=kafka, redis=redis_url, warehouse=str(tmp_path / "warehouse"))
     places = tuple({(event.topic, event.partition) for event in strange_row})
     job = FillJob(settings, store.spec.loop, LayoutDefinition.of(store.spec), 0, places, gives_way=False)
-    await run_fill(job, store, lambda _event: False)
+    await run_fill(job, store, Tombstones({store.spec.loop: store.spec}, None))
     await _assert_equal(store, strange_row)
 
     def counted(what: str, table: str) -> float | None:

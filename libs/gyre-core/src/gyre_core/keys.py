@@ -101,6 +101,14 @@ KEYS: tuple[KeyDecl, ...] = (
         "retirement takes both",
     ),
     KeyDecl(
+        name="fencing",
+        pattern=f"gyre{STORE_FORMAT}:{{<loop>:<shard>}}:fencing",
+        holds="a token that is new each time that somebody is forgotten: a batch of another one is refused, "
+        "in every layout, until its writer has read the tombstones",
+        owner="features",
+        ttl="the lease",
+    ),
+    KeyDecl(
         name="popular",
         pattern=f"{_PREFIX}popular",
         holds="a sorted set of item ids by decayed count, for candidates",
@@ -203,6 +211,11 @@ def duplicates_key(loop: str, layout_hash: str, *, shard: int, topic: str, parti
 def former_duplicates_key(loop: str, layout_hash: str, *, shard: int, window: int) -> str:
     """The key of all identities that earlier versions applied in a window of wall time, by the window's number."""
     return f"{prefix(loop, layout_hash, shard=shard)}duplicates:{window}"
+
+
+def fencing_key(loop: str, *, shard: int) -> str:
+    """The key of the fencing token of a virtual shard, one for all layouts of a loop."""
+    return f"gyre{STORE_FORMAT}:{{{loop}:{shard}}}:fencing"
 
 
 def popular_key(loop: str, layout_hash: str, *, shard: int) -> str:

@@ -5,11 +5,11 @@ import asyncio
 import sys
 from pathlib import Path
 
-from gyre_core.keyring import Keyring
 from gyre_runtime.environment import load_settings
 from gyre_runtime.settings import KafkaSettings, PrivacySettings, RedisSettings
 
 from gyre_privacy.masking import read_keyring
+from gyre_privacy.pseudonyms import Pseudonyms
 from gyre_privacy.search import SearchedStores, SearchHit, needles_of, search
 from gyre_privacy.stores import store_of
 
@@ -27,16 +27,12 @@ def main() -> None:
     command.add_argument("folders", nargs="*", type=Path, help="folders to search: warehouse, state, artefacts, logs")
     given, settings = parser.parse_args(), load_settings(SearchSettings)
     keyring = read_keyring(settings)
-    needles = needles_of(_ids(given.user, keyring), keyring, loop=given.loop)
+    ids = (given.user,) if keyring is None else Pseudonyms(keyring).forms(given.user)
+    needles = needles_of(ids, keyring, loop=given.loop)
     places = SearchedStores(settings.kafka, settings.redis, given.folders)
     finding = asyncio.run(search(places, needles))
     sys.stdout.write("".join(f"{line}\n" for line in _lines(finding)))
     sys.exit(1 if finding.hits or finding.unread else 0)
-
-
-def _ids(user: str, keyring: Keyring | None) -> list[str]:
-    """The id, and what a loop that hashes ids makes of it."""
-    return [user] if keyring is None else [user, keyring.token(user, domain="user")]
 
 
 def _lines(finding: SearchHit) -> list[str]:

@@ -9,7 +9,7 @@ import secrets
 from pathlib import Path
 
 from gyre.events.v1 import privacy_pb2 as privacy
-from gyre_core.keyring import Keyring
+from gyre_core.keyring import USER_DOMAIN, Keyring
 from gyre_runtime.errors import Precondition
 
 _DOMAIN = "forgotten"
@@ -49,6 +49,16 @@ class Pseudonyms:
             Precondition: there is no key file (PRIVACY_KEY_MISSING).
         """
         return user_hash(self._key(), loop, user_id)
+
+    def forms(self, user_id: str) -> tuple[str, ...]:
+        """The ids that a user may stand under in a loop: as producers know them, and hashed, as `user_id: hmac` has it.
+
+        Both, whatever the loop's setting is: it may have been another one when some of what stands was written.
+
+        Raises:
+            Precondition: there is no key file (PRIVACY_KEY_MISSING).
+        """
+        return tuple(dict.fromkeys((user_id, self._key().token(user_id, domain=USER_DOMAIN))))
 
     def of_message(self, loop: str, message: privacy.UserForgotten | privacy.UserErased) -> bytes:
         """What a tombstone says of whom it is: the hash, or the id where the former form has no hash.

@@ -50,11 +50,26 @@ class Tombstones:
         }
         self._are_any = False
         self._on_tombstone = on_tombstone
+        self._views: dict[str, View] = {}
         self._ready = asyncio.Event()
 
     async def ready(self) -> None:
         """Wait until every tombstone from before the start is known."""
         await self._ready.wait()
+
+    async def catch_up(self, loop: str) -> None:
+        """Wait until every tombstone of a loop that Kafka has now is known.
+
+        Raises:
+            Unavailable: Kafka does not say within 30 s who was forgotten (TOMBSTONES_UNKNOWN).
+        """
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await self._ready.wait()
+                await self._views[loop].catch_up()
+        except TimeoutError:
+            message = f"Kafka does not say within {_TIMEOUT_S:g} s who was forgotten"
+            raise Unavailable("TOMBSTONES_UNKNOWN", message) from None
 
     def note(self, loop: str, message: privacy.UserForgotten, offset: int = 0) -> None:
         """Take a tombstone in.
@@ -99,8 +114,10 @@ class Tombstones:
         """
         refusal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         async with AsyncExitStack() as stack:
-            views = [await stack.enter_async_context(self._view(settings, name, refusal)) for name in self._loops]
-            ready = asyncio.gather(*(view.ready() for view in views))
+            self._views = {
+                name: await stack.enter_async_context(self._view(settings, name, refusal)) for name in self._loops
+            }
+            ready = asyncio.gather(*(view.ready() for view in self._views.values()))
             stack.callback(ready.cancel)
             waited: list[asyncio.Future[Any]] = [ready, refusal]
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)

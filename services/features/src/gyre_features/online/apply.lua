@@ -5,15 +5,16 @@
 --       f+1           counter of batches
 --       f+2           outbox: descriptions of batches by number
 --       f+3, f+4      buffers: contributions on known items, on unknown ones; sorted by the newest event time
---       f+5           popular items; then one key for each category
+--       f+5           fencing token, which is new each time that somebody is forgotten
+--       f+6           popular items; then one key for each category
 --       then          checkpoints whose applied offsets the caller wants to know, `watched` of them
 --       then          keys to put, as many as there are TTLs in `puts`
 --       then          two for each of `windows`: the identities of a topic partition's newest window, and of the one before
 --       then          `former` sets of identities as earlier versions kept them, which are only looked into
 --       then          entities, as many as there are deltas
 -- ARGV  1             plan, JSON: {programs, ttl, lease, categories, popular}
---       2             JSON: {expected, next, kinds, watched, published, puts, windows, former, max_batches, base, catalogue, changed,
---                     buffers};
+--       2             JSON: {expected, next, fencing, kinds, watched, published, puts, windows, former, max_batches, base, catalogue,
+--                     changed, buffers}; fencing is the token that the batch was prepared under;
 --                     kinds is one letter for each entity, watched a number of keys, published the numbers of batches that
 --                     may leave the outbox, puts one TTL in seconds for each key to put, max_batches of a buffer; each of the
 --                     windows is {moves, runs}: how many windows a topic partition moves on by, and for each run of its
@@ -30,7 +31,7 @@
 -- Answers {1, batch number, time as in the outbox, for each entity of `changed` the time (f64) of the fields that it had
 -- or -inf, watched offset, ...}; or {0, checkpoint, ...} with what stands where the applied offsets are not the expected
 -- ones; or {2, index, ...} with the identities, counted from 0, that were applied before; or {3} when there is a later
--- batch than `base` or the catalogue moved. Only 1 changes anything. WRONGTYPE, with the
+-- batch than `base` or the catalogue moved; or {4, token} where the fencing token is another one. Only 1 changes anything. WRONGTYPE, with the
 -- key, where a key to write is of another type than the script writes: Redis undoes nothing of a script that fails.
 local plan, call = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
 local checkpoints = #call.expected
@@ -57,7 +58,10 @@ for i = 1, checkpoints do
 end
 if not as_expected then return {0, unpack(stored)} end
 
-local popular = checkpoints + 5
+local fencing = redis.call('GET', KEYS[checkpoints + 5]) or ''
+if fencing ~= call.fencing then return {4, fencing} end
+
+local popular = checkpoints + 6
 local watched = popular + plan.categories + 1
 local puts = watched + call.watched
 local windows = puts + #call.puts

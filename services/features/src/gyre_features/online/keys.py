@@ -79,6 +79,10 @@ class Names:
         shard = 0 if self.shards == 1 else self.shard_of("item", item_id)
         return keys.versions_key(*self._own, shard=shard, id=item_id)
 
+    def fencing(self, shard: int) -> str:
+        """The token that changes when somebody is forgotten."""
+        return keys.fencing_key(self._own[0], shard=shard)
+
     def popular(self, shard: int) -> list[str]:
         """The popular items: all of them, then those of each category."""
         whole = keys.popular_key(*self._own, shard=shard)

@@ -20,7 +20,7 @@ AppliedOffsets = dict[Place, int]
 OUTBOX_TIME = Struct("<d")
 """What stands before a batch's description in the outbox: when the store had the batch, unix seconds."""
 _FIELDS_TIME = Struct("<d")
-_BEHIND, _APPLIED, _DUPLICATES, _STALE = range(4)
+_BEHIND, _APPLIED, _DUPLICATES, _STALE, _TOMBSTONES_UNREAD = range(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ class Write:
         versions: of items, with their time to live in seconds; empty ones go.
         buffers: of the contributions on known items and on unknown ones.
         former: keys of identities as earlier versions kept them, which are looked into, too.
+        fencing: the token that the batch was prepared under; empty where there was none.
     """
 
     expected: AppliedOffsets
@@ -94,6 +95,7 @@ class Write:
     versions: Mapping[str, tuple[bytes, int]] = field(default_factory=dict)
     buffers: Sequence[BufferChange] = ()
     former: Sequence[str] = ()
+    fencing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,14 @@ class StaleInput:
     """Nothing was applied: what the batch was made from has changed meanwhile."""
 
 
-Outcome = Applied | OffsetMismatch | AlreadyApplied | StaleInput
+@dataclass(frozen=True, slots=True)
+class TombstonesUnread:
+    """Nothing was applied: somebody was forgotten since the batch was prepared; the token that stands now."""
+
+    token: str
+
+
+Outcome = Applied | OffsetMismatch | AlreadyApplied | StaleInput | TombstonesUnread
 
 
 def packed(write: Write, shard: int, names: Names, *, plan: str) -> tuple[list[str], list[str | bytes]]:
@@ -138,6 +147,7 @@ def packed(write: Write, shard: int, names: Names, *, plan: str) -> tuple[list[s
     call: dict[str, Any] = {
         "expected": [str(applied_offset) for applied_offset in write.expected.values()],
         "next": [write.following[place].encoded() for place in write.expected],
+        "fencing": write.fencing,
         "kinds": "".join(kinds),
         "watched": len(write.watched),
         "published": [str(number) for number in write.published],
@@ -172,6 +182,7 @@ def _keys(write: Write, shard: int, names: Names) -> list[str]:
         names.outbox(shard),
         names.contributions(shard, known=True),
         names.contributions(shard, known=False),
+        names.fencing(shard),
         *names.popular(shard),
         *[names.applied_offset(shard, place) for place in write.watched],
         *map(names.versions, write.versions),
@@ -212,6 +223,8 @@ def outcome_of(answer: Sequence[Any], write: Write) -> Outcome:
         return AlreadyApplied(frozenset(sent[index] for index in rest))
     if done == _STALE:
         return StaleInput()
+    if done == _TOMBSTONES_UNREAD:
+        return TombstonesUnread(rest[0].decode())
     if done == _BEHIND:
         return OffsetMismatch(
             {place: Checkpoint.decoded(text) for place, text in zip(write.expected, rest, strict=True)}

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from gyre_core import keys
 from gyre_core.features import GLOBAL_ID, Contribution, EntityId, EntityKind, Layout, Versions
@@ -296,6 +297,21 @@ class OnlineStore:
             raise unavailable(error) from error
         return sorted(found, key=lambda each: -each[1])[:limit]
 
+    async def refuse_prepared_batches(self) -> None:
+        """Refuse what anybody has prepared for any layout of the loop until they have read the tombstones.
+
+        A batch of a process that was stopped before it sent it brings nobody back then, however long that was.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        token = uuid4().hex
+        try:
+            for shard in range(self.shards):
+                await self._redis.set(self.names.fencing(shard), token, ex=lease_s(self.layout))
+        except RedisError as error:
+            raise unavailable(error) from error
+
     async def delete_late_events(self, user_id: str) -> int:
         """Take a user's events out of the buffers that late item fields are applied from; answer how many went.
 
@@ -337,18 +353,21 @@ class OnlineStore:
         except RedisError as error:
             raise unavailable(error) from error
 
-    async def keys_of_user(self, user_id: str) -> list[str]:
-        """Every key of a user of the loop, by a look at all keys: also of layouts, shards and formats of former times.
+    async def keys_of_user(self, *ids: str) -> list[str]:
+        """Every key under some ids of a user, by a look at all keys: also of former layouts, shards and formats.
 
         Raises:
             Unavailable: the store does not answer.
         """
-        loop, pattern = self.spec.loop, keys.entity_pattern(self.spec.loop, kind="user", id=user_id)
+        found: list[str] = []
         try:
-            found = [key.decode() async for key in self._redis.scan_iter(pattern, count=_SCANNED)]
+            for each in ids:
+                pattern = keys.entity_pattern(self.spec.loop, kind="user", id=each)
+                names = [key.decode() async for key in self._redis.scan_iter(pattern, count=_SCANNED)]
+                found += [name for name in names if keys.is_entity_key(name, self.spec.loop, kind="user", id=each)]
         except RedisError as error:
             raise unavailable(error) from error
-        return [key for key in found if keys.is_entity_key(key, loop, kind="user", id=user_id)]
+        return found
 
     async def delete_keys(self, names: Sequence[str]) -> int:
         """Delete keys, one by one since they may lie on several nodes; answer how many went.

@@ -1,9 +1,12 @@
 """Rewrites a user out of the warehouse, old snapshots included, and says so in `privacy.erasures`."""
 
 import asyncio
+import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from hashlib import sha256
 
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.keyring import Keyring
@@ -27,6 +30,7 @@ ERASED = message_types(privacy.UserErased)
 OF_USERS = (INTERACTIONS, IMPRESSIONS, USERS)
 _REWRITES = (Operation.DELETE, Operation.OVERWRITE)
 _RETRY_S = 2.0
+_NOTE = "gyre.erasure."
 _MAX_SNAPSHOTS = 30_000
 """How many of the newest snapshots of a table are named: those of three tables always fit a record."""
 _LOG = logging.getLogger(__name__)
@@ -75,10 +79,14 @@ class Eraser:
             erased = done.get(key)
             if erased is not None and erased >= _ns(message.forgotten_time):
                 return True
-            answer = await self._erase(loop, message)
-            if erased is not None and (earlier := (await self._published(loop)).get(key)) is not None:
-                _add_earlier(answer, earlier)
-            await self._producer.send(topic(loop, "privacy.erasures"), answer, key=key)
+            earlier = None if erased is None else (await self._published(loop)).get(key)
+            # A send that failed may have arrived all the same.
+            if earlier is None or _ns(earlier.forgotten_time) < _ns(message.forgotten_time):
+                answer = await self._erase(loop, message)
+                if earlier is not None:
+                    _add_earlier(answer, earlier)
+                await self._producer.send(topic(loop, "privacy.erasures"), answer, key=key)
+            await self._archives[loop].alone(loop, OF_USERS, partial(drop_notes, names={note_of(message)}))
         except (Unavailable, TimeoutError) as error:
             _LOG.warning("an erasure waits", extra={"loop": loop, "problem": str(error)})
             return False
@@ -88,9 +96,12 @@ class Eraser:
     async def _done_of(self, loop: str) -> Expiring[str, int]:
         """The tombstones of a loop that are done: by key the newest one's time, unix nanoseconds."""
         if loop not in self._done:
-            done = Expiring[str, int](self._kept_s[loop])
-            for key, erased in (await self._published(loop)).items():
+            done, published = Expiring[str, int](self._kept_s[loop]), await self._published(loop)
+            for key, erased in published.items():
                 done.put(key, _ns(erased.forgotten_time))
+            # Of a process that was killed once it had published what it erased.
+            if notes := {note_of(each) for each in published.values()}:
+                await self._archives[loop].alone(loop, OF_USERS, partial(drop_notes, names=notes))
             self._done[loop] = done
         return self._done[loop]
 
@@ -103,10 +114,10 @@ class Eraser:
             user_id=message.user_id, user_hash=message.user_hash, forgotten_time=message.forgotten_time
         )
         wanted, names = self._pseudonyms.of_message(loop, message), self._pseudonyms.names
-        since_ms = _ns(message.forgotten_time) // 1_000_000
+        since_ms, note = _ns(message.forgotten_time) // 1_000_000, note_of(message)
 
         def work(table: Table) -> tuple[int, list[int], int]:
-            return erase_user(table, lambda user_id: names(loop, user_id) == wanted, since_ms=since_ms)
+            return erase_user(table, lambda user_id: names(loop, user_id) == wanted, since_ms=since_ms, note=note)
 
         for name, (rows, expired, found) in (await self._archives[loop].alone(loop, OF_USERS, work)).items():
             answer.rows[name] = rows
@@ -139,7 +150,27 @@ def _ns(time: object) -> int:
     return int(time.ToNanoseconds())  # type: ignore[attr-defined]
 
 
-def erase_user(table: Table, is_user: Callable[[str], bool], *, since_ms: int) -> tuple[int, list[int], int]:
+def note_of(message: privacy.UserForgotten | privacy.UserErased) -> str:
+    """The property of a table that says what has gone for a tombstone, until that is published; it names nobody."""
+    return f"{_NOTE}{sha256(record_key(message).encode()).hexdigest()[:32]}.{_ns(message.forgotten_time)}"
+
+
+def drop_notes(table: Table, names: Collection[str]) -> None:
+    """Remove such properties where a table has them."""
+    if held := set(names) & table.properties.keys():
+        with table.transaction() as transaction:
+            transaction.remove_properties(*held)
+
+
+def _noted(table: Table, note: str) -> tuple[int, list[int]]:
+    """Rows and snapshots that an earlier try took, which was cut short before that was published."""
+    body = json.loads(table.properties.get(note, "{}"))
+    return int(body.get("rows", 0)), list(body.get("expired", ()))
+
+
+def erase_user(
+    table: Table, is_user: Callable[[str], bool], *, since_ms: int, note: str = ""
+) -> tuple[int, list[int], int]:
     """Rewrite a user's rows away and drop every older snapshot with the files that only such hold.
 
     The files go before the snapshots are expired, so that a crash between the two leaves what a second call finds.
@@ -149,27 +180,34 @@ def erase_user(table: Table, is_user: Callable[[str], bool], *, since_ms: int) -
         table: with a column `user_id`.
         is_user: whether a user id is that of the one who is erased; asked for every id of the table.
         since_ms: the tombstone's time, unix milliseconds: a rewrite after it may be one that a crash cut short.
+        note: the property that is to say what goes, committed with it; see `note_of`. By default none does.
 
     Returns:
-        Count of rows that went, ids of the snapshots that went, oldest first, count of rows that a search found
-        afterwards.
+        Count of rows that went, ids of the snapshots that went, oldest first, both with those of earlier tries under
+        the same note; count of rows that a search found afterwards.
 
     Raises:
         CommitFailedException: somebody else committed meanwhile; call again.
     """
-    rows, ids = _rows_of(table, is_user)
-    begun = any(_rewrites(each) and each.timestamp_ms >= since_ms for each in table.snapshots())
+    (rows, ids), (earlier_rows, earlier) = _rows_of(table, is_user), _noted(table, note)
+    begun = note in table.properties or any(
+        _rewrites(each) and each.timestamp_ms >= since_ms for each in table.snapshots()
+    )
     if not rows and not begun:
         delete_orphans_of(table, is_user, gone=frozenset())
         return 0, [], 0
-    if rows:
-        table.delete(In(term="user_id", literals=set(ids)))
+    holding = list(dict.fromkeys([*earlier, *(each.snapshot_id for each in _by_age(table))]))
+    with table.transaction() as transaction:
+        if rows:
+            transaction.delete(In(term="user_id", literals=set(ids)))
+        if note:
+            body = {"rows": earlier_rows + rows, "expired": holding[-_MAX_SNAPSHOTS:]}
+            transaction.set_properties({note: json.dumps(body)})
     # The snapshot that deletes names the files that it took away with their bounds, which are ids; the next does not.
     table.append(table.schema().as_arrow().empty_table())
     table.refresh()
     current = table.current_snapshot()
-    known = sorted(table.snapshots(), key=lambda each: each.sequence_number or 0)
-    old = [each for each in known if current is None or each.snapshot_id != current.snapshot_id]
+    old = [each for each in _by_age(table) if current is None or each.snapshot_id != current.snapshot_id]
     before, kept = files_of(table, old), files_of(table, [current] if current else [])
     delete_orphans_of(table, is_user, gone=frozenset(before[0] - kept[0]))
     delete_files(table, before, kept)
@@ -177,7 +215,11 @@ def erase_user(table: Table, is_user: Callable[[str], bool], *, since_ms: int) -
     if expired:
         table.maintenance.expire_snapshots().by_ids(expired).commit()
         table.refresh()
-    return rows, expired, _rows_of(table, is_user)[0]
+    return earlier_rows + rows, list(dict.fromkeys([*earlier, *expired])), _rows_of(table, is_user)[0]
+
+
+def _by_age(table: Table) -> list[Snapshot]:
+    return sorted(table.snapshots(), key=lambda each: each.sequence_number or 0)
 
 
 def _rows_of(table: Table, is_user: Callable[[str], bool]) -> tuple[int, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from gyre.events.v1 import privacy_pb2 as privacy
@@ -30,13 +30,13 @@ class ForgottenUser:
     """What was done.
 
     Attributes:
-        message: the tombstone.
+        forgotten_ns: the tombstones' time, unix nanoseconds.
         deleted_keys: in the online store.
         found_keys: that a look at all keys of the loop, and at what waits for late fields, found afterwards.
-        erased: what the archive reported of the warehouse; None while it has not.
+        erased: the rows that the archive reported of the warehouse; None while it has not.
     """
 
-    message: privacy.UserForgotten
+    forgotten_ns: int
     deleted_keys: int
     found_keys: int
     erased: privacy.UserErased | None
@@ -101,17 +101,42 @@ class Forgetting:
 
         return View(settings.kafka, topic(loop, "privacy.erasures"), _TYPES, on_change=note, holds_events=False)
 
-    async def forget(self, stores: Sequence[OnlineStore], user_id: str, *, sent_as: str) -> ForgottenUser:
-        """Forget a user in all stores of a loop, whom producers may know by another id than the loop: `sent_as`.
+    async def forget(self, stores: Sequence[OnlineStore], user_id: str) -> ForgottenUser:
+        """Forget a user in all stores of a loop, under the id as it was sent and under its hash: each has a tombstone.
 
-        The online store is searched last, so that a batch that was under way when the tombstone came is seen, too.
+        The online store is searched last, so that a batch that was under way when the tombstones came is seen, too.
 
         Raises:
             Precondition: there is no key file (PRIVACY_KEY_MISSING).
             Unavailable: Kafka or the online store do not answer; ask again.
         """
-        loop = stores[0].spec.loop
-        message = privacy.UserForgotten(user_hash=Pseudonyms(self.keyring).of(loop, user_id))
+        loop, pseudonyms, now_ns = stores[0].spec.loop, Pseudonyms(self.keyring), time.time_ns()
+        ids = pseudonyms.forms(user_id)
+        producer = await self._connection()
+        with ExitStack() as stack:
+            awaited = []
+            for each in ids:
+                message = privacy.UserForgotten(user_hash=pseudonyms.of(loop, each))
+                message.forgotten_time.FromNanoseconds(now_ns)
+                awaited.append(stack.enter_context(self._awaiting(loop, message)))
+                await producer.send(topic(loop, "privacy.tombstones"), message, key=awaited[-1].key)
+            for each in ids:
+                await producer.delete(topic(loop, "catalog.users"), each)
+            deleted = await _delete(stores, ids)
+            await asyncio.wait([each.answer for each in awaited], timeout=self.wait_s)
+        deleted += await _delete(stores, ids)
+        deleted += await stores[0].delete_keys(await stores[0].keys_of_user(*ids))
+        await stores[0].rewrite_file()
+        found = len(await stores[0].keys_of_user(*ids))
+        found += sum([await store.count_late_events(each) for store in stores for each in ids])
+        return ForgottenUser(now_ns, deleted, found, _all_erased([each.answer for each in awaited]))
+
+    async def _connection(self) -> Producer:
+        """The producer, which a start that is under way is waited for.
+
+        Raises:
+            Unavailable: Kafka does not answer.
+        """
         call = current_call()
         # Half of the caller's time for a start that is under way; the other half is for the erasure.
         wait_s = _MIN_CONNECT_S if call is None else max(_MIN_CONNECT_S, call.remaining_s() / 2)
@@ -119,20 +144,7 @@ class Forgetting:
             await asyncio.wait_for(self._connected.wait(), wait_s)
         if self._producer is None:
             raise Unavailable("KAFKA_UNAVAILABLE", "the tombstone cannot be written: Kafka does not answer")
-        message.forgotten_time.FromNanoseconds(time.time_ns())
-        with self._awaiting(loop, message) as awaited:
-            await self._producer.send(topic(loop, "privacy.tombstones"), message, key=awaited.key)
-            for key in dict.fromkeys((user_id, sent_as)):
-                await self._producer.delete(topic(loop, "catalog.users"), key)
-            deleted = await _delete(stores, user_id)
-            await asyncio.wait([awaited.answer], timeout=self.wait_s)
-        erased = awaited.answer.result() if awaited.answer.done() else None
-        deleted += await _delete(stores, user_id)
-        deleted += await stores[0].delete_keys(await stores[0].keys_of_user(user_id))
-        await stores[0].rewrite_file()
-        found = len(await stores[0].keys_of_user(user_id))
-        found += sum([await store.count_late_events(user_id) for store in stores])
-        return ForgottenUser(message, deleted, found, erased)
+        return self._producer
 
     @contextmanager
     def _awaiting(self, loop: str, message: privacy.UserForgotten) -> Iterator[_Awaited]:
@@ -146,8 +158,27 @@ class Forgetting:
             self._awaited.remove(awaited)
 
 
-async def _delete(stores: Sequence[OnlineStore], user_id: str) -> int:
-    """Delete a user from every layout's store, buffers of late events included; answer how many keys went."""
+def _all_erased(answers: Sequence[asyncio.Future[privacy.UserErased]]) -> privacy.UserErased | None:
+    """What the archive reported of all tombstones together; None while it has not reported of some."""
+    whole = privacy.UserErased()
+    for answer in answers:
+        if not answer.done() or answer.cancelled():
+            return None
+        erased = answer.result()
+        for table, rows in erased.rows.items():
+            whole.rows[table] += rows
+        whole.found_rows += erased.found_rows
+    return whole
+
+
+async def _delete(stores: Sequence[OnlineStore], ids: Sequence[str]) -> int:
+    """Delete a user from every layout's store, buffers of late events included; answer how many keys went.
+
+    Batches that were prepared before are refused from here on, so that none of them brings the user back.
+    """
     for store in stores:
-        await store.delete_late_events(user_id)
-    return sum([await store.delete("user", user_id) for store in stores])
+        await store.refuse_prepared_batches()
+    for store in stores:
+        for each in ids:
+            await store.delete_late_events(each)
+    return sum([await store.delete("user", each) for store in stores for each in ids])

@@ -6,9 +6,9 @@ import asyncio
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 
 from gyre_core.layouts import LayoutDefinition
@@ -16,7 +16,6 @@ from gyre_privacy.masking import read_keyring
 from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Unavailable, load_loops
 from gyre_runtime.checkpoints import Place
-from gyre_runtime.events import Event
 from gyre_warehouse.rows import RowCounts
 from gyre_warehouse.tables import open_catalog
 from pyiceberg.exceptions import RESTError
@@ -54,13 +53,13 @@ class FillJob:
     gives_way: bool
 
 
-async def run_fill(job: FillJob, store: OnlineStore, forgotten: Callable[[Event], bool]) -> None:
+async def run_fill(job: FillJob, store: OnlineStore, tombstones: Tombstones) -> None:
     """Do a job: here where there is little to apply, else in a process, which ends where the caller is cancelled.
 
     Args:
         job: what is filled.
         store: of the layout, on the caller's connection.
-        forgotten: whether an event is of a user who was forgotten.
+        tombstones: followed elsewhere.
 
     Raises:
         Unavailable: store or warehouse do not answer, or the process failed; what was applied stands, start again.
@@ -71,7 +70,7 @@ async def run_fill(job: FillJob, store: OnlineStore, forgotten: Callable[[Event]
         if count > _FEW_EVENTS:
             await _in_process(job)
         elif count:
-            archived = _archived(job, store, forgotten)
+            archived = _archived(job, store, tombstones)
             try:
                 await archived.apply(catalog, job.places)
             finally:
@@ -121,16 +120,21 @@ async def _applied(job: FillJob, sender: Connection) -> None:
     async with tombstones.following(settings), open_redis(settings) as redis:
         store = open_store(settings, redis, job.definition.spec(newest), job.generation)
         catalog = await asyncio.to_thread(open_catalog, settings)
-        archived = _archived(job, store, tombstones.cover)
+        archived = _archived(job, store, tombstones)
         try:
             await archived.apply(catalog, job.places)
         finally:
             sender.send(archived.rows)
 
 
-def _archived(job: FillJob, store: OnlineStore, forgotten: Callable[[Event], bool]) -> Archived:
-    settings = job.settings
-    if not job.gives_way:
-        return Archived(store, max_events=settings.features_batch_events, forgotten=forgotten)
-    max_events, share = settings.features_fill_batch_events, settings.features_fill_share
-    return Archived(store, max_events=max_events, share=share, forgotten=forgotten)
+def _archived(job: FillJob, store: OnlineStore, tombstones: Tombstones) -> Archived:
+    settings, max_events, share = job.settings, job.settings.features_batch_events, 1.0
+    if job.gives_way:
+        max_events, share = settings.features_fill_batch_events, settings.features_fill_share
+    return Archived(
+        store,
+        max_events=max_events,
+        share=share,
+        forgotten=tombstones.cover,
+        read_tombstones=partial(tombstones.catch_up, job.loop),
+    )

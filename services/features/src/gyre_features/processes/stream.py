@@ -144,7 +144,7 @@ def _layout_stream(parts: _Parts, maintainer: LayoutMaintainer, layout: tuple[st
         reading = await asyncio.to_thread(import_module, "gyre_features.processes.fill")
         definition, generation = LayoutDefinition.of(spec), store.generation
         job = reading.FillJob(settings, loop, definition, generation, tuple(places), gives_way=gives_way)
-        await reading.run_fill(job, store, parts.tombstones.cover)
+        await reading.run_fill(job, store, parts.tombstones)
 
     filling = Filling(
         fill,
@@ -159,6 +159,7 @@ def _layout_stream(parts: _Parts, maintainer: LayoutMaintainer, layout: tuple[st
         max_events=settings.features_batch_events,
         filling=filling,
         forgotten=parts.tombstones.cover,
+        read_tombstones=partial(parts.tombstones.catch_up, loop),
     )
     topics = [topic(loop, suffix) for suffix in TOPICS]
     options = ConsumerOptions(

@@ -14,8 +14,8 @@ class ErasureOutcome(Protocol):
     """What was done to forget a user."""
 
     @property
-    def message(self) -> privacy.UserForgotten:
-        """The tombstone."""
+    def forgotten_ns(self) -> int:
+        """The tombstones' time, unix nanoseconds."""
 
     @property
     def deleted_keys(self) -> int:
@@ -33,5 +33,5 @@ class ErasureOutcome(Protocol):
 class Forgets(Protocol):
     """Forgets users online and in the warehouse."""
 
-    async def forget(self, stores: Sequence[OnlineStore], user_id: str, *, sent_as: str) -> ErasureOutcome:
-        """Forget a user in all stores of a loop; raises Unavailable where it must be asked again."""
+    async def forget(self, stores: Sequence[OnlineStore], user_id: str) -> ErasureOutcome:
+        """Forget a user, hashed or not, in all stores of a loop; raises Unavailable where it must be asked again."""

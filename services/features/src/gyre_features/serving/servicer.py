@@ -136,13 +136,11 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
         if kind == "item":
             deleted = [await store.delete("item", request.id) for store in stores]
             return pb.DeleteEntityResponse(deleted_keys=sum(deleted))
-        user_id = self._privacy[request.loop].user(request.id)
-        done = await self._forgetting.forget(stores, user_id, sent_as=request.id)
-        response = pb.DeleteEntityResponse(
-            deleted_keys=done.deleted_keys, found_keys=done.found_keys, forgotten_time=done.message.forgotten_time
-        )
+        done = await self._forgetting.forget(stores, request.id)
+        response = pb.DeleteEntityResponse(deleted_keys=done.deleted_keys, found_keys=done.found_keys)
+        response.forgotten_time.FromNanoseconds(done.forgotten_ns)
         kept_ns = int(behavior_kept_s(self._layouts.loops[request.loop]) * 1e9)
-        response.kafka_until_time.FromNanoseconds(done.message.forgotten_time.ToNanoseconds() + kept_ns)
+        response.kafka_until_time.FromNanoseconds(done.forgotten_ns + kept_ns)
         if done.erased is not None:
             response.warehouse_erased = True
             response.erased_rows.update(done.erased.rows)

@@ -56,7 +56,7 @@ from pyiceberg.table import Table
 from gyre_features.online.connection import open_redis, open_store
 from gyre_features.online.store import OnlineStore
 from gyre_features.settings import BackfillSettings
-from gyre_features.stream.loop_stream import LoopStream
+from gyre_features.stream.loop_stream import LoopStream, ReadTombstones, nobody_forgotten
 
 _OFFSETS_AT_ONCE = 20_000
 _ATTEMPTS, _RETRY_S = 20, 1.0
@@ -145,7 +145,12 @@ async def _apply(settings: BackfillSettings, spec: LoopSpec, places: Sequence[Pl
     tombstones = Tombstones({spec.loop: spec}, read_keyring(settings))
     async with tombstones.following(settings), open_redis(settings) as redis:
         store, max_events = open_store(settings, redis, spec, generation), settings.features_batch_events
-        archived = Archived(store, max_events=max_events, forgotten=tombstones.cover)
+        archived = Archived(
+            store,
+            max_events=max_events,
+            forgotten=tombstones.cover,
+            read_tombstones=partial(tombstones.catch_up, spec.loop),
+        )
         return Backfilled(await archived.apply(open_catalog(settings), places), archived.rows)
 
 
@@ -171,6 +176,7 @@ class Archived:
         max_events: in one batch.
         share: of the time that applying may take, above 0 and at most 1; the rest is left to others.
         forgotten: whether an event is of a user who was forgotten.
+        read_tombstones: returns once `forgotten` knows everybody who was forgotten before.
 
     Attributes:
         rows: how many were read, and how many of them were set aside.
@@ -183,8 +189,11 @@ class Archived:
         max_events: int,
         share: float = 1.0,
         forgotten: Callable[[Event], bool] = lambda _event: False,
+        read_tombstones: ReadTombstones = nobody_forgotten,
     ) -> None:
-        self._stream = LoopStream(store, on_batch=_ignore, max_events=max_events, forgotten=forgotten)
+        self._stream = LoopStream(
+            store, on_batch=_ignore, max_events=max_events, forgotten=forgotten, read_tombstones=read_tombstones
+        )
         self._store, self._max_events, self._share = store, max_events, share
         self.rows = RowCounts()
 

@@ -32,6 +32,7 @@ from gyre_features.online.script import (
     AppliedOffsets,
     RepeatedIdentity,
     StaleInput,
+    TombstonesUnread,
     Write,
 )
 from gyre_features.online.store import OnlineStore
@@ -45,7 +46,13 @@ from gyre_features.stream.tallies import count_late_fields, count_left_out, coun
 _LOG = logging.getLogger(__name__)
 _SENDING_S = 0.001
 
+ReadTombstones = Callable[[], Awaitable[object]]
+"""Returns once everybody is known who was forgotten before the call."""
 OnBatch = Callable[[BatchApplied, Sequence[Event]], Awaitable[None]]
+
+
+async def nobody_forgotten() -> None:
+    """Where nobody can be forgotten, everybody who was is known."""
 
 
 def feature_event(event: Event) -> FeatureEvent:
@@ -81,6 +88,7 @@ class LoopStream:
             of the batch, until the caller says by `published` that others know it.
         max_events: in one batch, so in one script, during which Redis answers nobody else.
         forgotten: whether an event is of a user who was forgotten: it moves the applied offsets and counts for nothing.
+        read_tombstones: returns once `forgotten` knows everybody who was forgotten before.
     """
 
     def __init__(
@@ -90,11 +98,13 @@ class LoopStream:
         on_batch: OnBatch,
         max_events: int = 1000,
         forgotten: Callable[[Event], bool] = lambda _event: False,
+        read_tombstones: ReadTombstones = nobody_forgotten,
     ) -> None:
         self.store = store
         self.max_events = max_events
         self._on_batch = on_batch
-        self._forgotten = forgotten
+        self._forgotten, self._read_tombstones = forgotten, read_tombstones
+        self._fencing = [""] * store.shards
         self._applied_offsets: list[AppliedOffsets] = [{} for _ in range(store.shards)]
         self._published: list[list[int]] = [[] for _ in range(store.shards)]
         self._former: list[list[str]] = [[] for _ in range(store.shards)]
@@ -237,6 +247,7 @@ class LoopStream:
                 versions=prepared.older,
                 buffers=prepared.buffers,
                 former=self._former[shard] if time.monotonic() < self._former_until else (),
+                fencing=prepared.fencing,
             )
             outcome = await self.store.apply(shard, write)
             if isinstance(outcome, Applied):
@@ -254,6 +265,10 @@ class LoopStream:
             if isinstance(outcome, AlreadyApplied):
                 known |= outcome.identities
                 prepared = await self._prepare(shard, events, known)
+            elif isinstance(outcome, TombstonesUnread):
+                await self._read_tombstones()
+                self._fencing[shard] = outcome.token
+                prepared = await self._prepare(shard, events, known)
             elif isinstance(outcome, StaleInput):
                 self._forget_catalogue()
                 prepared = await self._prepare(shard, events, known)
@@ -266,7 +281,7 @@ class LoopStream:
         return [event for event in events if event.offset >= applied_offsets.get((event.topic, event.partition), 0)]
 
     async def _prepare(self, shard: int, events: Sequence[Event], known: frozenset[RepeatedIdentity]) -> PreparedBatch:
-        fresh, layout = self._fresh(shard, events), self.store.layout
+        fresh, layout, fencing = self._fresh(shard, events), self.store.layout, self._fencing[shard]
         selected = self._repeats[shard].select(fresh, known)
         changes = [feature_event(event) for event in selected.kept]
         needed = items_needed(layout, changes) if self._reads_fields else []
@@ -290,6 +305,7 @@ class LoopStream:
             changes={
                 entity: times for entity, times in field_changes(layout, changes).items() if self._owns(shard, entity)
             },
+            fencing=fencing,
             items_version=version,
             base=prior.base,
             whole=whole,
@@ -329,6 +345,7 @@ class LoopStream:
     def _still_good(self, shard: int, prepared: PreparedBatch, fresh: Sequence[Event]) -> bool:
         """Whether nothing that a preparation was made from has changed; applied offsets only cut off more."""
         is_same = prepared.fresh == len(fresh) and prepared.selected.version == self._repeats[shard].version
+        is_same = is_same and prepared.fencing == self._fencing[shard]
         return is_same and prepared.items_version in (None, self._items.version)
 
     def _slice(self, shard: int, checkpoints: Mapping[Place, Checkpoint]) -> None:

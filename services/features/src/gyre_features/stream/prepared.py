@@ -20,6 +20,7 @@ class PreparedBatch:
         selected: those that count, and what is to be remembered of them.
         deltas: what they change on the virtual shard, packed.
         changes: event times of the changes of stored fields, by entity of the virtual shard.
+        fencing: the token that it was made under: who was forgotten before that is left out.
         items_version: of the items' fields that were looked up; None for none.
         base: the last batch when what changed fields concern was read; None where nothing was.
         whole: values in which fields that came late are made up for.
@@ -33,6 +34,7 @@ class PreparedBatch:
     selected: WithoutRepeats
     deltas: Mapping[EntityId, bytes]
     changes: Mapping[EntityId, Sequence[float]]
+    fencing: str = ""
     items_version: int | None = None
     base: int | None = None
     whole: Mapping[EntityId, bytes] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from gyre_runtime.events import Event
 from gyre_runtime.kafka import Consumer, Producer
 
 from gyre_features.online.store import OnlineStore
-from gyre_features.stream.loop_stream import LoopStream
+from gyre_features.stream.loop_stream import LoopStream, ReadTombstones, nobody_forgotten
 from gyre_features.stream.outbox import identity_of
 
 CATALOGUE = "catalog.items"
@@ -64,10 +64,17 @@ class StreamWorker:
         max_events: int,
         filling: Filling | None = None,
         forgotten: Callable[[Event], bool] = lambda _event: False,
+        read_tombstones: ReadTombstones = nobody_forgotten,
     ) -> None:
         self._producer, self._loop = producer, store.spec.loop
         self._filling, self._max_events = filling, max_events
-        self._stream = LoopStream(store, on_batch=self._note, max_events=max_events, forgotten=forgotten)
+        self._stream = LoopStream(
+            store,
+            on_batch=self._note,
+            max_events=max_events,
+            forgotten=forgotten,
+            read_tombstones=read_tombstones,
+        )
         self._wait: asyncio.Task[None] | None = None
         self._refused: list[BatchApplied] = []
 
