@@ -171,12 +171,24 @@ def test_the_newest_layout_is_declared_once() -> None:
     assert (again.state, again.declared_time) == (LayoutState.FILLING, 9.0)
 
 
+def test_the_newest_layout_is_declared_after_one_of_a_clock_that_was_ahead() -> None:
+    """What is declared now is declared last, whatever time the topic says of others, so that those may retire."""
+    ahead, new = known(spec(), at=1000.0, by="gyre.yaml"), known(numbered(9))
+    first = declare(Declared(new.hash, new.definition), by_hash(ahead), now=5.0)
+    topic = by_hash(ahead, replace(first, state=LayoutState.READY))
+    assert declare(Declared(new.hash, new.definition), topic, now=6.0) is None
+    wants = Wants(new.hash, [], {ahead.hash: 5.0}, grace_s=1.0)
+    assert [(each.hash, each.state) for each in changes(wants, topic, now=7.0)] == [(ahead.hash, LayoutState.RETIRED)]
+
+
 def test_a_layout_retires_once_nothing_wanted_it_for_long_enough() -> None:
     """What no model names is retired after the grace by who holds the newest gyre.yaml; named again, it is filled."""
     old, new = known(spec(), at=1.0), known(numbered(9), at=2.0, by="gyre.yaml")
     both, since = by_hash(old, new), {old.hash: 100.0}
     wants = Wants(new.hash, [], since, grace_s=60.0)
-    assert changes(wants, both, now=159.0) == []
+    unwanted = replace(old, wanted_by=())
+    assert changes(wants, both, now=159.0) == [unwanted]
+    assert changes(wants, by_hash(unwanted, new), now=159.0) == []
     assert changes(wants, both, now=160.0) == [replace(old.moved(LayoutState.RETIRED, now=160.0), wanted_by=())]
     assert changes(replace(wants, newest=old.hash, unwanted_since={new.hash: 100.0}), both, now=200.0) == []
     named = [NamedModel("v1", ModelRole.LAST_GOOD, old.hash)]

@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import RecordsToDelete
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre_local.records import send_undecodable
 from gyre_local.timeouts import scaled
-from gyre_runtime.events import Record, Unreadable, message_types
+from gyre_runtime.events import Event, Record, Unreadable, message_types
 from gyre_runtime.kafka import Producer, View, read_compacted, read_log
+from gyre_runtime.kafka._names import started_admin
 
 pytestmark = [pytest.mark.adapter, pytest.mark.timeout(30)]
 
@@ -86,3 +89,32 @@ async def test_a_log_does_not_skip_what_it_cannot_read(kafka: str, make_topic: M
         await producer.send_record(topic, Record(None, b"x", []))
     with pytest.raises(Unreadable):
         [event async for event in read_log(kafka, topic, TYPES)]
+
+
+async def test_a_view_that_is_read_again_holds_what_it_held(kafka: str, make_topic: MakeTopic) -> None:
+    """After an error the events of before are answered until the topic was read again; what is gone by then is not."""
+    topic = await make_topic("tests.view")
+    failed, seen = asyncio.Event(), []
+
+    def changed(key: str, _: Event | None) -> None:
+        if failed.is_set():
+            seen.append((key, view.is_ready, set(view.events())))
+        elif key == "error":
+            failed.set()
+            raise ValueError("of one record, once")
+
+    async with Producer(kafka, source="test") as producer, View(kafka, topic, TYPES, on_change=changed) as view:
+        await producer.send(topic, interaction(), key="gone")
+        for key in ("k0", "k1"):
+            await producer.send(topic, interaction(), key=key)
+        await view.catch_up()
+        admin = await started_admin(kafka)
+        await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=1)})
+        await admin.close()
+        await producer.send(topic, interaction(), key="error")
+        async with asyncio.timeout(scaled(20)):
+            await failed.wait()
+            await view.wait_for(lambda _: ("gone", False, {"k0", "k1", "error"}) in seen)
+        assert seen[0] == ("k0", False, {"gone", "k0", "k1", "error"})
+        await view.ready()
+        assert set(view.events()) == {"k0", "k1", "error"}

@@ -23,6 +23,8 @@ MAX_LAYOUTS = 4
 """How many layouts of a loop are maintained at once."""
 NEWEST = "gyre.yaml"
 """What wants the newest layout, in `wanted_by`."""
+_DECLARED_AFTER_S = 1e-3
+"""By how much a layout is declared after the one that was declared last, whatever the clock says."""
 
 
 class LayoutState(StrEnum):
@@ -114,11 +116,12 @@ class KnownLayout:
         hash: of the layout.
         definition: what it is compiled from.
         state: where it stands.
-        declared_time: wall time at which it last became the newest of gyre.yaml, unix seconds.
+        declared_time: wall time at which it last became the newest of gyre.yaml, unix seconds; the latest is that of
+            the layout that was declared last, also where a process whose clock was ahead had declared one before.
         change_time: of its last change of state, unix seconds.
         filled: while it is filled, count of the offsets that it holds.
         total: while it is filled, count of the offsets that it is to hold.
-        wanted_by: in words for a person; empty once it is retired.
+        wanted_by: in words for a person; empty once nothing wants it.
         generation: which of its stores holds its values, counted from 0: where it is wanted again after it was retired,
             it is filled into a new one, since the keys of the one before are deleted.
     """
@@ -189,6 +192,14 @@ def wanted_layouts(newest: str, models: Iterable[NamedModel]) -> dict[str, tuple
     return {layout: tuple(by) for layout, by in found.items()}
 
 
+def maintained_layouts(
+    newest: str, models: Iterable[NamedModel], known: Mapping[str, KnownLayout]
+) -> dict[str, tuple[str, ...]]:
+    """Which of the known layouts are to be maintained, by hash, and by what they are wanted: at most `MAX_LAYOUTS`."""
+    wanted = wanted_layouts(newest, models).items()
+    return dict([(layout, by) for layout, by in wanted if layout in known][:MAX_LAYOUTS])
+
+
 def require_maintainable(
     newest: str, definition: LayoutDefinition, known: Mapping[str, KnownLayout], models: Sequence[NamedModel]
 ) -> None:
@@ -221,11 +232,12 @@ def _require_kinds(newest: str, definition: LayoutDefinition, known: Mapping[str
             continue
         for path, kind in layout.definition.fields():
             if declared.get(path, kind) != kind:
+                why = f"for {', '.join(layout.wanted_by)}" if layout.wanted_by else "until it retires"
                 own = " (the same columns)" if layout.hash == newest else ""
                 raise LayoutRefused(
                     "KIND_CHANGED",
                     f"{path}: kind is {declared[path]} in gyre.yaml, and {kind} in layout {layout.hash}{own}, which is"
-                    f" maintained for {', '.join(layout.wanted_by)}: a field's kind cannot change in place. Add a new"
+                    f" maintained {why}: a field's kind cannot change in place. Add a new"
                     f" field beside it, and remove {path} once no model reads it",
                 )
 
@@ -241,19 +253,22 @@ class Declared:
 def declare(newest: Declared, known: Mapping[str, KnownLayout], *, now: float) -> KnownLayout | None:
     """The newest layout as it is to be declared when a process starts with it; None where it is already.
 
+    It is declared after all others, by a clock that is behind theirs, too.
+
     Args:
         newest: what gyre.yaml declares.
         known: the layouts of the topic, by hash.
         now: wall time, unix seconds.
     """
     current = known.get(newest.hash)
+    declared_time = max([now, *(each.declared_time + _DECLARED_AFTER_S for each in known.values())])
     if current is None:
-        return KnownLayout(newest.hash, newest.definition, LayoutState.FILLING, now, now, wanted_by=(NEWEST,))
+        return KnownLayout(newest.hash, newest.definition, LayoutState.FILLING, declared_time, now, wanted_by=(NEWEST,))
     is_latest = latest(known) == newest.hash
     if is_latest and current.definition == newest.definition and current.is_maintained:
         return None
     state = current if current.is_maintained else current.moved(LayoutState.FILLING, now=now)
-    time = current.declared_time if is_latest else now
+    time = current.declared_time if is_latest else declared_time
     return replace(state, definition=newest.definition, declared_time=time)
 
 
@@ -267,9 +282,9 @@ class Wants:
     """What a process that maintains layouts knows when it decides.
 
     Attributes:
-        newest: hash of the layout of its gyre.yaml.
+        newest: hash of the layout of its gyre.yaml; where that is refused, of the layout that was declared last.
         models: that requests are sent to, or may be sent to soon.
-        unwanted_since: wall time since which nothing wants a layout, unix seconds, by hash.
+        unwanted_since: wall time since which a layout is not to be maintained, unix seconds, by hash.
         grace_s: how long a layout is maintained after that.
     """
 
@@ -282,25 +297,23 @@ class Wants:
 def changes(wants: Wants, known: Mapping[str, KnownLayout], *, now: float) -> list[KnownLayout]:
     """The records to write: retired layouts wanted again become FILLING, ones unwanted for `grace_s` RETIRED.
 
-    Only who holds the gyre.yaml that was declared last retires a layout: while processes are restarted one after the
-    other, the older ones know nothing of the newest layout.
+    Only who holds the gyre.yaml that was declared last retires a layout, or says that nothing wants it any more: while
+    processes are restarted one after the other, the older ones know nothing of the newest layout.
 
     Args:
         wants: what is wanted.
         known: the layouts of the topic, by hash.
         now: wall time, unix seconds.
     """
-    wanted = wanted_layouts(wants.newest, wants.models)
-    wanted = {layout: by for layout, by in wanted.items() if layout in known}
-    maintained = dict(list(wanted.items())[:MAX_LAYOUTS])
+    maintained = maintained_layouts(wants.newest, wants.models, known)
     decides = latest(known) == wants.newest
     changed: list[KnownLayout] = []
     for layout in known.values():
         by, after = maintained.get(layout.hash), layout
         if by is not None and not layout.is_maintained:
             after = layout.moved(LayoutState.FILLING, now=now)
-        if by is not None and (decides or not layout.is_maintained):
-            after = replace(after, wanted_by=by)
+        if decides or (by is not None and not layout.is_maintained):
+            after = replace(after, wanted_by=by or ())
         gone = by is None and layout.is_maintained and decides
         if gone and now - wants.unwanted_since.get(layout.hash, now) >= wants.grace_s:
             after = replace(layout.moved(LayoutState.RETIRED, now=now), wanted_by=())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -54,7 +55,7 @@ def layout_message(loop: str, layout: KnownLayout) -> pb.FeatureLayout:
 
 
 def layout_of(message: pb.FeatureLayout) -> KnownLayout:
-    """The opposite of `layout_message`.
+    """The opposite of `layout_message`; a change that a clock ahead of ours dated counts as one of now.
 
     Raises:
         ValueError: the definition or the state is none that this release knows.
@@ -64,7 +65,7 @@ def layout_of(message: pb.FeatureLayout) -> KnownLayout:
         definition=LayoutDefinition.model_validate_json(message.definition),
         state=LayoutState(pb.LayoutState.Name(message.state).removeprefix(_STATE)),
         declared_time=message.declared_time.ToNanoseconds() / 1e9,
-        change_time=message.change_time.ToNanoseconds() / 1e9,
+        change_time=min(message.change_time.ToNanoseconds() / 1e9, time.time()),
         filled=message.filled_events,
         total=message.total_events,
         wanted_by=tuple(message.wanted_by),

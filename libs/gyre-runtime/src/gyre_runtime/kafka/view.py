@@ -69,8 +69,9 @@ class View:
 
     A record without a value removes its key. What cannot be read is counted and logged, and the key keeps its last
     good event, also where aiokafka cannot decode the record. When the tailing ends by an error it begins anew, counted
-    in `gyre_task_restarts_total`; until it has caught up again the view is not ready. Of a topic of one
-    key it reads the end only: however often that was written, a start takes as long.
+    in `gyre_task_restarts_total`; until it has caught up again the view is not ready, and `get` and `events` answer
+    what it held before. Of a topic of one key it reads the end only: however often that was written, a start takes as
+    long.
 
     Args:
         bootstrap: Kafka's host:port list.
@@ -95,6 +96,7 @@ class View:
         self._start = start or Start(last=_NEAR_END if has_single_key(topic) else None)
         self._bootstrap, self._topic, self._types, self._on_change = bootstrap, topic, types, on_change
         self._events: dict[str, Event] = {}
+        self._reading = self._events
         self._holds_events = holds_events
         self._ready = asyncio.Event()
         self._ends_passed = False
@@ -151,7 +153,7 @@ class View:
 
     async def _tail(self) -> None:
         self._ready.clear()
-        self._events.clear()
+        self._reading = {} if self._events else self._events
         async with _reader(self._bootstrap, self._topic, self._start) as (kafka, first_ends):
             ends, may_be_before = first_ends, self._start.last is not None
             while True:
@@ -172,28 +174,41 @@ class View:
                 for records in fetched.values():
                     for record in records:
                         self._apply(record)
-                if caught_up and may_be_before and not self._events:  # the end holds nothing but marks of transactions
+                if caught_up and may_be_before and not self._reading:  # the end holds nothing but marks of transactions
                     await kafka.seek_to_beginning(*ends)
                     may_be_before = False
                 elif caught_up and not self._ends_passed:
+                    self._replace()
                     self._ready.set()
                 async with self._changed:
                     self._changed.notify_all()
+
+    def _replace(self) -> None:
+        """Let what was read again take the place of what was held before; keys that are no more are removed."""
+        if self._reading is self._events:
+            return
+        gone = self._events.keys() - self._reading.keys()
+        self._events = self._reading
+        if self._on_change is not None:
+            for key in gone:
+                self._on_change(key, None)
 
     def _apply(self, record: Any) -> None:
         key = (record.key or b"").decode("utf-8", "replace")
         event: Event | None = None
         if record.value is None:
-            self._events.pop(key, None)
+            self._reading.pop(key, None)
         else:
             try:
                 event = decode(record, self._types)
             except Unreadable as error:
                 instrument("gyre_view_unreadable_total").add(**topic_labels(self._topic), reason=error.reason)
                 _LOG.error("a view keeps its last good event", extra={"topic": self._topic, "problem": str(error)})
+                if key in self._events:
+                    self._reading.setdefault(key, self._events[key])
                 return
             if self._holds_events:
-                self._events[key] = event
+                self._reading[key] = event
         if self._on_change is not None:
             self._on_change(key, event)
 

@@ -91,7 +91,9 @@ def _maintainer(
     """What keeps the layouts of a loop."""
     loop = spec.loop
 
-    def named() -> Sequence[NamedModel]:
+    def named() -> Sequence[NamedModel] | None:
+        if not rollouts.is_ready:  # it is read again: what it held may be old
+            return None
         event = rollouts.get(loop)
         return [] if event is None else named_models(event.message)
 

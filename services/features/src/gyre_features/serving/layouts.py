@@ -77,22 +77,22 @@ class ServedLayouts:
     def read(self, loop: str, layout: str) -> ServedLayout:
         """The layout that is asked for by its hash, or by an empty one the newest that is filled.
 
-        Where no layout is filled, the newest is read as it is: there is nothing better.
+        Where no layout is filled, the newest is read as it is: there is nothing better. Until the topic is read it says
+        nothing of any layout; once it knows one, what it does not know was not declared yet, or was refused.
 
         Raises:
             NotFound: the loop is not served here (UNKNOWN_LOOP).
             Precondition: the layout is not filled, or not maintained (LAYOUT_NOT_SERVED).
         """
-        newest, current = self.newest(loop), self._catalog.current(loop)
-        if not layout:
-            return newest if current is None else self._opened(loop, current) or newest
-        known = self._catalog.known(loop).get(layout)
-        if known is None and layout == newest.layout.hash:
+        newest, current, all_known = self.newest(loop), self._catalog.current(loop), self._catalog.known(loop)
+        if not all_known and layout in ("", newest.layout.hash):
             return newest
+        known = all_known.get(layout) if layout else current
         is_read = known is not None and (known.state is LayoutState.READY or known == current)
         found = self._opened(loop, known) if known is not None and is_read else None
         if found is None:
-            raise Precondition("LAYOUT_NOT_SERVED", f"layout = {layout!r}: {_why(known)} for {loop}")
+            asked = f"layout = {layout!r}: {_why(known)}" if layout else "no layout can be read"
+            raise Precondition("LAYOUT_NOT_SERVED", f"{asked} for {loop}")
         return found
 
     def all(self, loop: str) -> list[OnlineStore]:
@@ -127,7 +127,7 @@ class ServedLayouts:
 
 def _why(known: KnownLayout | None) -> str:
     if known is None:
-        return "is not known"
+        return "is not known: features-stream has not declared it yet, or refuses it,"
     if known.state is LayoutState.FILLING:
         return f"is being filled, {known.filled_share:.0%} so far,"
     return "is not maintained any more" if known.state is LayoutState.RETIRED else "cannot be read by this release"

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from aiokafka.errors import KafkaError
@@ -22,9 +22,10 @@ from gyre_core.layouts import (
     Wants,
     changes,
     declare,
+    latest,
+    maintained_layouts,
     removable,
     require_maintainable,
-    wanted_layouts,
 )
 from gyre_core.spec import LoopSpec
 from gyre_runtime import GyreError, Precondition, Unavailable, instrument
@@ -79,7 +80,7 @@ class LayoutMaintainer:
     Attributes:
         spec: of the loop, as gyre.yaml has it now.
         catalog: the layouts of the topic.
-        models: the models that are named now.
+        models: the models that are named now; None while that is not known, and then no layout's state is changed.
         publish: writes a layout's record, and returns once Kafka has it.
         remove: deletes the record of a layout by its hash, and returns once Kafka knows.
         clear: deletes all keys of some stores of the loop's layouts; answers how many went.
@@ -90,7 +91,7 @@ class LayoutMaintainer:
 
     spec: LoopSpec
     catalog: LayoutCatalog
-    models: Callable[[], Sequence[NamedModel]]
+    models: Callable[[], Sequence[NamedModel] | None]
     publish: Publish
     remove: Remove
     clear: Clear
@@ -144,25 +145,29 @@ class LayoutMaintainer:
     async def _look(self) -> None:
         """One look at everything; what Kafka or the store does not answer now, the next look asks again."""
         try:
-            await self._declare()
+            models = self.models()
+            if models is not None:
+                await self._declare(models)
             await self._align()
             for hash_, running in list(self._running.items()):
                 if running.leads and running.stream is not None:
                     await self._follow(hash_, running.stream)
-            await self._change()
+            if models is not None:
+                await self._change(models)
             self._clear()
-            await self._remove()
+            if models is not None:
+                await self._remove(models)
         except (KafkaError, Unavailable) as error:
             _LOG.warning("layouts are looked at later", extra={"loop": self.spec.loop, "problem": str(error)})
 
-    async def _declare(self) -> None:
+    async def _declare(self, models: Sequence[NamedModel]) -> None:
         """Have the topic say what gyre.yaml declares, at the start and whenever it is not maintained."""
         known = self.catalog.known(self.spec.loop)
         current = known.get(self._newest.hash)
         if self._is_declared and current is not None and current.is_maintained:
             return
         try:
-            require_maintainable(self._newest.hash, self._newest.definition, known, self.models())
+            require_maintainable(self._newest.hash, self._newest.definition, known, models)
         except LayoutRefused as refused:
             self._refuse(Precondition(refused.reason, f"{self.spec.loop}: {refused}"))
             return
@@ -240,13 +245,10 @@ class LayoutMaintainer:
         self._logged[what] = now
         return True
 
-    async def _change(self) -> None:
+    async def _change(self, models: Sequence[NamedModel]) -> None:
         """Fill what is wanted again, and retire what nothing wants any more; each layout's leader says it."""
         known, now = self.catalog.known(self.spec.loop), time.time()
-        models = self.models()
-        wanted = wanted_layouts(self._newest.hash, models)
-        self._unwanted = {each: self._unwanted.get(each, now) for each in known if each not in wanted}
-        wants = Wants(self._newest.hash, models, self._unwanted, self.grace_s)
+        wants = self._wants(models, known, now)
         for layout in changes(wants, known, now=now):
             running = self._running.get(layout.hash)
             if running is None or running.leads:
@@ -282,7 +284,14 @@ class LayoutMaintainer:
             facts = {"loop": self.spec.loop, "layouts": sorted(stores), "keys": count}
             _LOG.info("the keys of retired layouts are deleted", extra=facts)
 
-    async def _remove(self) -> None:
+    def _wants(self, models: Sequence[NamedModel], known: Mapping[str, KnownLayout], now: float) -> Wants:
+        """What is wanted; where gyre.yaml is refused, what was declared last stands for it, since all others go on."""
+        newest = self._newest.hash if self._refusal is None else latest(known)
+        maintained = maintained_layouts(newest, models, known)
+        self._unwanted = {each: self._unwanted.get(each, now) for each in known if each not in maintained}
+        return Wants(newest, models, self._unwanted, self.grace_s)
+
+    async def _remove(self, models: Sequence[NamedModel]) -> None:
         """Remove the definitions of layouts that were retired so long ago that nothing needs them any more.
 
         The leader of the newest layout does so. A record that is gone takes nothing with it: no model names the layout,
@@ -294,8 +303,7 @@ class LayoutMaintainer:
         loop = self.spec.loop
         await self.catalog.catch_up(loop)
         now, known = time.time(), self.catalog.known(loop)
-        wants = Wants(self._newest.hash, self.models(), self._unwanted, self.grace_s)
-        for hash_ in removable(wants, known, self._needed_s, now=now):
+        for hash_ in removable(self._wants(models, known, now), known, self._needed_s, now=now):
             await self.remove(hash_)
             await self.catalog.catch_up(loop)
             _LOG.info("the definition of a retired layout is removed", extra={"loop": loop, "layout": hash_})

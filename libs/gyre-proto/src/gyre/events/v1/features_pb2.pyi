@@ -555,7 +555,9 @@ class FeatureLayout(_message.Message):
 
     @_builtins.property
     def wanted_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What wants it, in words for a person, such as `gyre.yaml` or `live v3`. Empty once it is retired."""
+        """What wants it, in words for a person, such as `gyre.yaml` or `live v3`. Empty once nothing wants it: it is then
+        retired after a while.
+        """
 
     def __init__(
         self,
