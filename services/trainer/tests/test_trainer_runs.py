@@ -99,6 +99,17 @@ class FakeIncumbents:
 
 
 @dataclass
+class FakeLayouts:
+    """Says of every layout that it can be maintained, or why not."""
+
+    said: str = ""
+
+    async def refusal(self, spec: object) -> str:
+        """See `Layouts`."""
+        return self.said
+
+
+@dataclass
 class FakeAnnouncer:
     """Keeps what was announced, after some failures."""
 
@@ -135,6 +146,7 @@ class World:
     folder: Path
     spec: object
     warehouse: FakeWarehouse = field(default_factory=FakeWarehouse)
+    layouts: FakeLayouts = field(default_factory=FakeLayouts)
     job: FakeJob = field(default_factory=FakeJob)
     announcer: FakeAnnouncer = field(default_factory=FakeAnnouncer)
 
@@ -148,7 +160,7 @@ class World:
         self.store = SqliteRuns(self.folder)
         self.runs = RunRegistry(self.store, ["shop", "news"])
         loops = {"shop": self.spec, "news": self.spec}
-        self.runner = Runner(self.runs, loops, self.warehouse, self.job, FakeIncumbents(), self.announcer)
+        self.runner = Runner(self.runs, loops, self.warehouse, self.layouts, self.job, FakeIncumbents(), self.announcer)
 
 
 @pytest.fixture
@@ -246,6 +258,17 @@ async def test_what_does_not_pass_is_not_announced(
     assert "u17" not in ended.reason
     assert world.announcer.candidates == []
     assert world.runs.next_due() is None
+
+
+async def test_a_layout_that_is_refused_is_not_trained_on(world: World) -> None:
+    """Nothing is read for a layout that the mesh cannot maintain; once it can, the next run is carried out."""
+    world.layouts.said = "KIND_CHANGED: items.fields.price: a field's kind cannot change in place"
+    ended = await world.runner.carry_out(world.runs.queue(Trigger("t1", "shop")))
+    assert (ended.state, ended.reason, ended.pins) == (RunState.REFUSED, world.layouts.said, None)
+    assert world.job.tasks == []
+    world.layouts.said = ""
+    ended = await world.runner.carry_out(world.runs.queue(Trigger("t2", "shop")))
+    assert ended.state is RunState.REGISTERED
 
 
 def _found(*, psi: bool = True, bots: bool | None = None) -> Quality:

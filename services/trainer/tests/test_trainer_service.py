@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from gyre.events.v1 import models_pb2 as models
 from gyre.events.v1 import monitor_pb2 as monitor
 from gyre.trainer.v1 import trainer_pb2 as pb
 from gyre_core.features import Layout
+from gyre_core.layouts import KnownLayout, LayoutDefinition, LayoutState
+from gyre_core.spec import parse_loop
 from gyre_core.topics import dead_letter_topic, topic
 from gyre_local.testing import eventually
 from gyre_runtime import Invalid, NotFound, Unavailable
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Producer, read_log
+from gyre_runtime.layouts import layout_message
 from gyre_runtime.tracing import is_sampled
 from mlflow import MlflowClient
 
@@ -71,6 +75,22 @@ async def test_a_trigger_waits_until_runs_can_be_kept(stack, start, monkeypatch)
 
     await eventually(queued, timeout_s=60, message="the trigger has its run")
     assert not service.lifespan.failed
+
+
+async def test_a_run_of_a_refused_layout_is_refused(stack, start) -> None:
+    """Where a maintained layout has a field of another kind than gyre.yaml a run ends with that reason at once."""
+    text = (stack.folder / "gyre.yaml").read_text()
+    before = parse_loop(text.replace("kind: category", "kind: categories"), source="before")
+    hash_, definition, now = Layout.compile(before).hash, LayoutDefinition.of(before), time.time()
+    known = KnownLayout(hash_, definition, LayoutState.READY, now, now, wanted_by=("live v1",))
+    async with Producer(stack.kafka, source="test") as producer:
+        message = layout_message(stack.loop, known)
+        await producer.send(topic(stack.loop, "features.layouts"), message, key=known.hash)
+    service = await start()
+    last = (await ended(service.stub, (await begin(stack, service.stub)).run_id))[-1]
+    assert last.state == pb.RUN_STATE_REFUSED
+    assert last.reason.startswith("KIND_CHANGED: items.fields.genre: kind is category in gyre.yaml, and categories in")
+    assert "which is maintained for live v1" in last.reason
 
 
 @pytest.mark.timeout(300)

@@ -9,7 +9,7 @@ from gyre_runtime import Dependency, Lifespan, Registration, Server, build_serve
 from gyre_runtime.kafka import Producer, ensure_topics
 
 from gyre_trainer import artifact
-from gyre_trainer.adapters.kafka import KafkaAnnouncer, LiveModels
+from gyre_trainer.adapters.kafka import KafkaAnnouncer, LiveModels, MeshLayouts
 from gyre_trainer.adapters.process import JobProcess
 from gyre_trainer.adapters.store import SqliteRuns
 from gyre_trainer.adapters.warehouse import ArchivedWarehouse
@@ -42,6 +42,7 @@ async def bootstrap(lifespan: Lifespan, settings: TrainerSettings) -> RunningTra
         runs,
         loops,
         ArchivedWarehouse(settings, loops),
+        MeshLayouts(settings.kafka),
         JobProcess(settings),
         await lifespan.enter(LiveModels(settings.kafka, loops, settings.artifacts.absolute())),
         announcer,

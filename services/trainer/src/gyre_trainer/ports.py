@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from gyre_core.spec import LoopSpec
+
 from gyre_trainer.domain import Pins, QualityAlert, Run, RunState, Task, TrainedCandidate, Trigger
 
 OnProgress = Callable[[RunState, float], None]
@@ -48,6 +50,17 @@ class Warehouse(Protocol):
 
     async def release(self, run: Run) -> None:
         """Let it go: the run is over, and what it made names what it read."""
+
+
+class Layouts(Protocol):
+    """The feature layouts that the mesh maintains."""
+
+    async def refusal(self, spec: LoopSpec) -> str:
+        """Why the layout of a loop's gyre.yaml cannot be maintained, with the reason first; empty where it can.
+
+        Raises:
+            Unavailable: Kafka does not answer.
+        """
 
 
 class Job(Protocol):

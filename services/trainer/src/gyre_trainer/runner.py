@@ -29,7 +29,7 @@ from gyre_trainer.domain import (
     quality_alerts,
 )
 from gyre_trainer.handlers import RunRegistry
-from gyre_trainer.ports import Announcer, Incumbents, Job, Warehouse
+from gyre_trainer.ports import Announcer, Incumbents, Job, Layouts, Warehouse
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 2.0
@@ -50,6 +50,7 @@ class Runner:
         runs: where they are queued and kept.
         loops: their specs, by name.
         warehouse: what they read.
+        layouts: that the mesh maintains.
         job: what does the work.
         incumbents: the models to compare with.
         announcer: tells the mesh.
@@ -59,6 +60,7 @@ class Runner:
     runs: RunRegistry
     loops: Mapping[str, LoopSpec]
     warehouse: Warehouse
+    layouts: Layouts
     job: Job
     incumbents: Incumbents
     announcer: Announcer
@@ -136,7 +138,10 @@ class Runner:
 
     async def _train(self, underway: _Underway) -> TrainedCandidate:
         underway.progress(RunState.SNAPSHOT, 0.0)
-        run = underway.run
+        run, spec = underway.run, self.loops[underway.run.loop]
+        # A model of a layout that nobody maintains could never be served.
+        if refusal := await retry_transient(lambda: self.layouts.refusal(spec), what="the layouts are read"):
+            raise TrainingRefused(refusal)
         pins = run.pins
         if pins is None:
             pins = await retry_transient(lambda: self.warehouse.pin(run.loop), what="snapshots are pinned")
@@ -148,7 +153,7 @@ class Runner:
             run_id=run.run_id,
             trigger_id=run.trigger_id,
             version=run.version,
-            spec=self.loops[run.loop].model_dump_json(),
+            spec=spec.model_dump_json(),
             snapshots=pins.snapshots,
             now=pins.now,
             incumbent=str(incumbent or ""),

@@ -7,12 +7,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from aiokafka.errors import KafkaError
 from gyre.events.v1 import models_pb2 as models
 from gyre.events.v1 import monitor_pb2 as monitor
 from gyre_core.models import MANIFEST_FILE, MODEL_FILE
+from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
+from gyre_runtime import Unavailable
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, View
+from gyre_runtime.layouts import refusal_of
 
 from gyre_trainer.domain import QualityAlert, Run, TrainedCandidate, Trigger
 from gyre_trainer.wire import measurements
@@ -65,6 +69,22 @@ class KafkaAnnouncer:
         if alert.end_time is not None:
             message.end_time.FromNanoseconds(round(alert.end_time * 1e9))
         await self._producer.send(topic(alert.loop, "alerts"), message, key=alert.alert_id)
+
+
+class MeshLayouts:
+    """See `Layouts`: what the topics of the running mesh say."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+
+    async def refusal(self, spec: LoopSpec) -> str:
+        """See `Layouts`."""
+        try:
+            refused = await refusal_of(self._bootstrap, spec)
+        except (KafkaError, TimeoutError) as error:
+            problem = f"the layouts of {spec.loop} cannot be read: {type(error).__name__}"
+            raise Unavailable("KAFKA_UNAVAILABLE", problem) from error
+        return "" if refused is None else f"{refused.reason}: {refused}"
 
 
 class LiveModels:
