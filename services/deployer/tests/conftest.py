@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -191,6 +192,7 @@ class Gateway:
         failing: versions of which every request fails.
         slow: versions of which every request takes half a second.
         tripped: versions that it keeps requests from.
+        unread: versions the features of whose layout it cannot read.
     """
 
     kafka: str
@@ -201,6 +203,8 @@ class Gateway:
     failing: set[str] = field(default_factory=set)
     slow: set[str] = field(default_factory=set)
     tripped: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
+    left_out: Counter[str] = field(default_factory=Counter)
     view: RolloutView = field(default_factory=RolloutView)
     counts: dict[str, list[int]] = field(default_factory=dict)
 
@@ -237,6 +241,9 @@ class Gateway:
 
     def _serve(self, version: str, requests: int) -> None:
         counts = self.counts.setdefault(version, [0] * (len(BOUNDS_S) + 3))
+        if version in self.unread:
+            self.left_out[version] += requests
+            return
         counts[0] += requests
         if version in self.failing:
             counts[1] += requests
@@ -256,6 +263,7 @@ class Gateway:
                 latency_bounds_s=BOUNDS_S,
                 latency_counts=latencies,
                 tripped=version in self.tripped,
+                left_out=self.left_out[version],
             )
         await producer.send(topic(self.loop, "models.gateway-reports"), report, key=self.instance)
 

@@ -68,7 +68,6 @@ async def live_with_candidate(start, models, **changes):
 BAD = [
     ({"golden_weights": (1.0, 2.0, 3.001)}, "golden request"),
     ({"sha256": "0" * 64}, "sha256"),
-    ({"layout": "0123456789abcdef"}, "layout"),
     ({"columns": ["elsewhere"]}, "elsewhere"),
     ({"artifact_uri": "/nowhere/at/all"}, "No such file"),
     ({"artifact_uri": "s3://bucket/model"}, "file URI"),

@@ -80,6 +80,7 @@ class ToldFeatures(features_rpc.FeaturesServiceServicer):
     hangs: bool = False
     delay_s: float = 0.0
     refused_layouts: set[str] = field(default_factory=set)
+    hanging_layouts: set[str] = field(default_factory=set)
     popular: list[str] = field(default_factory=list)
     own_popular: dict[str, list[str]] = field(default_factory=dict)
     popularity_column: int | None = 0
@@ -99,6 +100,8 @@ class ToldFeatures(features_rpc.FeaturesServiceServicer):
         """Answer one row for each item: its popularity in every column of the layout."""
         self.requests.append(request)
         await self._behave()
+        if request.layout in self.hanging_layouts:
+            await asyncio.Event().wait()
         if request.layout in self.refused_layouts:
             raise Precondition("LAYOUT_NOT_SERVED", "not maintained")
         columns = len(self.layout.columns)

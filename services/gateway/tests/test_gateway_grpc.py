@@ -111,6 +111,23 @@ async def test_each_version_gets_features_of_its_own_layout(mesh: Mesh) -> None:
     assert (counts.requests, counts.failures, counts.left_out) == (2, 1, 1)
 
 
+async def test_a_layout_that_is_not_read_in_time_is_no_reason_to_ask_no_model(mesh: Mesh) -> None:
+    """While the candidate's layout hangs its users get the live model's order by its own layout, marked as degraded."""
+    layouts = {"v2": "new", "v1": mesh.features.layout.hash}
+    await mesh.roll_out(("live", "v1", 0.0), ("candidate", "v2", 1.0), layouts=layouts)
+    mesh.features.hanging_layouts.add("new")
+
+    async def by_live() -> bool:
+        provenance = (await mesh.rank()).provenance
+        assert provenance.degraded_reason == "FEATURES_UNAVAILABLE"
+        return provenance.model_version == "v1"
+
+    await eventually(by_live, timeout_s=20, message="the live model answers by its own layout")
+    counts = mesh.running.routers[mesh.loop].counts["v2"]
+    assert (counts.requests, counts.failures) == (0, 0)
+    assert counts.left_out > 0
+
+
 async def test_a_failing_candidate_is_tripped_and_recovers(mesh: Mesh) -> None:
     """After five failures live answers for it; well again, it is asked after a back-off or under a new epoch."""
     arms = ("live", "v1", 0.0), ("candidate", "v2", 1.0)

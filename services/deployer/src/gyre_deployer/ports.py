@@ -92,7 +92,7 @@ class Layouts(Protocol):
         """The loop's name."""
 
     def columns(self, layout: str) -> Sequence[str] | None:
-        """The columns of a layout, by its hash; None for one that nobody ever declared."""
+        """The columns of a layout, by its hash; None for one that is not known."""
 
     def waits_for(self, layout: str) -> str:
         """Why a model that reads a layout cannot be asked yet, in words; empty where nothing is in the way."""

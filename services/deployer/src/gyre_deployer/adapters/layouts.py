@@ -14,7 +14,7 @@ class KnownLayouts:
     """See `Layouts`.
 
     Args:
-        spec: of the loop, as gyre.yaml has it now; its layout is known without the topic.
+        spec: of the loop, as gyre.yaml has it now; its layout is known without the topic while that is empty.
         catalog: the layouts of the topic.
     """
 
@@ -23,15 +23,21 @@ class KnownLayouts:
 
     def columns(self, layout: str) -> Sequence[str] | None:
         """See `Layouts`; one whose definition was removed is not known any more."""
-        if layout == self._newest.hash:
+        known = self._catalog.known(self.loop)
+        if layout == self._newest.hash and (layout in known or not known):
             return self._newest.columns
         spec = self._catalog.spec(self.loop, layout)
         return None if spec is None else Layout.compile(spec).columns
 
     def waits_for(self, layout: str) -> str:
-        """See `Layouts`; a layout that the topic does not know is refused when its model is validated."""
-        known = self._catalog.known(self.loop).get(layout)
-        if known is None or known.state is LayoutState.READY:
+        """See `Layouts`; a layout that the topic does not know is waited for, whatever gyre.yaml is here."""
+        all_known = self._catalog.known(self.loop)
+        known = all_known.get(layout)
+        if known is None:
+            if not all_known and layout == self._newest.hash:
+                return ""
+            return f"layout {layout} is not known: features-stream has not declared it, or refuses it"
+        if known.state is LayoutState.READY:
             return ""
         if known.state is LayoutState.FILLING:
             return f"layout {layout} is being filled: {known.filled_share:.0%}"

@@ -45,6 +45,7 @@ class StepProgress:
         spoiled: intervals that do not count against the candidate, since the live model suffered in them.
         tripped: gateways that keep requests from the candidate at the moment.
         requests_in_all: of the candidate, also those in spoiled intervals.
+        left_out: of the candidate, further requests, whose outcome says nothing of it though the live model's does.
     """
 
     seconds: float
@@ -52,6 +53,7 @@ class StepProgress:
     spoiled: int = 0
     tripped: int = 0
     requests_in_all: int = 0
+    left_out: int = 0
 
     def remarks(self) -> str:
         """What a person has to know beside a verdict; empty for nothing."""
@@ -194,6 +196,18 @@ def return_traffic(rollout: Rollout, steps: Sequence[RolloutStep], reason: str) 
 
 def _shift(rollout: Rollout, steps: Sequence[RolloutStep], step: int, reason: str) -> Change:
     return follow(rollout, Kind.SHIFTED, reason, share=steps[step].share, step=step)
+
+
+def unread(held: StepProgress, wait_s: float) -> str:
+    """Why a candidate's rollout ends without a verdict, in words for a person; empty where it does not.
+
+    Its users get the live model where the features of its layout cannot be read. After `wait_s` of mostly that, others
+    have waited for long enough.
+    """
+    if held.seconds <= wait_s or held.left_out <= held.requests_in_all:
+        return ""
+    counted = f"{held.requests_in_all} of {held.requests_in_all + held.left_out} requests"
+    return f"only {counted} could be scored in {held.seconds:.0f} s: are its features read? It may be offered again"
 
 
 def decide(

@@ -85,9 +85,7 @@ class ServedVersions:
     async def _checked(self, candidate: Candidate) -> Artifact:
         columns = self._layouts.columns(candidate.layout)
         if columns is None:
-            raise CandidateRefused(
-                f"layout = {candidate.layout!r}: must be one that gyre.yaml declares, or declared once"
-            )
+            raise CandidateRefused(f"layout = {candidate.layout!r}: must be one that features-stream maintains")
         unknown = [name for name in candidate.columns if name not in columns]
         if unknown or len(set(candidate.columns)) < len(candidate.columns):
             raise CandidateRefused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,6 +10,8 @@ from gyre_deployer.domain.decisions import pending, refuse_waiting
 from gyre_deployer.handlers.ledger import RolloutLedger
 from gyre_deployer.handlers.starting import start_rollout
 from gyre_deployer.ports import Candidates, Layouts
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,6 +48,9 @@ class Waiting:
         state = self.ledger.state
         waiting = pending(self.candidates.all(), state)
         reasons = {each.version: self.layouts.waits_for(each.layout) for each in waiting}
+        for version, reason in reasons.items():
+            if reason and version not in self._since:
+                _LOG.info("a candidate waits", extra={"loop": state.loop, "version": version, "problem": reason})
         now = self.monotonic()
         self._since = {each: self._since.get(each, now) for each, reason in reasons.items() if reason}
         self.problem = "; ".join(f"{each}: {reasons[each]}" for each in self._since)

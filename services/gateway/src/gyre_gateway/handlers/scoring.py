@@ -13,6 +13,7 @@ from gyre_gateway.domain.routing import Attempt, Route, Router, Target
 from gyre_gateway.ports import FeatureStore, ScoringService
 
 NO_FEATURES = "FEATURES_UNAVAILABLE"
+NOT_SERVED = "LAYOUT_NOT_SERVED"
 TOO_LITTLE_TIME = "DEADLINE_TOO_SHORT"
 BAD_FEATURES = "BAD_FEATURES"
 _MODEL_REASONS = frozenset({"VERSION_NOT_SERVED", "LAYOUT_MISMATCH", "MODEL_FAILED", "TRITON_UNAVAILABLE"})
@@ -42,30 +43,36 @@ class Scorer:
         """Score with the user's arm; degrade to the live and the last good model, popularity, the caller's order."""
         route = self._router.route(request.user_id)
         reason, features = "", None
+        unread: dict[str, str] = {}
         for target in route.targets:
             try:
-                features = await self._features_for(request, target, features)
+                features = await self._features_for(request, target, features, unread)
                 scores = await self._predict(request, route, target, features)
             except _Unscored as failed:
                 reason = reason or failed.reason
-                if failed.reason == NO_FEATURES:
-                    return Scored(caller_order(len(request.item_ids)), route, degraded_reason=reason)
             else:
                 reason = reason or ("CANDIDATE_TRIPPED" if route.tripped else "")
                 return Scored(scores, route, version=target.version, degraded_reason=reason, features=features)
+        if features is None and set(unread.values()) == {NO_FEATURES}:
+            return Scored(caller_order(len(request.item_ids)), route, degraded_reason=reason)
         return await self._without_model(request, route, reason or "NO_MODEL", features)
 
-    async def _features_for(self, request: Request, target: Target, known: Features | None) -> Features:
-        """The features that a target reads: those at hand where they are of its layout."""
+    async def _features_for(
+        self, request: Request, target: Target, known: Features | None, unread: dict[str, str]
+    ) -> Features:
+        """The features that a target reads: those at hand where they are of its layout.
+
+        A layout is asked for once: `unread` holds, by layout, why it could not be read. Another one may well be.
+        """
         if known is not None and known.layout == target.layout:
             return known
-        try:
-            return await self._read(request, target.layout)
-        except GyreError as error:
-            if error.reason != "LAYOUT_NOT_SERVED":
-                raise _Unscored(NO_FEATURES) from error
-            self._router.note_left_out(target.version)
-            raise _Unscored(error.reason) from error
+        if target.layout not in unread:
+            try:
+                return await self._read(request, target.layout)
+            except GyreError as error:
+                unread[target.layout] = error.reason if error.reason == NOT_SERVED else NO_FEATURES
+        self._router.note_left_out(target.version)
+        raise _Unscored(unread[target.layout])
 
     async def _read(self, request: Request, layout: str) -> Features:
         timeout_s = _within(request, self._spec.serving.feature_timeout_s)

@@ -207,7 +207,8 @@ class Provenance(_message.Message):
     degraded: _builtins.bool
     """The answer is not what the arm's model should have given."""
     degraded_reason: _builtins.str
-    """Why; empty when not degraded. Before the first model NO_MODEL. Of the features FEATURES_UNAVAILABLE, LAYOUT_NOT_SERVED. Of the arm's
+    """Why; empty when not degraded. Before the first model NO_MODEL. Of the features FEATURES_UNAVAILABLE, LAYOUT_NOT_SERVED: the live model
+    answers where it reads another layout that can be read. Of the arm's
     model INFERENCE_UNAVAILABLE, INFERENCE_TIMEOUT, TRITON_UNAVAILABLE, VERSION_NOT_SERVED, LAYOUT_MISMATCH, MODEL_FAILED, BAD_SCORES;
     CANDIDATE_TRIPPED while this gateway keeps requests from it after failures. DEADLINE_TOO_SHORT where the caller left a model too little
     time, BAD_FEATURES where no model could score the features. Of Recommend NO_CANDIDATES. When several things failed, the first.

@@ -1,0 +1,90 @@
+"""Candidates whose layout is not known, or cannot be read, on the real Kafka and Triton."""
+
+import time
+from dataclasses import replace
+
+import pytest
+from gyre.events.v1.models_pb2 import RolloutView
+from gyre_core.features import Layout
+from gyre_core.layouts import KnownLayout, LayoutDefinition, LayoutState
+from gyre_core.spec import LoopSpec, parse_loop
+from gyre_core.topics import topic
+from gyre_deployer.domain.decisions import StepProgress, unread
+from gyre_local.testing import eventually
+from gyre_runtime.events import message_types
+from gyre_runtime.kafka import Producer, read_compacted
+from gyre_runtime.layouts import layout_message
+
+pytestmark = [pytest.mark.adapter, pytest.mark.timeout(300)]
+
+
+def with_half_life(text: str, days: int) -> LoopSpec:
+    """The loop with another half-life, and so with another layout."""
+    return parse_loop(text.replace("half_lives: [1d", f"half_lives: [{days}d"), source="test")
+
+
+async def declare(kafka: str, spec: LoopSpec) -> str:
+    """Have the topic say that the layout of a spec is read; its hash."""
+    now, hash_ = time.time(), Layout.compile(spec).hash
+    known = KnownLayout(hash_, LayoutDefinition.of(spec), LayoutState.READY, now, now, wanted_by=("gyre.yaml",))
+    async with Producer(kafka, source="tests") as producer:
+        await producer.send(topic(spec.loop, "features.layouts"), layout_message(spec.loop, known), key=hash_)
+    return hash_
+
+
+async def test_a_candidate_of_a_layout_that_is_not_known_waits(start, models, place, gateway, spec, loop_file) -> None:
+    """One of a newer gyre.yaml than the deployer's, or of its own that is refused, waits until the topic knows it."""
+    text, name = loop_file.read_text(), topic(place.loop, "models.rollouts")
+    await declare(place.kafka, with_half_life(text, 3))
+    deployer = await start()
+    for version, declared in {"own": spec, "newer": with_half_life(text, 2)}.items():
+        await replace(models, layout=Layout.compile(declared)).register(version)
+
+        async def waits(version: str = version) -> bool:
+            found = (await read_compacted(place.kafka, name, message_types(RolloutView))).get(place.loop)
+            return found is not None and version in [each.version for each in found.message.models]
+
+        await eventually(waits, timeout_s=30, message=f"{version} is named in the projection")
+        rollout = await deployer.rollout(version)
+        assert rollout is None, rollout.reason
+        await declare(place.kafka, declared)
+        await deployer.reaches(version, "PROMOTED", timeout_s=60)
+
+
+async def test_a_candidate_that_is_waited_for_too_long_is_refused(start, models, place, loop_file) -> None:
+    """The reason names the layout and who does not know it, and the candidate may be offered again."""
+    await declare(place.kafka, with_half_life(loop_file.read_text(), 3))
+    deployer = await start(deployer_layout_wait_s=0.5)
+    await models.register("v1")
+    refused = await deployer.reaches("v1", "REFUSED", timeout_s=60)
+    why = f"layout {models.layout.hash} is not known: features-stream has not declared it, or refuses it"
+    assert why in refused.reason
+
+
+async def test_a_candidate_whose_features_are_not_read_is_rolled_back(start, models, place, gateway) -> None:
+    """It counts no request in its step, which ends by one change after the time that a layout is waited for."""
+    deployer = await start(deployer_layout_wait_s=2.0)
+    await models.register("v1")
+    await deployer.reaches("v1", "PROMOTED")
+    gateway.unread.add("v2")
+    await models.register("v2")
+    ended = await deployer.reaches("v2", "ROLLED_BACK", timeout_s=60)
+    assert "could be scored" in ended.reason
+    assert [each.share for each in ended.events if each.share] == [0.1]
+    await models.register("v3")
+    await deployer.reaches("v3", "PROMOTED", timeout_s=60)
+
+
+@pytest.mark.parametrize(
+    ("held", "ends"),
+    [
+        (StepProgress(61.0, 0, requests_in_all=0, left_out=1), True),
+        (StepProgress(60.0, 0, requests_in_all=0, left_out=9), False),
+        (StepProgress(61.0, 0, requests_in_all=0, left_out=0), False),
+        (StepProgress(61.0, 5, requests_in_all=9, left_out=9), False),
+        (StepProgress(61.0, 5, requests_in_all=9, left_out=10), True),
+    ],
+)
+def test_a_step_ends_once_most_requests_say_nothing_for_too_long(held: StepProgress, ends: bool) -> None:
+    """A step without requests, with mostly scored ones, or within its time goes on."""
+    assert bool(unread(held, 60.0)) == ends
