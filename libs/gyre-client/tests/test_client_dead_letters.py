@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_client import ClientSettings, NotFound, Unavailable, list_dead_letters, replay_dead_letters
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import topic
+from gyre_core.topics import dead_letter_topic, topic
 from gyre_local.testing import eventually
 from gyre_runtime.events import FIRST_APPEND_TIME, Event, Record, encode, message_types
 from gyre_runtime.kafka import Consumer, Producer, ensure_topics, read_records
@@ -190,5 +190,10 @@ async def test_the_commands_list_show_and_replay(
     shown = await run("show", spec.loop, SUFFIX, f"{refused.partition}/{refused.offset}")
     assert '"type": "rating"' in shown
     assert "ce_id: refused" in shown
-    assert "2 replayed" in await run("replay", spec.loop)
+    async with Producer(kafka, source="shop") as producer:
+        without = Record(None, b"", [("gyre_reason", b"HANDLER_FAILED"), ("other", None)])  # type: ignore[list-item]
+        await producer.send_record(dead_letter_topic(topic(spec.loop, SUFFIX)), without)
+    (null,) = [each for each in await list_dead_letters(kafka, spec.loop) if not each.group]
+    assert "\nother: \n" in await run("show", spec.loop, SUFFIX, f"{null.partition}/{null.offset}")
+    assert "3 replayed" in await run("replay", spec.loop)
     assert "0 replayed" in await run("replay", spec.loop)

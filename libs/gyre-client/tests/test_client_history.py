@@ -10,8 +10,8 @@ from gyre_client.history import imported_ids, prepare
 from gyre_core.features import Event, FieldsChanged, Impression, UserInteraction
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import IMPORT_SOURCE, topic
-from gyre_runtime.events import decode, message_types
-from gyre_runtime.kafka import ensure_topics, read_records
+from gyre_runtime.events import Record, decode, message_types
+from gyre_runtime.kafka import Producer, ensure_topics, read_records
 
 TYPES = message_types(behavior.Interaction, behavior.Impression, behavior.ItemChanged)
 
@@ -43,6 +43,44 @@ async def test_a_second_import_adds_nothing(kafka: str, spec: LoopSpec) -> None:
     after = await read(settings, spec.loop)
     assert (len(before), len(after)) == (101, 121)
     assert len({(event.source, event.id) for event in after}) == 121  # type: ignore[attr-defined]
+
+
+def prices(*given: float) -> list[Event]:
+    """Changes of one item's price, all of one time."""
+    return [FieldsChanged("item", "i0", 100.0, {"price": price}) for price in given]
+
+
+async def imported_prices(kafka: str, loop: str) -> list[float]:
+    """The item's prices in Kafka, in the order of its log."""
+    records = [each async for each in read_records(kafka, topic(loop, "catalog.items"))]
+    return [decode(each, TYPES).message.fields["price"].number for each in records]
+
+
+@pytest.mark.adapter
+async def test_a_correction_that_is_taken_back_is_sent(kafka: str, spec: LoopSpec) -> None:
+    """Prices 10, 20 and 10 of one time, import after import or in one, leave 10; what the item has is known."""
+    settings = ClientSettings(kafka=kafka)
+    done = [await import_history(settings, spec, prices(price)) for price in (10.0, 20.0, 10.0, 10.0)]
+    assert [each.sent for each in done] == [1, 1, 1, 0]
+    assert await imported_prices(kafka, spec.loop) == [10.0, 20.0, 10.0]
+    assert (await import_history(settings, spec, prices(10.0, 20.0, 10.0))).sent == 0
+    await import_history(settings, spec, prices(30.0, 10.0, 30.0, 10.0))
+    assert (await imported_prices(kafka, spec.loop))[-1] == 10.0
+
+
+@pytest.mark.adapter
+async def test_headers_without_a_value_end_no_import(kafka: str, spec: LoopSpec) -> None:
+    """Records of other producers whose headers are null are no imported events; the import goes on."""
+    settings, name = ClientSettings(kafka=kafka), topic(spec.loop, "behavior.interactions")
+    await ensure_topics(settings, [spec])
+    async with Producer(kafka, source="shop") as producer:
+        for suffix in ("behavior.interactions", "catalog.items"):
+            for missing in ("ce_id", "ce_source", "ce_time", "other"):
+                record = Record(b"u", b"", [("ce_source", IMPORT_SOURCE.encode()), (missing, None)])  # type: ignore[list-item]
+                await producer.send_record(topic(spec.loop, suffix), record)
+    assert len([each async for each in read_records(kafka, name)]) == 4
+    assert await import_history(settings, spec, some_history(1)) == Imported(sent=3, known=0)
+    assert await import_history(settings, spec, some_history(1)) == Imported(sent=0, known=3)
 
 
 @pytest.mark.adapter

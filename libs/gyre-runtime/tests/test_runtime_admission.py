@@ -1,9 +1,11 @@
 """One decision for every record of a loop."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.spec import LoopSpec, parse_loop
@@ -242,12 +244,51 @@ def test_a_deletion_is_neither_event_nor_refusal() -> None:
     assert Admission({SPEC.loop: SPEC}, TYPES).decide(gone) is None
 
 
+def in_json(message: Message, suffix: str, **more: Any) -> Any:
+    """The record with a message in protobuf's JSON mapping, some fields in place of its own."""
+    sent = record(message, suffix)
+    sent.value = json.dumps(MessageToDict(message) | more).encode()
+    sent.headers = [each for each in sent.headers if each[1] != PROTOBUF] + [("content-type", b"application/json")]
+    return sent
+
+
 def test_content_types_do_not_matter() -> None:
     """The same payload in protobuf's JSON mapping has the same verdict."""
-    sent = record(click())
-    sent.value = b'{"userId": "u", "itemId": "i", "type": "click", "value": 1e39}'
-    sent.headers = [each for each in sent.headers if each[1] != PROTOBUF] + [("content-type", b"application/json")]
-    assert reason(sent) == "INVALID_FIELD"
+    assert reason(in_json(click(), "behavior.interactions", value=1e39)) == "INVALID_FIELD"
+
+
+@pytest.mark.parametrize(
+    ("sent", "refusal"),
+    [
+        (("interactions", {"value": True}), "value = true: must be a number"),
+        (("interactions", {"value": "1_0"}), 'value = "1_0": must be a number'),
+        (("impressions", {"method": 4294967298}), "method = 4294967298: must be "),
+        (("impressions", {"method": True}), "method = true: must be "),
+        (("impressions", {"method": "2"}), 'method = "2": must be '),
+        (("impressions", {"method": 1.5}), "method = 1.5: must be "),
+        (("impressions", {"epoch": "1_0"}), 'epoch = "1_0": must be a number'),
+        (("impressions", {"scores": [1, False]}), "scores[1] = false: must be a number"),
+        (("impressions", {"context": {"hour": True}}), "context[hour] = true: must be a number"),
+        (("impressions", {"features": {"values": "AA AA"}}), 'features.values = "AA AA": must be base64'),
+        (("impressions", {"features": []}), "features = []: must be an object"),
+        (("items", {"fields": {"price": {"number": True}}}), "fields[price].number = true: must be a number"),
+    ],
+)
+def test_json_is_taken_by_the_rules_of_its_mapping_alone(sent: tuple[str, dict[str, Any]], refusal: str) -> None:
+    """What Python's parser would store as something else than is written is refused, with field, value and rule."""
+    topic, fields = sent
+    whole = {
+        "interactions": click(type="rating", value=1),
+        "impressions": impression(),
+        "items": item(price={"number": 1}),
+    }
+    suffix = "catalog.items" if topic == "items" else f"behavior.{topic}"
+    plain = in_json(whole[topic], suffix)
+    assert isinstance(Admission({SPEC.loop: SPEC}, TYPES).decide(plain), Event)
+    decided = Admission({SPEC.loop: SPEC}, TYPES).decide(in_json(whole[topic], suffix, **fields))
+    assert isinstance(decided, Refusal), decided
+    assert decided.reason == "BAD_PAYLOAD"
+    assert refusal in decided.detail
 
 
 def test_a_mark_sets_the_replay_clock_and_no_event_is_made_of_it() -> None:

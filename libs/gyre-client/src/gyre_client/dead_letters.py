@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from gyre_core.topics import TOPICS, dead_letter_topic, topic
 from gyre_runtime import Invalid, NotFound, Unavailable
-from gyre_runtime.events import FIRST_APPEND_TIME, Record
+from gyre_runtime.events import FIRST_APPEND_TIME, Record, header_texts
 from gyre_runtime.kafka import RecordReader, TransactionalProducer, read_records
 from gyre_runtime.kafka.dead_letters import ADDED_HEADERS, RECORD_HASH, record_hash
 
@@ -235,12 +235,12 @@ def original(record: Any) -> Record:
 
 
 def _added(record: Any) -> dict[str, str]:
-    return {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers if name in ADDED_HEADERS}
+    return {name: text for name, text in header_texts(record.headers).items() if name in ADDED_HEADERS}
 
 
 def _identity(letter: Any) -> _Identity:
     """What two copies of a letter have in common: the place of its record, and when Kafka first took that in."""
-    said = {name: (value or b"").decode("utf-8", "replace") for name, value in letter.headers}
+    said = header_texts(letter.headers)
     return tuple(said.get(each, "") for each in (*_PLACE, FIRST_APPEND_TIME))
 
 

@@ -5,9 +5,9 @@ hold already is left out, so an import that was cut short is simply started agai
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from math import inf
 from time import time as now
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -22,7 +22,7 @@ from gyre_core.topics import BEHAVIOR, IMPORT_SOURCE, max_record_bytes, topic
 from gyre_runtime import Invalid, Unavailable
 from gyre_runtime.admission import Admission, Rules, refuse
 from gyre_runtime.events import Event as RawEvent
-from gyre_runtime.events import encode, message_types
+from gyre_runtime.events import encode, header_texts, message_types
 from gyre_runtime.kafka import Producer, ensure_topics, read_records, require_fits
 from gyre_runtime.settings import KafkaSettings
 
@@ -53,6 +53,18 @@ class Prepared(NamedTuple):
     key: str
     time: float
     message: Message
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The topic and the key, so of a catalogue topic the item or user that it changes."""
+        return self.suffix, self.key
+
+
+class _Change(NamedTuple):
+    """A record of a catalogue topic: its event time, unix seconds, and its id where it was imported."""
+
+    time: float
+    id: str
 
 
 OnProgress = Callable[[int], object]
@@ -135,10 +147,13 @@ class HistoryImport:
         self, prepared: Sequence[Prepared], *, on_progress: OnProgress = lambda _count: None
     ) -> Imported:
         """Send prepared events as `send` does; `on_progress` is called with the count of events done since the last."""
+        last = {each.place: index for index, each in enumerate(prepared)}
         fresh: list[Prepared] = []
-        for each in prepared:
-            if each.id not in self._held.ids:
-                self._held.ids.add(each.id)
+        superseded = 0
+        for index, each in enumerate(prepared):
+            if not self._held.knows(each, is_last=last[each.place] == index):
+                superseded += self._held.is_superseded(each)
+                self._held.add(each)
                 fresh.append(each)
         on_progress(len(prepared) - len(fresh))
         for start in range(0, len(fresh), _CHUNK):
@@ -153,7 +168,7 @@ class HistoryImport:
                     "IMPORT_CUT_SHORT", f"Kafka gave up {len(self._dropped)} events ({self._dropped[0]}): import again"
                 )
             on_progress(len(chunk))
-        return Imported(len(fresh), len(prepared) - len(fresh), sum(map(self._held.supersedes, fresh)))
+        return Imported(len(fresh), len(prepared) - len(fresh), superseded)
 
     async def _cross_gap(self, suffix: str, time: float) -> None:
         """Set every partition's clock where an event would be too far ahead of one: what is sent before goes first."""
@@ -174,35 +189,60 @@ class _StoredIds:
     Attributes:
         ids: of imported events.
         clocks: of each topic of behaviour the newest event time of each partition, unix seconds, as far as is known.
-        changed: when each key of a catalogue topic was last changed, by topic and key.
+        changed: what each key of a catalogue topic has: its change with the newest event time, of equal ones the last.
     """
 
     ids: set[str] = field(default_factory=set)
     clocks: dict[str, dict[int, float]] = field(default_factory=dict)
-    changed: dict[tuple[str, str], float] = field(default_factory=dict)
+    changed: dict[tuple[str, str], _Change] = field(default_factory=dict)
 
-    def supersedes(self, sent: Prepared) -> bool:
-        """Whether a change of the catalogue comes after a later one of the same key; note it otherwise."""
-        if sent.suffix in BEHAVIOR:
+    def knows(self, event: Prepared, *, is_last: bool) -> bool:
+        """Whether an event need not be sent.
+
+        A change of the catalogue is there only where it is what its key has, or would not be if it were sent: a
+        correction from 10 to 20 and back to 10, all of one time, is three changes.
+
+        Args:
+            event: to be imported.
+            is_last: whether no later one of the same topic and key is imported with it.
+        """
+        if event.id not in self.ids:
             return False
-        place = sent.suffix, sent.key
-        if self.changed.get(place, -inf) > sent.time:
+        if event.suffix in BEHAVIOR or not is_last:
             return True
-        self.changed[place] = sent.time
-        return False
+        newest = self.changed.get(event.place)
+        return newest is not None and (newest.id == event.id or newest.time > event.time)
+
+    def is_superseded(self, event: Prepared) -> bool:
+        """Whether an event changes the catalogue before a later change of the same key."""
+        newest = self.changed.get(event.place)
+        return newest is not None and newest.time > event.time
+
+    def add(self, event: Prepared) -> None:
+        """Take in an event that is sent."""
+        self.ids.add(event.id)
+        if event.suffix not in BEHAVIOR:
+            self._change(event.place, _Change(event.time, event.id))
+
+    def _change(self, place: tuple[str, str], change: _Change) -> None:
+        newest = self.changed.get(place)
+        if newest is None or newest.time <= change.time:
+            self.changed[place] = change
 
     def note(self, suffix: str, record: Any) -> None:
         """Take in a record of a topic."""
-        headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
-        if headers.get("ce_source") == IMPORT_SOURCE:
-            self.ids.add(headers.get("ce_id", ""))
-        try:
-            time = parse_time(headers.get("ce_time", ""))
-        except ValueError:
+        headers = header_texts(record.headers)
+        id_ = headers.get("ce_id", "") if headers.get("ce_source") == IMPORT_SOURCE else ""
+        if id_:
+            self.ids.add(id_)
+        if suffix in BEHAVIOR:
             return
-        if suffix not in BEHAVIOR and record.value is not None:
-            place = suffix, (record.key or b"").decode("utf-8", "replace")
-            self.changed[place] = max(self.changed.get(place, time), time)
+        place = suffix, (record.key or b"").decode("utf-8", "replace")
+        if record.value is None:  # the key was deleted
+            self.changed.pop(place, None)
+            return
+        with suppress(ValueError):
+            self._change(place, _Change(parse_time(headers.get("ce_time", "")), id_))
 
 
 async def _held(kafka: str, loop: str, suffixes: Iterable[str], *, replayed: LoopSpec | None = None) -> _StoredIds:

@@ -18,6 +18,7 @@ from gyre_core.event_time import format_time, parse_time
 from gyre_core.shown import shown
 from gyre_core.topics import carries, is_compacted
 
+from gyre_runtime.json_payloads import parse_json
 from gyre_runtime.tracing import TRACEPARENT
 
 PROTOBUF = b"application/protobuf"
@@ -134,6 +135,16 @@ class Unreadable(Exception):  # noqa: N818 - reads as what it says about the rec
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(f"{reason}: {message[:_MAX_DETAIL_CHARS]}")
         self.reason = reason
+
+
+def header_texts(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
+    """Headers by name, each as `header_text` has it; of a name given twice the last counts, as for the event."""
+    return {name: header_text(value) for name, value in headers}
+
+
+def header_text(value: bytes | None) -> str:
+    """A header's value as text, whatever a producer wrote: a null is empty, what is not UTF-8 is replaced."""
+    return (value or b"").decode("utf-8", "replace")
 
 
 def is_deletion(record: ReceivedRecord) -> bool:
@@ -279,7 +290,7 @@ def _payload(value: bytes, kind: type[Message], content_type: str) -> Message:
         if media in ("application/protobuf", "application/x-protobuf"):
             return kind.FromString(value)
         if media == "application/json":
-            return json_format.Parse(value, kind())
+            return parse_json(value, kind)
     except (DecodeError, json_format.ParseError, UnicodeDecodeError) as error:
         raise Unreadable("BAD_PAYLOAD", f"not a {kind.DESCRIPTOR.full_name}: {error}") from error
     raise Unreadable("BAD_CONTENT_TYPE", f"{content_type} is neither application/protobuf nor application/json")

@@ -10,7 +10,7 @@ from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import models_pb2 as models
 from gyre.events.v1 import monitor_pb2 as monitor
 from gyre_runtime import NotFound
-from gyre_runtime.events import Unreadable, decode, message_types
+from gyre_runtime.events import Unreadable, decode, header_text, message_types
 from rich.text import Text
 
 from gyre_client.cli.session import LoopArgument, ask, console, table
@@ -68,7 +68,7 @@ def show(
     if letter.excerpt:
         typer.echo("the beginning of its record, which was too large: a replay reads all of it where it came from")
     for name, value in letter.headers:
-        typer.echo(f"{name}: {value.decode('utf-8', 'replace')}")
+        typer.echo(f"{name}: {header_text(value)}")
     typer.echo(f"key: {(letter.key or b'').decode('utf-8', 'replace')}")
     typer.echo(_payload(letter))
 

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Mapping as MappingOf
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
-from gyre_core.features import Event
+from gyre_core.features import Event, FieldsChanged
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Invalid
 from gyre_runtime.settings import KafkaSettings
@@ -135,13 +134,18 @@ class FileImport:
 
 def _write_run(path: Path, events: list[Event]) -> Path:
     with path.open("wb") as output:
-        for event in sorted(events, key=attrgetter("time")):
+        for event in sorted(events, key=_order):
             pickle.dump(event, output, protocol=pickle.HIGHEST_PROTOCOL)
     return path
 
 
 def _merged(runs: Sequence[BinaryIO]) -> Iterator[Event]:
-    return heapq.merge(*map(_read_run, runs), key=attrgetter("time"))
+    return heapq.merge(*map(_read_run, runs), key=_order)
+
+
+def _order(event: Event) -> tuple[float, str]:
+    """By time; changes of the catalogue of one time by what they change, so that those of one item come together."""
+    return event.time, event.id if isinstance(event, FieldsChanged) else ""
 
 
 def _read_run(run: BinaryIO) -> Iterator[Event]:
@@ -150,11 +154,12 @@ def _read_run(run: BinaryIO) -> Iterator[Event]:
 
 
 def _chunks(events: Iterable[Event]) -> Iterator[list[Event]]:
+    """Parts of at least 5,000 events, but for the last; changes of one item and time are in one part."""
     chunk: list[Event] = []
     for event in events:
-        chunk.append(event)
-        if len(chunk) >= _CHUNK:
+        if len(chunk) >= _CHUNK and (_order(event) != _order(chunk[-1]) or not isinstance(event, FieldsChanged)):
             yield chunk
             chunk = []
+        chunk.append(event)
     if chunk:
         yield chunk
