@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from gyre.events.v1.behavior_pb2 import Interaction
 from gyre_local.process import Process
@@ -118,7 +119,7 @@ async def consuming(kafka: str, topic: str) -> AsyncIterator[list[str]]:
 
 async def put(kafka: str, topic: str, *records: Record, **options: Any) -> None:
     """Send records as any Kafka client may."""
-    producer = AIOKafkaProducer(bootstrap_servers=kafka, max_request_size=16 * 1024 * 1024, **options)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, **{"max_request_size": 16 * 1024 * 1024, **options})
     await producer.start()
     try:
         for record in records:
@@ -193,6 +194,80 @@ async def test_no_codec_of_a_producer_stops_a_consumer(kafka: str, make_topic: M
     await put(kafka, topic, encode(interaction(), source="shop", id="good"), compression_type=codec)
     async with consuming(kafka, topic) as seen:
         await eventually(lambda: seen == ["good"], timeout_s=20, message="the event is handled")
+
+
+READER = """
+import asyncio, resource, sys
+from gyre.events.v1.behavior_pb2 import Interaction
+from gyre_runtime.events import message_types
+from gyre_runtime.kafka import Consumer, View, read_records
+
+kafka, topic, limit = sys.argv[1], sys.argv[2], 512 << 20
+types = message_types(Interaction)
+
+async def main():
+    seen = asyncio.Queue()
+    async def handle(events):
+        for event in events:
+            seen.put_nowait(event.id)
+    async with Consumer(kafka, group=topic, topics=[topic], types=types) as consumer:
+        task = asyncio.create_task(consumer.run(handle))
+        while (name := await seen.get()) != "good":
+            pass
+        consumer.stop()
+        await task
+    async with View(kafka, topic, types) as view:
+        await view.ready()
+        viewed = view.get("k").id
+    read = [len(record.value) async for record in read_records(kafka, topic)]
+    print(name, viewed, max(read))
+
+with open("/proc/self/status") as status:
+    (now,) = (int(line.split()[1]) << 10 for line in status if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (now + limit, now + limit))
+asyncio.run(main())
+"""
+"""Reads a topic in each way, with half a gigabyte of memory beside its programs; prints what it has read."""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("codec", "mebibytes"), [("gzip", 480), ("zstd", 480), ("lz4", 120), ("snappy", 40)])
+async def test_no_batch_is_unpacked_beyond_its_bound(
+    kafka: str, make_topic: MakeTopic, codec: str, mebibytes: int
+) -> None:
+    """A batch of some kilobytes that unpacks to hundreds of megabytes is one dead letter, and every reader goes on."""
+    topic, good = await make_topic(max_bytes=4 * 1024 * 1024), encode(interaction(), source="shop", id="good", key="k")
+    bomb = encode(interaction(), source="shop", id="bomb").headers
+    size = mebibytes * 1024 * 1024
+    await put(kafka, topic, Record(b"k", b"\0" * size, bomb), max_request_size=2 * size, compression_type=codec)
+    await put(kafka, topic, good)
+    reader = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", READER, kafka, topic, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    said, complained = await reader.communicate()
+    assert (said.decode().split(), reader.returncode) == (["good", "good", str(len(good.value))], 0), complained[-500:]
+    found = [(told["gyre_reason"], told["gyre_offset"]) for _, told in await letters(kafka, topic)]
+    assert found == [("BAD_RECORD", "0")]
+
+
+async def test_what_a_poll_hands_over_is_bounded_in_bytes(kafka: str, make_topic: MakeTopic) -> None:
+    """Many batches that unpack to much, each within its bound, are not in memory together; all are decided."""
+    topic, sizes = await make_topic(), list[int]()
+    large = [Record(b"k", b"\0" * 12_000_000, encode(interaction(), source="shop", id="b").headers)] * 6
+    await put(kafka, topic, *large, compression_type="zstd")
+    await put(kafka, topic, encode(interaction(), source="shop", id="good"))
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=kafka, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        while sum(sizes) < 7:
+            for records in (await consumer.getmany(timeout_ms=1000, max_records=500)).values():
+                sizes.append(len(records))
+                assert sum(len(record.value) for record in records) <= 32 * 1024 * 1024
+    finally:
+        await consumer.stop()
+    async with consuming(kafka, topic) as seen:
+        await eventually(lambda: seen == ["good"], timeout_s=20, message="the next event is handled")
+    assert len(await letters(kafka, topic)) == 6
 
 
 async def test_a_header_name_that_is_no_text_stops_nobody(kafka: str, make_topic: MakeTopic) -> None:

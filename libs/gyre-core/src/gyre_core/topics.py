@@ -25,6 +25,9 @@ _LAYOUT_MAX_BYTES = 4 * 1024 * 1024
 _SNAPSHOT_MAX_BYTES = 8 * 1024 * 1024
 _DEAD_LETTER_EXTRA_BYTES = 64 * 1024
 """By how much a dead letter may exceed its record: room for the headers that say what was wrong."""
+MAX_UNPACKED_BYTES = 32 * 1024 * 1024
+"""The most bytes of a batch of records that was compressed: a larger one is read by nobody. It is four times what a
+record of any topic may have."""
 _SEGMENTS_IN_RETENTION, _MIN_SEGMENT_S, _MAX_SEGMENT_S = 10, 60.0, 7 * _DAY_S
 _STATUS_SEGMENT_S, _STATUS_SEGMENT_BYTES = 600.0, 16 * 1024 * 1024
 """Of small compacted topics that are written all the time: only closed segments are compacted."""

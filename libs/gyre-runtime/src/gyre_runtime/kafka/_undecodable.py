@@ -1,4 +1,4 @@
-"""Records that aiokafka cannot decode: a header's name is no UTF-8 text, a batch's checksum is wrong.
+"""Records that aiokafka cannot decode: a header's name is no UTF-8 text, a batch is corrupt or too large.
 
 aiokafka raises for such a record from `getmany`, again and again, and drops what it had taken from other partitions in
 the same call, whose positions have moved. So every consumer of a process that imports `gyre_runtime.kafka` unpacks what
@@ -19,6 +19,8 @@ from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.default_records import DefaultRecordBase, _DefaultRecordBatchPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
 from aiokafka.record.util import decode_varint
+
+from gyre_runtime.kafka import _decompression
 
 _LOG = logging.getLogger(__name__)
 _UNDECODABLE = (UnicodeDecodeError, UnsupportedCodecError, CorruptRecordException)
@@ -188,5 +190,6 @@ def _problem(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+_decompression.install()
 fetcher.MemoryRecords = _Batches
 fetcher.PartitionRecords = _PartitionRecords
