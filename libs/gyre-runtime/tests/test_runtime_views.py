@@ -114,7 +114,8 @@ async def test_a_view_that_is_read_again_holds_what_it_held(kafka: str, make_top
         await producer.send(topic, interaction(), key="error")
         async with asyncio.timeout(scaled(20)):
             await failed.wait()
+            await view.wait_for(lambda _: bool(seen))
+            assert seen[0] == ("k0", False, {"gone", "k0", "k1", "error"})
             await view.wait_for(lambda _: ("gone", False, {"k0", "k1", "error"}) in seen)
-        assert seen[0] == ("k0", False, {"gone", "k0", "k1", "error"})
-        await view.ready()
+            await view.ready()
         assert set(view.events()) == {"k0", "k1", "error"}
