@@ -206,15 +206,14 @@ CELLS: Mapping[str, Trial] = {
     f"{name}, {share:.0%}, {rate:g}/s, {stall_s:g} s": Trial(SPECS[name], share, rate, stall_s)
     for name in SPECS
     for share in (0.1, 0.5, 0.9, 1.0)
-    for rate in (1, 5)
-    for stall_s in (2, 20)
+    for rate, stall_s in ((1, 2), (1, 20), (5, 2), (5, 20), (30, 2))
 }
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_stall_of_what_all_share_rolls_no_candidate_back(cell: str) -> None:
     """Whatever the traffic, the candidate's share and the length of a stall, a candidate that is well stays."""
-    rolled_back = {seed: CELLS[cell].run(seed) for seed in range(20)}
+    rolled_back = {seed: CELLS[cell].run(seed) for seed in range(10)}
     assert {seed: why for seed, why in rolled_back.items() if why} == {}
 
 

@@ -40,6 +40,16 @@ from hypothesis import strategies as st
         ("536‑90‑4399", "<US_SSN>"),
         ("IBAN DE89  3704 0044 0532 0130 00", "IBAN <IBAN_CODE>"),
         ("IBAN:DE89370400440532013000BIC:COBADEFF", "IBAN:<IBAN_CODE>BIC:COBADEFF"),
+        ("IBANDE89370400440532013000", "IBAN<IBAN_CODE>"),
+        ("DE89\t3704\t0044\t0532\t0130\t00", "<IBAN_CODE>"),
+        ("4111\t1111\t1111\t1111", "<CREDIT_CARD>"),
+        ("Kärtle\t4111\t1111\t1111\t1111", "Kärtle\t<CREDIT_CARD>"),
+        ("card no.4111111111111111", "card no.<CREDIT_CARD>"),
+        ("Karte Nr.4111 1111 1111 1111", "Karte Nr.<CREDIT_CARD>"),
+        ("visa4111111111111111", "visa<CREDIT_CARD>"),
+        ("4111111111111111.4111111111111111", "<CREDIT_CARD>.<CREDIT_CARD>"),
+        ("http://10.0.0.1/x", "http://<IP_ADDRESS>/x"),
+        ("ftp://me:pw@10.0.0.1/", "ftp://me:pw@<IP_ADDRESS>/"),
     ],
 )
 def test_values_of_all_scripts_are_masked_whole(text: str, redacted: str) -> None:
@@ -67,6 +77,10 @@ def test_values_of_all_scripts_are_masked_whole(text: str, redacted: str) -> Non
         "phone of 1990-1995",
         "401-023-2137",
         "130 692 544",
+        "0.4111111111111111",
+        "-12.4111111111111111",
+        "SKU4111111111111111",
+        "TIBANX9370400440532013000",
     ],
 )
 def test_numbers_of_versions_articles_and_sizes_stay(text: str) -> None:
@@ -91,6 +105,22 @@ def test_numbers_of_versions_articles_and_sizes_stay(text: str) -> None:
 def test_a_word_or_a_form_of_its_own_makes_them_personal(text: str, redacted: str) -> None:
     """The same numbers are masked behind a word for them; mobile numbers, area codes and prefixes need none."""
     assert redactor()(text) == redacted
+
+
+@pytest.mark.parametrize(
+    ("word", "entity", "value"),
+    [
+        ("phones", "PHONE_NUMBER", "555 {number:03} 4567"),
+        ("IPs", "IP_ADDRESS", "10.0.0.{number}"),
+        ("SSN", "US_SSN", "078{number:02}1120"),
+        ("cards", "CREDIT_CARD", "5012345000046"),
+    ],
+)
+@pytest.mark.parametrize("separator", [", ", "; ", "\n", " | ", " and "])
+def test_a_word_speaks_for_all_of_a_list(word: str, entity: str, value: str, separator: str) -> None:
+    """Of a list of forty numbers behind one word, the last is masked as the first."""
+    listed = separator.join([value.format(number=number) for number in range(10, 50)])
+    assert redactor()(f"{word}: {listed}") == f"{word}: {separator.join([f'<{entity}>'] * 40)}"
 
 
 @given(st.text())

@@ -1,6 +1,7 @@
 """The read side over gRPC on the real Redis and Kafka: exact values, and every status and reason."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_local.process import Process
 from gyre_local.testing import eventually
 from gyre_local.timeouts import scaled
+from gyre_privacy.detection import Finding, Scanner
 from gyre_runtime import Channel, GyreError, Invalid, Lifespan, NotFound, Precondition, ServiceSettings, channel
 from gyre_runtime.kafka import Producer, create_topics
 from redis.asyncio import Redis
@@ -40,6 +42,7 @@ features:
   - {{name: clicks, kind: decayed_count, scope: item, events: [click], half_lives: [1d]}}
   - {{name: place, kind: position}}
   - {{name: device, kind: context, field: device, values: [phone, desktop]}}
+privacy: {{fields: {{labels.note: {{action: redact}}}}}}
 """
 
 
@@ -146,6 +149,24 @@ async def _refused(call: Awaitable[Any]) -> tuple[type[GyreError], str]:
     with pytest.raises(GyreError) as caught:
         await call
     return type(caught.value), caught.value.reason
+
+
+async def test_labels_are_searched_off_the_event_loop(
+    service: Service, bare: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A label in which something personal may stand is searched in a thread, so that no other request waits for it."""
+    searched_by: set[int] = set()
+    scan = Scanner.scan
+
+    def noted(self: Scanner, text: str) -> list[Finding]:
+        searched_by.add(threading.get_ident())
+        return scan(self, text)
+
+    monkeypatch.setattr(Scanner, "scan", noted)
+    request = pb.GetFeaturesRequest(loop=bare, user_id="u", item_ids=["a"], labels={"note": "ask jane@example.com"})
+    await service.features.GetFeatures(request, timeout=30)
+    assert searched_by
+    assert threading.get_ident() not in searched_by
 
 
 async def test_features_from_kafka_are_those_of_a_replay(  # noqa: PLR0917 - fixtures

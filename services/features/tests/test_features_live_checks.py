@@ -1,9 +1,11 @@
 """Checks of single events on the live stream: what they count, what they say, and the worker that makes them."""
 
 import itertools
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,15 +15,18 @@ from gyre.events.v1 import monitor_pb2 as monitor
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import declared, topic
+from gyre_features.processes.stream import TYPES
 from gyre_features.quality.judging import follow_up, live_quality
 from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.tallies import LoopChecks, ShownRequests, Tallies
+from gyre_features.quality.watch import QualityWatch
 from gyre_features.quality.windowed import Judged, judge_windows
 from gyre_features.quality.windows import PartitionWindows
 from gyre_local.testing import eventually
+from gyre_privacy.detection import Finding, Scanner
 from gyre_quality.report import Check
 from gyre_quality.sampling import HashSample
-from gyre_runtime.events import Event, message_types
+from gyre_runtime.events import Event, ReceivedRecord, encode, message_types
 from gyre_runtime.kafka import Producer, create_topics, read_compacted
 
 Start = Callable[..., Any]
@@ -143,6 +148,37 @@ def test_personal_data_in_ids_and_users(checked: LoopSpec) -> None:
         counting.add("catalog.users", behavior.UserChanged(user_id="u", fields=fields), BEGIN)
     assert counting.found("personal_data", "interactions.user_id") == (2, 1)
     assert counting.found("personal_data", "users.note") == (3, 1)
+
+
+async def test_texts_are_searched_off_the_event_loop(checked: LoopSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts of a batch are searched in a thread, so that the worker's heartbeats go on meanwhile."""
+    searched_by: set[int] = set()
+    scan = Scanner.scan
+
+    def noted(self: Scanner, text: str) -> list[Finding]:
+        searched_by.add(threading.get_ident())
+        return scan(self, text)
+
+    async def nothing(_: Any) -> dict[Any, float]:
+        return {}
+
+    monkeypatch.setattr(Scanner, "scan", noted)
+    watch = QualityWatch(
+        {checked.loop: checked},
+        TYPES,
+        closed_until=nothing,
+        publish=nothing,  # type: ignore[arg-type]
+        commit=nothing,  # type: ignore[arg-type]
+        idle_s=60,
+    )
+    record = encode(_act(user="jane.doe@example.com"), source="test", time=BEGIN)
+    received = SimpleNamespace(
+        topic=topic(checked.loop, "behavior.interactions"), partition=0, offset=0, key=record[0], value=record[1],
+        headers=record[2], timestamp=round(BEGIN * 1000), timestamp_type=0,
+    )  # fmt: skip
+    await watch.observe([cast("ReceivedRecord", received)])
+    assert searched_by
+    assert threading.get_ident() not in searched_by
 
 
 def test_features_that_were_served(checked: LoopSpec) -> None:

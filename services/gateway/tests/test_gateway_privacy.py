@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from gyre.gateway.v1 import gateway_pb2 as pb
 from gyre_core.keyring import Keyring
 from gyre_core.topics import topic
 from gyre_gateway.settings import GatewaySettings
+from gyre_privacy.detection import Finding, Scanner
 from gyre_runtime import Precondition
 from gyre_runtime.telemetry import Telemetry
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -66,6 +68,28 @@ async def test_nothing_that_leaves_the_gateway_holds_a_raw_value(
     seen = [span.to_json() for span in exporter.get_finished_spans()] + [str(vars(each)) for each in caplog.records]
     assert any("GatewayService/Rank" in each for each in seen)
     assert not any(RAW in each or MAIL in each for each in seen)
+
+
+async def test_labels_are_searched_off_the_event_loop(
+    start: StartMesh, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A label in which something personal may stand is searched in a thread, so that no other request waits for it."""
+    mesh = await start(more=RULES, privacy_key_file=key_file)
+    await mesh.roll_out(("live", "v1", 1.0))
+    searched_by: set[int] = set()
+    scan = Scanner.scan
+
+    def noted(self: Scanner, text: str) -> list[Finding]:
+        searched_by.add(threading.get_ident())
+        return scan(self, text)
+
+    monkeypatch.setattr(Scanner, "scan", noted)
+    context = pb.RequestContext(labels={"note": f"ask {MAIL}"})
+    await mesh.rank(context=context)
+    await mesh.stub.Recommend(pb.RecommendRequest(loop=mesh.loop, user_id="u", limit=3, context=context), timeout=30)
+    assert {asked.labels["note"] for asked in mesh.features.requests} == {"ask <EMAIL_ADDRESS>"}
+    assert searched_by
+    assert threading.get_ident() not in searched_by
 
 
 async def test_a_user_keeps_the_arm_under_either_name(start: StartMesh, key_file: Path) -> None:

@@ -99,15 +99,16 @@ _IPV4 = re.compile(
 )
 _IPV6 = re.compile(r"(?<![A-Za-z0-9_.])[0-9A-Fa-f:.]{2,}+(?:%[0-9A-Za-z]+)?(?:/\d{1,3}(?!\d))?")
 _VERSION = re.compile(r"(?:version|versión|версия|release|build|\bv|版本|ver)\W{0,2}\Z")
+_IN_URL = re.compile(r"//(?:[^\s/@]{1,64}@)?\Z")
 _MAX_IPV6 = 60
 
 
 def ip_addresses(text: str) -> Iterator[Span]:
     """IP addresses of both versions, with the port or prefix length that may follow.
 
-    Four numbers with dots are as often a version. They are an address where a port, a prefix length or a word says so,
-    or where two of them are at least 100, or one of them and the first is at least 30: so are 94 % of all addresses,
-    and few versions.
+    Four numbers with dots are as often a version. They are an address where a port, a prefix length, a URL or a word
+    says so, or where two of them are at least 100, or one of them and the first is at least 30: so are 94 % of all
+    addresses, and few versions.
     """
     for match in _IPV4.finditer(text):
         start, end = match.span()
@@ -115,7 +116,7 @@ def ip_addresses(text: str) -> Iterator[Span]:
             continue
         parts = [int(part) for part in match.group(1).split(".")]
         large = sum(part >= 100 for part in parts)
-        sure = large > 1 or (large and parts[0] >= 30) or match.group(2) or has_context(text, start, IP)
+        sure = large > 1 or (large and parts[0] >= 30) or match.group(2) or _is_named(text, start)
         yield start, end, LIKELY if sure else WEAK
     if text.count(":") < 2:
         return
@@ -123,6 +124,11 @@ def ip_addresses(text: str) -> Iterator[Span]:
         found = match.group()
         if found.count(":") >= 2 and len(found) <= _MAX_IPV6:
             yield from _ipv6(match.start(), found)
+
+
+def _is_named(text: str, start: int) -> bool:
+    """Whether a URL or a word says that an address begins there."""
+    return _IN_URL.search(text[max(start - 70, 0) : start]) is not None or has_context(text, start, IP)
 
 
 def _ipv6(start: int, found: str) -> Iterator[Span]:

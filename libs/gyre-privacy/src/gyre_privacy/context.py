@@ -8,7 +8,12 @@ from collections.abc import Iterable
 from typing import Self
 
 _WINDOW, _BEHIND = 60, 16
-"""How many characters before and behind a match are searched."""
+"""How many characters before and behind a match, or a list of numbers that holds it, are searched."""
+_LETTERS = re.compile(r"[^\W\d_]+")
+_CONJUNCTIONS = frozenset(
+    ["and", "or", "und", "oder", "et", "ou", "y", "o", "e", "en", "of", "i", "и", "или", "x", "ext"]
+)
+"""Words within a list of numbers."""
 UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff"
 """The letters, within the brackets of a pattern, of scripts that write words together."""
 _PREFIXED = r"\u0590-\u06ff"
@@ -33,13 +38,14 @@ def context_pattern(words: Iterable[str]) -> re.Pattern[str]:
 class SearchedText(str):
     """A text that remembers where words of context stand in it: each pattern is searched for once only."""
 
-    __slots__ = ("_found",)
+    __slots__ = ("_found", "_word_ends")
     _found: dict[re.Pattern[str], tuple[list[int], list[int]]]
+    _word_ends: list[int] | None
 
     def __new__(cls, text: str) -> Self:
         """Wrap a text."""
         made = super().__new__(cls, text)
-        made._found = {}
+        made._found, made._word_ends = {}, None
         return made
 
     def words(self, pattern: re.Pattern[str]) -> tuple[list[int], list[int]]:
@@ -52,12 +58,24 @@ class SearchedText(str):
             self._found[pattern] = ([start for start, _ in spans], [end for _, end in spans])
         return self._found[pattern]
 
+    def list_start(self, start: int) -> int:
+        """Where the list of numbers begins that a position lies in: right behind the last word before it."""
+        if self._word_ends is None:
+            words = _LETTERS.finditer(self)
+            self._word_ends = [word.end() for word in words if word.group().lower() not in _CONJUNCTIONS]
+        last = bisect_right(self._word_ends, start) - 1
+        return self._word_ends[last] if last >= 0 else 0
+
 
 def has_context(text: str, start: int, pattern: re.Pattern[str], *, end: int | None = None) -> bool:
-    """Whether one of the pattern's words stands shortly before `start`, or right behind `end` where it is given."""
-    starts, ends = (text if isinstance(text, SearchedText) else SearchedText(text)).words(pattern)
+    """Whether one of the pattern's words stands shortly before `start`, or right behind `end` where it is given.
+
+    A word before a list of numbers speaks for all of them.
+    """
+    searched = text if isinstance(text, SearchedText) else SearchedText(text)
+    starts, ends = searched.words(pattern)
     last = bisect_right(ends, start) - 1
-    if last >= 0 and starts[last] >= start - _WINDOW:
+    if last >= 0 and (starts[last] >= start - _WINDOW or starts[last] >= searched.list_start(start) - _WINDOW):
         return True
     if end is None:
         return False
@@ -65,9 +83,21 @@ def has_context(text: str, start: int, pattern: re.Pattern[str], *, end: int | N
     return first < len(ends) and ends[first] <= end + _BEHIND
 
 
-def has_word_before(text: str, start: int, pattern: re.Pattern[str]) -> bool:
-    """Whether one of the pattern's words stands shortly before `start`: for a pattern that is seldom asked for."""
-    return pattern.search(text[max(start - _WINDOW, 0) : start].lower()) is not None
+def has_word_before(text: SearchedText, start: int, pattern: re.Pattern[str]) -> bool:
+    """Whether one of the pattern's words stands shortly before `start`: for a pattern that is seldom asked for.
+
+    Or shortly before the list of numbers that holds it.
+    """
+    first = text.list_start(start)
+    last = start if first >= start - _WINDOW else first  # a longer list holds no words
+    return pattern.search(text[max(first - _WINDOW, 0) : last].lower()) is not None
+
+
+def follows_word(text: str, start: int, pattern: re.Pattern[str]) -> bool:
+    """Whether one of the pattern's words ends where `start` is, with nothing between."""
+    _, ends = (text if isinstance(text, SearchedText) else SearchedText(text)).words(pattern)
+    last = bisect_right(ends, start) - 1
+    return last >= 0 and ends[last] == start
 
 
 def _words(text: str) -> list[str]:

@@ -8,13 +8,14 @@ import string
 from collections.abc import Iterator, Sequence
 
 from gyre_privacy.contact import SURE, WEAK, Span
-from gyre_privacy.context import CARD, has_context
+from gyre_privacy.context import CARD, follows_word, has_context
 from gyre_privacy.numbers import gtin, luhn
 
 _CARD = re.compile(
     # Within a lookahead, so that one that begins within another is found, too.
-    r"(?<![0-9A-Za-z_.])(?=("
-    r"\d{12,19}+"
+    # A decimal is no card, but digits behind a whole number are, and so are grouped ones.
+    r"(?<![0-9_])(?=("
+    r"(?:(?<!\d\.)|(?<=\d{3}\.))\d{12,19}+"
     r"|\d{4}(?:([ .-])\2?\d{4,6}+(?:\2{1,2}\d{1,7}+){1,3})"
     r")(?![0-9A-Za-z_]))"
 )
@@ -56,7 +57,7 @@ def cards(text: str) -> Iterator[Span]:
     for match in _CARD.finditer(text):
         start, end = match.span(1)
         lengths = _lengths(text[start : start + 4])
-        if not lengths:
+        if not lengths or (_ends_in_letter(text, start) and not follows_word(text, start, CARD)):
             continue
         groups = [each.span() for each in _GROUP.finditer(text, start, end)]
         # What follows a grouped number looks like a group of it, so shorter readings are tried, too.
@@ -67,6 +68,11 @@ def cards(text: str) -> Iterator[Span]:
                 bare = size == 1 and len(digits) in _ARTICLE_LENGTHS and gtin(digits)
                 yield start, end, SURE if not bare or has_context(text, start, CARD) else WEAK
                 break
+
+
+def _ends_in_letter(text: str, start: int) -> bool:
+    """Whether a letter of ASCII stands right before a position: what it begins is a part of a code."""
+    return start > 0 and text[start - 1].isascii() and text[start - 1].isalpha()
 
 
 def _lengths(first: str) -> tuple[int, ...]:
@@ -80,7 +86,7 @@ def _is_grouped(groups: Sequence[tuple[int, int]]) -> bool:
 
 
 _ACCOUNT = re.compile(
-    r"(?<![0-9A-Za-z_])(?=([A-Za-z]{2}\d{2}(?:"
+    r"(?:(?<![0-9A-Za-z_])|(?<=IBAN)|(?<=iban)|(?<=Iban))(?=([A-Za-z]{2}\d{2}(?:"
     r"[0-9A-Za-z]{11,30}"
     r"|(?:[ -]{1,2}[0-9A-Za-z]{4}){2,7}(?:[ -]{1,2}[0-9A-Za-z]{1,3})?"
     r")(?![0-9A-Za-z_])))"

@@ -15,7 +15,7 @@ from operator import mul
 
 from gyre_privacy import numbers as checks
 from gyre_privacy.contact import FAIR, SURE, WEAK, Span
-from gyre_privacy.context import context_pattern, has_context, has_word_before
+from gyre_privacy.context import SearchedText, context_pattern, has_context, has_word_before
 
 _SEPARATORS = re.compile(r"[ \u00a0.\-/+]")
 _DIGITS_ONLY = re.compile(r"[\d \u00a0.\-/+]+\Z")
@@ -78,7 +78,7 @@ class IdentitySearch:
         self._each = [(each, re.compile(f"(?:{each.form}){_END}", re.IGNORECASE)) for each in self.kinds]
         self._words = _pattern(tuple(sorted({word for each in self.kinds for word in each.words} or {"\n"})))
 
-    def spans(self, text: str) -> Iterator[tuple[str, Span]]:
+    def spans(self, text: SearchedText) -> Iterator[tuple[str, Span]]:
         """Every match whose check holds: its entity and its span, also where it begins within another."""
         for place in self._any.finditer(text):
             start, named = place.start(), None

@@ -6,7 +6,7 @@ import unicodedata
 
 _SIGNS = {
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d", "-"),
-    **dict.fromkeys("\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " "),
+    **dict.fromkeys("\t\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " "),
     **dict(zip("\uff0b\uff20\uff0e\uff08\uff09\uff0f", "+@.()/", strict=True)),
 }
 
@@ -26,4 +26,4 @@ _TABLE = _Plain()
 
 def plain(text: str) -> str:
     """The text, of the same length, with ASCII's digits, dashes, spaces and signs of numbers and addresses."""
-    return text if text.isascii() else text.translate(_TABLE)
+    return text.replace("\t", " ") if text.isascii() else text.translate(_TABLE)

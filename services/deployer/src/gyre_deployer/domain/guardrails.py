@@ -68,7 +68,7 @@ class _Share:
 def is_breach(counts: VersionRequests, guardrails: GuardrailSpec) -> bool:
     """Whether the live model was past the limit of errors or of latency in one interval, or stood still in it.
 
-    What stalls everything stalls most of its requests; only a few of a model that is well are late.
+    What stalls everything stalls most of the requests that fell back to it; of a model that is well only few are late.
     """
     failed = _Share(counts.failures, counts.requests)
     slow = _Share(counts.slower_than(guardrails.max_latency_p99_s), counts.scored)

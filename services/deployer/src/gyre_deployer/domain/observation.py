@@ -30,7 +30,7 @@ class VersionRequests:
         failures: of these, those that it failed to score in time.
         bounds: upper bounds of the latency buckets, seconds.
         latencies: scored requests by bucket, one more than bounds.
-        paced: requests whose pace says whether the version stood still, also of those that are not in `requests`.
+        paced: requests with too little time for the counts above whose pace says whether the version stood still.
         stalled: of these, those that failed or were late.
     """
 

@@ -53,6 +53,7 @@ class LoopChecks:
         self.personal_users = checks.personal_data.of("users")
         self.personal_ids = checks.personal_data.of("interactions")
         self._personal = scanner(regions=spec.privacy.regions or None)
+        self.searches = bool(self.personal_items or self.personal_users or self.personal_ids)
         self.max_texts = checks.personal_data.sample
         self.tolerance_s = checks.sequences.tolerance.seconds
         self.bots = BotRule(min_rate_per_minute=checks.bots.min_per_minute)

@@ -60,8 +60,9 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
         now = now_of(served.spec, request.request_time if request.HasField("request_time") else None)
         item_ids = list(request.item_ids)
         privacy = self._privacy[request.loop]
+        labels = await privacy.labels_aside(request.labels)
         values = await served.store.read(privacy.user(request.user_id), item_ids)
-        asked = RequestContext(now, dict(request.context), dict(privacy.labels(request.labels)))
+        asked = RequestContext(now, dict(request.context), dict(labels))
         matrix, age = served.reader.matrix(values.user, values.everyone, values.items, item_ids, asked)
         response = pb.GetFeaturesResponse(
             item_batches=age.item_batches.tolist(),

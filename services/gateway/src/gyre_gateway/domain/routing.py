@@ -14,7 +14,7 @@ from gyre_gateway.domain.circuit import Circuit, Passage
 
 LATENCY_BOUNDS_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0)
 LIVE, CANDIDATE = "live", "candidate"
-STALL_FACTOR = 5.0
+STALL_FACTOR = 10.0
 """An answer that takes so many times the median of the recent ones is late, as behind something that stood still."""
 _MEDIAN_STEP = 1.05
 """By how much each answer moves the running median, as a factor: it follows a change of ten times within 50 answers."""
@@ -97,7 +97,7 @@ class ObservedCounts:
 
     Attributes:
         left_out: requests that are in no other count, since their outcome says nothing of the version.
-        paced: requests, also of those left out, whose pace says whether the version stood still.
+        paced: of those left out, requests whose pace says whether the version stood still.
         stalled: of these, those that failed or were late.
         median_s: running median of the time that answers took, seconds; NaN before the first.
     """
@@ -195,7 +195,6 @@ class Router:
         if attempt.had_time:
             counts.requests += 1
             counts.latency_counts[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
-            self._note_pace(attempt, stalled=False)
             counts.note_median(seconds)
         else:
             counts.left_out += 1
@@ -217,7 +216,7 @@ class Router:
             counts.failures += 1
         else:
             counts.left_out += 1
-        self._note_pace(attempt, stalled=True)
+            self._note_pace(attempt, stalled=True)
         if was_reached:
             self._note_outcome(attempt, failed=True)
 

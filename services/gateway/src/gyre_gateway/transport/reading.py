@@ -39,7 +39,7 @@ def invalid(field: str, value: object, rule: str, *, reason: str = "INVALID_FIEL
     return Invalid(reason, str(violation), violations=[violation])
 
 
-def rank_request(spec: LoopSpec, privacy: LoopPrivacy, message: pb.RankRequest) -> Request:
+async def rank_request(spec: LoopSpec, privacy: LoopPrivacy, message: pb.RankRequest) -> Request:
     """Read a request to rank; raises Invalid."""
     item_ids = list(message.item_ids)
     most = spec.serving.max_candidates
@@ -48,17 +48,17 @@ def rank_request(spec: LoopSpec, privacy: LoopPrivacy, message: pb.RankRequest) 
     second = first_repeat(item_ids)
     if second is not None:
         raise invalid(f"item_ids[{second}]", item_ids[second], "is given twice")
-    return _request(spec, privacy, message, item_ids)
+    return await _request(spec, privacy, message, item_ids)
 
 
-def recommend_request(spec: LoopSpec, privacy: LoopPrivacy, message: pb.RecommendRequest) -> Request:
+async def recommend_request(spec: LoopSpec, privacy: LoopPrivacy, message: pb.RecommendRequest) -> Request:
     """Read a request to recommend, whose candidates are not known yet; raises Invalid."""
     if message.limit > spec.serving.max_candidates:
         raise invalid("limit", message.limit, f"must be at most {spec.serving.max_candidates}")
-    return _request(spec, privacy, message, ())
+    return await _request(spec, privacy, message, ())
 
 
-def _request(
+async def _request(
     spec: LoopSpec, privacy: LoopPrivacy, message: pb.RankRequest | pb.RecommendRequest, item_ids: Sequence[str]
 ) -> Request:
     started = time.monotonic()
@@ -70,7 +70,7 @@ def _request(
         request_id=message.request_id or new_request_id(),
         now=_request_time(spec, message.context),
         numbers=message.context.numbers,
-        labels=privacy.labels(message.context.labels),
+        labels=await privacy.labels_aside(message.context.labels),
         method=method,
         started=started,
         deadline=started + _budget_s(spec),

@@ -43,7 +43,8 @@ class GatewayServicer(rpc.GatewayServiceServicer):
             Invalid: a candidate is repeated, there are too many, or the replay clock has no time.
         """
         loop = self._loop(request.loop)
-        answer = await loop.rank(rank_request(loop.spec, self._privacy[request.loop], request), request.limit)
+        asked = await rank_request(loop.spec, self._privacy[request.loop], request)
+        answer = await loop.rank(asked, request.limit)
         self._observed.note(answer)
         response = pb.RankResponse(provenance=_provenance(answer))
         _show(response, answer)
@@ -57,7 +58,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
             Invalid: more are wanted than the loop ranks, or the replay clock has no time.
         """
         loop = self._loop(request.loop)
-        asked = recommend_request(loop.spec, self._privacy[request.loop], request)
+        asked = await recommend_request(loop.spec, self._privacy[request.loop], request)
         answer = await loop.recommend(asked, request.limit)
         self._observed.note(answer)
         response = pb.RecommendResponse(provenance=_provenance(answer))

@@ -715,12 +715,12 @@ class VersionCounts(_message.Message):
     its layout are not served, or they were none that a model can score.
     """
     paced_requests: _builtins.int
-    """Requests whose pace says whether the version stood still, counted while a candidate is beside it: those of `requests`, and of those
-    left out the ones that were given five times the median time of its recent answers, or that it failed otherwise than by time. Evidence
-    of what live and candidate share, never held against a version. 0 from a gateway of an earlier release.
+    """Of those left out, requests whose pace says whether the version stood still, counted while a candidate is beside it: they were given ten
+    times the median time of its recent answers at least, or it failed them otherwise than by time. Evidence of what live and candidate
+    share, never held against a version. 0 from a gateway of an earlier release.
     """
     stalled_requests: _builtins.int
-    """Of these, those that failed, and those with less time than `requests` asks for whose answer took longer than those five medians."""
+    """Of these, those that failed, and those whose answer took longer than the ten medians."""
     @_builtins.property
     def latency_bounds_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Upper bounds of the latency buckets, seconds, increasing; the last bucket is open."""
