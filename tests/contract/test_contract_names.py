@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from gyre_runtime.environment import RENAMED as RENAMED_SETTINGS
 
 ROOT = Path(__file__).parents[2]
 RENAMED: dict[str, str] = {
@@ -19,6 +20,7 @@ RENAMED: dict[str, str] = {
     "metric gyre_features_parity_mismatches{loop}": "metric gyre_features_parity_mismatches{loop,layout}",
     "metric gyre_features_parity_seconds{loop}": "metric gyre_features_parity_seconds{loop,layout}",
     "metric gyre_features_parity_unknown{loop}": "metric gyre_features_parity_unknown{loop,layout}",
+    **{f"setting {old}": f"setting {new}" for old, new in RENAMED_SETTINGS.items()},
 }
 """The old name of the contract, as its file has it, and the new one, while both are understood: for one release.
 

@@ -82,6 +82,23 @@ def test_a_bad_setting_stops_the_start(name: str, value: str, rule: str) -> None
     assert rule in message
 
 
+class RenamedSettings(ServiceSettings):
+    """A service whose setting had another name."""
+
+    service: ClassVar[str] = "features"
+    features_max_popular: int = 10
+
+
+def test_a_renamed_setting_is_read_by_its_old_name(caplog: pytest.LogCaptureFixture) -> None:
+    """For one release the old name counts where the new one is not set, and the log says what to write."""
+    old, new = "GYRE_FEATURES_POPULAR_KEPT", "GYRE_FEATURES_MAX_POPULAR"
+    assert load_settings(RenamedSettings, {old: "7"}).features_max_popular == 7
+    assert f"{old} is an old name, read for one release: write {new}" in caplog.text
+    assert load_settings(RenamedSettings, {old: "7", new: "8"}).features_max_popular == 8
+    with pytest.raises(SystemExit, match=f"^{new}='many'"):
+        load_settings(RenamedSettings, {old: "many"})
+
+
 class EverySettings(*PARTS):  # type: ignore[misc]
     """All settings that processes share."""
 

@@ -82,7 +82,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[KillableJob, C
         "GYRE_WAREHOUSE": str(place / "warehouse"),
         "GYRE_ARTIFACTS": str(place / "artifacts"),
         "GYRE_FEATURES_COMPACT_FILES": "2",
-        "GYRE_FEATURES_SNAPSHOTS_KEPT": "1",
+        "GYRE_FEATURES_MIN_SNAPSHOTS": "1",
     }
 
     def begin() -> Table:

@@ -1,5 +1,6 @@
 """Reads settings from the environment, and refuses what it does not understand."""
 
+import logging
 import os
 import re
 import sys
@@ -22,6 +23,15 @@ TOLERATED: Mapping[str, str] = {
 }
 """Variables of the local stack, the tests and the client, which a service may find in its environment."""
 
+RENAMED: Mapping[str, str] = {
+    "GYRE_FEATURES_ORPHANS_KEPT_S": "GYRE_FEATURES_ORPHAN_RETENTION_S",
+    "GYRE_FEATURES_POPULAR_KEPT": "GYRE_FEATURES_MAX_POPULAR",
+    "GYRE_FEATURES_QUALITY_KEPT": "GYRE_FEATURES_MAX_QUALITY_WINDOWS",
+    "GYRE_FEATURES_SNAPSHOTS_KEPT": "GYRE_FEATURES_MIN_SNAPSHOTS",
+    "GYRE_FEATURES_SNAPSHOTS_KEPT_S": "GYRE_FEATURES_SNAPSHOT_RETENTION_S",
+}
+"""Variables by the name that they had one release ago, which is still read, and the name that they have now."""
+
 _PROTOCOL = r"(tcp|udp|sctp)"
 _INJECTED: tuple[tuple[str, str], ...] = (
     (r"SERVICE_HOST", r"[0-9a-fA-F.:]+|None"),
@@ -35,6 +45,7 @@ _INJECTED: tuple[tuple[str, str], ...] = (
 (https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables)."""
 _SERVICE_VARIABLES = [(re.compile(rf"GYRE(_[A-Z0-9]+)*_{name}"), re.compile(value)) for name, value in _INJECTED]
 
+_LOG = logging.getLogger(__name__)
 _PASSWORD = re.compile(r"(://[^/@\s]*?:)[^/\s]*@")
 """The password of a URL, which messages must not show."""
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|KEY")
@@ -55,7 +66,7 @@ def load_settings(cls: type[SettingsT], environ: Mapping[str, str] | None = None
     Raises:
         SystemExit: a variable is unknown, its value is blank or breaks its rule, or a security setting is set by half.
     """
-    environ = os.environ if environ is None else environ
+    environ = _by_new_names(os.environ if environ is None else environ)
     problems = [
         f"{name}={_shown(value, name)}: is not a setting of this process{_hint(name)}"
         for name, value in _unknown(cls, environ).items()
@@ -70,6 +81,15 @@ def load_settings(cls: type[SettingsT], environ: Mapping[str, str] | None = None
     if problems:
         sys.exit("\n".join(problems))
     return settings
+
+
+def _by_new_names(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment with the new names of renamed variables; where both are set the new one counts."""
+    old = sorted(RENAMED.keys() & environ.keys())
+    for name in old:
+        _LOG.warning("%s is an old name, read for one release: write %s", name, RENAMED[name])
+    given = {name: value for name, value in environ.items() if name not in old}
+    return {RENAMED[name]: environ[name] for name in old} | given
 
 
 def _unknown(cls: type[Settings], environ: Mapping[str, str]) -> dict[str, str]:

@@ -34,7 +34,7 @@ class OnlineStoreSettings(RedisSettings, DuplicateSettings):
 
     features_batch_events: int = Field(1000, ge=1, le=10_000)
     """Most events in one batch of the stream: one script in Redis, which answers nobody else meanwhile."""
-    features_popular_kept: int = Field(2000, ge=10)
+    features_max_popular: int = Field(2000, ge=10)
     """How many popular items are kept, in all and for each category."""
 
 
@@ -45,7 +45,7 @@ class ServeSettings(ServiceSettings, KafkaSettings, ArtifactSettings, PrivacySet
     """Seconds that `DeleteEntity` waits for the archive to rewrite the warehouse before it answers without it."""
     features_layouts_wait_s: float = Field(10.0, ge=0, le=600)
     """Seconds that a start waits at most for the feature layouts, which Kafka holds, before it is ready without."""
-    features_quality_kept: int = Field(1000, ge=1)
+    features_max_quality_windows: int = Field(1000, ge=1)
     """How many quality windows of each topic `GetReport` can answer from."""
 
 
@@ -102,11 +102,11 @@ class MaintenanceSettings(LoopSettings, WarehouseSettings, ArtifactSettings, Fea
     """Size that small files of the warehouse are rewritten into, bytes as written; a job takes a few times that."""
     features_compact_files: int = Field(4, ge=2)
     """How many small files a day must have before they are rewritten."""
-    features_snapshots_kept_s: float = Field(7 * 86_400.0, ge=3600)
+    features_snapshot_retention_s: float = Field(7 * 86_400.0, ge=3600)
     """Seconds that a table's snapshots are kept; those that an artefact names stay as long as it does."""
-    features_snapshots_kept: int = Field(10, ge=1)
+    features_min_snapshots: int = Field(10, ge=1)
     """How many of a table's newest snapshots are kept, whatever their age."""
-    features_orphans_kept_s: float = Field(86_400.0, ge=3600)
+    features_orphan_retention_s: float = Field(86_400.0, ge=3600)
     """Seconds that files which no snapshot names are left alone: more than any commit takes."""
 
 

@@ -28,6 +28,6 @@ def open_store(settings: OnlineStoreSettings, redis: Redis, spec: LoopSpec, gene
         spec,
         Layout.compile(spec),
         duplicates_s=settings.features_duplicates_s,
-        max_popular=settings.features_popular_kept,
+        max_popular=settings.features_max_popular,
         generation=generation,
     )

@@ -40,8 +40,8 @@ def plan_all(settings: MaintenanceSettings) -> int:
 
 def _planned(settings: MaintenanceSettings, table: Table, named: frozenset[int]) -> str:
     small = compactable(table, target_bytes=settings.features_compact_bytes, min_files=settings.features_compact_files)
-    before = datetime.now(UTC) - timedelta(seconds=settings.features_snapshots_kept_s)
-    old = outdated(table, before, settings.features_snapshots_kept, named)
+    before = datetime.now(UTC) - timedelta(seconds=settings.features_snapshot_retention_s)
+    old = outdated(table, before, settings.features_min_snapshots, named)
     return f"{small:,} small files to compact, {len(old):,} snapshots to expire, {len(named):,} are named by models"
 
 
@@ -76,10 +76,10 @@ def _compacted(settings: MaintenanceSettings, table: Table) -> str:
 def _expired(settings: MaintenanceSettings, table: Table, named: frozenset[int]) -> str:
     done = expire(
         table,
-        keep=timedelta(seconds=settings.features_snapshots_kept_s),
-        keep_count=settings.features_snapshots_kept,
+        keep=timedelta(seconds=settings.features_snapshot_retention_s),
+        keep_count=settings.features_min_snapshots,
         named=named,
-        orphan_age=timedelta(seconds=settings.features_orphans_kept_s),
+        orphan_age=timedelta(seconds=settings.features_orphan_retention_s),
         now=datetime.now(UTC),
     )
     return f"{done.snapshots:,} snapshots expired, {done.files:,} files and {done.orphans:,} orphans deleted"

@@ -47,7 +47,7 @@ async def serve(lifespan: Lifespan, settings: ServeSettings) -> FeatureServer:
     redis = await lifespan.enter(open_redis(settings))
     catalog = await lifespan.enter(LayoutCatalog(settings.kafka, loops))
     layouts = ServedLayouts(loops, catalog, partial(open_store, settings, redis))
-    windows = QualityWindows(kept=settings.features_quality_kept)
+    windows = QualityWindows(kept=settings.features_max_quality_windows)
     lifespan.depends_on(Dependency("redis", layouts.newest(next(iter(loops))).store.ping))
     for loop in loops:
         check, waits_s = partial(_knows_layouts, catalog, loop), settings.features_layouts_wait_s
