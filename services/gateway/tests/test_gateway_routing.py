@@ -291,6 +291,10 @@ def test_brief_requests_tell_whether_live_stood_still() -> None:
     router.note_failed(attempt(router, **brief, timeout_s=0.01), was_reached=False)  # type: ignore[arg-type]
     router.note_failed(attempt(router, version="v1"), was_reached=True)  # counts as it is
     assert reported() == (4, 3)
+    fallback = Attempt("v1", Route(targets=(Target("v2"), Target("v1"))), had_time=True, timeout_s=1.0)
+    router.note_scored(fallback, 0.12)
+    router.note_scored(fallback, 0.08)
+    assert reported() == (6, 4)
     router.note_cut_off(attempt(router, had_time=False))
     assert router.counts["v2"].paced == 0  # of the candidate it is no evidence
 

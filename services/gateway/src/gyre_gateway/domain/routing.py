@@ -90,6 +90,11 @@ class Attempt:
     had_time: bool
     timeout_s: float = inf
 
+    @property
+    def is_fallback(self) -> bool:
+        """Whether another version was to score the request first."""
+        return bool(self.route.targets) and self.route.targets[0].version != self.version
+
 
 @dataclass
 class ObservedCounts:
@@ -97,7 +102,7 @@ class ObservedCounts:
 
     Attributes:
         left_out: requests that are in no other count, since their outcome says nothing of the version.
-        paced: of those left out, requests whose pace says whether the version stood still.
+        paced: of fallbacks and those left out, requests whose pace says whether the version stood still.
         stalled: of these, those that failed or were late.
         median_s: running median of the time that answers took, seconds; NaN before the first.
     """
@@ -198,9 +203,9 @@ class Router:
             counts.note_median(seconds)
         else:
             counts.left_out += 1
-            late_s = self._late_s(attempt.version)
-            if attempt.timeout_s >= late_s:
-                self._note_pace(attempt, stalled=seconds > late_s)
+        late_s = self._late_s(attempt.version)
+        if (attempt.is_fallback or not attempt.had_time) and attempt.timeout_s >= late_s:
+            self._note_pace(attempt, stalled=seconds > late_s)
         self._note_outcome(attempt, failed=False)
 
     def note_failed(self, attempt: Attempt, *, was_reached: bool) -> None:

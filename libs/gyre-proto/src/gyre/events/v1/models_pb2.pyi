@@ -715,9 +715,9 @@ class VersionCounts(_message.Message):
     its layout are not served, or they were none that a model can score.
     """
     paced_requests: _builtins.int
-    """Of those left out, requests whose pace says whether the version stood still, counted while a candidate is beside it: they were given ten
-    times the median time of its recent answers at least, or it failed them otherwise than by time. Evidence of what live and candidate
-    share, never held against a version. 0 from a gateway of an earlier release.
+    """Of fallbacks from another version and of those left out, requests whose pace says whether the version stood still, counted while a
+    candidate is beside it: they were given ten times the median time of its recent answers at least, or it failed them otherwise than by
+    time. Evidence of what live and candidate share, never held against a version. 0 from a gateway of an earlier release.
     """
     stalled_requests: _builtins.int
     """Of these, those that failed, and those whose answer took longer than the ten medians."""
