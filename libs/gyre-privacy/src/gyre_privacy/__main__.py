@@ -5,7 +5,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from gyre_runtime.environment import load_settings
+from gyre_runtime import load_settings, run_once
 from gyre_runtime.settings import KafkaSettings, PrivacySettings, RedisSettings
 
 from gyre_privacy.masking import read_keyring
@@ -26,13 +26,17 @@ def main() -> None:
     command.add_argument("user", help="the user's id")
     command.add_argument("folders", nargs="*", type=Path, help="folders to search: warehouse, state, artefacts, logs")
     given, settings = parser.parse_args(), load_settings(SearchSettings)
+    run_once(lambda: _search(settings, given))
+
+
+def _search(settings: SearchSettings, given: argparse.Namespace) -> int:
     keyring = read_keyring(settings)
     ids = (given.user,) if keyring is None else Pseudonyms(keyring).forms(given.user)
     needles = needles_of(ids, keyring, loop=given.loop)
     places = SearchedStores(settings.kafka, settings.redis, given.folders)
     finding = asyncio.run(search(places, needles))
     sys.stdout.write("".join(f"{line}\n" for line in _lines(finding)))
-    sys.exit(1 if finding.hits or finding.unread else 0)
+    return 1 if finding.hits or finding.unread else 0
 
 
 def _lines(finding: SearchHit) -> list[str]:

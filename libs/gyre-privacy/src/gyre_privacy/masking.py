@@ -17,7 +17,7 @@ from gyre.events.v1.behavior_pb2 import FieldValue as FieldMessage
 from gyre_core.keyring import USER_DOMAIN, Keyring
 from gyre_core.spec import LoopSpec, MaskRule
 from gyre_runtime.constraints import max_length
-from gyre_runtime.errors import Precondition
+from gyre_runtime.errors import Misconfigured
 from gyre_runtime.events import Event
 from gyre_runtime.metrics import instrument
 from gyre_runtime.settings import PREFIX, PrivacySettings
@@ -51,7 +51,7 @@ class LoopPrivacy:
         users_only: whether only user ids matter to this process, which then keeps nothing else of people.
 
     Raises:
-        Precondition: a rule needs a key, or a redactor, that there is not, or looks for an unknown entity.
+        Misconfigured: a rule needs a key, or a redactor, that there is not, or looks for an unknown entity.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class LoopPrivacy:
         self._hashes_users = spec.privacy.user_id == "hmac"
         rules = {} if users_only else spec.privacy.fields
         if keys is None and (self._hashes_users or any(rule.action == "hash" for rule in rules.values())):
-            raise Precondition("PRIVACY_KEY_MISSING", f"{_KEY_VARIABLE} is not set: the loop {spec.loop} hashes by key")
+            message = f"{_KEY_VARIABLE} is not set: the loop {spec.loop} hashes by key"
+            raise Misconfigured("PRIVACY_KEY_MISSING", message)
         made = {path: self._change(path, rule, redactor) for path, rule in rules.items()}
         self._items = {path.removeprefix(_ITEMS): each for path, each in made.items() if path.startswith(_ITEMS)}
         self._users = {path.removeprefix(_USERS): each for path, each in made.items() if path.startswith(_USERS)}
@@ -96,19 +97,20 @@ class LoopPrivacy:
     def _hash(self, path: str, rule: MaskRule) -> _Change:
         keys, domain = self._keys, rule.domain or path
         if keys is None or (rule.key == "rotating" and not keys.rotating):
-            raise Precondition("PRIVACY_KEY_MISSING", f"privacy.fields.{path}: the key file has no {rule.key} key")
+            message = f"privacy.fields.{path}: the file of {_KEY_VARIABLE} has no {rule.key} key"
+            raise Misconfigured("PRIVACY_KEY_MISSING", message)
         return lambda value, _: keys.token(value, domain=domain, key=rule.key) if value else value
 
     def _redact(self, path: str, rule: MaskRule, redactor: RedactorOf | None) -> _Change:
         if redactor is None:
-            raise Precondition("REDACTION_MISSING", f"privacy.fields.{path}: this process cannot redact")
+            raise Misconfigured("REDACTION_MISSING", f"privacy.fields.{path}: this process cannot redact")
         try:
             redact = redactor(rule.entities, self._regions)
         except ImportError as error:
             message = f"privacy.fields.{path}: its entities need gyre-privacy[presidio], which is not installed"
-            raise Precondition("REDACTION_MISSING", message) from error
+            raise Misconfigured("REDACTION_MISSING", message) from error
         except ValueError as error:
-            raise Precondition("PRIVACY_RULE_INVALID", f"privacy.fields.{path}: {error}") from error
+            raise Misconfigured("PRIVACY_RULE_INVALID", f"privacy.fields.{path}: {error}") from error
         return lambda value, max_chars: _redacted_within(redact, value, max_chars)
 
     def user(self, user_id: str) -> str:
@@ -222,10 +224,10 @@ def open_privacy(
     """Read the keys that the loops need, and prepare their rules; see `LoopPrivacy` for the arguments.
 
     Raises:
-        Precondition: a loop hashes and there is no key file (PRIVACY_KEY_MISSING) or none that can be read
+        Misconfigured: a loop hashes and there is no key file (PRIVACY_KEY_MISSING) or none that can be read
             (PRIVACY_KEY_INVALID), or redacts and this process cannot (REDACTION_MISSING).
     """
-    keys = read_keyring(settings) if any(spec.privacy.hashes for spec in loops.values()) else None
+    keys = read_keyring(settings)  # also where no loop hashes: a file that holds no keys stops the start
     return Privacy({name: LoopPrivacy(spec, keys, redactor, users_only=users_only) for name, spec in loops.items()})
 
 
@@ -233,12 +235,14 @@ def read_keyring(settings: PrivacySettings) -> Keyring | None:
     """The keys of the file that the settings name; None where they name none.
 
     Raises:
-        Precondition: the file cannot be read (PRIVACY_KEY_INVALID).
+        Misconfigured: the file cannot be read (PRIVACY_KEY_INVALID).
     """
     if settings.privacy_key_file is None:
         return None
     try:
         return Keyring.from_file(settings.privacy_key_file)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise Precondition("PRIVACY_KEY_INVALID", f"{_KEY_VARIABLE}={settings.privacy_key_file}: {reason}") from None
+        path = settings.privacy_key_file
+        rule = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+        message = f"{_KEY_VARIABLE}={str(path)!r}: {rule.removeprefix(f'{path}: ')}"
+        raise Misconfigured("PRIVACY_KEY_INVALID", message) from None

@@ -53,6 +53,7 @@ from gyre_runtime.errors import (
     Exhausted,
     GyreError,
     Invalid,
+    Misconfigured,
     NotFound,
     Precondition,
     Unauthenticated,
@@ -61,7 +62,7 @@ from gyre_runtime.errors import (
     Violation,
 )
 from gyre_runtime.health import Dependency, Health
-from gyre_runtime.lifecycle import Lifespan, run
+from gyre_runtime.lifecycle import Lifespan, run, run_once
 from gyre_runtime.loops import load_loops, unknown_loop
 from gyre_runtime.metrics import instrument
 from gyre_runtime.server import Registration, Server, build_server
@@ -71,8 +72,8 @@ from gyre_runtime.tracing import inject, model_tracer, start_span
 
 __all__ = [
     "Channel", "Conflict", "DeadlineExceeded", "Dependency", "Exhausted", "GyreError", "Health", "Invalid",
-    "Lifespan", "NotFound", "Precondition", "Registration", "RetryBudget", "Server", "ServiceSettings",
+    "Lifespan", "Misconfigured", "NotFound", "Precondition", "Registration", "RetryBudget", "Server", "ServiceSettings",
     "Unauthenticated", "Unavailable", "Unsupported", "Violation", "build_server", "call", "channel", "inject",
-    "instrument", "load_loops", "load_settings", "model_tracer", "run", "setup_telemetry", "start_span",
+    "instrument", "load_loops", "load_settings", "model_tracer", "run", "run_once", "setup_telemetry", "start_span",
     "unknown_loop",
 ]  # fmt: skip

@@ -90,6 +90,13 @@ class Precondition(GyreError):  # noqa: N818 - see the module
     code = grpc.StatusCode.FAILED_PRECONDITION
 
 
+class Misconfigured(Precondition):
+    """A setting, or a file that it names, cannot be used: the message names setting, value and rule.
+
+    A process that is started with it ends with that message alone, see `gyre_runtime.lifecycle`.
+    """
+
+
 class Exhausted(GyreError):  # noqa: N818 - see the module
     """A limit is reached: come back later, with less."""
 

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import uvloop
 
-from gyre_runtime.errors import Precondition
+from gyre_runtime.errors import Misconfigured
 from gyre_runtime.health import Dependency, Health
 from gyre_runtime.loop_work import LoopRunner, LoopWork
 from gyre_runtime.settings import ServiceSettings
@@ -26,7 +26,7 @@ from gyre_runtime.transport_security import check_security
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
-__all__ = ["Dependency", "Health", "Lifespan", "LoopWork", "run"]
+__all__ = ["Dependency", "Health", "Lifespan", "LoopWork", "run", "run_once"]
 
 
 class Lifespan:
@@ -164,7 +164,11 @@ class Lifespan:
         if error is None and is_over:
             return
         self.failed = True
-        _LOG.critical("a background task died", exc_info=error, extra={"task": task.get_name(), "reason": reason})
+        facts = {"task": task.get_name(), "reason": reason}
+        if isinstance(error, Misconfigured):
+            _LOG.critical("a background task died", extra=facts | {"problem": error.message})
+        else:
+            _LOG.critical("a background task died", exc_info=error, extra=facts)
         self._over.set()
         self._at_once.set()
 
@@ -243,16 +247,40 @@ def run(main: Callable[[Lifespan], Awaitable[None]], *, settings: ServiceSetting
 
     Raises:
         SystemExit: 0 after a drain, 1 when the set-up or a background task failed, or a message that names the setting
-            of a token or certificate that cannot be used.
+            that cannot be used, or whose file cannot.
     """
+    with _says_what_is_misconfigured():
+        _run(main, settings=settings, service=service)
+
+
+def run_once(job: Callable[[], int]) -> NoReturn:
+    """Do a job that has an end, blocking, and leave the process with the exit code that it returns.
+
+    Raises:
+        SystemExit: the code, or a message that names the setting that cannot be used, or whose file cannot.
+    """
+    with _says_what_is_misconfigured():
+        code = job()
+    sys.exit(code)
+
+
+@contextmanager
+def _says_what_is_misconfigured() -> Iterator[None]:
+    """Leave the process with the message alone, without a traceback, when the settings cannot be used."""
     try:
-        check_security(settings)
-    except Precondition as error:
+        yield
+    except Misconfigured as error:
         sys.exit(error.message)
+
+
+def _run(main: Callable[[Lifespan], Awaitable[None]], *, settings: ServiceSettings, service: str) -> NoReturn:
+    check_security(settings)
     telemetry = setup_telemetry(service, settings)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(serve_forever(main, settings, service))
+    except Misconfigured:
+        raise
     except Exception:  # noqa: BLE001 - the outermost boundary: logged, exit code 1
         _LOG.critical("the process cannot go on", exc_info=True)
         code = 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grpc
 
-from gyre_runtime.errors import Precondition, Unauthenticated
+from gyre_runtime.errors import Misconfigured, Unauthenticated
 from gyre_runtime.settings import ChannelSettings, ServerSettings, variable_of
 
 
@@ -14,7 +14,7 @@ def check_security(settings: ChannelSettings) -> None:
     """Read every file of the security settings once, so that a start that would fail does so at once.
 
     Raises:
-        Precondition: a file cannot be read, is blank, or does not hold what its setting says (SECURITY_UNUSABLE); the
+        Misconfigured: a file cannot be read, is blank, or does not hold what its setting says (SECURITY_UNUSABLE); the
             message names the setting.
     """
     read_token(settings.token_file)
@@ -43,7 +43,7 @@ def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | Non
     """Return the server's TLS credentials, or None for plaintext when nothing of TLS is set.
 
     Raises:
-        Precondition: see `check_security`.
+        Misconfigured: see `check_security`.
     """
     check_security(settings)
     if settings.tls_cert is None or settings.tls_key is None:
@@ -57,7 +57,7 @@ def channel_credentials(settings: ChannelSettings) -> grpc.ChannelCredentials | 
     """Return a client's TLS credentials, or None for plaintext when neither authority nor certificate is set.
 
     Raises:
-        Precondition: see `check_security`.
+        Misconfigured: see `check_security`.
     """
     check_security(settings)
     if settings.tls_ca is None and settings.tls_cert is None:
@@ -74,7 +74,7 @@ def read_token(path: Path | None) -> str:
     """Return the bearer token of a file, empty when no file is set.
 
     Raises:
-        Precondition: see `check_security`.
+        Misconfigured: see `check_security`.
     """
     if path is None:
         return ""
@@ -94,8 +94,8 @@ def _read(field: str, path: Path) -> str:
     return text
 
 
-def _unusable(field: str, path: Path, rule: str) -> Precondition:
-    return Precondition("SECURITY_UNUSABLE", f"{variable_of(field)}={str(path)!r}: {rule}")
+def _unusable(field: str, path: Path, rule: str) -> Misconfigured:
+    return Misconfigured("SECURITY_UNUSABLE", f"{variable_of(field)}={str(path)!r}: {rule}")
 
 
 def check_token(expected: str, authorization: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from gyre_runtime.checkpoints import Checkpoint
-from gyre_runtime.errors import Precondition
+from gyre_runtime.errors import Misconfigured, Precondition
 from gyre_runtime.settings import WarehouseSettings, variable_of
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import (
@@ -178,7 +178,7 @@ def open_catalog(settings: WarehouseSettings) -> Catalog:
     """Open the catalogue: SQLite beside the files by default, a REST catalogue and files in S3 by setting.
 
     Raises:
-        Precondition: a file of a secret cannot be read, is blank, or does not hold `id:secret`; the message names its
+        Misconfigured: a file of a secret cannot be read, is blank, or does not hold `id:secret`; the message names its
             setting (WAREHOUSE_SECRET_UNREADABLE).
     """
     return load_catalog("gyre", **catalog_properties(settings))
@@ -195,7 +195,7 @@ def catalog_properties(settings: WarehouseSettings) -> dict[str, str]:
         files = f"file://{root / 'data'}"
         uri = uri or f"sqlite:///{root / 'catalog.db'}"
     if not uri:
-        raise Precondition(
+        raise Misconfigured(
             "WAREHOUSE_CATALOG_MISSING", f"GYRE_WAREHOUSE={given!r}: must be a folder, or GYRE_WAREHOUSE_CATALOG be set"
         )
     properties = {"type": "rest" if uri.startswith("http") else "sql", "uri": uri, "warehouse": files}
@@ -230,14 +230,15 @@ def _read(field: str, path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(field, path, type(error).__name__) from error
+        reason = getattr(error, "strerror", None) or "not text"
+        raise _unreadable(field, path, f"cannot be read: {reason}") from None
     if not text:
         raise _unreadable(field, path, "the file is blank")
     return text
 
 
-def _unreadable(field: str, path: Path, rule: str) -> Precondition:
-    return Precondition("WAREHOUSE_SECRET_UNREADABLE", f"{variable_of(field)}={path}: {rule}")
+def _unreadable(field: str, path: Path, rule: str) -> Misconfigured:
+    return Misconfigured("WAREHOUSE_SECRET_UNREADABLE", f"{variable_of(field)}={str(path)!r}: {rule}")
 
 
 def ensure_table(catalog: Catalog, loop: str, table: str) -> Table:

@@ -4,7 +4,7 @@ import sys
 from functools import partial
 from importlib import import_module
 
-from gyre_runtime import ServiceSettings, load_settings, run
+from gyre_runtime import ServiceSettings, load_settings, run, run_once
 
 from gyre_features.settings import SETTINGS_OF
 
@@ -28,7 +28,7 @@ def main() -> None:
     settings = load_settings(SETTINGS_OF[name])
     if name in JOBS:
         module, job = ("maintain", "plan_all") if dry_run else JOBS[name]
-        sys.exit(getattr(import_module(f"gyre_features.processes.{module}"), job)(settings))
+        run_once(partial(getattr(import_module(f"gyre_features.processes.{module}"), job), settings))
     wire = getattr(import_module(f"gyre_features.processes.{name}"), name)
     if not isinstance(settings, ServiceSettings):
         raise TypeError(f"{name}: a process has the settings of a service")

@@ -2,7 +2,7 @@
 
 import sys
 
-from gyre_runtime import Lifespan, load_settings, run
+from gyre_runtime import Lifespan, load_settings, run, run_once
 
 from gyre_monitor.bootstrap import bootstrap
 from gyre_monitor.maintain import maintain
@@ -15,7 +15,7 @@ def main() -> None:
     if sys.argv[1:]:
         if sys.argv[1:] not in (["maintain"], ["maintain", "--dry-run"]):
             sys.exit(f"usage: python -m gyre_monitor [maintain [--dry-run]], not {' '.join(sys.argv[1:])!r}")
-        sys.exit(maintain(settings, dry_run="--dry-run" in sys.argv))
+        run_once(lambda: maintain(settings, dry_run="--dry-run" in sys.argv))
 
     async def serve(lifespan: Lifespan) -> None:
         await bootstrap(lifespan, settings)

@@ -2,7 +2,7 @@
 
 import sys
 
-from gyre_runtime import Lifespan, load_settings, run
+from gyre_runtime import Lifespan, load_settings, run, run_once
 
 from gyre_trainer.bootstrap import bootstrap
 from gyre_trainer.settings import TrainerSettings
@@ -12,7 +12,7 @@ def main() -> None:
     """Read the settings and serve, or join."""
     settings = load_settings(TrainerSettings)
     if sys.argv[1:]:
-        sys.exit(_once(settings, sys.argv[1:]))
+        run_once(lambda: _once(settings, sys.argv[1:]))
 
     async def serve(lifespan: Lifespan) -> None:
         await bootstrap(lifespan, settings)
