@@ -40,9 +40,10 @@ setup: sync ## install everything the stack needs (uv, Python packages, Redis, P
 
 demo: export GYRE_VAR := $(CURDIR)/var/demo
 demo: setup ## turn the loop once on real data: make demo LOOP=movies|grocery|simworld, KEEP=1 leaves the stack up
-	@trap '[ -n "$(KEEP)" ] && echo "the stack stays up: GYRE_VAR=var/demo make status, GYRE_VAR=var/demo make down" || $(LOCAL) down' EXIT; \
-	loop="$$($(RUN) python examples/available.py "$(LOOP)")"; \
-	$(LOCAL) up --fresh --loop "examples/$$loop/gyre.yaml"; \
+	@loop="$$($(RUN) python examples/available.py "$(LOOP)")"; \
+	$(LOCAL) clean; \
+	trap '[ -n "$(KEEP)" ] && echo "the stack stays up: GYRE_VAR=var/demo make status, GYRE_VAR=var/demo make down" || $(LOCAL) down' EXIT; \
+	$(LOCAL) up --loop "examples/$$loop/gyre.yaml"; \
 	eval "$$($(LOCAL) env)"; \
 	$(RUN) python "examples/$$loop/demo.py"
 

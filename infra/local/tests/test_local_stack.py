@@ -107,10 +107,11 @@ def test_a_busy_port_is_named_with_its_holder_and_remedy(stack: Stack) -> None:
         port = server.getsockname()[1]
         member = build_member(stack, port)
         with pytest.raises(LocalStackError) as refusal:
-            refuse_busy_ports("127.0.0.1", [member])
+            refuse_busy_ports("127.0.0.1", [member], ["GYRE_VAR=var/demo make down"])
     assert f"port {port} (redis server) is taken by process" in str(refusal.value)
     assert f"process {os.getpid()} (" in str(refusal.value)
-    assert "Remedy:" in str(refusal.value)
+    assert "Remedy: stop that process (" in str(refusal.value)
+    assert "`GYRE_VAR=var/demo make down`" in str(refusal.value)
     refuse_busy_ports("127.0.0.1", [member])
 
 

@@ -81,7 +81,8 @@ def test_a_stack_lives_through_its_life(stack: Stack) -> None:
         return line.is_healthy and line.restarts == 1 and line.process is not None and line.process.pid != killed
 
     eventually_sync(restarted, timeout_s=20, message="the killed process runs again")
-    with pytest.raises(LocalStackError, match="make down"):
+    stops = f"`GYRE_VAR={stack.places.var} make down`"
+    with pytest.raises(LocalStackError, match=stops):
         operations.forget(stack)
     pids = [state.pid for state in supervisor.states().values() if state.pid]
     operations.take_down(stack, lambda *_: None)
@@ -100,6 +101,36 @@ def test_a_restart_gives_a_new_process_and_leaves_the_others(stack: Stack) -> No
     after = Supervisor(stack.places).states()
     assert after["first"].pid == before["first"].pid
     assert after["second"].pid != before["second"].pid
+
+
+def test_a_stopped_member_stays_stopped_until_it_is_started(stack: Stack) -> None:
+    """`stop` ends the members that are named and leaves the others; `start` makes them healthy again."""
+    members = stack.select(["first", "second"])
+    operations.bring_up(stack, members, lambda *_: None)
+    first = Supervisor(stack.places).states()["first"].pid
+    operations.stop(stack, stack.select(["second"]), lambda *_: None)
+    assert [line.reason for line in operations.look(stack, members)] == ["", "not started"]
+    operations.start(stack, stack.select(["second"]), lambda *_: None)
+    assert all(line.is_healthy for line in operations.look(stack, members))
+    assert Supervisor(stack.places).states()["first"].pid == first
+
+
+def test_members_of_a_stack_that_is_down_are_not_started(stack: Stack) -> None:
+    """`start` and `stop` of a stack that is not running name the command that brings it up."""
+    for change in (operations.start, operations.stop):
+        with pytest.raises(LocalStackError, match=f"`GYRE_VAR={stack.places.var} make up`"):
+            change(stack, stack.select(["first"]), lambda *_: None)
+
+
+def test_a_refused_demo_leaves_the_stack_that_runs(stack: Stack) -> None:
+    """`make demo` where a stack runs already says what stops it, and stops nothing itself."""
+    members = stack.select(["first"])
+    operations.bring_up(stack, members, lambda *_: None)
+    command = ["make", "--old-file=setup", "demo", "LOOP=simworld", f"GYRE_VAR={stack.places.var}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert all(line.is_healthy for line in operations.look(stack, members))
+    assert done.returncode != 0
+    assert f"`GYRE_VAR={stack.places.var} make down`" in done.stderr
 
 
 def test_what_a_restart_of_another_changes_runs_again(stack: Stack) -> None:

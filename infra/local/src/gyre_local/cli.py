@@ -15,7 +15,7 @@ from rich.table import Table
 from gyre_local import operations
 from gyre_local.components import services
 from gyre_local.failures import LocalStackError
-from gyre_local.places import stack_places
+from gyre_local.places import StackDirectories, stack_places
 from gyre_local.ports import load_ports
 from gyre_local.process import tail
 from gyre_local.setup import set_up
@@ -114,8 +114,8 @@ def _name_others(stack: Stack, command: str) -> bool:
     """Say which other stacks of this checkout are running, and how to reach them; whether there are any."""
     others = operations.running_elsewhere(stack.places)
     for each in others:
-        path = escape(str(each.relative_to(Path.cwd()) if each.is_relative_to(Path.cwd()) else each))
-        console.print(f"another one is running in {path}: GYRE_VAR={path} make {command}", highlight=False)
+        remedy = escape(StackDirectories(each).make(command))
+        console.print(f"another one is running in {escape(str(each))}: {remedy}", highlight=False, soft_wrap=True)
     return bool(others)
 
 
@@ -203,6 +203,22 @@ def restart(name: Annotated[str, typer.Argument(help="The process.")]) -> None:
     with Heartbeat(report.under_way):
         for member in stack.select([name]):
             operations.restart(stack, member, report)
+
+
+@app.command()
+def stop(names: Annotated[list[str], typer.Argument(help="The processes.")]) -> None:
+    """Stop some processes of the stack, which stay stopped until `start`, `restart` or `up`."""
+    stack, report = _stack(), _Report()
+    with Heartbeat(report.under_way):
+        operations.stop(stack, stack.select(names), report)
+
+
+@app.command()
+def start(names: Annotated[list[str], typer.Argument(help="The processes.")]) -> None:
+    """Start some processes of a stack that is running, and wait until they are healthy."""
+    stack, report = _stack(), _Report()
+    with Heartbeat(report.under_way):
+        operations.start(stack, stack.select(names), report)
 
 
 @app.command()

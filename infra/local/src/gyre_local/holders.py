@@ -2,7 +2,7 @@
 
 import contextlib
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gyre_local.failures import LocalStackError
@@ -11,8 +11,13 @@ from gyre_local.stack import Member
 _LISTEN = "0A"
 
 
-def refuse_busy_ports(host: str, members: Iterable[Member]) -> None:
+def refuse_busy_ports(host: str, members: Iterable[Member], stops: Sequence[str] = ()) -> None:
     """Check that every port of `members` can be bound.
+
+    Args:
+        host: where they listen.
+        members: the processes that are to be started.
+        stops: the commands that stop the stacks that are running, one of which may hold a port.
 
     Raises:
         LocalStackError: some cannot; the message names each port, its holder and the remedy.
@@ -26,9 +31,16 @@ def refuse_busy_ports(host: str, members: Iterable[Member]) -> None:
     if busy:
         raise LocalStackError(
             "\n".join(busy)
-            + "\nRemedy: stop that process (`make down` if it is this stack), or move the whole stack with"
+            + f"\nRemedy: stop {_named(stops)}, or move the whole stack with"
             " GYRE_PORT_OFFSET=100 (for every command), or edit infra/local/ports.toml."
         )
+
+
+def _named(stops: Sequence[str]) -> str:
+    if not stops:
+        return "that process"
+    which = "the stack that is running" if len(stops) == 1 else "one of the stacks that are running"
+    return f"that process (where it is of {which}: {' or '.join(f'`{each}`' for each in stops)})"
 
 
 def holder(port: int) -> str:

@@ -63,7 +63,7 @@ def bring_up(stack: Stack, members: Sequence[Member], report: Report) -> None:
     """
     supervisor = Supervisor(stack.places)
     up = {name for name, state in supervisor.states().items() if state.is_up}
-    refuse_busy_ports(stack.ports.host, [member for member in members if member.name not in up])
+    refuse_busy_ports(stack.ports.host, [member for member in members if member.name not in up], _stops(stack, up))
     recipes = {member.name: member.prepare() for member in members}
     # What runs already stays in the configuration, even when only some members are brought up now.
     kept = [member.prepare() for member in stack.members.values() if member.name in up - set(recipes)]
@@ -84,6 +84,12 @@ def bring_up(stack: Stack, members: Sequence[Member], report: Report) -> None:
         time.sleep(POLL_S)
 
 
+def _stops(stack: Stack, up: set[str]) -> list[str]:
+    """The commands that stop this checkout's stacks that are running, which may hold a port."""
+    own = [stack.places] if up else []
+    return [each.make("down") for each in (*own, *map(StackDirectories, running_elsewhere(stack.places)))]
+
+
 def _check_started(supervisor: Supervisor, member: Member, start: _Start) -> bool:
     """True when the member is healthy, False while it may still become so."""
     log = log_path(supervisor.places, member.name)
@@ -91,7 +97,7 @@ def _check_started(supervisor: Supervisor, member: Member, start: _Start) -> boo
     if start.has_ended(state):
         raise LocalStackError(
             f"{member.name} ended at start. Its log {log} ends with:\n{tail(log)}\n"
-            "Remedy: put that right, then bring the stack up again; `gyre-local down` stops the rest."
+            f"Remedy: put that right, then bring the stack up again; `{supervisor.places.make('down')}` stops the rest."
         )
     try:
         member.probe()
@@ -176,7 +182,7 @@ def forget(stack: Stack) -> None:
         LocalStackError: it is running.
     """
     if Supervisor(stack.places).is_running():
-        raise LocalStackError("the stack is running. Remedy: `make down` first.")
+        raise LocalStackError(f"the stack in {stack.places.var} is running. Remedy: `{stack.places.make('down')}` first.")
     for name in (*stack.members, *SHARED_STATE):
         shutil.rmtree(stack.places.state(name), ignore_errors=True)
     shutil.rmtree(stack.places.logs, ignore_errors=True)
@@ -188,9 +194,36 @@ def restart(stack: Stack, member: Member, report: Report) -> None:
     Raises:
         LocalStackError: the stack is not running, or the member does not come up.
     """
+    stop(stack, [member], report)
+    bring_up(stack, [member], report)
+
+
+def stop(stack: Stack, members: Sequence[Member], report: Report) -> None:
+    """Stop some members of a running stack, what needs others first; they stay stopped until they are started.
+
+    Raises:
+        LocalStackError: the stack is not running.
+    """
+    supervisor = _running(stack)
+    for level in reversed(levels(stack.members.values())):
+        for member in [each for each in level if each in members]:
+            report(member.name, "stopping")
+            supervisor.stop([member.name])
+            report(member.name, "stopped")
+
+
+def start(stack: Stack, members: Sequence[Member], report: Report) -> None:
+    """Start some members of a running stack, and wait until they are healthy.
+
+    Raises:
+        LocalStackError: the stack is not running, or a member does not come up.
+    """
+    _running(stack)
+    bring_up(stack, members, report)
+
+
+def _running(stack: Stack) -> Supervisor:
     supervisor = Supervisor(stack.places)
     if not supervisor.is_running():
-        raise LocalStackError("the stack is not running. Remedy: `make up`.")
-    report(member.name, "stopping")
-    supervisor.stop([member.name])
-    bring_up(stack, [member], report)
+        raise LocalStackError(f"no stack is running in {stack.places.var}. Remedy: `{stack.places.make('up')}`.")
+    return supervisor

@@ -35,6 +35,13 @@ class StackDirectories:
         """One log file for each process."""
         return self.var / "log"
 
+    def make(self, target: str) -> str:
+        """The command that a person types to have `make` do something with this stack."""
+        if self.var == default_var():
+            return f"make {target}"
+        path = self.var.relative_to(Path.cwd()) if self.var.is_relative_to(Path.cwd()) else self.var
+        return f"GYRE_VAR={path} make {target}"
+
     def state(self, name: str) -> Path:
         """The private directory of the process `name`."""
         return self.var / name
