@@ -30,7 +30,7 @@ help: ## list the targets
 	@if [ -t 1 ]; then color=yes; fi; awk -v color="$${color:-}" -f infra/local/help.awk $(MAKEFILE_LIST)
 
 $(CURDIR)/var/uv/bin/uv:
-	@infra/local/bring-uv.sh "$(CURDIR)/var/uv"
+	@infra/local/heartbeat.sh "bringing uv" infra/local/bring-uv.sh "$(CURDIR)/var/uv"
 
 sync: $(UV) ## install the Python packages alone
 	@infra/local/heartbeat.sh "installing Python packages" $(UV) sync --all-packages --frozen $(if $(wildcard .venv/bin/gyre-local),--quiet,--compile-bytecode)

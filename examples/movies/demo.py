@@ -5,11 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from demo_loop.main import run
-from movies.dataset import DataMissing, find
-from movies.protocol import scenario
+from gyre_client.heartbeat import Heartbeat
 
 if __name__ == "__main__":
+    with Heartbeat(lambda: ["loading the demo"]):  # before the imports, which take long where nothing is cached
+        from demo_loop.main import run
+        from movies.dataset import DataMissing, find
+        from movies.protocol import scenario
     try:
         folder = find()
     except DataMissing as error:

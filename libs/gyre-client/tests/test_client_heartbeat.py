@@ -48,3 +48,10 @@ def test_a_long_silent_command_of_the_makefile_prints_lines():
     )  # fmt: skip
     assert done.returncode == 3
     assert "[10 s] installing" in done.stdout
+
+
+def test_a_heartbeat_starts_before_the_client_is_loaded() -> None:
+    """A command can show that it works before it imports what takes long: the heartbeat loads none of that itself."""
+    code = "import gyre_client.heartbeat, sys; print({'grpc', 'rich', 'numpy', 'pydantic'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -171,7 +171,7 @@ def test_a_process_does_not_start_without_its_key(tmp_path: Path) -> None:
         open_privacy(_settings(tmp_path, '{"stable": "secretsecret"}'), loops, redactor)
     assert "secretsecret" not in str(refused.value)
     stable = json.dumps({"stable": "11" * 32})
-    with pytest.raises(Precondition, match=r"labels\.session: the key file has no rotating key"):
+    with pytest.raises(Precondition, match=r"labels\.session: the file of GYRE_PRIVACY_KEY_FILE has no rotating key"):
         open_privacy(_settings(tmp_path, stable), loops, redactor)
     keys = json.dumps({"stable": "11" * 32, "rotating": {"k1": "22" * 32}})
     with pytest.raises(Precondition, match=r"items\.title: this process cannot redact"):

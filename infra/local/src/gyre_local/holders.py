@@ -30,8 +30,7 @@ def refuse_busy_ports(host: str, members: Iterable[Member], stops: Sequence[str]
     ]
     if busy:
         raise LocalStackError(
-            "\n".join(busy)
-            + f"\nRemedy: stop {_named(stops)}, or move the whole stack with"
+            "\n".join(busy) + f"\nRemedy: stop {_named(stops)}, or move the whole stack with"
             " GYRE_PORT_OFFSET=100 (for every command), or edit infra/local/ports.toml."
         )
 

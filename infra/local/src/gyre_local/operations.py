@@ -182,7 +182,8 @@ def forget(stack: Stack) -> None:
         LocalStackError: it is running.
     """
     if Supervisor(stack.places).is_running():
-        raise LocalStackError(f"the stack in {stack.places.var} is running. Remedy: `{stack.places.make('down')}` first.")
+        remedy = f"`{stack.places.make('down')}` first"
+        raise LocalStackError(f"the stack in {stack.places.var} is running. Remedy: {remedy}.")
     for name in (*stack.members, *SHARED_STATE):
         shutil.rmtree(stack.places.state(name), ignore_errors=True)
     shutil.rmtree(stack.places.logs, ignore_errors=True)

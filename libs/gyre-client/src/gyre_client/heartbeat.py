@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from threading import Event, Thread
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
-from rich.progress import Progress, Task
+if TYPE_CHECKING:
+    from rich.progress import Progress, Task
 
 INTERVAL_S = 10.0
 """A long command prints at least one line in this time, seconds."""
