@@ -165,7 +165,7 @@ def test_a_process_does_not_start_without_its_key(tmp_path: Path) -> None:
     loops = {"people": LOOP}
     with pytest.raises(Precondition, match="GYRE_PRIVACY_KEY_FILE is not set: the loop people"):
         open_privacy(PrivacySettings(), loops, redactor)
-    with pytest.raises(Precondition, match=r"GYRE_PRIVACY_KEY_FILE=.*keys.json: No such file"):
+    with pytest.raises(Precondition, match=r"GYRE_PRIVACY_KEY_FILE=.*keys.json.: cannot be read: No such file"):
         open_privacy(_settings(tmp_path, None), loops, redactor)
     with pytest.raises(Precondition, match="must be JSON") as refused:
         open_privacy(_settings(tmp_path, '{"stable": "secretsecret"}'), loops, redactor)
