@@ -1,6 +1,7 @@
 """Dead letters on the real Kafka: listed with their reason, put back as they were, once."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,6 +12,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_client import ClientSettings, NotFound, Unavailable, list_dead_letters, replay_dead_letters
+from gyre_client.clock import clock_mark
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import dead_letter_topic, topic
 from gyre_local.testing import eventually
@@ -186,6 +188,16 @@ async def test_the_commands_list_show_and_replay(
 
     listed = await run("list", spec.loop)
     assert "HANDLER_FAILED" in listed
+    assert "BAD_PAYLOAD: BAD_PAYLOAD" not in listed
+    letters = await list_dead_letters(kafka, spec.loop)
+    for each in letters:
+        assert f"{each.topic}  {each.partition}/{each.offset}" in listed
+        assert each.error in listed
+    facts = {each["reason"]: each for each in json.loads(await run("list", spec.loop, "--json"))}
+    assert {(each["topic"], each["partition"], each["offset"]) for each in facts.values()} == {
+        (each.topic, each.partition, each.offset) for each in letters
+    }
+    assert not facts["BAD_PAYLOAD"]["error"].startswith("BAD_PAYLOAD")
     (refused,) = [each for each in await list_dead_letters(kafka, spec.loop) if each.reason == "HANDLER_FAILED"]
     shown = await run("show", spec.loop, SUFFIX, f"{refused.partition}/{refused.offset}")
     assert '"type": "rating"' in shown
@@ -197,3 +209,17 @@ async def test_the_commands_list_show_and_replay(
     assert "\nother: \n" in await run("show", spec.loop, SUFFIX, f"{null.partition}/{null.offset}")
     assert "3 replayed" in await run("replay", spec.loop)
     assert "0 replayed" in await run("replay", spec.loop)
+
+
+async def test_the_payload_of_a_refused_mark_is_shown(kafka: str, spec: LoopSpec, gyre: Callable[..., Result]) -> None:
+    """A letter of any payload that topics carry, such as a mark of the clock, is shown with what it holds."""
+    name = topic(spec.loop, SUFFIX)
+    await ensure_topics(ClientSettings(kafka=kafka), [spec])
+    mark = encode(clock_mark(1_400_000_000.0), source="gyre/clock", id="mark")
+    letter = Record(b"", mark.value, [*mark.headers, ("gyre_reason", b"IN_THE_FUTURE"), ("gyre_error", b"too far")])
+    async with Producer(kafka, source="test") as producer:
+        await producer.send_record(dead_letter_topic(name), letter)
+    (found,) = await list_dead_letters(kafka, spec.loop)
+    place = f"{found.partition}/{found.offset}"
+    shown = (await asyncio.to_thread(gyre, "dlq", "show", spec.loop, SUFFIX, place, kafka=kafka)).output
+    assert '"clock_time": "2014-05-13T16:53:20Z"' in shown

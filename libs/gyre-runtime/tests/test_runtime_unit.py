@@ -9,13 +9,23 @@ from typing import Any, ClassVar
 
 import pytest
 import redis.exceptions
-from gyre.events.v1.behavior_pb2 import Interaction
+from google.protobuf.message import Message
+from gyre.events.v1.behavior_pb2 import Impression, Interaction, ItemChanged
 from gyre.gateway.v1.gateway_pb2 import RankRequest, RequestContext, SubmitBatchRequest, TrackRequest
 from gyre_core.event_time import format_time
-from gyre_runtime import Invalid, RetryBudget, ServiceSettings, Unavailable, instrument, load_loops, load_settings
+from gyre_runtime import (
+    Invalid,
+    Misconfigured,
+    RetryBudget,
+    ServiceSettings,
+    Unavailable,
+    instrument,
+    load_loops,
+    load_settings,
+)
 from gyre_runtime.constraints import checker_for, require_valid
 from gyre_runtime.errors import from_status, is_transient, to_status
-from gyre_runtime.events import Unreadable, decode, decode_many, encode, message_types
+from gyre_runtime.events import JSON, Unreadable, decode, decode_many, encode, message_types
 from gyre_runtime.metrics import METRICS
 from gyre_runtime.settings import PARTS, variable_of
 from gyre_runtime.tracing import FlowSampler, current_trace_id, inject, is_sampled, model_tracer, parse, start_span
@@ -234,7 +244,7 @@ def test_two_files_of_one_loop_are_refused(tmp_path: Path) -> None:
     copy = tmp_path / "copy.yaml"
     copy.write_text(sample.read_text())
     assert list(load_loops(ServiceSettings(loops=(sample,)))) == ["tiny"]
-    with pytest.raises(Invalid, match="already served"):
+    with pytest.raises(Misconfigured, match="must be named once"):
         load_loops(ServiceSettings(loops=(sample, copy)))
 
 
@@ -263,6 +273,38 @@ def test_a_broken_rule_is_named(change: dict[str, Any], field: str, rule: str) -
     assert any(broken.field == field and rule in broken.rule for broken in caught.value.violations)
 
 
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (RankRequest(**{**VALID, "item_ids": []}), "item_ids: is required"),
+        (
+            RankRequest(**{**VALID, "user_id": "jane" * 33}),
+            "user_id = 132 characters: must have at most 128 characters",
+        ),
+        (RankRequest(**{**VALID, "limit": 1001}), "limit = 1001: must be at most 1000"),
+        (RankRequest(**{**VALID, "request_id": "a b"}), "request_id = 'a b': must match [A-Za-z0-9_-]{1,64}"),
+        (RankRequest(**{**VALID, "item_ids": ["a", ""]}), "item_ids[1] = 0 characters: must have at least 1 character"),
+        (Interaction(user_id="u", item_id="i", type="Click"), "type = 'Click': must match [a-z][a-z0-9_]{0,31}"),
+        (
+            Interaction(user_id="u", item_id="i", type="click", value=float("nan")),
+            "value = nan: must be finite",
+        ),
+    ],
+)
+def test_a_refusal_names_field_value_and_rule_once(message: Message, said: str) -> None:
+    """The sentence for people names the field, the value (of a text that may name a person its length) and the rule."""
+    with pytest.raises(Invalid) as caught:
+        require_valid(message)
+    assert caught.value.message == said
+    assert [str(each) for each in caught.value.violations] == [said]
+
+
+def test_a_bound_is_named_exactly() -> None:
+    """A bound of many digits is not rounded, which would name another one."""
+    broken = checker_for(Impression.DESCRIPTOR)(Impression(epoch=2**53))
+    assert [each.rule for each in broken if each.field == "epoch"] == ["must be at most 9007199254740991"]
+
+
 def test_valid_messages_pass() -> None:
     """What keeps the rules has no violation, unset optional fields included."""
     assert checker_for(RankRequest.DESCRIPTOR)(RankRequest(**VALID, request_id="r-1", limit=1000)) == []
@@ -278,8 +320,10 @@ def test_rules_hold_in_nested_lists() -> None:
 
 
 def test_shown_values_are_short() -> None:
-    """A violation shows at most 64 characters of a value."""
+    """A violation shows the length of a text that is too long, and at most 64 characters of one that does not match."""
     (broken,) = checker_for(RankRequest.DESCRIPTOR)(RankRequest(**{**VALID, "user_id": "u" * 5000}))
+    assert broken.value == "5000 characters"
+    (broken,) = checker_for(RankRequest.DESCRIPTOR)(RankRequest(**{**VALID, "request_id": "!" * 5000}))
     assert len(broken.value) == 64
 
 
@@ -375,6 +419,41 @@ def test_an_unreadable_record_says_why(reason: str, header: str, value: bytes | 
     with pytest.raises(Unreadable) as caught:
         decode(received(record, headers=headers), TYPES)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"null", "payload = null: must be an object of ItemChanged with itemId, fields"),
+        (b"3", "payload = a number: must be an object of ItemChanged"),
+        (b'{"fields": {"year": 2012}}', "fields[year] = a number: must be an object of FieldValue with "),
+        (b'{"fields": {"year": null}}', "fields[year] = null: must be an object of FieldValue"),
+        (b'{"fields": 3}', "fields = a number: must be an object"),
+        (b'{"fields": {"g": {"categories": ["a"]}}}', "fields[g].categories = a list: must be an object of Categories"),
+        (b'{"fields": {"g": {"categories": {"values": "a"}}}}', "fields[g].categories.values = a text: must be a list"),
+        (b'{"fields": {"year": {"number": "x"}}}', "ItemChanged.fields[year].number"),
+        (b"{", "Failed to load JSON"),
+    ],
+)
+def test_a_json_payload_of_another_shape_names_its_field(body: bytes, said: str) -> None:
+    """A JSON payload that is no such message names the field, what was found and the rule, and no Python error."""
+    record = encode(ItemChanged(item_id="i"), source="s")
+    headers = [(name, JSON if name == "content-type" else value) for name, value in record.headers]
+    with pytest.raises(Unreadable) as caught:
+        decode(received(record, headers=headers, value=body), message_types(ItemChanged))
+    assert (caught.value.reason, said in caught.value.message) == ("BAD_PAYLOAD", True), caught.value.message
+    assert "object is not" not in caught.value.message
+
+
+@pytest.mark.parametrize("content_type", [None, b"application/protobuf"])
+def test_json_that_is_read_as_protobuf_names_the_header(content_type: bytes | None) -> None:
+    """JSON without the header that says so is refused with the header that it needs."""
+    record = encode(ItemChanged(item_id="i"), source="s")
+    headers = [each for each in record.headers if each[0] != "content-type"]
+    if content_type is not None:
+        headers.append(("content-type", content_type))
+    with pytest.raises(Unreadable, match=r"in protobuf; JSON needs the header content-type: application/json"):
+        decode(received(record, headers=headers, value=b'{"itemId": "i"}'), message_types(ItemChanged))
 
 
 def test_a_record_may_leave_its_specversion_out() -> None:

@@ -288,14 +288,19 @@ async def test_unknown_loops_are_not_found(mesh: Mesh) -> None:
 BAD_REQUESTS: tuple[tuple[dict[str, object], str, str, str], ...] = (
     ({"item_ids": ["a", "b", "a"]}, "item_ids[2]", "'a'", "is given twice"),
     ({"item_ids": [f"i{n}" for n in range(201)]}, "item_ids", "201", "must be at most 200 items"),
-    ({"item_ids": ["a", ""]}, "item_ids[1]", "''", "must have at least 1 characters"),
+    ({"item_ids": ["a", ""]}, "item_ids[1]", "0 characters", "must have at least 1 character"),
     ({"item_ids": []}, "item_ids", "unset", "is required"),
     ({"user_id": ""}, "user_id", "unset", "is required"),
-    ({"user_id": "u" * 129}, "user_id", "uuu", "must have at most 128 characters"),
+    ({"user_id": "u" * 129}, "user_id", "129 characters", "must have at most 128 characters"),
     ({"limit": 1001}, "limit", "1001", "must be at most 1000"),
     ({"request_id": "a b"}, "request_id", "'a b'", "must match"),
     ({"context": {"numbers": {"device": float("nan")}}}, "context.numbers[device]", "nan", "must be finite"),
-    ({"context": {"labels": {"referrer": "r" * 129}}}, "context.labels[referrer]", "r" * 20, "at most 128 characters"),
+    (
+        {"context": {"labels": {"referrer": "r" * 129}}},
+        "context.labels[referrer]",
+        "129 characters",
+        "at most 128 characters",
+    ),
 )
 
 

@@ -246,13 +246,14 @@ def _identity(letter: Any) -> _Identity:
 
 def _letter(record: Any) -> DeadLetter:
     added = _added(record)
+    reason = added.get("gyre_reason", "")
     return DeadLetter(
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
         time=record.timestamp / 1000,
-        reason=added.get("gyre_reason", ""),
-        error=added.get("gyre_error", ""),
+        reason=reason,
+        error=added.get("gyre_error", "").removeprefix(f"{reason}: "),  # letters of former versions say it twice
         origin="/".join(added.get(name, "") for name in _PLACE),
         group=added.get("gyre_group", ""),
         replayed=False,

@@ -16,7 +16,7 @@ from gyre_core.event_time import format_time, in_range
 from gyre_core.features import FieldValue
 from gyre_core.features.encoding import encode, slot_of
 from gyre_core.float32 import FLOAT32_MAX
-from gyre_core.shown import shown
+from gyre_core.shown import number, shown
 from gyre_core.spec import Duration, LoopSpec
 
 MAX_ID_CHARS = 256
@@ -120,10 +120,10 @@ def refuse_interaction(spec: LoopSpec, type: str, value: float | None) -> Refusa
         return None
     if value is not None and declared.value.min <= value <= declared.value.max:
         return None
-    allowed = f"must be {declared.value.min:g} to {declared.value.max:g}"
+    allowed = f"must be {number(declared.value.min)} to {number(declared.value.max)}"
     if value is None:
         return Refusal.of("VALUE_MISSING", f"{type} without a value", allowed, "value")
-    return Refusal.of("VALUE_OUT_OF_RANGE", f"{type} value {value:g}", allowed, "value")
+    return Refusal.of("VALUE_OUT_OF_RANGE", f"{type} value {number(value)}", allowed, "value")
 
 
 def refuse_fields(spec: LoopSpec, scope: str, fields: Mapping[str, FieldValue]) -> Refusal | None:
@@ -135,8 +135,8 @@ def refuse_fields(spec: LoopSpec, scope: str, fields: Mapping[str, FieldValue]) 
     for name, value in sorted(fields.items(), key=lambda each: each[0]):
         field, path = declared.get(name), f"fields[{name}]"
         if field is None:
-            known = ", ".join(declared) or "none"
-            return Refusal.of("UNKNOWN_FIELD", f"field {name!r}", f"must be one of {known}", path)
+            known = f"must be one of {', '.join(declared)}" if declared else f"gyre.yaml declares no field of {scope}s"
+            return Refusal.of("UNKNOWN_FIELD", f"field {name!r}", known, path)
         # Stricter than `encode`, which reads what tables hold from before a rule was made.
         rule = _kind_rule(field, value)
         if rule is not None:

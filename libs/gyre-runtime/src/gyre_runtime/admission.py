@@ -82,7 +82,7 @@ def examine(record: ReceivedRecord, rules: Rules, clock: PartitionClock) -> tupl
     try:
         event = decode(record, rules.types)
     except Unreadable as error:
-        return (Refusal(error.reason, str(error)),)
+        return (Refusal(error.reason, error.message),)
     refusal = _refuse_form(event, rules)
     if refusal is not None:
         return (refusal,)
@@ -106,7 +106,7 @@ def _refuse_form(event: Event, rules: Rules) -> Refusal | None:
         return refusal
     broken = checker_for(message.DESCRIPTOR)(message)
     if broken:
-        return Refusal("INVALID_FIELD", "; ".join(f"{each.field}: {each.rule}" for each in broken), broken[0].field)
+        return Refusal("INVALID_FIELD", "; ".join(map(str, broken)), broken[0].field)
     if isinstance(message, behavior.Impression):
         refusal = refuse_shape(message) or _refuse_request_id(event.source, message.request_id)
         if refusal is not None:

@@ -19,9 +19,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gyre.options.v1 import constraints_pb2
 from gyre_core.event_time import END_TIME_S, FIRST_TIME_S
 from gyre_core.float32 import FLOAT32_MAX
-from gyre_core.shown import shown
+from gyre_core.shown import cut, number, shown
 
-from gyre_runtime.errors import Invalid, Violation
+from gyre_runtime.errors import UNSET, Invalid, Violation
 
 __all__ = ["Checker", "Violation", "checker_for", "max_length", "require_valid"]
 
@@ -33,6 +33,7 @@ _MAX_VIOLATIONS = 32
 _FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 _OK: tuple[Violation, ...] = ()
 _MAX_NANOS = 999_999_999
+_MUST_MATCH = "must match "
 
 
 @lru_cache(maxsize=1024)
@@ -71,7 +72,7 @@ def max_length(descriptor: Descriptor, field: str) -> int:
 
 def invalid(broken: Sequence[Violation]) -> Invalid:
     """Build the error that stands for broken field rules."""
-    return Invalid("INVALID_FIELD", f"{broken[0].field}: {broken[0].rule}", violations=broken)
+    return Invalid("INVALID_FIELD", str(broken[0]), violations=broken)
 
 
 def _compile(descriptor: Descriptor, known: dict[str, list[FieldCheck]]) -> list[FieldCheck]:
@@ -120,9 +121,20 @@ def _shown(value: object) -> str:
     return shown(value) if isinstance(value, str | bytes | int | float) else type(value).__name__
 
 
+def _found(value: object, rule: str) -> str:
+    """What a violation shows of a value: of a text of a wrong length no more than the length, as it may name people."""
+    if isinstance(value, str) and not rule.startswith(_MUST_MATCH):
+        return _count(len(value), "character")
+    return _shown(value)
+
+
+def _count(count: float, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def _presence_check(field: FieldDescriptor) -> FieldCheck:
     name = field.name
-    broken = (Violation(name, "unset", "is required"),)
+    broken = (Violation(name, UNSET, "is required"),)
     if field.has_presence:
         if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
             return lambda message: _OK if getattr(message, name) else broken
@@ -135,10 +147,10 @@ def _count_check(name: str, rules: constraints_pb2.FieldRules) -> FieldCheck:
 
     def check(message: Message) -> Sequence[Violation]:
         count = len(getattr(message, name))
-        if minimum <= count <= maximum:
+        if minimum <= count <= maximum or (count == 0 and rules.required):  # that it is required is said already
             return _OK
-        bound = f"must have at least {minimum} items" if count < minimum else f"must have at most {maximum} items"
-        return (Violation(name, f"{count} items", bound),)
+        bound = f"at least {_count(minimum, 'item')}" if count < minimum else f"at most {_count(maximum, 'item')}"
+        return (Violation(name, _count(count, "item"), f"must have {bound}"),)
 
     return check
 
@@ -159,11 +171,11 @@ def _text_rule(rules: constraints_pb2.FieldRules, *, elements_required: bool) ->
 
     def rule(value: Any) -> str | None:
         if len(value) < minimum:
-            return f"must have at least {minimum} characters"
+            return f"must have at least {_count(minimum, 'character')}"
         if len(value) > maximum:
-            return f"must have at most {maximum} characters"
+            return f"must have at most {_count(maximum, 'character')}"
         if pattern is not None and value and not pattern.fullmatch(value):
-            return f"must match {pattern.pattern}"
+            return f"{_MUST_MATCH}{pattern.pattern}"
         return None
 
     return rule
@@ -183,9 +195,9 @@ def _number_rule(field: FieldDescriptor, rules: constraints_pb2.FieldRules) -> R
         if not -fits <= value <= fits:
             return "must fit into float32"
         if not value >= minimum:
-            return f"must be at least {minimum:g}"
+            return f"must be at least {number(minimum)}"
         if not value <= maximum:
-            return f"must be at most {maximum:g}"
+            return f"must be at most {number(maximum)}"
         return None
 
     return rule
@@ -206,7 +218,7 @@ def _value_check(field: FieldDescriptor, rule: Rule, rules: constraints_pb2.Fiel
             return _OK
         value = getattr(message, name)
         problem = rule(value)
-        return (Violation(name, _shown(value), problem),) if problem else _OK
+        return (Violation(name, _found(value, problem), problem),) if problem else _OK
 
     return check
 
@@ -221,7 +233,7 @@ def _text_check(name: str, rule: Rule, rules: constraints_pb2.FieldRules) -> Fie
         if not value or shortest <= len(value) <= longest:
             return _OK
         problem = rule(value)
-        return (Violation(name, _shown(value), problem),) if problem else _OK
+        return (Violation(name, _found(value, problem), problem),) if problem else _OK
 
     return check
 
@@ -231,7 +243,7 @@ def _key_check(name: str, maximum: int) -> FieldCheck:
 
     def check(message: Message) -> Sequence[Violation]:
         bad = next((key for key in getattr(message, name) if len(key) > maximum), None)
-        return _OK if bad is None else (Violation(name, _shown(bad), rule),)
+        return _OK if bad is None else (Violation(name, f"a key of {len(bad)} characters", rule),)
 
     return check
 
@@ -258,7 +270,7 @@ def _each(name: str, rule: Rule, entries: Iterable[tuple[Any, Any]]) -> list[Vio
     for key, value in entries:
         problem = rule(value)
         if problem:
-            broken.append(Violation(f"{name}[{key}]", _shown(value), problem))
+            broken.append(Violation(f"{name}[{cut(str(key))}]", _found(value, problem), problem))
             if len(broken) >= _MAX_VIOLATIONS:
                 break
     return broken

@@ -13,18 +13,22 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 DOMAIN = "gyre"
+UNSET = "unset"
+"""The value of a violation whose field is not there."""
 DETAILS_KEY = "grpc-status-details-bin"
 
 
 class Violation(NamedTuple):
-    """One rule that one field broke: `candidates[3].item_id = '': is required`."""
+    """One rule that one field broke: `limit = 1001: must be at most 1000`; the value is `UNSET` where there is none."""
 
     field: str
     value: str
     rule: str
 
     def __str__(self) -> str:
-        """Name the field, the value and the rule."""
+        """Name the field, the value where there is one, and the rule."""
+        if self.value == UNSET:
+            return f"{self.field}: {self.rule}"
         return f"{self.field} = {self.value}: {self.rule}"
 
 

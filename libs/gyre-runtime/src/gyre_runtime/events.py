@@ -130,11 +130,12 @@ class Unreadable(Exception):  # noqa: N818 - reads as what it says about the rec
     Attributes:
         reason: BAD_RECORD, NO_VALUE, NO_ID, NO_SOURCE, NO_TYPE, UNKNOWN_TYPE, NO_TIME, BAD_TIME, BAD_CONTENT_TYPE,
             BAD_HEADER or BAD_PAYLOAD.
+        message: a sentence for people.
     """
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(f"{reason}: {message[:_MAX_DETAIL_CHARS]}")
-        self.reason = reason
+        self.reason, self.message = reason, message[:_MAX_DETAIL_CHARS]
+        super().__init__(f"{reason}: {self.message}")
 
 
 def header_texts(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
@@ -225,7 +226,7 @@ def decode(record: ReceivedRecord, types: MessageTypes) -> Event:
         source,
         type_,
         _time(time),
-        _payload(record.value, kind, headers.get("content-type", "application/protobuf")),
+        _payload(record.value, kind, headers.get("content-type")),
         headers.get(TRACEPARENT) or headers.get("ce_traceparent"),
         record.topic,
         record.partition,
@@ -282,17 +283,22 @@ def _milliseconds(text: str) -> float:
     return int(text) / 1000
 
 
-def _payload(value: bytes, kind: type[Message], content_type: str) -> Message:
+def _payload(value: bytes, kind: type[Message], content_type: str | None) -> Message:
     try:
-        if content_type == "application/protobuf":
+        if content_type is None or content_type == "application/protobuf":
             return kind.FromString(value)
         media = content_type.partition(";")[0].strip().lower()
         if media in ("application/protobuf", "application/x-protobuf"):
             return kind.FromString(value)
         if media == "application/json":
             return parse_json(value, kind)
-    except (DecodeError, json_format.ParseError, UnicodeDecodeError) as error:
-        raise Unreadable("BAD_PAYLOAD", f"not a {kind.DESCRIPTOR.full_name}: {error}") from error
+    except DecodeError as error:
+        rule = f"must be a {kind.DESCRIPTOR.full_name} in protobuf"
+        if content_type is None or value.lstrip()[:1] in b"{[":
+            rule += "; JSON needs the header content-type: application/json"
+        raise Unreadable("BAD_PAYLOAD", f"payload of {len(value):,} bytes: {rule}") from error
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        raise Unreadable("BAD_PAYLOAD", f"no {kind.DESCRIPTOR.full_name} in JSON: {error}") from error
     raise Unreadable("BAD_CONTENT_TYPE", f"{content_type} is neither application/protobuf nor application/json")
 
 

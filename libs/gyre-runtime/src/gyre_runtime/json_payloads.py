@@ -16,6 +16,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from gyre_core.shown import cut
 
+from gyre_runtime._json_shape import misshapen_field
+
 _MAX_INT32 = 2**31 - 1
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity", re.ASCII)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]*={0,2}", re.ASCII)
@@ -29,7 +31,12 @@ def parse_json(text: bytes, kind: type[Message]) -> Message:
         json_format.ParseError: it is none, with the field, its value and the rule.
         UnicodeDecodeError: it is not UTF-8.
     """
-    message = json_format.Parse(text, kind())
+    try:
+        message = json_format.Parse(text, kind())
+    except json_format.ParseError as error:
+        # Of a field of another shape the parser says what Python's interpreter does, and does not name it.
+        problem = misshapen_field(text, kind.DESCRIPTOR) or " ".join(str(error).split())
+        raise json_format.ParseError(problem) from error
     _check(json.loads(text), kind.DESCRIPTOR, "")
     return message
 

@@ -1,5 +1,6 @@
 """Commands about dead letters: what could not be read, and the way back."""
 
+import json
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Annotated
@@ -13,7 +14,7 @@ from gyre_runtime import NotFound
 from gyre_runtime.events import Unreadable, decode, header_text, message_types
 from rich.text import Text
 
-from gyre_client.cli.session import LoopArgument, ask, console, table
+from gyre_client.cli.session import JsonOption, LoopArgument, ask, console, table
 from gyre_client.dead_letters import DeadLetter, list_dead_letters, replay_dead_letters
 from gyre_client.mesh import Mesh
 
@@ -22,23 +23,21 @@ TopicOption = Annotated[
     str | None, typer.Option("--topic", help="Only this topic, such as behavior.interactions.", show_default=False)
 ]
 _TYPES = message_types(
-    behavior.Impression,
-    behavior.Interaction,
-    behavior.ItemChanged,
-    behavior.UserChanged,
-    models.TrainingTrigger,
-    models.CandidateRegistered,
-    monitor.Alert,
-    monitor.BatchJob,
-    monitor.BatchResult,
-    monitor.Verdict,
+    *(
+        getattr(module, name)
+        for module in (behavior, models, monitor)
+        for name in module.DESCRIPTOR.message_types_by_name
+    )
 )
 
 
 @app.command("list")
-def list_letters(loop: LoopArgument, topic: TopicOption = None) -> None:
+def list_letters(loop: LoopArgument, topic: TopicOption = None, *, as_json: JsonOption = False) -> None:
     """List the dead letters that Kafka still keeps."""
     letters = ask("kafka", lambda mesh: list_dead_letters(mesh.settings.kafka, loop, topic))
+    if as_json:
+        typer.echo(json.dumps([_facts(each) for each in letters], indent=2))
+        return
     made = table("topic", "place", "when (UTC)", "reason", "error", "from", "by", "copies", "replayed")
     for each in letters:
         when = datetime.fromtimestamp(each.time, UTC).isoformat(sep=" ", timespec="seconds")[:-6]
@@ -47,6 +46,14 @@ def list_letters(loop: LoopArgument, topic: TopicOption = None) -> None:
             each.topic, place, when, each.reason, each.error, each.origin, each.group, str(each.copies), replayed
         )
     console().print(made if letters else Text(f"no dead letters in {loop}"))
+
+
+def _facts(letter: DeadLetter) -> dict[str, object]:
+    """What is known of a letter, without what its record holds, for JSON; `time` is ISO 8601."""
+    names = ("topic", "partition", "offset", "reason", "error", "origin", "group", "copies", "replayed", "excerpt")
+    return {"time": datetime.fromtimestamp(letter.time, UTC).isoformat()} | {
+        name: getattr(letter, name) for name in names
+    }
 
 
 @app.command()

@@ -20,7 +20,8 @@ from gyre_client.mesh import Mesh
 from gyre_client.settings import ClientSettings
 
 T = TypeVar("T")
-_PIPE_WIDTH = 160
+_PIPE_WIDTH = 10_000
+"""Columns of an output that is no terminal: no cell of a table is cut or broken there."""
 TIMEOUT_S = 10.0
 
 LoopArgument = Annotated[str, typer.Argument(help="The loop's name.", show_default=False)]
@@ -31,7 +32,7 @@ TimeOption = Annotated[
 
 
 def console() -> Console:
-    """The terminal; wide lines where the output goes into a pipe."""
+    """The terminal; lines as long as they are where the output goes into a pipe."""
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, soft_wrap=not sys.stdout.isatty())
 
 

@@ -170,7 +170,11 @@ def _checks(made: _Kind, spec: LoopSpec) -> Iterator[SpecViolation]:
         declared = spec.fields("item" if isinstance(mapping, ItemMapping) else "user")
         for name in mapping.fields:
             if name not in declared:
-                yield SpecViolation(("fields", name), None, f"must be one of {', '.join(declared) or 'none'}")
+                yield SpecViolation(
+                    ("fields", name),
+                    None,
+                    f"must be one of {', '.join(declared)}" if declared else "gyre.yaml declares no such field",
+                )
         return
     known = ", ".join(spec.events.interactions)
     if mapping.type.value is not None and mapping.type.value not in spec.events.interactions:
