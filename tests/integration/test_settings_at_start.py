@@ -1,6 +1,7 @@
 """What a process says when a file that its settings name cannot be used."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,14 @@ def test_a_key_file_without_keys_stops_the_start(content: str | None, rule: str,
         path.write_text(content)
     variables = {"GYRE_LOOPS": str(MOVIES), "GYRE_PRIVACY_KEY_FILE": str(path)}
     assert refusal("gyre_gateway", **variables) == [f"GYRE_PRIVACY_KEY_FILE='{path}': {rule}"]
+
+
+@pytest.mark.parametrize("variable", ["GYRE_LISTEN", "GYRE_METRICS_LISTEN"])
+def test_an_address_that_is_in_use_stops_the_start_in_one_line(variable: str) -> None:
+    """A port that another process has is named with its setting, without a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        lines = refusal("gyre_inference", **{"GYRE_LOOPS": str(MOVIES), variable: address})
+    own = [line for line in lines if "add_port.cc" not in line]  # gRPC writes a line of its own
+    assert len(own) == 1
+    assert own[0].startswith(f"{variable}='{address}': must be an address of this host that is free")

@@ -12,6 +12,8 @@ from gyre_client import ClientSettings, import_history
 from gyre_core.features import FieldsChanged, UserInteraction
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import BEHAVIOR, topic
+from gyre_local.places import StackDirectories
+from gyre_local.stack import record_loops
 from gyre_runtime.admission import Admission
 from gyre_runtime.events import Event, encode, message_types
 from gyre_runtime.kafka import Producer, ensure_topics, read_records
@@ -113,3 +115,22 @@ async def test_an_import_says_what_is_superseded(kafka: str, spec: LoopSpec) -> 
     ]
     done = await import_history(settings, spec, again)
     assert (done.sent, done.superseded) == (3, 1)
+
+
+async def test_a_loop_of_the_local_stack_is_found_without_its_file(
+    kafka: str, spec: LoopSpec, gyre: Gyre, loop_file: Path, tmp_path: Path
+) -> None:
+    """`gyre clock` and `gyre import` know the loops that the local stack was brought up with; others are named so."""
+    await ensure_topics(ClientSettings(kafka=kafka), [spec])
+    var, mapping, path = tmp_path / "var", tmp_path / "mapping.yaml", tmp_path / "clicks.jsonl"
+    record_loops(StackDirectories(var), [loop_file])
+    mapping.write_text(MAPPING)
+    path.write_text(json.dumps({"who": "u", "what": "i", "at": "2013-03-30 12:00:00"}))
+    for words in (
+        ["clock", spec.loop, "--to", "1370000000"],
+        ["import", spec.loop, str(path), "--mapping", str(mapping)],
+    ):
+        done = await asyncio.to_thread(gyre, *words, kafka=kafka, var=str(var))
+        assert done.exit_code == 0, done.output
+    other = await asyncio.to_thread(gyre, "clock", "elsewhere", "--to", "1370000000", kafka=kafka, var=str(var))
+    assert (other.exit_code, f"without GYRE_LOOPS there are {spec.loop}" in other.output) == (1, True), other.output

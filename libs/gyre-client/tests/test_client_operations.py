@@ -42,9 +42,11 @@ class ToldMesh(
         clock = monitor.StalledClock(topic="shop.behavior.interactions", partition=3, refused=1200)
         clock.clock_time.FromSeconds(1_365_000_000)
         clock.next_time.FromSeconds(1_365_432_000)
+        refused = monitor.RefusedEvents(topic="shop.behavior.interactions", reason="TOO_OLD", count=4634)
+        refused.last_time.FromSeconds(1_365_432_000)
         return monitor.GetLoopStatusResponse(
             stages=stages, interactions_since_trigger=7, volume_threshold=100, loop_time_s=12.5, layouts=layouts,
-            stalled_clocks=[clock],
+            stalled_clocks=[clock], refused_events=[refused],
         )  # fmt: skip
 
     async def GetExperiment(self, request: Any, context: Any) -> monitor.GetExperimentResponse:  # noqa: N802
@@ -147,6 +149,9 @@ async def test_status_shows_stages_and_what_is_left(run: Callable[..., Any]) -> 
     assert "shop.behavior.interactions, partition 3: the clock stands at 2013-04-03 14:40:00" in said
     assert "the last 1,200 events are further ahead" in said
     assert "`gyre clock shop --to 1365432000` lets them in again" in said
+    assert "shop.behavior.interactions: 4,634 events refused as TOO_OLD since the monitor started, the last at" in said
+    assert "`gyre clock LOOP --to T --back` sets it back" in said
+    assert "`gyre dlq replay shop` puts them back" in said
 
 
 async def test_experiment_asks_for_one_rollout(run: Callable[..., Any], told: ToldMesh) -> None:

@@ -126,6 +126,22 @@ async def test_the_status_tells_a_replay_clock_that_stands_and_the_command_that_
     await eventually(moves, timeout_s=20, message="the clock moves again")
 
 
+async def test_the_status_tells_how_many_events_were_refused_and_why(start, make, settings) -> None:
+    """Events that are later than `max_lateness` are counted by topic and reason, with when the last one came."""
+    service = await start()
+    name = topic(service.loop, "behavior.interactions")
+    await service.send("behavior.interactions", make.interaction())
+    for days in (400, 500):
+        await service.send("behavior.interactions", make.interaction(), at=make.begin - days * 86_400)
+
+    async def counted() -> bool:
+        found = (await status(service)).refused_events
+        assert all(each.last_time.ToSeconds() > make.begin for each in found)
+        return [(each.topic, each.reason, each.count) for each in found] == [(name, "TOO_OLD", 2)]
+
+    await eventually(counted, timeout_s=20, message="the status counts what is refused")
+
+
 async def test_a_loop_that_turns_is_seen_in_every_stage(start, make) -> None:
     """Events, features, training, rollout, answers and outcomes are counted as they pass, and a trigger is sent."""
     service = await start()

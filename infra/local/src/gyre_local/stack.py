@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from gyre_client.local_stack import LOOPS_RECORD
+
 from gyre_local import probes
 from gyre_local.components import kafka, mlflow, prometheus, redis, services, triton
 from gyre_local.failures import LocalStackError
@@ -69,7 +71,7 @@ def build_stack(places: StackDirectories, ports: Ports, loops: Sequence[Path]) -
 
 def recorded_loops(places: StackDirectories) -> list[Path]:
     """The loops that the stack was last brought up with, the movies example before that."""
-    record = places.var / "loops.json"
+    record = places.var / LOOPS_RECORD
     return [Path(loop) for loop in json.loads(record.read_text())] if record.exists() else [DEFAULT_LOOP]
 
 
@@ -83,7 +85,7 @@ def record_loops(places: StackDirectories, loops: Sequence[Path]) -> None:
         if not loop.is_file():
             raise LocalStackError(f"{loop}: there is no such loop. Remedy: name one with --loop, as in examples/.")
     places.var.mkdir(parents=True, exist_ok=True)
-    (places.var / "loops.json").write_text(json.dumps([str(loop) for loop in loops]))
+    (places.var / LOOPS_RECORD).write_text(json.dumps([str(loop) for loop in loops]))
 
 
 def _infrastructure(places: StackDirectories, ports: Ports) -> list[Member]:

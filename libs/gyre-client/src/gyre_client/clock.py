@@ -6,9 +6,10 @@ from time import time as wall_time
 from gyre.events.v1 import behavior_pb2 as behavior
 from gyre_core.event_time import in_range
 from gyre_core.topics import BEHAVIOR, topic
-from gyre_runtime import Invalid, Precondition, load_loops
+from gyre_runtime import Invalid, Precondition
 from gyre_runtime.kafka import Producer
 
+from gyre_client.known_loops import known_loop
 from gyre_client.settings import ClientSettings
 
 _SOURCE = "gyre/clock"
@@ -25,7 +26,7 @@ async def set_clock(settings: ClientSettings, loop: str, time: float, *, back: b
     """Write a mark to every partition of a loop's behaviour, and wait until Kafka has them.
 
     Args:
-        settings: uses `kafka` and `loops`.
+        settings: uses `kafka`, and `loops` as `known_loop` does.
         loop: its name.
         time: what the clocks are set to, unix seconds.
         back: also where that turns a clock back.
@@ -35,10 +36,7 @@ async def set_clock(settings: ClientSettings, loop: str, time: float, *, back: b
         Precondition: the loop lives on the wall clock (CLOCK_IS_WALL).
         Unavailable: Kafka does not answer.
     """
-    loops = load_loops(settings)
-    if loop not in loops:
-        raise Invalid("UNKNOWN_LOOP", f"loop = {loop!r}: GYRE_LOOPS names {', '.join(loops)}")
-    spec = loops[loop]
+    spec = known_loop(settings, loop)
     if spec.clock == "wall":
         raise Precondition("CLOCK_IS_WALL", f"{loop}: its clock is the wall's, which nobody sets")
     if not in_range(time):

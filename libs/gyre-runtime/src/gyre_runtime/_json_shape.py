@@ -4,19 +4,19 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from gyre_core.shown import cut
 
 _WELL_KNOWN = "google.protobuf."
 _JSON_NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 
 
-def misshapen_field(body: bytes, kind: Descriptor) -> str:
+def misshapen_field(body: bytes, kind: Any) -> str:
     """The first field of a JSON payload that is no object, list or map where its message has one, with what is wanted.
 
     Args:
         body: the payload.
-        kind: of the message that it is read as.
+        kind: the descriptor of the message that it is read as.
 
     Returns:
         The field's path, what was found (never a value, as it may name people) and the rule; empty where each has the
@@ -28,7 +28,7 @@ def misshapen_field(body: bytes, kind: Descriptor) -> str:
         return ""
 
 
-def _problems(path: str, value: Any, kind: Descriptor) -> Iterator[str]:
+def _problems(path: str, value: Any, kind: Any) -> Iterator[str]:
     if kind.full_name.startswith(_WELL_KNOWN):
         return
     if not isinstance(value, dict):
@@ -48,14 +48,14 @@ def _of_field(path: str, value: Any, field: FieldDescriptor) -> Iterator[str]:
             yield f"{path} = {_found(value)}: must be an object"
             return
         element = kind.fields_by_name["value"].message_type
-        inner = ((f"{path}[{cut(key)}]", each) for key, each in value.items())
+        inner = [(f"{path}[{cut(key)}]", each) for key, each in value.items()]
     elif field.is_repeated:
         if not isinstance(value, list):
             yield f"{path} = {_found(value)}: must be a list"
             return
-        element, inner = kind, ((f"{path}[{index}]", each) for index, each in enumerate(value))
+        element, inner = kind, [(f"{path}[{index}]", each) for index, each in enumerate(value)]
     else:
-        element, inner = kind, iter([(path, value)])
+        element, inner = kind, [(path, value)]
     if element is not None:
         for where, each in inner:
             yield from _problems(where, each, element)

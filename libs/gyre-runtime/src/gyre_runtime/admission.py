@@ -208,6 +208,19 @@ class StalledClock:
     refused: int
 
 
+@dataclass(frozen=True, slots=True)
+class RefusalCount:
+    """How many events of one topic were refused for one reason, since the process started.
+
+    Attributes:
+        count: of events.
+        last_time: when Kafka took in the last of them, unix seconds.
+    """
+
+    count: int
+    last_time: float
+
+
 class Admission:
     """Decides the records of several loops' topics in their order, and holds the clock of each partition.
 
@@ -228,6 +241,7 @@ class Admission:
         self._rules_of_topic: dict[str, Rules] = {}
         self._clocks: dict[Place, PartitionClock] = {}
         self._stalled: dict[Place, StalledClock] = {}
+        self._refusals: dict[tuple[str, str], RefusalCount] = {}
 
     def start(self, topic: str, partition: int, clock: PartitionClock = _UNSET) -> None:
         """Read a partition on from an offset at which its clock stood so."""
@@ -242,6 +256,11 @@ class Admission:
     def stalled(self) -> Mapping[Place, StalledClock]:
         """The partitions whose replay clock an event would have to move by more than `events.max_future`."""
         return self._stalled
+
+    @property
+    def refusals(self) -> Mapping[tuple[str, str], RefusalCount]:
+        """How many events were refused, by topic and reason."""
+        return self._refusals
 
     def decide(self, record: ReceivedRecord) -> Event | Refusal | None:
         """Decide the next record of its partition; None for one that only deletes its key, or sets the clock."""
@@ -264,6 +283,7 @@ class Admission:
             if rules.spec is not None and rules.spec.clock == "replay":
                 self._note_admitted(place, decision, clock)
             return () if isinstance(decision.message, behavior.ClockMark) else examined
+        self._note_refused(record, decision)
         event = examined[0]
         if rules.spec is not None and decision.reason == "IN_THE_FUTURE" and clock.is_set and isinstance(event, Event):
             self._note_stalled(rules.spec, place, event, clock)
@@ -277,6 +297,11 @@ class Admission:
         moved = self._clocks[place] = _clock_after(event, clock)
         if self._stalled and (moved is not clock or isinstance(event.message, _BEHAVIOR)):
             self._stalled.pop(place, None)
+
+    def _note_refused(self, record: ReceivedRecord, refusal: Refusal) -> None:
+        key = (record.topic, refusal.reason)
+        before = self._refusals.get(key)
+        self._refusals[key] = RefusalCount(before.count + 1 if before else 1, record.timestamp / 1000)
 
     def _note_stalled(self, spec: LoopSpec, place: Place, event: Event, clock: PartitionClock) -> None:
         times = times_of(spec, event)

@@ -101,6 +101,17 @@ class Misconfigured(Precondition):
     """
 
 
+def cannot_listen(setting: str, address: str) -> Misconfigured:
+    """The error for an address that a process of these settings cannot listen at.
+
+    Args:
+        setting: the field that holds the address, such as `metrics_listen`.
+        address: host:port.
+    """
+    rule = "must be an address of this host that is free: is another process listening there?"
+    return Misconfigured("CANNOT_LISTEN", f"GYRE_{setting.upper()}={address!r}: {rule}")
+
+
 class Exhausted(GyreError):  # noqa: N818 - see the module
     """A limit is reached: come back later, with less."""
 

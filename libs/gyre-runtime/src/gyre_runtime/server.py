@@ -10,6 +10,7 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from gyre_runtime.errors import cannot_listen
 from gyre_runtime.health import Health
 from gyre_runtime.interceptor import Door, Interceptor
 from gyre_runtime.settings import ServerSettings
@@ -45,7 +46,7 @@ class Server:
         """Register the services and listen.
 
         Raises:
-            RuntimeError: the address is in use.
+            Misconfigured: nobody can listen at the address, such as where it is in use (CANNOT_LISTEN).
         """
         self._server = server = grpc.aio.server(options=_options(self._settings))
         names = [name for each in self._services for name in _register(server, each, self._interceptor)]
@@ -64,7 +65,10 @@ class Server:
     def _bind(self, server: grpc.aio.Server) -> str:
         credentials = server_credentials(self._settings)
         listen = self._settings.listen
-        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
+        try:
+            port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
+        except RuntimeError:
+            raise cannot_listen("listen", listen) from None
         return f"{listen.rpartition(':')[0]}:{port}"
 
     async def __aexit__(

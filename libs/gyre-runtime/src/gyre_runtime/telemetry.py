@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
 from pythonjsonlogger.json import JsonFormatter
 
+from gyre_runtime.errors import cannot_listen
 from gyre_runtime.settings import TelemetrySettings
 from gyre_runtime.tracing import FlowSampler
 
@@ -62,6 +63,9 @@ def setup_telemetry(service_name: str, settings: TelemetrySettings) -> Telemetry
     Args:
         service_name: such as `gateway` or `features-stream`.
         settings: uses `log_level`, `otlp`, `trace_ratio` and `metrics_listen`.
+
+    Raises:
+        Misconfigured: nobody can listen at `metrics_listen` (CANNOT_LISTEN).
     """
     if _INSTALLED:
         return _INSTALLED[0]
@@ -90,7 +94,10 @@ def _start_metrics(resource: Resource) -> CollectorRegistry:
 
 def _expose(telemetry: Telemetry, listen: str) -> None:
     host, _, port = listen.rpartition(":")
-    server, thread = start_http_server(int(port), addr=host, registry=telemetry.registry)
+    try:
+        server, thread = start_http_server(int(port), addr=host, registry=telemetry.registry)
+    except OSError:
+        raise cannot_listen("metrics_listen", listen) from None
     telemetry.metrics_address = f"{host}:{server.server_port}"
     telemetry._server, telemetry._thread = server, thread  # noqa: SLF001 - the handle of this module
     logging.getLogger(__name__).info("metrics listening", extra={"address": telemetry.metrics_address})

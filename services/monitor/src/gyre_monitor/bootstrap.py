@@ -112,6 +112,7 @@ async def bootstrap(lifespan: Lifespan, settings: MonitorSettings) -> RunningMon
         incident_gap_s=settings.monitor_incident_gap_s,
         topic_differences=topic_differences,
         stalled=lambda loop: consumers[loop].stalled if loop in consumers else {},
+        refusals=lambda loop: consumers[loop].refusals if loop in consumers else {},
     )
     registration = Registration(add_MonitorServiceServicer_to_server, servicer)
     server = await lifespan.serve(build_server(settings, [registration], health=lifespan.health))

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 from gyre_core.spec import LoopSpec, SpecError, load_loop
-from gyre_runtime import GyreError, load_loops, load_settings
+from gyre_runtime import GyreError, load_settings
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from gyre_client.cli.session import explain, fail
 from gyre_client.heartbeat import heartbeat_of
 from gyre_client.importing import AMBIGUOUS, SKIPPED, FileImport, Mapping, load_mapping
+from gyre_client.known_loops import known_loop
 from gyre_client.settings import ClientSettings
 
 _OF_ODD_TIMES = {
@@ -27,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 
 def import_file(
-    loop: Annotated[str, typer.Argument(help="A loop of GYRE_LOOPS, or a gyre.yaml.", show_default=False)],
+    loop: Annotated[
+        str, typer.Argument(help="A loop of GYRE_LOOPS or of the local stack, or a gyre.yaml.", show_default=False)
+    ],
     file: Annotated[Path, typer.Argument(help="A .csv, .tsv, .jsonl or .parquet file.", show_default=False)],
     mapping: Annotated[Path, typer.Option(help="Says which column is what: docs/producers.md.", show_default=False)],
     rejects: Annotated[
@@ -57,10 +60,7 @@ def import_file(
 def _spec(loop: str, settings: ClientSettings) -> LoopSpec:
     if loop.endswith((".yaml", ".yml")):
         return load_loop(loop)
-    loops = load_loops(settings)
-    if loop not in loops:
-        fail(f"loop = {loop!r}: GYRE_LOOPS names {', '.join(loops)}; a gyre.yaml can be given, too")
-    return loops[loop]
+    return known_loop(settings, loop)
 
 
 def _run(spec: LoopSpec, mapping: Mapping, file: Path, rejects: Path, settings: ClientSettings | None) -> str:

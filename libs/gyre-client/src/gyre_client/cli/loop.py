@@ -34,6 +34,12 @@ from gyre_client.mesh import Mesh
 
 FileArgument = Annotated[Path, typer.Argument(help="A gyre.yaml.", show_default=False)]
 _DAY_S = 86_400
+_REMEDIES = {
+    "TOO_OLD": ": they are later than events.max_lateness of gyre.yaml; where an event of a wrong time set a replay's "
+    "clock ahead, `gyre clock LOOP --to T --back` sets it back",
+    "IN_THE_FUTURE": ": they are further ahead than events.max_future of gyre.yaml",
+}
+"""What is wrong with events that are refused by time, and what admits them."""
 
 
 def register(app: typer.Typer) -> None:
@@ -153,8 +159,22 @@ def _stages(answer: pb.GetLoopStatusResponse) -> RenderableType:
     lines += answer.topic_differences
     if answer.topic_differences:
         lines.append("`gyre topics GYRE_YAML --apply` makes the topics as they are declared")
+    lines += _refused(answer.refused_events)
     lines += _stalled(answer.stalled_clocks)
     return Group(made, *([_layouts(answer.layouts)] if answer.layouts else []), *lines)
+
+
+def _refused(refused: Sequence[pb.RefusedEvents]) -> list[str]:
+    """A line for each topic and reason of refused events, what admits them, and where they are."""
+    lines = [
+        f"{each.topic}: {each.count:,} events refused as {each.reason} since the monitor started, the last at "
+        f"{when(each.last_time)}{_REMEDIES.get(each.reason, '')}"
+        for each in refused
+    ]
+    if refused:
+        loop = refused[0].topic.partition(".")[0]
+        lines.append(f"`gyre dlq list {loop}` says what was wrong with each; `gyre dlq replay {loop}` puts them back")
+    return lines
 
 
 def _stalled(clocks: Sequence[pb.StalledClock]) -> list[str]:

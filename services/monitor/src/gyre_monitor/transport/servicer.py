@@ -12,7 +12,7 @@ from gyre.monitor.v1 import monitor_pb2 as pb
 from gyre.monitor.v1 import monitor_pb2_grpc as rpc
 from gyre_core.spec import LoopSpec
 from gyre_runtime import NotFound, unknown_loop
-from gyre_runtime.admission import StalledClock
+from gyre_runtime.admission import RefusalCount, StalledClock
 from gyre_runtime.checkpoints import Place
 from gyre_runtime.layouts import LayoutCatalog
 
@@ -37,6 +37,7 @@ class MonitorServicer(rpc.MonitorServiceServicer):
         incident_gap_s: alerts at most so many seconds apart belong together.
         topic_differences: what is not as declared of each loop's topics; may be filled later.
         stalled: the partitions of a loop whose replay clock stands.
+        refusals: how many events of a loop's behaviour were refused, by topic and reason.
         wall: the clock, unix seconds.
     """
 
@@ -49,12 +50,13 @@ class MonitorServicer(rpc.MonitorServiceServicer):
         incident_gap_s: float,
         topic_differences: Mapping[str, Sequence[str]] = MappingProxyType({}),
         stalled: Callable[[str], Mapping[Place, StalledClock]] = lambda _loop: {},
+        refusals: Callable[[str], Mapping[tuple[str, str], RefusalCount]] = lambda _loop: {},
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._database, self._loops = database, dict(loops)
         self._incident_gap_s, self._wall = incident_gap_s, wall
         self._topic_differences, self._layouts = topic_differences, layouts
-        self._stalled = stalled
+        self._stalled, self._refusals = stalled, refusals
 
     def _spec(self, loop: str) -> LoopSpec:
         spec = self._loops.get(loop)
@@ -85,6 +87,9 @@ class MonitorServicer(rpc.MonitorServiceServicer):
                 next_time=_timestamp(clock.next_time),
                 refused=clock.refused,
             )
+        for (name, reason), refused in sorted(self._refusals(request.loop).items()):
+            last_time = _timestamp(refused.last_time)
+            answer.refused_events.add(topic=name, reason=reason, count=refused.count, last_time=last_time)
         return answer
 
     async def GetExperiment(self, request: pb.GetExperimentRequest, context: object) -> pb.GetExperimentResponse:

@@ -15,7 +15,7 @@ from gyre.events.v1 import monitor_pb2 as monitor
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable
-from gyre_runtime.admission import Admission, StalledClock
+from gyre_runtime.admission import Admission, RefusalCount, StalledClock
 from gyre_runtime.checkpoints import Place
 from gyre_runtime.events import Event, message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions
@@ -95,6 +95,11 @@ class LoopConsumer:
     def stalled(self) -> Mapping[Place, StalledClock]:
         """The partitions of behaviour whose replay clock stands."""
         return self._admission.stalled
+
+    @property
+    def refusals(self) -> Mapping[tuple[str, str], RefusalCount]:
+        """How many events were refused, by topic and reason, since the process started."""
+        return self._admission.refusals
 
     def stop(self) -> None:
         """End `run` after the batch under way."""

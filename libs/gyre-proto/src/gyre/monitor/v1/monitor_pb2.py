@@ -28,7 +28,7 @@ from gyre.events.v1 import monitor_pb2 as gyre_dot_events_dot_v1_dot_monitor__pb
 from gyre.options.v1 import constraints_pb2 as gyre_dot_options_dot_v1_dot_constraints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/monitor/v1/monitor.proto\x12\x0fgyre.monitor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dgyre/events/v1/features.proto\x1a\x1cgyre/events/v1/monitor.proto\x1a!gyre/options/v1/constraints.proto\"|\n\x0bStageStatus\x12\r\n\x05stage\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63ount\x18\x05 \x01(\x04\".\n\x14GetLoopStatusRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\"\xa0\x01\n\x0cStalledClock\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12.\n\nclock_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnext_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07refused\x18\x05 \x01(\x04\"\x9a\x02\n\x15GetLoopStatusResponse\x12,\n\x06stages\x18\x01 \x03(\x0b\x32\x1c.gyre.monitor.v1.StageStatus\x12\"\n\x1ainteractions_since_trigger\x18\x02 \x01(\x04\x12\x18\n\x10volume_threshold\x18\x03 \x01(\x04\x12\x13\n\x0bloop_time_s\x18\x04 \x01(\x01\x12\x19\n\x11topic_differences\x18\x05 \x03(\t\x12.\n\x07layouts\x18\x06 \x03(\x0b\x32\x1d.gyre.events.v1.FeatureLayout\x12\x35\n\x0estalled_clocks\x18\x07 \x03(\x0b\x32\x1d.gyre.monitor.v1.StalledClock\"\xed\x01\n\nArmMetrics\x12\x0b\n\x03\x61rm\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0bimpressions\x18\x03 \x01(\x04\x12\x0f\n\x07\x63licked\x18\x04 \x01(\x04\x12\x11\n\tconverted\x18\x05 \x01(\x04\x12\x0b\n\x03\x63tr\x18\x06 \x01(\x01\x12\x12\n\nconversion\x18\x07 \x01(\x01\x12\x0f\n\x07\x63tr_low\x18\x08 \x01(\x01\x12\x10\n\x08\x63tr_high\x18\t \x01(\x01\x12\x15\n\rlatency_p50_s\x18\n \x01(\x01\x12\x15\n\rlatency_p99_s\x18\x0b \x01(\x01\x12\x16\n\x0e\x64\x65graded_share\x18\x0c \x01(\x01\"J\n\x14GetExperimentRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\nrollout_id\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\"B\n\x15GetExperimentResponse\x12)\n\x04\x61rms\x18\x01 \x03(\x0b\x32\x1b.gyre.monitor.v1.ArmMetrics\";\n\x11ListAlertsRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x0e\n\x06\x66iring\x18\x02 \x01(\x08\";\n\x12ListAlertsResponse\x12%\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x15.gyre.events.v1.Alert\"\xa4\x01\n\x08Incident\x12\x13\n\x0bincident_id\x18\x01 \x01(\t\x12%\n\x06\x61lerts\x18\x02 \x03(\x0b\x32\x15.gyre.events.v1.Alert\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\".\n\x14ListIncidentsRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\"E\n\x15ListIncidentsResponse\x12,\n\tincidents\x18\x01 \x03(\x0b\x32\x19.gyre.monitor.v1.Incident\"I\n\x11GetLineageRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\"\xd6\x02\n\tTraceSpan\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x0f\n\x07span_id\x18\x02 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nduration_s\x18\x07 \x01(\x01\x12\x0e\n\x06\x66\x61iled\x18\x08 \x01(\x08\x12>\n\nattributes\x18\t \x03(\x0b\x32*.gyre.monitor.v1.TraceSpan.AttributesEntry\x12(\n\x05links\x18\n \x03(\x0b\x32\x19.gyre.monitor.v1.SpanLink\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"-\n\x08SpanLink\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x0f\n\x07span_id\x18\x02 \x01(\t\"\xf3\x01\n\x07Lineage\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x12\n\nrollout_id\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x12\n\ntrigger_id\x18\x05 \x01(\t\x12:\n\tsnapshots\x18\x06 \x03(\x0b\x32\'.gyre.monitor.v1.Lineage.SnapshotsEntry\x12\x17\n\x0finteraction_ids\x18\x07 \x03(\t\x1a\x30\n\x0eSnapshotsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"j\n\x12GetLineageResponse\x12)\n\x07lineage\x18\x01 \x01(\x0b\x32\x18.gyre.monitor.v1.Lineage\x12)\n\x05spans\x18\x02 \x03(\x0b\x32\x1a.gyre.monitor.v1.TraceSpan2\xde\x03\n\x0eMonitorService\x12^\n\rGetLoopStatus\x12%.gyre.monitor.v1.GetLoopStatusRequest\x1a&.gyre.monitor.v1.GetLoopStatusResponse\x12^\n\rGetExperiment\x12%.gyre.monitor.v1.GetExperimentRequest\x1a&.gyre.monitor.v1.GetExperimentResponse\x12U\n\nListAlerts\x12\".gyre.monitor.v1.ListAlertsRequest\x1a#.gyre.monitor.v1.ListAlertsResponse\x12^\n\rListIncidents\x12%.gyre.monitor.v1.ListIncidentsRequest\x1a&.gyre.monitor.v1.ListIncidentsResponse\x12U\n\nGetLineage\x12\".gyre.monitor.v1.GetLineageRequest\x1a#.gyre.monitor.v1.GetLineageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgyre/monitor/v1/monitor.proto\x12\x0fgyre.monitor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dgyre/events/v1/features.proto\x1a\x1cgyre/events/v1/monitor.proto\x1a!gyre/options/v1/constraints.proto\"|\n\x0bStageStatus\x12\r\n\x05stage\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63ount\x18\x05 \x01(\x04\".\n\x14GetLoopStatusRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\"\xa0\x01\n\x0cStalledClock\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12.\n\nclock_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnext_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07refused\x18\x05 \x01(\x04\"l\n\rRefusedEvents\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12-\n\tlast_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd2\x02\n\x15GetLoopStatusResponse\x12,\n\x06stages\x18\x01 \x03(\x0b\x32\x1c.gyre.monitor.v1.StageStatus\x12\"\n\x1ainteractions_since_trigger\x18\x02 \x01(\x04\x12\x18\n\x10volume_threshold\x18\x03 \x01(\x04\x12\x13\n\x0bloop_time_s\x18\x04 \x01(\x01\x12\x19\n\x11topic_differences\x18\x05 \x03(\t\x12.\n\x07layouts\x18\x06 \x03(\x0b\x32\x1d.gyre.events.v1.FeatureLayout\x12\x35\n\x0estalled_clocks\x18\x07 \x03(\x0b\x32\x1d.gyre.monitor.v1.StalledClock\x12\x36\n\x0erefused_events\x18\x08 \x03(\x0b\x32\x1e.gyre.monitor.v1.RefusedEvents\"\xed\x01\n\nArmMetrics\x12\x0b\n\x03\x61rm\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0bimpressions\x18\x03 \x01(\x04\x12\x0f\n\x07\x63licked\x18\x04 \x01(\x04\x12\x11\n\tconverted\x18\x05 \x01(\x04\x12\x0b\n\x03\x63tr\x18\x06 \x01(\x01\x12\x12\n\nconversion\x18\x07 \x01(\x01\x12\x0f\n\x07\x63tr_low\x18\x08 \x01(\x01\x12\x10\n\x08\x63tr_high\x18\t \x01(\x01\x12\x15\n\rlatency_p50_s\x18\n \x01(\x01\x12\x15\n\rlatency_p99_s\x18\x0b \x01(\x01\x12\x16\n\x0e\x64\x65graded_share\x18\x0c \x01(\x01\"J\n\x14GetExperimentRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1a\n\nrollout_id\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x18@\"B\n\x15GetExperimentResponse\x12)\n\x04\x61rms\x18\x01 \x03(\x0b\x32\x1b.gyre.monitor.v1.ArmMetrics\";\n\x11ListAlertsRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x0e\n\x06\x66iring\x18\x02 \x01(\x08\";\n\x12ListAlertsResponse\x12%\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x15.gyre.events.v1.Alert\"\xa4\x01\n\x08Incident\x12\x13\n\x0bincident_id\x18\x01 \x01(\t\x12%\n\x06\x61lerts\x18\x02 \x03(\x0b\x32\x15.gyre.events.v1.Alert\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\".\n\x14ListIncidentsRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\"E\n\x15ListIncidentsResponse\x12,\n\tincidents\x18\x01 \x03(\x0b\x32\x19.gyre.monitor.v1.Incident\"I\n\x11GetLineageRequest\x12\x16\n\x04loop\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18\x1f\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x18@\"\xd6\x02\n\tTraceSpan\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x0f\n\x07span_id\x18\x02 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nduration_s\x18\x07 \x01(\x01\x12\x0e\n\x06\x66\x61iled\x18\x08 \x01(\x08\x12>\n\nattributes\x18\t \x03(\x0b\x32*.gyre.monitor.v1.TraceSpan.AttributesEntry\x12(\n\x05links\x18\n \x03(\x0b\x32\x19.gyre.monitor.v1.SpanLink\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"-\n\x08SpanLink\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x0f\n\x07span_id\x18\x02 \x01(\t\"\xf3\x01\n\x07Lineage\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x12\n\nrollout_id\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x12\n\ntrigger_id\x18\x05 \x01(\t\x12:\n\tsnapshots\x18\x06 \x03(\x0b\x32\'.gyre.monitor.v1.Lineage.SnapshotsEntry\x12\x17\n\x0finteraction_ids\x18\x07 \x03(\t\x1a\x30\n\x0eSnapshotsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"j\n\x12GetLineageResponse\x12)\n\x07lineage\x18\x01 \x01(\x0b\x32\x18.gyre.monitor.v1.Lineage\x12)\n\x05spans\x18\x02 \x03(\x0b\x32\x1a.gyre.monitor.v1.TraceSpan2\xde\x03\n\x0eMonitorService\x12^\n\rGetLoopStatus\x12%.gyre.monitor.v1.GetLoopStatusRequest\x1a&.gyre.monitor.v1.GetLoopStatusResponse\x12^\n\rGetExperiment\x12%.gyre.monitor.v1.GetExperimentRequest\x1a&.gyre.monitor.v1.GetExperimentResponse\x12U\n\nListAlerts\x12\".gyre.monitor.v1.ListAlertsRequest\x1a#.gyre.monitor.v1.ListAlertsResponse\x12^\n\rListIncidents\x12%.gyre.monitor.v1.ListIncidentsRequest\x1a&.gyre.monitor.v1.ListIncidentsResponse\x12U\n\nGetLineage\x12\".gyre.monitor.v1.GetLineageRequest\x1a#.gyre.monitor.v1.GetLineageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,38 +59,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETLOOPSTATUSREQUEST']._serialized_end=351
   _globals['_STALLEDCLOCK']._serialized_start=354
   _globals['_STALLEDCLOCK']._serialized_end=514
-  _globals['_GETLOOPSTATUSRESPONSE']._serialized_start=517
-  _globals['_GETLOOPSTATUSRESPONSE']._serialized_end=799
-  _globals['_ARMMETRICS']._serialized_start=802
-  _globals['_ARMMETRICS']._serialized_end=1039
-  _globals['_GETEXPERIMENTREQUEST']._serialized_start=1041
-  _globals['_GETEXPERIMENTREQUEST']._serialized_end=1115
-  _globals['_GETEXPERIMENTRESPONSE']._serialized_start=1117
-  _globals['_GETEXPERIMENTRESPONSE']._serialized_end=1183
-  _globals['_LISTALERTSREQUEST']._serialized_start=1185
-  _globals['_LISTALERTSREQUEST']._serialized_end=1244
-  _globals['_LISTALERTSRESPONSE']._serialized_start=1246
-  _globals['_LISTALERTSRESPONSE']._serialized_end=1305
-  _globals['_INCIDENT']._serialized_start=1308
-  _globals['_INCIDENT']._serialized_end=1472
-  _globals['_LISTINCIDENTSREQUEST']._serialized_start=1474
-  _globals['_LISTINCIDENTSREQUEST']._serialized_end=1520
-  _globals['_LISTINCIDENTSRESPONSE']._serialized_start=1522
-  _globals['_LISTINCIDENTSRESPONSE']._serialized_end=1591
-  _globals['_GETLINEAGEREQUEST']._serialized_start=1593
-  _globals['_GETLINEAGEREQUEST']._serialized_end=1666
-  _globals['_TRACESPAN']._serialized_start=1669
-  _globals['_TRACESPAN']._serialized_end=2011
-  _globals['_TRACESPAN_ATTRIBUTESENTRY']._serialized_start=1962
-  _globals['_TRACESPAN_ATTRIBUTESENTRY']._serialized_end=2011
-  _globals['_SPANLINK']._serialized_start=2013
-  _globals['_SPANLINK']._serialized_end=2058
-  _globals['_LINEAGE']._serialized_start=2061
-  _globals['_LINEAGE']._serialized_end=2304
-  _globals['_LINEAGE_SNAPSHOTSENTRY']._serialized_start=2256
-  _globals['_LINEAGE_SNAPSHOTSENTRY']._serialized_end=2304
-  _globals['_GETLINEAGERESPONSE']._serialized_start=2306
-  _globals['_GETLINEAGERESPONSE']._serialized_end=2412
-  _globals['_MONITORSERVICE']._serialized_start=2415
-  _globals['_MONITORSERVICE']._serialized_end=2893
+  _globals['_REFUSEDEVENTS']._serialized_start=516
+  _globals['_REFUSEDEVENTS']._serialized_end=624
+  _globals['_GETLOOPSTATUSRESPONSE']._serialized_start=627
+  _globals['_GETLOOPSTATUSRESPONSE']._serialized_end=965
+  _globals['_ARMMETRICS']._serialized_start=968
+  _globals['_ARMMETRICS']._serialized_end=1205
+  _globals['_GETEXPERIMENTREQUEST']._serialized_start=1207
+  _globals['_GETEXPERIMENTREQUEST']._serialized_end=1281
+  _globals['_GETEXPERIMENTRESPONSE']._serialized_start=1283
+  _globals['_GETEXPERIMENTRESPONSE']._serialized_end=1349
+  _globals['_LISTALERTSREQUEST']._serialized_start=1351
+  _globals['_LISTALERTSREQUEST']._serialized_end=1410
+  _globals['_LISTALERTSRESPONSE']._serialized_start=1412
+  _globals['_LISTALERTSRESPONSE']._serialized_end=1471
+  _globals['_INCIDENT']._serialized_start=1474
+  _globals['_INCIDENT']._serialized_end=1638
+  _globals['_LISTINCIDENTSREQUEST']._serialized_start=1640
+  _globals['_LISTINCIDENTSREQUEST']._serialized_end=1686
+  _globals['_LISTINCIDENTSRESPONSE']._serialized_start=1688
+  _globals['_LISTINCIDENTSRESPONSE']._serialized_end=1757
+  _globals['_GETLINEAGEREQUEST']._serialized_start=1759
+  _globals['_GETLINEAGEREQUEST']._serialized_end=1832
+  _globals['_TRACESPAN']._serialized_start=1835
+  _globals['_TRACESPAN']._serialized_end=2177
+  _globals['_TRACESPAN_ATTRIBUTESENTRY']._serialized_start=2128
+  _globals['_TRACESPAN_ATTRIBUTESENTRY']._serialized_end=2177
+  _globals['_SPANLINK']._serialized_start=2179
+  _globals['_SPANLINK']._serialized_end=2224
+  _globals['_LINEAGE']._serialized_start=2227
+  _globals['_LINEAGE']._serialized_end=2470
+  _globals['_LINEAGE_SNAPSHOTSENTRY']._serialized_start=2422
+  _globals['_LINEAGE_SNAPSHOTSENTRY']._serialized_end=2470
+  _globals['_GETLINEAGERESPONSE']._serialized_start=2472
+  _globals['_GETLINEAGERESPONSE']._serialized_end=2578
+  _globals['_MONITORSERVICE']._serialized_start=2581
+  _globals['_MONITORSERVICE']._serialized_end=3059
 # @@protoc_insertion_point(module_scope)

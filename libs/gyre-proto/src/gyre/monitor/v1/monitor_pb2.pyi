@@ -126,6 +126,42 @@ class StalledClock(_message.Message):
 Global___StalledClock: _TypeAlias = StalledClock  # noqa: Y015
 
 @_typing.final
+class RefusedEvents(_message.Message):
+    """Events of one topic of behaviour that were refused for one reason."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    LAST_TIME_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    """The topic's full name."""
+    reason: _builtins.str
+    """Why, UPPER_SNAKE, as the header gyre_reason of their dead letters says it."""
+    count: _builtins.int
+    """How many, since the monitor started."""
+    @_builtins.property
+    def last_time(self) -> _timestamp_pb2.Timestamp:
+        """When Kafka took in the last of them."""
+
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+        last_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_time", b"last_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "last_time", b"last_time", "reason", b"reason", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedEvents: _TypeAlias = RefusedEvents  # noqa: Y015
+
+@_typing.final
 class GetLoopStatusResponse(_message.Message):
     """The status."""
 
@@ -138,6 +174,7 @@ class GetLoopStatusResponse(_message.Message):
     TOPIC_DIFFERENCES_FIELD_NUMBER: _builtins.int
     LAYOUTS_FIELD_NUMBER: _builtins.int
     STALLED_CLOCKS_FIELD_NUMBER: _builtins.int
+    REFUSED_EVENTS_FIELD_NUMBER: _builtins.int
     interactions_since_trigger: _builtins.int
     """Interactions since the last training trigger."""
     volume_threshold: _builtins.int
@@ -164,6 +201,10 @@ class GetLoopStatusResponse(_message.Message):
     def stalled_clocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___StalledClock]:
         """The partitions whose replay clock stands. Always empty on the wall clock."""
 
+    @_builtins.property
+    def refused_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedEvents]:
+        """What was refused of the loop's behaviour since the monitor started, by topic and reason. Empty while all was admitted."""
+
     def __init__(
         self,
         *,
@@ -174,10 +215,11 @@ class GetLoopStatusResponse(_message.Message):
         topic_differences: _abc.Iterable[_builtins.str] | None = ...,
         layouts: _abc.Iterable[_features_pb2.FeatureLayout] | None = ...,
         stalled_clocks: _abc.Iterable[Global___StalledClock] | None = ...,
+        refused_events: _abc.Iterable[Global___RefusedEvents] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interactions_since_trigger", b"interactions_since_trigger", "layouts", b"layouts", "loop_time_s", b"loop_time_s", "stages", b"stages", "stalled_clocks", b"stalled_clocks", "topic_differences", b"topic_differences", "volume_threshold", b"volume_threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interactions_since_trigger", b"interactions_since_trigger", "layouts", b"layouts", "loop_time_s", b"loop_time_s", "refused_events", b"refused_events", "stages", b"stages", "stalled_clocks", b"stalled_clocks", "topic_differences", b"topic_differences", "volume_threshold", b"volume_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
