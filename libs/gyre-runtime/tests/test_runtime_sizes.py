@@ -206,21 +206,17 @@ kafka, topic, limit = sys.argv[1], sys.argv[2], 512 << 20
 types = message_types(Interaction)
 
 async def main():
-    seen = asyncio.Queue()
+    seen = []
     async def handle(events):
-        for event in events:
-            seen.put_nowait(event.id)
-    async with Consumer(kafka, group=topic, topics=[topic], types=types) as consumer:
-        task = asyncio.create_task(consumer.run(handle))
-        while (name := await seen.get()) != "good":
-            pass
+        seen.extend(event.id for event in events)
         consumer.stop()
-        await task
+    async with Consumer(kafka, group=topic, topics=[topic], types=types) as consumer:
+        await consumer.run(handle)
     async with View(kafka, topic, types) as view:
         await view.ready()
         viewed = view.get("k").id
     read = [len(record.value) async for record in read_records(kafka, topic)]
-    print(name, viewed, max(read))
+    print(*seen, viewed, max(read))
 
 with open("/proc/self/status") as status:
     (now,) = (int(line.split()[1]) << 10 for line in status if line.startswith("VmSize"))

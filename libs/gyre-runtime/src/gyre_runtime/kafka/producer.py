@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from aiokafka.errors import ProducerClosed
 from google.protobuf.message import Message
@@ -15,22 +15,13 @@ from gyre_runtime.errors import Invalid
 from gyre_runtime.events import Headers, Record, encode
 from gyre_runtime.kafka._connection import require_fits, translate
 from gyre_runtime.kafka._names import topic_labels
+from gyre_runtime.kafka._queues import PartitionQueues, Queued
 from gyre_runtime.kafka._sending import Outgoing, ProducerDelivery
 from gyre_runtime.metrics import instrument
-from gyre_runtime.retrying import restart_for_ever
 
 _LOG = logging.getLogger(__name__)
 _COUNT_EVERY = 256
 _FLUSH_S = 10.0
-
-
-class _Queued(NamedTuple):
-    """A record that waits for its turn, and who wants to know whether it arrived."""
-
-    topic: str
-    record: Record
-    size: int
-    on_settled: Callable[[bool], None] | None = None
 
 
 def _size_of(record: Record) -> int:
@@ -43,6 +34,8 @@ class Producer:
     """Sends events; an async context manager that connects by itself, whenever the broker is up, and flushes on exit.
 
     Until then what is enqueued waits within its bounds, and what is sent fails once an attempt to connect has failed.
+    What Kafka does not take of one topic partition waits, or is given up, alone: where the bounds are reached, room for
+    a record is made in the longest partition's queue.
 
     Args:
         bootstrap: Kafka's host:port list.
@@ -66,20 +59,18 @@ class Producer:
         self._source = source
         self._max_records, self._max_bytes = max_queue_records, max_queue_bytes
         self._on_drop = on_drop
-        self._gather_s = gather_s
-        self._queue: asyncio.Queue[_Queued] = asyncio.Queue()
         self._records = self._bytes = 0
         self._acknowledged_by_topic: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
         self._delivery = ProducerDelivery(bootstrap, source)
-        self._pump: asyncio.Task[None] | None = None
+        self._queues = PartitionQueues(
+            self._delivery.partition_of, self._delivery.locate, self._forward, self._settle, gather_s
+        )
 
     async def __aenter__(self) -> Self:
         """Begin to connect."""
         self._delivery.start()
-        pump = restart_for_ever("kafka-producer-queue", self._drain_queue)
-        self._pump = asyncio.create_task(pump, name="kafka-producer-queue")
         return self
 
     async def __aexit__(
@@ -92,12 +83,8 @@ class Producer:
                 await self._delivery.flush()
         except TimeoutError:
             _LOG.error("records dropped at the end: Kafka did not take them in time", extra={"records": self._records})
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
+        await self._queues.close()
         await self._delivery.stop()
-        while not self._queue.empty():
-            self._settle(self._queue.get_nowait(), "CLOSED")
 
     async def send(
         self,
@@ -179,7 +166,8 @@ class Producer:
         `on_settled` is called once, after this call: with True when Kafka has the event, False when it was given up.
 
         Returns:
-            False when the queue is full, or the event is larger than its topic takes: it is dropped and counted.
+            False when the queue is full and its partition's part of it is the longest, or the event is larger than its
+            topic takes: it is dropped and counted.
         """
         record = encode(message, source=source or self._source, id=id, time=time, key=key, traceparent=tracing.inject())
         try:
@@ -187,14 +175,16 @@ class Producer:
         except Invalid as error:
             self._count_drop(topic, error.reason)
             return False
-        size = _size_of(record)
-        if self._records >= self._max_records or self._bytes + size > self._max_bytes:
-            self._count_drop(topic, "QUEUE_FULL")
-            return False
+        size, partition = _size_of(record), self._queues.partition_of(topic, record.key)
+        while self._records >= self._max_records or self._bytes + size > self._max_bytes:
+            by_bytes = self._records < self._max_records
+            if not self._queues.make_room(topic, partition, size, by_bytes=by_bytes):
+                self._count_drop(topic, "QUEUE_FULL")
+                return False
         self._records += 1
         self._bytes += size
         self._idle.clear()
-        self._queue.put_nowait(_Queued(topic, record, size, on_settled))
+        self._queues.put(Queued(topic, record, size, on_settled), partition)
         return True
 
     async def flush(self) -> None:
@@ -210,29 +200,15 @@ class Producer:
         """Records and bytes that are enqueued and not yet acknowledged."""
         return self._records, self._bytes
 
-    async def _drain_queue(self) -> None:
-        while True:
-            queued = await self._queue.get()
-            try:
-                if self._gather_s:
-                    await asyncio.sleep(self._gather_s)
-                await self._forward(queued)
-                while not self._queue.empty():
-                    queued = self._queue.get_nowait()
-                    await self._forward(queued)
-            except asyncio.CancelledError:
-                self._settle(queued, "CLOSED")
-                raise
-
-    async def _forward(self, queued: _Queued) -> None:
+    async def _forward(self, queued: Queued, partition: int) -> None:
         def settled(error: Exception | None) -> None:
             reason = "CLOSED" if isinstance(error, ProducerClosed) else type(error).__name__ if error else None
             self._settle(queued, reason)
 
         key, value, headers = queued.record
-        await self._delivery.put(Outgoing(queued.topic, key, value, headers, settled))
+        await self._delivery.put(Outgoing(queued.topic, key, value, headers, settled, partition))
 
-    def _settle(self, queued: _Queued, dropped: str | None) -> None:
+    def _settle(self, queued: Queued, dropped: str | None) -> None:
         self._records -= 1
         self._bytes -= queued.size
         if self._records == 0:
