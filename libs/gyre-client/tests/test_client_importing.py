@@ -282,6 +282,57 @@ def test_a_vector_is_a_list_or_a_text(given: object, rule: str | None) -> None:
         assert (found.field, rule in found.rule) == ("e", True)
 
 
+WRONG_RATINGS = [
+    ({"stars": True}, "stars", "true", "must be a number"),
+    ({"stars": "1_0"}, "stars", "1_0", "must be a number"),
+    ({"stars": "\u0661"}, "stars", "\u0661", "must be a number"),
+    ({"stars": [8]}, "stars", "[8]", "must be a number"),
+    ({"stars": 10**400}, "stars", "1" + "0" * 198 + "…", "must fit into a float64"),
+    ({"how": "opened"}, "stars", "8", "must be unset, as gyre.yaml declares no value of it"),
+    ({"who": ["a", "b"]}, "who", '["a", "b"]', "must be a text or a whole number"),
+    ({"who": {"id": 5}}, "who", '{"id": 5}', "must be a text or a whole number"),
+    ({"what": True}, "what", "true", "must be a text or a whole number"),
+    ({"what": 1.5}, "what", "1.5", "must be a text or a whole number"),
+    ({"how": ["stars"]}, "how", '["stars"]', "must be a text or a whole number"),
+]
+WRONG_ITEMS = [
+    ({"price": False}, "price", "false", "must be a number"),
+    ({"price": "1_0"}, "price", "1_0", "must be a number"),
+    ({"tags": {"a": 1}}, "tags", '{"a": 1}', "must be a text or a number"),
+    ({"tags": True}, "tags", "true", "must be a text or a number"),
+    ({"tags": ["old", None]}, "tags", "null", "must be a text or a number"),
+    ({"sku": {"id": 5}}, "sku", '{"id": 5}', "must be a text or a whole number"),
+]
+
+
+@pytest.mark.adapter
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("mapping", "good", "wrong"),
+    [
+        (RATINGS, {**ROWS[1]}, WRONG_RATINGS),
+        (ITEMS, {"sku": "i1", "price": 3, "tags": ["old"]}, WRONG_ITEMS),
+    ],
+)
+async def test_a_value_of_another_kind_is_a_rejected_row(  # noqa: PLR0917 (fixtures)
+    mapping: str, good: dict[str, Any], wrong: list[Any], words: tuple[str], kafka: str, gyre: Gyre, loop_file: Path
+) -> None:
+    """Truth values, lists and objects are no numbers, names or texts: each row is named by field, value and rule."""
+    path, mapped = loop_file.with_name("rows.jsonl"), loop_file.with_name("mapping.yaml")
+    mapped.write_text(mapping)
+    rows = [good, *(good | changed for changed, *_ in wrong)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = await asyncio.to_thread(
+        gyre, "import", str(loop_file), str(path), "--mapping", str(mapped), *words, kafka=kafka
+    )
+    assert done.exit_code == 0, done.output
+    rejects = [json.loads(line) for line in path.with_name(f"{path.name}.rejects.jsonl").read_text().splitlines()]
+    assert [each["line"] for each in rejects] == list(range(2, len(rows) + 1))
+    for each, (_, field, value, rule) in zip(rejects, wrong, strict=True):
+        assert (each["field"], each["value"]) == (field, value)
+        assert rule in each["rule"]
+
+
 def test_users_are_imported_like_items() -> None:
     """A row is a user with the fields that the loop declares; a field that it does not is told with its line."""
     spec = parse_loop(VECTORS + "users: {fields: {member: {kind: boolean}}}\n")

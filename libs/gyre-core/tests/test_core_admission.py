@@ -120,6 +120,8 @@ def test_on_the_replay_clock_the_partitions_newest_event_does() -> None:
         ("click", None, ""),
         ("rate", 1.0, "UNKNOWN_TYPE"),
         ("rating", None, "VALUE_MISSING"),
+        ("click", 1.0, "VALUE_UNEXPECTED"),
+        ("click", 0.0, "VALUE_UNEXPECTED"),
         ("rating", 10.5, "VALUE_OUT_OF_RANGE"),
         ("rating", float("nan"), "VALUE_OUT_OF_RANGE"),
     ],

@@ -116,8 +116,11 @@ def refuse_interaction(spec: LoopSpec, type: str, value: float | None) -> Refusa
     if declared is None:
         known = ", ".join(spec.events.interactions)
         return Refusal.of("UNKNOWN_TYPE", f"type {type!r}", f"must be one of {known}", "type")
-    if declared.value is None:
+    if declared.value is None and value is None:
         return None
+    if declared.value is None:
+        rule = "must be unset, as gyre.yaml declares no value of it"
+        return Refusal.of("VALUE_UNEXPECTED", f"{type} value {value:g}", rule, "value")
     if value is not None and declared.value.min <= value <= declared.value.max:
         return None
     allowed = f"must be {number(declared.value.min)} to {number(declared.value.max)}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from math import isfinite
 from typing import Any
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from gyre_core.admission import refuse_fields, refuse_interaction
@@ -20,6 +23,9 @@ from gyre_client.importing.mapping import Mapping as FileMapping
 from gyre_client.importing.rows import Rejected, Row, shown
 
 _LONGEST_ID = 128
+_MAX_EXACT = 2**53
+"""Up to which a float holds every whole number, so that it may stand for an id."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 _LATEST = 253402300799.0
 AMBIGUOUS, SKIPPED = "ambiguous", "skipped"
@@ -109,7 +115,7 @@ def _fields(
 
 def _field(source: FieldSource, kind: str, given: Any) -> FieldValue:
     reader = _FIELDS.get(kind)
-    return reader(source, given) if reader else _utf8(source.column, str(given))
+    return reader(source, given) if reader else _text(source.column, given)
 
 
 def _boolean(source: FieldSource, given: Any) -> FieldValue:
@@ -121,8 +127,8 @@ def _boolean(source: FieldSource, given: Any) -> FieldValue:
 
 def _categories(source: FieldSource, given: Any) -> FieldValue:
     if isinstance(given, list):
-        return [_utf8(source.column, str(each)) for each in given]
-    text = _utf8(source.column, str(given))
+        return [_text(source.column, each) for each in given]
+    text = _text(source.column, given)
     return [each.strip() for each in text.split(source.separator) if each.strip()] if source.separator else [text]
 
 
@@ -148,13 +154,27 @@ _FIELDS: Mapping[str, Callable[[FieldSource, Any], FieldValue]] = {
 
 def _id(values: Mapping[str, Any], column: str) -> str:
     given = values.get(column)
+    if given is None or given == "":
+        raise _DoesNotFit(column, "", "is required")
     # A table without nulls reads numbers as floats where it had some: 7.0 is the user 7.
-    text = str(int(given)) if isinstance(given, float) and given.is_integer() else str("" if given is None else given)
-    if not text:
-        raise _DoesNotFit(column, text, "is required")
+    if isinstance(given, float | Decimal):
+        number = Decimal(given)
+        if number.is_finite() and number == number.to_integral_value() and abs(number) <= _MAX_EXACT:
+            given = int(number)
+    if isinstance(given, bool) or not isinstance(given, str | int | UUID):
+        raise _DoesNotFit(column, given, "must be a text or a whole number")
+    text = str(given)
     if len(text) > _LONGEST_ID:
         raise _DoesNotFit(column, text, f"must have at most {_LONGEST_ID} characters")
     return _utf8(column, text)
+
+
+def _text(column: str, given: Any) -> str:
+    """A value that is a text, or has one form as a text: a number, a time, a UUID."""
+    has_text = isinstance(given, str | int | Decimal | date | UUID) or (isinstance(given, float) and isfinite(given))
+    if isinstance(given, bool) or not has_text:
+        raise _DoesNotFit(column, given, "must be a text or a number")
+    return _utf8(column, str(given))
 
 
 def _utf8(column: str, text: str) -> str:
@@ -166,10 +186,14 @@ def _utf8(column: str, text: str) -> str:
 
 
 def _number(column: str, given: Any) -> float:
+    if isinstance(given, str) and not _NUMBER.fullmatch(given.strip()):
+        raise _DoesNotFit(column, given, "must be a number")
+    if isinstance(given, bool) or not isinstance(given, str | int | float | Decimal):
+        raise _DoesNotFit(column, given, "must be a number")
     try:
         number = float(given)
-    except (TypeError, ValueError) as error:
-        raise _DoesNotFit(column, given, "must be a number") from error
+    except OverflowError as error:
+        raise _DoesNotFit(column, given, "must fit into a float64") from error
     if not isfinite(number):
         raise _DoesNotFit(column, given, "must be a finite number")
     return number

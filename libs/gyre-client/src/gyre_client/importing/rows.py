@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -43,8 +44,11 @@ class Rejected:
 
 
 def shown(value: object) -> str:
-    """A value as the rejects show it: as text, cut where it is long."""
-    return cut(value if isinstance(value, str) else repr(value), _SHOWN)
+    """A value as the rejects show it: a text as it is, others as JSON has them; cut where it is long."""
+    if not isinstance(value, str):
+        with suppress(TypeError, ValueError):
+            return cut(json.dumps(value, ensure_ascii=False), _SHOWN)
+    return cut(str(value), _SHOWN)
 
 
 def rows_of(
