@@ -12,14 +12,18 @@ from typing import Any
 
 import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
+from gyre.events.v1 import privacy_pb2 as privacy
 from gyre.features.v1 import parity_pb2 as pb
 from gyre.features.v1.parity_pb2_grpc import ParityServiceStub
 from gyre_core.spec import LoopSpec
+from gyre_core.topics import topic
 from gyre_features.processes.check import check
 from gyre_features.settings import FeaturesSettings
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
+from gyre_privacy.pseudonyms import record_key
 from gyre_runtime import Lifespan, NotFound, ServiceSettings, channel
+from gyre_runtime.kafka import Producer
 from gyre_warehouse.tables import (
     APPLIED,
     IMPRESSIONS,
@@ -93,6 +97,28 @@ async def test_features_that_name_no_batches_are_unknown(loop: Loop, loop_file: 
         (report,) = (await stub.CheckParity(pb.CheckParityRequest(loop=loop.spec.loop), timeout=60)).reports
     assert (report.impressions, report.mismatches) == (3, 0)
     assert dict(report.unknown) == {"it does not name the batches that it was made from": 1}
+
+
+@pytest.mark.adapter
+async def test_a_report_names_no_request_of_who_was_forgotten(loop: Loop, loop_file: Path, kafka: str) -> None:
+    """Once a user was erased the last report gives counts without examples, whose requests may be the user's."""
+    await turn(loop, range(3))
+    await loop.read("u1", BEGIN + 3000, wrong=0.01)
+    await loop.archive.flush()
+    async with parity_stub(loop, loop_file, kafka) as (_, stub):
+        (report,) = (await stub.CheckParity(pb.CheckParityRequest(loop=loop.spec.loop), timeout=60)).reports
+        assert [each.request_id for each in report.examples] == ["r4"]
+        erased = privacy.UserErased(user_hash=b"h" * 16)
+        erased.forgotten_time.GetCurrentTime()
+        async with Producer(kafka, source="test") as producer:
+            await producer.send(topic(loop.spec.loop, "privacy.erasures"), erased, key=record_key(erased))
+
+        async def last() -> pb.ParityReport:
+            (found,) = (await stub.GetParity(pb.GetParityRequest(loop=loop.spec.loop), timeout=5)).reports
+            assert not found.examples
+            return found
+
+        assert (await eventually(last, timeout_s=30, message="the report has no examples")).mismatches == 1
 
 
 @pytest.mark.adapter

@@ -118,7 +118,7 @@ STORES: tuple[StoreDecl, ...] = (
         holds="the user's answers, interactions and traces under a hash of the id, and the spans of those requests",
         written=("SQLite with its write-ahead log", "monitor"),
         erased="rows are deleted and overwritten, the log is truncated; again a minute later, for spans come late",
-        until=AT_ONCE,
+        until="at once; request ids in spans of requests that showed nothing, until newer spans take their place",
     ),
     _store(
         "MLflow",

@@ -7,14 +7,20 @@ import logging
 import multiprocessing
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AsyncExitStack
+from functools import partial
 
+from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.layouts import KnownLayout
 from gyre_core.spec import LoopSpec
+from gyre_core.topics import topic
 from gyre_runtime import Unavailable, instrument, load_loops
-from gyre_runtime.kafka import ensure_topics
+from gyre_runtime.events import Event, message_types
+from gyre_runtime.kafka import View, ensure_topics
 from gyre_runtime.layouts import read_layouts
 from gyre_warehouse.tables import APPLIED, TRAINING_TABLE_OF, open_catalog
 
@@ -74,6 +80,7 @@ class Checks:
         self._turn = asyncio.Lock()
         self.loops = loops
         self.last: dict[str, list[LoopReport]] = {}
+        self._erasures = Counter[str]()
 
     async def check(self, loop: str, *, max_impressions: int | None = None) -> list[LoopReport]:
         """Compare the features that impressions were answered with to those that a replay of the history gives, now.
@@ -89,6 +96,7 @@ class Checks:
             Unavailable: the warehouse, or the definitions of the layouts, cannot be read (CHECK_FAILED).
         """
         async with self._turn:
+            erasures = self._erasures[loop]
             found = await self._apart(loop, max_impressions or self._settings.features_check_impressions)
         if isinstance(found, str):
             raise Unavailable("CHECK_FAILED", f"loop = {loop!r}: could not be checked: {found:.300}")
@@ -98,7 +106,32 @@ class Checks:
         for report in found:
             _log(report)
         self.last[loop] = found
+        if self._erasures[loop] != erasures:  # of somebody whose rows the check may have read
+            self._drop_examples(loop)
         return found
+
+    def _drop_examples(self, loop: str) -> None:
+        for report in self.last.get(loop, ()):
+            report.found.examples.clear()
+
+    async def follow_erasures(self) -> None:
+        """Drop the examples of a loop's last check, which name requests, whenever a user was erased; until cancelled.
+
+        They do not say whose they are; the counts, which name nobody, stay.
+        """
+        await ensure_topics(self._settings, self.loops.values())
+
+        def erased(loop: str, _key: str, event: Event | None) -> None:
+            if event is not None:
+                self._erasures[loop] += 1
+                self._drop_examples(loop)
+
+        async with AsyncExitStack() as stack:
+            for loop in self.loops:
+                name, types = topic(loop, "privacy.erasures"), message_types(privacy.UserErased)
+                view = View(self._settings.kafka, name, types, on_change=partial(erased, loop), holds_events=False)
+                await stack.enter_async_context(view)
+            await asyncio.Event().wait()
 
     async def _apart(self, loop: str, max_impressions: int) -> list[LoopReport] | str:
         pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))

@@ -17,6 +17,7 @@ async def check(lifespan: Lifespan, settings: CheckSettings) -> Server:
     checks = Checks(settings, load_loops(settings))
     services = [Registration(rpc.add_ParityServiceServicer_to_server, ParityServicer(checks))]
     lifespan.background("scheduled checks", checks.run())
+    lifespan.background("erasures", checks.follow_erasures())
     return await lifespan.serve(build_server(settings, services, health=lifespan.health))
 
 
