@@ -77,3 +77,12 @@ def test_an_address_that_is_in_use_stops_the_start_in_one_line(variable: str) ->
     own = [line for line in lines if "add_port.cc" not in line]  # gRPC writes a line of its own
     assert len(own) == 1
     assert own[0].startswith(f"{variable}='{address}': must be an address of this host that is free")
+
+
+def test_a_key_of_the_monitors_own_that_is_none_stops_it_in_one_line(tmp_path: Path) -> None:
+    """The monitor's own key file is named with the folder of its state."""
+    (tmp_path / "user-key.json").write_text("junk")
+    (line,) = refusal(
+        "gyre_monitor", GYRE_LOOPS=str(MOVIES), GYRE_STATE_DIR=str(tmp_path), GYRE_OTLP_LISTEN="127.0.0.1:0"
+    )
+    assert line.startswith(f"GYRE_STATE_DIR='{tmp_path}': {tmp_path}/user-key.json: must be JSON")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.keyring import USER_DOMAIN, Keyring
-from gyre_runtime.errors import Precondition
+from gyre_runtime.errors import Misconfigured, Precondition
 
 _DOMAIN = "forgotten"
 _KEY_BYTES = 32
@@ -86,12 +86,19 @@ def own_keyring(path: Path) -> Keyring:
     """The keys of a file that is written with a new key, for its owner alone, where there is none.
 
     Raises:
-        OSError: it can be neither read nor written.
-        ValueError: it holds no keys.
+        Misconfigured: it can be neither read nor written, or holds no keys (STATE_UNUSABLE).
     """
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            json.dump({"stable": secrets.token_hex(_KEY_BYTES)}, file)
-    return Keyring.from_file(path)
+    try:
+        if not path.exists():
+            _write_key(path)
+        return Keyring.from_file(path)
+    except (OSError, ValueError) as error:
+        rule = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise Misconfigured("STATE_UNUSABLE", f"GYRE_STATE_DIR={str(path.parent)!r}: {rule}") from None
+
+
+def _write_key(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(number, "w", encoding="utf-8") as file:
+        json.dump({"stable": secrets.token_hex(_KEY_BYTES)}, file)

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import grpc
 from gyre_runtime import Unavailable, instrument
+from gyre_runtime.errors import cannot_listen
 from gyre_runtime.tracing import FLOW_ATTRIBUTE
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
@@ -136,12 +137,15 @@ class OtlpServer:
         """Listen.
 
         Raises:
-            RuntimeError: the address is in use.
+            Misconfigured: nobody can listen at the address (CANNOT_LISTEN).
         """
         options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
         self._server = server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MAX_CALLS)
         rpc.add_TraceServiceServicer_to_server(self._receiver, server)  # type: ignore[no-untyped-call]
-        port = server.add_insecure_port(self.address)
+        try:
+            port = server.add_insecure_port(self.address)
+        except RuntimeError:
+            raise cannot_listen("otlp_listen", self.address) from None
         self.address = f"{self.address.rpartition(':')[0]}:{port}"
         await server.start()
         _LOG.info("listening for spans", extra={"address": self.address})
