@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+DUPLICATES_S = 300
+"""How long a window of append times is where no setting says otherwise, seconds."""
 _MAX_BACK_S = 3600
 """Append times that go back by so much at most are those of brokers, or producers, whose clocks differ."""
 _MAX_BEHIND = 1000
@@ -68,3 +70,28 @@ class AppendWindows:
 
     def _start_of(self, arrival_time: float) -> int:
         return int(arrival_time // self._window_s) * self._window_s
+
+
+class WindowIdentities:
+    """The identities that counted of a topic partition: in its newest window of append times, and in the one before.
+
+    Args:
+        window_s: length of a window, seconds.
+    """
+
+    def __init__(self, window_s: int) -> None:
+        self._windows, self._number = AppendWindows(window_s), 0
+        self._newest, self._before = set[tuple[str, ...]](), set[tuple[str, ...]]()
+
+    def reach(self, arrival_time: float) -> None:
+        """Move on to the window that an event is in, by when Kafka had it, unix seconds; 0 when not known."""
+        number = self._windows.reach(arrival_time)
+        if number != self._number:
+            self._number, self._newest, self._before = number, set(), self._newest
+
+    def is_repeat(self, identity: tuple[str, ...]) -> bool:
+        """Whether an identity counted before; otherwise it does from now on."""
+        if identity in self._newest or identity in self._before:
+            return True
+        self._newest.add(identity)
+        return False

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from gyre.events.v1 import behavior_pb2 as behavior
+from gyre_core.append_windows import DUPLICATES_S, WindowIdentities
 from gyre_core.features import EntityKind, Event, FieldsChanged, Impression, Layout, UserInteraction
 from gyre_core.features.encoding import encode_all
 from gyre_core.features.slots import FieldSlot
@@ -26,6 +27,7 @@ from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, ITEMS, USERS
 
 _LOG = logging.getLogger(__name__)
 _US = 1_000_000
+_REQUEST = "request"
 EVENT_COLUMNS = {
     INTERACTIONS: ("event_time", "user_id", "item_id", "type", "value"),
     IMPRESSIONS: ("event_time", "user_id", "item_ids", "shown"),
@@ -172,6 +174,42 @@ def first_copies(table: str, rows: pa.Table) -> npt.NDArray[np.int64]:
         unnamed = [None if request else row for row, request in enumerate(requests)]
         kept = _first(kept, rows["user_id"].to_pylist(), requests, unnamed)
     return np.sort(kept)
+
+
+def counted_rows(table: str, rows: pa.Table, *, window_s: int = DUPLICATES_S) -> npt.NDArray[np.int64]:
+    """The rows that features count, increasing: those that the stream does not leave out as repeats.
+
+    An event repeats another where the two have one source and id, of impressions also where they have one user and
+    request, stand in one topic partition, and no whole window of append times is between them. Changes of the
+    catalogue all count. Needs `source`, `event_id`, `kafka_partition`, `kafka_offset`, `ingest_time`, and of
+    impressions `user_id` and `request_id`.
+
+    Args:
+        table: name of the table.
+        rows: of it.
+        window_s: length of a window of append times, seconds.
+    """
+    if table in _CHANGES:
+        return np.arange(len(rows))
+    order = np.lexsort((rows["kafka_offset"].to_numpy(), rows["kafka_partition"].to_numpy()))
+    partitions: list[Any] = rows["kafka_partition"].to_pylist()
+    arrivals = np.nan_to_num(seconds_of(rows["ingest_time"])).tolist()
+    sources, ids = rows["source"].to_pylist(), rows["event_id"].to_pylist()
+    nobody = [None] * len(rows)
+    users, requests = (
+        (rows["user_id"].to_pylist(), rows["request_id"].to_pylist()) if table == IMPRESSIONS else (nobody, nobody)
+    )
+    places, kept = dict[int, WindowIdentities](), []
+    for row in order.tolist():
+        known = places.get(partitions[row])
+        if known is None:
+            known = places[partitions[row]] = WindowIdentities(window_s)
+        known.reach(arrivals[row])
+        if known.is_repeat((sources[row], ids[row])):
+            continue
+        if not requests[row] or not known.is_repeat((_REQUEST, users[row], requests[row])):
+            kept.append(row)
+    return np.sort(np.array(kept, dtype=np.int64))
 
 
 def _first(order: npt.NDArray[np.int64], *columns: Sequence[Any]) -> npt.NDArray[np.int64]:

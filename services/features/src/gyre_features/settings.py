@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from gyre_core.append_windows import DUPLICATES_S
 from gyre_runtime import ServiceSettings
 from gyre_runtime.settings import (
     ArtifactSettings,
@@ -25,7 +26,7 @@ class FeaturesPart(Settings):
 class DuplicateSettings(FeaturesPart):
     """How long a producer's repeats are recognized; stream and replay must agree."""
 
-    features_duplicates_s: int = Field(300, ge=1)
+    features_duplicates_s: int = Field(DUPLICATES_S, ge=1)
     """How long the identities of applied events are remembered at least, seconds."""
 
 

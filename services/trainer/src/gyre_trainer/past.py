@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from gyre_core.features import Event, FieldsChanged, Layout, Replay, RequestContext
 from gyre_core.features.frame import F32
-from gyre_warehouse.rows import EVENT_COLUMNS, counts_impressions, events_of, first_copies, seconds_of
+from gyre_warehouse.rows import EVENT_COLUMNS, counted_rows, counts_impressions, events_of, seconds_of
 from gyre_warehouse.tables import IMPRESSIONS, INTERACTIONS, ITEMS, USERS
 
 _ALWAYS = float("-inf")
@@ -81,8 +81,9 @@ def _catalogue(items: pa.Table) -> Iterator[tuple[float, Event]]:
 
 def _interactions(layout: Layout, interactions: pa.Table) -> Iterator[tuple[float, Event]]:
     counted = {kind for kind in layout.events if any(layout.plan(each, kind) for each in layout.entities)}
-    wanted = interactions.filter(pc.is_in(interactions["type"], pa.array(sorted(counted), pa.string())))
-    for event in _events(INTERACTIONS, wanted):
+    # Which windows of append times a log passes through depends on all types.
+    kept = _counted(INTERACTIONS, interactions)
+    for event in _in_order(INTERACTIONS, kept.filter(pc.is_in(kept["type"], pa.array(sorted(counted), pa.string())))):
         yield event.time, event
 
 
@@ -93,8 +94,15 @@ def _impressions(layout: Layout, shown: pa.Table) -> Iterator[tuple[float, Event
 
 
 def _events(name: str, rows: pa.Table) -> list[Event]:
-    """Rows as events in the order of their time, without duplicates."""
-    kept = rows.take(pa.array(first_copies(name, rows), pa.int64()))
+    """Rows as events in the order of their time, without the repeats that the stream leaves out."""
+    return _in_order(name, _counted(name, rows))
+
+
+def _counted(name: str, rows: pa.Table) -> pa.Table:
+    return rows.take(pa.array(counted_rows(name, rows), pa.int64()))
+
+
+def _in_order(name: str, kept: pa.Table) -> list[Event]:
     times = seconds_of(kept["event_time"])
     order = np.lexsort((kept["kafka_offset"].to_numpy(), kept["kafka_partition"].to_numpy(), times))
     return events_of(name, kept.select(EVENT_COLUMNS[name]).take(pa.array(order, pa.int64())))

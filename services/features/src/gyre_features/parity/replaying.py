@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from gyre_core import keys
-from gyre_core.append_windows import AppendWindows
+from gyre_core.append_windows import WindowIdentities
 from gyre_core.features import (
     ENTITY_KINDS,
     MAX_BUFFERED_BATCHES,
@@ -87,27 +87,6 @@ class EntityWrite(NamedTuple):
         return keys.shard_of(self.kind, self.id, shards=shards)
 
 
-class _WindowIdentities:
-    """The identities that counted of a topic partition: in its newest window of append times, and in the one before."""
-
-    def __init__(self, window_s: int) -> None:
-        self._windows, self._number = AppendWindows(window_s), 0
-        self._newest, self._before = set[tuple[str, ...]](), set[tuple[str, ...]]()
-
-    def reach(self, arrival_time: float) -> None:
-        """Move on to the window that an event is in, by when Kafka had it, unix seconds."""
-        number = self._windows.reach(arrival_time)
-        if number != self._number:
-            self._number, self._newest, self._before = number, set(), self._newest
-
-    def is_repeat(self, identity: tuple[str, ...]) -> bool:
-        """Whether an identity counted before; otherwise it does from now on."""
-        if identity in self._newest or identity in self._before:
-            return True
-        self._newest.add(identity)
-        return False
-
-
 class Deduplicated:
     """Leaves out what a producer sent twice, and later impressions of a request, by the store's own rule.
 
@@ -119,7 +98,7 @@ class Deduplicated:
 
     def __init__(self, duplicates_s: int) -> None:
         self._window_s = duplicates_s
-        self._known: dict[tuple[int, Place], _WindowIdentities] = {}
+        self._known: dict[tuple[int, Place], WindowIdentities] = {}
 
     def batches(self, found: Iterable[BatchEvents]) -> Iterator[AppliedBatch]:
         """The batches as they counted; each shard's in the order of their numbers."""
@@ -145,7 +124,7 @@ class Deduplicated:
         for place, events in found.behaviour.items():
             known = self._known.get((found.batch.shard, place))
             if known is None:
-                known = self._known[found.batch.shard, place] = _WindowIdentities(self._window_s)
+                known = self._known[found.batch.shard, place] = WindowIdentities(self._window_s)
             for identity, event, arrival_time in events:
                 known.reach(arrival_time)
                 if known.is_repeat(identity.event):

@@ -42,12 +42,12 @@ from gyre_trainer.training_set import Tables, are_served
 _US = 1_000_000
 _KEYS = ("source", "event_id", "event_time", "kafka_partition", "kafka_offset")
 _COLUMNS = {
-    IMPRESSIONS: (*SHOWN, "shown"),
+    IMPRESSIONS: (*SHOWN, "shown", "ingest_time"),
     INTERACTIONS: (*ACTED, "value"),
     ITEMS: (*_KEYS, "item_id", "fields"),
     USERS: (*_KEYS, "user_id", "fields"),
 }
-_SHOWN = (*_KEYS, "request_id", "user_id", "item_ids", "shown")
+_SHOWN = (*_KEYS, "request_id", "user_id", "item_ids", "shown", "ingest_time")
 _MEMORY_BYTES = 512 * 1024 * 1024
 _OLDEST = f"""
 select begin_us from (
