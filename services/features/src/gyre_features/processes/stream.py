@@ -31,7 +31,7 @@ from gyre_features.online.leases import keep_leases
 from gyre_features.online.retired import delete_stores
 from gyre_features.online.store import OnlineStore
 from gyre_features.settings import StreamSettings
-from gyre_features.stream.layout_stream import LayoutStream, is_gone_from_kafka
+from gyre_features.stream.layout_stream import LayoutStream, compacted_places, is_gone_from_kafka
 from gyre_features.stream.maintainer import LayoutMaintainer
 from gyre_features.stream.worker import CATALOGUE, Filling, StreamWorker
 
@@ -137,10 +137,13 @@ def _layout_stream(parts: _Parts, maintainer: LayoutMaintainer, layout: tuple[st
 
     async def fill(places: Sequence[Place]) -> None:
         # The warehouse holds no refused records: where no other layout is read, whose stream writes their dead letters,
-        # this one reads Kafka itself, as long as everything is still there.
+        # this one reads Kafka itself, as long as everything is still there. Of the catalogue that is what compaction
+        # has left alone: of two changes the one that wins by its event time need not be the newer record.
         gives_way = maintainer.gives_way(hash_)
         if not gives_way and not await is_gone_from_kafka(consumer, store, places):
-            return
+            places = await compacted_places(consumer, store, places)
+            if not places:
+                return
         # What reads the warehouse takes memory, which a stream whose layouts are filled need not pay; and half a second
         # to import, in which the other layouts' streams go on.
         reading = await asyncio.to_thread(import_module, "gyre_features.processes.fill")

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aiokafka import TopicPartition
+from gyre_core.topics import is_compacted
 from gyre_runtime.checkpoints import Place
 from gyre_runtime.kafka import Consumer, ConsumerWork
 
@@ -15,6 +16,8 @@ from gyre_features.stream.worker import CATALOGUE, StreamWorker
 
 _ROUND_S, _MAX_ROUNDS = 5.0, 10
 """A layout is filled once what Kafka held at a moment was applied within so long after it, or in so many rounds."""
+_COMPACTED_AFTER_S = 600.0
+"""Kafka compacts closed segments alone, so that what is younger is all there, but where a segment is full sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +99,26 @@ async def is_gone_from_kafka(consumer: Consumer, store: OnlineStore, places: Seq
     shards = await store.checkpoints(places)
     starts = await consumer.kafka.beginning_offsets([TopicPartition(*place) for place in places])
     return any(min(found[each].kafka_offset for found in shards) < start for each, start in starts.items())
+
+
+async def compacted_places(consumer: Consumer, store: OnlineStore, places: Sequence[Place]) -> list[Place]:
+    """Those of some topic partitions where Kafka may have compacted away what a store is to apply next, by its age.
+
+    Raises:
+        Unavailable: the store does not answer.
+        KafkaError: Kafka does not.
+    """
+    wanted = [TopicPartition(*place) for place in places if is_compacted(place[0])]
+    if not wanted:
+        return []
+    shards = await store.checkpoints([(each.topic, each.partition) for each in wanted])
+    ends = await consumer.kafka.end_offsets(wanted)
+    young_ms = round((time.time() - _COMPACTED_AFTER_S) * 1000)
+    young = await consumer.kafka.offsets_for_times(dict.fromkeys(wanted, young_ms))
+    found = []
+    for each in wanted:
+        first = young.get(each)
+        old_until = ends[each] if first is None else min(first.offset, ends[each])
+        if min(checkpoints[each].kafka_offset for checkpoints in shards) < old_until:
+            found.append((each.topic, each.partition))
+    return found
