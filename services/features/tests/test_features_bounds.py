@@ -1,6 +1,7 @@
 """What the stream and its store hold is bounded: keys by time, the worker by what Redis takes."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gyre_features.online import OnlineStore
 from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_local.process import Process
 from gyre_local.testing import eventually
+from gyre_runtime.events import Event
 from gyre_runtime.kafka import create_topics
 from redis.asyncio import Redis
 
@@ -145,3 +147,30 @@ def _resident_mb(pid: int) -> float:
     """The memory of a process, MB (proc(5))."""
     (line,) = [each for each in Path(f"/proc/{pid}/status").read_text().splitlines() if each.startswith("VmRSS")]
     return int(line.split()[1]) / 1024
+
+
+async def test_impressions_of_many_items_are_several_scripts(redis: Redis, counting_shown: LoopSpec) -> None:
+    """A thousand items in each of 30 impressions: no script changes more than 20,000, and all of them count."""
+    name, batches = topic(counting_shown.loop, "behavior.impressions"), list[list[Event]]()
+    store = OnlineStore(redis, counting_shown, Layout.compile(counting_shown))
+
+    async def note(_batch: object, events: Sequence[Event]) -> None:
+        batches.append(list(events))
+
+    stream = LoopStream(store, on_batch=note)
+    await stream.assigned([(name, 0)])
+    sent = [
+        behavior.Impression(
+            request_id=f"r{number}", user_id="u", item_ids=[f"{number}-{each}" for each in range(1000)], shown=1000
+        )
+        for number in range(30)
+    ]
+    await stream.apply(
+        [
+            Event(f"e{offset}", "shop", "", BEGIN, each, None, name, 0, offset, arrival_time=BEGIN)
+            for offset, each in enumerate(sent)
+        ]
+    )
+    assert [sum(each.message.shown for each in events) for events in batches] == [20_000, 10_000]
+    values = await store.read("u", ["0-0", "29-999", "30-0"])
+    assert [each is None for each in values.items] == [False, False, True]

@@ -8,7 +8,7 @@ that holds another record there is another log.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from math import inf
@@ -124,17 +124,41 @@ class Batch:
     refusals: Sequence[RefusedRecord] = ()
     ends: Mapping[Place, Checkpoint] = field(default_factory=dict)
 
-    def parts(self, max_events: int) -> list[Batch]:
-        """Batches of at most so many events that together are this one; the last has the refusals and its ends."""
-        if len(self.events) <= max_events:
+    def parts(
+        self, max_events: int, *, size_of: Callable[[Event], int] | None = None, max_size: int = 0
+    ) -> list[Batch]:
+        """Batches that together are this one; the last has the refusals and its ends.
+
+        Args:
+            max_events: in one batch.
+            size_of: what an event weighs; None for nothing.
+            max_size: what the events of one batch weigh at most together; one that weighs more is a batch of its own.
+        """
+        starts = (
+            list(range(0, len(self.events), max_events))
+            if size_of is None
+            else _starts(map(size_of, self.events), max_events, max_size)
+        )
+        if len(starts) <= 1:
             return [self]
-        starts = range(0, len(self.events), max_events)
-        made = [self._part(self.events[first : first + max_events]) for first in starts]
+        ends = [*starts[1:], len(self.events)]
+        made = [self._part(self.events[first:end]) for first, end in zip(starts, ends, strict=True)]
         made[-1] = Batch(made[-1].events, self.refusals, self.ends)
         return made
 
     def _part(self, events: Sequence[Event]) -> Batch:
         return Batch(events, (), checkpoints_after(events, self.ends))
+
+
+def _starts(sizes: Iterable[int], max_events: int, max_size: int) -> list[int]:
+    """At which events batches start that are bounded in number and size."""
+    starts, count, total = list[int](), max_events, 0
+    for index, size in enumerate(sizes):
+        if count >= max_events or total + size > max_size:
+            starts.append(index)
+            count = total = 0
+        count, total = count + 1, total + size
+    return starts
 
 
 def checkpoints_after(

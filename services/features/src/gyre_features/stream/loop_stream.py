@@ -45,6 +45,8 @@ from gyre_features.stream.tallies import count_late_fields, count_left_out, coun
 
 _LOG = logging.getLogger(__name__)
 _SENDING_S = 0.001
+_MAX_WRITTEN = 20_000
+"""So many items the impressions of one script change at most: Redis answers nobody else meanwhile."""
 
 ReadTombstones = Callable[[], Awaitable[object]]
 """Returns once everybody is known who was forgotten before the call."""
@@ -66,6 +68,11 @@ def feature_event(event: Event) -> FeatureEvent:
     if isinstance(message, behavior.UserChanged):
         return FieldsChanged("user", message.user_id, event.time, field_values(message.fields))
     return FieldsChanged("item", message.item_id, event.time, field_values(message.fields))
+
+
+def _items_shown(event: Event) -> int:
+    """How many items an event changes at most."""
+    return event.message.shown if isinstance(event.message, behavior.Impression) else 1
 
 
 def _of_items(events: Iterable[FeatureEvent]) -> list[FieldsChanged]:
@@ -117,6 +124,7 @@ class LoopStream:
         layout = store.layout
         self._reads_fields = bool(layout.item_fields.fields)
         counts_impressions = any(layout.plan(kind, IMPRESSION) for kind in ("item", "user", "global"))
+        self._size_of = _items_shown if counts_impressions else None
         self._repeats = [
             RepeatFilter(store.names.duplicates_s, counts_impressions=counts_impressions, forgotten=forgotten)
             for _ in range(store.shards)
@@ -205,7 +213,7 @@ class LoopStream:
         """Apply batch after batch; while the store takes one in, the next is prepared."""
         running: asyncio.Task[None] | None = None
         try:
-            for batch in whole.parts(self.max_events):
+            for batch in whole.parts(self.max_events, size_of=self._size_of, max_size=_MAX_WRITTEN):
                 if running is not None:
                     # So that the batch before is on its way to the store when this one takes the processor.
                     await asyncio.wait([running], timeout=_SENDING_S)
