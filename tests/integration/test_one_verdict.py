@@ -151,7 +151,7 @@ def changes(draw: random.Random, suffix: str) -> behavior.ItemChanged | behavior
 def times(draw: random.Random, spec: LoopSpec, newest: float, now: float) -> float:
     """An event time within the bounds or beyond them, never within seconds of one."""
     base = now if spec.clock == "wall" else newest
-    away = [0, -60, 30, -spec.events.max_lateness_s - 99, spec.events.max_future_s + 99, -4e8, 200 * 86_400]
+    away = [0, -60, 30, -spec.max_lateness_s - 99, spec.events.max_future_s + 99, -4e8, 200 * 86_400]
     return base + draw.choice(away[:3]) + draw.random() if draw.random() < 0.8 else base + draw.choice(away)
 
 

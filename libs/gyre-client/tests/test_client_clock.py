@@ -33,9 +33,9 @@ time: {column: at, format: "%Y-%m-%d %H:%M:%S", zone: Europe/Vienna}
 """
 
 
-async def decided(kafka: str, spec: LoopSpec) -> Counter[str]:
-    """What becomes of the records of the loop's interactions: `admitted`, or the reason of each refusal."""
-    admission, counts, name = Admission({spec.loop: spec}, TYPES), Counter[str](), topic(spec.loop, BEHAVIOR[0])
+async def decided(kafka: str, spec: LoopSpec, suffix: str = BEHAVIOR[0]) -> Counter[str]:
+    """What becomes of the records of a topic of the loop: `admitted`, or the reason of each refusal."""
+    admission, counts, name = Admission({spec.loop: spec}, TYPES), Counter[str](), topic(spec.loop, suffix)
     async for record in read_records(kafka, name):
         decision = admission.decide(record)
         if decision is not None:
@@ -57,6 +57,32 @@ async def test_an_import_crosses_gaps(kafka: str, spec: LoopSpec) -> None:
     await import_history(settings, spec, events[:18])
     await import_history(settings, spec, events)
     assert await decided(kafka, spec) == {"admitted": 36}
+
+
+async def test_an_import_of_interactions_lets_the_answers_of_its_time_in(kafka: str, spec: LoopSpec) -> None:
+    """Answers after an import are admitted, whether it leapt by a month or came there day by day, and up to its end."""
+    settings = ClientSettings(kafka=kafka)
+    leapt, day_by_day = (BEGIN + 30 * DAY_S,), tuple(BEGIN + (30 + 0.9 * day) * DAY_S for day in range(9))
+    for days in ((BEGIN,), leapt, day_by_day):
+        await import_history(settings, spec, [UserInteraction("u1", "i", "click", time) for time in days])
+        async with Producer(kafka, source="shop") as producer:
+            for number in range(9):
+                answer = behavior.Impression(
+                    request_id=f"r{days[-1]}-{number}", user_id=f"u{number}", item_ids=["i"], shown=1, method=1
+                )
+                time = days[-1] + 0.4 * DAY_S + number
+                await producer.send(topic(spec.loop, BEHAVIOR[1]), answer, key=f"u{number}", time=time)
+    assert await decided(kafka, spec, BEHAVIOR[1]) == {"admitted": 27}
+
+
+async def test_one_event_ahead_makes_no_other_too_old(kafka: str, spec: LoopSpec) -> None:
+    """An event that is admitted though it is 23 hours ahead costs none of those that come after it in time."""
+    await ensure_topics(ClientSettings(kafka=kafka), [spec])
+    for time in (BEGIN, BEGIN + 23 * 3600, BEGIN + 60, BEGIN + 7200, BEGIN + 23 * 3600 - 60):
+        await send_click(kafka, spec, time)
+    assert await decided(kafka, spec) == {"admitted": 5}
+    await send_click(kafka, spec, BEGIN - 2 * 3600)
+    assert await decided(kafka, spec) == {"admitted": 5, "TOO_OLD": 1}
 
 
 async def test_a_leap_is_refused_until_the_clock_is_set(

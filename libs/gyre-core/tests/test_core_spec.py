@@ -24,7 +24,7 @@ def changed(old: str, new: str) -> str:
 def test_minimal_loop_is_short_and_complete(minimal_loop: LoopSpec) -> None:
     """A loop of fifteen lines gets defaults for everything else."""
     assert minimal_loop.clock == "wall"
-    assert minimal_loop.events.max_lateness_s == 3600
+    assert minimal_loop.max_lateness_s == 3600
     assert minimal_loop.training.label.events == ("click",)
     assert minimal_loop.training.label.weight("click") == 1.0
     assert minimal_loop.experiment.salt == "shop"

@@ -168,7 +168,7 @@ def test_what_is_remembered_is_bounded_by_age_and_count(layout: Layout) -> None:
     for second in range(5):
         kept.add([contribution(second)])
     assert [each.time - START for each in kept.of("i0")] == [2, 3, 4]
-    kept.cut(START + HOUR + 3.5)
+    kept.cut(START + layout.max_lateness_s + 3.5)
     assert [each.time - START for each in kept.of("i0")] == [4]
     kept.drop(kept.of("i0"))
     assert kept.of("i0") == []

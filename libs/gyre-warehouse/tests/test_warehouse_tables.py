@@ -28,7 +28,7 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.types import ListType, NestedField, StringType
 
-LATER = ("context", "global_batch", "labels", "positions", "thinning")
+LATER = ("context", "global_batch", "labels", "positions", "thinning", "clock_time")
 """What the first version of the table of impressions did not have."""
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROW = {"event_id": "e1", "event_time": NOW, "item_ids": ["a", "b"], "kafka_partition": 0, "kafka_offset": 0}
@@ -39,6 +39,7 @@ FULL = {
     "positions": [1, 0],
     "global_batch": 9,
     "thinning": "features",
+    "clock_time": NOW,
 }
 
 

@@ -339,7 +339,7 @@ def test_freshness_and_volume_are_of_the_wall_clock(checked: LoopSpec, clock: st
         window.events = 100 + number % 3
         window.newest_event_time.FromSeconds(int(BEGIN) + 60 * number + 59)
         windows.note(window)
-    lateness, end = spec.events.max_lateness_s, BEGIN + 60 * 20
+    lateness, end = spec.max_lateness_s, BEGIN + 60 * 20
     steady = _says(judge_windows(spec, windows, now=end + lateness))
     stopped = _says(judge_windows(spec, windows, now=end + lateness + 60))
     stale = _says(judge_windows(spec, windows, now=end + 8 * 86_400))

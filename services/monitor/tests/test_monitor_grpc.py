@@ -142,6 +142,29 @@ async def test_the_status_tells_how_many_events_were_refused_and_why(start, make
     await eventually(counted, timeout_s=20, message="the status counts what is refused")
 
 
+async def test_the_status_tells_a_replay_clock_that_one_event_moved_too_far(start, make) -> None:
+    """Where the first event of a partition is a year ahead of all others, these are counted, until the clock is set."""
+    service = await start()
+    name, first = topic(service.loop, "behavior.interactions"), make.begin + 400 * 86_400
+    for at in (first, make.begin + 60, make.begin):
+        await service.send("behavior.interactions", make.interaction(), at=at)
+
+    async def stands() -> bool:
+        found = (await status(service)).stalled_clocks
+        seen = [(each.topic, each.clock_time.ToSeconds(), each.next_time.ToSeconds(), each.refused) for each in found]
+        return seen == [(name, int(first), int(make.begin), 2)]
+
+    await eventually(stands, timeout_s=20, message="the status tells the clock that stands")
+    mark = behavior.ClockMark(back=True)
+    mark.clock_time.FromSeconds(int(make.begin))
+    await service.send("behavior.interactions", mark, at=make.begin)
+
+    async def moves() -> bool:
+        return not (await status(service)).stalled_clocks
+
+    await eventually(moves, timeout_s=20, message="the clock moves again")
+
+
 async def test_a_loop_that_turns_is_seen_in_every_stage(start, make) -> None:
     """Events, features, training, rollout, answers and outcomes are counted as they pass, and a trigger is sent."""
     service = await start()

@@ -21,6 +21,7 @@ from gyre_core.spec import LoopSpec
 from gyre_core.topics import BEHAVIOR, IMPORT_SOURCE, max_record_bytes, topic
 from gyre_runtime import Invalid, Unavailable
 from gyre_runtime.admission import Admission, Rules, refuse
+from gyre_runtime.checkpoints import Place
 from gyre_runtime.events import Event as RawEvent
 from gyre_runtime.events import encode, header_texts, message_types
 from gyre_runtime.kafka import Producer, ensure_topics, read_records, require_fits
@@ -30,7 +31,7 @@ from gyre_client.clock import clock_mark
 from gyre_client.gateway import item_changed, user_changed
 
 _CHUNK = 1000
-_UNKNOWN_PARTITION = -1
+_UNKNOWN_PARTITION = ("", -1)
 _ENVELOPE_BYTES = 4096
 """More than key and headers of an event take."""
 _BEHAVIOR_TYPES = message_types(behavior.Interaction, behavior.Impression)
@@ -160,7 +161,7 @@ class HistoryImport:
             chunk = fresh[start : start + _CHUNK]
             for suffix, id_, key, time, message in chunk:
                 if self._spec.clock == "replay" and suffix in BEHAVIOR:
-                    await self._cross_gap(suffix, time)
+                    await self._cross_gap(time)
                 self._producer.enqueue(topic(self._spec.loop, suffix), message, key=key, time=time, id=id_)
             await self._producer.flush()
             if self._dropped:
@@ -170,16 +171,21 @@ class HistoryImport:
             on_progress(len(chunk))
         return Imported(len(fresh), len(prepared) - len(fresh), superseded)
 
-    async def _cross_gap(self, suffix: str, time: float) -> None:
-        """Set every partition's clock where an event would be too far ahead of one: what is sent before goes first."""
-        clocks = self._held.clocks.setdefault(suffix, {})
-        if not clocks or time - min(clocks.values()) <= self._spec.events.max_future_s:
+    async def _cross_gap(self, time: float) -> None:
+        """Set the clock of every partition of the loop's behaviour where an event would be too far ahead of one.
+
+        What is sent before goes first. Topics that the import does not write are marked, too, since what users do and
+        are shown next is of its time. Half of `max_future` is left to what comes next in any partition.
+        """
+        clocks = self._held.clocks
+        if not clocks or time - min(clocks.values()) <= self._spec.events.max_future_s / 2:
             clocks.setdefault(_UNKNOWN_PARTITION, time)
             return
         await self._producer.flush()
-        name = topic(self._spec.loop, suffix)
-        await self._producer.send_to_partitions(name, clock_mark(time), time=time, id=f"clock-{time!r}")
-        self._held.clocks[suffix] = dict.fromkeys(clocks, time)
+        for suffix in BEHAVIOR:
+            name = topic(self._spec.loop, suffix)
+            await self._producer.send_to_partitions(name, clock_mark(time), time=time, id=f"clock-{time!r}")
+        self._held.clocks = {_UNKNOWN_PARTITION: time}
 
 
 @dataclass(slots=True)
@@ -188,12 +194,12 @@ class _StoredIds:
 
     Attributes:
         ids: of imported events.
-        clocks: of each topic of behaviour the newest event time of each partition, unix seconds, as far as is known.
+        clocks: of each partition of the topics of behaviour the newest event time, unix seconds, as far as is known.
         changed: what each key of a catalogue topic has: its change with the newest event time, of equal ones the last.
     """
 
     ids: set[str] = field(default_factory=set)
-    clocks: dict[str, dict[int, float]] = field(default_factory=dict)
+    clocks: dict[Place, float] = field(default_factory=dict)
     changed: dict[tuple[str, str], _Change] = field(default_factory=dict)
 
     def knows(self, event: Prepared, *, is_last: bool) -> bool:
@@ -246,8 +252,13 @@ class _StoredIds:
 
 
 async def _held(kafka: str, loop: str, suffixes: Iterable[str], *, replayed: LoopSpec | None = None) -> _StoredIds:
-    """What some topics of a loop hold; the clocks only of a loop that is replayed, whose spec is given."""
+    """What some topics of a loop hold; the clocks only of a loop that is replayed, whose spec is given.
+
+    Those are of all behaviour once some of it is imported: the import moves the clocks of all.
+    """
     found = _StoredIds()
+    if replayed is not None and not set(suffixes).isdisjoint(BEHAVIOR):
+        suffixes = {*suffixes, *BEHAVIOR}
     admission = Admission({loop: replayed} if replayed is not None else {}, _BEHAVIOR_TYPES)
     for suffix in suffixes:
         name = topic(loop, suffix)
@@ -257,7 +268,7 @@ async def _held(kafka: str, loop: str, suffixes: Iterable[str], *, replayed: Loo
                 admission.decide(record)
                 clock = admission.clock(name, record.partition)
                 if clock.is_set:
-                    found.clocks.setdefault(suffix, {})[record.partition] = clock.newest
+                    found.clocks[name, record.partition] = clock.newest
     return found
 
 

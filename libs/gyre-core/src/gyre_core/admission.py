@@ -180,9 +180,10 @@ def refuse_times(spec: LoopSpec, clock: PartitionClock, times: EventTimes) -> Re
     """Whether an event is too old (TOO_OLD) or in the future (IN_THE_FUTURE), or None.
 
     No event may be further than `max_future` ahead of the time at which Kafka took it in. On the replay clock behaviour
-    may not be so far ahead of the partition's newest event either. Behaviour may be `max_lateness` late: on the wall
-    clock after the time at which Kafka took it in, on the replay clock after the newest event; the history of
-    `events.history_sources` may be as old as it is.
+    may not be so far ahead of the partition's newest event either. Behaviour may be `LoopSpec.max_lateness` late: on
+    the wall clock after the time at which Kafka took it in, on the replay clock after the newest event, where it is at
+    least `max_future`, so that one event ahead makes no other too old; the history of `events.history_sources` may be
+    as old as it is.
     """
     event_time, append_time, source, is_behavior, name = times
     if not in_range(event_time):
@@ -203,6 +204,7 @@ def refuse_times(spec: LoopSpec, clock: PartitionClock, times: EventTimes) -> Re
         way = f"; `gyre clock {spec.loop} --to {event_time:.0f}` where the gap is true"
         return refusal("IN_THE_FUTURE", how_far, events.max_future, way)
     late_s = (clock.newest if replays else append_time) - event_time
-    if is_behavior and late_s > events.max_lateness_s and source not in events.history_sources:
-        return refusal("TOO_OLD", f"{late_s:.0f} s late", events.max_lateness)
+    if is_behavior and late_s > spec.max_lateness_s and source not in events.history_sources:
+        way = f"; `gyre clock {spec.loop} --to {event_time:.0f} --back` where the clock is wrong" if replays else ""
+        return refusal("TOO_OLD", f"{late_s:.0f} s late", spec.max_lateness, way)
     return None

@@ -82,14 +82,14 @@ KEYS: tuple[KeyDecl, ...] = (
         pattern=f"{_PREFIX}folds:<known or unknown>",
         holds="what recent events read of items' fields, by event time, to be made up for where fields come late",
         owner="features",
-        ttl="`max_field_lateness` of the loop for known items, `max_lateness` for unknown ones, and a day",
+        ttl="`max_field_lateness` of the loop for known items, its lateness bound for unknown ones, and a day",
     ),
     KeyDecl(
         name="versions",
         pattern=f"{_PREFIX}versions:<item id>",
         holds="the fields that an item had before its newest ones, by time; only of items that changed",
         owner="features",
-        ttl="`max_lateness` of the loop and a day",
+        ttl="the loop's lateness bound (`max_lateness`, on the replay clock at least `max_future`) and a day",
     ),
     KeyDecl(
         name="duplicates",

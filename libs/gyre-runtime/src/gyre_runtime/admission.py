@@ -42,6 +42,7 @@ _CATALOGUE = (behavior.ItemChanged, behavior.UserChanged)
 _MARKS = message_types(behavior.ClockMark)
 _FLOAT32_BYTES = 4
 _UNSET = PartitionClock()
+_STALLED_BY = ("IN_THE_FUTURE", "TOO_OLD")
 _LOGGED_AT = frozenset(10**power for power in range(12))
 """At which numbers of events in a row a standing clock is logged."""
 Mask = Callable[[Event], None]
@@ -195,17 +196,24 @@ def _features_problem(block: behavior.FeatureBlock, items: int) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class StalledClock:
-    """A partition whose replay clock stands, since every event after a gap is too far ahead of it.
+    """A partition whose replay clock lets no event in: all are too far ahead of it, or too old beside it.
 
     Attributes:
         newest: what the clock shows, unix seconds.
-        next_time: the earliest event time that was refused since, unix seconds: `gyre clock` sets the clock to it.
-        refused: how many events in a row were refused as IN_THE_FUTURE, since the process started.
+        next_time: the earliest event time that was refused since, unix seconds: `gyre clock` sets the clock to it,
+            `--back` where that is before `newest`.
+        refused: how many events in a row were refused as IN_THE_FUTURE, or in a row as TOO_OLD, since the process
+            started.
     """
 
     newest: float
     next_time: float
     refused: int
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the clock is ahead of the events, which are TOO_OLD, and not behind them."""
+        return self.next_time < self.newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +262,7 @@ class Admission:
 
     @property
     def stalled(self) -> Mapping[Place, StalledClock]:
-        """The partitions whose replay clock an event would have to move by more than `events.max_future`."""
+        """The partitions whose replay clock let no event in of late: see `StalledClock`."""
         return self._stalled
 
     @property
@@ -285,7 +293,7 @@ class Admission:
             return () if isinstance(decision.message, behavior.ClockMark) else examined
         self._note_refused(record, decision)
         event = examined[0]
-        if rules.spec is not None and decision.reason == "IN_THE_FUTURE" and clock.is_set and isinstance(event, Event):
+        if rules.spec is not None and decision.reason in _STALLED_BY and clock.is_set and isinstance(event, Event):
             self._note_stalled(rules.spec, place, event, clock)
         return examined
 
@@ -307,10 +315,12 @@ class Admission:
         times = times_of(spec, event)
         if not times.is_behavior or times.event_time - times.append_time > spec.events.max_future_s:
             return  # it is ahead of the wall clock, too, so that no mark would help
-        before = self._stalled.get(place)
-        refused, earliest = (before.refused, before.next_time) if before else (0, times.event_time)
-        now = StalledClock(clock.newest, min(earliest, times.event_time), refused + 1)
+        now, before = StalledClock(clock.newest, times.event_time, 1), self._stalled.get(place)
+        if before is not None and before.is_ahead == now.is_ahead:
+            now = StalledClock(clock.newest, min(before.next_time, now.next_time), before.refused + 1)
         self._stalled[place] = now
         if now.refused in _LOGGED_AT:
             facts = {"topic": place[0], "partition": place[1], "clock": now.newest, "refused": now.refused}
-            _LOG.warning("a replay clock stands: events are further ahead of it than events.max_future", extra=facts)
+            remedy = f"gyre clock {spec.loop} --to {now.next_time:.0f}{' --back' if now.is_ahead else ''}"
+            far = "too old beside it" if now.is_ahead else "further ahead of it than events.max_future"
+            _LOG.warning("a replay clock stands: events are %s", far, extra={**facts, "remedy": remedy})

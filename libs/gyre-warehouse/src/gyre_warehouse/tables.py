@@ -73,6 +73,8 @@ _ORIGIN: dict[str, IcebergType] = {
     "event_time": TimestamptzType(),
 }
 _PLACE: dict[str, IcebergType] = {"kafka_partition": _INT, "kafka_offset": _LONG, "ingest_time": TimestamptzType()}
+_CLOCK: dict[str, IcebergType] = {"clock_time": TimestamptzType()}
+"""The replay clock of a row's topic partition after it; null on the wall clock, and in rows from before the column."""
 _COLUMNS: dict[str, dict[str, IcebergType | str]] = {
     INTERACTIONS: {
         **_ORIGIN,
@@ -83,6 +85,7 @@ _COLUMNS: dict[str, dict[str, IcebergType | str]] = {
         "request_id": _TEXT,
         "simulated": BooleanType(),
         **_PLACE,
+        **_CLOCK,
     },
     IMPRESSIONS: {
         **_ORIGIN,
@@ -114,6 +117,7 @@ _COLUMNS: dict[str, dict[str, IcebergType | str]] = {
         "labels": "map<string,string>",
         "positions": "list<int>",
         "thinning": _TEXT,
+        **_CLOCK,
     },
     ITEMS: {**_ORIGIN, "item_id": _TEXT, "fields": _TEXT, **_PLACE},
     USERS: {**_ORIGIN, "user_id": _TEXT, "fields": _TEXT, **_PLACE},

@@ -179,18 +179,36 @@ def _refused(refused: Sequence[pb.RefusedEvents]) -> list[str]:
 
 def _stalled(clocks: Sequence[pb.StalledClock]) -> list[str]:
     """A line for each partition whose replay clock stands, and how events are let in again."""
-    lines = [
-        f"{each.topic}, partition {each.partition}: the clock stands at {when(each.clock_time)}, and the last "
-        f"{each.refused:,} events are further ahead than events.max_future, the earliest at {when(each.next_time)}"
-        for each in clocks
-    ]
-    if clocks:
-        loop, earliest = clocks[0].topic.partition(".")[0], min(each.next_time.ToSeconds() for each in clocks)
+    ahead = [each for each in clocks if each.next_time.ToNanoseconds() < each.clock_time.ToNanoseconds()]
+    behind = [each for each in clocks if each not in ahead]
+    lines = [_standing(each, "further ahead than events.max_future") for each in behind]
+    if behind:
         lines.append(
-            f"`gyre clock {loop} --to {earliest}` lets them in again if the gap is true, and `gyre dlq replay {loop}` "
+            f"`{_clock_to(behind)}` lets them in again if the gap is true, and `gyre dlq replay {_loop_of(behind)}` "
             "puts back what was refused; a larger events.max_future in gyre.yaml avoids it"
         )
+    lines += [_standing(each, "too old beside it") for each in ahead]
+    if ahead:
+        lines.append(
+            f"`{_clock_to(ahead)} --back` lets them in again if an event of a wrong time moved the clock, and "
+            f"`gyre dlq replay {_loop_of(ahead)}` puts back what was refused"
+        )
     return lines
+
+
+def _standing(clock: pb.StalledClock, how: str) -> str:
+    return (
+        f"{clock.topic}, partition {clock.partition}: the clock stands at {when(clock.clock_time)}, and the last "
+        f"{clock.refused:,} events are {how}, the earliest at {when(clock.next_time)}"
+    )
+
+
+def _loop_of(clocks: Sequence[pb.StalledClock]) -> str:
+    return clocks[0].topic.partition(".")[0]
+
+
+def _clock_to(clocks: Sequence[pb.StalledClock]) -> str:
+    return f"gyre clock {_loop_of(clocks)} --to {min(each.next_time.ToSeconds() for each in clocks)}"
 
 
 def _layouts(layouts: Iterable[events.FeatureLayout]) -> RenderableType:

@@ -71,7 +71,7 @@ class Layout:
             hash=_hash_of(spec, described, entities),
             model_columns=spec.model_columns(),
             events=_events_of(spec.features),
-            max_lateness_s=spec.events.max_lateness_s,
+            max_lateness_s=spec.max_lateness_s,
             max_field_lateness_s=spec.events.max_field_lateness_s,
         )
 

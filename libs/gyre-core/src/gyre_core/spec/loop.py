@@ -51,9 +51,10 @@ class EventsSpec(SpecModel):
     """The interaction types and the bounds on event times.
 
     `max_future` is 5m by default, and 1d on the replay clock, where only a partition's own events move its time, so
-    that a quiet night looks like a leap. Events of the CloudEvents sources in `history_sources` may be of any age. A
-    dead letter that is replayed says when Kafka first took it in, by which it is judged where
-    `trust_replayed_append_time` is true, but no further back than dead letters are kept.
+    that a quiet night looks like a leap. Since there one admitted event may move the clock by `max_future`, behaviour
+    may be late on the replay clock by the larger of `max_lateness` and `max_future`. Events of the CloudEvents sources
+    in `history_sources` may be of any age. A dead letter that is replayed says when Kafka first took it in, by which
+    it is judged where `trust_replayed_append_time` is true, but no further back than dead letters are kept.
     """
 
     max_lateness: Duration = Duration.parse("1h")
@@ -62,11 +63,6 @@ class EventsSpec(SpecModel):
     history_sources: tuple[str, ...] = ("gyre/import",)
     trust_replayed_append_time: bool = True
     interactions: dict[EventName, InteractionSpec] = PydanticField(min_length=1)
-
-    @property
-    def max_lateness_s(self) -> float:
-        """How late behaviour may come, seconds: by Kafka's time of it, or on the replay clock by its partition's."""
-        return self.max_lateness.seconds
 
     @property
     def max_field_lateness_s(self) -> float:
@@ -123,6 +119,21 @@ class LoopSpec(SpecModel):
         for name, value in changes.items():
             object.__setattr__(self, name, value)
         return self
+
+    @property
+    def max_lateness(self) -> Duration:
+        """How late behaviour may come: by Kafka's time of it, or on the replay clock by its partition's.
+
+        On the replay clock one admitted event may move a partition's clock by `max_future`, which must make no event
+        of the others too old.
+        """
+        late, ahead = self.events.max_lateness, self.events.max_future
+        return ahead if self.clock == "replay" and ahead.seconds > late.seconds else late
+
+    @property
+    def max_lateness_s(self) -> float:
+        """`max_lateness` in seconds."""
+        return self.max_lateness.seconds
 
     def fields(self, scope: str) -> dict[str, Any]:
         """The declared fields of `item` or `user` entities by name; nothing for `global`."""

@@ -36,7 +36,7 @@ class Judged:
 
 def windows_needed(spec: LoopSpec) -> int:
     """How many of the newest windows of each topic the checks of a loop look at."""
-    open_ones = int(spec.events.max_lateness_s // spec.quality.window_s) + 1
+    open_ones = int(spec.max_lateness_s // spec.quality.window_s) + 1
     return max(spec.quality.live.windows, _MAX_PERIODS + 1 + open_ones)
 
 
@@ -108,7 +108,7 @@ def _volume(spec: LoopSpec, windows: QualityWindows, now: float) -> Iterable[Che
     length, counts = spec.quality.window_s, windows.counts(topic(spec.loop, _INTERACTIONS))
     if not counts:
         return
-    newest = (now - spec.events.max_lateness_s) // length * length - length
+    newest = (now - spec.max_lateness_s) // length * length - length
     first = max(min(counts), newest - _MAX_PERIODS * length)
     history = [counts.get(newest - back * length, 0) for back in range(1, int((newest - first) // length) + 1)]
     if len(history) >= _MIN_PERIODS:

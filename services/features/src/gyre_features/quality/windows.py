@@ -231,7 +231,7 @@ class PartitionWindows:
         """
         if idle and self._spec.clock == "wall":
             self._now = max(self._now, wall_time())
-        now, final_before = self._now, self._now - self._spec.events.max_lateness_s
+        now, final_before = self._now, self._now - self._spec.max_lateness_s
         for start in sorted(self._windows):
             window, end = self._windows[start], start + self._seconds
             final = end <= final_before

@@ -13,20 +13,21 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from math import inf
 from typing import Any
 
 import numpy as np
 from google.protobuf import json_format
 from gyre.events.v1 import behavior_pb2 as behavior
-from gyre_core.admission import PartitionClock
 from gyre_core.features import Layout
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_privacy.masking import read_keyring
 from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Unavailable, load_loops
-from gyre_runtime.checkpoints import Batch, Checkpoint, Place
+from gyre_runtime.checkpoints import Batch, Checkpoint, Place, checkpoints_after
 from gyre_runtime.events import Event
 from gyre_runtime.kafka import existing_topics
 from gyre_runtime.layouts import TOPIC as LAYOUTS
@@ -44,6 +45,7 @@ from gyre_warehouse.tables import (
     ITEMS,
     TRAINING_TABLE_OF,
     USERS,
+    arrow_schema,
     checkpoints_of,
     ensure_table,
     offsets_of,
@@ -58,11 +60,11 @@ from gyre_features.online.store import OnlineStore
 from gyre_features.settings import BackfillSettings
 from gyre_features.stream.loop_stream import LoopStream, ReadTombstones, nobody_forgotten
 
+_EPOCH, _SECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(seconds=1)
 _OFFSETS_AT_ONCE = 20_000
 _ATTEMPTS, _RETRY_S = 20, 1.0
 _STALL_TIMEOUT_S, _POLL_S = 10.0, 0.1
 _CATALOGUE = "catalog.items"
-_BEHAVIOR = (behavior.Interaction, behavior.Impression)
 
 
 @dataclass
@@ -237,21 +239,19 @@ class Archived:
     async def _apply_place(self, table: Table, place: Place, start: int) -> int:
         """Apply what a table holds of a topic partition from an offset on; answer how many events.
 
-        The last batch ends where the table does, so that the stream goes on behind what was refused, too.
+        The last batch ends where the table does, so that the stream goes on behind what was refused, too. Those before
+        end at an archived event, with the clock that the partition had there.
         """
-        end, count, clock = checkpoints_of(table).get(place[1], Checkpoint()), 0, PartitionClock()
+        end, count = checkpoints_of(table).get(place[1], Checkpoint()), 0
         if table.name()[-1] == IMPRESSIONS and not counts_impressions(self._store.layout):
             if start < end.offset:
                 await _apply_with_retries(self._stream, (), {place: end})
             return 0
         for first, last in await asyncio.to_thread(_ranges, table, place[1], start, end.offset):
-            events = []
             read = partial(_read, self._store.layout, table, place, (first, last), counts=self.rows)
-            for event in await asyncio.to_thread(read):
-                clock = clock.after(event.time) if isinstance(event.message, _BEHAVIOR) else clock
-                events.append(event._replace(clock=clock.newest))
-            reached = end if last == end.offset else Checkpoint(last, end.base, clock=clock)
-            await self._apply(Batch(events, (), {place: reached}))
+            events = await asyncio.to_thread(read)
+            ends = {place: end} if last == end.offset else checkpoints_after(events, {place: end})
+            await self._apply(Batch(events, (), ends))
             count += len(events)
         return count
 
@@ -307,6 +307,7 @@ def _read(layout: Layout, table: Table, place: Place, offsets: tuple[int, int], 
     first, end = offsets
     name = table.name()[-1]
     columns = [*IDENTITY_COLUMNS[name], *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset", "ingest_time"]
+    columns += ["clock_time"] if "clock_time" in arrow_schema(name).names else []
     wanted = f"kafka_partition = {place[1]} and kafka_offset >= {first} and kafka_offset < {end}"
     stored = read_columns(table, columns, rows=wanted).sort_by("kafka_offset")
     rows = counts.readable(name, stored, layout)
@@ -324,11 +325,18 @@ def _read(layout: Layout, table: Table, place: Place, offsets: tuple[int, int], 
             partition=place[1],
             offset=row["kafka_offset"],
             arrival_time=arrival,
+            clock=_clock_of(row),
         )
         for row, at, arrival in zip(
             rows.drop_columns(["event_time", "ingest_time"]).to_pylist(), times, arrivals, strict=True
         )
     ]
+
+
+def _clock_of(row: Mapping[str, Any]) -> float:
+    """The replay clock after a row, unix seconds; -inf where it is not known."""
+    at = row.get("clock_time")
+    return -inf if at is None else (at - _EPOCH) / _SECOND
 
 
 def _interaction(row: Mapping[str, Any]) -> behavior.Interaction:

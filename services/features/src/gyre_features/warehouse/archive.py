@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import isfinite
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -126,6 +127,7 @@ def rows_of(topic: str, events: Sequence[Event]) -> pa.Table:
         "kafka_partition": [event.partition for event in events],
         "kafka_offset": [event.offset for event in events],
         "ingest_time": _microseconds([event.arrival_time or time.time() for event in events]),
+        "clock_time": [round(event.clock * 1e6) if isfinite(event.clock) else None for event in events],
     }
     schema = arrow_schema(table)
     return pa.Table.from_arrays([pa.array(columns[each.name], each.type) for each in schema], schema=schema)

@@ -85,7 +85,9 @@ Global___GetLoopStatusRequest: _TypeAlias = GetLoopStatusRequest  # noqa: Y015
 
 @_typing.final
 class StalledClock(_message.Message):
-    """A Kafka partition whose replay clock stands, since every event after a gap is further ahead of it than `events.max_future`."""
+    """A Kafka partition whose replay clock lets no event in: after a gap all are further ahead of it than `events.max_future`, or one event of a
+    wrong time moved it so far ahead that all others are too old.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -99,14 +101,16 @@ class StalledClock(_message.Message):
     partition: _builtins.int
     """Its partition."""
     refused: _builtins.int
-    """How many events in a row were refused as IN_THE_FUTURE, since the monitor started to read the partition."""
+    """How many events in a row were refused as IN_THE_FUTURE, or in a row as TOO_OLD, since the monitor started to read the partition."""
     @_builtins.property
     def clock_time(self) -> _timestamp_pb2.Timestamp:
         """What the clock shows: the newest admitted event time."""
 
     @_builtins.property
     def next_time(self) -> _timestamp_pb2.Timestamp:
-        """The earliest event time that was refused since: where the gap is true, `gyre clock LOOP --to` it lets events in again."""
+        """The earliest event time that was refused since, unlike `clock_time`. Where it is later and the gap is true, `gyre clock LOOP --to` it lets
+        events in again; where it is earlier, `gyre clock LOOP --to` it ` --back` does.
+        """
 
     def __init__(
         self,
