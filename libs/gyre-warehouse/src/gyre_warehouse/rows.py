@@ -29,12 +29,12 @@ _LOG = logging.getLogger(__name__)
 _US = 1_000_000
 _REQUEST = "request"
 EVENT_COLUMNS = {
-    INTERACTIONS: ("event_time", "user_id", "item_id", "type", "value"),
-    IMPRESSIONS: ("event_time", "user_id", "item_ids", "shown"),
+    INTERACTIONS: ("event_time", "user_id", "item_id", "type", "value", "ingest_time"),
+    IMPRESSIONS: ("event_time", "user_id", "item_ids", "shown", "ingest_time"),
     ITEMS: ("event_time", "item_id", "fields"),
     USERS: ("event_time", "user_id", "fields"),
 }
-"""What of each table an event is made from."""
+"""What of each table an event is made from; of behaviour when Kafka had it, which bounds the time that it counts at."""
 IDENTITY_COLUMNS = {
     name: ("source", "event_id", "request_id") if name == IMPRESSIONS else ("source", "event_id")
     for name in EVENT_COLUMNS
@@ -63,7 +63,7 @@ def readable_rows(table: str, rows: pa.Table, layout: Layout) -> pa.Table:
         rows: with the columns of `EVENT_COLUMNS`.
         layout: whose fields the values must fit.
     """
-    required = [name for name in EVENT_COLUMNS[table] if name != "value"]
+    required = [name for name in EVENT_COLUMNS[table] if name not in ("value", "ingest_time")]
     given = are_complete(rows, required, lists=("item_ids",) if table == IMPRESSIONS else ())
     if table in _CHANGES:
         kind, message = _CHANGES[table]
@@ -147,9 +147,12 @@ def _fits(slots: Sequence[FieldSlot], message: type[Message], text: str) -> bool
 
 
 def events_of(table: str, rows: pa.Table) -> list[Event]:
-    """The events of some rows with the columns of `EVENT_COLUMNS`, in the rows' order."""
-    times: list[float] = seconds_of(rows["event_time"]).tolist()
-    columns: list[list[Any]] = [rows[name].to_pylist() for name in EVENT_COLUMNS[table][1:]]
+    """The events of some rows with the columns of `EVENT_COLUMNS`, in the rows' order; behaviour at its `time_seen`."""
+    moments = seconds_of(rows["event_time"])
+    if table in (INTERACTIONS, IMPRESSIONS):
+        moments = np.fmin(moments, seconds_of(rows["ingest_time"]))  # the event's own where none is known
+    times: list[float] = moments.tolist()
+    columns: list[list[Any]] = [rows[name].to_pylist() for name in EVENT_COLUMNS[table][1:] if name != "ingest_time"]
     made: Iterable[Event]
     if table == INTERACTIONS:
         users, items, types, values = columns

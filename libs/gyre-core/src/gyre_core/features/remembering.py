@@ -18,9 +18,10 @@ BUFFER_IDLE_S = 86_400
 
 
 def time_seen(event_time: float, arrival_time: float) -> float:
-    """The time that an event may make others old by, unix seconds: no later than the log had it, where that is known.
+    """The time at which behaviour counts in features, unix seconds: no later than the log had it, where that is known.
 
-    So a producer whose clock is fast takes late fields' corrections from nobody.
+    So a producer whose clock is fast makes nobody's sums and windows old, and takes late fields' corrections from
+    nobody.
 
     Args:
         event_time: as the producer says, unix seconds.

@@ -152,6 +152,7 @@ class ArchivedBatches:
             by_table.setdefault(self._table_of[place[0]], {})[place] = span
         for name, spans in by_table.items():
             columns = [*IDENTITY_COLUMNS[name], *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset", "ingest_time"]
+            columns = list(dict.fromkeys(columns))
             stored = read_columns(self._tables[name], columns, rows=_within(spans)).sort_by("kafka_offset")
             rows = self._counts.readable(name, stored, self._layout)
             partitions = rows["kafka_partition"].to_numpy()

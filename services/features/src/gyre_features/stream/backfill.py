@@ -307,7 +307,7 @@ def _read(layout: Layout, table: Table, place: Place, offsets: tuple[int, int], 
     first, end = offsets
     name = table.name()[-1]
     columns = [*IDENTITY_COLUMNS[name], *EVENT_COLUMNS[name], "kafka_partition", "kafka_offset", "ingest_time"]
-    columns += ["clock_time"] if "clock_time" in arrow_schema(name).names else []
+    columns = list(dict.fromkeys([*columns, *({"clock_time"} & set(arrow_schema(name).names))]))
     wanted = f"kafka_partition = {place[1]} and kafka_offset >= {first} and kafka_offset < {end}"
     stored = read_columns(table, columns, rows=wanted).sort_by("kafka_offset")
     rows = counts.readable(name, stored, layout)

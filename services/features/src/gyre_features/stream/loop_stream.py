@@ -17,6 +17,7 @@ from gyre_core.features import (
     UserInteraction,
     aggregate_batch,
     items_needed,
+    time_seen,
 )
 from gyre_core.features import Event as FeatureEvent
 from gyre_core.spec import IMPRESSION
@@ -58,13 +59,14 @@ async def nobody_forgotten() -> None:
 
 
 def feature_event(event: Event) -> FeatureEvent:
-    """A decoded event as the feature algebra takes it."""
+    """A decoded event as the feature algebra takes it: behaviour at its `time_seen`."""
     message = event.message
     if isinstance(message, behavior.Interaction):
-        value = message.value if message.HasField("value") else None
-        return UserInteraction(message.user_id, message.item_id, message.type, event.time, value)
+        value, seen = message.value if message.HasField("value") else None, time_seen(event.time, event.arrival_time)
+        return UserInteraction(message.user_id, message.item_id, message.type, seen, value)
     if isinstance(message, behavior.Impression):
-        return Impression(message.user_id, message.item_ids[: message.shown], event.time)
+        seen = time_seen(event.time, event.arrival_time)
+        return Impression(message.user_id, message.item_ids[: message.shown], seen)
     if isinstance(message, behavior.UserChanged):
         return FieldsChanged("user", message.user_id, event.time, field_values(message.fields))
     return FieldsChanged("item", message.item_id, event.time, field_values(message.fields))
