@@ -203,7 +203,12 @@ async def test_a_bad_event_names_field_value_and_rule_and_nothing_is_taken(mesh:
     wrong = behavior.ItemChanged(item_id="i", fields={"year": behavior.FieldValue(text="old")})
     tall = behavior.UserChanged(user_id="u", fields={"height": behavior.FieldValue(number=2)})
     cases = (
-        (pb.TrackedEvent(user_changed=tall), "user_changed.fields[height]", "2", "must be one of none"),
+        (
+            pb.TrackedEvent(user_changed=tall),
+            "user_changed.fields[height]",
+            "2",
+            "gyre.yaml declares no field of users",
+        ),
         (pb.TrackedEvent(), "payload", "unset", "is required"),
         (pb.TrackedEvent(interaction=rating), "interaction.value", "11", "must be 0 to 10"),
         (pb.TrackedEvent(interaction=bare), "interaction.value", "unset", "must be 0 to 10"),
