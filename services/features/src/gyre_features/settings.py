@@ -27,7 +27,7 @@ class DuplicateSettings(FeaturesPart):
     """How long a producer's repeats are recognized; stream and replay must agree."""
 
     features_duplicates_s: int = Field(DUPLICATES_S, ge=1)
-    """How long the identities of applied events are remembered at least, seconds."""
+    """How long applied events' identities are remembered at least, seconds; replays in training take the default."""
 
 
 class OnlineStoreSettings(RedisSettings, DuplicateSettings):
