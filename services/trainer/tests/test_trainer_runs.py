@@ -105,7 +105,7 @@ class FakeLayouts:
     said: str = ""
 
     async def refusal(self, spec: object) -> str:
-        """See `Layouts`."""
+        """See `MaintainedLayouts`."""
         return self.said
 
 

@@ -52,7 +52,7 @@ class Warehouse(Protocol):
         """Let it go: the run is over, and what it made names what it read."""
 
 
-class Layouts(Protocol):
+class MaintainedLayouts(Protocol):
     """The feature layouts that the mesh maintains."""
 
     async def refusal(self, spec: LoopSpec) -> str:

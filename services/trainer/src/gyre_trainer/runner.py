@@ -29,7 +29,7 @@ from gyre_trainer.domain import (
     quality_alerts,
 )
 from gyre_trainer.handlers import RunRegistry
-from gyre_trainer.ports import Announcer, Incumbents, Job, Layouts, Warehouse
+from gyre_trainer.ports import Announcer, Incumbents, Job, MaintainedLayouts, Warehouse
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 2.0
@@ -60,7 +60,7 @@ class Runner:
     runs: RunRegistry
     loops: Mapping[str, LoopSpec]
     warehouse: Warehouse
-    layouts: Layouts
+    layouts: MaintainedLayouts
     job: Job
     incumbents: Incumbents
     announcer: Announcer

@@ -72,13 +72,13 @@ class KafkaAnnouncer:
 
 
 class MeshLayouts:
-    """See `Layouts`: what the topics of the running mesh say."""
+    """See `MaintainedLayouts`: what the topics of the running mesh say."""
 
     def __init__(self, bootstrap: str) -> None:
         self._bootstrap = bootstrap
 
     async def refusal(self, spec: LoopSpec) -> str:
-        """See `Layouts`."""
+        """See `MaintainedLayouts`."""
         try:
             refused = await refusal_of(self._bootstrap, spec)
         except (KafkaError, TimeoutError) as error:
