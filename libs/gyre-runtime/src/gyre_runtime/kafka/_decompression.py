@@ -26,7 +26,7 @@ _ROOM_BYTES, _USUAL_RATIO = 256 * 1024, 8
 Decode = Callable[[Any], bytes]
 
 
-class _Unpacked:
+class _UnpackedTotal:
     """How many bytes the process has unpacked of compressed batches."""
 
     total = 0
@@ -41,10 +41,10 @@ class _FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # aiokafka has n
         """The next records: at most so many, and none of a further batch once much was unpacked."""
         if not self.check_assignment(self._topic_partition) or not self.has_more():
             return []
-        records, stop_at = [], _Unpacked.total + MAX_UNPACKED_BYTES // 2
+        records, stop_at = [], _UnpackedTotal.total + MAX_UNPACKED_BYTES // 2
         for record in self._partition_records:
             records.append(record)
-            if len(records) == max_records or _Unpacked.total > stop_at:
+            if len(records) == max_records or _UnpackedTotal.total > stop_at:
                 self._update_position()
                 return records
         self._update_position()
@@ -67,7 +67,7 @@ def _bounded(decode: Decode) -> Decode:
             raise
         except Exception as error:
             raise CorruptRecordException(f"the batch cannot be unpacked: {error}") from error
-        _Unpacked.total += len(unpacked)
+        _UnpackedTotal.total += len(unpacked)
         return unpacked
 
     return decoded
