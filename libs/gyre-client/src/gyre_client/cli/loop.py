@@ -181,13 +181,13 @@ def _stalled(clocks: Sequence[pb.StalledClock]) -> list[str]:
     """A line for each partition whose replay clock stands, and how events are let in again."""
     ahead = [each for each in clocks if each.next_time.ToNanoseconds() < each.clock_time.ToNanoseconds()]
     behind = [each for each in clocks if each not in ahead]
-    lines = [_standing(each, "further ahead than events.max_future") for each in behind]
+    lines = [_stalled_line(each, "further ahead than events.max_future") for each in behind]
     if behind:
         lines.append(
             f"`{_clock_to(behind)}` lets them in again if the gap is true, and `gyre dlq replay {_loop_of(behind)}` "
             "puts back what was refused; a larger events.max_future in gyre.yaml avoids it"
         )
-    lines += [_standing(each, "too old beside it") for each in ahead]
+    lines += [_stalled_line(each, "too old beside it") for each in ahead]
     if ahead:
         lines.append(
             f"`{_clock_to(ahead)} --back` lets them in again if an event of a wrong time moved the clock, and "
@@ -196,7 +196,7 @@ def _stalled(clocks: Sequence[pb.StalledClock]) -> list[str]:
     return lines
 
 
-def _standing(clock: pb.StalledClock, how: str) -> str:
+def _stalled_line(clock: pb.StalledClock, how: str) -> str:
     return (
         f"{clock.topic}, partition {clock.partition}: the clock stands at {when(clock.clock_time)}, and the last "
         f"{clock.refused:,} events are {how}, the earliest at {when(clock.next_time)}"
