@@ -1,5 +1,6 @@
 """The admission of events, and the clock of a partition."""
 
+from datetime import UTC, datetime
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,20 @@ def test_a_time_that_cannot_be_stored_is_none(text: str) -> None:
     """What is before year 1 or after 9999 in UTC, or has no offset, is refused."""
     with pytest.raises(ValueError, match="must"):
         parse_time(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["2013-05-05T22:35:29.645960Z", "2013-05-05T22:35:29.5960+00:00", "2013-05-05 22:59:59.60Z"]
+)
+def test_digits_of_a_fraction_are_no_leap_second(text: str) -> None:
+    """Only seconds are: a 60 at the end of a fraction is read as it stands, whatever precedes it."""
+    assert parse_time(text) == datetime.fromisoformat(text).timestamp()
+
+
+@pytest.mark.parametrize("text", ["2016-12-31T23:59:60Z", "20161231T235960Z", "2017-01-01T01:59:60.5+02:00"])
+def test_a_leap_second_is_the_second_after_it(text: str) -> None:
+    """In UTC it is 23:59:60, whatever the offset and the form of the text."""
+    assert int(parse_time(text)) == datetime(2017, 1, 1, tzinfo=UTC).timestamp()
 
 
 def test_times_may_be_written_in_lower_case() -> None:

@@ -10,7 +10,7 @@ FIRST_TIME_S = -62_135_596_800.0
 END_TIME_S = 253_402_300_800.0
 """10000-01-01T00:00:00Z: every time that can be stored is before it, unix seconds."""
 _RULE = "must be a time from year 1 to 9999 in UTC"
-_LEAP_SECOND = re.compile(r"(.*\d:?)(59:?)60((?:[.,]\d+)?(?:[Zz]|[+-][\d:]+)?)", re.ASCII)
+_LEAP_SECOND = re.compile(r"([\dW-]+[Tt ]\d\d:?)(59:?)60((?:[.,]\d+)?(?:[Zz]|[+-][\d:]+)?)", re.ASCII)
 
 
 def in_range(unix_s: float) -> bool:
