@@ -1,6 +1,8 @@
 """Views and whole reads of a topic against the real broker."""
 
 import asyncio
+import gc
+import warnings
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -119,3 +121,15 @@ async def test_a_view_that_is_read_again_holds_what_it_held(kafka: str, make_top
             await view.wait_for(lambda _: ("gone", False, {"k0", "k1", "error"}) in seen)
             await view.ready()
         assert set(view.events()) == {"k0", "k1", "error"}
+
+
+async def test_a_start_that_is_cut_short_leaves_no_connection_open(kafka: str, make_topic: MakeTopic) -> None:
+    """A view that ends at whatever moment of its start closes what it opened; the garbage collector finds nothing."""
+    topic = await make_topic("tests.view", compacted=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(60):
+            async with View(kafka, topic, TYPES):
+                await asyncio.sleep(step * 0.0005)
+        gc.collect()
+    assert [str(each.message) for each in caught if "nclosed" in str(each.message)] == []

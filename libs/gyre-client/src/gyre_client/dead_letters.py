@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError
 from gyre_core.topics import TOPICS, dead_letter_topic, topic
 from gyre_runtime import Invalid, NotFound, Unavailable
 from gyre_runtime.events import FIRST_APPEND_TIME, Record, header_texts
-from gyre_runtime.kafka import RecordReader, TransactionalProducer, read_records
+from gyre_runtime.kafka import RecordReader, TransactionalProducer, read_records, start_whole
 from gyre_runtime.kafka.dead_letters import ADDED_HEADERS, RECORD_HASH, record_hash
 
 GROUP = "gyre-dlq-replay"
@@ -301,7 +301,7 @@ async def _offsets(kafka: str) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer of the group that only reads its offsets."""
     consumer = AIOKafkaConsumer(bootstrap_servers=kafka, group_id=GROUP, enable_auto_commit=False)
     try:
-        await consumer.start()
+        await start_whole(consumer.start)
         yield consumer
     finally:
         await consumer.stop()

@@ -2,7 +2,7 @@
 
 from gyre_runtime.kafka._connection import Fenced, require_fits
 from gyre_runtime.kafka._delivery import StoreLostState
-from gyre_runtime.kafka._names import DeclaredTopic
+from gyre_runtime.kafka._names import DeclaredTopic, start_whole
 from gyre_runtime.kafka._options import ConsumerOptions
 from gyre_runtime.kafka._undecodable import UndecodableRecord
 from gyre_runtime.kafka.consumer import Consumer
@@ -41,4 +41,5 @@ __all__ = [
     "read_newest",
     "read_records",
     "require_fits",
+    "start_whole",
 ]

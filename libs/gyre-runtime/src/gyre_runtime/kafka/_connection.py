@@ -81,9 +81,9 @@ async def started_producer(
     transactional_id: str | None = None,
     *,
     compressed: bool = False,
-    on_attempt: Callable[[], object] = lambda: None,
+    on_failure: Callable[[], object] = lambda: None,
 ) -> AIOKafkaProducer:
-    """Return a started idempotent producer, waiting for the broker; `on_attempt` is called after each attempt."""
+    """Return a started idempotent producer, waiting for the broker; `on_failure` is called where an attempt fails."""
     made: list[AIOKafkaProducer] = []
 
     async def start() -> None:
@@ -109,10 +109,16 @@ async def started_producer(
     async def attempt() -> None:
         try:
             await start()
-        finally:
-            on_attempt()
+        except BaseException:
+            on_failure()
+            raise
 
-    await start_when_up(attempt, bootstrap, client)
+    try:
+        await start_when_up(attempt, bootstrap, client)
+    except BaseException:
+        for producer in made:
+            await producer.stop()
+        raise
     return made[0]
 
 

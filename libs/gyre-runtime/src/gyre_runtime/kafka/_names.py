@@ -13,6 +13,7 @@ _LOG = logging.getLogger(__name__)
 _RETRY_S = 0.5
 _TIMEOUT_MS = 15_000
 _LOG_EVERY_S = 5.0
+_END_S = 2.0
 
 
 class DeclaredTopic(Protocol):
@@ -40,12 +41,29 @@ def topic_labels(topic: str) -> dict[str, str]:
     return {"loop": loop_of(topic), "topic": topic}
 
 
+async def start_whole(start: Callable[[], Awaitable[object]]) -> None:
+    """Start a Kafka client; where that is cancelled, let it end first, and cut it short only where that takes long.
+
+    aiokafka 0.14 leaves its first connection open where a start is cut short, which the caller's `stop` does not know.
+    """
+    attempt = asyncio.ensure_future(start())
+    try:
+        await asyncio.shield(attempt)
+    except asyncio.CancelledError:
+        try:
+            await asyncio.wait([attempt], timeout=_END_S)
+        finally:
+            attempt.cancel()
+            await asyncio.gather(attempt, return_exceptions=True)
+        raise
+
+
 async def start_when_up(start: Callable[[], Awaitable[object]], bootstrap: str, what: str) -> None:
     """Start a Kafka client, again and again until the broker is there; cancel it to give up."""
     logged = -_LOG_EVERY_S
     while True:
         try:
-            await start()
+            await start_whole(start)
         except (KafkaConnectionError, KafkaError, OSError) as error:
             if isinstance(error, KafkaError) and not (isinstance(error, KafkaConnectionError) or error.retriable):
                 raise
@@ -70,5 +88,10 @@ async def started_admin(bootstrap: str) -> AIOKafkaAdminClient:
             raise
         made.append(admin)
 
-    await start_when_up(start, bootstrap, "topics")
+    try:
+        await start_when_up(start, bootstrap, "topics")
+    except BaseException:
+        for admin in made:
+            await admin.close()
+        raise
     return made[0]

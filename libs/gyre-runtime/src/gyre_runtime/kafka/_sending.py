@@ -273,7 +273,8 @@ class ProducerDelivery:
 
     async def _mend(self) -> None:
         if self._kafka is None:
-            self._kafka = await started_producer(self._bootstrap, self._client, on_attempt=self._tried.set)
+            self._kafka = await started_producer(self._bootstrap, self._client, on_failure=self._tried.set)
+            self._tried.set()
             self._usable.set()
         while True:
             await self._broken.wait()

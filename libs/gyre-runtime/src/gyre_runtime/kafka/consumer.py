@@ -102,6 +102,8 @@ class Consumer:
         try:
             await start_when_up(start, self._bootstrap, self._group)
         except BaseException:
+            if self._kafka is not None:
+                await self._kafka.stop()
             await self._letters.__aexit__(None, None, None)
             raise
         self._has_joined = True

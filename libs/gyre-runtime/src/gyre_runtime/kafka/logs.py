@@ -21,7 +21,7 @@ from gyre_core.event_time import format_time
 
 from gyre_runtime.checkpoints import Checkpoint, Place, Witness, base_at, witness_of
 from gyre_runtime.errors import NotFound, Precondition, Unavailable
-from gyre_runtime.kafka._names import loop_of, topic_labels
+from gyre_runtime.kafka._names import loop_of, start_whole, topic_labels
 from gyre_runtime.kafka._undecodable import UndecodableRecord
 from gyre_runtime.metrics import instrument
 
@@ -231,7 +231,7 @@ async def committed_offsets(bootstrap: str, group: str, places: Iterable[Place])
         return {}
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     try:
-        await admin.start()
+        await start_whole(admin.start)
         found = await admin.list_consumer_group_offsets(group, partitions=wanted)
     finally:
         await admin.close()
@@ -261,7 +261,7 @@ async def accept_log(bootstrap: str, topic: str, *, from_start: bool) -> dict[in
         isolation_level="read_committed",
     )
     try:
-        await consumer.start()
+        await start_whole(consumer.start)
         places = await _partitions(bootstrap, topic)
         consumer.assign(places)
         offsets = await (consumer.beginning_offsets(places) if from_start else consumer.end_offsets(places))
@@ -279,7 +279,7 @@ async def _partitions(bootstrap: str, topic: str) -> list[TopicPartition]:
     """The partitions of a topic; raises NotFound where Kafka has none of it."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     try:
-        await admin.start()
+        await start_whole(admin.start)
         (described,) = await admin.describe_topics([topic])
     finally:
         await admin.close()
@@ -299,7 +299,7 @@ async def _reader(bootstrap: str, places: Sequence[TopicPartition]) -> AsyncIter
         fetch_max_wait_ms=_WAIT_MS,
     )
     try:
-        await reader.start()
+        await start_whole(reader.start)
         reader.assign(places)
         yield reader
     finally:

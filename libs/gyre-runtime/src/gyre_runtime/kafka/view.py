@@ -297,7 +297,11 @@ class RecordReader:
 
     async def __aenter__(self) -> Self:
         """Connect, waiting for the broker as long as it takes."""
-        await start_when_up(self._kafka.start, self._bootstrap, "records")
+        try:
+            await start_when_up(self._kafka.start, self._bootstrap, "records")
+        except BaseException:
+            await self._kafka.stop()
+            raise
         return self
 
     async def __aexit__(

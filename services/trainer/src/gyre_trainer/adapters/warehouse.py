@@ -16,6 +16,7 @@ from gyre_core.models import MANIFEST_FILE, PINS_FOLDER
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import topic
 from gyre_runtime import Unavailable
+from gyre_runtime.kafka import start_whole
 from gyre_warehouse.tables import TRAINING_TABLE_OF
 
 from gyre_trainer.adapters.tables import LoopTables
@@ -97,7 +98,7 @@ async def _ends(bootstrap: str, loop: str) -> dict[str, dict[int, int]]:
         request_timeout_ms=_TIMEOUT_MS,
     )
     try:
-        await kafka.start()
+        await start_whole(kafka.start)
         ends = await kafka.end_offsets(_partitions(kafka, names))
     except (KafkaError, OSError) as error:
         raise Unavailable("KAFKA_UNAVAILABLE", f"Kafka does not answer: {type(error).__name__}") from error
