@@ -230,7 +230,7 @@ def test_operators_search_by_command(tmp_path: Path, empty_kafka: str, redis_url
     environment |= {"GYRE_KAFKA": empty_kafka, "GYRE_REDIS": redis_url, "GYRE_PRIVACY_KEY_FILE": str(key_file)}
     command = [sys.executable, "-m", "gyre_privacy", "search", "shop", "nobody-52c", str(data)]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert f"{data / 'monitor.db'}: hash (monitor's database, until: at once)" in found.stdout
+    assert f"{data / 'monitor.db'}: hash (monitor's database, until: at once;" in found.stdout
     assert found.returncode == 1
     (data / "monitor.db").unlink()
     assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
