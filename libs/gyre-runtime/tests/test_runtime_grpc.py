@@ -21,6 +21,7 @@ from gyre_runtime import (
     GyreError,
     Health,
     Invalid,
+    Misconfigured,
     NotFound,
     Precondition,
     Server,
@@ -280,7 +281,7 @@ async def test_reflection_describes_the_services(server_of: ServerAt) -> None:
 async def test_a_busy_port_is_refused(server_of: ServerAt) -> None:
     """A second server on the same port does not start, in place of sharing it silently."""
     async with server_of() as server:
-        with pytest.raises(RuntimeError, match="bind"):
+        with pytest.raises(Misconfigured, match="another process listening"):
             async with server_of(listen=server.address):
                 pass
 
