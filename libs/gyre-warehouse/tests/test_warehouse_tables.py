@@ -205,9 +205,7 @@ def test_secrets_come_from_files(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("text", "rule"), [(None, "No such file"), ("only-an-id", "id:secret"), (":x", "id:secret")]
-)
+@pytest.mark.parametrize(("text", "rule"), [(None, "No such file"), ("only-an-id", "id:secret"), (":x", "id:secret")])
 def test_a_secret_that_cannot_be_read_is_named(tmp_path: Path, text: str | None, rule: str) -> None:
     """The error names the file and the rule, and nothing of what the file holds."""
     key = tmp_path / "key"
