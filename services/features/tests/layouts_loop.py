@@ -222,6 +222,8 @@ async def until_served(loop: Loop, spec: LoopSpec, events: Sequence[Event]) -> N
 def later(history: Any, *, after_s: float, seed: int) -> list[Event]:
     """More ratings, some seconds after the first ones."""
     return [
-        event._replace(id=f"{seed}-{event.offset}", time=event.time + after_s)
+        event._replace(
+            id=f"{seed}-{event.offset}", time=event.time + after_s, arrival_time=event.arrival_time + after_s
+        )
         for event in history.ratings(50, seed=seed)
     ]
