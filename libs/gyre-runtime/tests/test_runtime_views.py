@@ -4,6 +4,7 @@ import asyncio
 import gc
 import warnings
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 from aiokafka import TopicPartition
@@ -129,7 +130,9 @@ async def test_a_start_that_is_cut_short_leaves_no_connection_open(kafka: str, m
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for step in range(60):
-            async with View(kafka, topic, TYPES):
-                await asyncio.sleep(step * 0.0005)
+            async with View(kafka, topic, TYPES) as view:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(step * 0.0005):
+                        await view.ready()
         gc.collect()
     assert [str(each.message) for each in caught if "nclosed" in str(each.message)] == []

@@ -219,11 +219,11 @@ async def until_served(loop: Loop, spec: LoopSpec, events: Sequence[Event]) -> N
     await eventually(served, timeout_s=90, message=f"layout {hash_} is served")
 
 
-def later(history: Any, *, after_s: float, seed: int) -> list[Event]:
+def later(history: Any, *, after_s: float, seed: int, count: int = 50) -> list[Event]:
     """More ratings, some seconds after the first ones."""
     return [
         event._replace(
             id=f"{seed}-{event.offset}", time=event.time + after_s, arrival_time=event.arrival_time + after_s
         )
-        for event in history.ratings(50, seed=seed)
+        for event in history.ratings(count, seed=seed)
     ]

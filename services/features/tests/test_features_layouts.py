@@ -73,7 +73,7 @@ async def test_a_changed_file_takes_no_layout_away_that_a_model_names(loop: Loop
     await loop.restart("serve")
     await until_served(loop, loop.spec, events)
     await until_served(loop, old, events)
-    more = [event._replace(id=f"more-{event.offset}", time=event.time + 400) for event in history.ratings(200, seed=5)]
+    more = later(history, after_s=400, seed=5, count=200)
     await produce(more)
     await until_served(loop, loop.spec, [*events, *more])
     await until_served(loop, old, [*events, *more])
