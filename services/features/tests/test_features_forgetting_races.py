@@ -49,6 +49,18 @@ def _ratings(history: Any, *items: str, start: int = 0) -> list[Event]:
     ]
 
 
+def _settings(loop_file: Path, kafka: str, redis_url: str, key_file: Path, *, wait_s: float) -> FeaturesSettings:
+    """Of a process that forgets users, and waits so long for the archive."""
+    return FeaturesSettings(
+        loops=(loop_file,),
+        kafka=kafka,
+        redis=redis_url,
+        drain_s=1,
+        features_forget_wait_s=wait_s,
+        privacy_key_file=key_file,
+    )
+
+
 async def _forget(settings: FeaturesSettings, loop: str, user: str) -> pb.DeleteEntityResponse:
     async with Lifespan(drain_s=1) as lifespan:
         running = await serve(lifespan, settings)
@@ -79,14 +91,7 @@ async def test_a_stream_that_was_stopped_over_a_forgetting_brings_nobody_back(  
     """A batch that was prepared before a user was forgotten and sent afterwards holds the others' events alone."""
     spec = spec.model_copy(update={"clock": clock})
     await create_topics(kafka, declared(spec))
-    settings = FeaturesSettings(
-        loops=(loop_file,),
-        kafka=kafka,
-        redis=redis_url,
-        drain_s=1,
-        features_forget_wait_s=0.1,
-        privacy_key_file=privacy_key_file,
-    )
+    settings = _settings(loop_file, kafka, redis_url, privacy_key_file, wait_s=0.1)
     store = OnlineStore(redis, spec, Layout.compile(spec))
     tombstones = Tombstones({spec.loop: spec}, Keyring.from_file(privacy_key_file))
     async with tombstones.following(settings):
@@ -234,14 +239,7 @@ async def test_who_is_forgotten_goes_under_raw_id_and_hash(  # noqa: PLR0917 (fi
     await produce(_ratings(history, "i3", start=4))
     await eventually(lambda: applied(6), timeout_s=60, message="the later events stand in both stores")
     assert sorted(rows().count(each) for each in (MARKED, token)) == [1, 2]
-    settings = FeaturesSettings(
-        loops=(loop_file,),
-        kafka=kafka,
-        redis=redis_url,
-        drain_s=1,
-        features_forget_wait_s=25,
-        privacy_key_file=privacy_key_file,
-    )
+    settings = _settings(loop_file, kafka, redis_url, privacy_key_file, wait_s=25)
     answer = await _forget(settings, spec.loop, MARKED)
     assert (answer.warehouse_erased, answer.found_keys, answer.found_rows) == (True, 0, 0)
     assert answer.erased_rows[INTERACTIONS] == 3

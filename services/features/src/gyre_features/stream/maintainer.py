@@ -271,9 +271,9 @@ class LayoutMaintainer:
         leader = self._running.get(self._newest.hash)
         mine = former if leader is not None and leader.leads else former & self._opened
         if left := mine - running - self._cleared:
-            self._clearing = asyncio.create_task(self._cleared_of(left), name=f"retired layouts of {self.spec.loop}")
+            self._clearing = asyncio.create_task(self._delete(left), name=f"retired layouts of {self.spec.loop}")
 
-    async def _cleared_of(self, stores: Collection[str]) -> None:
+    async def _delete(self, stores: Collection[str]) -> None:
         try:
             count = await self.clear(stores)
         except GyreError as error:
