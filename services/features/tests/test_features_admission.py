@@ -137,7 +137,7 @@ async def test_ids_sources_and_versions_are_judged_from_their_headers(loop: Loop
             {"ce_id": "e" * 100_000},
             {"ce_source": "s" * 100_000},
             {"ce_specversion": "0.3"},
-            {"ce_time": "2013-04-03T12:00:00Z"},
+            {"ce_time": "2013-04-01T12:00:00Z"},
         )
     ):
         await loop.send("behavior.interactions", (rating(f"i{number}"), BEGIN), **headers)
@@ -145,12 +145,13 @@ async def test_ids_sources_and_versions_are_judged_from_their_headers(loop: Loop
     async def judged() -> bool:
         said, rows = await loop.refused("behavior.interactions", what="gyre_error"), loop.rows(INTERACTIONS)
         rule = "must have at most 256 characters, one of them not blank and none a control character"
+        way = f"`gyre clock {loop.spec.loop} --to 1364817600 --back` where the clock is wrong"
         assert said == [
             f"ce_id of 100,000 characters: {rule}",
             f"ce_id of 257 characters: {rule}",
             f"ce_source of 100,000 characters: {rule}",
             "ce_specversion = '0.3': must be 1.0",
-            "ce_time = 2013-04-03T12:00:00.000000Z, 9600 s late: at most 1h is allowed",
+            f"ce_time = 2013-04-01T12:00:00.000000Z, 182400 s late: at most 1d is allowed; {way}",
         ]
         taken = [(each["item_id"], len(each["event_id"]), len(each["source"])) for each in rows]
         assert (taken, await loop.history()) == ([("i0", 256, 256)], 1)

@@ -286,9 +286,17 @@ def _latest(published: Sequence[pb.QualityWindow]) -> dict[tuple[str, int, float
     return {(each.topic, each.partition, each.window_start_time.ToSeconds()): each for each in published}
 
 
+def _close_windows_after_an_hour(loop_file: Path) -> None:
+    text = loop_file.read_text()
+    loop_file.write_text(text.replace("events:\n", "events:\n  max_future: 1h\n", 1))
+
+
 @pytest.mark.adapter
-async def test_the_worker_survives_kills_and_rebalances(kafka: str, spec: LoopSpec, start_process: Start) -> None:
+async def test_the_worker_survives_kills_and_rebalances(
+    kafka: str, spec: LoopSpec, loop_file: Path, start_process: Start
+) -> None:
     """SIGKILL in the middle, and two that take over: the latest windows hold each event once; final ones stay."""
+    _close_windows_after_an_hour(loop_file)
     await create_topics(kafka, declared(spec))
     env = {"GYRE_FEATURES_QUALITY_IDLE_S": "1", "GYRE_FEATURES_QUALITY_BATCH": "100"}
     await _produce(kafka, spec, 0, 3000, step_s=3.0)

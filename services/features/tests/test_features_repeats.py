@@ -24,6 +24,8 @@ from redis.asyncio import Redis
 
 pytestmark = pytest.mark.adapter
 BEGIN = 1_370_000_000.0
+EVENT_TIME = BEGIN - 10**6
+"""Before all append times of a log: behaviour counts no later than Kafka had it."""
 CLICKS = "behavior.interactions"
 WINDOW_S = 10
 HOUR_S = 3600.0
@@ -42,7 +44,9 @@ def _store(redis: Redis, spec: LoopSpec) -> OnlineStore:
 async def _counted(store: OnlineStore, item: str) -> float:
     """How many ratings of an item the store counted, all of one event time."""
     values = await store.read("nobody", [item])
-    matrix, _ = Reader(store.layout).matrix(values.user, values.everyone, values.items, [item], RequestContext(BEGIN))
+    matrix, _ = Reader(store.layout).matrix(
+        values.user, values.everyone, values.items, [item], RequestContext(EVENT_TIME)
+    )
     return float(matrix[0][store.layout.columns.index("popular_7d")])
 
 
@@ -55,7 +59,7 @@ def _log(spec: LoopSpec, count: int, *, partition: int, seed: int) -> list[Event
         message = behavior.Interaction(user_id="u1", item_id=f"i{draw.randrange(4)}", type="rating", value=7)
         name = topic(spec.loop, CLICKS)
         id_ = f"e{draw.randrange(6)}"
-        found.append(Event(id_, "shop", "", BEGIN, message, None, name, partition, offset, "k", round(now, 3)))
+        found.append(Event(id_, "shop", "", EVENT_TIME, message, None, name, partition, offset, "k", round(now, 3)))
     return found
 
 
