@@ -59,6 +59,7 @@ async def test_every_key_has_a_time_to_live(redis: Redis, spec: LoopSpec, histor
     await stream.apply([*history.ratings(60), unknown])
     await stream.apply([history.event("catalog.items", changed, 12, time=BEGIN + 30)])
     await store.renew_leases()
+    await store.refuse_prepared_batches()
     families = {each.name: _pattern(each.pattern) for each in KEYS}
     found: dict[str, list[float]] = {}
     async for key in redis.scan_iter(store_keys(own.loop), count=1000):
