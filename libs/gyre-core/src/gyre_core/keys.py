@@ -133,9 +133,9 @@ def prefix(loop: str, layout_hash: str, *, shard: int) -> str:
     return f"gyre{STORE_FORMAT}:{{{loop}:{shard}}}:{layout_hash}:"
 
 
-def pattern(loop: str, layout_hash: str = "*") -> str:
-    """What every key of a loop's layout matches, by default of all its layouts, as Redis writes patterns."""
-    return f"gyre{STORE_FORMAT}:{{{loop}:*}}:{layout_hash}:*"
+def pattern(loop: str, layout_hash: str = "") -> str:
+    """What every key of a loop's layout matches, by default every key of the loop, as Redis writes patterns."""
+    return f"gyre{STORE_FORMAT}:{{{loop}:*}}:{layout_hash and f'{layout_hash}:'}*"
 
 
 def entity_key(loop: str, layout_hash: str, *, shard: int, kind: str, id: str) -> str:  # noqa: A002 (the field's name)
