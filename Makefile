@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 LOOP ?= movies
 NAME ?=
 PYTEST_ARGS ?=
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 3
 
 # The uv on PATH, or one of our own in var/. Exported, so that what we start uses the same one.
 export UV := $(or $(shell command -v uv),$(CURDIR)/var/uv/bin/uv)
@@ -60,7 +60,7 @@ logs: sync ## show the logs: make logs NAME=gateway follows one
 	@$(LOCAL) logs $(if $(NAME),$(NAME) --follow)
 
 test: setup ## unit, adapter, gRPC and end-to-end tests: make test PYTEST_ARGS="services/gateway -x" TEST_WORKERS=0
-	@$(RUN) pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@$(RUN) pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: setup ## soaks and large runs
 	@$(RUN) pytest -m slow $(PYTEST_ARGS)

@@ -64,12 +64,16 @@ class Loop:
         self.path.write_text(text)
         return self.spec
 
-    async def restart(self, name: str, **env: str) -> Any:
-        """Start a process anew, as an operator would after an edit."""
-        before = self.running.get(name)
+    async def stop(self, name: str) -> None:
+        """End a process, where it runs."""
+        before = self.running.pop(name, None)
         if before is not None:
             before.terminate()
-            assert await asyncio.to_thread(before.wait, 20) == 0, before.log.read_text()
+            assert await asyncio.to_thread(before.wait, scaled(20)) == 0, before.log.read_text()
+
+    async def restart(self, name: str, **env: str) -> Any:
+        """Start a process anew, as an operator would after an edit."""
+        await self.stop(name)
         settings = {"GYRE_LISTEN": f"127.0.0.1:{self.ports[name]}"}
         self.running[name] = self.start(name, **{**FAST, **settings, **env})
         return self.running[name]

@@ -263,6 +263,7 @@ async def test_a_definition_that_nothing_needs_any_more_is_removed(loop: Loop, h
     await produce(events)
     await until_served(loop, loop.spec, events)
     newest = Layout.compile(loop.spec)
+    await loop.stop("stream")  # which would remove the second one before a model names it
     retired = {"400d": 400.0, "named": 400.0, "300d": 300.0}
     hashes = {}
     for number, (name, days) in enumerate(retired.items(), start=2):
@@ -271,8 +272,8 @@ async def test_a_definition_that_nothing_needs_any_more_is_removed(loop: Loop, h
     await loop.name_models(
         ("v1", models.MODEL_ROLE_LIVE, newest.hash), ("v0", models.MODEL_ROLE_LAST_GOOD, hashes["named"])
     )
-    await loop.until(hashes["named"], events_pb2.LAYOUT_STATE_READY)
     await loop.restart("stream")
+    await loop.until(hashes["named"], events_pb2.LAYOUT_STATE_READY)
 
     async def removed() -> bool:
         return hashes["400d"] not in await loop.layouts()

@@ -132,6 +132,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(RunningTest(config), "gyre-running-test")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, so that no worker ends with one while the others have nothing to do."""
+    rank = dict[Path, int]()
+    for item in items:
+        own = 0 if item.get_closest_marker("e2e") else 1 if item.get_closest_marker("adapter") else 2
+        rank[item.path] = min(own, rank.get(item.path, own))
+    items.sort(key=lambda item: rank[item.path])
+
+
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool:
     """The timeout of a test grows with the machine, as the limits within it do; 0 stays none."""
