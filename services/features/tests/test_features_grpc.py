@@ -105,8 +105,10 @@ async def start(loop_file: Path, bare: str, kafka: str, tmp_path: Path, privacy_
 
 @pytest.fixture
 async def service(start: Start, redis_url: str) -> Service:
-    """The service on the session's Redis."""
-    return await start(redis_url)
+    """The service on the session's Redis, once it knows the layouts."""
+    running = await start(redis_url)
+    await running.lifespan.health.wait_serving(scaled(30))
+    return running
 
 
 @pytest.fixture

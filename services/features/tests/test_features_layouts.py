@@ -1,20 +1,26 @@
 """Layouts side by side, through Kafka and gRPC: a changed gyre.yaml takes no layout away that a model names."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gyre.events.v1 import behavior_pb2 as behavior
 from gyre.events.v1 import features_pb2 as events_pb2
 from gyre.events.v1 import models_pb2 as models
+from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
 from gyre_core.features import Layout
 from gyre_core.keys import pattern as store_keys
 from gyre_core.layouts import LayoutState
-from gyre_core.spec import parse_loop
+from gyre_core.spec import LoopSpec, parse_loop
+from gyre_features.online.store import OnlineStore
+from gyre_features.stream.loop_stream import LoopStream
 from gyre_local.process import Process
+from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
-from gyre_runtime import GyreError
+from gyre_runtime import GyreError, ServiceSettings, channel
+from gyre_runtime.events import Event
 from redis.asyncio import Redis
 
 from .layouts_loop import (
@@ -39,6 +45,17 @@ async def loop(loop_file: Path, kafka: str, start_process: Callable[..., Any]) -
     """The loop, with stream, archive and serve running."""
     async with opened(loop_file, kafka, start_process) as made:
         yield made
+
+
+async def fill(store: OnlineStore, events: Sequence[Event]) -> None:
+    """Apply events to a store, as the stream of its layout does."""
+
+    async def ignore(*_: object) -> None:
+        pass
+
+    stream = LoopStream(store, on_batch=ignore)
+    for message in (behavior.ItemChanged, behavior.Interaction):
+        await stream.apply([each for each in events if isinstance(each.message, message)])
 
 
 async def until_checked(loop: Loop, mismatches: dict[str, int], *, at: float) -> None:
@@ -255,6 +272,26 @@ async def test_a_start_waits_to_know_the_layouts(
         kafka_process.start()
     await loop.until_health("serve", SERVING)
     assert np.allclose(await loop.matrix(moment_of(events), before), replayed(old, events), rtol=1e-5)
+
+
+async def test_a_start_without_kafka_answers_no_defaults(
+    loop_file: Path, spec: LoopSpec, history: Any, redis: Redis, start_process: Callable[..., Any]
+) -> None:
+    """A layout whose values are in a later store, since it was retired before, is refused until Kafka says which."""
+    (port,) = free_ports(1)
+    nowhere, events = "127.0.0.1:1", [*history.catalogue(), *history.ratings(50)]
+    async with channel(f"127.0.0.1:{port}", ServiceSettings(), name="features") as connected:
+        loop = Loop(loop_file, nowhere, start_process, FeaturesServiceStub(connected), {"serve": port}, {})
+        await loop.restart("serve", GYRE_KAFKA=nowhere, GYRE_FEATURES_LAYOUTS_WAIT_S="0.5")
+        await loop.until_health("serve", SERVING)
+        await fill(OnlineStore(redis, spec, Layout.compile(spec), generation=1), events)
+        for layout in ("", Layout.compile(spec).hash):
+            with pytest.raises(GyreError, match="is read from Kafka first") as refused:
+                await loop.matrix(moment_of(events), layout)
+            assert refused.value.reason == "LAYOUT_NOT_SERVED"
+        await fill(OnlineStore(redis, spec, Layout.compile(spec)), events)
+        assert np.allclose(await loop.matrix(moment_of(events)), replayed(spec, events), rtol=1e-5)
+        await loop.stop("serve")
 
 
 async def test_a_definition_that_nothing_needs_any_more_is_removed(loop: Loop, history: Any, produce: Any) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import shutil
+import sys
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,35 @@ def test_a_report_that_changes_is_read_again(tmp_path: Path) -> None:
     again = reports.find("shop", run_id="run-1")
     assert again is not None
     assert again.passed
+
+
+@pytest.fixture
+def threads_alternate() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("threads_alternate")
+async def test_many_ask_while_runs_come_and_go(tmp_path: Path) -> None:
+    """Calls side by side, each in a thread of its own, are all answered while reports are added and removed."""
+    reports, failed = SnapshotReports(tmp_path), list[str]()
+
+    async def ask() -> None:
+        try:
+            assert await asyncio.to_thread(reports.find, "shop", run_id="nobody") is None
+        except (KeyError, RuntimeError) as error:
+            failed.append(repr(error))
+
+    for _ in range(15):
+        for number in range(300):
+            report(tmp_path, "shop", f"2013-{number}", f"run-{number}", number)
+        await asyncio.gather(*(ask() for _ in range(8)))
+        shutil.rmtree(tmp_path / "shop")
+        await asyncio.gather(*(ask() for _ in range(8)))
+    assert failed == []
 
 
 def _run(found: pb.SnapshotReport | None) -> str:

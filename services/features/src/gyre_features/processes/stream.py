@@ -134,14 +134,17 @@ def _layout_stream(parts: _Parts, maintainer: LayoutMaintainer, layout: tuple[st
     """
     settings, newest, (hash_, spec) = parts.settings, maintainer.spec, layout
     loop, store = spec.loop, open_store(settings, parts.redis, spec, maintainer.generation_of(hash_))
+    lost = set[Place]()
 
     async def fill(places: Sequence[Place]) -> None:
         # The warehouse holds no refused records: where no other layout is read, whose stream writes their dead letters,
-        # this one reads Kafka itself, as long as everything is still there. Of the catalogue that is what compaction
-        # has left alone: of two changes the one that wins by its event time need not be the newer record.
+        # this one reads Kafka itself, as long as everything is still there. A store that lost the catalogue takes it
+        # from the warehouse, since of two changes the one that wins by its event time need not be the newer record,
+        # which compaction leaves; also when an attempt before this one was cut short.
         gives_way = maintainer.gives_way(hash_)
         if not gives_way and not await is_gone_from_kafka(consumer, store, places):
-            places = await compacted_places(consumer, store, places)
+            lost.update(await compacted_places(consumer, store, places))
+            places = [place for place in places if place in lost]
             if not places:
                 return
         # What reads the warehouse takes memory, which a stream whose layouts are filled need not pay; and half a second
@@ -150,6 +153,7 @@ def _layout_stream(parts: _Parts, maintainer: LayoutMaintainer, layout: tuple[st
         definition, generation = LayoutDefinition.of(spec), store.generation
         job = reading.FillJob(settings, loop, definition, generation, tuple(places), gives_way=gives_way)
         await reading.run_fill(job, store, parts.tombstones)
+        lost.difference_update(places)
 
     filling = Filling(
         fill,

@@ -18,6 +18,8 @@ _MAX_RUNS = 1000
 class SnapshotReports:
     """Finds reports by run or snapshot; blocking, but for the newest runs of a loop only, each read once.
 
+    Several threads may ask at once.
+
     Args:
         artifacts: the artefact folder of all loops.
     """
@@ -29,9 +31,9 @@ class SnapshotReports:
     def find(self, loop: str, *, run_id: str = "", snapshot_id: int = 0) -> pb.SnapshotReport | None:
         """The newest report of a run, or on a snapshot of any table, or with both; None where there is none."""
         paths = self._paths(loop)
-        gone = {path for path in self._known if path.parent.parent.name == loop}.difference(paths)
+        gone = {path for path in list(self._known) if path.parent.parent.name == loop}.difference(paths)
         for path in gone:
-            del self._known[path]
+            self._known.pop(path, None)
         for path in paths:
             report = self._read(path)
             if report is None or (run_id and report.run_id != run_id):

@@ -59,6 +59,7 @@ class ServedLayouts:
         self.loops, self._catalog, self._open = dict(loops), catalog, open
         self._newest = {loop: ServedLayout.of(spec, open(spec, 0)) for loop, spec in loops.items()}
         self._others: dict[tuple[str, str], ServedLayout] = {}
+        self._held: set[str] = set()
 
     def newest(self, loop: str) -> ServedLayout:
         """The layout of gyre.yaml, filled or not.
@@ -74,18 +75,22 @@ class ServedLayouts:
             held = self._newest[loop] = ServedLayout.of(held.spec, self._open(held.spec, known.generation))
         return held
 
-    def read(self, loop: str, layout: str) -> ServedLayout:
+    async def read(self, loop: str, layout: str) -> ServedLayout:
         """The layout that is asked for by its hash, or by an empty one the newest that is filled.
 
         Where no layout is filled, the newest is read as it is: there is nothing better. Until the topic is read it says
-        nothing of any layout; once it knows one, what it does not know was not declared yet, or was refused.
+        nothing of any layout, and the newest is read where its first store holds values: one that was retired and is
+        wanted again has another. Once it knows one, what it does not know was not declared yet, or was refused.
 
         Raises:
             NotFound: the loop is not served here (UNKNOWN_LOOP).
-            Precondition: the layout is not filled, or not maintained (LAYOUT_NOT_SERVED).
+            Precondition: the layout is not filled, or not maintained, or not known yet (LAYOUT_NOT_SERVED).
+            Unavailable: the store does not answer.
         """
         newest, current, all_known = self.newest(loop), self._catalog.current(loop), self._catalog.known(loop)
         if not all_known and layout in ("", newest.layout.hash):
+            if not self._catalog.is_ready(loop) and not await self._holds_values(newest):
+                raise Precondition("LAYOUT_NOT_SERVED", f"{loop}: which layouts are filled is read from Kafka first")
             return newest
         known = all_known.get(layout) if layout else current
         is_read = known is not None and (known.state is LayoutState.READY or known == current)
@@ -110,6 +115,13 @@ class ServedLayouts:
     def summaries(self, loop: str) -> list[events_pb2.FeatureLayout]:
         """What is known of the layouts that are not retired, the one declared last first, without definitions."""
         return self._catalog.summaries(loop)
+
+    async def _holds_values(self, served: ServedLayout) -> bool:
+        """Whether a batch was ever applied to a layout's store; it is asked until one was."""
+        loop, store = served.spec.loop, served.store
+        if loop not in self._held and any([await store.last_batch(shard) for shard in range(store.shards)]):
+            self._held.add(loop)
+        return loop in self._held
 
     def _opened(self, loop: str, known: KnownLayout) -> ServedLayout | None:
         """A known layout; None where this release cannot compile it."""

@@ -52,11 +52,11 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
 
         Raises:
             NotFound: the loop is not served.
-            Precondition: the layout is not filled, or not maintained (LAYOUT_NOT_SERVED).
+            Precondition: the layout is not filled, or not maintained, or not known yet (LAYOUT_NOT_SERVED).
             Unavailable: the store does not answer.
         """
         started = time.perf_counter()
-        served = self._layouts.read(request.loop, request.layout)
+        served = await self._layouts.read(request.loop, request.layout)
         now = now_of(served.spec, request.request_time if request.HasField("request_time") else None)
         item_ids = list(request.item_ids)
         privacy = self._privacy[request.loop]
@@ -79,7 +79,7 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
 
     async def GetHistory(self, request: pb.GetHistoryRequest, context: object) -> pb.GetHistoryResponse:
         """Answer a user's last interactions, newest first."""
-        store = self._layouts.read(request.loop, "").store
+        store = (await self._layouts.read(request.loop, "")).store
         value = (await store.read(self._privacy[request.loop].user(request.user_id), [])).user
         response = pb.GetHistoryResponse()
         for event_time, item in store.layout.history(value):
@@ -93,9 +93,9 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
 
         Raises:
             NotFound: the loop is not served.
-            Precondition: the layout is not filled, or not maintained (LAYOUT_NOT_SERVED).
+            Precondition: the layout is not filled, or not maintained, or not known yet (LAYOUT_NOT_SERVED).
         """
-        layout = self._layouts.read(request.loop, request.layout).layout
+        layout = (await self._layouts.read(request.loop, request.layout)).layout
         columns = [
             pb.FeatureColumn(name=each.name, feature=each.feature, kind=each.kind, scope=each.scope)
             for each in layout.described
@@ -105,7 +105,7 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
 
     async def ListPopular(self, request: pb.ListPopularRequest, context: object) -> pb.ListPopularResponse:
         """Answer popular items: half of all, half of the categories that the user likes most, when one is named."""
-        store = self._layouts.read(request.loop, "").store
+        store = (await self._layouts.read(request.loop, "")).store
         if store.popularity is None:
             raise Precondition(
                 "NO_POPULARITY", f"{request.loop}: serving.fallback_feature must name a decayed count of items"

@@ -102,16 +102,19 @@ async def is_gone_from_kafka(consumer: Consumer, store: OnlineStore, places: Seq
 
 
 async def compacted_places(consumer: Consumer, store: OnlineStore, places: Sequence[Place]) -> list[Place]:
-    """Those of some topic partitions where Kafka may have compacted away what a store is to apply next, by its age.
+    """Those of some topic partitions that a store has lost, or never had, and Kafka may have compacted, by their age.
+
+    A store with a checkpoint of a partition reads on in Kafka from there, so that what is refused gets its dead letter.
 
     Raises:
         Unavailable: the store does not answer.
         KafkaError: Kafka does not.
     """
-    wanted = [TopicPartition(*place) for place in places if is_compacted(place[0])]
+    compacted = [place for place in places if is_compacted(place[0])]
+    shards = await store.checkpoints(compacted)
+    wanted = [TopicPartition(*place) for place in compacted if any(not found[place].offset for found in shards)]
     if not wanted:
         return []
-    shards = await store.checkpoints([(each.topic, each.partition) for each in wanted])
     ends = await consumer.kafka.end_offsets(wanted)
     young_ms = round((time.time() - _COMPACTED_AFTER_S) * 1000)
     young = await consumer.kafka.offsets_for_times(dict.fromkeys(wanted, young_ms))
@@ -119,6 +122,6 @@ async def compacted_places(consumer: Consumer, store: OnlineStore, places: Seque
     for each in wanted:
         first = young.get(each)
         old_until = ends[each] if first is None else min(first.offset, ends[each])
-        if min(checkpoints[each].kafka_offset for checkpoints in shards) < old_until:
+        if old_until > 0:
             found.append((each.topic, each.partition))
     return found
