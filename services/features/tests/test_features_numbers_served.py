@@ -16,6 +16,7 @@ from gyre_core.topics import declared, topic
 from gyre_features.processes.serve import serve
 from gyre_features.settings import FeaturesSettings
 from gyre_local.testing import eventually
+from gyre_local.timeouts import scaled
 from gyre_runtime import Lifespan, ServiceSettings, channel
 from gyre_runtime.events import Event
 from gyre_runtime.kafka import create_topics
@@ -51,10 +52,12 @@ def loop_file(tmp_path: Path, spec: LoopSpec) -> Path:
 
 @pytest.fixture
 async def features(loop_file: Path, kafka: str, redis_url: str) -> AsyncIterator[FeaturesServiceStub]:
-    """The read side, in the test's own process."""
+    """The read side, in the test's own process, once it knows the layouts."""
     settings = FeaturesSettings(loops=(loop_file,), kafka=kafka, redis=redis_url, drain_s=1)
     async with Lifespan(drain_s=1) as lifespan:
         running = await serve(lifespan, settings)
+        await lifespan.health.start()
+        await lifespan.health.wait_serving(scaled(30))
         opened = await lifespan.enter(channel(running.server.address, ServiceSettings(), name="features"))
         yield FeaturesServiceStub(opened)
 
