@@ -57,6 +57,11 @@ class Tombstones:
         """Wait until every tombstone from before the start is known."""
         await self._ready.wait()
 
+    @property
+    def are_ready(self) -> bool:
+        """Whether every tombstone from before the start is known."""
+        return self._ready.is_set()
+
     async def catch_up(self, loop: str) -> None:
         """Wait until every tombstone of a loop that Kafka has now is known.
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from gyre_core import keys
 from gyre_core.features import GLOBAL_ID, Contribution, EntityId, EntityKind, Layout, Versions
@@ -16,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from gyre_features.online.errors import unavailable
+from gyre_features.online.fencing import set_tokens
 from gyre_features.online.files import rewrite_files
 from gyre_features.online.keys import Names
 from gyre_features.online.layout_program import lease_s, popularity_of, script_plan
@@ -300,15 +300,15 @@ class OnlineStore:
     async def refuse_prepared_batches(self) -> None:
         """Refuse what anybody has prepared for any layout of the loop until they have read the tombstones.
 
-        A batch of a process that was stopped before it sent it brings nobody back then, however long that was.
+        A batch of a process that was stopped before it sent it brings nobody back then, however long that was. All who
+        are forgotten within 2 s share one refusal, so that streams apply something between two; so long this may take.
 
         Raises:
             Unavailable: the store does not answer.
         """
-        token = uuid4().hex
         try:
-            for shard in range(self.shards):
-                await self._redis.set(self.names.fencing(shard), token, ex=lease_s(self.layout))
+            names = [self.names.fencing(shard) for shard in range(self.shards)]
+            await set_tokens(self._redis, names, ttl_s=lease_s(self.layout))
         except RedisError as error:
             raise unavailable(error) from error
 

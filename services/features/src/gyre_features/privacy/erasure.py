@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from hashlib import sha256
 
@@ -31,13 +31,17 @@ OF_USERS = (INTERACTIONS, IMPRESSIONS, USERS)
 _REWRITES = (Operation.DELETE, Operation.OVERWRITE)
 _RETRY_S = 2.0
 _NOTE = "gyre.erasure."
+_EVER_NS = 2**63
 _MAX_SNAPSHOTS = 30_000
 """How many of the newest snapshots of a table are named: those of three tables always fit a record."""
 _LOG = logging.getLogger(__name__)
 
 
 class Eraser:
-    """Takes tombstones, erases one after the other, and publishes each; those published before are not done again.
+    """Takes tombstones, erases one after the other, and publishes each.
+
+    A tombstone from before the start that was published is done. One that comes later is erased here, too, though
+    another process may have published it: rows that waited here were appended after that one had looked.
 
     Args:
         archives: the one writer of each loop's tables; it must leave out what the tombstones cover.
@@ -57,53 +61,69 @@ class Eraser:
     ) -> None:
         self._archives, self._producer, self._kafka = archives, producer, kafka
         self._pseudonyms = Pseudonyms(keyring)
-        self._waiting: asyncio.Queue[tuple[str, privacy.UserForgotten]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[str, privacy.UserForgotten, bool]] = asyncio.Queue()
+        self._done = {loop: Expiring[str, int](each) for loop, each in kept_s.items()}
         self._kept_s = kept_s
-        self._done: dict[str, Expiring[str, int]] = {}
+        self._before: dict[str, Expiring[str, int]] = {}
+        self._noted: set[tuple[str, str]] = set()
 
-    def note(self, loop: str, message: privacy.UserForgotten) -> None:
-        """Take a tombstone in."""
-        self._waiting.put_nowait((loop, message))
+    def note(self, loop: str, message: privacy.UserForgotten, *, is_from_before: bool = False) -> None:
+        """Take a tombstone in; where it is from before the start, no row that it covers was taken in."""
+        self._waiting.put_nowait((loop, message, is_from_before))
 
     async def run(self) -> None:
         """Erase until cancelled; while the warehouse or Kafka do not answer, try again."""
         while True:
-            loop, message = await self._waiting.get()
-            if not await self._erased(loop, message):
+            loop, message, is_from_before = await self._waiting.get()
+            if not await self._erased(loop, message, is_from_before):
                 await asyncio.sleep(_RETRY_S)
-                self._waiting.put_nowait((loop, message))
+                self._waiting.put_nowait((loop, message, is_from_before))
 
-    async def _erased(self, loop: str, message: privacy.UserForgotten) -> bool:
+    async def _erased(self, loop: str, message: privacy.UserForgotten, is_from_before: bool) -> bool:
+        key, wanted, done = record_key(message), _ns(message.forgotten_time), self._done[loop]
         try:
-            key, done = record_key(message), await self._done_of(loop)
-            erased = done.get(key)
-            if erased is not None and erased >= _ns(message.forgotten_time):
-                return True
-            earlier = None if erased is None else (await self._published(loop)).get(key)
-            # A send that failed may have arrived all the same.
-            if earlier is None or _ns(earlier.forgotten_time) < _ns(message.forgotten_time):
-                answer = await self._erase(loop, message)
-                if earlier is not None:
-                    _add_earlier(answer, earlier)
-                await self._producer.send(topic(loop, "privacy.erasures"), answer, key=key)
-            await self._archives[loop].alone(loop, OF_USERS, partial(drop_notes, names={note_of(message)}))
+            before = await self._published_before(loop)
+            if not _holds(done, key, wanted):
+                if not (is_from_before and _holds(before, key, wanted)):
+                    await self._publish(loop, key, message)
+                    self._noted.add((loop, key))
+                done.put(key, wanted)
+            if (loop, key) in self._noted:
+                await self._drop_notes(loop, {notes_of(message): _EVER_NS})
+                self._noted.discard((loop, key))
         except (Unavailable, TimeoutError) as error:
             _LOG.warning("an erasure waits", extra={"loop": loop, "problem": str(error)})
             return False
-        done.put(key, _ns(message.forgotten_time))
         return True
 
-    async def _done_of(self, loop: str) -> Expiring[str, int]:
-        """The tombstones of a loop that are done: by key the newest one's time, unix nanoseconds."""
-        if loop not in self._done:
-            done, published = Expiring[str, int](self._kept_s[loop]), await self._published(loop)
+    async def _publish(self, loop: str, key: str, message: privacy.UserForgotten) -> None:
+        """Erase, and publish what went with what was published of the user before; nothing where that says it all."""
+        # Also of another process; and a send that failed may have arrived all the same.
+        earlier = (await self._published(loop)).get(key)
+        if earlier is not None:
+            await self._drop_notes(loop, {notes_of(earlier): _ns(earlier.forgotten_time)})
+        answer = await self._erase(loop, message)
+        if earlier is not None:
+            is_new = _ns(earlier.forgotten_time) < _ns(message.forgotten_time)
+            if not is_new and not answer.found_rows and not _says_any(answer):
+                return
+            _add_earlier(answer, earlier)
+        await self._producer.send(topic(loop, "privacy.erasures"), answer, key=key)
+
+    async def _drop_notes(self, loop: str, until: Mapping[str, int]) -> None:
+        await self._archives[loop].alone(loop, OF_USERS, partial(drop_notes, until=until))
+
+    async def _published_before(self, loop: str) -> Expiring[str, int]:
+        """What was published before the first tombstone came: by key the newest one's time, unix nanoseconds."""
+        if loop not in self._before:
+            before, published = Expiring[str, int](self._kept_s[loop]), await self._published(loop)
             for key, erased in published.items():
-                done.put(key, _ns(erased.forgotten_time))
+                before.put(key, _ns(erased.forgotten_time))
             # Of a process that was killed once it had published what it erased.
-            if notes := {note_of(each) for each in published.values()}:
-                await self._archives[loop].alone(loop, OF_USERS, partial(drop_notes, names=notes))
-            self._done[loop] = done
-        return self._done[loop]
+            if until := {notes_of(each): _ns(each.forgotten_time) for each in published.values()}:
+                await self._drop_notes(loop, until)
+            self._before[loop] = before
+        return self._before[loop]
 
     async def _published(self, loop: str) -> dict[str, privacy.UserErased]:
         events = await read_compacted(self._kafka, topic(loop, "privacy.erasures"), ERASED)
@@ -114,7 +134,8 @@ class Eraser:
             user_id=message.user_id, user_hash=message.user_hash, forgotten_time=message.forgotten_time
         )
         wanted, names = self._pseudonyms.of_message(loop, message), self._pseudonyms.names
-        since_ms, note = _ns(message.forgotten_time) // 1_000_000, note_of(message)
+        forgotten_ns = _ns(message.forgotten_time)
+        since_ms, note = forgotten_ns // 1_000_000, f"{notes_of(message)}{forgotten_ns}"
 
         def work(table: Table) -> tuple[int, list[int], int]:
             return erase_user(table, lambda user_id: names(loop, user_id) == wanted, since_ms=since_ms, note=note)
@@ -133,8 +154,10 @@ def _add_earlier(answer: privacy.UserErased, earlier: privacy.UserErased) -> Non
 
     Where nothing was left the time of the erasure stays, since what was read meanwhile held nothing of the user.
     """
-    if not any(answer.rows.values()) and not any(each.ids for each in answer.expired.values()):
+    if not _says_any(answer):
         answer.erased_time.CopyFrom(earlier.erased_time)
+    if _ns(answer.forgotten_time) < _ns(earlier.forgotten_time):
+        answer.forgotten_time.CopyFrom(earlier.forgotten_time)
     for table, rows in earlier.rows.items():
         answer.rows[table] += rows
     for table, snapshots in earlier.expired.items():
@@ -146,26 +169,49 @@ def _add_earlier(answer: privacy.UserErased, earlier: privacy.UserErased) -> Non
         newer.extend(merged)
 
 
+def _says_any(answer: privacy.UserErased) -> bool:
+    """Whether rows or snapshots went."""
+    return any(answer.rows.values()) or any(each.ids for each in answer.expired.values())
+
+
+def _holds(done: Expiring[str, int], key: str, wanted_ns: int) -> bool:
+    """Whether a user's tombstone of that time, or a later one, is done."""
+    found = done.get(key)
+    return found is not None and found >= wanted_ns
+
+
 def _ns(time: object) -> int:
     return int(time.ToNanoseconds())  # type: ignore[attr-defined]
 
 
-def note_of(message: privacy.UserForgotten | privacy.UserErased) -> str:
-    """The property of a table that says what has gone for a tombstone, until that is published; it names nobody."""
-    return f"{_NOTE}{sha256(record_key(message).encode()).hexdigest()[:32]}.{_ns(message.forgotten_time)}"
+def notes_of(message: privacy.UserForgotten | privacy.UserErased) -> str:
+    """What the names of a user's notes begin with; it names nobody.
+
+    A note is a property of a table that says what has gone for a tombstone, until that is published. Its name ends with
+    the tombstone's time, unix nanoseconds; a later tombstone of the user takes over what the note of an earlier says.
+    """
+    return f"{_NOTE}{sha256(record_key(message).encode()).hexdigest()[:32]}."
 
 
-def drop_notes(table: Table, names: Collection[str]) -> None:
-    """Remove such properties where a table has them."""
-    if held := set(names) & table.properties.keys():
+def drop_notes(table: Table, until: Mapping[str, int]) -> None:
+    """Remove the notes of some users, by what their names begin with, of tombstones up to a time, unix nanoseconds."""
+    held = [
+        name
+        for name in table.properties
+        if name.startswith(_NOTE) and int(name.rpartition(".")[2]) <= until.get(name[: name.rindex(".") + 1], -1)
+    ]
+    if held:
         with table.transaction() as transaction:
             transaction.remove_properties(*held)
 
 
-def _noted(table: Table, note: str) -> tuple[int, list[int]]:
-    """Rows and snapshots that an earlier try took, which was cut short before that was published."""
-    body = json.loads(table.properties.get(note, "{}"))
-    return int(body.get("rows", 0)), list(body.get("expired", ()))
+def _noted(table: Table, note: str) -> tuple[list[str], int, list[int]]:
+    """A user's notes; rows and snapshots that went, as they say, in tries that were cut short before the report."""
+    prefix = note[: note.rfind(".") + 1]
+    names = sorted(name for name in table.properties if prefix and name.startswith(prefix))
+    bodies = [json.loads(table.properties[name]) for name in names]
+    ids = dict.fromkeys(each for body in bodies for each in body.get("expired", ()))
+    return names, sum(int(body.get("rows", 0)) for body in bodies), list(ids)
 
 
 def erase_user(
@@ -180,19 +226,17 @@ def erase_user(
         table: with a column `user_id`.
         is_user: whether a user id is that of the one who is erased; asked for every id of the table.
         since_ms: the tombstone's time, unix milliseconds: a rewrite after it may be one that a crash cut short.
-        note: the property that is to say what goes, committed with it; see `note_of`. By default none does.
+        note: the property that is to say what goes, committed with it; see `notes_of`. By default none does.
 
     Returns:
-        Count of rows that went, ids of the snapshots that went, oldest first, both with those of earlier tries under
-        the same note; count of rows that a search found afterwards.
+        Count of rows that went, ids of the snapshots that went, oldest first, both with those of earlier tries that
+        the user's notes name; count of rows that a search found afterwards.
 
     Raises:
         CommitFailedException: somebody else committed meanwhile; call again.
     """
-    (rows, ids), (earlier_rows, earlier) = _rows_of(table, is_user), _noted(table, note)
-    begun = note in table.properties or any(
-        _rewrites(each) and each.timestamp_ms >= since_ms for each in table.snapshots()
-    )
+    (rows, ids), (notes, earlier_rows, earlier) = _rows_of(table, is_user), _noted(table, note)
+    begun = bool(notes) or any(_rewrites(each) and each.timestamp_ms >= since_ms for each in table.snapshots())
     if not rows and not begun:
         delete_orphans_of(table, is_user, gone=frozenset())
         return 0, [], 0
@@ -203,6 +247,8 @@ def erase_user(
         if note:
             body = {"rows": earlier_rows + rows, "expired": holding[-_MAX_SNAPSHOTS:]}
             transaction.set_properties({note: json.dumps(body)})
+            if others := [each for each in notes if each != note]:
+                transaction.remove_properties(*others)
     # The snapshot that deletes names the files that it took away with their bounds, which are ids; the next does not.
     table.append(table.schema().as_arrow().empty_table())
     table.refresh()

@@ -176,8 +176,8 @@ async def _delete(stores: Sequence[OnlineStore], ids: Sequence[str]) -> int:
 
     Batches that were prepared before are refused from here on, so that none of them brings the user back.
     """
-    for store in stores:
-        await store.refuse_prepared_batches()
+    # The token is one for all layouts of the loop.
+    await max(stores, key=lambda store: store.shards).refuse_prepared_batches()
     for store in stores:
         for each in ids:
             await store.delete_late_events(each)

@@ -64,7 +64,7 @@ def _write(
 
     def erase(loop: str, message: privacy_pb2.UserForgotten, _offset: int) -> None:
         if eraser is not None:
-            eraser.note(loop, message)
+            eraser.note(loop, message, is_from_before=not tombstones.are_ready)
 
     keyring = read_keyring(settings)
     tombstones = Tombstones(loops, keyring, on_tombstone=erase)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,11 +10,14 @@ from gyre.events.v1 import features_pb2 as events_pb2
 from gyre_core.features import Layout, Reader
 from gyre_core.layouts import KnownLayout, LayoutState
 from gyre_core.spec import LoopSpec
-from gyre_runtime import Precondition, unknown_loop
+from gyre_runtime import Precondition, Unavailable, unknown_loop
+from gyre_runtime.context import current_call
 from gyre_runtime.layouts import LayoutCatalog
 
 from gyre_features.online.store import OnlineStore
 
+_CATCH_UP_S = 2.0
+"""How long Kafka is waited for at least."""
 Open = Callable[[LoopSpec, int], OnlineStore]
 """Opens a store of the layout that a spec declares, by its generation."""
 
@@ -100,12 +104,21 @@ class ServedLayouts:
             raise Precondition("LAYOUT_NOT_SERVED", f"{asked} for {loop}")
         return found
 
-    def all(self, loop: str) -> list[OnlineStore]:
+    async def all(self, loop: str) -> list[OnlineStore]:
         """The stores that may hold values of a loop: those of retired layouts, whose keys have not expired, too.
 
         Raises:
             NotFound: the loop is not served here (UNKNOWN_LOOP).
+            Unavailable: Kafka does not say which layouts there are (KAFKA_UNAVAILABLE).
         """
+        self.newest(loop)
+        call = current_call()
+        wait_s = _CATCH_UP_S if call is None else max(_CATCH_UP_S, call.remaining_s() / 2)
+        try:
+            await asyncio.wait_for(self._catalog.catch_up(loop), wait_s)
+        except TimeoutError:
+            message = f"the layouts of {loop} are not known: Kafka does not answer"
+            raise Unavailable("KAFKA_UNAVAILABLE", message) from None
         newest, found = self.newest(loop), self._catalog.known(loop)
         self._others = {place: each for place, each in self._others.items() if place[0] != loop or place[1] in found}
         known = (self._opened(loop, each) for each in found.values())

@@ -130,10 +130,10 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
             Precondition: a user, and there is no key file (PRIVACY_KEY_MISSING).
             Unavailable: Kafka or the store do not answer; ask again.
         """
-        stores = self._layouts.all(request.loop)
         kind = _KINDS.get(request.kind)
         if kind is None:
             raise Invalid("UNKNOWN_KIND", f"kind = {request.kind}: must be a user or an item")
+        stores = await self._layouts.all(request.loop)
         if kind == "item":
             deleted = [await store.delete("item", request.id) for store in stores]
             return pb.DeleteEntityResponse(deleted_keys=sum(deleted))
