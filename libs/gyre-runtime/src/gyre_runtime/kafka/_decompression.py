@@ -5,8 +5,9 @@ aiokafka unpacks a batch as a whole, however large it becomes. So every consumer
 for a corrupt batch; and a poll hands over no more of a partition once it has unpacked half as much of it.
 """
 
+import gzip
+import io
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
@@ -19,7 +20,6 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.record import default_records, legacy_records
 from gyre_core.topics import MAX_UNPACKED_BYTES
 
-_GZIP_WINDOW = zlib.MAX_WBITS + 16
 _XERIAL_HEADER_BYTES, _LENGTH_BYTES = 16, 4
 _ROOM_BYTES, _USUAL_RATIO = 256 * 1024, 8
 """Most batches fit into so much and so many times their size: the greatest buffer would cost each more than itself."""
@@ -57,13 +57,13 @@ def _too_large() -> CorruptRecordException:
 
 
 def _bounded(decode: Decode) -> Decode:
-    """A decoder that counts what it unpacks, and raises CorruptRecordException for whatever it cannot."""
+    """A decoder that counts what it unpacks, and raises CorruptRecordException for what is no such data."""
 
     @wraps(decode)
     def decoded(payload: Any) -> bytes:
         try:
             unpacked = decode(payload)
-        except CorruptRecordException:
+        except (CorruptRecordException, MemoryError):
             raise
         except Exception as error:
             raise CorruptRecordException(f"the batch cannot be unpacked: {error}") from error
@@ -74,15 +74,10 @@ def _bounded(decode: Decode) -> Decode:
 
 
 def _gunzip(payload: Any) -> bytes:
-    unpacked = b""
-    while payload:
-        member = zlib.decompressobj(_GZIP_WINDOW)
-        unpacked += member.decompress(payload, MAX_UNPACKED_BYTES - len(unpacked) + 1)
-        if len(unpacked) > MAX_UNPACKED_BYTES:
-            raise _too_large()
-        if not member.eof:
-            raise CorruptRecordException("the batch ends within its compressed data")
-        payload = member.unused_data
+    with gzip.GzipFile(fileobj=io.BytesIO(payload)) as members:
+        unpacked = members.read(MAX_UNPACKED_BYTES + 1)
+    if len(unpacked) > MAX_UNPACKED_BYTES:
+        raise _too_large()
     return unpacked
 
 
