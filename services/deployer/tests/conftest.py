@@ -193,6 +193,7 @@ class Gateway:
         slow: versions of which every request takes half a second.
         tripped: versions that it keeps requests from.
         unread: versions the features of whose layout it cannot read.
+        brief: versions all of whose callers leave too little time.
     """
 
     kafka: str
@@ -204,7 +205,9 @@ class Gateway:
     slow: set[str] = field(default_factory=set)
     tripped: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
+    brief: set[str] = field(default_factory=set)
     left_out: Counter[str] = field(default_factory=Counter)
+    without_features: Counter[str] = field(default_factory=Counter)
     view: RolloutView = field(default_factory=RolloutView)
     counts: dict[str, list[int]] = field(default_factory=dict)
 
@@ -241,8 +244,9 @@ class Gateway:
 
     def _serve(self, version: str, requests: int) -> None:
         counts = self.counts.setdefault(version, [0] * (len(BOUNDS_S) + 3))
-        if version in self.unread:
+        if version in self.unread | self.brief:
             self.left_out[version] += requests
+            self.without_features[version] += requests if version in self.unread else 0
             return
         counts[0] += requests
         if version in self.failing:
@@ -264,6 +268,7 @@ class Gateway:
                 latency_counts=latencies,
                 tripped=version in self.tripped,
                 left_out=self.left_out[version],
+                without_features=self.without_features[version],
             )
         await producer.send(topic(self.loop, "models.gateway-reports"), report, key=self.instance)
 

@@ -69,22 +69,35 @@ async def test_a_candidate_whose_features_are_not_read_is_rolled_back(start, mod
     gateway.unread.add("v2")
     await models.register("v2")
     ended = await deployer.reaches("v2", "ROLLED_BACK", timeout_s=60)
-    assert "could be scored" in ended.reason
+    assert "got no features of its layout" in ended.reason
     assert [each.share for each in ended.events if each.share] == [0.1]
     await models.register("v3")
     await deployer.reaches("v3", "PROMOTED", timeout_s=60)
 
 
+async def test_callers_that_leave_too_little_time_end_no_rollout(start, models, place, gateway) -> None:
+    """A candidate that hears of impatient callers alone keeps its step, however long, and goes on with patient ones."""
+    deployer = await start(deployer_layout_wait_s=0.5)
+    await models.register("v1")
+    await deployer.reaches("v1", "PROMOTED")
+    gateway.brief.add("v2")
+    await models.register("v2")
+    await eventually(lambda: gateway.left_out["v2"] >= 300, timeout_s=60, message="3 s of impatient callers")
+    gateway.brief.clear()
+    await deployer.reaches("v2", "PROMOTED", timeout_s=60)
+
+
 @pytest.mark.parametrize(
     ("held", "ends"),
     [
-        (StepProgress(61.0, 0, requests_in_all=0, left_out=1), True),
-        (StepProgress(60.0, 0, requests_in_all=0, left_out=9), False),
-        (StepProgress(61.0, 0, requests_in_all=0, left_out=0), False),
-        (StepProgress(61.0, 5, requests_in_all=9, left_out=9), False),
-        (StepProgress(61.0, 5, requests_in_all=9, left_out=10), True),
+        (StepProgress(61.0, 0, requests_in_all=0, without_features=11), True),
+        (StepProgress(61.0, 0, requests_in_all=0, without_features=10), False),
+        (StepProgress(60.0, 0, requests_in_all=0, without_features=99), False),
+        (StepProgress(61.0, 0, requests_in_all=0, without_features=0), False),
+        (StepProgress(61.0, 5, requests_in_all=19, without_features=19), False),
+        (StepProgress(61.0, 5, requests_in_all=19, without_features=20), True),
     ],
 )
-def test_a_step_ends_once_most_requests_say_nothing_for_too_long(held: StepProgress, ends: bool) -> None:
-    """A step without requests, with mostly scored ones, or within its time goes on."""
+def test_a_step_ends_once_most_requests_get_no_features_for_too_long(held: StepProgress, ends: bool) -> None:
+    """A step with few requests, with mostly scored ones, or within its time goes on."""
     assert bool(unread(held, 60.0)) == ends

@@ -108,7 +108,7 @@ async def test_each_version_gets_features_of_its_own_layout(mesh: Mesh) -> None:
     answer = await mesh.rank()
     assert (answer.provenance.model_version, answer.provenance.degraded_reason) == ("v1", "LAYOUT_NOT_SERVED")
     counts = mesh.running.routers[mesh.loop].counts["v2"]
-    assert (counts.requests, counts.failures, counts.left_out) == (2, 1, 1)
+    assert (counts.requests, counts.failures, counts.left_out, counts.without_features) == (2, 1, 1, 1)
 
 
 async def test_a_layout_that_is_not_read_in_time_is_no_reason_to_ask_no_model(mesh: Mesh) -> None:
@@ -125,7 +125,7 @@ async def test_a_layout_that_is_not_read_in_time_is_no_reason_to_ask_no_model(me
     await eventually(by_live, timeout_s=20, message="the live model answers by its own layout")
     counts = mesh.running.routers[mesh.loop].counts["v2"]
     assert (counts.requests, counts.failures) == (0, 0)
-    assert counts.left_out > 0
+    assert counts.left_out == counts.without_features > 0
 
 
 async def test_a_failing_candidate_is_tripped_and_recovers(mesh: Mesh) -> None:

@@ -253,7 +253,7 @@ def test_a_report_holds_the_epoch_and_all_counts() -> None:
     router.note_scored(attempt(router, version="v1", had_time=False), 0.001)
     fail(router, 5)
     fail(router, 2, had_time=False)
-    router.note_left_out("v2")
+    router.note_without_features("v2")
     report = report_of(router, "gateway-1", lease_s=5, leaving=False)
     live, candidate = report.versions
     assert (report.loop, report.instance, report.epoch, report.lease_s, report.leaving) == (
@@ -264,7 +264,7 @@ def test_a_report_holds_the_epoch_and_all_counts() -> None:
     assert tuple(live.latency_bounds_s) == LATENCY_BOUNDS_S
     assert [list(live.latency_counts)[at] for at in (0, 3, len(LATENCY_BOUNDS_S))] == [2, 1, 1]
     assert sum(live.latency_counts) == 4
-    assert (live.left_out, candidate.left_out) == (1, 3)
+    assert (live.left_out, candidate.left_out, live.without_features, candidate.without_features) == (1, 3, 0, 1)
     assert report.report_time.seconds > 0
 
 

@@ -228,5 +228,5 @@ def report_of(message: events.GatewayReport, *, time: float) -> ObservedGateway:
             for each in message.versions
         },
         tripped=frozenset(each.version for each in message.versions if each.tripped),
-        left_out={each.version: each.left_out for each in message.versions},
+        without_features={each.version: each.without_features for each in message.versions},
     )

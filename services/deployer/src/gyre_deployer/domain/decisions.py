@@ -45,7 +45,7 @@ class StepProgress:
         spoiled: intervals that do not count against the candidate, since the live model suffered in them.
         tripped: gateways that keep requests from the candidate at the moment.
         requests_in_all: of the candidate, also those in spoiled intervals.
-        left_out: of the candidate, further requests, whose outcome says nothing of it though the live model's does.
+        without_features: of the candidate, further requests, which got no features though the live model's do.
     """
 
     seconds: float
@@ -53,7 +53,7 @@ class StepProgress:
     spoiled: int = 0
     tripped: int = 0
     requests_in_all: int = 0
-    left_out: int = 0
+    without_features: int = 0
 
     def remarks(self) -> str:
         """What a person has to know beside a verdict; empty for nothing."""
@@ -62,6 +62,8 @@ class StepProgress:
         return spoiled + tripped
 
 
+_FEW_REQUESTS = 10
+"""So many without features say nothing yet."""
 _STEPS = {
     RolloutState.STARTED: Step.VALIDATE,
     RolloutState.VALIDATED: Step.LOAD,
@@ -201,13 +203,13 @@ def _shift(rollout: Rollout, steps: Sequence[RolloutStep], step: int, reason: st
 def unread(held: StepProgress, wait_s: float) -> str:
     """Why a candidate's rollout ends without a verdict, in words for a person; empty where it does not.
 
-    Its users get the live model where the features of its layout cannot be read. After `wait_s` of mostly that, others
-    have waited for long enough.
+    Its users get the live model where the features of its layout cannot be read. After `wait_s` of mostly that, and of
+    some requests at least, others have waited for long enough.
     """
-    if held.seconds <= wait_s or held.left_out <= held.requests_in_all:
+    if held.seconds <= wait_s or held.without_features <= max(held.requests_in_all, _FEW_REQUESTS):
         return ""
-    counted = f"{held.requests_in_all} of {held.requests_in_all + held.left_out} requests"
-    return f"only {counted} could be scored in {held.seconds:.0f} s: are its features read? It may be offered again"
+    counted = f"{held.without_features} of {held.requests_in_all + held.without_features} requests"
+    return f"{counted} got no features of its layout in {held.seconds:.0f} s: are they read? It may be offered again"
 
 
 def decide(

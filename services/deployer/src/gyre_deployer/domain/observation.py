@@ -100,7 +100,7 @@ class ObservedGateway:
         is_leaving: it takes no more requests.
         counts: by version, since the gateway started.
         tripped: versions that it keeps requests from.
-        left_out: by version, requests that are in no counts, since their outcome says nothing of the version.
+        without_features: by version, requests that are in no counts, since they got no features of its layout.
     """
 
     instance: str
@@ -110,7 +110,7 @@ class ObservedGateway:
     is_leaving: bool = False
     counts: Mapping[str, VersionRequests] = field(default_factory=dict)
     tripped: frozenset[str] = frozenset()
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    without_features: Mapping[str, int] = field(default_factory=dict)
 
     def is_live(self, now: float) -> bool:
         """Whether the gateway may still be sending requests."""
@@ -258,9 +258,9 @@ class Observation:
         return replace(seen, candidate=self.candidate.plus(interval.candidate), live=self.live.plus(interval.live))
 
 
-def left_out(reports: Iterable[ObservedGateway], version: str) -> dict[str, int]:
-    """Requests of a version whose outcome says nothing of it, since each gateway began, by gateway."""
-    return {each.instance: each.left_out.get(version, 0) for each in reports}
+def without_features(reports: Iterable[ObservedGateway], version: str) -> dict[str, int]:
+    """Requests of a version that got no features of its layout, since each gateway began, by gateway."""
+    return {each.instance: each.without_features.get(version, 0) for each in reports}
 
 
 def lagging(reports: Iterable[ObservedGateway], epoch: int, now: float) -> list[str]:

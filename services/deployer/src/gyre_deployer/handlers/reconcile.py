@@ -28,7 +28,14 @@ from gyre_deployer.domain.decisions import (
     unread,
 )
 from gyre_deployer.domain.guardrails import is_breach, judge
-from gyre_deployer.domain.observation import SETTLING_S, Observation, ObservedGateway, lagging, left_out, tripped
+from gyre_deployer.domain.observation import (
+    SETTLING_S,
+    Observation,
+    ObservedGateway,
+    lagging,
+    tripped,
+    without_features,
+)
 from gyre_deployer.domain.rollouts import Candidate, Change, Kind, LoopState, Rollout, RolloutState
 from gyre_deployer.domain.strangers import may_be_asked
 from gyre_deployer.handlers.clock import SYSTEM_CLOCK, Clock
@@ -52,22 +59,28 @@ class Watch:
         began: when the watching began, on the monotonic clock; after a restart of this process it begins anew.
         observation: what was seen since.
         outages: of the model server, when the watching began; a further one lets it begin anew.
-        left_out: of both versions, requests that said nothing of them by then, by gateway.
+        without_features: of both versions, requests that had got no features when each gateway was first seen.
     """
 
     epoch: int
     began: float
     observation: Observation
     outages: int
-    left_out: tuple[Mapping[str, int], Mapping[str, int]]
+    without_features: tuple[Mapping[str, int], Mapping[str, int]]
 
-    def left_out_since(self, reports: Sequence[ObservedGateway], versions: tuple[str, str]) -> tuple[int, int]:
-        """Requests of the candidate, and of the live model, that said nothing of them since the watching began."""
+    def without_features_since(self, reports: Sequence[ObservedGateway]) -> tuple[int, int]:
+        """Requests of the candidate, and of the live model, that got no features since the watching began."""
         found = []
-        for version, before in zip(versions, self.left_out, strict=True):
-            counts = left_out(reports, version)
-            found.append(sum(max(count - before.get(instance, 0), 0) for instance, count in counts.items()))
+        for version, before in zip(self.observation.versions, self.without_features, strict=True):
+            counts = without_features(reports, version)
+            found.append(sum(max(count - before[instance], 0) for instance, count in counts.items()))
         return found[0], found[1]
+
+    def advanced(self, reports: Sequence[ObservedGateway], now: float) -> Watch:
+        """With newer reports; a gateway that was not seen before is counted from this report on."""
+        candidate, live = (without_features(reports, version) for version in self.observation.versions)
+        known = {**candidate, **self.without_features[0]}, {**live, **self.without_features[1]}
+        return replace(self, observation=self.observation.advanced(reports, now), without_features=known)
 
 
 class Reconciler:
@@ -217,15 +230,15 @@ class Reconciler:
         verdict = judge(seen.candidate, seen.live, guardrails)
         in_all = judge(seen.candidate_in_all, seen.live_in_all, guardrails)
         counted, all_requests = seen.candidate.requests, seen.candidate_in_all.requests
-        unscored, of_live = watch.left_out_since(reports, seen.versions)
-        # Where most of the live model's say nothing either, what both share is away.
+        unread_by, unread_by_live = watch.without_features_since(reports)
+        # Where most of the live model's get none either, what both share is away.
         held = StepProgress(
             now - watch.began,
             counted,
             seen.spoiled,
             len(open_circuits),
             all_requests,
-            left_out=unscored if of_live < seen.live_in_all.requests else 0,
+            without_features=unread_by if unread_by_live < seen.live_in_all.requests else 0,
         )
         decision, reason = decide(rollout, verdict, held, self._spec.rollout.steps, verdict_in_all=in_all)
         if problem := unread(held, self._waiting.deadline_s):
@@ -240,9 +253,8 @@ class Reconciler:
             settling_s = max(SETTLING_S, self._spec.serving.deadline_s + _REPORT_DELAY_S)
             breached = partial(is_breach, guardrails=guardrails)
             begun = Observation.begin(reports, versions, breached, settling_s=settling_s)
-            unscored = left_out(reports, versions[0]), left_out(reports, versions[1])
-            watch = Watch(rollout.observed_epoch, now, begun, outages, unscored)
-        self._watch = replace(watch, observation=watch.observation.advanced(reports, now))
+            watch = Watch(rollout.observed_epoch, now, begun, outages, ({}, {}))
+        self._watch = watch.advanced(reports, now)
         return self._watch
 
     async def _act(self, state: LoopState, rollout: Rollout, decision: Decision, reason: str) -> None:

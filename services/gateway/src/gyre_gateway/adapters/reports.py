@@ -87,6 +87,7 @@ def report_of(router: Router, instance: str, *, lease_s: float, leaving: bool) -
             requests=counts.requests,
             failures=counts.failures,
             left_out=counts.left_out,
+            without_features=counts.without_features,
             paced_requests=counts.paced,
             stalled_requests=counts.stalled,
             latency_bounds_s=LATENCY_BOUNDS_S,

@@ -102,6 +102,7 @@ class ObservedCounts:
 
     Attributes:
         left_out: requests that are in no other count, since their outcome says nothing of the version.
+        without_features: of those left out, requests with time enough that got no features of the version's layout.
         paced: of fallbacks and those left out, requests whose pace says whether the version stood still.
         stalled: of these, those that failed or were late.
         median_s: running median of the time that answers took, seconds; NaN before the first.
@@ -110,6 +111,7 @@ class ObservedCounts:
     requests: int = 0
     failures: int = 0
     left_out: int = 0
+    without_features: int = 0
     paced: int = 0
     stalled: int = 0
     median_s: float = nan
@@ -237,6 +239,11 @@ class Router:
     def note_left_out(self, version: str) -> None:
         """Count a request whose outcome says nothing of the version: no time, no features, or no sound ones."""
         self._of(version).left_out += 1
+
+    def note_without_features(self, version: str) -> None:
+        """Count a request that had the time, and got no features of the version's layout."""
+        self.note_left_out(version)
+        self._of(version).without_features += 1
 
     def _note_pace(self, attempt: Attempt, *, stalled: bool) -> None:
         """Count whether a version beside the candidate stood still."""

@@ -43,7 +43,7 @@ class Scorer:
         """Score with the user's arm; degrade to the live and the last good model, popularity, the caller's order."""
         route = self._router.route(request.user_id)
         reason, features = "", None
-        unread: dict[str, str] = {}
+        unread: dict[str, GyreError] = {}
         for target in route.targets:
             try:
                 features = await self._features_for(request, target, features, unread)
@@ -53,12 +53,12 @@ class Scorer:
             else:
                 reason = reason or ("CANDIDATE_TRIPPED" if route.tripped else "")
                 return Scored(scores, route, version=target.version, degraded_reason=reason, features=features)
-        if features is None and set(unread.values()) == {NO_FEATURES}:
+        if features is None and {_feature_reason(error) for error in unread.values()} == {NO_FEATURES}:
             return Scored(caller_order(len(request.item_ids)), route, degraded_reason=reason)
         return await self._without_model(request, route, reason or "NO_MODEL", features)
 
     async def _features_for(
-        self, request: Request, target: Target, known: Features | None, unread: dict[str, str]
+        self, request: Request, target: Target, known: Features | None, unread: dict[str, GyreError]
     ) -> Features:
         """The features that a target reads: those at hand where they are of its layout.
 
@@ -66,13 +66,18 @@ class Scorer:
         """
         if known is not None and known.layout == target.layout:
             return known
+        had_time = request.deadline - time.monotonic() >= self._spec.serving.feature_timeout_s
         if target.layout not in unread:
             try:
                 return await self._read(request, target.layout)
             except GyreError as error:
-                unread[target.layout] = error.reason if error.reason == NOT_SERVED else NO_FEATURES
-        self._router.note_left_out(target.version)
-        raise _Unscored(unread[target.layout])
+                unread[target.layout] = error
+        problem = unread[target.layout]
+        if isinstance(problem, DeadlineExceeded) and not had_time:
+            self._router.note_left_out(target.version)
+        else:
+            self._router.note_without_features(target.version)
+        raise _Unscored(_feature_reason(problem))
 
     async def _read(self, request: Request, layout: str) -> Features:
         timeout_s = _within(request, self._spec.serving.feature_timeout_s)
@@ -132,6 +137,11 @@ def _within(request: Request, wanted_s: float) -> float:
     if left_s <= 0:
         raise DeadlineExceeded("DEADLINE_EXCEEDED", "no time is left for the call")
     return min(wanted_s, left_s)
+
+
+def _feature_reason(error: GyreError) -> str:
+    """Why features could not be read, as a word of the API."""
+    return error.reason if error.reason == NOT_SERVED else NO_FEATURES
 
 
 def _model_reason(error: GyreError) -> str:

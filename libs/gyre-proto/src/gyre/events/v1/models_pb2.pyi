@@ -698,6 +698,7 @@ class VersionCounts(_message.Message):
     LEFT_OUT_FIELD_NUMBER: _builtins.int
     PACED_REQUESTS_FIELD_NUMBER: _builtins.int
     STALLED_REQUESTS_FIELD_NUMBER: _builtins.int
+    WITHOUT_FEATURES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version."""
     requests: _builtins.int
@@ -721,6 +722,8 @@ class VersionCounts(_message.Message):
     """
     stalled_requests: _builtins.int
     """Of these, those that failed, and those whose answer took longer than the ten medians."""
+    without_features: _builtins.int
+    """Of those left out, requests with time enough that got no features of its layout. 0 from a gateway of an earlier release."""
     @_builtins.property
     def latency_bounds_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Upper bounds of the latency buckets, seconds, increasing; the last bucket is open."""
@@ -741,10 +744,11 @@ class VersionCounts(_message.Message):
         left_out: _builtins.int = ...,
         paced_requests: _builtins.int = ...,
         stalled_requests: _builtins.int = ...,
+        without_features: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "latency_bounds_s", b"latency_bounds_s", "latency_counts", b"latency_counts", "left_out", b"left_out", "paced_requests", b"paced_requests", "requests", b"requests", "stalled_requests", b"stalled_requests", "tripped", b"tripped", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "latency_bounds_s", b"latency_bounds_s", "latency_counts", b"latency_counts", "left_out", b"left_out", "paced_requests", b"paced_requests", "requests", b"requests", "stalled_requests", b"stalled_requests", "tripped", b"tripped", "version", b"version", "without_features", b"without_features"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
