@@ -204,6 +204,33 @@ async def test_rows_that_waited_in_a_second_archive_are_erased(
 
 
 @pytest.mark.adapter
+@pytest.mark.parametrize("state", ["forgotten", "nobody", "erased", "away"])
+async def test_a_process_that_ends_appends_no_rows_of_who_is_forgotten(
+    tmp_path: Path, spec: LoopSpec, history: Any, kafka: str, state: str
+) -> None:
+    """Rows that wait are left to the next owner where a tombstone is not done here, or Kafka does not say of any."""
+    archive, catalog = await _archived(tmp_path, spec, history, kafka)
+    tombstone = _tombstone(spec.loop)
+    async with Producer(kafka, source="test") as producer:
+        if state in ("forgotten", "erased"):
+            await producer.send(topic(spec.loop, "privacy.tombstones"), tombstone, key=record_key(tombstone))
+        async with _erasing(kafka, spec.loop, archive, producer) as eraser:
+            if state == "erased":
+                eraser.note(spec.loop, tombstone)
+                await eventually(lambda: _report(kafka, spec.loop, tombstone), timeout_s=30, message="it is published")
+        late = [each._replace(partition=1) for each in ratings(history, "i9")]
+        await archive.add([each for each in late if state != "erased" or each.message.user_id != MARKED])
+        if state == "away":
+            eraser = Eraser({spec.loop: archive}, producer, "127.0.0.1:1", KEYRING, {spec.loop: 1e6})
+        await eraser.release(spec.loop)
+    await archive.flush()
+    users = ensure_table(catalog, spec.loop, INTERACTIONS).scan().to_arrow()["user_id"].to_pylist()
+    appended = state in ("nobody", "erased")
+    assert users.count(OTHER) == (4 if appended else 3)
+    assert users.count(MARKED) == {"nobody": 4, "erased": 0}.get(state, 3)
+
+
+@pytest.mark.adapter
 async def test_a_report_stands_though_its_note_could_not_be_dropped(
     tmp_path: Path, spec: LoopSpec, history: Any, kafka: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from hashlib import sha256
 
+from aiokafka.errors import KafkaError
 from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.keyring import Keyring
 from gyre_core.topics import topic
@@ -26,10 +27,12 @@ from gyre_features.warehouse.maintenance import COMPACTION
 from gyre_features.warehouse.orphans import delete_orphans_of
 from gyre_features.warehouse.table_files import delete_files, files_of
 
-ERASED = message_types(privacy.UserErased)
+ERASED, FORGOTTEN = message_types(privacy.UserErased), message_types(privacy.UserForgotten)
 OF_USERS = (INTERACTIONS, IMPRESSIONS, USERS)
 _REWRITES = (Operation.DELETE, Operation.OVERWRITE)
 _RETRY_S = 2.0
+_RELEASE_S = 5.0
+"""How long a process that lets partitions go waits to know who was forgotten."""
 _NOTE = "gyre.erasure."
 _EVER_NS = 2**63
 _MAX_SNAPSHOTS = 30_000
@@ -78,6 +81,20 @@ class Eraser:
             if not await self._erased(loop, message, is_from_before):
                 await asyncio.sleep(_RETRY_S)
                 self._waiting.put_nowait((loop, message, is_from_before))
+
+    async def release(self, loop: str) -> None:
+        """Append what waits of a loop whose partitions go; where somebody is not erased here yet, forget it.
+
+        The next owner reads on from the table's offsets, and leaves out whom it knows to be forgotten. Rows that were
+        appended here after another process has erased the user would stay, since that tombstone is done.
+        """
+        name, done = topic(loop, "privacy.tombstones"), self._done[loop]
+        try:
+            found = await read_compacted(self._kafka, name, FORGOTTEN, timeout_s=_RELEASE_S)
+            is_done = all(_holds(done, key, _ns(event.message.forgotten_time)) for key, event in found.items())
+        except (Unavailable, TimeoutError, KafkaError):
+            is_done = False
+        await self._archives[loop].release(append=is_done)
 
     async def _erased(self, loop: str, message: privacy.UserForgotten, is_from_before: bool) -> bool:
         key, wanted, done = record_key(message), _ns(message.forgotten_time), self._done[loop]

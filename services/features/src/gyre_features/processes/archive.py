@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from aiokafka import TopicPartition
@@ -74,7 +74,8 @@ def _write(
     lifespan.background("tombstones", tombstones.follow(settings))
     for name, writer in writers.items():
         lifespan.background(f"append in time for {name}", writer.run())
-        lifespan.for_loop(name, partial(_loop_work, settings, loops[name], writer, tombstones, privacy))
+        release = partial(eraser.release, name)
+        lifespan.for_loop(name, partial(_loop_work, settings, loops[name], writer, tombstones, privacy, release))
     lifespan.background("erase", eraser.run())
     every_s = settings.features_users_compaction_s
     lifespan.background("compaction of users", keep_compacting(probe, loops, tombstones, every_s=every_s))
@@ -102,7 +103,12 @@ async def _opened(settings: ArchiveSettings) -> Catalog:
 
 
 def _loop_work(
-    settings: ArchiveSettings, spec: LoopSpec, writer: Archive, tombstones: Tombstones, privacy: Privacy
+    settings: ArchiveSettings,
+    spec: LoopSpec,
+    writer: Archive,
+    tombstones: Tombstones,
+    privacy: Privacy,
+    release: Callable[[], Awaitable[None]],
 ) -> ConsumerWork:
     """What reads the topics of a loop's tables, from where each table stands, and appends their rows."""
 
@@ -115,7 +121,7 @@ def _loop_work(
         return {(name, number): [stored[name].get(number, Checkpoint())] for name, number in places}
 
     async def revoked(_consumer: Consumer, _partitions: tuple[TopicPartition, ...]) -> None:
-        await writer.release()
+        await release()
 
     consumer = Consumer(
         settings.kafka,
@@ -134,4 +140,4 @@ def _loop_work(
     async def add(batch: Batch) -> None:
         await writer.add(batch.events, batch.ends)
 
-    return ConsumerWork(consumer, add, ready=tombstones.ready, close=writer.release, check=writer.check)
+    return ConsumerWork(consumer, add, ready=tombstones.ready, close=release, check=writer.check)

@@ -248,10 +248,15 @@ class Archive:
         """How long rows may wait: each commit of a table costs all later ones, so the more there are the longer."""
         return min(max(self._max_s, self._commits / _COMMITS_FOR_A_SECOND), max(self._max_s, _LONGEST_S))
 
-    async def release(self) -> None:
-        """Append what waits and forget it, for its partitions go; the next owner reads on from the table's offsets."""
+    async def release(self, *, append: bool = True) -> None:
+        """Append what waits and forget it, for its partitions go; the next owner reads on from the table's offsets.
+
+        Args:
+            append: False to leave it all to the next owner.
+        """
         try:
-            await self.flush()
+            if append:
+                await self.flush()
         except Unavailable as error:
             _LOG.warning("rows are left to the next owner", extra={"rows": self._count, "problem": str(error)})
         async with self._lock:
