@@ -187,6 +187,8 @@ async def opened(path: Path, kafka: str, start: Callable[..., Any]) -> AsyncIter
     made = Loop(path, kafka, start, FeaturesServiceStub(connected), ports, {})
     for name in names:
         await made.restart(name)
+    # What is started before an edit has read the file as it was.
+    await made.until_health("archive", SERVING, f"features-archive/{made.spec.loop}")
     yield made
     await connected.close()
 

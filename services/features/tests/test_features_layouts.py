@@ -15,12 +15,15 @@ from gyre_core.keys import pattern as store_keys
 from gyre_core.layouts import LayoutState
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_features.online.store import OnlineStore
+from gyre_features.settings import FeaturesSettings
 from gyre_features.stream.loop_stream import LoopStream
 from gyre_local.process import Process
 from gyre_local.reserve import free_ports
 from gyre_local.testing import eventually
 from gyre_runtime import GyreError, ServiceSettings, channel
 from gyre_runtime.events import Event
+from gyre_warehouse.tables import ITEMS as CATALOG_ITEMS
+from gyre_warehouse.tables import ensure_table, open_catalog
 from redis.asyncio import Redis
 
 from .layouts_loop import (
@@ -204,9 +207,15 @@ async def test_a_kind_that_changes_in_place_is_refused(loop: Loop, history: Any,
     assert code == 1
     assert "KIND_CHANGED: items.fields.price: kind is category in gyre.yaml, and number in layout" in output
     assert "Add a new field beside it, and remove items.fields.price once no model reads it" in output
-    process = await loop.restart("stream")
-    await loop.until_health("stream", NOT_SERVING, f"features-stream/{old.loop}")
-    await eventually(lambda: "KIND_CHANGED" in process.log.read_text(), timeout_s=30, message="the log says why")
+    refusing = [await loop.restart(name) for name in ("stream", "archive")]
+    for name in ("stream", "archive"):
+        await loop.until_health(name, NOT_SERVING, f"features-{name}/{old.loop}")
+
+    def said() -> bool:
+        why = "kind is category in gyre.yaml, and number in layout"
+        return all(why in process.log.read_text() for process in refusing)
+
+    await eventually(said, timeout_s=30, message="the logs say why")
     more = later(history, after_s=300, seed=9)
     await produce(more)
     await until_served(loop, old, [*events, *more])
@@ -217,10 +226,16 @@ async def test_a_kind_that_changes_in_place_is_refused(loop: Loop, history: Any,
         )
     )
     assert await loop.validate() == (0, loop_is_valid(loop))
-    for name in ("stream", "serve"):
+    for name in ("stream", "archive", "serve"):
         await loop.restart(name)
     await until_served(loop, loop.spec, [*events, *more])
     await until_served(loop, old, [*events, *more])
+    tables = open_catalog(FeaturesSettings(warehouse=str(loop.path.parent / "warehouse")))
+
+    def archived() -> bool:
+        return ensure_table(tables, old.loop, CATALOG_ITEMS).scan().to_arrow().num_rows == 12
+
+    await eventually(archived, timeout_s=60, message="the archive has every change of the catalogue")
 
 
 async def test_a_feature_that_is_added_or_removed_changes_no_answer_of_the_layout_before(

@@ -209,7 +209,7 @@ def require_maintainable(
         LayoutRefused: it would be one too many (TOO_MANY_LAYOUTS), or a field has another kind in a layout that is
             maintained (KIND_CHANGED).
     """
-    _require_kinds(newest, definition, known)
+    require_kinds(newest, definition, known)
     current = known.get(newest)
     if current is not None and current.is_maintained:
         return
@@ -225,7 +225,12 @@ def require_maintainable(
         )
 
 
-def _require_kinds(newest: str, definition: LayoutDefinition, known: Mapping[str, KnownLayout]) -> None:
+def require_kinds(newest: str, definition: LayoutDefinition, known: Mapping[str, KnownLayout]) -> None:
+    """Check that no field has another kind in a layout that is maintained.
+
+    Raises:
+        LayoutRefused: one has (KIND_CHANGED).
+    """
     declared = dict(definition.fields())
     for layout in known.values():
         if not layout.is_maintained:

@@ -2,22 +2,26 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from aiokafka import TopicPartition
 from gyre.events.v1 import features_pb2 as events_pb2
 from gyre.events.v1 import privacy_pb2
+from gyre_core.features import Layout
+from gyre_core.layouts import LayoutDefinition, LayoutRefused, require_kinds
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import tombstones_kept_s, topic
 from gyre_privacy.masking import Privacy, open_privacy, read_keyring
 from gyre_privacy.redaction import redactor
 from gyre_privacy.tombstones import Tombstones
-from gyre_runtime import Dependency, Lifespan, Unavailable, build_server, load_loops
+from gyre_runtime import Dependency, Lifespan, Precondition, Unavailable, build_server, load_loops
 from gyre_runtime.admission import Admission
 from gyre_runtime.checkpoints import Batch, Checkpoint, Place
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Consumer, ConsumerOptions, ConsumerWork, Producer, ensure_topics
+from gyre_runtime.layouts import LayoutCatalog
 from gyre_warehouse.tables import TABLE_OF, catalog_properties, open_catalog
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import RESTError
@@ -41,25 +45,31 @@ async def archive(lifespan: Lifespan, settings: ArchiveSettings) -> None:
     catalog_properties(settings)  # a secret that cannot be used stops the start
     probe = await lifespan.enter(Producer(settings.kafka, source="gyre/features-archive"))
     lifespan.depends_on(Dependency("kafka", probe.ping))
+    layouts = await lifespan.enter(LayoutCatalog(settings.kafka, loops))
     await lifespan.serve(build_server(settings, [], health=lifespan.health))
 
     async def follow() -> None:
         await ensure_topics(settings, loops.values())
-        _write(lifespan, settings, loops, await _opened(settings), privacy=privacy, probe=probe)
+        opened = await _opened(settings)
+        _write(lifespan, settings, _Peers(loops, opened, layouts, privacy, probe))
 
     lifespan.set_up("warehouse", follow())
 
 
-def _write(
-    lifespan: Lifespan,
-    settings: ArchiveSettings,
-    loops: dict[str, LoopSpec],
-    catalog: Catalog,
-    *,
-    privacy: Privacy,
-    probe: Producer,
-) -> None:
+@dataclass(frozen=True)
+class _Peers:
+    """What the archive works with."""
+
+    loops: Mapping[str, LoopSpec]
+    catalog: Catalog
+    layouts: LayoutCatalog
+    privacy: Privacy
+    probe: Producer
+
+
+def _write(lifespan: Lifespan, settings: ArchiveSettings, peers: _Peers) -> None:
     """Start what reads Kafka and writes the tables."""
+    loops, probe = peers.loops, peers.probe
     eraser: Eraser | None = None
 
     def erase(loop: str, message: privacy_pb2.UserForgotten, _offset: int) -> None:
@@ -68,14 +78,21 @@ def _write(
 
     keyring = read_keyring(settings)
     tombstones = Tombstones(loops, keyring, on_tombstone=erase)
-    writers = {name: _archive(settings, catalog, tombstones) for name in loops}
+    writers = {name: _archive(settings, peers.catalog, tombstones) for name in loops}
     kept_s = {name: tombstones_kept_s(spec) for name, spec in loops.items()}
     eraser = Eraser(writers, probe, settings.kafka, keyring, kept_s)
     lifespan.background("tombstones", tombstones.follow(settings))
+
+    async def ready(spec: LoopSpec) -> None:
+        await tombstones.ready()
+        await peers.layouts.ready()
+        _require_kinds(spec, peers.layouts)
+
     for name, writer in writers.items():
         lifespan.background(f"append in time for {name}", writer.run())
         release = partial(eraser.release, name)
-        lifespan.for_loop(name, partial(_loop_work, settings, loops[name], writer, tombstones, privacy, release))
+        work = partial(_loop_work, settings, loops[name], writer, peers.privacy, partial(ready, loops[name]), release)
+        lifespan.for_loop(name, work)
     lifespan.background("erase", eraser.run())
     every_s = settings.features_users_compaction_s
     lifespan.background("compaction of users", keep_compacting(probe, loops, tombstones, every_s=every_s))
@@ -102,12 +119,24 @@ async def _opened(settings: ArchiveSettings) -> Catalog:
             await asyncio.sleep(_RETRY_S)
 
 
+def _require_kinds(spec: LoopSpec, layouts: LayoutCatalog) -> None:
+    """Take nothing in under a gyre.yaml that the stream refuses: what fits the layouts that it maintains would be lost.
+
+    Raises:
+        Precondition: a field has another kind in a layout that is maintained (KIND_CHANGED).
+    """
+    try:
+        require_kinds(Layout.compile(spec).hash, LayoutDefinition.of(spec), layouts.known(spec.loop))
+    except LayoutRefused as refused:
+        raise Precondition(refused.reason, f"{spec.loop}: {refused}") from refused
+
+
 def _loop_work(
     settings: ArchiveSettings,
     spec: LoopSpec,
     writer: Archive,
-    tombstones: Tombstones,
     privacy: Privacy,
+    ready: Callable[[], Awaitable[None]],
     release: Callable[[], Awaitable[None]],
 ) -> ConsumerWork:
     """What reads the topics of a loop's tables, from where each table stands, and appends their rows."""
@@ -140,4 +169,4 @@ def _loop_work(
     async def add(batch: Batch) -> None:
         await writer.add(batch.events, batch.ends)
 
-    return ConsumerWork(consumer, add, ready=tombstones.ready, close=release, check=writer.check)
+    return ConsumerWork(consumer, add, ready=ready, close=release, check=writer.check)
