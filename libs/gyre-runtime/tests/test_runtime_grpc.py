@@ -306,11 +306,14 @@ async def test_calls_under_way_finish_while_the_server_drains(server_of: ServerA
         await stopping
 
 
-async def test_streams_end_when_the_server_drains(server_of: ServerAt, gateway: ToldGateway) -> None:
-    """A watcher is sent away with DRAINING at once, in place of keeping the server up."""
+@pytest.mark.parametrize("is_busy", [False, True])
+async def test_streams_end_when_the_server_drains(server_of: ServerAt, gateway: ToldGateway, is_busy: bool) -> None:
+    """A watcher is sent away with DRAINING at once, also while it is sent something."""
 
     async def watch() -> AsyncIterator[WatchBatchResponse]:
         yield WatchBatchResponse()
+        while is_busy:
+            yield WatchBatchResponse()
         await asyncio.Event().wait()
 
     gateway.watch, first = watch, asyncio.Event()

@@ -93,6 +93,7 @@ class Interceptor:
         self._max_deadline_s = settings.max_deadline_s
         self._max_stream_s = settings.max_stream_s
         self._streams: set[asyncio.Task[Any]] = set()
+        self._sending: set[asyncio.Task[Any]] = set()
         self._begun = self._under_way = 0
         self._draining = False
 
@@ -142,7 +143,7 @@ class Interceptor:
     def end_streams(self) -> None:
         """End every stream with UNAVAILABLE, reason DRAINING, so that watchers go elsewhere at once."""
         self._draining = True
-        for stream in tuple(self._streams):
+        for stream in self._streams - self._sending:
             stream.cancel()
 
     def _refusing(self, observed: _Observed) -> Any:
@@ -176,16 +177,22 @@ class Interceptor:
                     request = self._admit(body, context, under_way.context, read)
                     async with asyncio.timeout(None if under_way.has_deadline else self._max_stream_s):
                         async for response in behaviour(request, context):
+                            # Cancelled while gRPC sends, the call would end without a status, and hold the server up.
+                            self._sending.add(stream)
                             yield response
+                            self._sending.discard(stream)
+                            if self._draining:
+                                raise _draining()  # noqa: TRY301 - ends as any failure
                 except Exception as error:  # noqa: BLE001 - the boundary: every error becomes a status
                     await self._fail(error, context, under_way)
                 except asyncio.CancelledError:
                     if not self._draining:
                         raise
                     stream.uncancel()
-                    await self._fail(Unavailable("DRAINING", "the server is going down"), context, under_way)
+                    await self._fail(_draining(), context, under_way)
                 finally:
                     self._streams.discard(stream)
+                    self._sending.discard(stream)
 
         return call
 
@@ -277,6 +284,10 @@ def _server_span(observed: _Observed, request_id: str, traceparent: str | None) 
         kind=SpanKind.SERVER,
         attributes={**observed.attributes, "gyre.request_id": request_id},
     )
+
+
+def _draining() -> Unavailable:
+    return Unavailable("DRAINING", "the server is going down")
 
 
 def _current_task() -> asyncio.Task[Any]:
