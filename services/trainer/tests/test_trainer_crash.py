@@ -68,7 +68,7 @@ async def test_a_killed_trainer_goes_on(stack, start_process, learnt) -> None:
     second = await start_process()
     watched = second.stub.WatchRun(pb.WatchRunRequest(run_id=begun.run_id), timeout=150)
     last = [answer.run async for answer in watched][-1]
-    assert last.state == pb.RUN_STATE_REGISTERED, last.reason
+    assert last.state == pb.RUN_STATE_REGISTERED, f"{last.reason}\n{(stack.folder / 'trainer.log').read_text()[-4000:]}"
     assert last.snapshots == pinned
     again = (await second.stub.StartRun(asked, timeout=30)).run
     assert again.run_id == begun.run_id
