@@ -24,4 +24,5 @@ class DeployerSettings(ServiceSettings, KafkaSettings, TritonSettings, ModelRepo
     """How long Triton must answer after an outage before a candidate has traffic again, seconds; doubles each time."""
     deployer_layout_wait_s: float = Field(3600.0, gt=0)
     """How long a candidate waits for its feature layout to be known and filled, seconds; after that it is refused. With
-    users it is rolled back once the features of its layout could not be read for so long. Both may be offered again."""
+    users it is rolled back once the features of its layout could not be read for so long. Both may be offered again. A
+    candidate of which every request lay in intervals in which live suffered is held no longer than that, either."""

@@ -45,6 +45,7 @@ class StepProgress:
         spoiled: intervals that do not count against the candidate, since the live model suffered in them.
         tripped: gateways that keep requests from the candidate at the moment.
         requests_in_all: of the candidate, also those in spoiled intervals.
+        spoiled_s: from the first to the last of the candidate's requests in spoiled intervals, seconds.
         without_features: of the candidate, further requests, which got no features though the live model's do.
     """
 
@@ -53,6 +54,7 @@ class StepProgress:
     spoiled: int = 0
     tripped: int = 0
     requests_in_all: int = 0
+    spoiled_s: float = 0.0
     without_features: int = 0
 
     def remarks(self) -> str:
@@ -63,7 +65,7 @@ class StepProgress:
 
 
 _FEW_REQUESTS = 10
-"""So many without features say nothing yet."""
+"""So many without features, or in spoiled intervals, say nothing yet."""
 _STEPS = {
     RolloutState.STARTED: Step.VALIDATE,
     RolloutState.VALIDATED: Step.LOAD,
@@ -212,6 +214,34 @@ def unread(held: StepProgress, wait_s: float) -> str:
     return f"{counted} got no features of its layout in {held.seconds:.0f} s: are they read? It may be offered again"
 
 
+def unjudged(rollout: Rollout, in_all: Verdict, held: StepProgress, steps: Sequence[RolloutStep], wait_s: float) -> str:
+    """Why a candidate is rolled back of whose requests none counts, in words for a person; empty where it is not.
+
+    Where all of them are in spoiled intervals, for longer than the step is to be held and others are to wait, what was
+    seen in these decides: a candidate that failed there is held to have failed, one that passed goes on, and of any
+    other nobody knows whose fault it is.
+
+    Args:
+        rollout: of the candidate.
+        in_all: the verdict on what was seen in all intervals.
+        held: how the step was watched.
+        steps: of the loop.
+        wait_s: how long others wait, seconds.
+    """
+    longest_s = max(wait_s, _wanted(rollout, steps).hold_s)
+    if held.requests or held.requests_in_all <= _FEW_REQUESTS or held.spoiled_s <= longest_s:
+        return ""
+    if in_all.outcome == Outcome.PASSED:
+        return ""
+    told = f"{in_all.reason}; live suffered beside every request for {held.spoiled_s:.0f} s"
+    return told if in_all.outcome == Outcome.FAILED else f"{told}: whose fault is it? It may be offered again"
+
+
+def _wanted(rollout: Rollout, steps: Sequence[RolloutStep]) -> RolloutStep:
+    """The step of a rollout; gyre.yaml may have been changed to fewer: the last one then stands for what is missing."""
+    return steps[min(rollout.step, len(steps) - 1)]
+
+
 def decide(
     rollout: Rollout,
     verdict: Verdict,
@@ -224,7 +254,8 @@ def decide(
 
     A step ends when it was held long enough, for enough requests, with every guardrail passed: without the spoiled
     intervals, or with them, since a live model that is bad for good spoils them all. Only what was seen without them
-    counts against the candidate. A paused rollout only ever goes back.
+    counts against the candidate here; see `unjudged` for one of which there is nothing else. A paused rollout only ever
+    goes back.
 
     Args:
         rollout: of the candidate.
@@ -238,11 +269,11 @@ def decide(
         return Decision.ROLL_BACK, reason
     if verdict.outcome == Outcome.SPOILED:
         return Decision.OBSERVE_ANEW, reason
-    # gyre.yaml may have been changed to fewer steps meanwhile: the last one then stands for what is missing.
-    wanted = steps[min(rollout.step, len(steps) - 1)]
+    wanted = _wanted(rollout, steps)
     if rollout.state == RolloutState.PAUSED:
         return Decision.HOLD, reason
-    passed = [held.requests] if verdict.outcome == Outcome.PASSED else []
+    says_something = held.requests or not held.requests_in_all  # nothing counted of what was seen is no pass
+    passed = [held.requests] if verdict.outcome == Outcome.PASSED and says_something else []
     if verdict_in_all is not None and verdict_in_all.outcome == Outcome.PASSED:
         passed.append(held.requests_in_all)
     if not passed:

@@ -183,6 +183,8 @@ class Observation:
         candidate_in_all: what was seen of the candidate in all intervals that were judged.
         live_in_all: the same of the live model.
         spoiled: intervals left out since the live model suffered in them, or beside them.
+        spoiled_times: of the first and the last of these in which the candidate had requests, monotonic seconds; empty
+            for none.
         settling_s: how long an interval waits for one after it that says how the live model was, seconds.
     """
 
@@ -196,7 +198,13 @@ class Observation:
     candidate_in_all: VersionRequests = VersionRequests()
     live_in_all: VersionRequests = VersionRequests()
     spoiled: int = 0
+    spoiled_times: tuple[float, ...] = ()
     settling_s: float = SETTLING_S
+
+    @property
+    def spoiled_s(self) -> float:
+        """For how long what the candidate did was spoiled, from its first request so to the last one, seconds."""
+        return self.spoiled_times[-1] - self.spoiled_times[0] if self.spoiled_times else 0.0
 
     @classmethod
     def begin(
@@ -254,7 +262,8 @@ class Observation:
             live_in_all=self.live_in_all.plus(interval.live),
         )
         if is_spoiled:
-            return replace(seen, spoiled=self.spoiled + 1)
+            times = (*self.spoiled_times[:1], interval.time) if interval.candidate.requests else self.spoiled_times
+            return replace(seen, spoiled=self.spoiled + 1, spoiled_times=times)
         return replace(seen, candidate=self.candidate.plus(interval.candidate), live=self.live.plus(interval.live))
 
 

@@ -25,6 +25,7 @@ from gyre_deployer.domain.decisions import (
     open_traffic,
     refuse,
     roll_back,
+    unjudged,
     unread,
 )
 from gyre_deployer.domain.guardrails import is_breach, judge
@@ -238,10 +239,12 @@ class Reconciler:
             seen.spoiled,
             len(open_circuits),
             all_requests,
+            spoiled_s=seen.spoiled_s,
             without_features=unread_by if unread_by_live < seen.live_in_all.requests else 0,
         )
-        decision, reason = decide(rollout, verdict, held, self._spec.rollout.steps, verdict_in_all=in_all)
-        if problem := unread(held, self._waiting.deadline_s):
+        steps, wait_s = self._spec.rollout.steps, self._waiting.deadline_s
+        decision, reason = decide(rollout, verdict, held, steps, verdict_in_all=in_all)
+        if problem := unread(held, wait_s) or unjudged(rollout, in_all, held, steps, wait_s):
             decision, reason = Decision.ROLL_BACK, problem
         await self._act(state, rollout, decision, reason)
 
