@@ -15,6 +15,8 @@ from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, read_compacted
 from gyre_runtime.layouts import layout_message
 
+from .conftest import Deployer, Models, Start
+
 pytestmark = [pytest.mark.adapter, pytest.mark.timeout(300)]
 
 
@@ -30,6 +32,14 @@ async def declare(kafka: str, spec: LoopSpec) -> str:
     async with Producer(kafka, source="tests") as producer:
         await producer.send(topic(spec.loop, "features.layouts"), layout_message(spec.loop, known), key=hash_)
     return hash_
+
+
+async def with_live_model(start: Start, models: Models, *, wait_s: float) -> Deployer:
+    """A deployer that waits so long for a candidate's features, with v1 live."""
+    deployer = await start(deployer_layout_wait_s=wait_s)
+    await models.register("v1")
+    await deployer.reaches("v1", "PROMOTED")
+    return deployer
 
 
 async def test_a_candidate_of_a_layout_that_is_not_known_waits(start, models, place, gateway, spec, loop_file) -> None:
@@ -63,9 +73,7 @@ async def test_a_candidate_that_is_waited_for_too_long_is_refused(start, models,
 
 async def test_a_candidate_whose_features_are_not_read_is_rolled_back(start, models, place, gateway) -> None:
     """It counts no request in its step, which ends by one change after the time that a layout is waited for."""
-    deployer = await start(deployer_layout_wait_s=2.0)
-    await models.register("v1")
-    await deployer.reaches("v1", "PROMOTED")
+    deployer = await with_live_model(start, models, wait_s=2.0)
     gateway.unread.add("v2")
     await models.register("v2")
     ended = await deployer.reaches("v2", "ROLLED_BACK", timeout_s=60)
@@ -77,9 +85,7 @@ async def test_a_candidate_whose_features_are_not_read_is_rolled_back(start, mod
 
 async def test_callers_that_leave_too_little_time_end_no_rollout(start, models, place, gateway) -> None:
     """A candidate that hears of impatient callers alone keeps its step, however long, and goes on with patient ones."""
-    deployer = await start(deployer_layout_wait_s=0.5)
-    await models.register("v1")
-    await deployer.reaches("v1", "PROMOTED")
+    deployer = await with_live_model(start, models, wait_s=0.5)
     gateway.brief.add("v2")
     await models.register("v2")
     await eventually(lambda: gateway.left_out["v2"] >= 300, timeout_s=60, message="3 s of impatient callers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,36 @@ KEYRING = Keyring(b"k" * 32)
 HMAC = "privacy: {user_id: hmac}\n"
 
 
-def _settings(loop_file: Path, kafka: str, redis_url: str, key_file: Path, *, wait_s: float) -> FeaturesSettings:
-    """Of a process that forgets users, and waits so long for the archive."""
-    return FeaturesSettings(
-        loops=(loop_file,),
-        kafka=kafka,
-        redis=redis_url,
-        drain_s=1,
-        features_forget_wait_s=wait_s,
-        privacy_key_file=key_file,
-    )
+@dataclass(frozen=True)
+class Stores:
+    """Where the processes of a test keep users, and the keys that they hash by."""
+
+    kafka: str
+    redis: Redis
+    redis_url: str
+    loop_file: Path
+    key_file: Path
+
+    def settings(self, *, wait_s: float) -> FeaturesSettings:
+        """Of a process that forgets users, and waits so long for the archive."""
+        return FeaturesSettings(
+            loops=(self.loop_file,),
+            kafka=self.kafka,
+            redis=self.redis_url,
+            drain_s=1,
+            features_forget_wait_s=wait_s,
+            privacy_key_file=self.key_file,
+        )
+
+    async def hold(self, loop: str, user: str) -> bool:
+        """Whether any key of the loop in Redis, or anything in it, names a user."""
+        return bool((await search(SearchedStores(redis=self.redis_url, loop=loop), needles_of([user]))).hits)
+
+
+@pytest.fixture
+def stores(kafka: str, redis: Redis, redis_url: str, loop_file: Path, privacy_key_file: Path) -> Stores:
+    """Those of the session, for the test's loop."""
+    return Stores(kafka, redis, redis_url, loop_file, privacy_key_file)
 
 
 async def _forget(settings: FeaturesSettings, loop: str, user: str) -> pb.DeleteEntityResponse:
@@ -55,31 +76,18 @@ async def _forget(settings: FeaturesSettings, loop: str, user: str) -> pb.Delete
         return await FeaturesServiceStub(opened).DeleteEntity(request, timeout=60)
 
 
-async def _holds(redis_url: str, loop: str, user: str) -> bool:
-    """Whether any key of the loop, or anything in it, names a user."""
-    return bool((await search(SearchedStores(redis=redis_url, loop=loop), needles_of([user]))).hits)
-
-
 @pytest.mark.adapter
 @pytest.mark.parametrize("clock", ["replay", "wall"])
 @pytest.mark.parametrize("is_known", [True, False], ids=["features", "late-events"])
-async def test_a_stream_that_was_stopped_over_a_forgetting_brings_nobody_back(  # noqa: PLR0917 (fixtures)
-    spec: LoopSpec,
-    history: Any,
-    kafka: str,
-    redis: Redis,
-    redis_url: str,
-    loop_file: Path,
-    privacy_key_file: Path,
-    clock: str,
-    is_known: bool,
+async def test_a_stream_that_was_stopped_over_a_forgetting_brings_nobody_back(
+    spec: LoopSpec, history: Any, stores: Stores, clock: str, is_known: bool
 ) -> None:
     """A batch that was prepared before a user was forgotten and sent afterwards holds the others' events alone."""
     spec = spec.model_copy(update={"clock": clock})
-    await create_topics(kafka, declared(spec))
-    settings = _settings(loop_file, kafka, redis_url, privacy_key_file, wait_s=0.1)
-    store = OnlineStore(redis, spec, Layout.compile(spec))
-    tombstones = Tombstones({spec.loop: spec}, Keyring.from_file(privacy_key_file))
+    await create_topics(stores.kafka, declared(spec))
+    settings = stores.settings(wait_s=0.1)
+    store = OnlineStore(stores.redis, spec, Layout.compile(spec))
+    tombstones = Tombstones({spec.loop: spec}, Keyring.from_file(stores.key_file))
     async with tombstones.following(settings):
         stream = LoopStream(
             store,
@@ -104,8 +112,8 @@ async def test_a_stream_that_was_stopped_over_a_forgetting_brings_nobody_back(  
         assert answer.found_keys == 0
         go.set()
         await running
-    assert await _holds(redis_url, spec.loop, OTHER)
-    assert not await _holds(redis_url, spec.loop, MARKED)
+    assert await stores.hold(spec.loop, OTHER)
+    assert not await stores.hold(spec.loop, MARKED)
 
 
 async def _ignore(*_: object) -> None:
@@ -113,32 +121,26 @@ async def _ignore(*_: object) -> None:
 
 
 @pytest.mark.adapter
-async def test_who_is_forgotten_during_a_start_goes_from_every_layout(  # noqa: PLR0917 (fixtures)
-    spec: LoopSpec,
-    history: Any,
-    kafka: str,
-    redis: Redis,
-    redis_url: str,
-    loop_file: Path,
-    privacy_key_file: Path,
+async def test_who_is_forgotten_during_a_start_goes_from_every_layout(
+    spec: LoopSpec, history: Any, stores: Stores
 ) -> None:
     """A call that comes before the topic of layouts was read waits for it, and empties the store of each."""
-    await create_topics(kafka, declared(spec))
+    await create_topics(stores.kafka, declared(spec))
     layout = Layout.compile(spec)
-    stream = LoopStream(OnlineStore(redis, spec, layout, generation=1), on_batch=_ignore)
+    stream = LoopStream(OnlineStore(stores.redis, spec, layout, generation=1), on_batch=_ignore)
     await stream.apply(history.catalogue())
     events = ratings(history, "new-1", "new-2")
     await stream.assigned([(events[0].topic, 0)])
     await stream.apply(events)
     now = time.time()
     known = KnownLayout(layout.hash, LayoutDefinition.of(spec), LayoutState.READY, now, now, generation=1)
-    async with Producer(kafka, source="test") as producer:
+    async with Producer(stores.kafka, source="test") as producer:
         await producer.send(topic(spec.loop, "features.layouts"), layout_message(spec.loop, known), key=layout.hash)
-    settings = _settings(loop_file, kafka, redis_url, privacy_key_file, wait_s=0.1)
+    settings = stores.settings(wait_s=0.1)
     answer = await _forget(settings, spec.loop, MARKED)
     assert answer.found_keys == 0
-    assert await _holds(redis_url, spec.loop, OTHER)
-    assert not await _holds(redis_url, spec.loop, MARKED)
+    assert await stores.hold(spec.loop, OTHER)
+    assert not await stores.hold(spec.loop, MARKED)
 
 
 @pytest.mark.adapter
@@ -180,21 +182,17 @@ def _hash_ids_from_now_on(loop_file: Path, key_file: Path) -> str:
 
 
 @pytest.mark.adapter
-async def test_who_is_forgotten_goes_under_raw_id_and_hash(  # noqa: PLR0917 (fixtures)
+async def test_who_is_forgotten_goes_under_raw_id_and_hash(
     tmp_path: Path,
     spec: LoopSpec,
     history: Any,
-    kafka: str,
-    redis: Redis,
-    redis_url: str,
-    loop_file: Path,
+    stores: Stores,
     start_process: Callable[..., Any],
     produce: Callable[..., Awaitable[None]],
-    privacy_key_file: Path,
 ) -> None:
     """Where `user_id: hmac` is set later, what stands under the raw id goes with what stands under the hash."""
-    await create_topics(kafka, declared(spec))
-    catalog, key = open_catalog(FeaturesSettings(warehouse=str(tmp_path / "warehouse"))), str(privacy_key_file)
+    await create_topics(stores.kafka, declared(spec))
+    catalog, key = open_catalog(FeaturesSettings(warehouse=str(tmp_path / "warehouse"))), str(stores.key_file)
 
     def rows() -> list[str]:
         return list(ensure_table(catalog, spec.loop, INTERACTIONS).scan().to_arrow()["user_id"].to_pylist())
@@ -205,7 +203,7 @@ async def test_who_is_forgotten_goes_under_raw_id_and_hash(  # noqa: PLR0917 (fi
 
     async def applied(count: int) -> bool:
         places = [(topic(spec.loop, "behavior.interactions"), each) for each in range(2)]
-        (found,) = await OnlineStore(redis, spec, Layout.compile(spec)).applied_offsets(places)
+        (found,) = await OnlineStore(stores.redis, spec, Layout.compile(spec)).applied_offsets(places)
         return sum(found.values()) >= count and len(rows()) == count
 
     await produce([*history.catalogue(), *ratings(history, "i1", "i2")])
@@ -214,15 +212,15 @@ async def test_who_is_forgotten_goes_under_raw_id_and_hash(  # noqa: PLR0917 (fi
     for process in processes:
         process.terminate()
         process.wait()
-    token = _hash_ids_from_now_on(loop_file, privacy_key_file)
+    token = _hash_ids_from_now_on(stores.loop_file, stores.key_file)
     start()
     await produce(ratings(history, "i3", start=4))
     await eventually(lambda: applied(6), timeout_s=60, message="the later events stand in both stores")
     assert sorted(rows().count(each) for each in (MARKED, token)) == [1, 2]
-    settings = _settings(loop_file, kafka, redis_url, privacy_key_file, wait_s=25)
+    settings = stores.settings(wait_s=25)
     answer = await _forget(settings, spec.loop, MARKED)
     assert (answer.warehouse_erased, answer.found_keys, answer.found_rows) == (True, 0, 0)
     assert answer.erased_rows[INTERACTIONS] == 3
     assert not {MARKED, token} & set(rows())
-    assert not await _holds(redis_url, spec.loop, MARKED)
-    assert not await _holds(redis_url, spec.loop, token)
+    assert not await stores.hold(spec.loop, MARKED)
+    assert not await stores.hold(spec.loop, token)

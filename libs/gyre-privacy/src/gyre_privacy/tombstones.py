@@ -20,7 +20,7 @@ from gyre_privacy.masking import OF_USERS
 from gyre_privacy.pseudonyms import Pseudonyms
 
 TYPES = message_types(privacy.UserForgotten)
-_SUFFIX = "privacy.tombstones"
+TOPIC = "privacy.tombstones"
 _TIMEOUT_S = 30.0
 OnTombstone = Callable[[str, privacy.UserForgotten, int], object]
 """Called with the loop, the tombstone and its offset."""
@@ -158,7 +158,7 @@ class Tombstones:
             await asyncio.gather(following, ready, return_exceptions=True)
 
     async def _follow_created(self, settings: KafkaSettings) -> None:
-        names = {topic(loop, _SUFFIX) for loop in self._loops}
+        names = {topic(loop, TOPIC) for loop in self._loops}
         topics = [each for spec in self._loops.values() for each in declared(spec) if each.name in names]
         await create_topics(settings.kafka, topics, replication=settings.kafka_replication)
         await self.follow(settings)
@@ -173,4 +173,4 @@ class Tombstones:
                 if not refusal.done():
                     refusal.set_exception(error)
 
-        return View(settings.kafka, topic(name, _SUFFIX), TYPES, on_change=changed, holds_events=False)
+        return View(settings.kafka, topic(name, TOPIC), TYPES, on_change=changed, holds_events=False)

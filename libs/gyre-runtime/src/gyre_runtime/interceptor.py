@@ -93,7 +93,6 @@ class Interceptor:
         self._max_deadline_s = settings.max_deadline_s
         self._max_stream_s = settings.max_stream_s
         self._streams: set[asyncio.Task[Any]] = set()
-        self._sending: set[asyncio.Task[Any]] = set()
         self._begun = self._under_way = 0
         self._draining = False
 
@@ -143,7 +142,7 @@ class Interceptor:
     def end_streams(self) -> None:
         """End every stream with UNAVAILABLE, reason DRAINING, so that watchers go elsewhere at once."""
         self._draining = True
-        for stream in self._streams - self._sending:
+        for stream in tuple(self._streams):
             stream.cancel()
 
     def _refusing(self, observed: _Observed) -> Any:
@@ -178,9 +177,9 @@ class Interceptor:
                     async with asyncio.timeout(None if under_way.has_deadline else self._max_stream_s):
                         async for response in behaviour(request, context):
                             # Cancelled while gRPC sends, the call would end without a status, and hold the server up.
-                            self._sending.add(stream)
+                            self._streams.discard(stream)
                             yield response
-                            self._sending.discard(stream)
+                            self._streams.add(stream)
                             if self._draining:
                                 raise _draining()  # noqa: TRY301 - ends as any failure
                 except Exception as error:  # noqa: BLE001 - the boundary: every error becomes a status
@@ -192,7 +191,6 @@ class Interceptor:
                     await self._fail(_draining(), context, under_way)
                 finally:
                     self._streams.discard(stream)
-                    self._sending.discard(stream)
 
         return call
 

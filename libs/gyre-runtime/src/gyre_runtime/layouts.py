@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -83,21 +82,6 @@ def named_models(view: models.RolloutView) -> list[NamedModel]:
     return [NamedModel(arm.version, roles[arm.name], arm.layout) for arm in view.arms if arm.name in roles]
 
 
-@dataclass(slots=True)
-class _Looks:
-    """Looks at a topic's end, one after the other.
-
-    Attributes:
-        alone: held by a look.
-        begun: how many have begun.
-        ended: the number of the newest one that has ended well, counted from 1.
-    """
-
-    alone: asyncio.Lock = field(default_factory=asyncio.Lock)
-    begun: int = 0
-    ended: int = 0
-
-
 class LayoutCatalog:
     """The layouts of some loops, followed for as long as the context is entered; Kafka may be away meanwhile.
 
@@ -115,7 +99,6 @@ class LayoutCatalog:
         self._current: dict[str, KnownLayout | None] = dict.fromkeys(loops)
         self._specs: dict[tuple[str, str], tuple[LayoutDefinition, LoopSpec | None]] = {}
         self._views: dict[str, View] = {}
-        self._looks = {loop: _Looks() for loop in loops}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -136,15 +119,8 @@ class LayoutCatalog:
         await asyncio.gather(*(view.ready() for view in self._views.values()))
 
     async def catch_up(self, loop: str) -> None:
-        """Wait until everything that stands in a loop's topic now is known; calls that wait share the next look."""
-        looks = self._looks[loop]
-        begun = looks.begun
-        async with looks.alone:
-            if looks.ended > begun:
-                return
-            looks.begun += 1
-            await self._views[loop].catch_up()
-            looks.ended = looks.begun
+        """Wait until everything that stands in a loop's topic now is known."""
+        await self._views[loop].catch_up()
 
     async def follow(self) -> None:
         """Return only with the error that ended the following; for a background task."""

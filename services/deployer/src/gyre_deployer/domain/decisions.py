@@ -228,7 +228,7 @@ def unjudged(rollout: Rollout, in_all: Verdict, held: StepProgress, steps: Seque
         steps: of the loop.
         wait_s: how long others wait, seconds.
     """
-    longest_s = max(wait_s, _wanted(rollout, steps).hold_s)
+    longest_s = max(wait_s, _current_step(rollout, steps).hold_s)
     if held.requests or held.requests_in_all <= _FEW_REQUESTS or held.spoiled_s <= longest_s:
         return ""
     if in_all.outcome == Outcome.PASSED:
@@ -237,7 +237,7 @@ def unjudged(rollout: Rollout, in_all: Verdict, held: StepProgress, steps: Seque
     return told if in_all.outcome == Outcome.FAILED else f"{told}: whose fault is it? It may be offered again"
 
 
-def _wanted(rollout: Rollout, steps: Sequence[RolloutStep]) -> RolloutStep:
+def _current_step(rollout: Rollout, steps: Sequence[RolloutStep]) -> RolloutStep:
     """The step of a rollout; gyre.yaml may have been changed to fewer: the last one then stands for what is missing."""
     return steps[min(rollout.step, len(steps) - 1)]
 
@@ -269,7 +269,7 @@ def decide(
         return Decision.ROLL_BACK, reason
     if verdict.outcome == Outcome.SPOILED:
         return Decision.OBSERVE_ANEW, reason
-    wanted = _wanted(rollout, steps)
+    wanted = _current_step(rollout, steps)
     if rollout.state == RolloutState.PAUSED:
         return Decision.HOLD, reason
     says_something = held.requests or not held.requests_in_all  # nothing counted of what was seen is no pass

@@ -231,7 +231,7 @@ class Reconciler:
         verdict = judge(seen.candidate, seen.live, guardrails)
         in_all = judge(seen.candidate_in_all, seen.live_in_all, guardrails)
         counted, all_requests = seen.candidate.requests, seen.candidate_in_all.requests
-        unread_by, unread_by_live = watch.without_features_since(reports)
+        unserved, live_unserved = watch.without_features_since(reports)
         # Where most of the live model's get none either, what both share is away.
         held = StepProgress(
             now - watch.began,
@@ -240,7 +240,7 @@ class Reconciler:
             len(open_circuits),
             all_requests,
             spoiled_s=seen.spoiled_s,
-            without_features=unread_by if unread_by_live < seen.live_in_all.requests else 0,
+            without_features=unserved if live_unserved < seen.live_in_all.requests else 0,
         )
         steps, wait_s = self._spec.rollout.steps, self._waiting.deadline_s
         decision, reason = decide(rollout, verdict, held, steps, verdict_in_all=in_all)

@@ -13,6 +13,7 @@ from gyre.events.v1 import privacy_pb2 as privacy
 from gyre_core.keyring import Keyring
 from gyre_core.topics import topic
 from gyre_privacy.pseudonyms import Pseudonyms, record_key
+from gyre_privacy.tombstones import TOPIC, TYPES
 from gyre_runtime import Unavailable
 from gyre_runtime.events import message_types
 from gyre_runtime.expiring import Expiring
@@ -27,7 +28,7 @@ from gyre_features.warehouse.maintenance import COMPACTION
 from gyre_features.warehouse.orphans import delete_orphans_of
 from gyre_features.warehouse.table_files import delete_files, files_of
 
-ERASED, FORGOTTEN = message_types(privacy.UserErased), message_types(privacy.UserForgotten)
+ERASED = message_types(privacy.UserErased)
 OF_USERS = (INTERACTIONS, IMPRESSIONS, USERS)
 _REWRITES = (Operation.DELETE, Operation.OVERWRITE)
 _RETRY_S = 2.0
@@ -68,7 +69,7 @@ class Eraser:
         self._done = {loop: Expiring[str, int](each) for loop, each in kept_s.items()}
         self._kept_s = kept_s
         self._before: dict[str, Expiring[str, int]] = {}
-        self._noted: set[tuple[str, str]] = set()
+        self._with_notes: set[tuple[str, str]] = set()
 
     def note(self, loop: str, message: privacy.UserForgotten, *, is_from_before: bool = False) -> None:
         """Take a tombstone in; where it is from before the start, no row that it covers was taken in."""
@@ -88,9 +89,9 @@ class Eraser:
         The next owner reads on from the table's offsets, and leaves out whom it knows to be forgotten. Rows that were
         appended here after another process has erased the user would stay, since that tombstone is done.
         """
-        name, done = topic(loop, "privacy.tombstones"), self._done[loop]
+        done = self._done[loop]
         try:
-            found = await read_compacted(self._kafka, name, FORGOTTEN, timeout_s=_RELEASE_S)
+            found = await read_compacted(self._kafka, topic(loop, TOPIC), TYPES, timeout_s=_RELEASE_S)
             is_done = all(_holds(done, key, _ns(event.message.forgotten_time)) for key, event in found.items())
         except (Unavailable, TimeoutError, KafkaError):
             is_done = False
@@ -103,11 +104,11 @@ class Eraser:
             if not _holds(done, key, wanted):
                 if not (is_from_before and _holds(before, key, wanted)):
                     await self._publish(loop, key, message)
-                    self._noted.add((loop, key))
+                    self._with_notes.add((loop, key))
                 done.put(key, wanted)
-            if (loop, key) in self._noted:
+            if (loop, key) in self._with_notes:
                 await self._drop_notes(loop, {notes_of(message): _EVER_NS})
-                self._noted.discard((loop, key))
+                self._with_notes.discard((loop, key))
         except (Unavailable, TimeoutError) as error:
             _LOG.warning("an erasure waits", extra={"loop": loop, "problem": str(error)})
             return False

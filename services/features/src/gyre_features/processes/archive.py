@@ -51,13 +51,13 @@ async def archive(lifespan: Lifespan, settings: ArchiveSettings) -> None:
     async def follow() -> None:
         await ensure_topics(settings, loops.values())
         opened = await _opened(settings)
-        _write(lifespan, settings, _Peers(loops, opened, layouts, privacy, probe))
+        _write(lifespan, settings, _Resources(loops, opened, layouts, privacy, probe))
 
     lifespan.set_up("warehouse", follow())
 
 
 @dataclass(frozen=True)
-class _Peers:
+class _Resources:
     """What the archive works with."""
 
     loops: Mapping[str, LoopSpec]
@@ -67,9 +67,9 @@ class _Peers:
     probe: Producer
 
 
-def _write(lifespan: Lifespan, settings: ArchiveSettings, peers: _Peers) -> None:
+def _write(lifespan: Lifespan, settings: ArchiveSettings, resources: _Resources) -> None:
     """Start what reads Kafka and writes the tables."""
-    loops, probe = peers.loops, peers.probe
+    loops, probe = resources.loops, resources.probe
     eraser: Eraser | None = None
 
     def erase(loop: str, message: privacy_pb2.UserForgotten, _offset: int) -> None:
@@ -78,20 +78,22 @@ def _write(lifespan: Lifespan, settings: ArchiveSettings, peers: _Peers) -> None
 
     keyring = read_keyring(settings)
     tombstones = Tombstones(loops, keyring, on_tombstone=erase)
-    writers = {name: _archive(settings, peers.catalog, tombstones) for name in loops}
+    writers = {name: _archive(settings, resources.catalog, tombstones) for name in loops}
     kept_s = {name: tombstones_kept_s(spec) for name, spec in loops.items()}
     eraser = Eraser(writers, probe, settings.kafka, keyring, kept_s)
     lifespan.background("tombstones", tombstones.follow(settings))
 
     async def ready(spec: LoopSpec) -> None:
         await tombstones.ready()
-        await peers.layouts.ready()
-        _require_kinds(spec, peers.layouts)
+        await resources.layouts.ready()
+        _require_kinds(spec, resources.layouts)
 
     for name, writer in writers.items():
         lifespan.background(f"append in time for {name}", writer.run())
         release = partial(eraser.release, name)
-        work = partial(_loop_work, settings, loops[name], writer, peers.privacy, partial(ready, loops[name]), release)
+        work = partial(
+            _loop_work, settings, loops[name], writer, resources.privacy, partial(ready, loops[name]), release
+        )
         lifespan.for_loop(name, work)
     lifespan.background("erase", eraser.run())
     every_s = settings.features_users_compaction_s
