@@ -1,30 +1,36 @@
-"""Forgetting beside what is under way: batches of a stopped stream, erasures cut short, ids hashed since a while."""
+"""Forgetting beside what is under way: batches of a stopped stream, late fields, erasures, ids hashed since a while."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gyre.events.v1 import behavior_pb2 as behavior
+from gyre.events.v1.features_pb2 import BatchApplied
 from gyre.features.v1 import features_pb2 as pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceStub
-from gyre_core.features import Layout
+from gyre_core.features import Layout, State
 from gyre_core.keyring import Keyring
 from gyre_core.layouts import KnownLayout, LayoutDefinition, LayoutState
 from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, topic
 from gyre_features.online.store import OnlineStore
+from gyre_features.parity import AppliedBatch
+from gyre_features.parity.replaying import BatchReplay, EntityWrite
 from gyre_features.processes.serve import serve
 from gyre_features.settings import FeaturesSettings
-from gyre_features.stream.loop_stream import LoopStream
+from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_local.testing import eventually
 from gyre_privacy.search import SearchedStores, needles_of, search
 from gyre_privacy.tombstones import Tombstones
 from gyre_runtime import Lifespan, ServiceSettings, channel
+from gyre_runtime.events import Event
 from gyre_runtime.kafka import Producer, create_topics
 from gyre_runtime.layouts import layout_message
 from gyre_warehouse.tables import INTERACTIONS, ensure_table, open_catalog
@@ -32,6 +38,7 @@ from redis.asyncio import Redis
 
 from .marked_user import MARKED, OTHER, ratings
 
+BEGIN = 1_370_000_000.0
 KEYRING = Keyring(b"k" * 32)
 HMAC = "privacy: {user_id: hmac}\n"
 
@@ -118,6 +125,131 @@ async def test_a_stream_that_was_stopped_over_a_forgetting_brings_nobody_back(
 
 async def _ignore(*_: object) -> None:
     pass
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A stream that knows who was forgotten, and the batches that it applied."""
+
+    stream: LoopStream
+    batches: list[AppliedBatch]
+
+    @classmethod
+    def over(cls, store: OnlineStore, tombstones: Tombstones) -> Watched:
+        """One on a store."""
+        batches = list[AppliedBatch]()
+
+        async def note(batch: BatchApplied, kept: Sequence[Event]) -> None:
+            time_s = batch.applied_time.ToNanoseconds() / 1e9
+            batches.append(AppliedBatch(0, batch.batch, time_s, [feature_event(each) for each in kept]))
+
+        read = partial(tombstones.catch_up, store.spec.loop)
+        return cls(LoopStream(store, on_batch=note, forgotten=tombstones.cover, read_tombstones=read), batches)
+
+    async def served(self, user: str) -> list[float]:
+        """The sums of a user in the store."""
+        value = (await self.stream.store.values([("user", user)]))["user", user]
+        assert value is not None
+        return list(State.unpack(self.stream.store.layout.slots("user"), value).sums)
+
+    def replayed(self, user: str) -> list[float]:
+        """The sums of a user that a replay of the batches comes to."""
+        layout = self.stream.store.layout
+        replay = BatchReplay(
+            layout, shards=1, wanted=[EntityWrite("user", user, batch.number) for batch in self.batches]
+        )
+        replay.apply(self.batches)
+        newest = replay.kept[max(replay.kept, key=lambda write: write.batch)]
+        return list(State.unpack(layout.slots("user"), newest).sums)
+
+
+def _genre(history: Any, genre: str, offset: int, *, time: float) -> Event:
+    """A change of an item's genre."""
+    genres = behavior.FieldValue(categories=behavior.Categories(values=[genre]))
+    message = behavior.ItemChanged(item_id="i1", fields={"genres": genres})
+    found: Event = history.event("catalog.items", message, offset, time=time)
+    return found
+
+
+@pytest.mark.adapter
+@pytest.mark.parametrize("clock", ["replay", "wall"])
+async def test_late_fields_correct_what_a_user_did_after_being_forgotten(
+    spec: LoopSpec, history: Any, stores: Stores, clock: str
+) -> None:
+    """Who was forgotten and came back is corrected as anybody else: the store holds what a replay comes to."""
+    spec = spec.model_copy(update={"clock": clock})
+    await create_topics(stores.kafka, declared(spec))
+    store = OnlineStore(stores.redis, spec, Layout.compile(spec))
+    tombstones = Tombstones({spec.loop: spec}, Keyring.from_file(stores.key_file))
+    settings = stores.settings(wait_s=0.1)
+    async with tombstones.following(settings):
+        watched = Watched.over(store, tombstones)
+        await _forget(settings, spec.loop, MARKED)
+        now = time.time()
+        at = now if clock == "wall" else BEGIN
+        (rating, _) = ratings(history, "i1")
+        await watched.stream.apply([_genre(history, "action", 0, time=at - 100)])
+        await watched.stream.apply([rating._replace(time=at, arrival_time=now)])
+        first = await watched.served(MARKED)
+        for number, genre in enumerate(("drama", "comedy"), start=1):
+            await watched.stream.apply([_genre(history, genre, number, time=at - 100 + number)])
+            assert await watched.served(MARKED) == pytest.approx(watched.replayed(MARKED))
+    assert await watched.served(MARKED) != pytest.approx(first)
+
+
+@pytest.mark.adapter
+async def test_a_late_change_beside_a_forgetting_counts_once_for_the_others(
+    spec: LoopSpec, history: Any, stores: Stores
+) -> None:
+    """A change prepared from buffered events of a user who goes meanwhile brings nobody back and doubles nobody's."""
+    await create_topics(stores.kafka, declared(spec))
+    store = OnlineStore(stores.redis, spec, Layout.compile(spec))
+    tombstones = Tombstones({spec.loop: spec}, Keyring.from_file(stores.key_file))
+    async with tombstones.following(stores.settings(wait_s=0.1)):
+        watched = Watched.over(store, tombstones)
+        await watched.stream.apply([_genre(history, "action", 0, time=BEGIN - 100)])
+        await watched.stream.apply(ratings(history, "i1"))
+        stopped, go, apply = asyncio.Event(), asyncio.Event(), store.apply
+
+        async def gated(*arguments: Any) -> Any:
+            stopped.set()
+            await go.wait()
+            return await apply(*arguments)
+
+        store.apply = gated  # type: ignore[method-assign]  # the process stands still before it sends the batch
+        running = asyncio.create_task(watched.stream.apply([_genre(history, "drama", 1, time=BEGIN - 99)]))
+        await stopped.wait()
+        assert await store.delete_late_events(MARKED) == 1
+        assert await store.delete("user", MARKED) == 1
+        go.set()
+        await running
+        buffered = [each for _, member in await store.contributions(0, known=True, since=0) for each in member]
+        assert [each.user_id for each in buffered] == [OTHER]
+        assert not await stores.hold(spec.loop, MARKED)
+        await watched.stream.apply([_genre(history, "comedy", 2, time=BEGIN - 98)])
+        assert await watched.served(OTHER) == pytest.approx(watched.replayed(OTHER))
+
+
+@pytest.mark.adapter
+async def test_a_user_goes_from_buffers_that_a_late_change_rewrites_meanwhile(
+    spec: LoopSpec, history: Any, redis: Redis
+) -> None:
+    """A late change between the look at the buffers and the deletion leaves no event of the user in them."""
+    store, tombstones = OnlineStore(redis, spec, Layout.compile(spec)), Tombstones({spec.loop: spec}, KEYRING)
+    watched = Watched.over(OnlineStore(redis, spec, store.layout), tombstones)
+    await watched.stream.apply([_genre(history, "action", 0, time=BEGIN - 100)])
+    await watched.stream.apply(ratings(history, "i1"))
+    replace, changes = store._replace, [_genre(history, "drama", 1, time=BEGIN - 99)]
+
+    async def late(**arguments: Any) -> Any:
+        while changes:
+            await watched.stream.apply([changes.pop()])
+        return await replace(**arguments)
+
+    store._replace = late  # type: ignore[assignment]  # the change comes between the two
+    assert await store.delete_late_events(MARKED) == 1
+    buffered = [each for _, member in await store.contributions(0, known=True, since=0) for each in member]
+    assert [each.user_id for each in buffered] == [OTHER]
 
 
 @pytest.mark.adapter

@@ -31,7 +31,7 @@
 -- Answers {1, batch number, time as in the outbox, for each entity of `changed` the time (f64) of the fields that it had
 -- or -inf, watched offset, ...}; or {0, checkpoint, ...} with what stands where the applied offsets are not the expected
 -- ones; or {2, index, ...} with the identities, counted from 0, that were applied before; or {3} when there is a later
--- batch than `base` or the catalogue moved; or {4, token} where the fencing token is another one. Only 1 changes anything. WRONGTYPE, with the
+-- batch than `base`, the catalogue moved or a member to drop is gone; or {4, token} where the fencing token is another one. Only 1 changes anything. WRONGTYPE, with the
 -- key, where a key to write is of another type than the script writes: Redis undoes nothing of a script that fails.
 local plan, call = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
 local checkpoints = #call.expected
@@ -74,6 +74,15 @@ if call.catalogue then
   for i, seen in ipairs(call.catalogue) do
     if now[i] ~= seen then return {3} end
   end
+end
+local member = 5
+for s, buffer in ipairs(call.buffers or {}) do
+  for _ = 1, buffer.drop do
+    -- What is added holds the rest of it: where somebody was taken out meanwhile, that would be there twice, and they again.
+    if not redis.call('ZSCORE', KEYS[checkpoints + 2 + s], ARGV[member]) then return {3} end
+    member = member + 1
+  end
+  member = member + #buffer.scores
 end
 
 -- Some identities, a thousand at most: the arguments of one call to Redis.

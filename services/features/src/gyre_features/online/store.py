@@ -21,15 +21,9 @@ from gyre_features.online.keys import Names
 from gyre_features.online.layout_program import lease_s, popularity_of, script_plan
 from gyre_features.online.script import AppliedOffsets, Outcome, Write, outcome_of, packed
 
-_SCRIPT = (Path(__file__).parent / "apply.lua").read_text()
+_SCRIPT, _REPLACE_MEMBER = ((Path(__file__).parent / name).read_text() for name in ("apply.lua", "replace_member.lua"))
 _SCANNED = 1000
 """Keys that one step of a search looks at, so that no other command waits long."""
-_REPLACE_MEMBER = """
-if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 and ARGV[2] ~= '' then
-  redis.call('ZADD', KEYS[1], ARGV[3], ARGV[2])
-end
-"""
-"""Puts a member in the place of another that still stands; nothing is put where it was replaced meanwhile."""
 MEMBER_PREFIX_BYTES = 12
 """What the script puts before a batch's contributions, so that no two members are equal."""
 
@@ -315,19 +309,23 @@ class OnlineStore:
     async def delete_late_events(self, user_id: str) -> int:
         """Take a user's events out of the buffers that late item fields are applied from; answer how many went.
 
-        A member of a buffer holds events of many users, so it is written again without the user's.
+        A member of a buffer holds events of many users, so it is written again without the user's. Where a batch puts
+        another in its place meanwhile, the buffers are looked through again.
 
         Raises:
             Unavailable: the store does not answer; what is left goes with the next call.
         """
-        deleted = 0
+        deleted, is_done = 0, False
         try:
-            async for name, member, score, events in self._late_events(user_id):
-                others = [each for each in events if each.user_id != user_id]
-                packed = self.layout.item_fields.pack_contributions(others)
-                left = member[:MEMBER_PREFIX_BYTES] + packed if others else b""
-                await self._replace(keys=[name], args=[member, left, repr(score)])
-                deleted += len(events) - len(others)
+            while not is_done:
+                is_done = True
+                async for name, member, score, events in self._late_events(user_id):
+                    others = [each for each in events if each.user_id != user_id]
+                    packed = self.layout.item_fields.pack_contributions(others)
+                    left = member[:MEMBER_PREFIX_BYTES] + packed if others else b""
+                    is_replaced = await self._replace(keys=[name], args=[member, left, repr(score)])
+                    deleted += is_replaced * (len(events) - len(others))
+                    is_done = is_done and bool(is_replaced)
         except RedisError as error:
             raise unavailable(error) from error
         return deleted

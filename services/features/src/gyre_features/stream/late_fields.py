@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -73,12 +73,11 @@ class LateFields:
     """One loop's making up.
 
     Args:
-        store: of the loop.
-        forgotten: whether a user's event of a time (unix seconds) counts no more.
+        store: of the loop. What its buffers hold counts: of whoever is forgotten they hold nothing more.
     """
 
-    def __init__(self, store: OnlineStore, *, forgotten: Callable[[str, float], bool]) -> None:
-        self._store, self._layout, self._forgotten = store, store.layout, forgotten
+    def __init__(self, store: OnlineStore) -> None:
+        self._store, self._layout = store, store.layout
 
     async def announce(self, changes: Sequence[FieldsChanged], items: Mapping[str, Versions]) -> dict[str, Versions]:
         """Let every virtual shard's look-ups find changed fields, before the first shard takes the change in.
@@ -132,8 +131,8 @@ class LateFields:
         Raises:
             Unavailable: the store does not answer.
         """
-        corrections = [each for each in batch.corrections if not self._forgotten(each[0].user_id, each[0].time)]
-        entities = dict.fromkeys(entity for contribution, _ in corrections for entity in self._own(shard, contribution))
+        contributions = (contribution for contribution, _ in batch.corrections)
+        entities = dict.fromkeys(entity for each in contributions for entity in self._own(shard, each))
         stored = await self._store.values(list(entities))
         states = {
             entity: State.unpack(self._layout.slots(entity[0]), value)
@@ -144,7 +143,7 @@ class LateFields:
         def state(kind: EntityKind, id: str) -> State | None:  # noqa: A002 (the field's name)
             return states.get((kind, id))
 
-        for contribution, held in corrections:
+        for contribution, held in batch.corrections:
             reapply(self._layout, contribution, held, state)
         for entity, each in states.items():
             delta = batch.deltas.get(entity)
@@ -171,7 +170,7 @@ class LateFields:
         ):
             drop, left = [], [[contribution for contribution in contributions if contribution.is_known == is_known]]
             for member, own in members:
-                rest = [each for each in own if each not in gone and not self._forgotten(each.user_id, each.time)]
+                rest = [each for each in own if each not in gone]
                 if len(rest) < len(own):
                     drop.append(member)
                     left.append(rest)

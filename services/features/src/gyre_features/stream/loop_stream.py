@@ -119,7 +119,7 @@ class LoopStream:
         self._former: list[list[str]] = [[] for _ in range(store.shards)]
         self._former_until = 0.0
         self._items = KnownItems(store)
-        self._late = LateFields(store, forgotten=self._is_forgotten)
+        self._late = LateFields(store)
         self.catalogue: tuple[Place, ...] = ()
         self.follow_catalogue(store.spec.shards.kafka_partitions)
         self._catalogue_offsets: list[tuple[int, ...]] = [()] * store.shards
@@ -346,11 +346,6 @@ class LoopStream:
     def _changes_fields(self, events: Sequence[Event]) -> bool:
         """Whether a batch is prepared from all that the one before it did."""
         return self._reads_fields and any(isinstance(event.message, behavior.ItemChanged) for event in events)
-
-    def _is_forgotten(self, user_id: str, time: float) -> bool:
-        message = behavior.Interaction(user_id=user_id)
-        name = topic(self.store.spec.loop, "behavior.interactions")
-        return self._forgotten(Event("", "", "", time, message, None, name, 0, 0))
 
     def _still_good(self, shard: int, prepared: PreparedBatch, fresh: Sequence[Event]) -> bool:
         """Whether nothing that a preparation was made from has changed; applied offsets only cut off more."""
