@@ -91,11 +91,18 @@ def refuse_identity(event_id: str, source: str) -> Refusal | None:
     (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md#type-system).
     """
     for name, value in (("ce_id", event_id), ("ce_source", source)):
-        if _IDENTITY.fullmatch(value) is None:
+        if not _is_identity(value):
             count = f"{name} of {len(value):,} characters"
             rule = f"must have at most {MAX_ID_CHARS} characters, one of them not blank and none a control character"
             return Refusal.of("INVALID_FIELD", count, rule, name)
     return None
+
+
+def _is_identity(text: str) -> bool:
+    """Whether a text may be an event's id or source; most are printable, and those need no regular expression."""
+    if text.isprintable():
+        return 0 < len(text) <= MAX_ID_CHARS and not text.isspace()
+    return _IDENTITY.fullmatch(text) is not None
 
 
 def first_repeat(ids: Sequence[str]) -> int | None:
@@ -189,22 +196,21 @@ def refuse_times(spec: LoopSpec, clock: PartitionClock, times: EventTimes) -> Re
     if not in_range(event_time):
         return Refusal.of("TIME_INVALID", f"{name} = {event_time:g}", "must be a time from year 1 to 9999", "time")
     events, replays = spec.events, spec.clock == "replay" and is_behavior
-
-    def refusal(reason: str, how_far: str, allowed: Duration, way: str = "") -> Refusal:
-        return Refusal.of(
-            reason, f"{name} = {format_time(event_time)}, {how_far}", f"at most {allowed} is allowed{way}", "time"
-        )
-
     ahead_s = event_time - append_time
     if ahead_s > events.max_future_s:
-        return refusal("IN_THE_FUTURE", f"{ahead_s:.0f} s ahead", events.max_future)
+        return _out_of_time("IN_THE_FUTURE", times, f"{ahead_s:.0f} s ahead", events.max_future)
     ahead_s = event_time - clock.newest
     if replays and clock.is_set and ahead_s > events.max_future_s:
         how_far = f"{ahead_s:.0f} s ahead of its partition's newest event"
         way = f"; `gyre clock {spec.loop} --to {event_time:.0f}` where the gap is true"
-        return refusal("IN_THE_FUTURE", how_far, events.max_future, way)
+        return _out_of_time("IN_THE_FUTURE", times, how_far, events.max_future, way)
     late_s = (clock.newest if replays else append_time) - event_time
     if is_behavior and late_s > spec.max_lateness_s and source not in events.history_sources:
         way = f"; `gyre clock {spec.loop} --to {event_time:.0f} --back` where the clock is wrong" if replays else ""
-        return refusal("TOO_OLD", f"{late_s:.0f} s late", spec.max_lateness, way)
+        return _out_of_time("TOO_OLD", times, f"{late_s:.0f} s late", spec.max_lateness, way)
     return None
+
+
+def _out_of_time(reason: str, times: EventTimes, how_far: str, allowed: Duration, way: str = "") -> Refusal:
+    found = f"{times.name} = {format_time(times.event_time)}, {how_far}"
+    return Refusal.of(reason, found, f"at most {allowed} is allowed{way}", "time")
