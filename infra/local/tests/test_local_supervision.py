@@ -181,6 +181,51 @@ def test_a_process_that_ends_after_a_while_shows_its_last_words_at_once(stack: S
     assert len(starts.read_text()) <= 3
 
 
+SERVER = """
+import pathlib, signal
+from gyre_runtime import ServiceSettings, load_settings
+try:
+    load_settings(ServiceSettings)
+    said = "its settings are good"
+except SystemExit as refusal:
+    said = str(refusal)
+pathlib.Path("said").write_text(said)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("is_supervised", [True, False])
+def test_settings_of_the_command_line_stop_no_process(
+    is_supervised: bool, stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller's token and source in the shell keep no server from its start, and a misspelt one still stops it."""
+    said = tmp_path / "said"
+
+    def answer(environ: dict[str, str]) -> str:
+        said.unlink(missing_ok=True)
+        with monkeypatch.context() as shell:
+            for variable, value in environ.items():
+                shell.setenv(variable, value)
+            if not is_supervised:
+                with running(recipe, log=tmp_path / "log"):
+                    return said.read_text()
+            operations.bring_up(alone, alone.select(["server"]), lambda *_: None)
+            operations.take_down(alone, lambda *_: None)
+            return said.read_text()
+
+    def has_said() -> None:
+        if not said.exists() or not said.read_text():
+            raise probes.NotReady("it has said nothing")
+
+    program = tmp_path / "server.py"
+    program.write_text(SERVER)
+    recipe = Recipe("server", (sys.executable, str(program)), directory=tmp_path, probe=has_said)
+    member = Member("server", prepare=lambda: recipe, probe=has_said, ports={})
+    alone = replace(stack, members={"server": member})
+    assert answer({"GYRE_TOKEN": "s3cret", "GYRE_SOURCE": "shop-app"}) == "its settings are good"
+    assert "GYRE_TOKEN_FILE" in answer({"gyre_token_file": "/run/secrets/token"})
+
+
 @pytest.fixture
 def kept() -> Iterator[StackDirectories]:
     """A supervisor that runs in a directory of the checkout's own, as that of a demo that was kept does."""

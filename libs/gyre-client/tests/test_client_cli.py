@@ -10,6 +10,8 @@ import pytest
 from gyre.features.v1 import features_pb2 as features_pb
 from gyre.features.v1.features_pb2_grpc import FeaturesServiceServicer, add_FeaturesServiceServicer_to_server
 from gyre_client import ClientSettings
+from gyre_core.spec import LoopSpec
+from gyre_core.topics import declared
 from gyre_runtime import Health, Registration, ServiceSettings, build_server
 from gyre_runtime.kafka import create_topics
 from gyre_runtime.kafka.topics import DeadLetterTopic
@@ -187,6 +189,23 @@ def test_a_wrong_setting_stops_the_command(gyre: Gyre) -> None:
     result = gyre("status", "shop", monitr="127.0.0.1:1")
     assert result.exit_code != 0
     assert "GYRE_MONITR" in str(result.exception) + result.output
+
+
+@pytest.mark.adapter
+@pytest.mark.timeout(120)
+async def test_settings_of_the_command_line_stop_no_job(
+    gyre: Gyre, kafka: str, spec: LoopSpec, loop_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With a caller's token, source and authority in the shell, `gyre maintain` still has every service's job done."""
+    await create_topics(kafka, declared(spec))
+    places = {name: str(tmp_path / name) for name in ("warehouse", "artifacts", "state_dir", "triton_repository")}
+    of_the_caller = {"token": "s3cret", "source": "shop-app", "tls_ca": str(tmp_path / "ca.pem")}
+    run = await asyncio.to_thread(
+        gyre, "maintain", "--dry-run", kafka=kafka, loops=str(loop_file), **places, **of_the_caller
+    )
+    said = capfd.readouterr()
+    assert run.exit_code == 0, run.output + said.out + said.err
+    assert f"{spec.loop}: rows to delete: none" in said.out
 
 
 class ToldFeatures(FeaturesServiceServicer):

@@ -44,12 +44,13 @@ class ToldMesh(
         clock.next_time.FromSeconds(1_365_432_000)
         refused = monitor.RefusedEvents(topic="shop.behavior.interactions", reason="TOO_OLD", count=4634)
         refused.last_time.FromSeconds(1_365_432_000)
+        early = monitor.RefusedEvents(topic="shop.behavior.interactions", reason="IN_THE_FUTURE", count=3)
         ahead = monitor.StalledClock(topic="shop.behavior.impressions", partition=1, refused=3000)
         ahead.clock_time.FromSeconds(1_577_836_800)
         ahead.next_time.FromSeconds(1_365_000_000)
         return monitor.GetLoopStatusResponse(
             stages=stages, interactions_since_trigger=7, volume_threshold=100, loop_time_s=12.5, layouts=layouts,
-            stalled_clocks=[clock, ahead], refused_events=[refused],
+            stalled_clocks=[clock, ahead], refused_events=[early, refused],
         )  # fmt: skip
 
     async def GetExperiment(self, request: Any, context: Any) -> monitor.GetExperimentResponse:  # noqa: N802
@@ -153,6 +154,9 @@ async def test_status_shows_stages_and_what_is_left(run: Callable[..., Any]) -> 
     assert "the last 1,200 events are further ahead" in said
     assert "`gyre clock shop --to 1365432000` lets them in again" in said
     assert "shop.behavior.interactions: 4,634 events refused as TOO_OLD since the monitor started, the last at" in said
+    assert "where that gap is true, `gyre clock LOOP --to T` crosses it" in said
+    assert "On the replay clock they are behind the newest event of their partition" in said
+    assert "send events in the order of their times" in said
     assert "`gyre clock LOOP --to T --back` sets it back" in said
     assert "`gyre dlq replay shop` puts them back" in said
     assert "shop.behavior.impressions, partition 1: the clock stands at 2020-01-01 00:00:00" in said

@@ -219,22 +219,45 @@ def test_a_leap_does_not_move_the_replay_clock() -> None:
 
 
 def test_a_clock_that_a_gap_holds_is_known_until_it_moves() -> None:
-    """Events after a gap are counted with the earliest of their times; a mark ends it; a leap of the wall is none."""
+    """Ten events after a gap are known with the earliest of their times; a mark ends it; a leap of the wall is none."""
     admission, begin, gap = Admission({REPLAY.loop: REPLAY}, TYPES), 1_365_000_000.0, 5 * 86_400
     place = ("shop.behavior.interactions", 0)
     assert isinstance(admission.decide(record(click(), time=begin)), Event)
-    for after in (60, 0, 120):
+    for after in (60, 0, *range(120, 1000, 110)):
         refused = admission.decide(record(click(), time=begin + gap + after))
         assert isinstance(refused, Refusal)
         assert f"gyre clock {REPLAY.loop} --to {begin + gap + after:.0f}" in refused.detail
-    assert admission.stalled == {place: StalledClock(begin, begin + gap, 3)}
+    assert admission.stalled == {place: StalledClock(begin, begin + gap, 10)}
     assert isinstance(admission.decide(record(click(), time=NOW + 2 * 86_400)), Refusal)
-    assert admission.stalled[place].refused == 3
+    assert admission.stalled[place].refused == 10
     mark = behavior.ClockMark()
     mark.clock_time.FromSeconds(int(begin + gap))
     assert admission.decide(record(mark, time=begin + gap)) is None
     assert admission.stalled == {}
     assert isinstance(admission.decide(record(click(), time=begin + gap + 60)), Event)
+
+
+@pytest.mark.parametrize("away_s", [5 * 86_400, -5 * 86_400])
+def test_a_clock_stands_from_ten_refusals_in_a_row_on(away_s: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Nine say nothing of the clock, also again and again with an event between that passes; the tenth says it once."""
+    admission, begin = Admission({REPLAY.loop: REPLAY}, TYPES), 1_365_000_000.0
+
+    def refuse(times: int) -> None:
+        for _ in range(times):
+            assert isinstance(admission.decide(record(click(), time=begin + away_s)), Refusal)
+
+    for _ in range(3):
+        assert isinstance(admission.decide(record(click(), time=begin)), Event)
+        refuse(9)
+    assert (admission.stalled, caplog.messages) == ({}, [])
+    refuse(1)
+    assert [each.refused for each in admission.stalled.values()] == [10]
+    refuse(9)
+    assert [each.refused for each in admission.stalled.values()] == [19]
+    (said,) = caplog.messages
+    assert "a replay clock stands" in said
+    assert isinstance(admission.decide(record(click(), time=begin)), Event)
+    assert admission.stalled == {}
 
 
 def test_a_deletion_is_neither_event_nor_refusal() -> None:

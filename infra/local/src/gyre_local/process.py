@@ -32,6 +32,11 @@ def guarded(command: Sequence[str]) -> tuple[str, ...]:
     return (setpriv, "--pdeathsig", "TERM", "--", *command) if setpriv else tuple(command)
 
 
+def inherited() -> dict[str, str]:
+    """The variables that every process of a stack starts with: this process's, but for the command line's token."""
+    return {name: value for name, value in os.environ.items() if name != "GYRE_TOKEN"}
+
+
 class Process:
     """One started recipe; ends with this process even when that is killed."""
 
@@ -72,7 +77,7 @@ class Process:
             self._popen = child = subprocess.Popen(
                 guarded(self.recipe.command),
                 cwd=self.recipe.directory,
-                env={**os.environ, **self.recipe.env},
+                env={**inherited(), **self.recipe.env},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -17,7 +17,7 @@ class Recipe:
         command: absolute program and arguments.
         directory: the working directory.
         probe: the readiness check.
-        env: variables added to the inherited environment.
+        env: variables added to those of `gyre_local.process.inherited`.
         ports: what it will listen on, by meaning.
         start_timeout_s: how long it may take until the probe passes.
         stop_timeout_s: how long it may take to end after SIGTERM.

@@ -23,7 +23,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from gyre_local.failures import LocalStackError
 from gyre_local.places import StackDirectories
-from gyre_local.process import POLL_S, guarded, tail
+from gyre_local.process import POLL_S, guarded, inherited, tail
 from gyre_local.recipe import Recipe
 from gyre_local.timeouts import Deadline
 
@@ -157,7 +157,7 @@ class Supervisor:
 
     def _launch(self) -> None:
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.config)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=inherited())
         deadline = Deadline(15)
         while done.returncode == 0 and not deadline.passed:
             if self.is_running():

@@ -43,7 +43,9 @@ _MARKS = message_types(behavior.ClockMark)
 _FLOAT32_BYTES = 4
 _UNSET = PartitionClock()
 _STALLED_BY = ("IN_THE_FUTURE", "TOO_OLD")
-_LOGGED_AT = frozenset(10**power for power in range(12))
+_MIN_REFUSED = 10
+"""How many events in a row a partition refuses before its clock is said to stand: fewer are stragglers."""
+_LOGGED_AT = frozenset(_MIN_REFUSED * 10**power for power in range(11))
 """At which numbers of events in a row a standing clock is logged."""
 Mask = Callable[[Event], None]
 Place = tuple[str, int]
@@ -203,7 +205,7 @@ class StalledClock:
         next_time: the earliest event time that was refused since, unix seconds: `gyre clock` sets the clock to it,
             `--back` where that is before `newest`.
         refused: how many events in a row were refused as IN_THE_FUTURE, or in a row as TOO_OLD, since the process
-            started.
+            started; at least ten.
     """
 
     newest: float
@@ -248,13 +250,13 @@ class Admission:
         self._others = Rules(types, None, mask)
         self._rules_of_topic: dict[str, Rules] = {}
         self._clocks: dict[Place, PartitionClock] = {}
-        self._stalled: dict[Place, StalledClock] = {}
+        self._refused_in_a_row: dict[Place, StalledClock] = {}
         self._refusals: dict[tuple[str, str], RefusalCount] = {}
 
     def start(self, topic: str, partition: int, clock: PartitionClock = _UNSET) -> None:
         """Read a partition on from an offset at which its clock stood so."""
         self._clocks[topic, partition] = clock
-        self._stalled.pop((topic, partition), None)
+        self._refused_in_a_row.pop((topic, partition), None)
 
     def clock(self, topic: str, partition: int) -> PartitionClock:
         """A partition's clock after the last record that was decided."""
@@ -263,7 +265,7 @@ class Admission:
     @property
     def stalled(self) -> Mapping[Place, StalledClock]:
         """The partitions whose replay clock let no event in of late: see `StalledClock`."""
-        return self._stalled
+        return {place: each for place, each in self._refused_in_a_row.items() if each.refused >= _MIN_REFUSED}
 
     @property
     def refusals(self) -> Mapping[tuple[str, str], RefusalCount]:
@@ -294,7 +296,7 @@ class Admission:
         self._note_refused(record, decision)
         event = examined[0]
         if rules.spec is not None and decision.reason in _STALLED_BY and clock.is_set and isinstance(event, Event):
-            self._note_stalled(rules.spec, place, event, clock)
+            self._note_refused_by_clock(rules.spec, place, event, clock)
         return examined
 
     def _rules_for(self, topic: str) -> Rules:
@@ -303,22 +305,22 @@ class Admission:
 
     def _note_admitted(self, place: Place, event: Event, clock: PartitionClock) -> None:
         moved = self._clocks[place] = _clock_after(event, clock)
-        if self._stalled and (moved is not clock or isinstance(event.message, _BEHAVIOR)):
-            self._stalled.pop(place, None)
+        if self._refused_in_a_row and (moved is not clock or isinstance(event.message, _BEHAVIOR)):
+            self._refused_in_a_row.pop(place, None)
 
     def _note_refused(self, record: ReceivedRecord, refusal: Refusal) -> None:
         key = (record.topic, refusal.reason)
         before = self._refusals.get(key)
         self._refusals[key] = RefusalCount(before.count + 1 if before else 1, record.timestamp / 1000)
 
-    def _note_stalled(self, spec: LoopSpec, place: Place, event: Event, clock: PartitionClock) -> None:
+    def _note_refused_by_clock(self, spec: LoopSpec, place: Place, event: Event, clock: PartitionClock) -> None:
         times = times_of(spec, event)
         if not times.is_behavior or times.event_time - times.append_time > spec.events.max_future_s:
             return  # it is ahead of the wall clock, too, so that no mark would help
-        now, before = StalledClock(clock.newest, times.event_time, 1), self._stalled.get(place)
+        now, before = StalledClock(clock.newest, times.event_time, 1), self._refused_in_a_row.get(place)
         if before is not None and before.is_ahead == now.is_ahead:
             now = StalledClock(clock.newest, min(before.next_time, now.next_time), before.refused + 1)
-        self._stalled[place] = now
+        self._refused_in_a_row[place] = now
         if now.refused in _LOGGED_AT:
             facts = {"topic": place[0], "partition": place[1], "clock": now.newest, "refused": now.refused}
             remedy = f"gyre clock {spec.loop} --to {now.next_time:.0f}{' --back' if now.is_ahead else ''}"

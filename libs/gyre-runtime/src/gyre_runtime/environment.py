@@ -17,6 +17,7 @@ TOLERATED: Mapping[str, str] = {
     "GYRE_OTLP_LISTEN": "where the monitor takes spans (OTLP over gRPC)",
     "GYRE_PORTS_FILE": "a ports file in place of `infra/local/ports.toml`",
     "GYRE_PORT_OFFSET": "added to every port of the local stack",
+    "GYRE_SOURCE": "the application that calls, as the command line and the client name it",
     "GYRE_TEST_TIMEOUT_FACTOR": "multiplies the limits of waiting of tests and starts; measured by default",
     "GYRE_TOKEN": "the bearer token of the command line",
     "GYRE_VAR": "the folder of the local stack's data and logs, `var/` by default",

@@ -35,9 +35,12 @@ from gyre_client.mesh import Mesh
 FileArgument = Annotated[Path, typer.Argument(help="A gyre.yaml.", show_default=False)]
 _DAY_S = 86_400
 _REMEDIES = {
-    "TOO_OLD": ": they are later than events.max_lateness of gyre.yaml; where an event of a wrong time set a replay's "
-    "clock ahead, `gyre clock LOOP --to T --back` sets it back",
-    "IN_THE_FUTURE": ": they are further ahead than events.max_future of gyre.yaml",
+    "TOO_OLD": ": they are later than events.max_lateness of gyre.yaml. On the replay clock they are behind the newest "
+    "event of their partition, by more than that and more than events.max_future: send events in the order of their "
+    "times, or raise events.max_lateness; where one of a wrong time set the clock ahead, `gyre clock LOOP --to T "
+    "--back` sets it back",
+    "IN_THE_FUTURE": ": they are further ahead than events.max_future of gyre.yaml, on the replay clock of the newest "
+    "event of their partition; where that gap is true, `gyre clock LOOP --to T` crosses it",
 }
 """What is wrong with events that are refused by time, and what admits them."""
 

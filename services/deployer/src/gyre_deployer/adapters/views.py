@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +21,8 @@ from gyre_deployer.domain.observation import FORGET_S, ObservedGateway
 from gyre_deployer.domain.rollouts import Candidate, LoopState
 from gyre_deployer.wire import candidate_of, report_of
 
+_MAX_IDS = 8
+"""More than a gateway's producer has under way, all of which it may send again."""
 _CANDIDATES, _REPORTS, _VIEWS = (message_types(each) for each in (CandidateRegistered, GatewayReport, RolloutView))
 
 
@@ -92,15 +95,45 @@ class KafkaCandidates:
             self._on_arrival()
 
 
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """The newest report of a gateway, and how a repeat of it, or of one before it, is known.
+
+    Attributes:
+        report: what it says.
+        offset: in the topic, which has one partition.
+        time: on the gateway's clock, seconds and nanoseconds.
+        ids: of the gateway's newest reports.
+    """
+
+    report: ObservedGateway
+    offset: int
+    time: tuple[int, int]
+    ids: tuple[str, ...]
+
+    def is_repeated_by(self, event: Event) -> bool:
+        """Whether a report was taken before: it is read or was sent again.
+
+        By the offset alone a log that was made anew would be one of repeats, and by the time alone what comes of a
+        clock that was set back.
+        """
+        return event.id in self.ids or (event.offset <= self.offset and _time_of(event.message) <= self.time)
+
+
+def _time_of(report: GatewayReport) -> tuple[int, int]:
+    return report.report_time.seconds, report.report_time.nanos
+
+
 class KafkaGateways:
     """See `Gateways`: the compacted topic of reports; an async context manager.
 
-    A lease begins when its report comes: no clock but this process's own decides whether a gateway is there.
+    A lease begins when its report comes: no clock but this process's own decides whether a gateway is there. A report
+    that is read again, or that its producer sent again, changes nothing.
     """
 
     def __init__(self, bootstrap: str, loop: str) -> None:
         self._loop = loop
-        self._reports: dict[str, ObservedGateway] = {}
+        self._taken: dict[str, _Taken] = {}
         name = topic(loop, "models.gateway-reports")
         recent = Start(max_age_s=FORGET_S)
         self._view = View(bootstrap, name, _REPORTS, on_change=self._take, start=recent, holds_events=False)
@@ -119,24 +152,28 @@ class KafkaGateways:
 
     def reports(self) -> list[ObservedGateway]:
         """See `Gateways`."""
-        return list(self._reports.values())
+        return [each.report for each in self._taken.values()]
 
     async def check(self) -> bool:
         """Whether the view of the gateways' reports has caught up with its topic; for a `Dependency`."""
         return await self._view.check()
 
     def _take(self, key: str, event: Event | None) -> None:
+        before = self._taken.get(key)
         if event is None:
-            self._reports.pop(key, None)
-        elif event.message.loop == self._loop:
-            self._reports[key] = report_of(event.message, time=time.monotonic())
-            self._forget_gone(self._reports[key].time)
+            self._taken.pop(key, None)
+        elif event.message.loop == self._loop and not (before and before.is_repeated_by(event)):
+            report = report_of(event.message, time=time.monotonic())
+            ids = (event.id, *(before.ids if before else ()))[:_MAX_IDS]
+            self._taken[key] = _Taken(report, event.offset, _time_of(event.message), ids)
+            self._forget_gone(report.time)
 
     def _forget_gone(self, now: float) -> None:
         """Forget gateways that were replaced long ago: each process reports under a name of its own."""
-        gone = [key for key, each in self._reports.items() if each.time + each.lease_s + FORGET_S < now]
+        known = {key: each.report for key, each in self._taken.items()}
+        gone = [key for key, each in known.items() if each.time + each.lease_s + FORGET_S < now]
         for key in gone:
-            del self._reports[key]
+            del self._taken[key]
 
 
 def own_projection(bootstrap: str, loop: str, on_epoch: Callable[[int], None]) -> View:

@@ -101,7 +101,7 @@ class StalledClock(_message.Message):
     partition: _builtins.int
     """Its partition."""
     refused: _builtins.int
-    """How many events in a row were refused as IN_THE_FUTURE, or in a row as TOO_OLD, since the monitor started to read the partition."""
+    """How many events in a row were refused as IN_THE_FUTURE, or in a row as TOO_OLD, since the monitor started to read the partition; at least ten."""
     @_builtins.property
     def clock_time(self) -> _timestamp_pb2.Timestamp:
         """What the clock shows: the newest admitted event time."""
