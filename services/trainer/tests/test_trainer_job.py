@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from mmap import mmap
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import uvloop
 from gyre.events.v1.models_pb2 import RolloutArm, RolloutView
 from gyre_core.spec import PositionFeature
 from gyre_core.topics import topic
@@ -133,10 +136,27 @@ async def test_a_job_whose_rows_were_erased_says_so(settings: TrainerSettings, t
 
 
 async def test_a_job_that_breaks_says_why(settings: TrainerSettings, task: Task) -> None:
-    """An error within the job is the reason of its failure."""
+    """An error within the job, with its place in Gyre's code, is the reason of its failure."""
     broken = replace(task, version="v5", incumbent="/nowhere")
-    with pytest.raises(JobFailed, match=r"FileNotFoundError.*/nowhere"):
+    with pytest.raises(JobFailed, match=r"FileNotFoundError at gyre_trainer\.artifact:\d+: .*/nowhere"):
         await JobProcess(settings).run(broken, lambda _state, _progress: None)
+
+
+def test_a_job_that_ends_before_it_has_its_task_has_failed(
+    settings: TrainerSettings, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason says how the job ended, whatever the event loop; nothing that is for forked children runs before it.
+
+    Threads that gRPC starts in a forked child of a busy server crash now and then, and the job with them.
+    """
+    forked = mmap(-1, 1)
+    os.register_at_fork(after_in_child=lambda: forked.write_byte(1))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        for _ in range(20):
+            with pytest.raises(JobFailed, match="ended with code 1"):
+                runner.run(JobProcess(settings).run(task, lambda _state, _progress: None))
+    assert forked[0] == 0
 
 
 async def test_a_killed_job_leaves_no_rows_in_temporary_files(settings: TrainerSettings, task: Task) -> None:

@@ -244,13 +244,13 @@ async def test_the_incumbent_of_a_run_under_way_stays_whatever_is_promoted(world
             "must be at least 20",
         ),
         (JobFailed("the job ended with code -9"), RunState.FAILED, "code -9"),
-        (RuntimeError("u17 did this"), RunState.FAILED, "RuntimeError"),
+        (RuntimeError("u17 did this"), RunState.FAILED, "RuntimeError at gyre_trainer.runner:"),
     ],
 )
 async def test_what_does_not_pass_is_not_announced(
     world: World, outcome: Exception, state: RunState, reason: str
 ) -> None:
-    """A refused or failed run says why and announces nothing; an unexpected error gives away no more than its class."""
+    """A refused or failed run says why and announces nothing; of an unexpected error it tells class and place alone."""
     world.job.outcome = outcome
     ended = await world.runner.carry_out(world.runs.queue(Trigger("t1", "shop")))
     assert ended.state is state

@@ -6,6 +6,7 @@ and leaks nothing. The classes read as what they say about the call (`raise NotF
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from traceback import walk_tb
 from typing import Any, ClassVar, NamedTuple
 
 import grpc
@@ -182,6 +183,17 @@ def is_transient(error: BaseException) -> bool:
     if _REDIS_RESPONSE in names and str(error).startswith(_TRANSIENT_REPLIES):
         return True
     return not names.isdisjoint(_TRANSIENT_NAMES)
+
+
+def origin_of(error: BaseException) -> str:
+    """Where an error came from: the innermost of its frames that is Gyre's code, such as `gyre_trainer.work:88`.
+
+    Module and line name no value, so they may be told where the message of an error from anywhere must not. Empty where
+    no frame is Gyre's.
+    """
+    frames = ((str(frame.f_globals.get("__name__")), line) for frame, line in walk_tb(error.__traceback__))
+    own = [f"{module}:{line}" for module, line in frames if module.startswith("gyre")]
+    return own[-1] if own else ""
 
 
 def _pack(details: Iterable[Any]) -> Iterable[AnyMessage]:

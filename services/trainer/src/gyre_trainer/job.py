@@ -64,6 +64,7 @@ def _do(given: str, say: Callable[..., None]) -> None:
     """Do the task in JSON `given`; what it needs takes seconds to import, in which the service may end."""
     import pyarrow as pa
     from gyre_runtime import load_settings
+    from gyre_runtime.errors import origin_of
     from gyre_runtime.telemetry import setup_logging
 
     from gyre_trainer.domain import Task, TrainingRefused
@@ -81,7 +82,8 @@ def _do(given: str, say: Callable[..., None]) -> None:
         say(outcome="refused", reason=str(refusal), quality=asdict(refusal.quality))
     except Exception as error:  # noqa: BLE001 - the outermost boundary: logged, and said to the service
         _LOG.exception("the job broke", extra={"run_id": task.run_id})
-        say(outcome="failed", reason=f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARS])
+        reason = f"{type(error).__name__} at {origin_of(error)}: {error}"
+        say(outcome="failed", reason=reason[:_MAX_REASON_CHARS])
     else:
         say(outcome="candidate", **outcome)
 

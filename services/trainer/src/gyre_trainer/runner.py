@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 
 from gyre_core.spec import LoopSpec
 from gyre_runtime import Unavailable, instrument, model_tracer
+from gyre_runtime.errors import origin_of
 from gyre_runtime.retrying import retry_transient
 from gyre_runtime.series import VersionSeries
 
@@ -107,7 +108,7 @@ class Runner:
             return underway.end(RunState.FAILED, reason=str(failure))
         except Exception as error:  # noqa: BLE001 - the next run must not suffer: logged and kept with the run
             _LOG.exception("a training run broke", extra={"run_id": run.run_id})
-            return underway.end(RunState.FAILED, reason=type(error).__name__)
+            return underway.end(RunState.FAILED, reason=f"{type(error).__name__} at {origin_of(error)}")
         return self._registered(underway, candidate)
 
     async def _worked(self, underway: _Underway) -> TrainedCandidate:

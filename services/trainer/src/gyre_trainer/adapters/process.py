@@ -11,12 +11,12 @@ import json
 import os
 import shutil
 import sys
-from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from subprocess import PIPE, Popen
+from typing import IO, Any
 
 from gyre_runtime.settings import WarehouseSettings, variable_of
 
@@ -58,15 +58,16 @@ class JobProcess:
     async def run(self, task: Task, on_progress: OnProgress) -> TrainedCandidate:
         """See `Job`."""
         with self._temporary_files():
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "gyre_trainer.job", stdin=PIPE, stdout=PIPE, env=self._env, limit=_LINE_BYTES
-            )
+            # By vfork, not by uvloop's fork: threads that gRPC starts in a forked child crash it now and then.
+            command = [sys.executable, "-m", "gyre_trainer.job"]
+            process = Popen(command, stdin=PIPE, stdout=PIPE, env=self._env)  # noqa: ASYNC220, S603 - runs at once; ours
             try:
                 outcome = await _follow(process, task, on_progress)
             finally:
-                if process.returncode is None:
-                    process.kill()
-                await process.wait()
+                process.kill()
+                await asyncio.to_thread(process.wait)
+                with suppress(BrokenPipeError):
+                    _pipes(process)[0].close()
         return _candidate(outcome)
 
     @contextmanager
@@ -80,22 +81,42 @@ class JobProcess:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
 
-async def _follow(process: Process, task: Task, on_progress: OnProgress) -> dict[str, Any]:
+async def _follow(process: Popen[bytes], task: Task, on_progress: OnProgress) -> dict[str, Any]:
     """Hand over the task and read until the outcome.
 
     Raises:
         JobFailed: the process ended without one.
     """
+    to_job, from_job = _pipes(process)
+    lines = asyncio.StreamReader(limit=_LINE_BYTES)
+    reading, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(lines), from_job
+    )
+    try:
+        await asyncio.to_thread(_hand_over, to_job, task)
+        async for line in lines:
+            said = json.loads(line)
+            if "outcome" in said:
+                outcome: dict[str, Any] = said
+                return outcome
+            on_progress(RunState(said["state"]), said["progress"])
+    finally:
+        reading.close()
+    raise JobFailed(f"the job ended with code {await asyncio.to_thread(process.wait)} and said nothing more")
+
+
+def _pipes(process: Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    """A process's standard input and output."""
     if process.stdin is None or process.stdout is None:
         raise JobFailed("the job has no pipes")
-    process.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
-    async for line in process.stdout:
-        said = json.loads(line)
-        if "outcome" in said:
-            outcome: dict[str, Any] = said
-            return outcome
-        on_progress(RunState(said["state"]), said["progress"])
-    raise JobFailed(f"the job ended with code {await process.wait()} and said nothing more")
+    return process.stdin, process.stdout
+
+
+def _hand_over(to_job: IO[bytes], task: Task) -> None:
+    """Write the task, which waits until the job reads; one that has ended already is read of where it is followed."""
+    with suppress(BrokenPipeError):
+        to_job.write(json.dumps(asdict(task)).encode() + b"\n")
+        to_job.flush()
 
 
 def _candidate(outcome: dict[str, Any]) -> TrainedCandidate:
