@@ -11,7 +11,7 @@ from gyre_runtime import (
     load_loops,
     load_settings,
 )
-from gyre_runtime.settings import PARTS, variable_of
+from gyre_runtime.settings import PARTS, FeaturesPeer, variable_of
 
 
 class ExampleSettings(ServiceSettings):
@@ -19,6 +19,10 @@ class ExampleSettings(ServiceSettings):
 
     service: ClassVar[str] = "gateway"
     gateway_max_inflight: int = 10
+
+
+class CallerSettings(ServiceSettings, FeaturesPeer):
+    """The settings of a service that calls another."""
 
 
 def test_defaults_are_valid() -> None:
@@ -37,6 +41,23 @@ def test_settings_come_from_the_environment() -> None:
     settings = load_settings(ExampleSettings, environ)
     assert settings.loops == (Path("a.yaml"), Path("b.yaml"))
     assert (settings.gateway_max_inflight, settings.otlp, settings.token_file) == (7, "", None)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["features:17025", "dns:///features:17025", "ipv4:127.0.0.1:1,127.0.0.2:2", "ipv6:[::1]:1,[::2]:2"],
+)
+def test_a_peer_may_have_several_addresses(target: str) -> None:
+    """What gRPC resolves to one address or several is taken as it is given."""
+    assert load_settings(CallerSettings, {"GYRE_FEATURES": target}).features == target
+
+
+@pytest.mark.parametrize("target", ["ipv4:127.0.0.1:1,", "ipv4:127.0.0.1", "127.0.0.1:1,127.0.0.2:2", "dns:///a b:1"])
+def test_a_peer_without_an_address_stops_the_start(target: str) -> None:
+    """The message names the variable, the value and how several addresses are written."""
+    with pytest.raises(SystemExit, match="several as ipv4:HOST:PORT,HOST:PORT") as caught:
+        load_settings(CallerSettings, {"GYRE_FEATURES": target})
+    assert str(caught.value).startswith(f"GYRE_FEATURES={target!r}")
 
 
 @pytest.mark.parametrize(

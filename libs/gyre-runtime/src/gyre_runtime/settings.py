@@ -53,6 +53,19 @@ def _addresses(value: str) -> str:
     return value
 
 
+def _target(value: str) -> str:
+    """A peer: host:port, or what gRPC resolves to several (https://grpc.github.io/grpc/core/md_doc_naming.html)."""
+    scheme, _, rest = value.partition(":")
+    try:
+        if scheme in ("ipv4", "ipv6"):
+            _addresses(rest)
+        else:
+            _address(value.removeprefix("dns:///"))
+    except ValueError as error:
+        raise ValueError(f"{error}; several as ipv4:HOST:PORT,HOST:PORT") from None
+    return value
+
+
 def _paths(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -65,6 +78,7 @@ def _paths(value: Any) -> Any:
 Address = Annotated[str, AfterValidator(_address)]
 OptionalAddress = Annotated[str, AfterValidator(_optional_address)]
 Addresses = Annotated[str, AfterValidator(_addresses)]
+Target = Annotated[str, AfterValidator(_target)]
 Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_paths)]
 
 
@@ -295,50 +309,50 @@ class PrivacySettings(Settings):
 class GatewayPeer(Settings):
     """The gateway, for those that call it."""
 
-    gateway: Address = "127.0.0.1:17020"
-    """host:port of the gateway."""
+    gateway: Target = "127.0.0.1:17020"
+    """host:port of the gateway, several as `ipv4:HOST:PORT,HOST:PORT`."""
 
 
 class FeaturesPeer(Settings):
     """`features-serve`, for those that call it."""
 
-    features: Address = "127.0.0.1:17025"
-    """host:port of `features-serve`."""
+    features: Target = "127.0.0.1:17025"
+    """host:port of `features-serve`, several as `ipv4:HOST:PORT,HOST:PORT`."""
 
 
 class FeaturesCheckPeer(Settings):
     """`features-check`, for those that call it."""
 
-    features_check: Address = "127.0.0.1:17065"
-    """host:port of `features-check`."""
+    features_check: Target = "127.0.0.1:17065"
+    """host:port of `features-check`, several as `ipv4:HOST:PORT,HOST:PORT`."""
 
 
 class InferencePeer(Settings):
     """Inference, for those that call it."""
 
-    inference: Address = "127.0.0.1:17045"
-    """host:port of inference."""
+    inference: Target = "127.0.0.1:17045"
+    """host:port of inference, several as `ipv4:HOST:PORT,HOST:PORT`."""
 
 
 class TrainerPeer(Settings):
     """The trainer, for those that call it."""
 
-    trainer: Address = "127.0.0.1:17050"
-    """host:port of the trainer."""
+    trainer: Target = "127.0.0.1:17050"
+    """host:port of the trainer, several as `ipv4:HOST:PORT,HOST:PORT`."""
 
 
 class DeployerPeer(Settings):
     """The deployer, for those that call it."""
 
-    deployer: Address = "127.0.0.1:17055"
-    """host:port of the deployer."""
+    deployer: Target = "127.0.0.1:17055"
+    """host:port of the deployer, several as `ipv4:HOST:PORT,HOST:PORT`."""
 
 
 class MonitorPeer(Settings):
     """The monitor, for those that call it."""
 
-    monitor: Address = "127.0.0.1:17060"
-    """host:port of the monitor."""
+    monitor: Target = "127.0.0.1:17060"
+    """host:port of the monitor, several as `ipv4:HOST:PORT,HOST:PORT`."""
 
 
 PARTS: tuple[type[Settings], ...] = (
