@@ -1,17 +1,20 @@
 """The import of history on the real Kafka: fast, idempotent, and refused as a whole where it breaks a rule."""
 
+import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
 
 import pytest
 from gyre.events.v1 import behavior_pb2 as behavior
-from gyre_client import ClientSettings, Imported, Invalid, import_history
-from gyre_client.history import imported_ids, prepare
+from gyre_client import ClientSettings, Imported, Invalid, Unavailable, import_history
+from gyre_client.history import HistoryImport, imported_ids, prepare
 from gyre_core.features import Event, FieldsChanged, Impression, UserInteraction
 from gyre_core.spec import LoopSpec
-from gyre_core.topics import IMPORT_SOURCE, topic
+from gyre_core.topics import IMPORT_SOURCE, declared, topic
 from gyre_runtime.events import Record, decode, message_types
-from gyre_runtime.kafka import Producer, ensure_topics, read_records
+from gyre_runtime.kafka import Producer, create_topics, ensure_topics, read_records
 
 TYPES = message_types(behavior.Interaction, behavior.Impression, behavior.ItemChanged)
 
@@ -43,6 +46,34 @@ async def test_a_second_import_adds_nothing(kafka: str, spec: LoopSpec) -> None:
     after = await read(settings, spec.loop)
     assert (len(before), len(after)) == (101, 121)
     assert len({(event.source, event.id) for event in after}) == 121  # type: ignore[attr-defined]
+
+
+@pytest.mark.adapter
+async def test_a_cancelled_send_is_made_up_for_by_the_next(kafka: str, spec: LoopSpec) -> None:
+    """A send that ends before all of it is sent leaves no event out of the next one of the same import."""
+    history = some_history(700)
+    async with HistoryImport(ClientSettings(kafka=kafka), spec) as open_import:
+        sending = asyncio.create_task(open_import.send(history))
+        await asyncio.sleep(0)  # it has enqueued a part, and waits for Kafka
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        done = await open_import.send(history)
+    assert done.sent > 0
+    assert len(await read(ClientSettings(kafka=kafka), spec.loop)) == done.sent + done.known == 1401
+
+
+@pytest.mark.adapter
+async def test_what_kafka_refused_is_not_known_to_the_next_send(kafka: str, spec: LoopSpec) -> None:
+    """An event that its topic does not take is refused by a second send, too; known is only what Kafka holds."""
+    (impressions,) = [each for each in declared(spec) if each.name == topic(spec.loop, "behavior.impressions")]
+    await create_topics(kafka, [replace(impressions, max_bytes=1000)])
+    shown = tuple(blake2b(bytes([number])).hexdigest() for number in range(100))
+    large, click = Impression("u", shown, 200.0), UserInteraction("u", "i", "click", 200.0)
+    async with HistoryImport(ClientSettings(kafka=kafka), spec) as open_import:
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="gave up 1 events"):
+                await open_import.send([large, click])
+        assert await open_import.send([click]) == Imported(sent=0, known=1)
 
 
 def prices(*given: float) -> list[Event]:

@@ -81,6 +81,21 @@ def test_duplicates_are_all_but_the_first(rows):
     assert check.passed is not bool(expected)
 
 
+@pytest.mark.parametrize(
+    ("ids", "repeats"),
+    [
+        (pa.array([float("nan"), float("nan"), 1.0]), []),
+        (np.array([np.nan, np.nan, 1.0]), []),
+        (np.array(["NaT", "NaT", "2014-05-13"], dtype="datetime64[s]"), []),
+        (pa.DictionaryArray.from_arrays(pa.array([0, 0, 1]), pa.array([None, "a"])), []),
+        (pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), pa.array(["a", "a", "b"])), [1]),
+    ],
+)
+def test_rows_repeat_by_their_values_and_missing_ones_never(ids, repeats):
+    """NaN, NaT and null are no ids in any kind of column; equal entries of a dictionary are one id."""
+    assert check_duplicates({"id": ids}).rows.tolist() == repeats
+
+
 def test_impossible_sequences_are_found():
     """A click before its impression and a click on what its user was never shown are told apart."""
     shown = Shown(["u"] * 4, ["r1", "r1", "r2", "r1"], ["a", "b", "a", "a"], [100.0, 100.0, 200.0, 90.0])

@@ -17,7 +17,7 @@ _MAX_COUNT = 1000
 
 
 def text(field: str, value: object) -> str:
-    """A text that UTF-8 can write."""
+    """The value itself, where it is a text that UTF-8 can write; raises as the module says, like all checks here."""
     if not isinstance(value, str):
         raise wrong_kind(field, value, "must be a text")
     try:
@@ -28,14 +28,14 @@ def text(field: str, value: object) -> str:
 
 
 def texts(field: str, values: object) -> list[str]:
-    """Several texts, of which a single one is none."""
+    """The values as a list of texts, in their order; a single text is no list."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise wrong_kind(field, values, "must be a list of texts")
     return [text(f"{field}[{index}]", each) for index, each in enumerate(values)]
 
 
 def number(field: str, value: object) -> float:
-    """A number, of which a truth value is none; it need not be finite."""
+    """The value as a float; a truth value is no number, infinities and NaN are."""
     if not is_number(value):
         raise wrong_kind(field, value, "must be a number")
     try:
@@ -50,7 +50,7 @@ def is_number(value: object) -> TypeGuard[Real]:
 
 
 def count(field: str, value: object) -> int:
-    """How many are wanted; more than the gateway answers is its own to refuse."""
+    """The value as an int of 0 to 2^32 - 1; that more are wanted than the gateway answers is its own to refuse."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise wrong_kind(field, value, "must be a whole number")
     given = int(value)
@@ -60,7 +60,7 @@ def count(field: str, value: object) -> int:
 
 
 def unix_time(field: str, value: object) -> float:
-    """A time, unix seconds."""
+    """The value as unix seconds, from year 1 to 9999."""
     unix_s = number(field, value)
     if not in_range(unix_s):
         raise ValueError(f"{field} = {unix_s:g}: must be a time from year 1 to 9999, in unix seconds")
@@ -68,12 +68,12 @@ def unix_time(field: str, value: object) -> float:
 
 
 def numbers_by_name(field: str, values: object) -> dict[str, float]:
-    """Numbers by their names."""
+    """A mapping of texts to numbers, as a dict of floats."""
     return {name: number(f"{field}[{name}]", value) for name, value in _items(field, values)}
 
 
 def texts_by_name(field: str, values: object) -> dict[str, str]:
-    """Texts by their names."""
+    """A mapping of texts to texts, as a dict."""
     return {name: text(f"{field}[{name}]", value) for name, value in _items(field, values)}
 
 
@@ -84,5 +84,5 @@ def _items(field: str, values: object) -> Iterable[tuple[str, object]]:
 
 
 def wrong_kind(field: str, value: object, rule: str) -> TypeError:
-    """The error for a value of a wrong kind."""
+    """Make the error for a value of a wrong kind; the caller raises it."""
     return TypeError(f"{field} = {shown(value)}: {rule}")

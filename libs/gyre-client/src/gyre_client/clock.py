@@ -16,20 +16,23 @@ _SOURCE = "gyre/clock"
 
 
 def clock_mark(time: float, *, back: bool = False) -> behavior.ClockMark:
-    """What sets a partition's clock to a time, unix seconds; back in time only where that is said."""
+    """The payload of a mark that sets a partition's clock to a time, unix seconds; it sends nothing.
+
+    Without `back` a mark that is before the clock does nothing.
+    """
     mark = behavior.ClockMark(back=back)
     mark.clock_time.FromMicroseconds(round(time * 1e6))
     return mark
 
 
 async def set_clock(settings: ClientSettings, loop: str, time: float, *, back: bool = False) -> None:
-    """Write a mark to every partition of a loop's behaviour, and wait until Kafka has them.
+    """Write a mark to every partition of a loop's behaviour, and wait until Kafka has them; readers follow later.
 
     Args:
         settings: uses `kafka`, and `loops` as `known_loop` does.
         loop: its name.
         time: what the clocks are set to, unix seconds.
-        back: also where that turns a clock back.
+        back: set also clocks that are past the time; without it those stay.
 
     Raises:
         Invalid: the loop is not known here (UNKNOWN_LOOP), or nobody would take the mark (TIME_INVALID, IN_THE_FUTURE).

@@ -30,7 +30,7 @@ _Identity = tuple[str, ...]
 
 @dataclass(slots=True)
 class DeadLetter:
-    """One record that could not be handled.
+    """One record that could not be handled, however often it was dead-lettered; place and time are of the first copy.
 
     Attributes:
         topic: the dead-letter topic.
@@ -41,12 +41,12 @@ class DeadLetter:
         error: a sentence.
         origin: `topic/partition/offset` where it came from.
         group: the consumer group that could not handle it.
-        replayed: whether it was put back already.
-        copies: how often it was written.
+        replayed: whether a replay has passed it: it was put back, or its record was gone.
+        copies: how many copies of it its dead-letter topic holds.
         excerpt: whether it holds the beginning of its record only, which did not fit.
         key: of the original record.
         value: of the original record.
-        headers: of the original record.
+        headers: of the original record, without those that dead-lettering added.
     """
 
     topic: str
@@ -76,7 +76,9 @@ class DeadLetter:
 
 
 def dead_letter_topics(loop: str, suffix: str | None = None) -> dict[str, str]:
-    """The dead-letter topics of a loop and the topic behind each; of one topic only where a suffix is given.
+    """The names of a loop's dead-letter topics, each with the topic that it belongs to; Kafka need not have them.
+
+    Of one topic only where a suffix, such as `behavior.interactions`, is given.
 
     Raises:
         NotFound: the loop has no such topic, or it has no dead letters.
@@ -89,7 +91,7 @@ def dead_letter_topics(loop: str, suffix: str | None = None) -> dict[str, str]:
 
 
 async def list_dead_letters(kafka: str, loop: str, suffix: str | None = None) -> list[DeadLetter]:
-    """Every dead letter that Kafka still keeps, each once, oldest first within a topic.
+    """Read every dead letter that Kafka still keeps, replayed ones too, each once, by topic, partition and offset.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -230,7 +232,7 @@ def _identified(record: Record, letter: Any) -> Record:
 
 
 def original(record: Any) -> Record:
-    """The record as it was before it was dead-lettered."""
+    """A letter's record without the headers of dead-lettering; of a letter that holds an excerpt only that excerpt."""
     return Record(record.key, record.value, [each for each in record.headers if each[0] not in ADDED_HEADERS])
 
 

@@ -48,7 +48,7 @@ class RequestOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """Something that a user did with an item.
+    """Something that a user did with an item, to be given to `GyreClient.track`.
 
     Attributes:
         user_id: who.
@@ -76,7 +76,10 @@ class Interaction:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item with all of its fields: an absent one takes its default; `event_id` as of interactions."""
+    """An item with all of its fields, to be tracked: one that `fields` lacks takes its default, whatever it was before.
+
+    `time` and `event_id` as of `Interaction`.
+    """
 
     item_id: str
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
@@ -90,7 +93,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user with all fields that are known: an absent one takes its default; `event_id` as of interactions."""
+    """A user with all fields that are known, to be tracked: one that `fields` lacks takes its default, whatever it was.
+
+    `time` and `event_id` as of `Interaction`.
+    """
 
     user_id: str
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
@@ -147,7 +153,7 @@ class GyreClient:
     async def rank(
         self, loop: str, user_id: str, item_ids: Sequence[str], *, limit: int = 0, **options: Unpack[RequestOptions]
     ) -> pb.RankResponse:
-        """Order candidates for a user.
+        """Order candidates for a user, best first; what is answered counts as shown to them.
 
         Args:
             loop: the loop.
@@ -169,7 +175,10 @@ class GyreClient:
     async def recommend(
         self, loop: str, user_id: str, *, limit: int = 10, **options: Unpack[RequestOptions]
     ) -> pb.RecommendResponse:
-        """Find items for a user, best first; `options` are those of `RequestOptions`."""
+        """Find `limit` items for a user or fewer, best first; what is answered counts as shown to them.
+
+        `options` are those of `RequestOptions`.
+        """
         request = pb.RecommendRequest(
             loop=arguments.text("loop", loop),
             user_id=arguments.text("user_id", user_id),
@@ -182,10 +191,10 @@ class GyreClient:
     async def track(
         self, loop: str, events: Sequence[Interaction | Item | User], *, timeout_s: float | None = None
     ) -> list[str]:
-        """Tell what users did and how items and users changed; answers the events' ids once Kafka has all of them.
+        """Send what users did and how items and users changed; returns the events' ids, in order, once Kafka has all.
 
-        More than 1,000 events go in several calls, one after the other. When one fails, track the same objects again:
-        what was taken in already has the same ids and counts once.
+        More than 1,000 events go in several calls, one after the other, each with the whole timeout. When one fails,
+        the calls before it stay: track the same objects again, those that Kafka has already count once by their ids.
         """
         ids: list[str] = []
         if not isinstance(events, Iterable):
@@ -212,7 +221,7 @@ def _identify(event: Interaction | Item | User) -> None:
 
 
 def sampled_traceparent() -> str:
-    """A new W3C `traceparent` whose trace is kept."""
+    """A new W3C `traceparent` header value with the sampled flag: its trace is kept whatever the sampling ratio."""
     return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
 
 
@@ -224,12 +233,12 @@ def timestamp(unix_s: float) -> Timestamp:
 
 
 def item_changed(item_id: str, fields: Mapping[str, FieldValue]) -> behavior.ItemChanged:
-    """The payload for an item with its fields."""
+    """The payload for an item with all of its fields; a field that no message can hold is a TypeError or ValueError."""
     return behavior.ItemChanged(item_id=item_id, fields=_fields(fields))
 
 
 def user_changed(user_id: str, fields: Mapping[str, FieldValue]) -> behavior.UserChanged:
-    """The payload for a user with what is known of them."""
+    """The payload for a user with all fields that are known; errors as of `item_changed`."""
     return behavior.UserChanged(user_id=user_id, fields=_fields(fields))
 
 

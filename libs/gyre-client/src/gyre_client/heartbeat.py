@@ -22,8 +22,8 @@ class Heartbeat:
     It prints nothing into a terminal, whose progress bar moves by itself.
 
     Args:
-        describe: the lines to print, without newline; called in the thread.
-        out: where they go.
+        describe: the lines to print, without newline; called in the thread, and must not raise.
+        out: where they go; standard output by default.
         interval_s: seconds between two prints.
     """
 

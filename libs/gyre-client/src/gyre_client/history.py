@@ -39,7 +39,14 @@ _SUFFIXES = ("catalog.items", "catalog.users", "behavior.interactions", "behavio
 
 
 class Imported(NamedTuple):
-    """What an import did: events sent, those that were there already, and sent ones that a later change supersedes."""
+    """What an import did, in numbers of events; `sent` and `known` make up all that were given.
+
+    Attributes:
+        sent: sent now, and acknowledged by Kafka.
+        known: not sent, since Kafka holds them already.
+        superseded: of the sent ones, changes of the catalogue that are older than what their item or user has, and
+            change nothing.
+    """
 
     sent: int
     known: int
@@ -47,7 +54,7 @@ class Imported(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """One event, ready to be sent."""
+    """One event, ready to be sent: its topic without the loop, id, key, event time in unix seconds, and payload."""
 
     suffix: str
     id: str
@@ -78,7 +85,9 @@ async def import_history(
     *,
     on_progress: OnProgress = lambda _count: None,
 ) -> Imported:
-    """Send a history to Kafka and wait until all of it is acknowledged.
+    """Send a history to Kafka, without what Kafka holds of it already, and wait until all of it is acknowledged.
+
+    Topics of the loop that are missing are created. What `HistoryImport.send` says of known events holds here.
 
     Features learn an item's categories from the catalogue: import the items first, or earlier in the same call, and
     wait for the feature store before the interactions if every affinity is to count.
@@ -99,19 +108,20 @@ async def import_history(
 
 
 class HistoryImport:
-    """A history that is sent part by part; an async context manager.
+    """A history that is sent part by part, one part after the other; an async context manager.
 
-    What Kafka holds already is read once, on entering: about 100 bytes of memory for each imported event.
+    What Kafka holds already is read on entering, and after a part that was cut short: about 100 bytes of memory for
+    each imported event.
 
     Args:
         settings: uses `kafka` and `kafka_replication`.
         spec: the loop.
-        suffixes: of the topics that the events go to.
+        suffixes: of the topics that the events go to, all by default; events of others would be sent again.
     """
 
     def __init__(self, settings: KafkaSettings, spec: LoopSpec, *, suffixes: Iterable[str] = _SUFFIXES) -> None:
         self._settings, self._spec, self._suffixes = settings, spec, set(suffixes)
-        self._held = _StoredIds()
+        self._held, self._is_cut_short = _StoredIds(), False
         self._dropped: list[str] = []
         self._producer = Producer(
             settings.kafka,
@@ -122,25 +132,33 @@ class HistoryImport:
         )
 
     async def __aenter__(self) -> Self:
-        """Find out what is there already, and connect."""
+        """Create topics of the loop that are missing, read what is there already, and connect."""
         await ensure_topics(self._settings, [self._spec])
-        replayed = self._spec if self._spec.clock == "replay" else None
-        self._held = await _held(self._settings.kafka, self._spec.loop, self._suffixes, replayed=replayed)
+        await self._read_held()
         await self._producer.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Send what waits and disconnect."""
+        """Send what a cancelled send left enqueued, within ten seconds, and disconnect."""
         await self._producer.__aexit__(kind, error, trace)
 
+    async def _read_held(self) -> None:
+        replayed = self._spec if self._spec.clock == "replay" else None
+        self._held = await _held(self._settings.kafka, self._spec.loop, self._suffixes, replayed=replayed)
+
     async def send(self, events: Iterable[Event]) -> Imported:
-        """Send the events whose ids Kafka does not hold yet, wait for acknowledgement, and return the counts of both.
+        """Send the events that Kafka does not hold yet, wait for acknowledgement, and return how many were sent or not.
+
+        An event is known by its id, which its content decides. A change of the catalogue goes again although Kafka has
+        its id where the item or user was deleted, or has another change of that time since: a price of 10 that is
+        corrected to 20 and back to 10 ends at 10.
 
         Raises:
             Invalid: an event breaks the loop's rules; no event of this call was sent.
-            Unavailable: Kafka gave events up; import again, nothing is sent twice.
+            Unavailable: Kafka gave events up, and some may have been sent; call again with the same events, here or in
+                another import: only what Kafka does not hold is sent.
         """
         return await self.send_prepared([prepare(self._spec, event) for event in events])
 
@@ -148,6 +166,11 @@ class HistoryImport:
         self, prepared: Sequence[Prepared], *, on_progress: OnProgress = lambda _count: None
     ) -> Imported:
         """Send prepared events as `send` does; `on_progress` is called with the count of events done since the last."""
+        if self._is_cut_short:
+            await self._producer.flush()
+            self._dropped.clear()
+            await self._read_held()
+        self._is_cut_short = True  # until all of the part is acknowledged
         last = {each.place: index for index, each in enumerate(prepared)}
         fresh: list[Prepared] = []
         superseded = 0
@@ -169,6 +192,7 @@ class HistoryImport:
                     "IMPORT_CUT_SHORT", f"Kafka gave up {len(self._dropped)} events ({self._dropped[0]}): import again"
                 )
             on_progress(len(chunk))
+        self._is_cut_short = False
         return Imported(len(fresh), len(prepared) - len(fresh), superseded)
 
     async def _cross_gap(self, time: float) -> None:
@@ -273,12 +297,12 @@ async def _held(kafka: str, loop: str, suffixes: Iterable[str], *, replayed: Loo
 
 
 async def imported_ids(kafka: str, loop: str, suffixes: Iterable[str] = _SUFFIXES) -> set[str]:
-    """The ids of all imported events that the topics hold."""
+    """The ids of all imported events that some topics of a loop hold; reads these from begin to end."""
     return (await _held(kafka, loop, suffixes)).ids
 
 
 def refusal_of(spec: LoopSpec, event: Event) -> Refusal | None:
-    """Why the loop would refuse an event that is imported now, or why it cannot be sent; or None."""
+    """Why the loop would refuse an event that is imported now, or why Kafka would (too large); None where it fits."""
     made = _made(event)
     name, kind = topic(spec.loop, made.suffix), made.message.DESCRIPTOR.full_name
     raw = RawEvent(made.id, IMPORT_SOURCE, kind, event.time, made.message, None, name, 0, 0, arrival_time=now())
@@ -299,10 +323,10 @@ def _too_large(name: str, made: Prepared) -> Refusal | None:
 
 
 def prepare(spec: LoopSpec, event: Event) -> Prepared:
-    """One event with its topic, key and the id that its content decides.
+    """One event with its topic, key and the id that its topic, time and content decide; sends nothing.
 
     Raises:
-        Invalid: the loop would refuse it.
+        Invalid: the loop would refuse it, or it is larger than its topic takes.
     """
     refusal = refusal_of(spec, event)
     if refusal is not None:

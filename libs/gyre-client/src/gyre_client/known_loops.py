@@ -10,7 +10,7 @@ from gyre_client.local_stack import served_loops
 
 
 def known_loop(settings: LoopSettings, name: str) -> LoopSpec:
-    """A loop by its name.
+    """The spec of a loop by its name, read from its file; no service is asked.
 
     Args:
         settings: its `loops`, where they were given; otherwise those count that the local stacks of this checkout were

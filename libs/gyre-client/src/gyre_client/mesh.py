@@ -16,7 +16,9 @@ from gyre_client.settings import ClientSettings
 
 
 class Mesh:
-    """The services of a mesh; an async context manager. Connections are made with the first call.
+    """Clients of a mesh's services but inference, which the gateway asks; an async context manager.
+
+    Connections are made with the first call; a service that is not there is an error of its call only.
 
     The stubs raise the `GyreError` family and want a timeout: use them through `gyre_client.call`.
 

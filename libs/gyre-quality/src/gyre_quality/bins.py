@@ -40,7 +40,7 @@ class NumberBins:
         return ["missing", *(f"≤ {edge:.4g}" for edge in self.edges), above]
 
     def codes(self, values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-        """The bin of each value."""
+        """The bin of each value [rows]; NaN is in bin `MISSING`, infinities in the outer bins."""
         narrow = self.single and values.dtype == np.float32
         edges = np.asarray(self.edges, dtype=np.float32 if narrow else np.float64)
         codes = np.searchsorted(edges, values, side="left") + 1
@@ -65,7 +65,7 @@ class CategoryBins:
         return ["missing", *self.values, "other"]
 
     def codes(self, column: Column) -> NDArray[np.int64]:
-        """The bin of each value."""
+        """The bin of each value [rows], compared as text; missing ones in bin `MISSING`, unknown ones in the last."""
         indices, values = as_codes(column)
         position = {value: index + 1 for index, value in enumerate(self.values)}
         # The last entry is met by index -1, a missing value.
@@ -89,11 +89,16 @@ class Bins:
 
     @property
     def width(self) -> int:
-        """The size of the widest feature."""
+        """The number of bins of the feature that has most; 0 without features."""
         return max((bins.size for bins in self.by_feature.values()), default=0)
 
     def encode(self, name: str, column: Column) -> NDArray[np.floating[Any]]:
-        """The column as numbers for a classifier: numbers as they are, the bin for a category."""
+        """The column of a feature as numbers for a classifier: numbers as they are, the bin for a category.
+
+        Raises:
+            KeyError: no such feature.
+            ValueError: numbers are wanted, and the column holds others.
+        """
         bins = self.by_feature[name]
         if isinstance(bins, NumberBins):
             return as_numbers(column, name)
@@ -110,7 +115,7 @@ class Bins:
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Bins:
-        """What `as_dict` gave."""
+        """The bins from what `as_dict` gave."""
         return cls(
             {
                 name: CategoryBins(tuple(bins["values"]))
@@ -124,7 +129,7 @@ class Bins:
 def fit_bins(
     columns: Columns, *, categories: Iterable[str] = (), quantiles: int = 20, max_categories: int = 100
 ) -> Bins:
-    """Bins of equal share over the reference, or over a sample of it.
+    """Fit bins of equal share over the reference, or over a sample of it, one feature for each column.
 
     Args:
         columns: the reference by feature name; columns of text are categories by themselves.

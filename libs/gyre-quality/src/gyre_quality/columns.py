@@ -16,7 +16,9 @@ Columns = Mapping[str, Column]
 
 
 def as_numbers(column: Column, name: str = "column") -> NDArray[np.floating[Any]]:
-    """The column as float32 where it was float32, else float64; NaN where a value is missing.
+    """The column as float32 where it was float32, else float64 [rows]; NaN where a value is missing.
+
+    Texts of numbers are read as numbers; `name` stands in the error.
 
     Raises:
         ValueError: it holds something that is no number.
@@ -31,24 +33,34 @@ def as_numbers(column: Column, name: str = "column") -> NDArray[np.floating[Any]
 
 
 def as_codes(column: Column) -> tuple[NDArray[np.int64], list[str]]:
-    """The column as indices into its distinct values, as text; -1 where a value is missing."""
+    """For each row the index of its value among the distinct values, and these as text; -1 where a value is missing.
+
+    Missing are null, NaN and NaT. The indices are those of this column alone, in no promised order; an entry that no
+    row has can be among the values.
+    """
     if hasattr(column, "null_count"):
         return _arrow_codes(column)
     array = np.asarray(column)
     if array.dtype.kind in "OUS":
-        return _object_codes(array)
-    missing = np.isnan(array) if array.dtype.kind == "f" else np.zeros(array.shape, dtype=bool)
+        return _value_codes(array.tolist())
+    missing = np.isnan(array) if array.dtype.kind in "fmM" else np.zeros(array.shape, dtype=bool)
     values, inverse = np.unique(array, return_inverse=True)
     return np.where(missing, -1, inverse), [str(value) for value in values.tolist()]
 
 
 def as_ids(column: Column) -> NDArray[np.int64]:
-    """One number for each row, equal exactly where the values are equal; -1 where a value is missing."""
+    """The indices of `as_codes`: equal exactly where values of this column are; -1 where one is null, NaN or NaT.
+
+    Numbers of two columns do not compare: see `as_shared_ids`.
+    """
     return as_codes(column)[0]
 
 
 def as_shared_ids(first: Column, second: Column) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Both columns numbered alike, as text: a number in one equals that in the other exactly where the values do."""
+    """Both columns numbered alike: a number in one equals that in the other exactly where the values' texts do.
+
+    So 1 and "1" are one value; -1 where a value is missing, as `as_codes` says.
+    """
     (codes, values), (others, other_values) = as_codes(first), as_codes(second)
     index: dict[str, int] = {}
     # The last entry is met by index -1, a missing value.
@@ -73,7 +85,7 @@ def stable_ids(column: Column) -> NDArray[np.uint64]:
 
 
 def lengths(columns: Columns) -> int:
-    """The number of rows that all columns have.
+    """The number of rows that all columns have; 0 without columns.
 
     Raises:
         ValueError: they differ.
@@ -85,7 +97,10 @@ def lengths(columns: Columns) -> int:
 
 
 def hashed(values: Sequence[int] | NDArray[np.integer[Any]], seed: int) -> NDArray[np.uint64]:
-    """A 64-bit hash of each whole number (splitmix64's finaliser, Steele, Lea and Flood 2014)."""
+    """A 64-bit hash of each whole number, not for secrets (splitmix64's finaliser, Steele, Lea and Flood 2014).
+
+    The same in every process; negative numbers count modulo 2^64.
+    """
     mixed = np.asarray(values).astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -100,15 +115,17 @@ def _arrow_codes(column: Any) -> tuple[NDArray[np.int64], list[str]]:
     if hasattr(encoded, "num_chunks"):
         encoded = encoded.chunk(0)
     indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return indices, ["" if value is None else str(value) for value in encoded.dictionary.to_pylist()]
+    # A dictionary may hold an entry twice, null or NaN.
+    codes, values = _value_codes(encoded.dictionary.to_pylist())
+    return np.append(codes, -1)[indices], values
 
 
-def _object_codes(array: NDArray[Any]) -> tuple[NDArray[np.int64], list[str]]:
+def _value_codes(given: Sequence[Any]) -> tuple[NDArray[np.int64], list[str]]:
     index: dict[Any, int] = {}
     codes = np.fromiter(
-        (-1 if _is_missing(value) else index.setdefault(value, len(index)) for value in array.tolist()),
+        (-1 if _is_missing(value) else index.setdefault(value, len(index)) for value in given),
         dtype=np.int64,
-        count=array.size,
+        count=len(given),
     )
     return codes, [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in index]
 

@@ -20,7 +20,8 @@ def check_missing(columns: Columns, max_share: float | Mapping[str, float]) -> l
 
     Args:
         columns: by name.
-        max_share: for all, or by name; a column that it does not name may lack nothing.
+        max_share: 0 to 1, for all columns or by name; a column that it does not name may lack nothing, and a name
+            without a column is ignored.
     """
     limits = max_share if isinstance(max_share, Mapping) else dict.fromkeys(columns, max_share)
     checks = []
@@ -36,8 +37,10 @@ def check_missing(columns: Columns, max_share: float | Mapping[str, float]) -> l
 def check_ranges(columns: Columns, ranges: Mapping[str, tuple[float, float]], *, max_share: float = 0.0) -> list[Check]:
     """One check for each range: the share of present values outside its inclusive bounds, and their rows.
 
+    Infinite values are outside; missing ones are left to `check_missing`, columns without a range unchecked.
+
     Raises:
-        ValueError: a range names no column, or ends below its start.
+        ValueError: a range names no column, or one that is no numbers, or ends below its start.
     """
     checks = []
     for name, (low, high) in ranges.items():
@@ -54,12 +57,12 @@ def check_ranges(columns: Columns, ranges: Mapping[str, tuple[float, float]], *,
 
 
 def check_freshness(event_times: ArrayLike, now: float, max_age_s: float) -> Check:
-    """The age of the newest event in seconds, by the loop's clock; infinite without events.
+    """The age of the newest event in seconds; infinite without events, below 0 (and passed) where it is ahead of `now`.
 
     Args:
         event_times: unix seconds [rows].
-        now: unix seconds.
-        max_age_s: the oldest that the newest event may be.
+        now: unix seconds, of the loop's clock.
+        max_age_s: the oldest that the newest event may be, inclusive.
     """
     times = np.asarray(event_times, dtype=np.float64)
     age = now - float(times.max()) if times.size else float("inf")
@@ -69,8 +72,8 @@ def check_freshness(event_times: ArrayLike, now: float, max_age_s: float) -> Che
 def check_volume(count: int, history: ArrayLike, *, max_z: float = 4.0) -> Check:
     """How far a count is from those of earlier, like periods, in robust standard deviations of its logarithm.
 
-    Median and median absolute deviation, so that one outage in the history does not hide the next. Counts scatter by at
-    least their square root (Poisson), however even the history is.
+    Too many fail as too few do. Median and median absolute deviation, so that one outage in the history does not hide
+    the next. Counts scatter by at least their square root (Poisson), however even the history is.
 
     Raises:
         ValueError: the history has fewer than 3 counts.
@@ -88,7 +91,7 @@ def check_volume(count: int, history: ArrayLike, *, max_z: float = 4.0) -> Check
 
 
 def check_duplicates(columns: Columns, *, max_share: float = 0.0) -> Check:
-    """The share of rows that repeat an earlier row in all of these columns; the repeats' rows.
+    """The share of rows that repeat an earlier row in all of these columns, at least one; and the repeats' rows.
 
     Rows that lack one of the columns are left out: what has no id repeats none.
     """
@@ -105,7 +108,7 @@ def check_duplicates(columns: Columns, *, max_share: float = 0.0) -> Check:
 
 
 def joint(codes: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """One number for each row, equal exactly where all of its codes (at least 0) are equal."""
+    """One number for each row, equal exactly where all of its codes (at least 0, one array a column) are equal."""
     keys = codes[0]
     for code in codes[1:]:
         # Renumbering keeps the product of the ranges far from 64 bits.

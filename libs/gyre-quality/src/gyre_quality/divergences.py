@@ -30,7 +30,7 @@ class Divergences:
     values: NDArray[np.float64]
 
     def of(self, measure: str) -> Vector:
-        """One measure of every feature."""
+        """One of `MEASURES` for every feature, float64 [features]; raises ValueError for another name."""
         return np.asarray(self.values[MEASURES.index(measure)])
 
 
@@ -55,8 +55,9 @@ def divergences(reference: Sketch, chunk: Sketch) -> Divergences:
 
 
 def smoothed_shares(reference: Sketch, chunk: Sketch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The shares of each bin in the chunk and in the reference [features, bins]; 0 beyond a feature's own bins.
+    """The shares of each bin, float64 [features, bins]: first those of the chunk, then those of the reference.
 
+    Contrary to the arguments' order, as in KL(chunk ‖ reference). 0 beyond a feature's own bins, above 0 within them.
     The reference gets half an observation a bin (Krichevsky and Trofimov 1981), the chunk as many in all, spread like
     the reference: a Dirichlet prior that pulls towards no drift.
     """
@@ -69,8 +70,9 @@ def smoothed_shares(reference: Sketch, chunk: Sketch) -> tuple[NDArray[np.float6
 
 
 def wasserstein(reference: Sketch, chunk: Sketch) -> Vector:
-    """The Wasserstein-1 distance of each feature, in units of the reference's standard deviation.
+    """The Wasserstein-1 distance of each feature, in units of the reference's standard deviation; float64 [features].
 
+    0 where either has no finite values.
     The area between both distribution functions (Vallender 1974). Its parts above and below 0 differ by exactly the
     difference of means, which a sketch knows: so the distance is that difference plus twice the smaller part, and only
     the smaller part is read off the bins, linear within each, the outer ones ending at the extremes seen. A shift of

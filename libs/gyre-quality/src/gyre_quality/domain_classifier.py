@@ -56,7 +56,7 @@ class DomainClassifier:
         return self.mean + quantile * self.deviation * widening * float(np.sqrt(1 + 1 / self.chunks))
 
     def check(self, chunk: Reservoir) -> Check:
-        """Whether the chunk's sample looks like the reference's.
+        """The check that the chunk's sample looks like the reference's; trains a classifier each time, and keeps none.
 
         Raises:
             ValueError: the chunk has no rows.
@@ -69,7 +69,7 @@ class DomainClassifier:
         return Check("drift.domain_classifier", "", area, threshold, area <= threshold, detail)
 
     def to_bytes(self) -> bytes:
-        """All of it, to be kept beside the training snapshot. It holds rows of features, without ids."""
+        """All of it, for `from_bytes`; it holds rows of features, with 64-bit numbers for their ids."""
         numbers = {"mean": self.mean, "deviation": self.deviation, "chunks": self.chunks, "chunk_rows": self.chunk_rows}
         header = json.dumps({"bins": self.bins.as_dict(), "alpha": self.alpha, **numbers}).encode()
         return packed(
@@ -79,7 +79,7 @@ class DomainClassifier:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> DomainClassifier:
-        """What `to_bytes` gave."""
+        """The classifier from what `to_bytes` gave."""
         arrays = unpacked(data)
         header = json.loads(arrays["header"].tobytes())
         bins = Bins.from_dict(header.pop("bins"))
@@ -126,7 +126,8 @@ def _chance(first: int, second: int) -> float:
 def separability(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     """The area under the ROC curve of random trees that part two samples of rows, each predicted without itself.
 
-    0.5 where nothing parts them, 1 where everything does.
+    About 0.5 where nothing parts them, 1 where everything does; the same for the same samples. Infinities count as
+    missing.
     The trees are extremely randomised ones (Geurts, Ernst and Wehenkel 2006) on bootstrap samples, so that one fit
     predicts every row by the trees that did not see it.
     """

@@ -30,13 +30,13 @@ _SHOWN_FEATURES = 4
 
 @dataclass(frozen=True, slots=True)
 class DriftRule:
-    """When a difference is drift.
+    """When a difference is drift: one that is both significant and at least as large as its floor.
 
     Attributes:
         alpha: the probability of any alarm for a chunk of the reference.
-        measures: which distances are judged.
+        measures: which distances are judged, of `MEASURES`.
         floors: the smallest distance of each measure that matters, however significant; a tenth of the usual "small
-            shift" (PSI 0.1) by default, and what corresponds to it in the others.
+            shift" (PSI 0.1) by default, and what corresponds to it in the others; 0 for one that is not listed.
     """
 
     alpha: float = 0.01
@@ -77,7 +77,7 @@ class Reference:
         return self.sketch.bins
 
     def to_bytes(self) -> bytes:
-        """The reference with its bins, to be kept beside the training snapshot."""
+        """The reference with its bins, for `from_bytes`."""
         header = {"bins": self.bins.as_dict(), "chunk_rows": self.chunk_rows, "chunks": self.chunks}
         return packed(
             header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
@@ -88,7 +88,7 @@ class Reference:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Reference:
-        """What `to_bytes` gave."""
+        """The reference from what `to_bytes` gave."""
         arrays = unpacked(data)
         header = json.loads(arrays["header"].tobytes())
         sketch = Sketch.from_bytes(Bins.from_dict(header["bins"]), arrays["sketch"].tobytes())
@@ -147,12 +147,12 @@ class Drift:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The features that drifted by any measure."""
+        """The features that drifted by any judged measure, in the order of the bins."""
         hit = np.flatnonzero(np.logical_or.reduce(self.drifted, axis=0))
         return tuple(self.chunk.bins.names[index] for index in hit.tolist())
 
     def checks(self) -> tuple[Check, ...]:
-        """One check for each judged measure and feature."""
+        """One check for each judged measure and feature, `drift.<measure>`, without rows."""
         return tuple(
             Check(
                 f"drift.{measure}",
@@ -167,7 +167,7 @@ class Drift:
         )
 
     def report(self, subject: str) -> Report:
-        """The checks with plots of the features that moved most."""
+        """The checks, all with the action `warn`, and plots of the features that moved most, at most four."""
         return Report(subject, self.checks(), figures=tuple(self._figures()))
 
     def _figures(self) -> Iterable[Figure]:
@@ -184,7 +184,7 @@ class Drift:
 
 
 def judge(reference: Reference, chunk: Sketch, rule: DriftRule | None = None) -> Drift:
-    """Hold a chunk's distances against the reference.
+    """Hold a chunk's distances against the reference; neither is changed.
 
     A distance divided by the mean of those in the calibration is F-distributed with (freedom, chunks × freedom)
     degrees: the second accounts for a mean that was itself estimated from few chunks. Over all features and measures
@@ -215,8 +215,9 @@ def judge(reference: Reference, chunk: Sketch, rule: DriftRule | None = None) ->
 
 
 def timeline(drifts: Sequence[Drift], *, features: int = 5) -> Figure:
-    """How far chunks in order are from the reference: for the features that went furthest, the worst of their measures.
+    """A plot of how far chunks (one at least) in order are from the reference: the worst measure of each feature.
 
+    Of the `features` that went furthest in any chunk.
     Distances are shown as multiples of their thresholds, so that measures and features compare.
     """
     ratios = np.asarray(
@@ -232,7 +233,10 @@ def timeline(drifts: Sequence[Drift], *, features: int = 5) -> Figure:
 
 
 def adjusted(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The p-values of Benjamini and Hochberg (1995): the smallest false discovery rate at which each is rejected."""
+    """The p-values [n] of Benjamini and Hochberg (1995): the smallest false discovery rate at which each is rejected.
+
+    In the order of the given ones.
+    """
     count = p_values.size
     order = np.argsort(p_values)
     scaled = p_values[order] * count / np.arange(1, count + 1)

@@ -40,7 +40,10 @@ def escape(text: str) -> str:
 
 
 def bars(title: str, values: Mapping[str, float], thresholds: Mapping[str, float] | None = None) -> Figure:
-    """Horizontal bars, each with a mark at its threshold where it has one; red beyond the threshold."""
+    """Horizontal bars, each with a mark at its threshold where it has one; red above the threshold.
+
+    In the order of `values`; what is negative or not finite is drawn as 0.
+    """
     thresholds = thresholds or {}
     shown = {name: max(value, 0.0) if isfinite(value) else 0.0 for name, value in values.items()}
     top = max([*shown.values(), *(value for value in thresholds.values() if isfinite(value))], default=0.0) or 1.0
@@ -65,7 +68,10 @@ def bars(title: str, values: Mapping[str, float], thresholds: Mapping[str, float
 
 
 def shares(title: str, labels: Sequence[str], series: Mapping[str, Sequence[float]]) -> Figure:
-    """Grouped vertical bars: the share of each bin, one colour for each series; bins say their name when pointed at."""
+    """Grouped vertical bars: the share of each bin (0 to 1), one colour for each series, by its name.
+
+    `labels` name the bins, and every series has a value for each; bins say their name when pointed at.
+    """
     top = max((value for values in series.values() for value in values), default=0.0) or 1.0
     slot = _WIDTH / max(len(labels), 1)
     width = slot * 0.8 / max(len(series), 1)
@@ -83,7 +89,10 @@ def shares(title: str, labels: Sequence[str], series: Mapping[str, Sequence[floa
 
 
 def lines(title: str, series: Mapping[str, Sequence[float]], threshold: float | None = None) -> Figure:
-    """One line for each series over the chunks in order, with the threshold dashed."""
+    """One line for each series, by its name, over the chunks in order, with the threshold dashed.
+
+    What is not finite is left out, and the line drawn on.
+    """
     finite = [value for values in series.values() for value in values if isfinite(value)]
     marks = [threshold] if threshold is not None and isfinite(threshold) else []
     top, bottom = max(finite + marks, default=1.0), min([0.0, *finite, *marks])

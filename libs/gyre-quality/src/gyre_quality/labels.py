@@ -35,13 +35,13 @@ class LabelIssues:
         return self.rows.size / self.quality.size if self.quality.size else 0.0
 
     def check(self, max_share: float) -> Check:
-        """Hold the share of issues against what is tolerated; the rows are those to quarantine."""
+        """The check that the share of issues is at most `max_share`, 0 to 1, with their rows."""
         detail = f"{self.rows.size} of {self.quality.size} labels disagree confidently with out-of-fold predictions"
         return Check("labels.noise", "", self.share, max_share, self.share <= max_share, detail, np.sort(self.rows))
 
 
 def label_issues(labels: ArrayLike, probabilities: ArrayLike, *, method: Filter = "prune_by_noise_rate") -> LabelIssues:
-    """Find label errors by confident learning (Northcutt, Jiang and Chuang 2021, by cleanlab).
+    """Find label errors by confident learning (Northcutt, Jiang and Chuang 2021, by cleanlab); changes no label.
 
     Args:
         labels: whole numbers 0 to classes - 1 [rows].
@@ -59,7 +59,10 @@ def label_issues(labels: ArrayLike, probabilities: ArrayLike, *, method: Filter 
 
 
 def lowest_confidence(labels: ArrayLike, probabilities: ArrayLike, count: int) -> Rows:
-    """The rows whose given label the model finds least likely: the ranking that confident learning has to beat."""
+    """At most `count` rows whose given label the model finds least likely, these first; a baseline for `label_issues`.
+
+    Arguments and errors are those of `label_issues`.
+    """
     given, predicted = _checked(labels, probabilities)
     return np.argsort(predicted[np.arange(len(given)), given], kind="stable")[:count].astype(np.int64)
 
@@ -90,7 +93,7 @@ def out_of_fold_probabilities(
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
-    """How far repeated exposures agree.
+    """How far the outcomes of repeated exposures of one item to one user agree.
 
     Attributes:
         alpha: 1 where they always agree, 0 where they agree as often as by chance, NaN where nothing repeats.
@@ -105,7 +108,7 @@ class Consistency:
     rows: Rows
 
     def check(self, min_alpha: float) -> Check:
-        """Hold the agreement against the least that is tolerated; passes where nothing repeats."""
+        """The check that alpha is at least `min_alpha`, with the denied rows; passes where nothing repeats."""
         passed = not self.alpha < min_alpha
         detail = f"{self.contradicted} of {self.repeated} repeated user-item pairs have contradicting outcomes"
         return Check("labels.consistency", "", self.alpha, min_alpha, passed, detail, self.rows)

@@ -32,7 +32,7 @@ _STYLE = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding.
+    """The result of one check, passed or failed; what follows a failed one is the report's `action`.
 
     Attributes:
         name: dotted, the family first: `drift.psi`, `labels.noise`; actions are given by family or by name.
@@ -41,7 +41,7 @@ class Check:
         threshold: the bound that `value` was held against.
         passed: whether the data is as it should be.
         detail: one sentence for a person. Never holds a value of the data, since reports travel further than data does.
-        rows: indices of the rows at fault, increasing; empty where the finding has no rows.
+        rows: indices of the rows at fault, increasing, of a passed check too; empty where the check has no rows.
     """
 
     name: str
@@ -67,12 +67,13 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All findings about one data set.
+    """All checks of one data set; nothing is carried out here.
 
     Attributes:
         subject: which data, for example a snapshot's id.
-        checks: the findings.
-        actions: what follows a failed check, by its name or by a leading part of it; `warn` where nothing is given.
+        checks: passed and failed ones.
+        actions: what follows a failed check, by its name or by its leading parts (`drift` of `drift.psi`); `warn` where
+            nothing is given.
         figures: plots for a person.
     """
 
@@ -83,7 +84,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
+        """Whether every check passed, also of those whose action is `warn`; whether training may go on is `blocks`."""
         return all(check.passed for check in self.checks)
 
     @property
@@ -93,22 +94,22 @@ class Report:
 
     @property
     def blocks(self) -> bool:
-        """Whether a failed check forbids training."""
+        """Whether a failed check has the action `block`: the caller then must not train."""
         return any(self.action(check) == "block" for check in self.failed)
 
     def action(self, check: Check) -> Action:
-        """What follows when the check fails: the rule of its longest leading part."""
+        """What follows when the check fails, whether it did or not: the action of its longest leading part."""
         parts = check.name.split(".")
         names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
         return next((self.actions[name] for name in names if name in self.actions), "warn")
 
     def quarantined(self) -> Rows:
-        """The rows that failed checks with the action `quarantine` name, increasing and each once."""
+        """The rows that failed checks with the action `quarantine` name, increasing and each once; removes none."""
         rows = [check.rows for check in self.failed if self.action(check) == "quarantine"]
         return np.unique(np.concatenate(rows)) if rows else NO_ROWS
 
     def joined(self, others: Iterable[Report]) -> Report:
-        """This report with the checks and figures of others about the same data."""
+        """A new report with the checks and figures of others, too; subject and actions are this one's."""
         others = tuple(others)
         return replace(
             self,
@@ -117,13 +118,13 @@ class Report:
         )
 
     def to_json(self) -> str:
-        """The report without its figures."""
+        """The report as JSON, without its figures and with rows as counts; each check has its action, passed or not."""
         checks = [{**check.as_dict(), "action": self.action(check)} for check in self.checks]
         body = {"subject": self.subject, "passed": self.passed, "blocks": self.blocks, "checks": checks}
         return json.dumps(body, ensure_ascii=False, allow_nan=False)
 
     def to_html(self) -> str:
-        """One page with the findings, failed ones first, and the figures as inline SVG; it loads nothing."""
+        """One HTML page with the checks, failed ones first, and the figures as inline SVG; it loads nothing."""
         ordered = sorted(self.checks, key=lambda check: (check.passed, check.name, check.column))
         rows = "".join(self._row(check) for check in ordered)
         figures = "".join(figure.to_html() for figure in self.figures)

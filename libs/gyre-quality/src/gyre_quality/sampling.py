@@ -11,10 +11,11 @@ class HashSample(dict[int, Value]):
     """Values by hash, of those hashes that belong to the sample (distinct sampling, Gibbons 2001).
 
     Which hashes belong is decided by their lowest bits: so all that is known of an id is in or out together, and shares
-    of the sample estimate those of the whole. Before `capacity` is reached every hash belongs.
+    of the sample estimate those of the whole. Before `capacity` is reached every hash belongs. It is a dict that does
+    not check what is set: ask `takes` before, and call `bound` after.
 
     Args:
-        capacity: the most hashes that are kept.
+        capacity: the most hashes that `bound` leaves.
 
     Raises:
         ValueError: `capacity` is not positive.
@@ -28,11 +29,11 @@ class HashSample(dict[int, Value]):
         self._mask = 0
 
     def takes(self, code: int) -> bool:
-        """Whether a hash belongs to the sample; such a one may be set."""
+        """Whether a hash belongs to the sample, known or new; changes nothing."""
         return not code & self._mask
 
     def bound(self) -> None:
-        """Halve the sample until it is within its capacity."""
+        """Where the sample is above its capacity, halve it until it is not: the others' values are deleted for good."""
         while len(self) > self._capacity:
             self._mask = 2 * self._mask + 1
             for code in [each for each in self if each & self._mask]:

@@ -38,9 +38,9 @@ class InteractionColumns:
 def check_sequences(
     shown: Shown, interactions: InteractionColumns, *, tolerance_s: float = 1.0, max_share: float = 0.0
 ) -> tuple[Check, Check]:
-    """Interactions before their impression, and interactions with what the named request never showed their user.
+    """Two checks: interactions before their impression, and those with what the named request never showed their user.
 
-    Interactions that name no request (imported history, direct producers) are left out.
+    In this order. Interactions that name no request (imported history, direct producers) are left out.
 
     Args:
         shown: all impressions that the interactions may refer to.
@@ -103,7 +103,7 @@ class UserBehaviour:
 
 
 def check_bots(users: Column, times: Column, *, rule: BotRule | None = None, max_share: float = 0.0) -> Check:
-    """The share of events that come from bot-like users, and their rows.
+    """The check on the share of events that come from bot-like users, with all rows of these users; removes none.
 
     Args:
         users: ids [rows]; rows without one are left out.
@@ -123,7 +123,12 @@ def check_bots(users: Column, times: Column, *, rule: BotRule | None = None, max
 
 
 def behaviour(users: NDArray[np.int64], times: NDArray[np.float64]) -> UserBehaviour:
-    """Each user's pace; users below 0 and missing times are left out."""
+    """Each user's pace, by increasing code.
+
+    Args:
+        users: codes of `as_ids` [rows]; rows with one below 0 are left out.
+        times: unix seconds [rows], in any order; rows without one are left out.
+    """
     known = (users >= 0) & np.isfinite(times)
     users, times = users[known], times[known]
     order = np.lexsort((times, users))
@@ -143,7 +148,7 @@ def behaviour(users: NDArray[np.int64], times: NDArray[np.float64]) -> UserBehav
 
 
 def bot_like(seen: UserBehaviour, rule: BotRule) -> NDArray[np.bool_]:
-    """Which users are too fast for their peers or too regular for a person."""
+    """Which entries of `seen` are too fast for their peers or too regular for a person, bool [users]."""
     logs = np.log(np.maximum(seen.busiest_minute, 1))
     middle = np.median(logs) if logs.size else 0.0
     # Half of all users may have the same small count: a spread of 0 would make everybody else an outlier.

@@ -56,10 +56,10 @@ class Sketch:
 
     @classmethod
     def of(cls, bins: Bins, columns: Columns) -> Sketch:
-        """The sketch of columns by feature name.
+        """The sketch of columns by feature name; those that are no feature are ignored.
 
         Raises:
-            ValueError: a feature has no column, or columns differ in length.
+            ValueError: a feature has no column or one that does not hold numbers, or columns differ in length.
         """
         if absent := [name for name in bins.names if name not in columns]:
             raise ValueError(f"columns lack {absent}: must hold every feature of the reference")
@@ -95,7 +95,7 @@ class Sketch:
         return merged(parts, bins)
 
     def merge(self, other: Sketch) -> Sketch:
-        """The sketch of both sets of rows; moments by Chan, Golub and LeVeque (1979).
+        """A new sketch of both sets of rows, which must not overlap; moments by Chan, Golub and LeVeque (1979).
 
         Raises:
             ValueError: the bins differ.
@@ -123,11 +123,11 @@ class Sketch:
 
     @property
     def deviation(self) -> NDArray[np.float64]:
-        """The standard deviation of each feature's numbers."""
+        """The standard deviation of each feature's finite numbers, of the whole population (divided by n)."""
         return np.asarray(np.sqrt(self.spread / np.maximum(self.finite, 1)))
 
     def without(self, part: Sketch) -> Sketch:
-        """The sketch of the rows that are not in `part`, which must have been merged into this one.
+        """A new sketch of the rows that are not in `part`, which must have been merged into this one; not checked.
 
         Extremes stay those of all rows, since what a part contributed to them is not known.
         """
@@ -151,7 +151,7 @@ class Sketch:
 
     @classmethod
     def from_bytes(cls, bins: Bins, data: bytes) -> Sketch:
-        """What `to_bytes` gave.
+        """The sketch from what `to_bytes` gave.
 
         Raises:
             ValueError: it was counted in bins of another shape.
@@ -204,7 +204,7 @@ class _Building:
 
 
 def merged(parts: Iterable[Sketch], bins: Bins) -> Sketch:
-    """The sketch of the rows of all parts."""
+    """The sketch of the rows of all parts; of none where there are no parts. Raises ValueError where bins differ."""
     return reduce(Sketch.merge, parts, Sketch.empty(bins))
 
 
@@ -214,7 +214,7 @@ class Reservoir:
 
     Each row draws ln(u) / weight and the greatest stay. u is a hash of the row's id and the seed, not a new random
     number: so the sample depends on the rows alone, a redelivered row changes nothing, and merging is exact in any
-        order.
+    order. It is immutable: `add` and `merge` return another one.
 
     Attributes:
         capacity: the most rows that stay.
@@ -238,7 +238,7 @@ class Reservoir:
         return cls(capacity, seed, np.empty(0), np.empty(0, dtype=np.uint64), np.empty((0, features), dtype=np.float32))
 
     def add(self, values: Matrix, ids: NDArray[Any], weights: NDArray[Any] | None = None) -> Reservoir:
-        """The sample with further rows taken into account.
+        """A new sample that further rows, too, are drawn for; this one stays.
 
         Args:
             values: float32 [rows, features].
@@ -265,7 +265,7 @@ class Reservoir:
         return self.merge(Reservoir(self.capacity, self.seed, keys[best], rows, values[best].astype(np.float32)))
 
     def merge(self, other: Reservoir) -> Reservoir:
-        """The sample of both sets of rows.
+        """A new sample of both sets of rows; a row (by its id) that is in both counts once.
 
         Raises:
             ValueError: capacity, seed or number of features differ.
@@ -288,7 +288,7 @@ class Reservoir:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Reservoir:
-        """What `to_bytes` gave."""
+        """The sample from what `to_bytes` gave."""
         arrays = unpacked(data)
         capacity, seed = arrays["kind"].tolist()
         return cls(capacity, seed, arrays["keys"], arrays["ids"], arrays["values"])
@@ -302,6 +302,6 @@ def packed(**arrays: Any) -> bytes:
 
 
 def unpacked(data: bytes) -> dict[str, NDArray[Any]]:
-    """What `packed` packed; nothing in it is executed."""
+    """The arrays of a block of `packed`, by name; nothing in it is executed (no pickles)."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}

@@ -47,7 +47,7 @@ _CHANGES: Mapping[str, tuple[EntityKind, type[Message]]] = {
 
 
 def seconds_of(times: Any) -> npt.NDArray[np.float64]:
-    """A column of times as unix seconds."""
+    """A pyarrow column of times as unix seconds [rows], to the microsecond; NaN where one is null."""
     seconds: npt.NDArray[np.float64] = times.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() / _US
     return seconds
 
@@ -56,11 +56,12 @@ def readable_rows(table: str, rows: pa.Table, layout: Layout) -> pa.Table:
     """The rows that an event of a layout can be made of, in their order.
 
     Tables can hold others from before a rule of admission was made: another message's fields, a value of another kind,
-    a null where a name must be. One such row must not fail what reads all of them.
+    a null where a name must be. One such row must not fail what reads all of them. What is left out is neither counted
+    nor logged here; `RowCounts.readable` counts it.
 
     Args:
         table: name of the table.
-        rows: with the columns of `EVENT_COLUMNS`.
+        rows: with the columns of `EVENT_COLUMNS`, which all stay, as others do.
         layout: whose fields the values must fit.
     """
     required = [name for name in EVENT_COLUMNS[table] if name not in ("value", "ingest_time")]
@@ -74,7 +75,7 @@ def readable_rows(table: str, rows: pa.Table, layout: Layout) -> pa.Table:
 
 
 def are_complete(rows: pa.Table, columns: Iterable[str], *, lists: Iterable[str] = ()) -> npt.NDArray[np.bool_]:
-    """Which rows have a value in each of some columns, and no null within their lists.
+    """Which rows, bool [rows], have a value in each of some columns, and no null within their lists.
 
     Args:
         rows: of any table.
@@ -103,19 +104,19 @@ class RowCounts:
     unreadable: Counter[str] = field(default_factory=Counter)
 
     def readable(self, table: str, rows: pa.Table, layout: Layout) -> pa.Table:
-        """Count rows, and return those that an event of a layout can be made of; see `readable_rows`."""
+        """Add rows to the counts, and return those that an event of a layout can be made of; see `readable_rows`."""
         found = readable_rows(table, rows, layout)
         self.note(table, read=len(rows), unreadable=len(rows) - len(found))
         return found
 
     def note(self, table: str, *, read: int, unreadable: int) -> None:
-        """Add rows of a table."""
+        """Add numbers of rows of a table; `unreadable` is a part of `read`."""
         self.read[table] += read
         if unreadable:
             self.unreadable[table] += unreadable
 
     def add(self, other: RowCounts) -> None:
-        """Add what another reader counted."""
+        """Add the counts of another reader, which stay as they are."""
         self.read.update(other.read)
         self.unreadable.update(other.unreadable)
 
@@ -127,7 +128,10 @@ class RowCounts:
         ]
 
     def publish(self, loop: str) -> None:
-        """Count the rows of a loop in this process's metrics, and log what was set aside."""
+        """Add all counts to this process's metrics of a loop, and log a warning for each table with rows set aside.
+
+        The counts stay: a second call adds them again.
+        """
         for table, count in self.read.items():
             instrument("gyre_warehouse_read_rows_total").add(count, loop=loop, table=table)
         for table, count in self.unreadable.items():
@@ -147,7 +151,11 @@ def _fits(slots: Sequence[FieldSlot], message: type[Message], text: str) -> bool
 
 
 def events_of(table: str, rows: pa.Table) -> list[Event]:
-    """The events of some rows with the columns of `EVENT_COLUMNS`, in the rows' order; behaviour at its `time_seen`."""
+    """The events of some rows with the columns of `EVENT_COLUMNS`, in the rows' order.
+
+    Behaviour is at its event time, but no later than Kafka had it (`ingest_time`). Every row must be one of
+    `readable_rows`: another one can raise or make a wrong event.
+    """
     moments = seconds_of(rows["event_time"])
     if table in (INTERACTIONS, IMPRESSIONS):
         moments = np.fmin(moments, seconds_of(rows["ingest_time"]))  # the event's own where none is known
@@ -165,8 +173,9 @@ def events_of(table: str, rows: pa.Table) -> list[Event]:
 
 
 def first_copies(table: str, rows: pa.Table) -> npt.NDArray[np.int64]:
-    """The rows that count, increasing: of those with one source and id the first in Kafka's order.
+    """The indices of rows without later copies, increasing: of those with one source and id the first in Kafka's order.
 
+    However far apart they are, unlike `counted_rows`.
     Of several impressions of one (user, request) likewise, among those; one that names no request repeats none. Needs
     `source`, `event_id`, `kafka_partition`, `kafka_offset`, and of impressions `user_id` and `request_id`.
     """
@@ -180,7 +189,7 @@ def first_copies(table: str, rows: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def counted_rows(table: str, rows: pa.Table, *, window_s: int = DUPLICATES_S) -> npt.NDArray[np.int64]:
-    """The rows that features count, increasing: those that the stream does not leave out as repeats.
+    """The indices of the rows that features count, increasing: those that the stream does not leave out as repeats.
 
     An event repeats another where the two have one source and id, of impressions also where they have one user and
     request, stand in one topic partition, and no whole window of append times is between them. Changes of the
@@ -224,7 +233,7 @@ def _first(order: npt.NDArray[np.int64], *columns: Sequence[Any]) -> npt.NDArray
 
 
 def counts_impressions(layout: Layout) -> bool:
-    """Whether any feature of a layout counts what was shown."""
+    """Whether any feature of a layout is computed from impressions."""
     return any(layout.plan(kind, IMPRESSION) for kind in layout.entities)
 
 

@@ -150,8 +150,9 @@ _MAP_VALUES: dict[str, IcebergType] = {"map<string,double>": _DOUBLE, "map<strin
 
 
 def schema_of(table: str) -> Schema:
-    """The Iceberg schema of one of the tables, with the ids that a new one gets: columns first, then what they hold.
+    """The Iceberg schema of one of the declared tables (KeyError for another), with the ids that a new one gets.
 
+    Ids number the columns first, then what these hold; every column may be null.
     A table that was made before some of the columns gives those other ids, so rows are written and read by name.
     """
     columns = _COLUMNS[table]
@@ -181,7 +182,10 @@ def arrow_schema(table: str) -> pa.Schema:
 def open_catalog(settings: WarehouseSettings) -> Catalog:
     """Open the catalogue: SQLite beside the files by default, a REST catalogue and files in S3 by setting.
 
+    A local warehouse's folder is created where it is missing; tables are not (`ensure_table`).
+
     Raises:
+        Misconfigured: files are remote, and no catalogue is set (WAREHOUSE_CATALOG_MISSING).
         Misconfigured: a file of a secret cannot be read, is blank, or does not hold `id:secret`; the message names its
             setting (WAREHOUSE_SECRET_UNREADABLE).
     """
@@ -189,7 +193,10 @@ def open_catalog(settings: WarehouseSettings) -> Catalog:
 
 
 def catalog_properties(settings: WarehouseSettings) -> dict[str, str]:
-    """How pyiceberg is configured for the catalogue and the files (https://py.iceberg.apache.org/configuration/)."""
+    """How pyiceberg is configured for the catalogue and the files (https://py.iceberg.apache.org/configuration/).
+
+    Secrets included; errors and effects are those of `open_catalog`.
+    """
     given, uri = settings.warehouse, settings.warehouse_catalog
     if "://" in given or uri.startswith("http"):
         files = given  # a REST catalogue may know its warehouses by name
@@ -303,12 +310,14 @@ def read_columns(
     rows: str | BooleanExpression | None = None,
     snapshot_id: int | None = None,
 ) -> pa.Table:
-    """Columns of a table by name; null throughout where a snapshot is older than a column.
+    """Columns of a table by name, in the order asked for; null throughout where a snapshot is older than a column.
+
+    Rows come in no promised order, and as of when `table` was loaded.
 
     Args:
         table: as `ensure_table` gives it.
-        columns: their names.
-        rows: which rows; all without it.
+        columns: names of declared columns.
+        rows: a filter of rows, as pyiceberg reads it; all without it.
         snapshot_id: as of which snapshot; the newest without it.
     """
     scan = table.scan(row_filter=AlwaysTrue() if rows is None else rows, snapshot_id=snapshot_id)
@@ -322,7 +331,10 @@ def read_columns(
 
 
 def offsets_of(table: Table) -> dict[int, int]:
-    """The next offset of each partition that a table holds everything before; see `Checkpoint.offset`."""
+    """By partition the next offset that a table does not hold yet; see `Checkpoint.offset`.
+
+    As of when `table` was loaded; empty, or without a partition, where nothing was appended from it.
+    """
     return {
         int(name.removeprefix(_OFFSET)): int(value)
         for name, value in table.properties.items()
@@ -331,7 +343,7 @@ def offsets_of(table: Table) -> dict[int, int]:
 
 
 def checkpoints_of(table: Table) -> dict[int, Checkpoint]:
-    """Up to where a table holds each partition of its topic."""
+    """By partition up to where a table holds its topic, as of when `table` was loaded; without those never appended."""
     found = {}
     for partition, offset in offsets_of(table).items():
         known = Checkpoint.decoded(table.properties.get(f"{_CHECKPOINT}{partition}", str(offset)))
@@ -341,7 +353,9 @@ def checkpoints_of(table: Table) -> dict[int, Checkpoint]:
 
 
 def append(table: Table, rows: pa.Table | None, checkpoints: Mapping[int, Checkpoint]) -> None:
-    """Append rows, if any, and move the checkpoints of partitions in one transaction.
+    """Append rows, if any, and set the checkpoints of partitions in one transaction: all of it or nothing.
+
+    Checkpoints of other partitions stay. A checkpoint may go back: that is not checked here.
 
     Raises:
         pyiceberg.exceptions.CommitFailedException: somebody else committed meanwhile; read the checkpoints again.
@@ -355,5 +369,5 @@ def append(table: Table, rows: pa.Table | None, checkpoints: Mapping[int, Checkp
 
 
 def columns_of_tables() -> dict[str, tuple[str, ...]]:
-    """The declared columns of each table, by its name."""
+    """The names of the declared columns of each table, by the table's name."""
     return {table: tuple(columns) for table, columns in _COLUMNS.items()}

@@ -55,7 +55,7 @@ def reports_of(answer: pb.CheckParityResponse | pb.GetParityResponse) -> list[pb
 
 
 def summary(report: pb.ParityReport) -> str:
-    """A report in one line."""
+    """The counts of a parity report in one line, without a newline."""
     unknown = sum(report.unknown.values())
     return (
         f"parity: {report.impressions:,} impressions, {report.values:,} values, "

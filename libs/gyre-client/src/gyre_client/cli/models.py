@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def word(enum: Any, value: int) -> str:
-    """A state for people: `RUN_STATE_GATE` is `gate`."""
+    """A value of a proto's enum of states for people, its name behind `_STATE_`: `RUN_STATE_GATE` is `gate`."""
     name: str = enum.Name(value)
     return name.partition("_STATE_")[2].replace("_", " ").lower()
 

@@ -32,7 +32,7 @@ TimeOption = Annotated[
 
 
 def console() -> Console:
-    """The terminal; lines as long as they are where the output goes into a pipe."""
+    """A new console on standard output; lines are not wrapped where the output goes into a pipe."""
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, soft_wrap=not sys.stdout.isatty())
 
 
@@ -43,10 +43,14 @@ def fail(message: str) -> NoReturn:
 
 
 def ask(service: str, work: Callable[[Mesh], Awaitable[T]]) -> T:
-    """Do something with the mesh; an error ends the command with one line.
+    """Run `work` with the mesh of the environment's settings, and return what it returns.
+
+    A `GyreError` ends the command with one line on stderr and exit code 1; other exceptions come through. Nothing is
+    repeated here.
 
     Args:
-        service: the service, or `kafka`, that is asked: its address is named where it does not answer.
+        service: the service, or `kafka`, that is asked, named like its setting: its address is named where it does not
+            answer.
         work: what to do.
     """
     settings = load_settings(ClientSettings)
@@ -62,7 +66,7 @@ def ask(service: str, work: Callable[[Mesh], Awaitable[T]]) -> T:
 
 
 def explain(error: GyreError, *, service: str, address: str) -> str:
-    """An error in one line that names what to do about it."""
+    """An error in one line that names what to do about it, where that is known; prints nothing."""
     if isinstance(error, Unauthenticated):
         return f"{error}. Give the token with GYRE_TOKEN, or its file with GYRE_TOKEN_FILE."
     if error.violations:
@@ -74,7 +78,7 @@ def explain(error: GyreError, *, service: str, address: str) -> str:
 
 
 def show(message: Message, *, as_json: bool, render: Callable[[], RenderableType]) -> None:
-    """Print an answer, for people or as JSON."""
+    """Print an answer on standard output: as JSON with the proto's field names, else what `render` makes for people."""
     if as_json:
         typer.echo(MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
     else:
@@ -90,7 +94,7 @@ class _PlainTable(Table):
 
 
 def table(*headings: str) -> Table:
-    """An empty table of the house's looks."""
+    """An empty table with these headings and no frame; texts in it are shown as they are, brackets are no markup."""
     made = _PlainTable(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         made.add_column(heading)
@@ -98,7 +102,10 @@ def table(*headings: str) -> Table:
 
 
 def unix_time(text: str | None) -> float | None:
-    """The time that a person gave."""
+    """The time that a person gave, ISO 8601 or unix seconds, as unix seconds; None for None.
+
+    What is no such time ends the command with a line on stderr and exit code 1.
+    """
     if text is None:
         return None
     try:
@@ -115,7 +122,7 @@ def unix_time(text: str | None) -> float | None:
 
 
 def when(time: Timestamp) -> str:
-    """A wall time for people, empty where there is none."""
+    """A time for people, UTC to the second (`2013-07-10 12:00:00`); empty where it is not set."""
     if not time.ToNanoseconds():
         return ""
     return datetime.fromtimestamp(time.ToNanoseconds() / 1e9, UTC).isoformat(sep=" ", timespec="seconds")[:-6]

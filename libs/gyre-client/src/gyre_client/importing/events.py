@@ -43,12 +43,14 @@ class _DoesNotFit(Exception):  # noqa: N818 (reads as what it says)
 
 
 def events_by(mapping: FileMapping, spec: LoopSpec, odd_times: Counter[str] | None = None) -> ToEvent:
-    """What turns a row into an event, or says why it is none.
+    """Make the function that turns a row into an event, or into what says why it is none; nothing is sent.
+
+    The first rule that a row breaks is reported; nothing is raised for a row.
 
     Args:
         mapping: which column is what.
         spec: the loop.
-        odd_times: counts the local times that are `AMBIGUOUS` or `SKIPPED`.
+        odd_times: is added to: the count of local times that are `AMBIGUOUS` or `SKIPPED`.
     """
     reads = _interactions if isinstance(mapping, InteractionMapping) else _fields
     make = reads(mapping, spec, Counter() if odd_times is None else odd_times)  # type: ignore[arg-type]

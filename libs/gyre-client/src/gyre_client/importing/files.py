@@ -30,11 +30,11 @@ _CHUNK = 5_000
 
 @dataclass(frozen=True, slots=True)
 class ImportedFile:
-    """What an import of a file did.
+    """What an import of a file did; `sent` and `known` make up all rows that fit.
 
     Attributes:
-        sent: events sent.
-        known: events that were there already.
+        sent: events sent and acknowledged; of a `check` all that fit.
+        known: events that were there already, and were not sent.
         rejected: rows that did not fit.
         superseded: of the sent ones, those of the catalogue that change nothing, since a later change was there.
         odd_times: local times that came twice or were skipped, by `AMBIGUOUS` and `SKIPPED`.
@@ -49,7 +49,7 @@ class ImportedFile:
 
 @dataclass
 class FileImport:
-    """One file on its way into a loop.
+    """The import of one file into a loop; an object is for one `check` or one `run`.
 
     The stream refuses what comes too late after newer events, so rows are sorted by time first: in runs of 100,000 on
     disk, merged while they are sent. So memory stays bounded, but for the ids, about 100 bytes for each event.
@@ -58,8 +58,9 @@ class FileImport:
         spec: the loop.
         mapping: which column is what.
         path: the file.
-        rejects: where rows that do not fit are written, as JSON lines; no file where all fit.
-        on_read: called with how far the reading is and how far it goes.
+        rejects: where rows that do not fit are written, as JSON lines; a file of this name is replaced, and no file is
+            there where all fit.
+        on_read: called with how far the reading is and how far it goes, in bytes, of Parquet in rows.
         on_sent: called with how many events are done since the last call, and of how many.
     """
 
@@ -76,17 +77,21 @@ class FileImport:
     def check(self) -> ImportedFile:
         """Read and check the file as `run` does, send nothing; `sent` counts all valid events, known ones included.
 
+        Rows that do not fit are written to `rejects` and raise nothing.
+
         Raises:
-            Invalid: it cannot be read as its suffix and mapping say.
+            Invalid: it cannot be read as its suffix and mapping say, or no row fits.
+            OSError: a file cannot be read or written.
         """
         count = sum(1 for _ in self._events())
         return ImportedFile(count, 0, self._rejected, odd_times=self._odd_times)
 
     async def run(self, settings: KafkaSettings) -> ImportedFile:
-        """Import the file.
+        """Import the rows that fit, in the order of time, without what Kafka holds already; the others go to `rejects`.
 
         Raises:
-            Invalid: it cannot be read as its suffix and mapping say; nothing was sent.
+            Invalid: it cannot be read as its suffix and mapping say, or no row fits; nothing was sent.
+            OSError: a file cannot be read or written; nothing was sent.
             Unavailable: Kafka gave events up; import again, nothing is sent twice.
         """
         with TemporaryDirectory(prefix="gyre-import-") as folder, ExitStack() as stack:

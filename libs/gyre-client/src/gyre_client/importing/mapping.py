@@ -17,7 +17,11 @@ NAMED_FORMATS = ("unix", "unix_ms", "iso")
 
 
 class TypeSource(SpecModel):
-    """The interaction's type: the same for all rows (`value`), or from a column, whose words `names` translates."""
+    """The interaction's type: the same for all rows (`value`), or from a column, whose words `names` translates.
+
+    Either `value` or `column` is given. A word that `names` lacks stands for itself; a row whose type the loop does not
+    declare is rejected.
+    """
 
     value: EventName | None = None
     column: Column | None = None
@@ -34,7 +38,8 @@ class TimeSource(SpecModel):
     """The time of the event.
 
     `format` is `unix` (seconds), `unix_ms`, `iso` (ISO 8601), or a strptime pattern; `zone` is the time zone of times
-    that carry no UTC offset. Columns of Parquet that hold timestamps need no format.
+    that carry no UTC offset, without which rows with such times are rejected. Columns of Parquet that hold timestamps
+    need no format.
     """
 
     column: Column
@@ -70,14 +75,17 @@ class FieldSource(SpecModel):
 
 
 class CsvFormat(SpecModel):
-    """How a CSV file is written: its delimiter, and its columns' names where the file has no heading."""
+    """How a CSV file is written: its delimiter, and its columns' names in order where the file has no heading.
+
+    Of a `.tsv` file the default is a tab. With `columns` the first line is a row.
+    """
 
     delimiter: Annotated[str, StringConstraints(min_length=1, max_length=1)] = ","
     columns: tuple[Column, ...] | None = None
 
 
 class InteractionMapping(SpecModel):
-    """Each row is an interaction."""
+    """Each row is an interaction; `user`, `item` and `value` name columns, of which `value` may be left out."""
 
     kind: Literal["interactions"]
     user: Column
@@ -88,7 +96,7 @@ class InteractionMapping(SpecModel):
     csv: CsvFormat = CsvFormat()
 
     def columns(self) -> dict[str, str]:
-        """The column behind each mapped field."""
+        """The column of each part of an interaction that has one: `user`, `item`, `time`, `type`, `value`."""
         found = {"user": self.user, "item": self.item, "time": self.time.column}
         if self.type.column is not None:
             found["type"] = self.type.column
@@ -110,7 +118,7 @@ class _FieldsMapping(SpecModel):
         return self
 
     def sources(self) -> dict[str, FieldSource]:
-        """The fields' columns, the short form written out."""
+        """The source of each mapped field, by the field's name; of one that is given as a column alone, too."""
         return {
             name: FieldSource(column=source) if isinstance(source, str) else source
             for name, source in self.fields.items()
@@ -124,24 +132,24 @@ class _FieldsMapping(SpecModel):
 
 
 class ItemMapping(_FieldsMapping):
-    """Each row is an item with its fields."""
+    """Each row is an item with all of its fields at one time: one that is empty or not mapped takes its default."""
 
     kind: Literal["items"]
     item: Column
 
     def columns(self) -> dict[str, str]:
-        """The column behind each mapped field."""
+        """The column of `item`, of `time` where it has one, and of each mapped field by its name."""
         return self._columns("item", self.item)
 
 
 class UserMapping(_FieldsMapping):
-    """Each row is a user with the fields that are known."""
+    """Each row is a user with all known fields at one time: one that is empty or not mapped takes its default."""
 
     kind: Literal["users"]
     user: Column
 
     def columns(self) -> dict[str, str]:
-        """The column behind each mapped field."""
+        """The column of `user`, of `time` where it has one, and of each mapped field by its name."""
         return self._columns("user", self.user)
 
 
@@ -153,10 +161,10 @@ class _Kind(RootModel[Annotated[Mapping, Field(discriminator="kind")]], frozen=T
 
 
 def load_mapping(path: Path, spec: LoopSpec) -> Mapping:
-    """Read a mapping and check it against the loop.
+    """Read a mapping, a YAML file, and check it against the loop; the file of rows is not looked at.
 
     Raises:
-        SpecError: with every issue, each with its line.
+        SpecError: it breaks a rule, or names types or fields that the loop does not declare; every issue with its line.
         OSError: the file cannot be read.
     """
     return parse_yaml(

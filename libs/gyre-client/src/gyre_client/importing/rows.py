@@ -27,7 +27,10 @@ SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", "
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: its line (of Parquet, its number from 1) and its values by column."""
+    """One row: its line from 1, a heading counted (of Parquet, its number from 1), and its values by column.
+
+    Values are texts of CSV, and of JSON and Parquet what these have; None where a value is missing, of CSV "".
+    """
 
     line: int
     values: Mapping[str, Any]
@@ -35,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A row that does not fit: its line, the field, the value as it stands there, and the rule."""
+    """A row that does not fit: its line, the column or `(row)`, the value as it stands there (cut), and the rule."""
 
     line: int
     field: str
@@ -44,7 +47,7 @@ class Rejected:
 
 
 def shown(value: object) -> str:
-    """A value as the rejects show it: a text as it is, others as JSON has them; cut where it is long."""
+    """A value as the rejects show it: a text as it is, others as JSON has them; cut at 200 characters."""
     if not isinstance(value, str):
         with suppress(TypeError, ValueError):
             return cut(json.dumps(value, ensure_ascii=False), _SHOWN)
@@ -54,13 +57,16 @@ def shown(value: object) -> str:
 def rows_of(
     path: Path, columns: Iterable[str], csv_format: CsvFormat, *, on_bytes: Callable[[int, int], object]
 ) -> Iterator[Row | Rejected]:
-    """The rows of a file, whose format its suffix says.
+    """Yield the rows of a file, whose format its suffix says, in its order; errors come as it is read.
+
+    Empty lines are left out. What is no row of the format is `Rejected`, and the reading goes on.
 
     Args:
         path: the file.
-        columns: those that must be there.
+        columns: those that a CSV or Parquet file must have, each once; a JSON line may lack any. Of CSV and JSON the
+            rows hold others, too.
         csv_format: of CSV files.
-        on_bytes: called now and then with how far the reading is, and how far it goes.
+        on_bytes: called now and then with how far the reading is, and how far it goes: bytes, of Parquet rows.
 
     Raises:
         Invalid: the suffix is unknown, the file is not of its format, or a column is missing.
