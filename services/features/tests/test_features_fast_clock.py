@@ -11,7 +11,7 @@ from gyre_core.features import BUFFER_IDLE_S, Layout, State
 from gyre_core.spec import LoopSpec
 from gyre_features.online.store import OnlineStore
 from gyre_features.parity import AppliedBatch
-from gyre_features.parity.replaying import BatchReplay, EntityWrite
+from gyre_features.parity.replaying import BatchReplay, ValueKey
 from gyre_features.settings import FeaturesSettings
 from gyre_features.stream.backfill import Archived
 from gyre_features.stream.loop_stream import LoopStream, feature_event
@@ -133,7 +133,7 @@ async def test_after_days_of_quiet_the_store_corrects_nothing_and_the_parity_che
     days_s = layout.max_field_lateness_s + BUFFER_IDLE_S + 60
     await stream.apply([change])
     assert await _sums(store) == pytest.approx(uncorrected)
-    replay = BatchReplay(layout, shards=1, wanted=[EntityWrite("user", "u1", each.number) for each in batches])
+    replay = BatchReplay(layout, shards=1, wanted=[ValueKey("user", "u1", each.number) for each in batches])
     replay.apply(batches)
-    newest = replay.kept[max(replay.kept, key=lambda write: write.batch)]
+    newest = replay.kept[max(replay.kept, key=lambda key: key.batch)]
     assert list(State.unpack(layout.slots("user"), newest).sums) == pytest.approx(uncorrected)

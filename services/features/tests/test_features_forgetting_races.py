@@ -22,7 +22,7 @@ from gyre_core.spec import LoopSpec
 from gyre_core.topics import declared, topic
 from gyre_features.online.store import OnlineStore
 from gyre_features.parity import AppliedBatch
-from gyre_features.parity.replaying import BatchReplay, EntityWrite
+from gyre_features.parity.replaying import BatchReplay, ValueKey
 from gyre_features.processes.serve import serve
 from gyre_features.settings import FeaturesSettings
 from gyre_features.stream.loop_stream import LoopStream, feature_event
@@ -155,11 +155,9 @@ class Watched:
     def replayed(self, user: str) -> list[float]:
         """The sums of a user that a replay of the batches comes to."""
         layout = self.stream.store.layout
-        replay = BatchReplay(
-            layout, shards=1, wanted=[EntityWrite("user", user, batch.number) for batch in self.batches]
-        )
+        replay = BatchReplay(layout, shards=1, wanted=[ValueKey("user", user, batch.number) for batch in self.batches])
         replay.apply(self.batches)
-        newest = replay.kept[max(replay.kept, key=lambda write: write.batch)]
+        newest = replay.kept[max(replay.kept, key=lambda key: key.batch)]
         return list(State.unpack(layout.slots("user"), newest).sums)
 
 

@@ -33,7 +33,7 @@ async def test_a_read_that_a_batch_overtakes_does_not_replace_what_it_changed() 
 
     def applied() -> None:
         store.values["i1"] = NEW
-        items.changed({"i1": NEW})
+        items.update({"i1": NEW})
 
     store.meanwhile = applied
     assert (await items.lookup(["i1", "i2"])) == {"i1": NEW, "i2": ()}

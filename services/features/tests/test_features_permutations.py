@@ -15,7 +15,7 @@ from gyre_core.keys import pattern as store_keys
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import topic
 from gyre_features.online import OnlineStore, Write
-from gyre_features.parity import AppliedBatch, BatchReplay, EntityWrite
+from gyre_features.parity import AppliedBatch, BatchReplay, ValueKey
 from gyre_features.stream.loop_stream import LoopStream, feature_event
 from gyre_runtime import Unavailable
 from gyre_runtime.events import Event
@@ -224,7 +224,7 @@ async def test_a_replay_of_the_batches_makes_up_for_late_fields_as_the_store_did
     ]
     chance.shuffle(made)
     log = _log(spec.loop, [_event(number, time, message) for number, (time, message) in enumerate(made)])
-    store, batches, served = OnlineStore(redis, spec, layout), list[AppliedBatch](), dict[EntityWrite, bytes]()
+    store, batches, served = OnlineStore(redis, spec, layout), list[AppliedBatch](), dict[ValueKey, bytes]()
 
     async def note(batch: BatchApplied, kept: Sequence[Event]) -> None:
         time, events = batch.applied_time.ToNanoseconds() / 1e9, [feature_event(event) for event in kept]
@@ -235,7 +235,7 @@ async def test_a_replay_of_the_batches_makes_up_for_late_fields_as_the_store_did
         await worker.apply([event for own in log.values() for event in own[first : first + 20]])
         for (kind, id_), value in (await store.values([("user", user) for user in USERS])).items():
             if value is not None:
-                served[EntityWrite(kind, id_, batch_of(value))] = value
+                served[ValueKey(kind, id_, batch_of(value))] = value
     replay = BatchReplay(layout, shards=1, wanted=served)
     replay.apply(batches)
     assert len(served) > len(USERS)

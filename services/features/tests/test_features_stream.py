@@ -163,6 +163,16 @@ async def test_a_key_of_another_type_leaves_no_half_of_a_batch(
     await _assert_equal_to_replay(store, [*catalogue, *ratings])
 
 
+async def test_what_nobody_published_comes_in_the_order_of_the_batches(
+    redis: Redis, spec: LoopSpec, layout: Layout, history: Any
+) -> None:
+    """Batches that stand in the outbox are answered by ascending number, also from the tenth on."""
+    store = OnlineStore(redis, spec, layout)
+    stream = LoopStream(store, on_batch=_ignore, max_events=1)
+    await stream.apply(history.ratings(11))
+    assert [each.batch for each in await stream.unpublished()] == list(range(1, 12))
+
+
 async def test_a_store_that_lost_events_says_so(redis: Redis, spec: LoopSpec, layout: Layout, history: Any) -> None:
     """Where the fences stand lower than they did, nothing is applied over the gap; from the fences on, all is."""
     store = OnlineStore(redis, spec, layout)

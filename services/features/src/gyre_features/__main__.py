@@ -20,7 +20,7 @@ JOBS = {
 
 
 def main() -> None:
-    """Read the process's name and run it."""
+    """Run the process or job that the command line names, and exit with its code; a wrong name exits with the usage."""
     dry_run = sys.argv[2:] == ["--dry-run"] and sys.argv[1] == "maintain"
     name = sys.argv[1] if len(sys.argv) == 2 or dry_run else ""
     if name not in PROCESSES and name not in JOBS:

@@ -18,7 +18,7 @@ from pydantic import Field
 
 
 class FeaturesPart(Settings):
-    """What is the service's own: its variables begin with `GYRE_FEATURES_`."""
+    """The base of settings that are the service's own: their variables begin with `GYRE_FEATURES_`."""
 
     service = "features"
 

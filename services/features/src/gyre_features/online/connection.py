@@ -10,12 +10,12 @@ from gyre_features.settings import OnlineStoreSettings
 
 
 def open_redis(settings: RedisSettings) -> Redis:
-    """A client that answers bytes; it connects when it is first used."""
+    """A new client that answers bytes; it connects when it is first used, and the caller closes it."""
     return Redis.from_url(settings.redis, socket_timeout=5, socket_connect_timeout=2, health_check_interval=30)
 
 
 def open_store(settings: OnlineStoreSettings, redis: Redis, spec: LoopSpec, generation: int = 0) -> OnlineStore:
-    """The online store of the layout that a spec declares: gyre.yaml's newest, or one that is kept beside it.
+    """An `OnlineStore` of the layout that a spec declares: gyre.yaml's, or one beside it. Asks Redis nothing.
 
     Args:
         settings: of the store.

@@ -8,7 +8,7 @@ _SHOWN_CHARS = 200
 
 
 def unavailable(error: RedisError) -> GyreError:
-    """Our error for one of Redis: Unavailable where another attempt can help, else STORE_REFUSED."""
+    """Our error for one of Redis, not raised here: Unavailable where another attempt can help, else STORE_REFUSED."""
     if is_transient(error):
         return Unavailable("STORE_UNAVAILABLE", f"the online store does not answer: {type(error).__name__}")
     return GyreError("STORE_REFUSED", f"the online store refuses: {type(error).__name__}: {str(error)[:_SHOWN_CHARS]}")

@@ -26,7 +26,9 @@ _TOKEN_INTERVAL_MS = 2000
 
 
 async def set_tokens(redis: Redis, names: Sequence[str], *, ttl_s: int) -> None:
-    """Return once the token of each name is one that was set after the call; all calls of 2 s share one.
+    """Return once the token of each key is one that was set after the call.
+
+    All calls of 2 s share one, so long it takes.
 
     Args:
         redis: a client that returns bytes.

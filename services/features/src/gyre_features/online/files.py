@@ -17,9 +17,10 @@ _LOG = logging.getLogger(__name__)
 
 
 async def rewrite_files(redis: Redis) -> None:
-    """Have Redis write its append-only file and its snapshot again from memory.
+    """Have Redis begin to write its append-only file and its snapshot again from memory; raises nothing.
 
-    Where it makes no snapshots none is made. Where Redis may not be asked to, it does so by its own settings.
+    Where it makes no snapshots none is made. Where Redis refuses or does not answer it does so by its own settings;
+    that a file is being written for more than 10 s is logged.
     """
     with suppress(RedisError):
         if (await redis.info("persistence")).get("aof_enabled"):

@@ -34,44 +34,44 @@ class Names:
         }
 
     def shard_of(self, kind: EntityKind, id: str) -> int:  # noqa: A002 - the field's name
-        """The virtual shard that holds an entity."""
+        """The number of the virtual shard that holds an entity; no key."""
         return keys.shard_of(kind, id, shards=self.shards)
 
     def entity(self, kind: EntityKind, id: str) -> str:  # noqa: A002 - the field's name
-        """The packed value of an entity."""
+        """The key of the packed value of an entity."""
         return self.prefixes[kind][0 if self.shards == 1 else self.shard_of(kind, id)] + id
 
     def former_entity(self, kind: EntityKind, id: str) -> str:  # noqa: A002 - the field's name
-        """The packed value of an entity in the store's former format."""
+        """The key of an entity's packed value in the store's former format."""
         return keys.former_entity_key(*self._own, shard=self.shard_of(kind, id), kind=kind, id=id)
 
     def applied_offset(self, shard: int, place: Place) -> str:
-        """The next offset to apply of a topic partition."""
+        """The key of the checkpoint that holds the next offset to apply of a topic partition."""
         return keys.applied_offset_key(*self._own, shard=shard, topic=place[0], partition=place[1])
 
     def applied_offsets(self, shard: int) -> str:
-        """What the names of all applied offsets begin with."""
+        """The prefix of the keys of a shard's applied offsets."""
         return keys.applied_offset_prefix(*self._own, shard=shard)
 
     @property
     def pattern(self) -> str:
-        """What every key of the layout matches, as Redis writes patterns."""
+        """The glob pattern, as Redis writes them, that every key of the layout matches."""
         return keys.pattern(*self._own)
 
     def batch(self, shard: int) -> str:
-        """The number of the last batch."""
+        """The key of the number of a shard's last batch."""
         return keys.batch_key(*self._own, shard=shard)
 
     def outbox(self, shard: int) -> str:
-        """The batches that nobody is known to have published."""
+        """The key of the hash with the batches that nobody is known to have published."""
         return keys.outbox_key(*self._own, shard=shard)
 
     def lease(self, shard: int) -> str:
-        """The mark, which expires, that the times to live of a virtual shard's keys were renewed."""
+        """The key of the mark, which expires, that the times to live of a virtual shard's keys were renewed."""
         return keys.lease_key(*self._own, shard=shard)
 
     def contributions(self, shard: int, *, known: bool) -> str:
-        """The buffered contributions, on known items or on unknown ones."""
+        """The key of the buffered contributions of a shard, on known items or on unknown ones."""
         return keys.contributions_key(*self._own, shard=shard, known=known)
 
     def versions(self, item_id: str) -> str:
@@ -80,16 +80,16 @@ class Names:
         return keys.versions_key(*self._own, shard=shard, id=item_id)
 
     def fencing(self, shard: int) -> str:
-        """The token that changes when somebody is forgotten."""
+        """The key of the fencing token, one for all layouts of the loop, that changes when somebody is forgotten."""
         return keys.fencing_key(self._own[0], shard=shard)
 
     def popular(self, shard: int) -> list[str]:
-        """The popular items: all of them, then those of each category."""
+        """The keys of a shard's popular items: of all of them, then of those of each category."""
         whole = keys.popular_key(*self._own, shard=shard)
         return [whole, *(f"{whole}:{category}" for category in self._categories)]
 
     def duplicates(self, shard: int, place: Place) -> tuple[str, str]:
-        """The applied identities of a topic partition: of its newest window of append times, and of the one before."""
+        """The keys of a topic partition's applied identities: of its newest append window, and of the one before."""
         newest, before = (
             keys.duplicates_key(*self._own, shard=shard, topic=place[0], partition=place[1], window=window)
             for window in ("newest", "before")
@@ -97,11 +97,11 @@ class Names:
         return newest, before
 
     def identities(self, shard: int) -> str:
-        """What the names of all applied identities begin with."""
+        """The prefix of the keys of a shard's applied identities."""
         return keys.duplicates_prefix(*self._own, shard=shard)
 
     def former_duplicates(self, shard: int, now: float) -> list[str]:
-        """The windows of wall time that earlier versions may have left, at some time (unix seconds)."""
+        """The keys of identities by windows of wall time that earlier versions may have left at `now`, unix seconds."""
         newest = int(now // self.duplicates_s)
         windows = range(newest - _FORMER_WINDOWS, newest + 1)
         return [keys.former_duplicates_key(*self._own, shard=shard, window=window) for window in windows]

@@ -15,7 +15,7 @@ _MIN_LEASE_S = 90 * _DAY_S
 
 @dataclass(frozen=True, slots=True)
 class Popularity:
-    """Which decayed count makes an item popular, and its categories.
+    """Where an item's packed value has the decayed count that ranks popular items, and its category.
 
     Attributes:
         slot: index among the item's sums.
@@ -31,7 +31,7 @@ class Popularity:
 
 
 def popularity_of(spec: LoopSpec, layout: Layout) -> Popularity | None:
-    """Find the count behind `serving.fallback_feature`; None when that is not an item's decayed count."""
+    """The count behind `serving.fallback_feature`; None when that is unset or not an item's decayed count."""
     column = spec.serving.fallback_feature
     feature = next(
         (each for each in spec.features if isinstance(each, DecayedCountFeature) and each.scope == "item"
@@ -70,7 +70,10 @@ def lease_s(layout: Layout) -> int:
 
 
 def script_plan(spec: LoopSpec, layout: Layout, *, kept: int) -> str:
-    """The script's first argument, JSON."""
+    """The apply script's first argument, JSON.
+
+    `kept` is how many popular items it keeps, in all and for each category.
+    """
     popular = popularity_of(spec, layout)
     plan: dict[str, object] = {
         "programs": {LETTER[kind]: layout.slots(kind).program() for kind in ENTITY_KINDS},

@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 
 async def keep_leases(stores: Callable[[], Collection[OnlineStore]]) -> None:
-    """Renew what is due of the stores whose streams run, for as long as the task lives."""
+    """Renew each hour what is due of the stores that `stores` then answers, until cancelled; what fails is logged."""
     while True:
         for store in stores():
             try:

@@ -25,13 +25,13 @@ _BEHIND, _APPLIED, _DUPLICATES, _STALE, _TOMBSTONES_UNREAD = range(5)
 
 @dataclass(frozen=True, slots=True)
 class BufferChange:
-    """What becomes of the contributions that a buffer holds.
+    """What a script changes in one sorted set of buffered contributions.
 
     Attributes:
-        drop: members that go.
-        add: new ones, each with the newest event time of its contributions.
-        cut: the least such time to stay.
-        ttl_s: of the whole buffer.
+        drop: members to remove, as they are stored.
+        add: members to add, each with its score: the newest event time of its contributions, unix seconds.
+        cut: members whose score is less are removed.
+        ttl_s: the time to live that the whole buffer gets, seconds.
     """
 
     drop: Sequence[bytes]
@@ -42,7 +42,9 @@ class BufferChange:
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """The identities of one topic partition's events, by the number of their window of append times.
+    """The identities of a batch's events that the store is to remember of one topic partition.
+
+    They are grouped by the number of their window of append times.
 
     Attributes:
         stored: number of the window that the applied log has reached.
@@ -61,22 +63,22 @@ RepeatedIdentity = tuple[Place, int, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """What one script does, or nothing of it.
+    """What one call of the apply script is to do on a virtual shard: all of it, or nothing.
 
     Attributes:
-        expected: the applied offsets as the worker knows them.
+        expected: the applied offsets as the worker knows them; where the store has others nothing is done.
         following: the checkpoints after the batch, of the same partitions.
-        deltas: what the batch changes on the virtual shard, packed as number 0.
+        deltas: packed with batch number 0, to be merged into the stored values.
         identities: of its events, to be remembered, by topic partition.
         watched: topic partitions whose applied offsets the answer holds.
         description: of the batch, kept in the outbox; empty where no event came, which makes no batch.
         published: numbers of batches that leave the outbox.
-        base: the last batch that the worker saw what it wrote of; None where it does not matter.
+        base: the last batch when the worker read the buffers; a later one makes it stale. None where nothing was read.
         catalogue: the watched applied offsets as they were when items were looked up; None where that does not matter.
-        whole: values that replace what stands.
-        changed: entities of `deltas` and `whole` of which the answer says from when the stored fields were.
-        versions: of items, with their time to live in seconds; empty ones go.
-        buffers: of the contributions on known items and on unknown ones.
+        whole: packed values that replace the stored ones.
+        changed: entities of `deltas` and `whole` of which the answer has the event time of the fields before.
+        versions: packed field versions of items, without the newest, with their time to live, s; empty ones go.
+        buffers: the change of the buffer on known items, then that on unknown ones; empty for none.
         former: keys of identities as earlier versions kept them, which are looked into, too.
         fencing: the token that the batch was prepared under; empty where there was none.
     """
@@ -100,7 +102,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A batch stands in the store, under this number and since this time (unix seconds).
+    """The batch was applied, under this number, at this time of Redis's clock (unix seconds).
 
     `watched` are the applied offsets of the watched places after it, `fields_before` the event times of the fields that
     its changed entities had before it, -inf for none.
@@ -114,26 +116,30 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class AlreadyApplied:
-    """Nothing was applied: the events of these identities were applied before."""
+    """Nothing was applied: the events of these identities were applied before. Send the batch again without them."""
 
     identities: frozenset[RepeatedIdentity]
 
 
 @dataclass(frozen=True, slots=True)
 class OffsetMismatch:
-    """Nothing was applied: the applied offsets are others, as these checkpoints say."""
+    """Nothing was applied: the applied offsets are not the expected ones; the checkpoints of all expected places."""
 
     checkpoints: Mapping[Place, Checkpoint]
 
 
 @dataclass(frozen=True, slots=True)
 class StaleInput:
-    """Nothing was applied: what the batch was made from has changed meanwhile."""
+    """Nothing was applied: the catalogue or the buffers that the batch was made from have changed. Prepare it again."""
 
 
 @dataclass(frozen=True, slots=True)
 class TombstonesUnread:
-    """Nothing was applied: somebody was forgotten since the batch was prepared; the token that stands now."""
+    """Nothing was applied: somebody was forgotten since. Read the tombstones, and prepare the batch again.
+
+    Attributes:
+        token: the fencing token that is set now, to prepare it under.
+    """
 
     token: str
 

@@ -30,7 +30,7 @@ MEMBER_PREFIX_BYTES = 12
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """The packed values of one read; None for what the store does not know."""
+    """The packed values of one read, `items` in the order asked; None for what the store does not know."""
 
     user: bytes | None
     everyone: bytes | None
@@ -44,7 +44,7 @@ def _beginning(names: Iterable[bytes], prefixes: Iterable[str]) -> list[bytes]:
 
 
 class OnlineStore:
-    """The values of one loop's layout.
+    """Redis's keys of one loop's layout: values, applied offsets, buffers, popular items. It holds no state of its own.
 
     Args:
         redis: a client that returns bytes.
@@ -88,11 +88,11 @@ class OnlineStore:
         return {**plan, "popular": {**plan["popular"], "id_at": at}}
 
     async def ping(self) -> None:
-        """Check that Redis answers; for a `Dependency`."""
+        """Return where Redis answers, else raise RedisError; for a `Dependency`."""
         await self._redis.ping()
 
     async def checkpoints(self, places: Iterable[Place]) -> list[dict[Place, Checkpoint]]:
-        """Up to where each virtual shard holds topic partitions.
+        """Up to where each virtual shard, in their order, holds topic partitions; from the start where it has none.
 
         Raises:
             Unavailable: the store does not answer.
@@ -134,7 +134,7 @@ class OnlineStore:
             raise unavailable(error) from error
 
     async def versions(self, ids: Sequence[str]) -> dict[str, Versions]:
-        """The versions of items' fields; none for items that the store does not know."""
+        """The versions of items' fields, oldest first, by id; empty for items that the store does not know."""
         fields, names = self.layout.item_fields, self.names
         wanted = [name for id_ in ids for name in (names.entity("item", id_), names.versions(id_))]
         found = await self._mget(wanted)
@@ -142,7 +142,7 @@ class OnlineStore:
         return {id_: fields.unpack(value, older) for id_, value, older in pairs}
 
     async def put_versions(self, versions: Mapping[str, bytes], *, ttl_s: int) -> None:
-        """Store versions of items' fields beside their values."""
+        """Replace the packed field versions that are stored beside items' values; those of other items stay."""
         try:
             pipe = self._redis.pipeline(transaction=False)
             for item_id, each in versions.items():
@@ -152,18 +152,18 @@ class OnlineStore:
             raise unavailable(error) from error
 
     async def values(self, entities: Sequence[EntityId]) -> dict[EntityId, bytes | None]:
-        """The packed values of entities."""
+        """The packed values of entities; None for those that the store does not know."""
         return dict(zip(entities, await self._mget([self.names.entity(*each) for each in entities]), strict=True))
 
     async def last_batch(self, shard: int) -> int:
-        """The number of the last batch, 0 before the first."""
+        """The number of a shard's last batch, 0 before the first."""
         try:
             return int(await self._redis.get(self.names.batch(shard)) or 0)
         except RedisError as error:
             raise unavailable(error) from error
 
     async def contributions(self, shard: int, *, known: bool, since: float) -> list[tuple[bytes, list[Contribution]]]:
-        """The buffered contributions whose batch has some of that time (unix seconds) or newer, by member."""
+        """The members of a buffer with a contribution at `since` (unix seconds) or later, and all that each holds."""
         fields = self.layout.item_fields
         try:
             found: Any = await self._redis.zrangebyscore(self.names.contributions(shard, known=known), since, "+inf")
@@ -172,7 +172,7 @@ class OnlineStore:
         return [(member, fields.unpack_contributions(member, MEMBER_PREFIX_BYTES)) for member in found]
 
     async def read(self, user_id: str, item_ids: Sequence[str]) -> Values:
-        """The packed values of a user, of everyone and of items, in one round trip for each virtual shard."""
+        """The packed values of a user, of the whole loop and of items, in one round trip for each virtual shard."""
         wanted = [self.names.entity("user", user_id), self.names.entity("global", GLOBAL_ID)]
         wanted.extend(self.names.entity("item", id_) for id_ in item_ids)
         user, everyone, *items = await self._mget(wanted)
@@ -215,15 +215,15 @@ class OnlineStore:
         return outcome_of(answer, write)
 
     async def outbox(self, shard: int) -> dict[int, bytes]:
-        """The descriptions of batches that nobody is known to have published, by number."""
+        """The entries of batches that nobody is known to have published, by number, ascending: time and description."""
         try:
             found: Any = await self._redis.hgetall(self.names.outbox(shard))
         except RedisError as error:
             raise unavailable(error) from error
-        return {int(number): kept for number, kept in sorted(found.items())}
+        return dict(sorted((int(number), kept) for number, kept in found.items()))
 
     async def clear_outbox(self, shard: int, published: Sequence[int]) -> None:
-        """Let batches leave the outbox."""
+        """Remove batches by number, at least one, from the outbox; those that are not in it are ignored."""
         try:
             await self._redis.hdel(self.names.outbox(shard), *map(str, published))
         except RedisError as error:
@@ -280,7 +280,7 @@ class OnlineStore:
         await pipe.execute()
 
     async def popular(self, limit: int, *, category: str | None = None) -> list[tuple[str, float]]:
-        """(item id, score) of the most popular items, best first; scores grow with log2 of the decayed count."""
+        """(item id, score) of the most popular items, best first; score = log2(decayed count) + time / half-life."""
         suffix = f":{category}" if category else ""
         try:
             pipe = self._redis.pipeline(transaction=False)
@@ -368,7 +368,7 @@ class OnlineStore:
         return found
 
     async def delete_keys(self, names: Sequence[str]) -> int:
-        """Delete keys, one by one since they may lie on several nodes; answer how many went.
+        """Delete keys, one by one since they may lie on several nodes; answer how many there were.
 
         Raises:
             Unavailable: the store does not answer.
@@ -379,11 +379,11 @@ class OnlineStore:
             raise unavailable(error) from error
 
     async def rewrite_file(self) -> None:
-        """Have Redis write what it holds on disk again: what was deleted stands there until then."""
+        """Have Redis begin to write its files again, in which what was deleted still stands; see `rewrite_files`."""
         await rewrite_files(self._redis)
 
     async def delete(self, kind: EntityKind, id: str) -> int:  # noqa: A002 - the field's name
-        """Forget an entity, in the store's former format, too; answer how many keys went."""
+        """Delete an entity's value, in the former format, too, and an item's ranks; answer how many values went."""
         try:
             pipe = self._redis.pipeline(transaction=False)
             pipe.delete(self.names.entity(kind, id))

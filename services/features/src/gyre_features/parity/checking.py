@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gyre_core.features import GLOBAL_ID, Layout, Reader, RequestContext
 from gyre_core.spec import COMPARING_KINDS, ORDERED_KINDS
 
-from gyre_features.parity.replaying import AppliedBatch, BatchReplay, EntityWrite
+from gyre_features.parity.replaying import AppliedBatch, BatchReplay, ValueKey
 
 RELATIVE_TOLERANCE = 1e-5
 """What "equal" means for features, which are read as float32 and made of sums in any order."""
@@ -30,12 +30,12 @@ class Served:
     Attributes:
         request_id: of the answer.
         user_id: the user.
-        item_ids: the logged items.
+        item_ids: the logged items, shown ones first; the rows of `matrix`.
         context: the request's, as it was read; without positions, columns of the caller's order are not compared.
         matrix: float32 of shape [items, columns].
-        user_batch: number in the user's value, -1 where there was none; so the next two.
-        global_batch: of the loop as a whole.
-        item_batches: of each item.
+        user_batch: the batch that last touched the user's value, -1 where there was no value; so the next two.
+        global_batch: that of the loop-wide value.
+        item_batches: that of each item, in the order of `item_ids`.
         is_whole: every candidate was logged; otherwise columns that compare candidates cannot be computed again.
         arrival_time: wall time at which Kafka had the impression, unix seconds.
     """
@@ -51,20 +51,24 @@ class Served:
     is_whole: bool = True
     arrival_time: float = float("inf")
 
-    def writes(self) -> Iterator[EntityWrite]:
-        """Every value that the read was made from."""
+    def value_keys(self) -> Iterator[ValueKey]:
+        """The keys of the values that the read was made from: user, global, items in order; none for a batch of -1."""
         if self.user_batch >= 0:
-            yield EntityWrite("user", self.user_id, self.user_batch)
+            yield ValueKey("user", self.user_id, self.user_batch)
         if self.global_batch >= 0:
-            yield EntityWrite("global", GLOBAL_ID, self.global_batch)
+            yield ValueKey("global", GLOBAL_ID, self.global_batch)
         for item_id, batch in zip(self.item_ids, self.item_batches, strict=True):
             if batch >= 0:
-                yield EntityWrite("item", item_id, batch)
+                yield ValueKey("item", item_id, batch)
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """One served number that the replay does not give."""
+    """One served number that differs from the replay's by more than the tolerance.
+
+    Where a value names a batch that left none, `column` is `BATCH_COLUMN`, `served` the batch's number and `replayed`
+    NaN; `item_id` is then empty for a user's or the loop-wide value.
+    """
 
     request_id: str
     item_id: str
@@ -78,11 +82,11 @@ class ParityReport:
     """What a check found.
 
     Attributes:
-        impressions: compared.
-        values: numbers compared.
-        mismatches: numbers that differ by more than the tolerance.
+        impressions: count of those compared, whether they match or not; without those in `reasons`.
+        values: count of numbers compared.
+        mismatches: count of numbers that differ by more than the tolerance.
         reasons: count of impressions that nothing can be said about, by why.
-        examples: the first mismatches.
+        examples: the first 20 mismatches.
     """
 
     impressions: int = 0
@@ -93,11 +97,11 @@ class ParityReport:
 
     @property
     def unknown(self) -> int:
-        """Count of impressions that nothing can be said about."""
+        """Count of impressions that nothing can be said about, for whatever reason; not among `impressions`."""
         return self.reasons.total()
 
     def note(self, mismatch: Mismatch) -> None:
-        """Count a mismatch."""
+        """Count a mismatch, and keep it as an example while there are fewer than 20."""
         self.mismatches += 1
         if len(self.examples) < _MAX_EXAMPLES:
             self.examples.append(mismatch)
@@ -111,7 +115,7 @@ def check(
     shards: int = 1,
     settled: Mapping[int, int] | None = None,
 ) -> ParityReport:
-    """Replay the batches and compare.
+    """Replay the batches in memory, and compare each served number with the replay's; what differs is in the report.
 
     Args:
         layout: under which everything was served.
@@ -120,7 +124,7 @@ def check(
         shards: count of virtual shards.
         settled: by virtual shard, the last batch that was applied before everything that is checked was read.
     """
-    wanted = {write for each in served for write in each.writes()}
+    wanted = {key for each in served for key in each.value_keys()}
     replay = BatchReplay(layout, shards=shards, wanted=wanted, settled=settled)
     replay.apply(batches)
     checker, report = _Checker(layout, replay), ParityReport()
@@ -138,7 +142,7 @@ class _Checker:
         self._ordered = np.array([each.kind in ORDERED_KINDS for each in layout.described])
 
     def compare(self, served: Served, report: ParityReport) -> None:
-        missing = [write for write in served.writes() if write not in self._replay.kept]
+        missing = [key for key in served.value_keys() if key not in self._replay.kept]
         if missing:
             self._compare_batches(served, missing, report)
             return
@@ -147,7 +151,7 @@ class _Checker:
         compared &= (served.context.positions is not None) | ~self._ordered
         close = np.isclose(served.matrix, replayed, rtol=RELATIVE_TOLERANCE, atol=_ABSOLUTE_TOLERANCE, equal_nan=True)
         wrong = np.argwhere(~close & compared)
-        if len(wrong) and any(self._replay.is_doubtful(write) for write in served.writes()):
+        if len(wrong) and any(self._replay.is_doubtful(key) for key in served.value_keys()):
             report.reasons["differs where the replay is in doubt"] += 1
             return
         report.impressions += 1
@@ -156,25 +160,25 @@ class _Checker:
             numbers = float(served.matrix[row, column]), float(replayed[row, column])
             report.note(Mismatch(served.request_id, served.item_ids[row], self._layout.columns[column], *numbers))
 
-    def _compare_batches(self, served: Served, missing: Sequence[EntityWrite], report: ParityReport) -> None:
+    def _compare_batches(self, served: Served, missing: Sequence[ValueKey], report: ParityReport) -> None:
         """Values that no batch left are faults where the replay saw every batch; otherwise nothing can be said."""
         replay = self._replay
-        if any(write.batch > replay.last.get(write.shard(replay.shards), 0) for write in missing):
+        if any(key.batch > replay.last.get(key.shard(replay.shards), 0) for key in missing):
             report.reasons["a batch is not in the log"] += 1
-        elif any(replay.is_doubtful(write) for write in missing):
+        elif any(replay.is_doubtful(key) for key in missing):
             report.reasons["differs where the replay is in doubt"] += 1
         else:
             report.impressions += 1
-            for write in missing:
-                item_id = write.id if write.kind == "item" else ""
-                report.note(Mismatch(served.request_id, item_id, BATCH_COLUMN, write.batch, float("nan")))
+            for key in missing:
+                item_id = key.id if key.kind == "item" else ""
+                report.note(Mismatch(served.request_id, item_id, BATCH_COLUMN, key.batch, float("nan")))
 
     def _replayed(self, served: Served) -> F32:
         """The matrix that the read should have given."""
         kept = self._replay.kept
-        user = kept.get(EntityWrite("user", served.user_id, served.user_batch))
-        everyone = kept.get(EntityWrite("global", GLOBAL_ID, served.global_batch))
+        user = kept.get(ValueKey("user", served.user_id, served.user_batch))
+        everyone = kept.get(ValueKey("global", GLOBAL_ID, served.global_batch))
         pairs = zip(served.item_ids, served.item_batches, strict=True)
-        items = [kept.get(EntityWrite("item", item_id, batch)) for item_id, batch in pairs]
+        items = [kept.get(ValueKey("item", item_id, batch)) for item_id, batch in pairs]
         matrix, _ = self._reader.matrix(user, everyone, items, served.item_ids, served.context)
         return matrix

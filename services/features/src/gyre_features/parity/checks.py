@@ -35,7 +35,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def run_check(settings: CheckSettings, loop: str, max_impressions: int) -> list[LoopReport]:
-    """Check the layouts of one loop, in this process.
+    """Check the layouts of one loop in this process, blocking; for callers without a running event loop.
+
+    Creates the loop's topics where they are missing; sets no metric. `max_impressions` is of each layout, the newest.
 
     Raises:
         TimeoutError: Kafka, which has the layouts' definitions, does not answer.
@@ -72,7 +74,7 @@ class Checks:
 
     Attributes:
         loops: by name.
-        last: the reports of the last check, one for each layout, by loop.
+        last: the reports of the last check that succeeded, one for each layout, by loop; none before the first.
     """
 
     def __init__(self, settings: CheckSettings, loops: Mapping[str, LoopSpec]) -> None:
@@ -85,12 +87,15 @@ class Checks:
     async def check(self, loop: str, *, max_impressions: int | None = None) -> list[LoopReport]:
         """Compare the features that impressions were answered with to those that a replay of the history gives, now.
 
+        Waits for a check under way, runs in a process of its own, sets the metrics, logs, and replaces `last`. That
+        numbers mismatch is no error here.
+
         Args:
             loop: its name.
-            max_impressions: the newest ones that are checked, of each layout; None for the setting's number.
+            max_impressions: the newest ones that are checked, of each layout; None or 0 for the setting's number.
 
         Returns:
-            One report for each layout.
+            One report for each layout, gyre.yaml's first.
 
         Raises:
             Unavailable: the warehouse, or the definitions of the layouts, cannot be read (CHECK_FAILED).
@@ -146,7 +151,10 @@ class Checks:
                 process.terminate()
 
     async def run(self) -> None:
-        """Check every loop each interval, until cancelled."""
+        """Check the loops one after the other each interval, the first time one interval from now, until cancelled.
+
+        A check that fails is logged, and waits for the next interval.
+        """
         while True:
             await asyncio.sleep(self._settings.features_check_interval_s)
             for loop in self.loops:

@@ -22,7 +22,10 @@ NOT_COMPILED = "this release cannot compile their layout"
 
 
 def count_served(table: Table, start: float) -> Counter[str]:
-    """How many impressions of a table arrived since `start` (unix seconds), by the hash of their features' layout."""
+    """How many impressions of a table arrived at `start` (unix seconds) or later, by their features' layout hash.
+
+    Impressions without features are left out.
+    """
     since = datetime.fromtimestamp(start, UTC).isoformat()
     column = read_columns(table, ["layout"], rows=f"layout != '' and ingest_time >= '{since}'")["layout"]
     return Counter(str(each) for each in column.to_pylist())
@@ -31,7 +34,10 @@ def count_served(table: Table, start: float) -> Counter[str]:
 def check_layouts(
     catalog: Catalog, newest: LoopSpec, known: Mapping[str, KnownLayout], *, window: CheckWindow, duplicates_s: int
 ) -> list[LoopReport]:
-    """Check each layout of a loop that is maintained, or under which it answered in the period; the newest comes first.
+    """Check each layout of a loop that is maintained, or under which it answered in the period.
+
+    Of a layout that this release cannot compile the report counts all impressions under `NOT_COMPILED`. The reports
+    are in this order: gyre.yaml's layout, the other known ones from the last declared on, those known by hash alone.
 
     Args:
         catalog: of the warehouse.

@@ -48,16 +48,16 @@ LOG_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class LoggedBatch:
-    """What the log says of one batch, or of several that were joined.
+    """What the log says of one batch, or of several that were joined into one record.
 
     Attributes:
         shard: the virtual shard.
-        number: of the batch within the shard; the last one's.
-        events: how many of its events counted; negative where that is not known.
-        applied_time: wall time at which the store had it, unix seconds; the last one's.
-        ranges: (first, end) offsets by (topic, partition).
-        first: number of the first one.
-        count: of batches.
+        number: of the batch within the shard; where several were joined the greatest.
+        events: how many of their events counted; negative where that is not known.
+        applied_time: wall time at which the store had it, unix seconds; where several were joined the latest.
+        ranges: (first, end) offsets by (topic, partition); `end` is the offset after the last.
+        first: the least number; of a single batch `number`.
+        count: of batches that were joined, 1 for a single one.
         span_s: from the first one's time to the last one's, seconds.
     """
 
@@ -76,7 +76,7 @@ class LoggedBatch:
         return self.count == self.number - self.first + 1
 
     def joined(self, other: LoggedBatch) -> LoggedBatch:
-        """Both, as if they had been one."""
+        """A new record that covers both batches, which are of one virtual shard; neither is changed."""
         ranges = dict(self.ranges)
         for place, (first, end) in other.ranges.items():
             start, stop = ranges.get(place, (first, end))
@@ -95,13 +95,18 @@ class LoggedBatch:
         )
 
     def offsets(self) -> int:
-        """How many offsets it spans."""
+        """How many offsets its ranges span together, whether an event is at each or not."""
         return sum(end - first for first, end in self.ranges.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """From this time on (unix seconds) the batches from a number on are others than before."""
+    """The online store had lost batches and applied others under their numbers.
+
+    Attributes:
+        time: applied time of the first of the others, unix seconds.
+        number: its number; batches logged before with this number or a greater one are lost.
+    """
 
     time: float
     number: int
@@ -109,11 +114,11 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Which batches were applied before anything that is checked was read.
+    """Which batches were applied before anything that is checked was read: those that meet both conditions.
 
     Attributes:
-        before: those before this time, unix seconds,
-        numbers: if their number is not greater than their virtual shard's here; any, where it has none.
+        before: applied before this time, unix seconds.
+        numbers: with at most this number, by virtual shard; any number in shards that are missing here.
     """
 
     before: float = float("inf")
@@ -126,12 +131,12 @@ class Settled:
 
 @dataclass(slots=True)
 class ShardLog:
-    """One shard's batches, in the order of their numbers.
+    """One virtual shard's log, without repeats and lost batches, in the order of the batches' numbers.
 
     Attributes:
         known: which batches may be joined.
-        batches: those that the store holds now.
-        rebuilt: when it had lost some.
+        batches: those that the store still holds, as far as the log tells; settled ones are joined.
+        rebuilt: the losses, in the order of the log.
         settled: number of the last batch that may be joined, 0 for none.
     """
 
@@ -141,7 +146,11 @@ class ShardLog:
     settled: int = 0
 
     def add(self, batch: LoggedBatch) -> None:
-        """Take the next record of the log in."""
+        """Add the next record of the log, in the log's order.
+
+        A repeat changes nothing; one a little out of order goes to its place. A number that others had before means
+        that the store lost them: they and all after them are dropped, and the loss is noted in `rebuilt`.
+        """
         own = self.batches
         if not own or batch.number > own[-1].number:
             self._append(batch)
@@ -186,7 +195,13 @@ class ShardLog:
         return span_s <= _MAX_JOINED_S and last.events >= 0 and last.offsets() + batch.offsets() <= _MAX_JOINED
 
     def was_rebuilt(self, number: int, *, time: float, slack_s: float) -> bool:
-        """Whether the batch that a read at a time named may be one that the store has lost since."""
+        """Whether the batch that a read named may be one that the store has lost since.
+
+        Args:
+            number: of the batch.
+            time: when Kafka had the read, unix seconds.
+            slack_s: how long before that the read may have been made, seconds.
+        """
         return any(number >= each.number and time < each.time + slack_s for each in self.rebuilt)
 
 
@@ -197,7 +212,7 @@ def _is_redelivered(found: LoggedBatch, batch: LoggedBatch) -> bool:
 
 
 def read_log(table: Table, layout: str, *, settled: Settled, counts: RowCounts | None = None) -> dict[int, ShardLog]:
-    """The story of each virtual shard of a layout; see `ShardLog` for what is joined.
+    """The log of each virtual shard of a layout, by shard; shards without a batch are missing.
 
     The table is read in the order of its offsets, a bounded number of rows at a time. Rows that describe no batch are
     set aside, as if their batches had not been logged.
@@ -222,7 +237,10 @@ def read_log(table: Table, layout: str, *, settled: Settled, counts: RowCounts |
 
 
 def in_order(shards: Mapping[int, ShardLog]) -> list[LoggedBatch]:
-    """The batches of all shards as they were applied: each shard's by number, the shards' by time."""
+    """The batches of all shards, merged in the order of their applied times.
+
+    Each shard's stay in that of their numbers.
+    """
     ordered: list[tuple[float, int, int, LoggedBatch]] = []
     for shard, log in shards.items():
         latest = 0.0

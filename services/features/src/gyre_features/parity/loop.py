@@ -33,13 +33,13 @@ class LoopReport:
     Attributes:
         loop: its name.
         layout: hash of the layout that was checked.
-        found: the comparison.
+        found: the comparison; without values where nothing was served or all of it is pending.
         pending: impressions that name batches which the warehouse does not hold yet.
-        batches: replayed.
-        events: replayed, in all batches.
+        batches: count of logged batches that were replayed.
+        events: replayed, as those batches counted them.
         rows: of the tables that were read for it, and those of them that were set aside.
         check_time: wall time at which the check began, unix seconds.
-        seconds: it took.
+        seconds: wall time that it took.
     """
 
     loop: str
@@ -54,10 +54,12 @@ class LoopReport:
 
 
 def check_loop(catalog: Catalog, spec: LoopSpec, *, window: CheckWindow, duplicates_s: int) -> LoopReport:
-    """Check what a loop served under one layout.
+    """Check what a loop served under one layout against a replay of the warehouse; writes no metric and no log.
+
+    Mismatches are in the report, and never raised; what can be said nothing about is counted there by its reason.
 
     Args:
-        catalog: of the warehouse.
+        catalog: of the warehouse; tables of the loop that it lacks are created.
         spec: the loop as the layout sees it.
         window: which impressions.
         duplicates_s: length of the stream's windows of append times, seconds: a setting of the stream.
@@ -110,9 +112,9 @@ def _settled(spec: LoopSpec, served: Sequence[Served]) -> Settled:
     oldest: dict[int, int] = {}
     for each in served:
         newest: dict[int, int] = {}
-        for write in each.writes():
-            shard = write.shard(spec.shards.online_shards)
-            newest[shard] = max(newest.get(shard, 0), write.batch)
+        for key in each.value_keys():
+            shard = key.shard(spec.shards.online_shards)
+            newest[shard] = max(newest.get(shard, 0), key.batch)
         for shard, number in newest.items():
             oldest[shard] = min(oldest.get(shard, number), number)
     return Settled(numbers=oldest)
@@ -139,13 +141,13 @@ def _without_lost(served: Sequence[Served], shards: dict[int, ShardLog], count: 
         each
         for each in served
         if not any(
-            write.shard(count) in shards
-            and shards[write.shard(count)].was_rebuilt(write.batch, time=each.arrival_time, slack_s=_REBUILT_SLACK_S)
-            for write in each.writes()
+            key.shard(count) in shards
+            and shards[key.shard(count)].was_rebuilt(key.batch, time=each.arrival_time, slack_s=_REBUILT_SLACK_S)
+            for key in each.value_keys()
         )
     ]
     return kept, len(served) - len(kept)
 
 
 def _names_up_to(served: Served, last: dict[int, int], shards: int) -> bool:
-    return all(write.batch <= last.get(write.shard(shards), 0) for write in served.writes())
+    return all(key.batch <= last.get(key.shard(shards), 0) for key in served.value_keys())

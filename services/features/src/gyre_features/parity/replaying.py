@@ -50,10 +50,10 @@ class AppliedBatch:
         shard: the virtual shard.
         number: of the batch, increasing within the shard.
         applied_time: wall time at which the store had it, unix seconds.
-        events: what it held, duplicates left out.
-        is_whole: these are as many as the store counted.
-        first: number of the first one, where several were joined; without it `number`.
-        span_s: how long it took to apply them, seconds.
+        events: what it held, duplicates left out; catalogue changes first.
+        is_whole: these are as many as the store counted, and no number is missing between `first` and `number`.
+        first: number of the first batch, where several were joined into this one; None for `number`.
+        span_s: from the first one's applied time to the last one's, seconds; 0 for a single one.
         newest: the greatest `time_seen` of its behaviour, unix seconds; None where that is the newest event time.
     """
 
@@ -68,29 +68,36 @@ class AppliedBatch:
 
     @property
     def newest_seen(self) -> float:
-        """By what time it makes buffered contributions old, unix seconds; -inf where it holds no behaviour."""
+        """The greatest `time_seen` of its behaviour, unix seconds, by which buffered contributions expire.
+
+        -inf for none.
+        """
         if self.newest is not None:
             return self.newest
         times = (event.time for event in self.events if not isinstance(event, FieldsChanged))
         return max(times, default=_NEVER)
 
 
-class EntityWrite(NamedTuple):
-    """An entity as a certain batch left it: the number stands in every packed value that is read."""
+class ValueKey(NamedTuple):
+    """By what one packed value of the store is known: its entity, and the last batch of the shard that touched it.
+
+    It holds no value: a read finds `batch` in the packed value itself.
+    """
 
     kind: EntityKind
     id: str
     batch: int
 
     def shard(self, shards: int) -> int:
-        """The virtual shard that holds the entity, of so many."""
+        """The number of the virtual shard that holds the entity, where there are `shards` of them."""
         return keys.shard_of(self.kind, self.id, shards=shards)
 
 
 class Deduplicated:
     """Leaves out what a producer sent twice, and later impressions of a request, by the store's own rule.
 
-    That is by windows of append times, of each topic partition.
+    That is by windows of append times, of each topic partition and virtual shard. It remembers what it has seen, so one
+    serves one replay from the first batch on.
 
     Args:
         duplicates_s: how long a window is, seconds; as the stream had it.
@@ -101,7 +108,7 @@ class Deduplicated:
         self._known: dict[tuple[int, Place], WindowIdentities] = {}
 
     def batches(self, found: Iterable[BatchEvents]) -> Iterator[AppliedBatch]:
-        """The batches as they counted; each shard's in the order of their numbers."""
+        """Each batch without its repeats, lazily and in the order given: each shard's in that of their numbers."""
         for each in found:
             batch, newest = each.batch, _NEVER
             events = list(each.changes)
@@ -134,55 +141,62 @@ class Deduplicated:
 
 
 class BatchReplay:
-    """The store's values, batch by batch; keeps a copy of those that somebody was served.
+    """Recomputes the store's values in memory, batch by batch; keeps a copy of those that somebody was served.
+
+    Attributes:
+        shards: count of virtual shards.
+        last: by virtual shard, the number of the last batch that was applied.
+        kept: the wanted values, packed, as they were when their batch had been applied; what no batch left is missing.
+        doubtful: of those in `kept` the ones near the end of a time to live; ask `is_doubtful`, which knows more.
+        events: count of all that were applied.
 
     Args:
         layout: the layout whose values these are.
         shards: count of virtual shards.
-        wanted: the values to keep.
+        wanted: the values to keep; other entities are computed only as far as these need them.
         settled: by virtual shard, the batch before which nothing that is wanted was read. Up to there batches may be
             joined, and a value is kept as they all leave it: no later one of them can have touched it.
     """
 
     def __init__(
-        self, layout: Layout, *, shards: int, wanted: Collection[EntityWrite], settled: Mapping[int, int] | None = None
+        self, layout: Layout, *, shards: int, wanted: Collection[ValueKey], settled: Mapping[int, int] | None = None
     ) -> None:
         self._layout = layout
         self.shards = shards
         self._wanted = wanted
-        self._entities = {(write.kind, write.id) for write in wanted}
+        self._entities = {(key.kind, key.id) for key in wanted}
         self._values: dict[EntityId, tuple[bytes, float]] = {}
         self._ttl_s = {kind: layout.ttl_s(kind) for kind in ENTITY_KINDS}
         self._settled = settled or {}
-        self._old: dict[EntityId, list[EntityWrite]] = {}
-        for write in wanted:
-            if write.batch <= self._settled.get(write.shard(shards), 0):
-                self._old.setdefault((write.kind, write.id), []).append(write)
+        self._old: dict[EntityId, list[ValueKey]] = {}
+        for key in wanted:
+            if key.batch <= self._settled.get(key.shard(shards), 0):
+                self._old.setdefault((key.kind, key.id), []).append(key)
         self._slack_s = _TTL_SLACK_S
         self._doubted: set[EntityId] = set()
         self._doubt_from: dict[int, int] = {}
         self._versions: dict[str, Versions] = {}
         self._buffers: dict[int, ContributionBuffers] = {}
         self.last: dict[int, int] = {}
-        self.kept: dict[EntityWrite, bytes] = {}
-        self.doubtful: set[EntityWrite] = set()
+        self.kept: dict[ValueKey, bytes] = {}
+        self.doubtful: set[ValueKey] = set()
         self.events = 0
 
     def apply(self, batches: Iterable[AppliedBatch]) -> None:
-        """Apply batches, each shard's in the order of their numbers."""
+        """Apply batches after those of earlier calls, each shard's in the order of their numbers; each once."""
         for batch in batches:
             self._apply(batch)
 
-    def is_doubtful(self, write: EntityWrite) -> bool:
-        """Whether a value may hold what this replay could not see.
+    def is_doubtful(self, key: ValueKey) -> bool:
+        """Whether the store's value of a key may rightly differ from what this replay gives.
 
         That is after a batch that the log lacks, or whose events the warehouse has not all (any more), as after an
         erasure; or around the end of a key's time to live.
         """
-        shard = write.shard(self.shards)
+        shard = key.shard(self.shards)
         doubt_from = self._doubt_from.get(shard)
-        seen = max(write.batch, self._settled.get(shard, 0))
-        return write in self.doubtful or (doubt_from is not None and seen >= doubt_from)
+        seen = max(key.batch, self._settled.get(shard, 0))
+        return key in self.doubtful or (doubt_from is not None and seen >= doubt_from)
 
     def _apply(self, batch: AppliedBatch) -> None:
         now, expected = batch.applied_time, self.last.get(batch.shard, 0) + 1
@@ -214,13 +228,16 @@ class BatchReplay:
         return [entity for entity, _ in touched(self._layout, contribution)]
 
     def versions(self, item_id: str, now: float) -> Versions:
-        """The versions of an item's fields, none where its value's time to live has run out by now (unix seconds)."""
+        """The versions of an item's fields, oldest first.
+
+        Empty where it is unknown or has expired by `now` (unix seconds).
+        """
         versions = self._versions.get(item_id, ())
         is_gone = self._ttl_s["item"] is not None and self._value(("item", item_id), now) is None
         return () if is_gone else versions
 
     def buffers(self, shard: int) -> ContributionBuffers:
-        """The contributions that a virtual shard buffers."""
+        """The live buffers of a virtual shard, made empty where it has none yet; changes to them change the replay."""
         found = self._buffers.get(shard)
         if found is None:
             found = self._buffers[shard] = ContributionBuffers(self._layout, max_batches=MAX_BUFFERED_BATCHES)
@@ -256,21 +273,21 @@ class BatchReplay:
         if batch.number <= self._settled.get(batch.shard, 0):
             self._keep_old(entity, value, batch)
             return
-        write = EntityWrite(*entity, batch.number)
-        if write in self._wanted:
-            self.kept[write] = value
+        key = ValueKey(*entity, batch.number)
+        if key in self._wanted:
+            self.kept[key] = value
             if entity in self._doubted:
-                self.doubtful.add(write)
+                self.doubtful.add(key)
 
     def _keep_old(self, entity: EntityId, value: bytes, batch: AppliedBatch) -> None:
         """Keep a value from before all reads; it is doubtful where its number is not among the last that touched it."""
         first = batch.number if batch.first is None else batch.first
-        for write in self._old.get(entity, ()):
-            self.kept[write] = value
-            if entity in self._doubted or not first <= write.batch <= batch.number:
-                self.doubtful.add(write)
+        for key in self._old.get(entity, ()):
+            self.kept[key] = value
+            if entity in self._doubted or not first <= key.batch <= batch.number:
+                self.doubtful.add(key)
             else:
-                self.doubtful.discard(write)
+                self.doubtful.discard(key)
 
     def _value(self, entity: EntityId, now: float) -> bytes | None:
         """An entity's value, None where it is unknown or its time to live has run out."""

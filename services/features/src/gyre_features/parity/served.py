@@ -64,9 +64,9 @@ class ServedRows:
     """What was read of the impressions.
 
     Attributes:
-        served: reads of the online store.
-        read: how many rows were looked at.
-        reasons: count of the rows that nothing can be said about, by why.
+        served: the reads of the online store, the newest arrival first; rows without features are left out uncounted.
+        read: how many rows were looked at, those that are left out among them.
+        reasons: count of the rows that nothing can be said about, by why; reasons without a row are missing.
     """
 
     served: list[Served]
@@ -75,7 +75,7 @@ class ServedRows:
 
 
 def read_served(table: Table, layout: Layout, window: CheckWindow) -> ServedRows:
-    """What was served under a layout in a period, with its features.
+    """The newest impressions that arrived in a window with features of a layout; empty where there are none.
 
     Reads that were logged before the loop-wide batch number was are left out where the layout needs it.
     """

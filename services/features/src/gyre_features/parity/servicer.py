@@ -15,7 +15,9 @@ class ParityServicer(rpc.ParityServiceServicer):
         self._checks = checks
 
     async def CheckParity(self, request: pb.CheckParityRequest, context: object) -> pb.CheckParityResponse:
-        """Check a loop now; a check that is under way is waited for first.
+        """Check a loop now, and answer its reports, gyre.yaml's layout first; a check under way is waited for first.
+
+        Mismatches are in the reports and are no error.
 
         Raises:
             NotFound: the loop is not served.
@@ -29,7 +31,7 @@ class ParityServicer(rpc.ParityServiceServicer):
         return pb.CheckParityResponse(report=reports[0], reports=reports)
 
     async def GetParity(self, request: pb.GetParityRequest, context: object) -> pb.GetParityResponse:
-        """Answer what the last check of a loop found.
+        """Answer what the last successful check of a loop found, without checking it now.
 
         Raises:
             NotFound: the loop is not served, or was not checked yet (NO_REPORT).

@@ -29,7 +29,7 @@ class EventIdentity(NamedTuple):
     """By what duplicates of an event are known.
 
     Attributes:
-        event: (ce_source, ce_id).
+        event: (ce_source, ce_id) of the CloudEvents headers.
         request: (user, request) of an impression, of which only the first counts; None for other events, and for
             impressions that name no request, as those from before it was required.
     """
@@ -117,7 +117,10 @@ class ArchivedBatches:
         self._events_at_once = events_at_once
 
     def holds(self, batch: LoggedBatch) -> bool:
-        """Whether all events of a batch are in the warehouse already."""
+        """Whether the tables, as they were loaded, reach the end of all ranges of a batch; topics not read are ignored.
+
+        True also where rows were erased or set aside since.
+        """
         return all(
             end <= self._held[self._table_of[name]].get(partition, 0)
             for (name, partition), (_, end) in batch.ranges.items()
@@ -125,7 +128,10 @@ class ArchivedBatches:
         )
 
     def read(self, batches: Sequence[LoggedBatch]) -> Iterator[BatchEvents]:
-        """The batches with their events, in the order given."""
+        """The batches with those of their events that the tables hold, lazily, in the order given.
+
+        Duplicates are included; rows that cannot be read are left out and counted.
+        """
         for some in self._in_stretches(batches):
             found = self._fetch(some)
             for batch in some:

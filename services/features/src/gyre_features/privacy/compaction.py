@@ -22,7 +22,9 @@ _LOG = logging.getLogger(__name__)
 
 
 async def keep_compacting(producer: Producer, loops: Iterable[str], tombstones: Tombstones, *, every_s: float) -> None:
-    """Write a record without a value to each partition of `catalog.users`, again and again, until cancelled.
+    """Write a record without a value to each partition of `catalog.users` at once and each `every_s`, until cancelled.
+
+    Kafka being away is logged, and waits for the next round.
 
     Args:
         producer: with which to write.

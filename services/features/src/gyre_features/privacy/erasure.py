@@ -42,7 +42,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Eraser:
-    """Takes tombstones, erases one after the other, and publishes each.
+    """Takes tombstones in by `note`, and in `run` erases one after the other in the warehouse and publishes each.
 
     A tombstone from before the start that was published is done. One that comes later is erased here, too, though
     another process may have published it: rows that waited here were appended after that one had looked.
@@ -72,7 +72,13 @@ class Eraser:
         self._with_notes: set[tuple[str, str]] = set()
 
     def note(self, loop: str, message: privacy.UserForgotten, *, is_from_before: bool = False) -> None:
-        """Take a tombstone in; where it is from before the start, no row that it covers was taken in."""
+        """Put a tombstone in the queue of `run`; nothing is erased here.
+
+        Args:
+            loop: its name.
+            message: the tombstone.
+            is_from_before: it was read before this process took rows in, so that none waits here that it covers.
+        """
         self._waiting.put_nowait((loop, message, is_from_before))
 
     async def run(self) -> None:
@@ -84,7 +90,9 @@ class Eraser:
                 self._waiting.put_nowait((loop, message, is_from_before))
 
     async def release(self, loop: str) -> None:
-        """Append what waits of a loop whose partitions go; where somebody is not erased here yet, forget it.
+        """Append the rows that wait of a loop whose partitions go.
+
+        Where an erasure is not done here, drop them unwritten.
 
         The next owner reads on from the table's offsets, and leaves out whom it knows to be forgotten. Rows that were
         appended here after another process has erased the user would stay, since that tombstone is done.
@@ -107,7 +115,7 @@ class Eraser:
                     self._with_notes.add((loop, key))
                 done.put(key, wanted)
             if (loop, key) in self._with_notes:
-                await self._drop_notes(loop, {notes_of(message): _EVER_NS})
+                await self._drop_notes(loop, {note_prefix(message): _EVER_NS})
                 self._with_notes.discard((loop, key))
         except (Unavailable, TimeoutError) as error:
             _LOG.warning("an erasure waits", extra={"loop": loop, "problem": str(error)})
@@ -119,7 +127,7 @@ class Eraser:
         # Also of another process; and a send that failed may have arrived all the same.
         earlier = (await self._published(loop)).get(key)
         if earlier is not None:
-            await self._drop_notes(loop, {notes_of(earlier): _ns(earlier.forgotten_time)})
+            await self._drop_notes(loop, {note_prefix(earlier): _ns(earlier.forgotten_time)})
         answer = await self._erase(loop, message)
         if earlier is not None:
             is_new = _ns(earlier.forgotten_time) < _ns(message.forgotten_time)
@@ -138,7 +146,7 @@ class Eraser:
             for key, erased in published.items():
                 before.put(key, _ns(erased.forgotten_time))
             # Of a process that was killed once it had published what it erased.
-            if until := {notes_of(each): _ns(each.forgotten_time) for each in published.values()}:
+            if until := {note_prefix(each): _ns(each.forgotten_time) for each in published.values()}:
                 await self._drop_notes(loop, until)
             self._before[loop] = before
         return self._before[loop]
@@ -153,7 +161,7 @@ class Eraser:
         )
         wanted, names = self._pseudonyms.of_message(loop, message), self._pseudonyms.names
         forgotten_ns = _ns(message.forgotten_time)
-        since_ms, note = forgotten_ns // 1_000_000, f"{notes_of(message)}{forgotten_ns}"
+        since_ms, note = forgotten_ns // 1_000_000, f"{note_prefix(message)}{forgotten_ns}"
 
         def work(table: Table) -> tuple[int, list[int], int]:
             return erase_user(table, lambda user_id: names(loop, user_id) == wanted, since_ms=since_ms, note=note)
@@ -202,8 +210,8 @@ def _ns(time: object) -> int:
     return int(time.ToNanoseconds())  # type: ignore[attr-defined]
 
 
-def notes_of(message: privacy.UserForgotten | privacy.UserErased) -> str:
-    """What the names of a user's notes begin with; it names nobody.
+def note_prefix(message: privacy.UserForgotten | privacy.UserErased) -> str:
+    """The prefix of the names of a user's notes, a hash that names nobody.
 
     A note is a property of a table that says what has gone for a tombstone, until that is published. Its name ends with
     the tombstone's time, unix nanoseconds; a later tombstone of the user takes over what the note of an earlier says.
@@ -212,7 +220,13 @@ def notes_of(message: privacy.UserForgotten | privacy.UserErased) -> str:
 
 
 def drop_notes(table: Table, until: Mapping[str, int]) -> None:
-    """Remove the notes of some users, by what their names begin with, of tombstones up to a time, unix nanoseconds."""
+    """Remove from a table's properties the notes of erasures that are published; no row changes.
+
+    Args:
+        table: whose properties; without such notes nothing is committed.
+        until: by `note_prefix`, up to which tombstone's time a user's notes go, unix nanoseconds, included; notes of
+            later tombstones and of other users stay.
+    """
     held = [
         name
         for name in table.properties
@@ -244,7 +258,7 @@ def erase_user(
         table: with a column `user_id`.
         is_user: whether a user id is that of the one who is erased; asked for every id of the table.
         since_ms: the tombstone's time, unix milliseconds: a rewrite after it may be one that a crash cut short.
-        note: the property that is to say what goes, committed with it; see `notes_of`. By default none does.
+        note: the property that is to say what goes, committed with it; see `note_prefix`. By default none does.
 
     Returns:
         Count of rows that went, ids of the snapshots that went, oldest first, both with those of earlier tries that

@@ -27,13 +27,13 @@ _TYPES = message_types(privacy.UserErased)
 
 @dataclass(frozen=True, slots=True)
 class ForgottenUser:
-    """What was done.
+    """What was done to forget a user.
 
     Attributes:
         forgotten_ns: the tombstones' time, unix nanoseconds.
-        deleted_keys: in the online store.
+        deleted_keys: count of keys deleted in the online store; events taken out of buffers are not counted.
         found_keys: that a look at all keys of the loop, and at what waits for late fields, found afterwards.
-        erased: the rows that the archive reported of the warehouse; None while it has not.
+        erased: the rows that the archive reported of the warehouse; None where it did not in time, and still will.
     """
 
     forgotten_ns: int
@@ -82,7 +82,7 @@ class Forgetting:
     _awaited: list[_Awaited] = field(default_factory=list, init=False)
 
     async def follow(self, settings: KafkaSettings) -> None:
-        """Stay connected to Kafka for as long as the process lives; features are served without it."""
+        """Stay connected to Kafka until cancelled; `forget` waits for it, and features are served without it."""
         await ensure_topics(settings, self.loops.values())
         async with AsyncExitStack() as stack:
             producer = await stack.enter_async_context(Producer(settings.kafka, source="gyre/features"))
@@ -102,7 +102,10 @@ class Forgetting:
         return View(settings.kafka, topic(loop, "privacy.erasures"), _TYPES, on_change=note, holds_events=False)
 
     async def forget(self, stores: Sequence[OnlineStore], user_id: str) -> ForgottenUser:
-        """Forget a user in all stores of a loop, under the id as it was sent and under its hash: each has a tombstone.
+        """Forget a user in all stores of a loop, at least one, under the id as it was sent and under its hash.
+
+        Sends a tombstone for each, deletes what the online store and `catalog.users` hold, and waits up to `wait_s` for
+        the archive, which erases the warehouse. A repeated call for a user who is forgotten does it all again.
 
         The online store is searched last, so that a batch that was under way when the tombstones came is seen, too.
 

@@ -39,7 +39,10 @@ ARCHIVED = {**TYPES, **message_types(events_pb2.BatchApplied)}
 
 
 async def archive(lifespan: Lifespan, settings: ArchiveSettings) -> None:
-    """Wire the process; it listens, and is not ready, while Kafka or the warehouse's catalogue is away."""
+    """Wire the process and return; it then runs until the lifespan ends.
+
+    It listens, and is not ready, while Kafka or the warehouse's catalogue is away.
+    """
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, redactor)
     catalog_properties(settings)  # a secret that cannot be used stops the start

@@ -10,7 +10,10 @@ from gyre_features.stream.backfill import backfill
 
 
 def backfill_all(settings: BackfillSettings) -> int:
-    """Backfill every loop, print how much was read, and answer the exit code: 1 where something needed is away."""
+    """Backfill one loop after the other, print how much was applied, and answer the exit code, 0 where all is done.
+
+    1 where something needed is away: the loops after that one are not tried.
+    """
     for name, spec in load_loops(settings).items():
         started = time.perf_counter()
         try:

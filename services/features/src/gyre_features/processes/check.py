@@ -13,7 +13,7 @@ from gyre_features.settings import CheckSettings
 
 
 async def check(lifespan: Lifespan, settings: CheckSettings) -> Server:
-    """Wire the process."""
+    """Wire the process, whose first check of all loops is one interval after the start; answers its running server."""
     checks = Checks(settings, load_loops(settings))
     services = [Registration(rpc.add_ParityServiceServicer_to_server, ParityServicer(checks))]
     lifespan.background("scheduled checks", checks.run())
@@ -22,7 +22,10 @@ async def check(lifespan: Lifespan, settings: CheckSettings) -> Server:
 
 
 def check_once(settings: CheckSettings) -> int:
-    """Check every loop, print what was found, and answer the exit code: 0 where nothing mismatches."""
+    """Check every loop, print what was found, and answer the exit code: 1 where a value mismatches, else 0.
+
+    What nothing can be said about is printed and changes no exit code.
+    """
     mismatches = 0
     for loop in load_loops(settings):
         for report in run_check(settings, loop, settings.features_check_impressions):
@@ -32,7 +35,7 @@ def check_once(settings: CheckSettings) -> int:
 
 
 def lines(report: LoopReport) -> Iterator[str]:
-    """The report of one layout, for people."""
+    """The lines of one layout's report, for people, without ends of lines."""
     found = report.found
     yield (
         f"{report.loop}: parity: {found.impressions:,} impressions, {found.values:,} values, "

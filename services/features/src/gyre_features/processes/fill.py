@@ -42,7 +42,7 @@ class FillJob:
         definition: of the layout.
         generation: which of the layout's stores is filled, as `KnownLayout` says.
         places: the topic partitions whose archived events are applied, from the store's applied offsets on.
-        gives_way: other layouts are read meanwhile, whose events come first.
+        gives_way: another layout is read meanwhile, so this one fills in small batches for a share of the time.
     """
 
     settings: StreamSettings
@@ -54,7 +54,10 @@ class FillJob:
 
 
 async def run_fill(job: FillJob, store: OnlineStore, tombstones: Tombstones) -> None:
-    """Do a job: here where there is little to apply, else in a process, which ends where the caller is cancelled.
+    """Apply what the warehouse holds beyond the store, and return then; nothing where the store is as far.
+
+    Where there is much to apply it is done in a process, which ends where the caller is cancelled. Sets the metrics of
+    the rows that were read.
 
     Args:
         job: what is filled.

@@ -15,7 +15,10 @@ MaintenanceStep = Callable[[Table, frozenset[int]], str]
 
 
 def compact_all(settings: MaintenanceSettings) -> int:
-    """Rewrite the small files of old days, print what was done, and answer the exit code: 1 where something waits."""
+    """Rewrite the small files of old days in all tables, print what was done, and answer the exit code.
+
+    1 where a table is left for a later call, since others commit to it all the time; the other tables go on.
+    """
     return _each(settings, lambda table, _named: _compacted(settings, table), needs_named=False)
 
 
@@ -29,12 +32,15 @@ def expire_all(settings: MaintenanceSettings) -> int:
 
 
 def maintain_all(settings: MaintenanceSettings) -> int:
-    """Compact, then expire."""
+    """Compact all loops, then expire, whatever came of that; answer the greater of the two exit codes."""
     return max(compact_all(settings), expire_all(settings))
 
 
 def plan_all(settings: MaintenanceSettings) -> int:
-    """Print what `maintain` would do, and answer the exit code."""
+    """Print what `maintain` would do now, orphans left out; the exit code is 1 where a manifest cannot be read.
+
+    No rows, snapshots or files change; tables that are missing are created.
+    """
     return _each(settings, lambda table, named: _planned(settings, table, named))
 
 

@@ -23,7 +23,7 @@ from gyre_runtime.kafka import Producer, View, ensure_topics
 
 from gyre_features.processes.stream import TOPICS, TYPES
 from gyre_features.quality.faust_consumer import ReceivedFromFaust, watch_logs
-from gyre_features.quality.flow import LiveFlow, send_however_long
+from gyre_features.quality.flow import LiveFlow, send_until_delivered
 from gyre_features.quality.logs import LogChanged, QualityLogs
 from gyre_features.quality.report import QualityWindows
 from gyre_features.quality.sketching import LiveSketches
@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 
 async def quality(lifespan: Lifespan, settings: QualitySettings) -> None:
-    """Wire the process; what waits for Kafka does so in the background, and the metrics page answers meanwhile."""
+    """Wire the process and return; what waits for Kafka does so in the background, and the metrics page answers."""
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, redactor)
     stopping = asyncio.Event()
@@ -125,7 +125,15 @@ async def _count(
 
 
 def make_app(settings: QualitySettings, logs: QualityLogs) -> faust.App:
-    """The faust app: no tables, no web server, no topics of its own; offsets are committed by `QualityWatch`."""
+    """A new faust app without tables, web server and topics of its own, not started; it has no agents yet.
+
+    Also sets the level of the logger `faust` to WARNING, for the whole process. That faust commits no offset of its own
+    follows from the agent, which must not acknowledge records (`acks=False`, `noack_take`); the app would.
+
+    Args:
+        settings: of the process.
+        logs: says where the app's consumer begins, and what is committed with offsets.
+    """
     logging.getLogger("faust").setLevel(logging.WARNING)
     app = faust.App(
         GROUP,
@@ -229,7 +237,7 @@ async def _publish(producer: Producer, windows: Sequence[pb.QualityWindow], logs
     for window in windows:
         window.checkpoint = logs.checkpoint((window.topic, window.partition)).encoded()
     name_of = {window.loop: topic(window.loop, "features.quality") for window in windows}
-    sends = (send_however_long(producer, name_of[each.loop], each, key=each.topic) for each in windows)
+    sends = (send_until_delivered(producer, name_of[each.loop], each, key=each.topic) for each in windows)
     await asyncio.gather(*sends)
 
 
@@ -240,7 +248,7 @@ async def _commit(app: faust.App, offsets: Mapping[Place, int]) -> None:
 
 
 class PublishedWindows:
-    """What was published of windows, read back from features.quality.
+    """What any process published of windows, read back from `features.quality` and followed; an async context manager.
 
     Attributes:
         windows: the newest of each topic.
@@ -256,7 +264,7 @@ class PublishedWindows:
         self.windows = QualityWindows(kept=max(map(windows_needed, loops.values())))
 
     async def __aenter__(self) -> Self:
-        """Begin to read."""
+        """Begin to read from the first record on; `closed_until` and `checkpoints` wait for what is there."""
         for view in self._views:
             await view.__aenter__()
         return self
@@ -279,13 +287,21 @@ class PublishedWindows:
             self._closed_until[place] = max(self._closed_until.get(place, 0.0), end)
 
     async def closed_until(self, _places: Collection[Place]) -> Mapping[Place, float]:
-        """The end of the last final window of each partition, unix seconds, as of now."""
+        """The end of the last final window of each partition that has one, unix seconds, as of now.
+
+        `_places` does not count.
+
+        Waits, without limit, until all that was published by now is read.
+        """
         for view in self._views:
             await view.catch_up()
         return self._closed_until
 
     async def checkpoints(self, places: Collection[Place]) -> Mapping[Place, Checkpoint]:
-        """What the newest window says of where a successor begins, of those partitions whose windows say so."""
+        """The checkpoints in the windows published last, at which a successor begins.
+
+        Partitions without one are missing. Waits, without limit, until all that was published by now is read.
+        """
         for view in self._views:
             await view.catch_up()
         return {place: self._checkpoints[place] for place in places if place in self._checkpoints}

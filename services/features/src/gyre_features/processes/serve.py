@@ -31,7 +31,7 @@ from gyre_features.settings import ServeSettings
 
 @dataclass(frozen=True, slots=True)
 class FeatureServer:
-    """The server, and an event that says when reports hold every window published before the start."""
+    """The running server, and an event that is set once reports hold every window published before the start."""
 
     server: Server
     caught_up: asyncio.Event

@@ -54,7 +54,7 @@ class _Parts:
 
 
 async def stream(lifespan: Lifespan, settings: StreamSettings) -> None:
-    """Wire the process; it listens, and is not ready, while Kafka or Redis is away."""
+    """Wire the process and return; it listens, and is not ready, while Kafka or Redis is away."""
     loops = load_loops(settings)
     privacy = open_privacy(settings, loops, redactor)
     redis = await lifespan.enter(open_redis(settings))

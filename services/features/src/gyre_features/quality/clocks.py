@@ -32,12 +32,18 @@ class ClockHistory:
         return PartitionClock(self._times[-1]) if self._times else self._first
 
     def at(self, offset: int) -> PartitionClock:
-        """The clock before the record at an offset."""
+        """The clock before the record at an offset.
+
+        Before the first offset, or what was dropped, that of the oldest kept.
+        """
         moves = bisect_right(self._offsets, offset)
         return PartitionClock(self._times[moves - 1]) if moves else self._first
 
     def forget_before(self, offset: int) -> None:
-        """Drop what no successor asks for that begins at an offset or behind it."""
+        """Drop the history before an offset, from which a successor begins.
+
+        `at` that offset and later ones stays the same.
+        """
         self._first = self.at(offset)
         moves = bisect_right(self._offsets, offset)
         del self._offsets[:moves], self._times[:moves]

@@ -18,7 +18,7 @@ __all__ = ["ReceivedFromFaust", "watch_logs"]
 
 
 class UndecodableMessage(ConsumerMessage):
-    """Stands for an `UndecodableRecord` in a stream; nothing of what it holds is known.
+    """Stands for an `UndecodableRecord` in a stream: with its place, an empty value, and no key, headers or time.
 
     Attributes:
         problem: why it cannot be decoded.
@@ -110,6 +110,10 @@ class _Transport(Transport):
 
 
 def watch_logs(app: Any, logs: QualityLogs) -> None:
-    """Let a faust app ask for its logs, and its agents get an `UndecodableMessage` for what cannot be decoded."""
+    """Replace an app's transport by ours; call it before the app starts.
+
+    Its consumer then begins where `logs.starts` says, reads committed records only, commits `logs.metadata` with each
+    offset, and gives agents an `UndecodableMessage` for what cannot be decoded.
+    """
     app.transport = _Transport(app.conf.broker_consumer, app)
     app.consumer.logs = logs

@@ -15,7 +15,7 @@ ACTIONS = {
 
 
 def live_report(judged: events.LiveQuality) -> pb.LiveReport:
-    """The newest judgement of live features."""
+    """A judgement of live quality as `GetReport` answers it; it passed where every finding did, warnings included."""
     return pb.LiveReport(
         version=judged.version,
         rows=judged.rows,

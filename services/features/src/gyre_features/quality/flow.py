@@ -36,7 +36,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class LiveFlow:
-    """Follows what sketches and judgements need; an async context manager.
+    """Follows live models, sketches and judgements in Kafka, judges, and publishes; an async context manager.
+
+    It reads from the first record on; before it was entered nothing is known.
 
     Args:
         kafka: host:port list.
@@ -69,7 +71,7 @@ class LiveFlow:
         self._opened = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Begin to follow, and wait until what was published before is known."""
+        """Begin to follow, and wait, without limit, until what was published before is known."""
         for views in (self._rollouts, self._sketches, self._judged):
             for view in views.values():
                 await self._opened.enter_async_context(view)
@@ -100,29 +102,43 @@ class LiveFlow:
             return None
 
     def reference(self, loop: str) -> LiveReference | None:
-        """What the live model of a loop was trained on; None where there is no model, or it left none."""
+        """What the live model of a loop was trained on.
+
+        None where there is no model, or its reference is missing or unreadable.
+
+        The same object until another model is live.
+        """
         return self._references.get(loop)
 
     def stored(self, loop: str, partition: int) -> pb.LiveSketch | None:
-        """What was published last of a partition."""
+        """The sketch that was published last of a loop's partition of impressions, by whomever; None for none."""
         event = self._sketches[loop].get(str(partition))
         return None if event is None else event.message
 
     async def catch_up(self) -> None:
-        """Wait until every sketch that was published by now is known."""
+        """Wait, without limit, until every sketch that was published by now is known."""
         for view in self._sketches.values():
             await view.catch_up()
 
     async def publish(self, sketches: Sequence[pb.LiveSketch]) -> None:
-        """Send sketches, however long Kafka is away."""
+        """Send sketches, and return once Kafka has all of them, however long it is away."""
         sends = (
-            send_however_long(self._producer, topic(each.loop, SKETCHES), each, key=str(each.partition))
+            send_until_delivered(self._producer, topic(each.loop, SKETCHES), each, key=str(each.partition))
             for each in sketches
         )
         await asyncio.gather(*sends)
 
     async def judge(self, owns: Callable[[Place], bool]) -> None:
-        """Judge every loop whose first partition is ours, and publish what is new."""
+        """Judge every loop of which this process has the first partition of impressions.
+
+        The others' checks no longer fail here.
+
+        Where the findings differ from the last ones of this process, sends alerts and the judgement, however long Kafka
+        is away, and sets the metrics.
+
+        Args:
+            owns: whether a partition is this process's now.
+        """
         for loop, spec in self._loops.items():
             if not owns((topic(loop, IMPRESSIONS), 0)):
                 self._show(loop, self._said.pop(loop, ()), are_ours=False)
@@ -154,8 +170,8 @@ class LiveFlow:
         before = self._judged[loop].get(loop)
         failing = before.message.failing if before is not None else {}
         for alert in follow_up(judged, failing, undecided):
-            await send_however_long(self._producer, topic(loop, "alerts"), alert, key=alert.alert_id)
-        await send_however_long(self._producer, topic(loop, LIVE_QUALITY), judged, key=loop)
+            await send_until_delivered(self._producer, topic(loop, "alerts"), alert, key=alert.alert_id)
+        await send_until_delivered(self._producer, topic(loop, LIVE_QUALITY), judged, key=loop)
         for name in failing.keys() - judged.failing.keys():
             instrument("gyre_quality_live_failing").set(0.0, loop=loop, check=name)
         self._show(loop, judged.findings)
@@ -168,8 +184,8 @@ class LiveFlow:
             instrument("gyre_quality_live_failing").set(float(are_ours and not finding.passed), loop=loop, check=name)
 
 
-async def send_however_long(producer: Producer, name: str, message: Message, *, key: str) -> None:
-    """Send an event to a topic, however long Kafka is away."""
+async def send_until_delivered(producer: Producer, name: str, message: Message, *, key: str) -> None:
+    """Send an event to a topic, again and again until Kafka has it; other errors than Unavailable are raised."""
     while True:
         try:
             await producer.send(name, message, key=key)

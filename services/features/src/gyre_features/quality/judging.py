@@ -22,8 +22,8 @@ class JudgedFeatures:
     """What the checks said of the features that the newest impressions were served.
 
     Attributes:
-        version: of the model whose training set they were held against.
-        rows: how many items.
+        version: of the model whose training set they were compared with.
+        rows: how many served items the sketches hold.
         newest_ns: event time of the newest impression, unix nanoseconds.
         checks: the findings.
     """
@@ -37,7 +37,9 @@ class JudgedFeatures:
 def judge_features(
     spec: LoopSpec, reference: LiveReference, published: Iterable[pb.LiveSketch]
 ) -> JudgedFeatures | None:
-    """Judge what the partitions published; None while there are too few rows.
+    """Compare what the partitions published with the training set.
+
+    None while there are less than `drift.min_rows` rows.
 
     Args:
         spec: the loop, whose `quality.checks.drift` is the rule.
@@ -58,7 +60,7 @@ def judge_features(
 def live_quality(
     spec: LoopSpec, features: JudgedFeatures | None, windows: Judged, *, now: float
 ) -> pb.LiveQuality | None:
-    """All findings about a live stream; None where nothing was judged.
+    """A message with all findings about a live stream, `failing` still empty; None where nothing was judged.
 
     Args:
         spec: the loop, whose `quality.actions` say what follows.
@@ -89,7 +91,7 @@ def _finding(check: Check, action: str) -> pb.QualityFinding:
 
 
 def worst(findings: Iterable[pb.QualityFinding]) -> dict[str, pb.QualityFinding]:
-    """Of each check the finding that is furthest beyond its threshold, or nearest to it."""
+    """The worst finding of each check, by name: a failed one first, then the greatest ratio of value to threshold."""
     found: dict[str, pb.QualityFinding] = {}
     for each in findings:
         known = found.get(each.name)
@@ -105,13 +107,13 @@ def _badness(finding: pb.QualityFinding) -> tuple[bool, float]:
 def follow_up(
     judged: pb.LiveQuality, failing: Mapping[str, Timestamp], undecided: Collection[str] = ()
 ) -> list[monitor.Alert]:
-    """Note since when checks fail, and answer an alert for each that begins to fail, goes on, or passes again.
+    """Set `judged.failing`, and answer an alert for each check that begins to fail, goes on, or passes again, by name.
 
     Where `gyre.yaml` says block or quarantine the alert is critical: it is the next training run's gate that acts. A
     check that is no longer made has its alert ended.
 
     Args:
-        judged: the new judgement, which gets `failing`.
+        judged: the new judgement; its `failing` is filled here with since when each check fails.
         failing: the checks that failed at the judgement before, with the wall time since they did.
         undecided: checks that could say nothing this time; what they said before stands.
     """

@@ -42,10 +42,10 @@ class LiveReference:
         version: of the model.
         layout: hash of the feature layout that it reads.
         width: how many columns the layout has.
-        indices: of these, the ones that the model reads.
+        indices: of these columns, those that the model reads, in its order.
         since: event time from which impressions are new to it, unix seconds.
-        reference: of its training set.
-        classifier: of all features together, or None.
+        reference: of its training set, by feature.
+        classifier: of all features together; None where the model left none.
     """
 
     version: str
@@ -93,7 +93,10 @@ class LiveReference:
         return min(self.classifier.reference.capacity, _SAMPLE_BYTES // (4 * len(self.indices)))
 
     def rows_of(self, event: Event) -> tuple[F32, U64] | None:
-        """Some items of an impression, always the same: the model's features and an id each; None where it has none."""
+        """At most 5 items of an impression, always the same: the model's features, float32 [items, features], and ids.
+
+        None for other events, for impressions before `since`, and for those without features of this layout.
+        """
         message = event.message
         if not isinstance(message, behavior.Impression) or event.time < self.since:
             return None
@@ -109,20 +112,27 @@ class LiveReference:
 
 @dataclass(frozen=True, slots=True)
 class Pane:
-    """A block of served feature rows: their sketch, and a sample of rows, None without a domain classifier."""
+    """A block of served feature rows, of which only a sketch is held, and a sample of rows for a domain classifier.
+
+    It never changes: what adds to it answers a new one.
+
+    Attributes:
+        sketch: counts of the rows, in the bins of a reference.
+        sample: some of the rows; None without a classifier.
+    """
 
     sketch: Sketch
     sample: Reservoir | None
 
     @classmethod
     def empty(cls, reference: LiveReference) -> Pane:
-        """No rows."""
+        """A pane without rows, in the bins of a reference."""
         capacity, width = reference.capacity, len(reference.indices)
         return cls(Sketch.empty(reference.reference.bins), Reservoir.empty(capacity, width) if capacity else None)
 
     @classmethod
     def read(cls, reference: LiveReference, sketch: bytes, sample: bytes) -> Pane:
-        """One that was published; empty where nothing was."""
+        """A pane from the bytes of `to_bytes`; an empty one where `sketch` is empty."""
         made = cls.empty(reference)
         if not sketch:
             return made
@@ -130,22 +140,25 @@ class Pane:
         return cls(Sketch.from_bytes(reference.reference.bins, sketch), kept)
 
     def add(self, rows: F32, ids: U64) -> Pane:
-        """With further rows."""
+        """A new pane with further rows, float32 [rows, features]; by its id the sample takes a row or not."""
         sketch = self.sketch.merge(Sketch.of_matrix(self.sketch.bins, rows))
         return Pane(sketch, None if self.sample is None else self.sample.add(rows, ids))
 
     def merge(self, other: Pane) -> Pane:
-        """The rows of both."""
+        """A new pane with the rows of both, which are of one reference; without a sample where either has none.
+
+        Rows that are in both count twice in the sketch.
+        """
         both = None if self.sample is None or other.sample is None else self.sample.merge(other.sample)
         return Pane(self.sketch.merge(other.sketch), both)
 
     def to_bytes(self) -> tuple[bytes, bytes]:
-        """Sketch and sample as they are published."""
+        """Sketch and sample as they are published; the sample is empty where there is none."""
         return self.sketch.to_bytes(), b"" if self.sample is None else self.sample.to_bytes()
 
 
 class PartitionSketch:
-    """What one partition of the impressions looks like.
+    """Counts the served features of one partition of impressions, in two panes: a full one replaces the older.
 
     Args:
         loop: its name.
@@ -171,11 +184,16 @@ class PartitionSketch:
 
     @property
     def resume_offset(self) -> int:
-        """Where a successor begins, after what was published; what came since and has no rows it need not see."""
+        """The offset at which a successor begins: after what was published, and what was counted since without rows."""
         return self._published_end if self.changed else self._end
 
     def count(self, offset: int, event: Event | None) -> None:
-        """Look at a record, None for one that cannot be read; one that was looked at before changes nothing."""
+        """Count the record at an offset, None for one that cannot be read.
+
+        An offset that was counted before is ignored.
+
+        Offsets come in rising order. Only impressions that `LiveReference.rows_of` takes add rows and set `changed`.
+        """
         if offset < self._end:
             return
         if not self.changed:
@@ -200,7 +218,10 @@ class PartitionSketch:
         self._buffer, self._buffered = [], 0
 
     def message(self) -> pb.LiveSketch:
-        """Everything so far, as it is published."""
+        """Everything that was counted, as it is published.
+
+        Nothing is sent here, so call `published` once Kafka has it.
+        """
         self._empty_buffer()
         published = pb.LiveSketch(
             loop=self._loop, version=self.reference.version, partition=self._partition, end_offset=self._end
@@ -211,13 +232,13 @@ class PartitionSketch:
         return published
 
     def published(self, message: pb.LiveSketch) -> None:
-        """Note that Kafka has a message."""
+        """Note that Kafka has a message of `message`: `changed` is then False, unless records were counted since."""
         self._published_end = message.end_offset
         self.changed = self._end > message.end_offset
 
 
 def whole_of(reference: LiveReference, published: list[pb.LiveSketch]) -> Pane:
-    """All rows of all partitions; sketches of another model are left out."""
+    """A pane with the rows of all partitions, older and newer; sketches of another model are left out."""
     whole = Pane.empty(reference)
     for each in published:
         if each.version == reference.version:

@@ -44,7 +44,7 @@ class QualityLogs:
         group: the consumer group; its commits have checkpoints as metadata.
 
     Attributes:
-        stored: reads the checkpoints that stand in the newest stored windows, by partition; none by default.
+        stored: set by the caller: reads by partition the checkpoints in the newest published windows; none by default.
     """
 
     def __init__(self, bootstrap: str, group: str) -> None:
@@ -57,10 +57,15 @@ class QualityLogs:
         self._logged: tuple[str, float] = ("", 0.0)
 
     async def starts(self, committed: Mapping[Place, int]) -> dict[Place, int]:
-        """Where in Kafka to begin partitions that do not begin where the group has committed.
+        """The Kafka offsets at which to begin those partitions that do not begin where the group has committed.
+
+        Replaces what is known of all partitions, reports and logs replaced logs, and waits for Kafka without limit.
 
         Args:
-            committed: what it has, of each partition that this process has by now; 0 for nothing.
+            committed: the group's offsets in Kafka of all partitions that this process now has; 0 for none.
+
+        Returns:
+            Offsets by partition; those that begin at the committed offset are missing.
         """
         stored = await self.stored(committed.keys())
         while True:
@@ -90,7 +95,12 @@ class QualityLogs:
         return elsewhere
 
     def admit(self, records: Iterable[ReceivedFromFaust]) -> list[ReceivedFromFaust]:
-        """The records that are to be counted, with the base of their log added to their offsets."""
+        """The records to count, in order, with the base of their log added to their offsets.
+
+        Notes how far each log is read.
+
+        Records of a log that was replaced are dropped without a trace: `check` and the log say why.
+        """
         admitted = []
         for record in records:
             place = record.topic, record.partition
@@ -102,12 +112,18 @@ class QualityLogs:
         return admitted
 
     def kafka_offsets(self, resume: Mapping[Place, Checkpoint]) -> dict[Place, int]:
-        """Offsets at which a successor begins, without the bases of their logs, as Kafka has them."""
+        """The offsets of some checkpoints as Kafka has them, without the bases of their logs; commits nothing.
+
+        Notes the checkpoints as where a successor begins, for `clock`, `checkpoint` and `metadata`.
+        """
         self._resume.update(resume)
         return {place: each.offset - self._reached.get(place, Checkpoint()).base for place, each in resume.items()}
 
     def clock(self, place: Place) -> PartitionClock:
-        """What a partition's replay clock showed where a successor begins; unset where nobody noted it."""
+        """The replay clock of a partition before the record at which a successor begins.
+
+        Unset where nobody noted it.
+        """
         return self._resume.get(place, Checkpoint()).clock
 
     def checkpoint(self, place: Place) -> Checkpoint:
@@ -117,12 +133,15 @@ class QualityLogs:
         return replace(reached, offset=resume.offset, clock=resume.clock)
 
     def metadata(self, place: Place, kafka_offset: int) -> str:
-        """What is committed with an offset: the checkpoint there; nothing where a successor begins elsewhere."""
+        """The metadata to commit with a Kafka offset: the checkpoint, encoded.
+
+        Empty where a successor begins elsewhere.
+        """
         checkpoint = self.checkpoint(place)
         return checkpoint.encoded() if checkpoint.kafka_offset == kafka_offset else ""
 
     async def run(self) -> None:
-        """Look at the logs from time to time.
+        """Check the logs every 5 s, every 2 s while one is replaced, until one changes; Kafka being away is logged.
 
         Raises:
             LogChanged: one is another, or was accepted.
@@ -152,10 +171,10 @@ class QualityLogs:
             _LOG.error("nothing is counted", extra={"problem": problem})
 
     async def check(self, loop: str) -> bool:
-        """Check the logs of a loop; for a `Dependency`.
+        """Answer True from what is known of a loop's logs since the start, without asking Kafka; for a `Dependency`.
 
         Raises:
-            LogReplaced: one is not the one that was counted.
+            LogReplaced: one was not the one that was counted.
         """
         found = {place: each for place, each in self._found.items() if place[0].partition(".")[0] == loop}
         if found:

@@ -13,7 +13,7 @@ class QualityWindows:
     """The newest windows of each topic; a window published again replaces what was published before.
 
     Args:
-        kept: how many windows of each topic.
+        kept: how many windows of each topic at most; the oldest go.
     """
 
     def __init__(self, *, kept: int) -> None:
@@ -21,14 +21,20 @@ class QualityWindows:
         self._windows: dict[str, _Windows] = {}
 
     def note(self, window: pb.QualityWindow) -> None:
-        """Take in what one partition published of a window."""
+        """Hold what one partition published of a window, in place of what it had published of it before.
+
+        A window that is older than all `kept` ones of its topic is not held.
+        """
         windows = self._windows.setdefault(window.topic, {})
         windows.setdefault(window.window_start_time.ToNanoseconds(), {})[window.partition] = window
         if len(windows) > self._max_windows:
             del windows[min(windows)]
 
     def newest(self, loop: str, count: int) -> list[pb.QualityWindow]:
-        """The newest windows of each topic of a loop, newest first."""
+        """The newest `count` windows of each topic of a loop, partitions added up.
+
+        Newest first, at one start by topic.
+        """
         found = [
             added_up(windows[start].values())
             for topic, windows in self._windows.items()
@@ -38,7 +44,10 @@ class QualityWindows:
         return sorted(found, key=lambda each: (-each.window_start_time.ToNanoseconds(), each.topic))
 
     def counts(self, topic: str) -> dict[float, int]:
-        """How many events each window of a topic holds, by its start, unix seconds."""
+        """How many readable events each window of a topic holds, by its start, unix seconds.
+
+        Empty for an unknown topic.
+        """
         return {
             start / 1e9: sum(part.events for part in parts.values())
             for start, parts in self._windows.get(topic, {}).items()
@@ -46,7 +55,7 @@ class QualityWindows:
 
 
 def added_up(parts: Collection[pb.QualityWindow]) -> pb.QualityWindow:
-    """One window of all partitions; it is final when each of them is."""
+    """A new window with the sums of its partitions', which are all of one window; final when each of them is."""
     whole = pb.QualityWindow(final=True)
     ranges: dict[str, pb.FieldRange] = {}
     for part in parts:

@@ -19,7 +19,7 @@ PublishSketches = Callable[[Sequence[pb.LiveSketch]], Awaitable[None]]
 
 
 class LiveSketches:
-    """Counts impressions of loops whose live model has a reference.
+    """Counts impressions of loops whose live model has a reference, and publishes the counts; its state is in memory.
 
     Args:
         loops: by name.
@@ -44,7 +44,11 @@ class LiveSketches:
         self._published_at: dict[Place, float] = {}
 
     def count(self, place: Place, offset: int, event: Event | None) -> None:
-        """Look at a record of any topic; only impressions count."""
+        """Count the record at an offset of any topic, None for one that cannot be read; only impressions count.
+
+        With a new live model the partition begins anew from that model's published sketch; without a reference its
+        counts are dropped.
+        """
         loop, _, suffix = place[0].partition(".")
         if suffix != IMPRESSIONS:
             return
@@ -66,12 +70,17 @@ class LiveSketches:
         return PartitionSketch(loop, partition, reference, pane_rows=max(pane_rows, 1), known=known)
 
     def resume_offset(self, place: Place, offset: int) -> int:
-        """Where a successor begins for the sketches' sake, at most `offset`."""
+        """The offset at which a successor must begin so that no sketch loses rows, at most `offset`."""
         part = self._parts.get(place)
         return offset if part is None else min(offset, part.resume_offset)
 
     async def publish_due(self, places: Collection[Place], idle: Callable[[Place], bool]) -> None:
-        """Tell the partitions whose turn it is, those without a record for a while at once."""
+        """Publish the changed partitions whose turn it is by `every_s`, idle ones at once; returns when Kafka has them.
+
+        Args:
+            places: the partitions that are looked at.
+            idle: whether no record of a partition came for a while.
+        """
         now = time.monotonic()
         due = [
             (place, part)
@@ -88,7 +97,10 @@ class LiveSketches:
             self._published_at[place] = now
 
     def forget(self, places: Collection[Place]) -> None:
-        """Drop partitions that went to another process, which goes on from what was published."""
+        """Drop partitions that went to another process, unpublished counts included.
+
+        The other process goes on from what was published.
+        """
         for place in places:
             self._parts.pop(place, None)
             self._published_at.pop(place, None)

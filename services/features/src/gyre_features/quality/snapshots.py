@@ -16,9 +16,9 @@ _MAX_RUNS = 1000
 
 
 class SnapshotReports:
-    """Finds reports by run or snapshot; blocking, but for the newest runs of a loop only, each read once.
+    """Finds reports by run or snapshot among the newest 1000 versions of a loop; blocking.
 
-    Several threads may ask at once.
+    A report is read again only where its file changed. Several threads may ask at once.
 
     Args:
         artifacts: the artefact folder of all loops.
@@ -29,7 +29,19 @@ class SnapshotReports:
         self._known: dict[Path, tuple[int, pb.SnapshotReport]] = {}
 
     def find(self, loop: str, *, run_id: str = "", snapshot_id: int = 0) -> pb.SnapshotReport | None:
-        """The newest report of a run, or on a snapshot of any table, or with both; None where there is none."""
+        """The newest report that is of a run and on a snapshot; None where there is none.
+
+        Newest by the time of the data, with which a version's name begins.
+
+        Args:
+            loop: its name.
+            run_id: of the training run; empty for any.
+            snapshot_id: of any table that the run read; 0 for any.
+
+        Raises:
+            ValueError: a report is not JSON.
+            KeyError: something is missing in it.
+        """
         paths = self._paths(loop)
         gone = {path for path in list(self._known) if path.parent.parent.name == loop}.difference(paths)
         for path in gone:

@@ -59,12 +59,15 @@ class LoopChecks:
         self.bots = BotRule(min_rate_per_minute=checks.bots.min_per_minute)
 
     def has_personal_data(self, text: str) -> bool:
-        """Whether a text holds personal data of a kind that is searched for by default."""
+        """Whether a text holds personal data, by the scanner's default kinds for the loop's regions.
+
+        Takes milliseconds.
+        """
         return bool(self._personal.scan(text))
 
 
 class ShownRequests:
-    """The newest requests of a partition: when they were answered, and what was shown.
+    """The newest 4096 requests of a partition: when they were answered, and hashes of the items that were shown.
 
     Impressions and interactions of a user have partitions of one number, which one process has.
     """
@@ -73,7 +76,10 @@ class ShownRequests:
         self._requests: OrderedDict[int, tuple[float, array[int]]] = OrderedDict()
 
     def note(self, time: float, message: behavior.Impression) -> None:
-        """Take in an impression; of several with one request the first counts."""
+        """Hold what an impression showed at its event time, unix seconds; later ones of the same request are ignored.
+
+        Beyond 4096 requests the one noted first is dropped.
+        """
         code = hash((message.user_id, message.request_id))
         if code in self._requests:
             return
@@ -83,7 +89,10 @@ class ShownRequests:
             self._requests.popitem(last=False)
 
     def find(self, request: int) -> tuple[float, array[int]] | None:
-        """When a request was answered and the hashes of what it showed; None where that is not known, or no more."""
+        """When a request, by its hash, was answered and the hashes of the items that it showed.
+
+        None where it is not held.
+        """
         return self._requests.get(request)
 
 
@@ -96,7 +105,7 @@ class _Pace:
 
 
 class Tallies:
-    """The tallies of one window of one partition.
+    """Counts, for one window of one partition, how many events each check looked at, and how many are at fault.
 
     Args:
         checks: of the loop.
@@ -115,7 +124,7 @@ class Tallies:
         self._rests = False
 
     def count(self, event: Event) -> None:
-        """Count a readable event."""
+        """Count a readable event in all checks that concern it; its repeat counts again, and as a duplicate."""
         message = event.message
         if isinstance(message, behavior.Interaction):
             self._value(message)
@@ -135,7 +144,10 @@ class Tallies:
                 self._personal_data(f"users.{name}", _text(message, name))
 
     def published(self) -> list[pb.CheckTally]:
-        """Everything so far, by check and column."""
+        """Everything so far, ordered by check and column; may be asked again.
+
+        Interactions whose impression has come are judged here; those that still wait for theirs are not in it.
+        """
         self._sequences()
         compared = {key: (self._seen[key], self._at_fault[key]) for key in self._seen} | self._compared()
         return [
@@ -143,8 +155,11 @@ class Tallies:
             for (name, column), (seen, at_fault) in sorted(compared.items())
         ]
 
-    def rest(self) -> None:
-        """Keep the numbers alone: what is still to come is compared with no other event."""
+    def end_comparisons(self) -> None:
+        """Compare events with each other no more, and free the memory that it takes; numbers so far stay.
+
+        Later events count only in checks that look at single events: not as duplicates, in sequences, or as of bots.
+        """
         if not self._rests:
             self._sequences()
             for (name, column), (seen, at_fault) in self._compared().items():
@@ -269,7 +284,7 @@ def _within(value: float, range_: tuple[float, float]) -> bool:
 
 
 def merged(parts: Iterable[pb.CheckTally]) -> list[pb.CheckTally]:
-    """The tallies of several windows or partitions, added up."""
+    """New tallies with the sums over several windows or partitions, ordered by check and column."""
     whole: dict[tuple[str, str], pb.CheckTally] = {}
     for part in parts:
         into = whole.setdefault((part.name, part.column), pb.CheckTally(name=part.name, column=part.column))

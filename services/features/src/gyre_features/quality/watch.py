@@ -69,7 +69,13 @@ class QualityWatch:
         self._lock = asyncio.Lock()
 
     async def observe(self, records: Sequence[ReceivedRecord]) -> None:
-        """Count records, then publish what they closed; within a partition they are in the order of their offsets."""
+        """Count records, publish what they closed, and commit what moved.
+
+        Within a partition they are in order of offsets.
+
+        A partition that is new here is taken over first. Records that no window takes are counted in
+        `gyre_consumer_skipped_total`.
+        """
         async with self._lock:
             places = {(record.topic, record.partition) for record in records}
             await self._take_over(places - self._partitions.keys())
@@ -82,12 +88,15 @@ class QualityWatch:
             await self._publish_due(places)
 
     async def tick(self) -> None:
-        """Tell what the passing of time closed."""
+        """Publish the windows that the passing of time closed, and commit what moved; call it about twice a second."""
         async with self._lock:
             await self._publish_due(set(self._partitions))
 
     async def forget(self, places: Collection[Place]) -> None:
-        """Drop partitions that went to another process, which counts their open windows again."""
+        """Drop partitions that went to another process, unpublished and uncommitted.
+
+        The other process counts their open windows again. Partitions that are not held are ignored.
+        """
         async with self._lock:
             for place in places:
                 self._partitions.pop(place, None)

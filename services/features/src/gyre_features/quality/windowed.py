@@ -23,11 +23,11 @@ _MIN_PERIODS = 3
 
 @dataclass(frozen=True)
 class Judged:
-    """What the checks said.
+    """What the checks of windows said.
 
     Attributes:
-        checks: the findings.
-        undecided: names of checks that have seen too little to say anything.
+        checks: the findings, passed or not.
+        undecided: names of checks of which no column has seen enough to say anything.
     """
 
     checks: tuple[Check, ...] = ()
@@ -35,13 +35,13 @@ class Judged:
 
 
 def windows_needed(spec: LoopSpec) -> int:
-    """How many of the newest windows of each topic the checks of a loop look at."""
+    """How many of the newest windows of each topic the checks of a loop look at, open and past ones together."""
     open_ones = int(spec.max_lateness_s // spec.quality.window_s) + 1
     return max(spec.quality.live.windows, _MAX_PERIODS + 1 + open_ones)
 
 
 def judge_windows(spec: LoopSpec, windows: QualityWindows, *, now: float) -> Judged:
-    """Judge the newest windows of a loop.
+    """Judge the newest `quality.live.windows` windows of a loop; publishes nothing.
 
     A replay's clock moves with its events, so that freshness and volume say something on the wall clock only.
 

@@ -34,7 +34,7 @@ _COMPARED = 2
 
 @dataclass(slots=True)
 class Range:
-    """Count, least, greatest and sum of one numeric field."""
+    """Count, least, greatest and sum of one numeric field; infinities stand for least and greatest before a value."""
 
     count: int = 0
     missing: int = 0
@@ -62,13 +62,18 @@ class Range:
 
 @dataclass(slots=True)
 class Window:
-    """What one partition looked like between two event times.
+    """What one partition looked like between two event times, `start` included and the end not.
 
     Attributes:
+        start: event time, unix seconds.
         first_offset: of the first record counted: where counting the window begins again after a crash.
-        tallies: what the checks of single events counted.
+        tallies: what the checks counted.
+        events: count of readable ones; `unreadable` are beside them.
+        types: count of interactions by type; beyond 64 types as `OTHER_TYPES`.
+        ranges: of numeric fields by name, and of interactions' values as `VALUE`.
+        newest: the greatest event time, at most the arrival time, unix seconds; 0 before an event.
         changed: something was counted since the window was last published.
-        published_at: when that was, seconds of the process's clock.
+        published_at: when that was, seconds of the process's monotonic clock; -inf for never.
     """
 
     start: float
@@ -83,7 +88,7 @@ class Window:
     published_at: float = -inf
 
     def count(self, spec: LoopSpec, event: Event) -> None:
-        """Count a readable event."""
+        """Count a readable event, whatever its time; the caller has chosen the window."""
         message = event.message
         self.events += 1
         self.changed = True
@@ -110,7 +115,14 @@ class Window:
         return self.ranges.setdefault(name, Range())
 
     def message(self, source: str, partition: int, *, seconds: float, final: bool) -> pb.QualityWindow:
-        """The window as it is published."""
+        """The window as it is published, so far.
+
+        Args:
+            source: full name of the topic.
+            partition: its number.
+            seconds: length of the window.
+            final: whether nothing is added to it any more.
+        """
         published = pb.QualityWindow(
             loop=source.partition(".")[0],
             topic=source,
@@ -130,7 +142,7 @@ class Window:
 
 
 class PartitionWindows:
-    """The open windows of one topic partition.
+    """The open windows of one topic partition: which record counts in which, and which are to be published.
 
     Args:
         spec: the loop.
@@ -162,11 +174,13 @@ class PartitionWindows:
         self.next_offset = 0
 
     def observe(self, now: float) -> None:
-        """Move the partition's time on, unix seconds; it never runs backwards."""
+        """Move the partition's time on to `now`, unix seconds; an earlier time changes nothing. Counts no record."""
         self._now = max(self._now, now)
 
     def count(self, offset: int, event: Event | None) -> str | None:
-        """Count a record, None for one that cannot be read; answer why it was left out, or None.
+        """Count a record, None for one that cannot be read.
+
+        Answer why it was left out, COUNTED or WINDOW_CLOSED, or None.
 
         A record without an event has no time of its own and falls into the window of the partition's time. A record at
         an offset that was counted already is left out.
@@ -184,7 +198,7 @@ class PartitionWindows:
         return None
 
     def skip(self, offset: int) -> str | None:
-        """Pass over a record that no window takes; answer why it was left out, or None."""
+        """Move `next_offset` past a record that no window takes; answer COUNTED where that was done before, or None."""
         was_counted = offset < self.next_offset
         self.next_offset = max(self.next_offset, offset + 1)
         return "COUNTED" if was_counted else None
@@ -212,14 +226,14 @@ class PartitionWindows:
     def _rest_before(self, start: float) -> None:
         for window in self._windows.values():
             if window.start < start:
-                window.tallies.rest()
+                window.tallies.end_comparisons()
 
     def _start_of(self, time: float) -> float:
         return floor(time / self._seconds) * self._seconds
 
     @property
     def resume_offset(self) -> int:
-        """Where a successor begins: the lowest offset that feeds an open window, or the next one to come."""
+        """The offset at which a successor begins: the lowest that feeds an open window, else the next to come."""
         waiting = self._unplaced_from if self._unplaced else self.next_offset
         return min((each.first_offset for each in self._windows.values()), default=waiting)
 
@@ -240,7 +254,10 @@ class PartitionWindows:
                 yield window, window.message(self.source, self.partition, seconds=self._seconds, final=final)
 
     def published(self, window: Window, *, final: bool) -> None:
-        """Note that a window was published as it stands; a final one is forgotten."""
+        """Note that a window was published as it stands.
+
+        A final one is dropped, and later events in it are left out.
+        """
         window.changed, window.published_at = False, monotonic()
         if final:
             self._closed_until = max(self._closed_until, window.start + self._seconds)

@@ -24,7 +24,7 @@ Open = Callable[[LoopSpec, int], OnlineStore]
 
 @dataclass(frozen=True)
 class ServedLayout:
-    """A layout that is read.
+    """A layout with its store and a reader; it need not be filled.
 
     Attributes:
         spec: the loop as the layout sees it.
@@ -40,18 +40,18 @@ class ServedLayout:
 
     @property
     def layout(self) -> Layout:
-        """The layout."""
+        """The compiled layout, which names the columns."""
         return self.store.layout
 
     @classmethod
     def of(cls, spec: LoopSpec, store: OnlineStore) -> ServedLayout:
-        """The layout of a spec and its store."""
+        """The layout of a spec and its store; asks the store nothing."""
         column = spec.serving.fallback_feature
         return cls(spec, store, Reader(store.layout), store.layout.index[column] if column else None)
 
 
 class ServedLayouts:
-    """The layouts of some loops.
+    """Finds the layouts that requests are answered from, of some loops, and opens a store of each.
 
     Args:
         loops: the newest specs, by loop.
@@ -66,7 +66,7 @@ class ServedLayouts:
         self._held: set[str] = set()
 
     def newest(self, loop: str) -> ServedLayout:
-        """The layout of gyre.yaml, filled or not.
+        """The layout of gyre.yaml, filled or not, with the store of the generation that is known by now.
 
         Raises:
             NotFound: the loop is not served here (UNKNOWN_LOOP).
@@ -105,7 +105,9 @@ class ServedLayouts:
         return found
 
     async def all(self, loop: str) -> list[OnlineStore]:
-        """The stores that may hold values of a loop: those of retired layouts, whose keys have not expired, too.
+        """The stores that may hold values of a loop, one for each known layout, retired ones included.
+
+        Layouts that this release cannot compile are missing. Waits for Kafka, at least 2 s.
 
         Raises:
             NotFound: the loop is not served here (UNKNOWN_LOOP).
@@ -126,7 +128,10 @@ class ServedLayouts:
         return list(stores.values())
 
     def summaries(self, loop: str) -> list[events_pb2.FeatureLayout]:
-        """What is known of the layouts that are not retired, the one declared last first, without definitions."""
+        """What is known of the layouts that are not retired, the one declared last first, without definitions.
+
+        Empty until the topic of layouts is read, and for unknown loops.
+        """
         return self._catalog.summaries(loop)
 
     async def _holds_values(self, served: ServedLayout) -> bool:

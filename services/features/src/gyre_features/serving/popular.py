@@ -8,7 +8,11 @@ _OWN_CATEGORIES = 3
 
 
 async def popular_for(store: OnlineStore, user_id: str, limit: int) -> list[tuple[str, float]]:
-    """(item id, score) of popular items, best first; of all items where the user is empty or has no favourites yet."""
+    """(item id, score) of at most `limit` popular items, best first; of all items for an empty or unknown user.
+
+    Half are of all items, the others of the user's three favourite categories, filled up from all; items that the user
+    has seen are among them. Scores are those of `OnlineStore.popular`.
+    """
     popular = await store.popular(limit)
     user_value = (await store.read(user_id, [])).user if user_id else None
     categories = favourite_categories(store, user_value)[:_OWN_CATEGORIES]
@@ -27,7 +31,10 @@ async def popular_for(store: OnlineStore, user_id: str, limit: int) -> list[tupl
 
 
 def favourite_categories(store: OnlineStore, user_value: bytes | None) -> list[str]:
-    """The categories of the recommendation field, those first on which the user's decayed weight is greatest."""
+    """The categories of the recommendation field that a user's packed value has a positive weight of, greatest first.
+
+    Empty for None, and where the layout has no affinity to that field.
+    """
     field, slots = store.spec.serving.recommend.genre_field, store.layout.slots("user")
     if user_value is None or field is None or store.popularity is None:
         return []

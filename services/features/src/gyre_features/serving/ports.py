@@ -19,19 +19,19 @@ class ErasureOutcome(Protocol):
 
     @property
     def deleted_keys(self) -> int:
-        """Keys deleted in the online store."""
+        """Count of keys deleted in the online store."""
 
     @property
     def found_keys(self) -> int:
-        """Keys that a search of the online store found afterwards."""
+        """Count of keys and members of buffers of the user that a search of the online store found afterwards."""
 
     @property
     def erased(self) -> privacy.UserErased | None:
-        """What the archive erased in the warehouse; None while it has not said so."""
+        """What the archive erased in the warehouse; None where it had not said so in time, and will still do it."""
 
 
 class Forgets(Protocol):
-    """Forgets users online and in the warehouse."""
+    """Forgets users online and in the warehouse, for good; see `Forgetting`."""
 
     async def forget(self, stores: Sequence[OnlineStore], user_id: str) -> ErasureOutcome:
         """Forget a user, hashed or not, in all stores of a loop; raises Unavailable where it must be asked again."""

@@ -22,7 +22,9 @@ _KINDS = {pb.ENTITY_KIND_USER: "user", pb.ENTITY_KIND_ITEM: "item"}
 
 
 def now_of(spec: LoopSpec, given: Timestamp | None) -> float:
-    """The loop's now, unix seconds: the request's own time; on the wall clock only where the two agree.
+    """The loop's now, unix seconds: the request's own time, on the wall clock only if within 5 s of the server's.
+
+    Otherwise the server's time; `given` is None where the request has none.
 
     Raises:
         Invalid: the replay clock needs a time, and there is none.
@@ -78,7 +80,13 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
         return response
 
     async def GetHistory(self, request: pb.GetHistoryRequest, context: object) -> pb.GetHistoryResponse:
-        """Answer a user's last interactions, newest first."""
+        """Answer a user's last interactions, newest first, by hashes of their items; none for an unknown user.
+
+        Raises:
+            NotFound: the loop is not served.
+            Precondition: no layout is filled, or none is known yet (LAYOUT_NOT_SERVED).
+            Unavailable: the store does not answer.
+        """
         store = (await self._layouts.read(request.loop, "")).store
         value = (await store.read(self._privacy[request.loop].user(request.user_id), [])).user
         response = pb.GetHistoryResponse()
@@ -104,7 +112,16 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
         return pb.DescribeFeaturesResponse(layout=layout.hash, columns=columns, layouts=known)
 
     async def ListPopular(self, request: pb.ListPopularRequest, context: object) -> pb.ListPopularResponse:
-        """Answer popular items: half of all, half of the categories that the user likes most, when one is named."""
+        """Answer popular items with decayed counts, best first: of a category, or of all and a user's favourites.
+
+        A category goes before a user; without both they are of all items.
+
+        Raises:
+            NotFound: the loop is not served.
+            Precondition: the loop ranks no items by popularity (NO_POPULARITY), or no layout can be read.
+            Invalid: an unknown category, or no request_time on the replay clock.
+            Unavailable: the store does not answer.
+        """
         store = (await self._layouts.read(request.loop, "")).store
         if store.popularity is None:
             raise Precondition(

@@ -72,21 +72,21 @@ class Backfilled:
     """What a backfill did.
 
     Attributes:
-        events: how many it applied.
-        rows: how many it read, and how many of them it set aside, since no event can be made of them.
+        events: count of archived events beyond the applied offsets, those that count for nothing among them.
+        rows: how many were read of each table, and how many of them set aside, since no event can be made of them.
     """
 
     events: int = 0
     rows: RowCounts = field(default_factory=RowCounts)
 
     def add(self, other: Backfilled) -> None:
-        """Add what another process did."""
+        """Add what another process did to this one's counts."""
         self.events += other.events
         self.rows.add(other.rows)
 
 
 def backfill(settings: BackfillSettings, spec: LoopSpec, *, processes: int) -> Backfilled:
-    """Apply all archived events of a loop that its present layout does not hold.
+    """Apply all archived events of a loop that the store of gyre.yaml's layout does not hold; blocks until done.
 
     The catalogue comes first, since behaviour is counted by the fields of its items. Events that a tombstone covers
     count for nothing, whether the archive has erased their rows yet or not.
@@ -94,7 +94,7 @@ def backfill(settings: BackfillSettings, spec: LoopSpec, *, processes: int) -> B
     Args:
         settings: where Kafka, the warehouse and the store are.
         spec: the loop.
-        processes: how many work side by side.
+        processes: how many work side by side at most, at least 1; each takes topic partitions of its own.
 
     Raises:
         Precondition: users were forgotten, and there is no key to tell whom (PRIVACY_KEY_MISSING).
@@ -139,7 +139,13 @@ async def _generation(settings: BackfillSettings, loop: str, layout: str) -> int
 
 
 def apply_archived(settings: BackfillSettings, loop: str, places: Sequence[Place], generation: int) -> Backfilled:
-    """Apply the warehouse's events of some topic partitions to the newest layout, from its applied offsets on."""
+    """Apply the warehouse's events of some topic partitions to gyre.yaml's layout, from its applied offsets on; blocks.
+
+    `generation` says which of the layout's stores; without partitions nothing is applied.
+
+    Raises:
+        Unavailable: Kafka or the store do not answer; what was applied stands.
+    """
     return asyncio.run(_apply(settings, load_loops(settings)[loop], places, generation))
 
 
@@ -157,7 +163,9 @@ async def _apply(settings: BackfillSettings, spec: LoopSpec, places: Sequence[Pl
 
 
 async def missing_events(catalog: Catalog, store: OnlineStore, places: Sequence[Place]) -> int:
-    """How many offsets of topic partitions the tables hold beyond a store's checkpoints.
+    """How many offsets of topic partitions the tables reach beyond the store's lowest applied ones, with gaps.
+
+    0 for none.
 
     Raises:
         Unavailable: the store does not answer.
@@ -169,9 +177,9 @@ async def missing_events(catalog: Catalog, store: OnlineStore, places: Sequence[
 
 
 class Archived:
-    """The archived events of one layout's loop, on their way to its store.
+    """Applies a loop's archived events to the store of one layout.
 
-    Nobody is told of the batches here: they stay in the store's outbox, and the stream tells them.
+    The batches are not published here: they stay in the store's outbox, from which the stream publishes them.
 
     Args:
         store: of the layout.
@@ -181,7 +189,7 @@ class Archived:
         read_tombstones: returns once `forgotten` knows everybody who was forgotten before.
 
     Attributes:
-        rows: how many were read, and how many of them were set aside.
+        rows: how many rows all calls of `apply` read, and how many of them were set aside.
     """
 
     def __init__(

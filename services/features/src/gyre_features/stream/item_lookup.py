@@ -12,7 +12,7 @@ _KEPT_S = 60.0
 
 
 class KnownItems:
-    """The versions of items' fields, as of the catalogue's applied offsets that the worker knows.
+    """A cache of the versions of items' fields, as of the catalogue's applied offsets that the worker knows.
 
     A worker knows what it changed itself. What others changed shows in the applied offsets, which the script compares:
     where they moved, everything is read again. What left no trace there, a deleted item, is noticed after a minute.
@@ -20,13 +20,18 @@ class KnownItems:
 
     def __init__(self, store: OnlineStore) -> None:
         self.version = 0
-        """Grows with whatever makes an earlier look-up old."""
+        """Grows with each `update` that changes something and each `clear`.
+
+        What was looked up under a lower one is stale.
+        """
         self._store = store
         self._versions: dict[str, Versions] = {}
         self._since = time.monotonic()
 
     async def lookup(self, ids: Sequence[str]) -> Mapping[str, Versions]:
-        """What is known of these items, and of others.
+        """The versions of at least these items, by id, read from the store where they are not cached.
+
+        Empty for unknown ones. The answer is the cache itself: it may hold other items, and changes with it.
 
         Raises:
             Unavailable: the store does not answer.
@@ -44,14 +49,14 @@ class KnownItems:
                 self._versions.update(found)
         return self._versions
 
-    def changed(self, versions: Mapping[str, Versions]) -> None:
-        """Take in the items whose fields a batch changed."""
+    def update(self, versions: Mapping[str, Versions]) -> None:
+        """Replace the cached versions of items, all of each, by what a batch left; without items nothing happens."""
         if versions:
             self._versions.update(versions)
             self.version += 1
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Empty the cache, so that everything is read again; the store is left alone."""
         self._versions = {}
         self._since = time.monotonic()
         self.version += 1

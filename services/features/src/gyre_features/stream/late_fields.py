@@ -41,12 +41,13 @@ def newest_seen(events: Iterable[Event]) -> float:
 
 @dataclass
 class StoredPriorState:
-    """What stands from before a batch: the items' versions, and with changes, the contributions that they may concern.
+    """What the store held before a batch: items' field versions, and the buffered events that changes may concern.
 
     Attributes:
-        items: versions by item.
+        items: versions by item, oldest first; an item that is unknown or was not looked up may be missing.
         base: the store's last batch when the contributions were read; None where none were needed.
-        known: members of the buffer of known items, each with its contributions; so `unknown`.
+        known: members of the buffer of events on known items, as stored, each with its contributions.
+        unknown: the same of the buffer of events on items whose fields were unknown.
     """
 
     items: Mapping[str, Versions]
@@ -56,11 +57,11 @@ class StoredPriorState:
     _by_item: dict[str, list[Contribution]] | None = None
 
     def versions(self, item_id: str) -> Versions:
-        """The versions of an item's fields."""
+        """The versions of an item's fields, oldest first; empty where none are known."""
         return self.items.get(item_id, ())
 
     def contributions(self, item_id: str) -> Iterable[Contribution]:
-        """The buffered contributions on an item."""
+        """The buffered contributions on an item, of both buffers; none where nothing was read of it."""
         if self._by_item is None:
             self._by_item = {}
             for _, contributions in (*self.known, *self.unknown):
@@ -70,19 +71,27 @@ class StoredPriorState:
 
 
 class LateFields:
-    """One loop's making up.
+    """Works out how fields that come after the events on their items correct what those events were counted with.
+
+    A contribution is what one event added to features from its item's fields. The store buffers them, so that a late
+    change can take them back and apply them again with the fields that they should have been counted with.
 
     Args:
-        store: of the loop. What its buffers hold counts: of whoever is forgotten they hold nothing more.
+        store: of one layout of the loop. What its buffers hold counts: of whoever is forgotten they hold nothing more.
     """
 
     def __init__(self, store: OnlineStore) -> None:
         self._store, self._layout = store, store.layout
 
-    async def announce(self, changes: Sequence[FieldsChanged], items: Mapping[str, Versions]) -> dict[str, Versions]:
-        """Let every virtual shard's look-ups find changed fields, before the first shard takes the change in.
+    async def store_versions(
+        self, changes: Sequence[FieldsChanged], items: Mapping[str, Versions]
+    ) -> dict[str, Versions]:
+        """Write changed items' field versions to the store, so that look-ups find them before a shard applies them.
 
-        So an event that is folded between two shards reads what it will have been folded with in the end.
+        So an event that is applied between two shards reads what it will have been counted with in the end.
+
+        Returns:
+            All versions of the changed items, oldest first: those in `items` with the changes.
 
         Raises:
             Unavailable: the store does not answer.
@@ -96,10 +105,12 @@ class LateFields:
         await self._store.put_versions({item_id: fields.pack(each) for item_id, each in found.items()}, ttl_s=ttl_s)
         return found
 
-    async def known(
+    async def prior_state(
         self, shard: int, changes: Sequence[FieldsChanged], items: Mapping[str, Versions]
     ) -> StoredPriorState:
-        """Read what changes may concern; the number of the last batch first, so that the script can compare.
+        """Read from the store what changes of items may concern; without changes nothing is read.
+
+        The number of the last batch is read first, so that the script refuses what another batch has made stale.
 
         Raises:
             Unavailable: the store does not answer.
@@ -125,8 +136,10 @@ class LateFields:
                 since = start if since is None else min(since, start)
         return since, is_new
 
-    async def whole(self, shard: int, batch: AggregatedBatch) -> dict[EntityId, bytes]:
-        """The values that the batch's refolds change, with what else the batch adds to them.
+    async def corrected_values(self, shard: int, batch: AggregatedBatch) -> dict[EntityId, bytes]:
+        """Packed whole values to replace a shard's stored ones: corrected, and with what else the batch adds to them.
+
+        Only entities that a correction concerns and that the store holds. Nothing is written.
 
         Raises:
             Unavailable: the store does not answer.
@@ -151,10 +164,24 @@ class LateFields:
                 each.merge(delta)
         return {entity: each.pack(0) for entity, each in states.items()}
 
-    def buffers(
+    def buffer_changes(
         self, shard: int, batch: AggregatedBatch, known: StoredPriorState, *, newest: float
     ) -> tuple[BufferChange, ...]:
-        """What becomes of the buffered contributions; `newest` is the batch's `newest_seen`."""
+        """The changes to a shard's buffers that the batch makes; nothing is written here.
+
+        Each new contribution of the batch is added, that an item's fields were known or not; those that the batch
+        corrected leave, and come in again as the batch counted them.
+
+        Args:
+            shard: the virtual shard.
+            batch: with its contributions, the corrected ones among them, and its corrections.
+            known: what `prior_state` read for the batch.
+            newest: the batch's `newest_seen`; contributions older than it by the buffer's retention are dropped.
+
+        Returns:
+            One change for the buffer of known items, then one for that of unknown items; none where the batch changes
+            nothing in either.
+        """
         layout, gone = self._layout, {contribution for contribution, _ in batch.corrections}
         contributions = (
             batch.contributions
@@ -179,8 +206,13 @@ class LateFields:
             found.append(BufferChange(drop, add, newest - kept_s, ceil(kept_s) + BUFFER_IDLE_S))
         return tuple(found)
 
-    def versions(self, shard: int, batch: AggregatedBatch, known: StoredPriorState) -> dict[str, tuple[bytes, int]]:
-        """What is to be kept of changed items' earlier fields, with its time to live."""
+    def older_versions(
+        self, shard: int, batch: AggregatedBatch, known: StoredPriorState
+    ) -> dict[str, tuple[bytes, int]]:
+        """The packed versions, without the newest, to store of a shard's changed items, with time to live in s.
+
+        An empty value deletes what is stored. Nothing is written here.
+        """
         fields, store, found = self._layout.item_fields, self._store, dict[str, tuple[bytes, int]]()
         for item_id, versions in batch.versions.items():
             if store.shards > 1 and store.names.shard_of("item", item_id) != shard:

@@ -22,7 +22,13 @@ _COMPACTED_AFTER_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a layout is: offsets that its store holds, of those that it is to hold; and whether it follows Kafka."""
+    """How far the filling of a layout is.
+
+    Attributes:
+        filled: count of offsets, over all topic partitions, that its store has applied.
+        total: count of those that it is to apply before it is filled.
+        is_filled: whether it is, and now only follows Kafka.
+    """
 
     filled: int
     total: int
@@ -37,7 +43,7 @@ class LayoutStream:
         store: of the layout.
         worker: what applies events.
         consumer: a member of the layout's own group.
-        topics: that it reads, full names.
+        topics: full names of those that the consumer reads.
     """
 
     store: OnlineStore
@@ -49,7 +55,7 @@ class LayoutStream:
     _rounds: int = field(default=0, init=False)
 
     def work(self, ready: Callable[[], Awaitable[object]]) -> ConsumerWork:
-        """What applies events, once `ready` has returned."""
+        """The work that applies events, not started: it begins once `ready` has returned."""
         return ConsumerWork(self.consumer, self.worker.apply, ready=ready, close=self.worker.close)
 
     @property
@@ -59,7 +65,7 @@ class LayoutStream:
         return self.consumer.has_joined and catalogue in self.consumer.kafka.assignment()
 
     async def progress(self) -> Progress:
-        """How far the layout is.
+        """How far the layout is, for one caller that asks until it is filled.
 
         The store is compared with the ends that the topics had a moment ago, since they move on under traffic. Once it
         reaches them, it is filled if that took little time; otherwise the next ends are waited for.
@@ -90,7 +96,9 @@ class LayoutStream:
 
 
 async def is_gone_from_kafka(consumer: Consumer, store: OnlineStore, places: Sequence[Place]) -> bool:
-    """Whether Kafka lacks some of what a store is to apply next.
+    """Whether Kafka has deleted records of some topic partition that the store has not applied yet, by their offsets.
+
+    What compaction took out is not noticed; see `compacted_places`.
 
     Raises:
         Unavailable: the store does not answer.
@@ -102,7 +110,9 @@ async def is_gone_from_kafka(consumer: Consumer, store: OnlineStore, places: Seq
 
 
 async def compacted_places(consumer: Consumer, store: OnlineStore, places: Sequence[Place]) -> list[Place]:
-    """Those of some topic partitions that a store has lost, or never had, and Kafka may have compacted, by their age.
+    """Those of some topic partitions that a store has no checkpoint of and Kafka may have compacted, by their age.
+
+    Only partitions of compacted topics; a store never had these, or lost them.
 
     A store with a checkpoint of a partition reads on in Kafka from there, so that what is refused gets its dead letter.
 

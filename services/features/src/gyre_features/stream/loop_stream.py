@@ -55,11 +55,11 @@ OnBatch = Callable[[BatchApplied, Sequence[Event]], Awaitable[None]]
 
 
 async def nobody_forgotten() -> None:
-    """Where nobody can be forgotten, everybody who was is known."""
+    """A `ReadTombstones` for streams without forgetting: returns at once."""
 
 
 def feature_event(event: Event) -> FeatureEvent:
-    """A decoded event as the feature algebra takes it: behaviour at its `time_seen`."""
+    """A decoded event for the feature algebra: behaviour at its `time_seen`, and of an impression the items shown."""
     message = event.message
     if isinstance(message, behavior.Interaction):
         value, seen = message.value if message.HasField("value") else None, time_seen(event.time, event.arrival_time)
@@ -133,14 +133,19 @@ class LoopStream:
         ]
 
     def follow_catalogue(self, partitions: int) -> None:
-        """Take changes of items from so many partitions, which Kafka may have more of than `gyre.yaml` says."""
+        """Set how many partitions `catalog.items` has, which may be more than `gyre.yaml` says.
+
+        `catalogue` then names them.
+
+        Nothing is read here.
+        """
         name = topic(self.store.spec.loop, "catalog.items")
         self.catalogue = tuple((name, partition) for partition in range(partitions))
 
     async def checkpoints(self, places: Iterable[Place]) -> dict[Place, list[Checkpoint]]:
-        """Up to where the virtual shards hold topic partitions, one checkpoint for each shard that differs.
+        """Read up to where the virtual shards hold topic partitions: of each the checkpoints, without repeats.
 
-        What this stream knows of the store follows; it applies events from there on.
+        This stream then takes these for the store's state, drops what it had cached, and applies events from there on.
 
         Raises:
             Unavailable: the store does not answer.
@@ -156,7 +161,9 @@ class LoopStream:
         return {place: list(dict.fromkeys(found[place] for found in stored)) for place in wanted}
 
     async def assigned(self, places: Iterable[Place]) -> AppliedOffsets:
-        """Take over topic partitions; answer for each the offset to begin at: the lowest applied offset of all shards.
+        """As `checkpoints`.
+
+        Answers for each topic partition the offset to begin at: the lowest applied one of all shards.
 
         Raises:
             Unavailable: the store does not answer.
@@ -165,7 +172,9 @@ class LoopStream:
         return {place: min(each.offset for each in stored) for place, stored in found.items()}
 
     async def unpublished(self) -> list[BatchApplied]:
-        """The applied batches that nobody is known to have published, so after a crash those that it left so.
+        """The applied batches that stand in the store's outbox, since nobody is known to have published them.
+
+        Reads alone. Each shard's are in the order of their numbers.
 
         Raises:
             Unavailable: the store does not answer.
@@ -174,11 +183,11 @@ class LoopStream:
         return [restored(*each) for shard in shards for each in (await self.store.outbox(shard)).items()]
 
     def published(self, batch: BatchApplied) -> None:
-        """Others know of a batch: the next script lets it leave the store's outbox."""
+        """Note that Kafka has a batch: the shard's next script or `clear_outbox` takes it from the store's outbox."""
         self._published[batch.shard].append(batch.batch)
 
     async def clear_outbox(self) -> None:
-        """Let the batches that were published leave the outbox without a further script.
+        """Remove the batches that were noted as published from the store's outbox now, without waiting for a batch.
 
         Raises:
             Unavailable: the store does not answer.
@@ -189,7 +198,9 @@ class LoopStream:
                 published.clear()
 
     async def apply(self, events: Sequence[Event], ends: Mapping[Place, Checkpoint] | None = None) -> None:
-        """Apply decoded events; within a topic partition they are in the order of their offsets.
+        """Apply decoded events to all virtual shards; within a topic partition they are in the order of their offsets.
+
+        What a shard holds already is skipped, so that a repeated call changes nothing.
 
         Args:
             events: what counts.
@@ -209,7 +220,7 @@ class LoopStream:
         changes = (feature_event(event) for event in events if isinstance(event.message, behavior.ItemChanged))
         changed = _of_items(changes)
         items = await self.store.versions(list({change.id for change in changed}))
-        self._items.changed(await self._late.announce(changed, items))
+        self._items.update(await self._late.store_versions(changed, items))
 
     async def _apply_to(self, shard: int, whole: Batch) -> None:
         """Apply batch after batch; while the store takes one in, the next is prepared."""
@@ -244,7 +255,7 @@ class LoopStream:
             batch, published = self._described(shard, fresh, prepared), tuple(self._published[shard])
             write = Write(
                 expected={place: applied_offsets.get(place, 0) for place in following},
-                following=repeats.checkpoints(following),
+                following=repeats.with_append_windows(following),
                 deltas=prepared.deltas,
                 changed=prepared.changes.keys(),
                 identities=repeats.identities(prepared.selected, applied_offsets, following),
@@ -301,9 +312,9 @@ class LoopStream:
             self._catalogue_offsets[shard] = tuple(applied_offsets[place] for place in self.catalogue)
         items = await self._items.lookup(needed)
         version = self._items.version if needed else None
-        prior = await self._late.known(shard, _of_items(changes) if needed else [], items)
+        prior = await self._late.prior_state(shard, _of_items(changes) if needed else [], items)
         batch = aggregate_batch(layout, changes, prior)
-        whole = await self._late.whole(shard, batch) if batch.corrections else {}
+        whole = await self._late.corrected_values(shard, batch) if batch.corrections else {}
         waiting, arrived = (
             sum(not contribution.is_known for contribution in contributions)
             for contributions in (batch.contributions, dict(batch.corrections))
@@ -320,8 +331,8 @@ class LoopStream:
             base=prior.base,
             whole=whole,
             versions=batch.versions,
-            older=self._late.versions(shard, batch, prior),
-            buffers=self._late.buffers(shard, batch, prior, newest=newest_seen(selected.kept)) if needed else (),
+            older=self._late.older_versions(shard, batch, prior),
+            buffers=self._late.buffer_changes(shard, batch, prior, newest=newest_seen(selected.kept)) if needed else (),
             late={"waiting": waiting, "came": arrived, "corrected": len(batch.corrections) - arrived},
         )
 
@@ -373,7 +384,7 @@ class LoopStream:
         """Keep what is known of items: nobody else changed some, or the script would not have applied the batch."""
         if prepared.items_version is not None:
             self._catalogue_offsets[shard] = applied.watched
-            self._items.changed(prepared.versions)
+            self._items.update(prepared.versions)
         loop = self.store.spec.loop
         count_left_out(loop, prepared.selected.repeats)
         count_late_fields(loop, prepared.late)

@@ -112,11 +112,16 @@ class LayoutMaintainer:
         self._newest = Declared(Layout.compile(self.spec).hash, LayoutDefinition.of(self.spec))
 
     def stop(self) -> None:
-        """End `run` after the batches under way."""
+        """Ask `run` to end after the batches under way; returns at once."""
         self._stopping.set()
 
     async def check(self) -> bool:
-        """Whether every layout that is read gets on; raises why not, or why gyre.yaml's is refused."""
+        """Whether the streams of all layouts that are read run here and are healthy; False before they have started.
+
+        Raises:
+            Precondition: gyre.yaml's layout is refused.
+            Exception: what a stream fails with.
+        """
         if self._refusal is not None:
             raise self._refusal
         current, known = self.catalog.current(self.spec.loop), self.catalog.known(self.spec.loop)
@@ -125,7 +130,10 @@ class LayoutMaintainer:
         return bool(runners) and len(runners) == len(read) and all([await each.check() for each in runners])
 
     async def run(self) -> None:
-        """Maintain until `stop`."""
+        """Maintain until `stop`, then end all streams.
+
+        What Kafka or the store do not answer is tried again each second.
+        """
         await self.ready()
         try:
             while not self._stopping.is_set():
@@ -139,7 +147,7 @@ class LayoutMaintainer:
             await asyncio.gather(*(self._end(each) for each in list(self._running)))
 
     def stores(self) -> list[OnlineStore]:
-        """The stores of the layouts that are maintained."""
+        """The stores of the layouts whose streams this process has opened."""
         return [each.stream.store for each in self._running.values() if each.stream is not None]
 
     async def _look(self) -> None:
@@ -321,11 +329,14 @@ class LayoutMaintainer:
         await self.catalog.catch_up(self.spec.loop)
 
     def generation_of(self, hash_: str) -> int:
-        """Which of its stores a layout that is maintained here is applied to."""
+        """The generation of the store that a layout's stream writes here.
+
+        KeyError for a layout that is not maintained here.
+        """
         return self._running[hash_].generation
 
     def is_filling(self, hash_: str) -> bool:
-        """Whether a layout is being filled, so that nobody reads it."""
+        """Whether the topic says that a layout is being filled; False for a layout that it does not know."""
         known = self.catalog.known(self.spec.loop).get(hash_)
         return known is not None and known.state is LayoutState.FILLING
 

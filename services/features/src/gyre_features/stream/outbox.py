@@ -13,7 +13,15 @@ from gyre_features.online.script import OUTBOX_TIME, time_of
 def described(
     loop: str, layout_hash: str, shard: int, *, fresh: Sequence[Event], count: int
 ) -> events_pb2.BatchApplied:
-    """A batch before it has a number and a time; `count` of its events are no duplicates."""
+    """The message of a batch before it has a number and a time.
+
+    Args:
+        loop: its name.
+        layout_hash: of the layout.
+        shard: the virtual shard.
+        fresh: the batch's events beyond the applied offsets, at least one; repeats, too, since ranges are made of them.
+        count: how many of them count.
+    """
     spans: dict[tuple[str, int], tuple[int, int]] = {}
     newest = float("-inf")
     for event in fresh:
@@ -28,17 +36,17 @@ def described(
 
 
 def completed(message: events_pb2.BatchApplied, number: int, applied_time: float) -> events_pb2.BatchApplied:
-    """The batch as it stands in the store: its number, and when the store had it, unix seconds."""
+    """The same message, with the batch's number set, and when the store applied it, unix seconds."""
     message.batch = number
     message.applied_time.FromNanoseconds(int(applied_time * 1e9))
     return message
 
 
 def restored(number: int, kept: bytes) -> events_pb2.BatchApplied:
-    """A batch from what the outbox holds of it."""
+    """The message of a batch, from its number and the bytes that the outbox holds of it."""
     return completed(events_pb2.BatchApplied.FromString(kept[OUTBOX_TIME.size :]), number, time_of(kept))
 
 
 def identity_of(message: events_pb2.BatchApplied) -> str:
-    """The event id of a batch: the same each time that it is told."""
+    """The CloudEvents id under which a completed batch is published: the same each time that it is."""
     return f"{message.layout}-{message.shard}-{message.batch}-{message.applied_time.ToNanoseconds()}"

@@ -24,12 +24,12 @@ _IDENTITY_BYTES = 8
 
 
 def identity(source: str, event_id: str) -> bytes:
-    """Eight bytes that stand for an event among the applied identities."""
+    """Eight bytes, a hash of (source, id), that stand for an event among the applied identities."""
     return blake2b(f"{source}\0{event_id}".encode(), digest_size=_IDENTITY_BYTES).digest()
 
 
 def request_identity(user_id: str, request_id: str) -> bytes:
-    """Eight bytes that stand there for the answer to one user's request: its first impression counts."""
+    """Eight bytes, a hash, that stand there for one user's request, of which only the first impression counts."""
     text = f"{user_id}\0{request_id}".encode()
     return blake2b(text, digest_size=_IDENTITY_BYTES, person=b"request").digest()
 
@@ -103,7 +103,10 @@ class WithoutRepeats:
 
 
 class RepeatFilter:
-    """Leaves out of one virtual shard's batches what counts for nothing.
+    """Leaves out of one virtual shard's batches what counts for nothing: repeats, and behaviour of forgotten users.
+
+    It holds no identities from before a batch, which only the store knows; what it keeps between batches is where in
+    each topic partition the windows of append times begin.
 
     Args:
         window_s: length of a window of append times, seconds.
@@ -111,7 +114,7 @@ class RepeatFilter:
         forgotten: whether an event is of a user who was forgotten.
 
     Attributes:
-        version: changes wherever numbers of windows are others than before.
+        version: grows with each `restart`; what was selected under a lower one has other numbers of windows.
     """
 
     def __init__(self, window_s: int, *, counts_impressions: bool, forgotten: Callable[[Event], bool]) -> None:
@@ -120,19 +123,24 @@ class RepeatFilter:
         self.version = 0
 
     def restart(self, checkpoints: Mapping[Place, Checkpoint]) -> None:
-        """Go on from what the store holds of topic partitions."""
+        """Take the windows of topic partitions from the store's checkpoints; what was selected before is stale."""
         self.version += 1
         for place, checkpoint in checkpoints.items():
             self._places[place] = _PlaceWindows(self._window_s, checkpoint)
 
     def applied(self, ends: Mapping[Place, Checkpoint]) -> None:
-        """Note that the store holds topic partitions up to some checkpoints."""
+        """Drop the windows before some checkpoints, which the store has applied.
+
+        Places that are unknown are ignored.
+        """
         for place, end in ends.items():
             if place in self._places:
                 self._places[place].applied(end.offset)
 
     def select(self, events: Iterable[Event], known: frozenset[RepeatedIdentity]) -> WithoutRepeats:
-        """Drop repeats of earlier events of the batch, and what only moves applied offsets.
+        """The events that count, without repeats of earlier ones of the batch and what only moves applied offsets.
+
+        Nothing is remembered of the identities until the store has applied them: the same batch may be selected again.
 
         Args:
             events: that the store does not hold; each topic partition's in the order of its offsets.
@@ -177,7 +185,13 @@ class RepeatFilter:
     def identities(
         self, selected: WithoutRepeats, applied_offsets: AppliedOffsets, ends: Mapping[Place, Checkpoint]
     ) -> dict[Place, Identities]:
-        """What the store is to remember of a batch, where that takes its topic partitions from applied offsets on."""
+        """The identities of a batch that the store is to remember, by topic partition; those without news are missing.
+
+        Args:
+            selected: what `select` gave for the batch.
+            applied_offsets: where the store stands before it; 0 for places that are missing.
+            ends: the checkpoints after it.
+        """
         found = {}
         for place, end in ends.items():
             windows = self._places.get(place)
@@ -190,8 +204,11 @@ class RepeatFilter:
                 found[place] = Identities(stored, reached, runs)
         return found
 
-    def checkpoints(self, ends: Mapping[Place, Checkpoint]) -> dict[Place, Checkpoint]:
-        """The checkpoints with the windows that the log has reached there."""
+    def with_append_windows(self, ends: Mapping[Place, Checkpoint]) -> dict[Place, Checkpoint]:
+        """Copies of checkpoints with `append_window` set: the window of append times that the log has reached there.
+
+        Checkpoints of places that are unknown stay as they are. No identities are in them.
+        """
         places = self._places
         return {
             place: replace(end, append_window=places[place].reached(end.offset)[1]) if place in places else end

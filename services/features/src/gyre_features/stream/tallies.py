@@ -26,7 +26,9 @@ def field_changes(layout: Layout, events: Iterable[FeatureEvent]) -> dict[Entity
 def count_superseded(
     loop: str, layout: str, changes: Mapping[EntityId, Sequence[float]], before: Mapping[EntityId, float]
 ) -> None:
-    """Count the changes that are older than what was stored, or than one before them; of one time the later wins.
+    """Add to `gyre_features_superseded_total` the changes older than what was stored, or than one before in the batch.
+
+    A change of the same time as the one before it is not older: the later one wins.
 
     Args:
         loop: its name.
@@ -46,13 +48,13 @@ def count_superseded(
 
 
 def count_left_out(loop: str, duplicates: Mapping[str, int]) -> None:
-    """Count the events that were left out, by reason."""
+    """Add to the metric `gyre_features_duplicates_total` the events that were left out as repeats, by reason."""
     for reason, count in duplicates.items():
         instrument("gyre_features_duplicates_total").add(count, loop=loop, reason=reason)
 
 
 def count_late_fields(loop: str, late: Mapping[str, int]) -> None:
-    """Count the events whose items' fields were unknown or changed later, by outcome."""
+    """Add to `gyre_features_late_fields_total` events whose items' fields were unknown or changed later, by outcome."""
     for outcome, count in late.items():
         if count:
             instrument("gyre_features_late_fields_total").add(count, loop=loop, outcome=outcome)

@@ -39,7 +39,7 @@ class Filling:
     """How a layout that is not filled yet is filled beside the others.
 
     Attributes:
-        fill: does it, where anything is missing that Kafka is not to bring.
+        fill: applies from the warehouse what the store lacks of some partitions and Kafka is not to bring, if anything.
         is_filling: whether the layout is still being filled, so that nobody reads it.
         gives_way: whether another layout is read meanwhile, whose events come first.
         share: of the time that applying events may take while it gives way, above 0 and at most 1.
@@ -54,7 +54,18 @@ class Filling:
 
 
 class StreamWorker:
-    """Takes a consumer's batches to the store of one loop's layout, and holds behaviour back until items are known."""
+    """Applies a consumer's batches to the store of one loop's layout, and holds behaviour back until items are known.
+
+    Its methods are the hooks of a `Consumer`; applied batches are published to `features.applied`.
+
+    Args:
+        store: of the layout.
+        producer: for what is published.
+        max_events: in one batch, so in one script of Redis.
+        filling: how the layout is filled from the warehouse; None where it never is.
+        forgotten: whether an event is of a user who was forgotten.
+        read_tombstones: returns once `forgotten` knows everybody who was forgotten before.
+    """
 
     def __init__(
         self,
@@ -108,7 +119,12 @@ class StreamWorker:
         running.result()
 
     async def assigned(self, consumer: Consumer, partitions: tuple[TopicPartition, ...]) -> None:
-        """Hold behaviour back until the catalogue, as long as it is now, stands in the store."""
+        """Hold the behaviour partitions back until the store has applied the catalogue up to its present end.
+
+        Returns at once.
+
+        Where the catalogue makes no progress for 10 s they are released all the same.
+        """
         declared = self._stream.store.spec.shards.kafka_partitions
         found = {name: consumer.partitions_of(name) for name in {self._catalogue, *(each.topic for each in partitions)}}
         if more := {name: count for name, count in found.items() if count > declared}:
@@ -130,7 +146,12 @@ class StreamWorker:
         return topic(self._loop, CATALOGUE)
 
     async def close(self) -> None:
-        """End what waits, and let Kafka take what is still to be published; the next start publishes the rest."""
+        """Stop waiting for the catalogue, and wait up to 5 s for Kafka to take what is published.
+
+        Raises nothing for it.
+
+        What is left stands in the outbox, and the next start publishes it. The producer stays open.
+        """
         if self._wait is not None:
             self._wait.cancel()
             await asyncio.gather(self._wait, return_exceptions=True)
@@ -140,7 +161,9 @@ class StreamWorker:
                 await self._stream.clear_outbox()
 
     async def apply(self, batch: Batch) -> None:
-        """Apply a batch.
+        """Apply a batch and publish it.
+
+        While the layout gives way to another, wait afterwards to keep its share of time.
 
         Raises:
             Unavailable: the store does not answer; call again with the same batch.

@@ -116,7 +116,11 @@ _COLUMNS_OF: Mapping[str, Columns] = {
 
 
 def rows_of(topic: str, events: Sequence[Event]) -> pa.Table:
-    """Events of one topic as rows of its table."""
+    """Events of one topic as rows of its table, in their order; one that has no arrival time is given the present.
+
+    Raises:
+        Exception: an event does not fit the table; see `rows_apart`.
+    """
     table = TABLE_OF[topic.partition(".")[2]]
     messages = [event.message for event in events]
     columns: dict[str, Iterable[Any]] = {
@@ -155,7 +159,7 @@ class _Waiting:
 
 
 class Archive:
-    """Collects events and appends them table by table.
+    """Collects events in memory and appends them table by table, to Iceberg.
 
     Where a table stands is read from its properties, never from the group's offsets, which run ahead of it: rows wait
     in memory after they were handed over. On a conflict with another writer the properties are read again and what is
@@ -190,7 +194,10 @@ class Archive:
         self._refused = RefusedRows(catalog)
 
     def checkpoints(self, topic: str) -> dict[int, Checkpoint]:
-        """Up to where the table of a topic holds each of its partitions."""
+        """Up to where the table of a topic, made where it is missing, holds each of its partitions; blocks.
+
+        Partitions of which it holds nothing are missing; rows that wait in memory do not count.
+        """
         return checkpoints_of(self._table(topic))
 
     def _table(self, topic: str) -> Table:
@@ -198,7 +205,9 @@ class Archive:
         return ensure_table(self._catalog, loop, TABLE_OF[suffix])
 
     async def add(self, events: Sequence[Event], ends: Mapping[Place, Checkpoint] | None = None) -> None:
-        """Take events in; what is at an offset that was taken in already is left out.
+        """Put events among the rows that wait in memory, after a `flush` where too many wait.
+
+        They are stored by `run` or the next `flush`. What is at an offset that was taken in already is left out.
 
         Args:
             events: each partition's in the order of its offsets.
@@ -234,7 +243,7 @@ class Archive:
         return pa.concat_tables(made) if made else rows_of(topic, [])
 
     async def run(self) -> None:
-        """Append what waits too long, until cancelled; while the warehouse takes nothing, try again."""
+        """Append what waits too long, until cancelled; a warehouse that takes nothing is logged, and tried again."""
         while True:
             await asyncio.sleep(self._max_s / 4)
             if self._waiting and time.monotonic() - self._since >= self._max_wait_s:
@@ -249,10 +258,12 @@ class Archive:
         return min(max(self._max_s, self._commits / _COMMITS_FOR_A_SECOND), max(self._max_s, _LONGEST_S))
 
     async def release(self, *, append: bool = True) -> None:
-        """Append what waits and forget it, for its partitions go; the next owner reads on from the table's offsets.
+        """Append what waits and drop it from memory, stored or not, for its partitions go.
+
+        The next owner reads on from the table's offsets, so nothing is lost; a warehouse that takes nothing is logged.
 
         Args:
-            append: False to leave it all to the next owner.
+            append: False to drop it unwritten, and leave it all to the next owner.
         """
         try:
             if append:
@@ -294,7 +305,10 @@ class Archive:
             raise self._failing[1]
 
     async def alone(self, loop: str, tables: Sequence[str], work: Callable[[Table], Result]) -> dict[str, Result]:
-        """Do something with tables of a loop, in a thread, while nothing is appended and nothing waits.
+        """Append what waits, then do something with tables of a loop, in a thread, while this archive appends nothing.
+
+        Answers what `work` answered, by table. The tables are worked on one after the other: where one fails, those
+        before it stay as `work` left them.
 
         Raises:
             Unavailable: the warehouse does not take what waits, or the work failed.

@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """What a compaction did: count of files that went, of those that came, and of the rows in both."""
+    """What a compaction did: count of files that were replaced, of those that replace them, and of rows in them."""
 
     files: int = 0
     into: int = 0
@@ -41,7 +41,7 @@ class Compacted:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """What an expiry did: count of snapshots that went, and of files."""
+    """What an expiry did: count of snapshots that expired, of files that only those held, and of orphans deleted."""
 
     snapshots: int
     files: int
@@ -68,7 +68,7 @@ def compact(table: Table, *, target_bytes: int, min_files: int) -> Compacted:
 
 
 def compactable(table: Table, *, target_bytes: int, min_files: int) -> int:
-    """How many small files `compact` would rewrite now."""
+    """How many small files `compact` would rewrite now; changes nothing."""
     return sum(len(tasks) for tasks in _groups(table, target_bytes, min_files))
 
 
@@ -151,7 +151,7 @@ def expire(
 
     Args:
         table: any.
-        keep: younger snapshots stay.
+        keep: snapshots younger than this stay.
         keep_count: so many of the newest stay, whatever their age.
         named: ids of snapshots that stay, since a model was made from them.
         orphan_age: files that nothing names stay so long, for a commit under way names its files only at its end.
@@ -181,7 +181,10 @@ def expire(
 
 
 def outdated(table: Table, before: datetime, keep_count: int, named: frozenset[int]) -> set[int]:
-    """The snapshots that expire: older than `before`, not among the newest, and not named; ids."""
+    """The ids of the snapshots that `expire` would expire: older than `before`, not among the newest, not named.
+
+    Those of the table's branches and tags stay, too. Changes nothing.
+    """
     newest = sorted(table.snapshots(), key=lambda each: each.sequence_number or 0, reverse=True)
     kept = named | {each.snapshot_id for each in table.refs().values()}
     before_ms = int(before.timestamp() * 1000)

@@ -25,7 +25,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def delete_orphans_of(table: Table, is_user: Callable[[str], bool], *, gone: frozenset[str]) -> int:
-    """Delete the orphans with rows of a user, and those that tell bounds of such files; answer how many went.
+    """Delete the orphans of any age with rows of a user, and the manifests that tell bounds of such.
+
+    Answers how many files went. Orphans are files that no snapshot names. Those that cannot be read stay.
 
     Args:
         table: with a column `user_id`.

@@ -20,7 +20,9 @@ MakeRows = Callable[[Sequence[Event]], pa.Table]
 
 
 def rows_apart(make: MakeRows, events: Sequence[Event]) -> tuple[list[pa.Table], list[tuple[Event, str]]]:
-    """Rows of events, and the events that no row can be made of with the kind of error, found by halving.
+    """Tables of rows, in the events' order, and the events that make no row, each with its error's class name.
+
+    They are found by halving; nothing is written or logged. Without events `make` is called with none.
 
     Args:
         make: makes the rows of events of one topic.
@@ -37,14 +39,14 @@ def rows_apart(make: MakeRows, events: Sequence[Event]) -> tuple[list[pa.Table],
 
 
 class RefusedRows:
-    """Collects events that their table cannot hold, and appends them to `refused_rows` of their loop."""
+    """Collects events that their table cannot hold; `flush` appends their places to `refused_rows` of their loop."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._waiting: list[tuple[Event, str]] = []
 
     def add(self, refused: Sequence[tuple[Event, str]]) -> None:
-        """Take in events with the kind of error."""
+        """Hold events, each with its error's class name, until `flush`; counts and logs each."""
         for event, reason in refused:
             loop = event.topic.partition(".")[0]
             instrument("gyre_archive_refused_rows_total").add(loop=loop, topic=event.topic, reason=reason)
@@ -53,7 +55,10 @@ class RefusedRows:
         self._waiting += refused
 
     def flush(self) -> None:
-        """Append what waits; what is there already, after a crash between two tables, is not repeated."""
+        """Append what waits, blocking; what the table holds already, after a crash between two tables, is not repeated.
+
+        Where it raises, all of it waits on.
+        """
         for loop in {event.topic.partition(".")[0] for event, _ in self._waiting}:
             own = [each for each in self._waiting if each[0].topic.startswith(f"{loop}.")]
             table = ensure_table(self._catalog, loop, REFUSED)

@@ -13,7 +13,10 @@ Levels = tuple[set[str], set[str], set[str]]
 
 
 def files_of(table: Table, snapshots: Iterable[Snapshot]) -> Levels:
-    """The data files of some snapshots, the manifests that name them and hold their bounds, and the lists of those."""
+    """URIs of some snapshots' data files, of the manifests that name them with their bounds, and of the manifest lists.
+
+    What a deleted list or manifest named is missing.
+    """
     data: set[str] = set()
     manifests: set[str] = set()
     lists: set[str] = set()
@@ -29,7 +32,7 @@ def files_of(table: Table, snapshots: Iterable[Snapshot]) -> Levels:
 
 
 def delete_files(table: Table, old: Levels, kept: Levels) -> int:
-    """Delete files that only old snapshots name; answer how many went.
+    """Delete the files in `old` that are not in `kept`; answer how many were there. No snapshot is expired.
 
     Data before the manifests that name them, and those before their lists: a second call must find what is left.
     """
@@ -38,7 +41,7 @@ def delete_files(table: Table, old: Levels, kept: Levels) -> int:
 
 
 def delete_file(table: Table, path: str) -> bool:
-    """Delete a file; whether it was there."""
+    """Delete a file, at once and for good; answer whether it was there."""
     try:
         table.io.delete(path)
     except FileNotFoundError:
@@ -47,10 +50,11 @@ def delete_file(table: Table, path: str) -> bool:
 
 
 def orphans(table: Table, *, before: datetime) -> list[str]:
-    """URIs of files in the table's folder that no snapshot and no metadata names, last changed before a time.
+    """URIs, sorted, of files in the table's folder that no snapshot and no metadata names, last changed before a time.
 
     The newest are left out, since a commit under way has written files that nothing names yet. None are found where the
-    folder does not hold the table's own metadata, which says that names cannot be compared.
+    folder does not hold the table's own metadata, which says that names cannot be compared, or where it is not read by
+    pyarrow. Deletes nothing.
     """
     if not isinstance(table.io, PyArrowFileIO):
         return []
