@@ -108,16 +108,16 @@ def test_a_layout_that_is_wanted_again_is_filled_into_a_store_of_its_own() -> No
     """A retirement ends a layout's store, so nobody deletes keys that somebody writes again."""
     ready = known(spec())
     assert (ready.generation, ready.former_stores()) == (0, frozenset())
-    retired = ready.moved(LayoutState.RETIRED, now=1.0)
+    retired = ready.with_state(LayoutState.RETIRED, now=1.0)
     assert (retired.generation, retired.former_stores()) == (0, {ready.hash})
     (again,) = changes(Wants(ready.hash, [], {}, 0.0), by_hash(retired), now=2.0)
     assert (again.state, again.generation, again.former_stores()) == (LayoutState.FILLING, 1, {ready.hash})
     declared = declare(Declared(ready.hash, ready.definition), by_hash(retired), now=2.0)
     assert declared is not None
     assert declared.generation == 1
-    filled = again.moved(LayoutState.READY, now=3.0)
+    filled = again.with_state(LayoutState.READY, now=3.0)
     assert filled.generation == 1
-    assert filled.moved(LayoutState.RETIRED, now=4.0).former_stores() == {ready.hash, f"{ready.hash}.1"}
+    assert filled.with_state(LayoutState.RETIRED, now=4.0).former_stores() == {ready.hash, f"{ready.hash}.1"}
 
 
 def test_a_fifth_layout_is_refused_by_name() -> None:
@@ -167,7 +167,7 @@ def test_the_newest_layout_is_declared_once() -> None:
     assert declare(newest, by_hash(old, first), now=6.0) is None
     back = declare(Declared(old.hash, old.definition), by_hash(old, first), now=7.0)
     assert back == replace(old, declared_time=7.0)
-    again = declare(newest, by_hash(back, first.moved(LayoutState.RETIRED, now=8.0)), now=9.0)
+    again = declare(newest, by_hash(back, first.with_state(LayoutState.RETIRED, now=8.0)), now=9.0)
     assert (again.state, again.declared_time) == (LayoutState.FILLING, 9.0)
 
 
@@ -189,7 +189,7 @@ def test_a_layout_retires_once_nothing_wanted_it_for_long_enough() -> None:
     unwanted = replace(old, wanted_by=())
     assert changes(wants, both, now=159.0) == [unwanted]
     assert changes(wants, by_hash(unwanted, new), now=159.0) == []
-    assert changes(wants, both, now=160.0) == [replace(old.moved(LayoutState.RETIRED, now=160.0), wanted_by=())]
+    assert changes(wants, both, now=160.0) == [replace(old.with_state(LayoutState.RETIRED, now=160.0), wanted_by=())]
     assert changes(replace(wants, newest=old.hash, unwanted_since={new.hash: 100.0}), both, now=200.0) == []
     named = [NamedModel("v1", ModelRole.LAST_GOOD, old.hash)]
     assert changes(replace(wants, models=named), both, now=200.0) == [replace(old, wanted_by=("last good v1",))]

@@ -42,7 +42,7 @@ class Refusal:
 
     @classmethod
     def of(cls, reason: str, found: str, rule: str, field: str) -> Self:
-        """A refusal of what was found in a field, by a rule."""
+        """A refusal with the detail `<found>: <rule>`."""
         return cls(reason, f"{found}: {rule}", field, rule)
 
 
@@ -62,12 +62,12 @@ class PartitionClock:
         return self.newest > -inf
 
     def after(self, event_time: float) -> PartitionClock:
-        """The clock once an event was admitted; it never runs backwards."""
+        """The clock once an event of that time was admitted, a new one; an older event leaves it as it is."""
         return PartitionClock(event_time) if event_time > self.newest else self
 
 
 class EventTimes(NamedTuple):
-    """What the bounds of time look at.
+    """What `refuse_times` judges an event by.
 
     Attributes:
         event_time: when it happened, by its producer, unix seconds.
@@ -106,7 +106,7 @@ def _is_identity(text: str) -> bool:
 
 
 def first_repeat(ids: Sequence[str]) -> int | None:
-    """The index of the first id that stands before it, too; None where all differ."""
+    """The index of the first id that equals an earlier one; None where all differ."""
     if len(set(ids)) == len(ids):
         return None
     known: set[str] = set()
@@ -118,7 +118,7 @@ def first_repeat(ids: Sequence[str]) -> int | None:
 
 
 def refuse_interaction(spec: LoopSpec, type: str, value: float | None) -> Refusal | None:  # noqa: A002 (the field)
-    """What is wrong with an interaction's type or value, or None."""
+    """What is wrong with an interaction's type or value, or None; the ids of user and item are not looked at."""
     declared = spec.events.interactions.get(type)
     if declared is None:
         known = ", ".join(spec.events.interactions)
@@ -139,7 +139,8 @@ def refuse_interaction(spec: LoopSpec, type: str, value: float | None) -> Refusa
 def refuse_fields(spec: LoopSpec, scope: str, fields: Mapping[str, FieldValue]) -> Refusal | None:
     """What is wrong with the fields of an `item` or `user`, or None; of several faults the first one's by name.
 
-    A map of protobuf has no order: two processes that parse one record may iterate over it differently.
+    Fields may be left out; one that is not declared is refused. A map of protobuf has no order: two processes that
+    parse one record may iterate over it differently.
     """
     declared = spec.fields(scope)
     for name, value in sorted(fields.items(), key=lambda each: each[0]):
@@ -184,13 +185,13 @@ def _number_rule(field: Any, value: FieldValue) -> str | None:
 
 
 def refuse_times(spec: LoopSpec, clock: PartitionClock, times: EventTimes) -> Refusal | None:
-    """Whether an event is too old (TOO_OLD) or in the future (IN_THE_FUTURE), or None.
+    """What is wrong with an event's time, TOO_OLD, IN_THE_FUTURE or TIME_INVALID (no time that can be stored), or None.
 
-    No event may be further than `max_future` ahead of the time at which Kafka took it in. On the replay clock behaviour
-    may not be so far ahead of the partition's newest event either. Behaviour may be `LoopSpec.max_lateness` late: on
-    the wall clock after the time at which Kafka took it in, on the replay clock after the newest event, where it is at
-    least `max_future`, so that one event ahead makes no other too old; the history of `events.history_sources` may be
-    as old as it is.
+    The clock is not moved here: who admits the event calls `PartitionClock.after`. No event may be further than
+    `max_future` ahead of the time at which Kafka took it in. On the replay clock behaviour may not be so far ahead of
+    the partition's newest event either. Behaviour may be `LoopSpec.max_lateness` late: on the wall clock after the time
+    at which Kafka took it in, on the replay clock after the newest event, where it is at least `max_future`, so that
+    one event ahead makes no other too old; the history of `events.history_sources` may be as old as it is.
     """
     event_time, append_time, source, is_behavior, name = times
     if not in_range(event_time):

@@ -13,7 +13,7 @@ _MAX_BEHIND = 1000
 
 
 class AppendWindow(NamedTuple):
-    """The window of append times that a topic partition's log has reached.
+    """The window of append times (when Kafka had an event) that a topic partition's log has reached.
 
     Attributes:
         start: of the window, unix seconds; None before the first event.
@@ -35,7 +35,7 @@ class AppendWindows:
 
     Attributes:
         window: that was reached.
-        number: of that window, counted as the log passes through them.
+        number: of that window, counted from 0 as the log passes through them; it says nothing about wall time.
 
     Args:
         window_s: length of a window, seconds.
@@ -49,7 +49,7 @@ class AppendWindows:
         self.window, self.number = window, 0
 
     def reach(self, arrival_time: float) -> int:
-        """The number of the window that the log is in once it holds an event.
+        """Move on to the window that the log is in once it holds an event, if that is another; answer its number.
 
         Args:
             arrival_time: when Kafka appended the event, unix seconds; 0 when not known, which moves nothing.
@@ -73,7 +73,9 @@ class AppendWindows:
 
 
 class WindowIdentities:
-    """The identities that counted of a topic partition: in its newest window of append times, and in the one before.
+    """Remembers the identities that counted of a topic partition in its newest two windows of append times, in memory.
+
+    For each event in the order of the log first `reach` is called, then `is_repeat`.
 
     Args:
         window_s: length of a window, seconds.
@@ -84,13 +86,19 @@ class WindowIdentities:
         self._newest, self._before = set[tuple[str, ...]](), set[tuple[str, ...]]()
 
     def reach(self, arrival_time: float) -> None:
-        """Move on to the window that an event is in, by when Kafka had it, unix seconds; 0 when not known."""
+        """Move on to the window that an event is in, by when Kafka had it, unix seconds; 0, not known, moves nothing.
+
+        With each new window the identities of the oldest one are forgotten.
+        """
         number = self._windows.reach(arrival_time)
         if number != self._number:
             self._number, self._newest, self._before = number, set(), self._newest
 
     def is_repeat(self, identity: tuple[str, ...]) -> bool:
-        """Whether an identity counted before; otherwise it does from now on."""
+        """Whether an identity counted in the newest two windows; one that did not is remembered and counts from now on.
+
+        So a second call with it gives True.
+        """
         if identity in self._newest or identity in self._before:
             return True
         self._newest.add(identity)

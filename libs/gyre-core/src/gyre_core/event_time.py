@@ -14,20 +14,20 @@ _LEAP_SECOND = re.compile(r"([\dW-]+[Tt ]\d\d:?)(59:?)60((?:[.,]\d+)?(?:[Zz]|[+-
 
 
 def in_range(unix_s: float) -> bool:
-    """Whether a time is one that can be stored: from year 1 to 9999 in UTC, and a number."""
+    """Whether a time can be stored: from `FIRST_TIME_S` on and before `END_TIME_S`; False for NaN."""
     return FIRST_TIME_S <= unix_s < END_TIME_S
 
 
 def format_time(unix_s: float) -> str:
-    """Write a time as RFC 3339 with microseconds, in UTC."""
+    """A time as RFC 3339 with microseconds, in UTC; it must be `in_range`, else ValueError or OverflowError."""
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def parse_moment(text: str) -> datetime:
-    """The moment of an ISO 8601 or RFC 3339 text, also without a UTC offset; as `parse_time` reads it.
+    """The datetime of an ISO 8601 or RFC 3339 text, naive where it has no UTC offset; a leap second as in `parse_time`.
 
     Raises:
-        ValueError: the text is no time.
+        ValueError: the text is no time. Whether it is `in_range` is not checked.
     """
     leap = _LEAP_SECOND.fullmatch(text) if "60" in text[-24:] else None
     if leap is not None:

@@ -16,7 +16,7 @@ _RESOLUTION = 2.0**-53
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A model version with its share of the users, under a rollout epoch."""
+    """A model version with its share of the users, 0 to 1; `epoch` counts rollouts and plays no part in assignment."""
 
     version: str
     share: float
@@ -24,12 +24,12 @@ class Arm:
 
 
 def bucket(user_id: str, salt: str) -> float:
-    """Where a user stands in [0, 1): uniform over users, the same for ever, independent between salts."""
+    """A user's position in [0, 1), for `assign`: uniform over users, the same for ever, independent between salts."""
     return _unit("bucket", salt, user_id)
 
 
 def assign(arms: Sequence[Arm], position: float) -> tuple[Arm, float]:
-    """The arm of a bucket position, and the probability of that arm.
+    """The arm of a position in [0, 1) that `bucket` gave, and the probability of that arm, which is its share.
 
     Arms share [0, 1) in their order, so with two arms whoever has the growing one keeps it. Raises ValueError where
     there are no arms, a share is negative, or they do not sum to 1.
@@ -52,12 +52,18 @@ def assign(arms: Sequence[Arm], position: float) -> tuple[Arm, float]:
 
 
 def explores(request_id: str, share: float, salt: str) -> bool:
-    """Whether a request is answered in random order; independent of the user's bucket."""
+    """Whether a request is answered in random order: so are a `share` (0 to 1) of requests, whatever the user's bucket.
+
+    A request id always has the same answer under one salt and share.
+    """
     return _unit("explore", salt, request_id) < share
 
 
 def exploration_order(request_id: str, n: int, salt: str) -> list[int]:
-    """A uniformly random order of n candidates that the request id alone decides, so that it can be checked later."""
+    """A uniformly random order of n candidates, as indices from 0; request id, n and salt alone decide it.
+
+    So it can be computed again later, to check what was served.
+    """
     order = list(range(n))
     Random(_digest("order", salt, request_id)).shuffle(order)  # noqa: S311 (no secret: it must be reproducible)
     return order

@@ -27,7 +27,7 @@ _KEY_ID = re.compile(r"^[0-9a-z]{1,16}$")
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
-    """The keys of hashes: a stable one, and rotating ones by id, the greatest id in use."""
+    """The secret keys of hashes: a stable one, and rotating ones by id, of which the greatest, as text, is in use."""
 
     stable: bytes = field(repr=False)
     rotating: Mapping[str, bytes] = field(default_factory=dict, repr=False)
@@ -59,7 +59,8 @@ class Keyring:
     def token(self, value: str, *, domain: str, key: KeyKind = "stable") -> str:
         """The hash of a value, `h<key id>_<22 characters>`: HMAC-SHA256 (RFC 2104) cut to 128 bits.
 
-        A value that is such a token already stays as it is, so that a replayed record is not hashed twice.
+        One value has another hash in each `domain`. A value that reads like such a token stays as it is, so that a
+        replayed record is not hashed twice.
 
         Raises:
             ValueError: there is no rotating key.
@@ -70,7 +71,10 @@ class Keyring:
         return f"h{name}_{base64.urlsafe_b64encode(_digest(secret, value, domain)).rstrip(b'=').decode()}"
 
     def digest(self, value: str, *, domain: str) -> bytes:
-        """The hash of any value under the stable key, of a token, too: HMAC-SHA256 (RFC 2104) cut to 128 bits."""
+        """The hash of any value under the stable key, 16 bytes: HMAC-SHA256 (RFC 2104) cut to 128 bits.
+
+        Unlike in `token`, a value that is a token is hashed like any other.
+        """
         return _digest(self.stable, value, domain)
 
     def _current(self) -> tuple[str, bytes]:

@@ -30,7 +30,7 @@ _ENTITY_KEY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class KeyDecl:
-    """A family of keys: its pattern, what a key holds, who writes it and how long it lives."""
+    """A family of keys, for the reference: its pattern, what a key holds, who writes it and how long it lives."""
 
     name: str
     pattern: str
@@ -119,22 +119,35 @@ KEYS: tuple[KeyDecl, ...] = (
 
 
 def layout_store(layout_hash: str, generation: int) -> str:
-    """Which store of a layout it is, in its keys: one that is filled after a retirement is another than before."""
+    """The name of a layout's store in its keys: the hash, and from generation 1 on `<hash>.<generation>`.
+
+    A layout that is filled again after a retirement is filled into the store of the next generation. All functions here
+    that take a `layout_hash` take such a name.
+    """
     return f"{layout_hash}.{generation}" if generation else layout_hash
 
 
 def layout_store_of(key: str) -> str:
-    """The opposite for a whole key; empty where it is not one of this format."""
+    """The name of the store that a key belongs to, as `layout_store` gives it; empty where it is not of this format.
+
+    Of a key that all layouts share (`fencing_key`) it is a text that names no store.
+    """
     return key.partition("}:")[2].partition(":")[0] if key.startswith(f"gyre{STORE_FORMAT}:") else ""
 
 
 def prefix(loop: str, layout_hash: str, *, shard: int) -> str:
-    """What all keys of a loop's layout on one virtual shard begin with, the last colon included."""
+    """What all keys of a loop's layout on one virtual shard begin with: `gyre2:{<loop>:<shard>}:<layout>:`.
+
+    The number is `STORE_FORMAT`. No part is checked or escaped.
+    """
     return f"gyre{STORE_FORMAT}:{{{loop}:{shard}}}:{layout_hash}:"
 
 
 def pattern(loop: str, layout_hash: str = "") -> str:
-    """What every key of a loop's layout matches, by default every key of the loop, as Redis writes patterns."""
+    """A glob pattern for Redis's SCAN that every key of a loop's layout matches, by default every key of the loop.
+
+    Only keys of this `STORE_FORMAT` match it.
+    """
     return f"gyre{STORE_FORMAT}:{{{loop}:*}}:{layout_hash and f'{layout_hash}:'}*"
 
 
@@ -144,12 +157,15 @@ def entity_key(loop: str, layout_hash: str, *, shard: int, kind: str, id: str) -
 
 
 def former_entity_key(loop: str, layout_hash: str, *, shard: int, kind: str, id: str) -> str:  # noqa: A002
-    """The key that an entity had in format 1, which is deleted with its own until the last one's lease has ended."""
+    """The key that an entity had in format 1: not written any more, but deleted with the entity."""
     return f"gyre:{loop}:{layout_hash}:{{{shard}}}:{kind}:{id}"
 
 
 def entity_pattern(loop: str, *, kind: str, id: str) -> str:  # noqa: A002 (the field's name)
-    """What the keys of an entity match in every layout, shard and format, and those whose id only ends like it."""
+    """A glob pattern for Redis's SCAN that an entity's keys match in every layout, shard and format.
+
+    Keys of other entities may match it, too: what SCAN finds is to be checked by `is_entity_key`.
+    """
     escaped = "".join(f"\\{sign}" if sign in _PATTERN_SIGNS else sign for sign in id)
     return f"gyre*:*{loop}:*:{kind}:{escaped}"
 
@@ -224,7 +240,10 @@ def popular_key(loop: str, layout_hash: str, *, shard: int) -> str:
 
 
 def shard_of(kind: str, id: str, *, shards: int) -> int:  # noqa: A002 (the field's name)
-    """The virtual shard of an entity: stable for ever, so it must not use Python's seeded hash."""
+    """The virtual shard of an entity, 0 to `shards` - 1: stable for ever, so it must not use Python's seeded hash.
+
+    With another number of shards an entity may be on another one.
+    """
     if shards == 1:
         return 0
     digest = blake2b(f"{kind}:{id}".encode(), digest_size=8).digest()

@@ -28,7 +28,11 @@ _DECLARED_AFTER_S = 1e-3
 
 
 class LayoutState(StrEnum):
-    """Where a layout stands; the names are those of the proto's `LayoutState`."""
+    """What becomes of a layout's values; the names are those of the proto's `LayoutState` without `LAYOUT_STATE_`.
+
+    FILLING: they are being filled from the past, and nobody reads them yet; READY: they follow the stream and are
+    served; RETIRED: nothing wants them, they follow the stream no longer and are deleted.
+    """
 
     FILLING = "FILLING"
     READY = "READY"
@@ -36,7 +40,11 @@ class LayoutState(StrEnum):
 
 
 class ModelRole(IntEnum):
-    """What a model is named for, the most important first; the numbers are those of the proto's `ModelRole`."""
+    """What a model is named for, the most important first; the numbers are those of the proto's `ModelRole`.
+
+    LIVE answers requests, LAST_GOOD where the live one fails; CANDIDATE is in its rollout, WAITING is registered and
+    its rollout has not begun.
+    """
 
     LIVE = 1
     LAST_GOOD = 2
@@ -45,13 +53,13 @@ class ModelRole(IntEnum):
 
     @property
     def words(self) -> str:
-        """For people."""
+        """The role as a person reads it, such as `last good`."""
         return self.name.lower().replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """A model that requests are sent to, or may be sent to soon, and the hash of the layout that it reads."""
+    """A model that requests are sent to, or may be sent to soon, and the hash of its layout, or an empty text."""
 
     version: str
     role: ModelRole
@@ -101,7 +109,7 @@ class LayoutDefinition(SpecModel):
         )
 
     def fields(self) -> Iterator[tuple[str, str]]:
-        """(path in gyre.yaml, kind) of every declared field; the length of a vector is part of its kind."""
+        """(path in gyre.yaml, kind) of every declared field, items' first; a vector's kind holds its length."""
         for scope, fields in (("items", self.items), ("users", self.users)):
             for name, field in fields.items():
                 length = f" of length {field.length}" if isinstance(field, VectorField) else ""
@@ -115,7 +123,7 @@ class KnownLayout:
     Attributes:
         hash: of the layout.
         definition: what it is compiled from.
-        state: where it stands.
+        state: whether its values are being filled, served, or no longer maintained.
         declared_time: wall time at which it last became the newest of gyre.yaml, unix seconds; the latest is that of
             the layout that was declared last, also where a process whose clock was ahead had declared one before.
         change_time: of its last change of state, unix seconds.
@@ -143,18 +151,21 @@ class KnownLayout:
 
     @property
     def filled_share(self) -> float:
-        """How much of it is filled, 0 to 1."""
+        """How much of it is filled, 0 to 1: 1 once it is READY, and 0 where the total is not known or it is RETIRED."""
         if self.state is LayoutState.READY:
             return 1.0
         return min(self.filled / self.total, 1.0) if self.total else 0.0
 
-    def moved(self, state: LayoutState, *, now: float) -> KnownLayout:
-        """The layout in another state, from now (unix seconds) on."""
+    def with_state(self, state: LayoutState, *, now: float) -> KnownLayout:
+        """A copy in another state from now (unix seconds) on, its counts at 0.
+
+        One that leaves RETIRED gets the next generation, and so an empty store.
+        """
         generation = self.generation + (not self.is_maintained and state is not LayoutState.RETIRED)
         return replace(self, state=state, change_time=now, filled=0, total=0, generation=generation)
 
     def former_stores(self) -> frozenset[str]:
-        """Its stores that nobody writes or reads any more, as the keys of the online store name them."""
+        """Its stores that nobody writes or reads any more, by `layout_store`; where it is RETIRED, all of them."""
         return frozenset(layout_store(self.hash, each) for each in range(self.generation + (not self.is_maintained)))
 
 
@@ -167,7 +178,7 @@ class LayoutRefused(Exception):  # noqa: N818 - reads as what it says about the 
 
 
 def compiled(known: KnownLayout, newest: LoopSpec) -> LoopSpec | None:
-    """The spec of a known layout; None where this release compiles another layout from its definition."""
+    """The spec of a known layout; None where this release compiles another layout, by its hash, from it."""
     spec = known.definition.spec(newest)
     return spec if Layout.compile(spec).hash == known.hash else None
 
@@ -195,7 +206,10 @@ def wanted_layouts(newest: str, models: Iterable[NamedModel]) -> dict[str, tuple
 def maintained_layouts(
     newest: str, models: Iterable[NamedModel], known: Mapping[str, KnownLayout]
 ) -> dict[str, tuple[str, ...]]:
-    """Which of the known layouts are to be maintained, by hash, and by what they are wanted: at most `MAX_LAYOUTS`."""
+    """Which of the known layouts are to be maintained, by hash, and by what they are wanted: at most `MAX_LAYOUTS`.
+
+    They are the first of `wanted_layouts`, in its order, those that are not known left out.
+    """
     wanted = wanted_layouts(newest, models).items()
     return dict([(layout, by) for layout, by in wanted if layout in known][:MAX_LAYOUTS])
 
@@ -203,7 +217,7 @@ def maintained_layouts(
 def require_maintainable(
     newest: str, definition: LayoutDefinition, known: Mapping[str, KnownLayout], models: Sequence[NamedModel]
 ) -> None:
-    """Check that the newest definition can be maintained beside the layouts that models name.
+    """Check that the newest definition can be maintained beside the layouts that models name; nothing is changed.
 
     Raises:
         LayoutRefused: it would be one too many (TOO_MANY_LAYOUTS), or a field has another kind in a layout that is
@@ -226,7 +240,7 @@ def require_maintainable(
 
 
 def require_kinds(newest: str, definition: LayoutDefinition, known: Mapping[str, KnownLayout]) -> None:
-    """Check that no field has another kind in a layout that is maintained.
+    """Check that no field has another kind in a layout that is maintained; retired ones may differ.
 
     Raises:
         LayoutRefused: one has (KIND_CHANGED).
@@ -249,16 +263,16 @@ def require_kinds(newest: str, definition: LayoutDefinition, known: Mapping[str,
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What gyre.yaml declares: the newest layout's hash and definition."""
+    """The newest layout as a process's gyre.yaml declares it: its hash and definition."""
 
     hash: str
     definition: LayoutDefinition
 
 
 def declare(newest: Declared, known: Mapping[str, KnownLayout], *, now: float) -> KnownLayout | None:
-    """The newest layout as it is to be declared when a process starts with it; None where it is already.
+    """The record to write when a process starts with the newest layout; None where the topic has it already.
 
-    It is declared after all others, by a clock that is behind theirs, too.
+    Nothing is written here. Its `declared_time` is after all others, by a clock that is behind theirs, too.
 
     Args:
         newest: what gyre.yaml declares.
@@ -272,7 +286,7 @@ def declare(newest: Declared, known: Mapping[str, KnownLayout], *, now: float) -
     is_latest = latest(known) == newest.hash
     if is_latest and current.definition == newest.definition and current.is_maintained:
         return None
-    state = current if current.is_maintained else current.moved(LayoutState.FILLING, now=now)
+    state = current if current.is_maintained else current.with_state(LayoutState.FILLING, now=now)
     time = current.declared_time if is_latest else declared_time
     return replace(state, definition=newest.definition, declared_time=time)
 
@@ -284,13 +298,13 @@ def latest(known: Mapping[str, KnownLayout]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Wants:
-    """What a process that maintains layouts knows when it decides.
+    """Which layouts a process that maintains them should keep, and for how long the others: the input of `changes`.
 
     Attributes:
         newest: hash of the layout of its gyre.yaml; where that is refused, of the layout that was declared last.
         models: that requests are sent to, or may be sent to soon.
         unwanted_since: wall time since which a layout is not to be maintained, unix seconds, by hash.
-        grace_s: how long a layout is maintained after that.
+        grace_s: how long a layout is maintained after that, seconds.
     """
 
     newest: str
@@ -302,8 +316,9 @@ class Wants:
 def changes(wants: Wants, known: Mapping[str, KnownLayout], *, now: float) -> list[KnownLayout]:
     """The records to write: retired layouts wanted again become FILLING, ones unwanted for `grace_s` RETIRED.
 
-    Only who holds the gyre.yaml that was declared last retires a layout, or says that nothing wants it any more: while
-    processes are restarted one after the other, the older ones know nothing of the newest layout.
+    Nothing is written here. A layout has a record only where its state or what wants it changes. Only who holds the
+    gyre.yaml that was declared last retires a layout, or says that nothing wants it any more: while processes are
+    restarted one after the other, the older ones know nothing of the newest layout.
 
     Args:
         wants: what is wanted.
@@ -316,12 +331,12 @@ def changes(wants: Wants, known: Mapping[str, KnownLayout], *, now: float) -> li
     for layout in known.values():
         by, after = maintained.get(layout.hash), layout
         if by is not None and not layout.is_maintained:
-            after = layout.moved(LayoutState.FILLING, now=now)
+            after = layout.with_state(LayoutState.FILLING, now=now)
         if decides or (by is not None and not layout.is_maintained):
             after = replace(after, wanted_by=by or ())
         gone = by is None and layout.is_maintained and decides
         if gone and now - wants.unwanted_since.get(layout.hash, now) >= wants.grace_s:
-            after = replace(layout.moved(LayoutState.RETIRED, now=now), wanted_by=())
+            after = replace(layout.with_state(LayoutState.RETIRED, now=now), wanted_by=())
         if after != layout:
             changed.append(after)
     return changed
@@ -330,9 +345,9 @@ def changes(wants: Wants, known: Mapping[str, KnownLayout], *, now: float) -> li
 def removable(
     wants: Wants, known: Mapping[str, KnownLayout], needed_s: Callable[[KnownLayout], float], *, now: float
 ) -> list[str]:
-    """The layouts whose definition nothing needs any more, by hash: they were retired long ago, and nothing wants them.
+    """Hashes of the layouts whose records may be deleted: retired at least `needed_s` ago, and wanted by nothing.
 
-    As in `changes`, only who holds the gyre.yaml that was declared last decides.
+    Nothing is deleted here. As in `changes`, only who holds the gyre.yaml that was declared last decides.
 
     Args:
         wants: what is wanted.

@@ -32,11 +32,11 @@ CLASSIFIER_FILE = "classifier.bin"
 
 
 def triton_model(loop: str, version: str) -> str:
-    """The name of a version on Triton."""
+    """The name of a version on Triton, `<loop>--<version>`; neither part is checked."""
     return f"{loop}{SEPARATOR}{version}"
 
 
 def split_model(name: str) -> tuple[str, str] | None:
-    """The loop and the version of a Triton model; None for a model that is none of ours."""
+    """The loop and the version that a Triton model's name holds; None where it does not read `<loop>--<version>`."""
     loop, separator, version = name.partition(SEPARATOR)
     return (loop, version) if loop and separator and version else None

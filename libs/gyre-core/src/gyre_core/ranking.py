@@ -18,7 +18,8 @@ Floats = npt.NDArray[np.floating[Any]] | Sequence[float]
 def ndcg(scores: Floats, relevance: Floats, k: int = 10) -> float:
     """Normalised discounted cumulative gain at k, gain 2^relevance - 1 (Järvelin and Kekäläinen 2002).
 
-    `scores` and `relevance` are of shape [n]. 0 where nothing is relevant.
+    `scores` (greater is better) and `relevance` are of shape [n]. 0 where nothing is relevant, else
+    ValueError where the shapes differ or a score is NaN.
     """
     gains = np.exp2(np.asarray(relevance, dtype=np.float64)) - 1.0
     discounts = _discounts(len(gains), k)
@@ -30,7 +31,10 @@ def ndcg(scores: Floats, relevance: Floats, k: int = 10) -> float:
 
 
 def hit_rate(scores: Floats, relevance: Floats, k: int = 10) -> float:
-    """The probability that a relevant item stands among the first k, over all orders of tied items."""
+    """The probability that an item of relevance above 0 is among the first k, over all orders of tied items.
+
+    Raises ValueError where the shapes differ or a score is NaN.
+    """
     relevant = np.asarray(relevance, dtype=np.float64) > 0
     missed = 1.0
     for start, end, share in _ties(scores, relevant.astype(np.float64)):
@@ -42,7 +46,10 @@ def hit_rate(scores: Floats, relevance: Floats, k: int = 10) -> float:
 
 
 def reciprocal_rank(scores: Floats, relevance: Floats) -> float:
-    """The expected 1 / position of the first relevant item, over all orders of tied items; 0 where none is."""
+    """The expected 1 / position of the first item of relevance above 0, over all orders of ties; 0 where none is.
+
+    Raises ValueError where the shapes differ or a score is NaN.
+    """
     relevant = np.asarray(relevance, dtype=np.float64) > 0
     for start, end, share in _ties(scores, relevant.astype(np.float64)):
         size = end - start
@@ -53,7 +60,10 @@ def reciprocal_rank(scores: Floats, relevance: Floats) -> float:
 
 
 def uniform_propensity(n: int) -> float:
-    """The probability that an item stands at its position when n candidates are in uniformly random order."""
+    """1 / n: the probability that an item is at its position when n candidates are in uniformly random order.
+
+    Raises ValueError where n is below 1.
+    """
     if n < 1:
         raise ValueError(f"n = {n}: must be at least 1")
     return 1.0 / n

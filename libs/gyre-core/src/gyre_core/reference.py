@@ -11,13 +11,13 @@ _DAY_S = 86_400
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, each line ended; a bar inside a cell is escaped."""
+    """A Markdown table, each line ended; a bar inside a cell is escaped, and a line break is not."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def topics_table() -> str:
-    """The declared topics as a markdown table."""
+    """The declared topics as a Markdown table, as every loop has them; dead-letter topics have no rows."""
     head = (
         "topic",
         "key",
@@ -34,7 +34,7 @@ def topics_table() -> str:
 
 
 def keys_table() -> str:
-    """The declared Redis keys as a markdown table."""
+    """The declared Redis keys as a Markdown table, a row for each family of keys."""
     head = ("name", "key", "holds", "written by", "lives for")
     return markdown_table(head, ((decl.name, f"`{decl.pattern}`", decl.holds, decl.owner, decl.ttl) for decl in KEYS))
 

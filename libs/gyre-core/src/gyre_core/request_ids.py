@@ -16,12 +16,12 @@ _ID_BYTES = 16
 
 
 def new_request_id() -> str:
-    """A new id in the gateway's form, which nobody else may use for impressions."""
+    """A new random id in the gateway's form, `gw-` and 32 hex digits, which nobody else may use for impressions."""
     return f"gw-{uuid.uuid4().hex}"
 
 
 def has_gateway_form(request_id: str) -> bool:
-    """Whether only the gateway may have made this id."""
+    """Whether an id has the form of `new_request_id`, which callers must not use; who made it is not looked up."""
     return _GATEWAY_FORM.fullmatch(request_id) is not None
 
 

@@ -8,15 +8,18 @@ _MAX_DIGITS = 1e16
 
 
 def cut(text: str, max_chars: int = MAX_CHARS) -> str:
-    """A text of at most so many characters; an ellipsis stands for what was cut off."""
+    """A text of at most so many characters, an ellipsis that stands for what was cut off included."""
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
 def number(value: float) -> str:
-    """A number exactly, whole ones without a fraction: a bound that is rounded would name another rule."""
+    """A number as text, exactly, whole ones below 1e16 without a fraction: a rounded bound would name another rule."""
     return str(int(value)) if math.isfinite(value) and value == int(value) and abs(value) < _MAX_DIGITS else repr(value)
 
 
 def shown(value: object, max_chars: int = MAX_CHARS) -> str:
-    """A value as Python writes it, of at most so many characters."""
+    """The `repr` of a value, cut as `cut` does.
+
+    The whole `repr` is made first: it spares no time, and what it raises is raised.
+    """
     return cut(repr(value), max_chars)

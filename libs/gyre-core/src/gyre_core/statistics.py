@@ -12,7 +12,7 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A difference (second minus first) with its statistic, two-sided p-value and confidence interval."""
+    """A difference (second minus first): its z or t statistic, two-sided p-value, and interval from low to high."""
 
     difference: float
     statistic: float
@@ -23,7 +23,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sample's size, mean and unbiased variance."""
+    """A sample as `welch` needs it: its size, mean and unbiased variance (divisor n - 1), given by the caller."""
 
     n: int
     mean: float
@@ -60,7 +60,10 @@ def binomial_tail(successes: int, n: int, rate: float) -> float:
 
 
 def two_proportions(first: tuple[int, int], second: tuple[int, int], confidence: float = 0.95) -> Comparison:
-    """The pooled two-sided z-test of two proportions, each given as (successes, n), with the unpooled interval."""
+    """The pooled two-sided z-test of two proportions, each given as (successes, n), with the unpooled interval.
+
+    Where either side has no observations: difference 0, p-value 1, interval -1 to 1. Counts are not checked.
+    """
     (a, n), (b, m) = first, second
     if min(n, m) == 0:
         return Comparison(0.0, 0.0, 1.0, -1.0, 1.0)
@@ -73,7 +76,11 @@ def two_proportions(first: tuple[int, int], second: tuple[int, int], confidence:
 
 
 def welch(first: Sample, second: Sample, confidence: float = 0.95) -> Comparison:
-    """Welch's t-test of two means with unequal variances (Welch 1947)."""
+    """Welch's t-test of two means with unequal variances (Welch 1947).
+
+    Where either side has fewer than 2 observations: p-value 1 and an infinite interval. Where neither varies, the
+    p-value is 1 for equal means and else 0.
+    """
     difference = second.mean - first.mean
     if min(first.n, second.n) < 2:
         return Comparison(difference, 0.0, 1.0, -inf, inf)
@@ -88,7 +95,7 @@ def welch(first: Sample, second: Sample, confidence: float = 0.95) -> Comparison
 
 
 def t_tail(t: float, degrees: float) -> float:
-    """The two-sided tail probability of Student's t (Abramowitz and Stegun 26.7.1)."""
+    """The two-sided tail probability P(|T| >= |t|) of Student's t (Abramowitz and Stegun 26.7.1)."""
     return _incomplete_beta(degrees / (degrees + t * t), degrees / 2, 0.5)
 
 
@@ -96,7 +103,8 @@ def percentile(bounds: Sequence[float], counts: Sequence[int], q: float) -> floa
     """The q-quantile (0 to 1) of a histogram, linear within its bucket.
 
     `bounds` are the buckets' upper bounds, increasing; `counts` are by bucket and one longer, the last bucket being
-    open: a quantile that falls there is reported as infinite, because nothing is known about it. NaN without counts.
+    open: a quantile that falls there is reported as infinite, because nothing is known about it. The first bucket
+    begins at 0. NaN where all counts are 0. Raises ValueError where the lengths do not fit.
     """
     if len(counts) != len(bounds) + 1:
         raise ValueError(f"{len(counts)} counts for {len(bounds)} bounds: must be one more")

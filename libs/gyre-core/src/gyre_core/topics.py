@@ -66,7 +66,7 @@ class TopicDecl:
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic of one loop, ready to be created."""
+    """A topic of one loop with its numbers resolved; `name` is the full one, the rest as in `TopicDecl`."""
 
     name: str
     key: str
@@ -105,7 +105,10 @@ class Topic:
 
 
 def segment_s(retention_s: float) -> float:
-    """How long a segment of a topic is written: records outlive their retention by no more than that, seconds."""
+    """How long a segment of a topic is written, seconds, by its retention: records outlive that by no more than this.
+
+    A tenth of the retention, from a minute to 7 days.
+    """
     return min(max(retention_s / _SEGMENTS_IN_RETENTION, _MIN_SEGMENT_S), _MAX_SEGMENT_S)
 
 
@@ -356,29 +359,38 @@ _BY_SUFFIX = {decl.suffix: decl for decl in TOPICS}
 
 
 def topic(loop: str, suffix: str) -> str:
-    """The full name of a loop's topic; raises KeyError for a suffix that is not declared."""
+    """The full name of a loop's topic, `<loop>.<suffix>`; raises KeyError for a suffix that is not declared."""
     return f"{loop}.{_BY_SUFFIX[suffix].suffix}"
 
 
 def stream_group(loop: str, layout: str) -> str:
-    """The consumer group whose committed offsets say how far a loop's topics were taken into a layout, by its hash."""
+    """The consumer group whose committed offsets say how far a loop's topics were applied to a layout, by its hash."""
     return f"features-stream-{loop}-{layout}"
 
 
 def is_compacted(name: str) -> bool:
-    """Whether a topic, by its full name, keeps the newest record of each key, so that one without a value deletes."""
+    """Whether a topic, by its full name, keeps the newest record of each key, so that one without a value deletes.
+
+    False for one that is not declared, dead-letter topics included.
+    """
     decl = _BY_SUFFIX.get(name.partition(".")[2])
     return decl is not None and decl.compacted
 
 
 def has_single_key(name: str) -> bool:
-    """Whether a topic, by its full name, is compacted to one record, its loop's, so that the newest is all it says."""
+    """Whether a topic, by its full name, is compacted to one record, its loop's, so that the newest is all it says.
+
+    False for one that is not declared.
+    """
     decl = _BY_SUFFIX.get(name.partition(".")[2])
     return decl is not None and decl.compacted and decl.key == "loop"
 
 
 def max_record_bytes(name: str) -> int:
-    """The most bytes that a record of a topic, by its full name, may have with key and headers; dead letters, too."""
+    """The most bytes that a record of a topic, by its full name, may have with key and headers.
+
+    Dead-letter topics take more than their source; one that is not declared has Kafka's default, `KAFKA_MAX_BYTES`.
+    """
     source, is_dead_letter = name.removesuffix(DEAD_LETTER_SUFFIX), name.endswith(DEAD_LETTER_SUFFIX)
     decl = _BY_SUFFIX.get(source.partition(".")[2])
     max_bytes = KAFKA_MAX_BYTES if decl is None else decl.max_bytes
@@ -394,22 +406,28 @@ def carries(name: str, payload: str) -> bool:
 
 
 def dead_letter_topic(name: str) -> str:
-    """The topic that takes what could not be read from topic `name`."""
+    """The full name of the topic that takes what could not be processed of topic `name`, declared or not."""
     return f"{name}{DEAD_LETTER_SUFFIX}"
 
 
 def behavior_kept_s(loop: LoopSpec) -> float:
-    """How long Kafka may hold a user's event, as behaviour or as a dead letter, seconds."""
+    """How long Kafka holds a user's event, as behaviour or as a dead letter, by the greater retention, seconds.
+
+    The last segment's length, by which a record may outlive it, is not counted in.
+    """
     return max(loop.retention.behavior_s, _DEAD_LETTER_RETENTION_S)
 
 
 def tombstones_kept_s(loop: LoopSpec) -> float:
-    """How long tombstones are kept: no event that one covers outlives it in Kafka, seconds."""
+    """How long tombstones are retained, seconds: so long that no event that one covers outlives it in Kafka."""
     return behavior_kept_s(loop) + segment_s(behavior_kept_s(loop))
 
 
 def declared(loop: LoopSpec) -> list[Topic]:
-    """Every topic of a loop, dead-letter topics included, with its partitions and retention resolved."""
+    """Every topic of a loop, dead-letter topics included, with its partitions and retention resolved.
+
+    In the order of `TOPICS`, a dead-letter topic after its source. Nothing is created here.
+    """
     topics: list[Topic] = []
     for decl in TOPICS:
         resolved = _resolve(loop, decl)

@@ -35,41 +35,44 @@ _NO_CATEGORIES: Categories = {}
 
 
 class States(Protocol):
-    """Where folding finds the states to change and what items hold."""
+    """Where folding finds the states to change and what items hold, and leaves what late fields may correct."""
 
     def state(self, kind: EntityKind, id: str) -> State:  # noqa: A002 (the field's name)
-        """The state to fold into; it is changed."""
+        """The state of an entity, made where there is none; the caller changes it in place."""
 
     def held(self, item_id: str, time: float) -> ItemCategories:
-        """What an item held at a time, unix seconds."""
+        """What an item held at a time, unix seconds; nothing, and not known, for an item without fields so far."""
 
-    def changed(self, item_id: str, time: float, numbers: list[float]) -> None:
-        """Take in a version of an item's fields, encoded."""
+    def add_version(self, item_id: str, time: float, numbers: list[float]) -> None:
+        """Add a version of an item's encoded fields from a time (unix seconds) on, for `held`.
+
+        One of the same time is replaced; an older one is added, too. The item's `state` is left as it is.
+        """
 
     def remember(self, contribution: Contribution) -> None:
-        """Take in what an event read of an item."""
+        """Buffer what an event read of an item, so that a version that comes later can correct it."""
 
 
 class PriorState(Protocol):
-    """What stands from before a batch."""
+    """What is known of items from before a batch; asking changes nothing."""
 
     def versions(self, item_id: str) -> Versions:
-        """The versions of an item's fields."""
+        """The versions of an item's fields, oldest first; empty for an unknown item."""
 
     def contributions(self, item_id: str) -> Iterable[Contribution]:
-        """The buffered contributions on an item whose fields a batch changes."""
+        """The buffered contributions of earlier batches on an item; asked only where a batch changes its fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class AggregatedBatch:
-    """What a batch comes to.
+    """What a batch adds and corrects; nothing of it is stored yet.
 
     Attributes:
         deltas: what it adds, by entity.
         versions: of the items whose fields it changes, as they are then.
-        contributions: to be remembered.
-        corrections: buffered contributions that would read other fields now, so are to be dropped, each with what it
-            should have read; `contributions` has them as they are then.
+        contributions: to be buffered: all that the batch's events read, and `corrections` as they are then.
+        corrections: buffered contributions that would read other fields now, each with what it should have read: to be
+            dropped from the buffer, and made up for by `reapply`.
     """
 
     deltas: dict[EntityId, Delta]
@@ -79,7 +82,7 @@ class AggregatedBatch:
 
 
 def aggregate(layout: Layout, events: Iterable[Event], item_fields: ItemLookup) -> dict[EntityId, Delta]:
-    """The deltas of a batch, by (kind, id), where nothing is made up for that came late.
+    """The deltas of a batch, by (kind, id), without corrections of earlier batches for fields that come late.
 
     `item_fields` gives the packed value of an item as it stands before the batch, or None; changes of an item within
     the batch are seen by its events that are not older. Raises ValueError for a field value that is not of its kind.
@@ -88,9 +91,9 @@ def aggregate(layout: Layout, events: Iterable[Event], item_fields: ItemLookup) 
 
 
 def aggregate_batch(layout: Layout, events: Iterable[Event], known: PriorState) -> AggregatedBatch:
-    """All that a batch comes to, whatever the order of its events.
+    """All that a batch adds and corrects: field changes count first, whatever the order of its events.
 
-    Raises ValueError for a field value that is not of its kind.
+    Nothing is stored. Raises ValueError for a field value that is not of its kind.
     """
     states, behaviour = _Deltas(layout, known), list[Event]()
     for event in events:
@@ -123,7 +126,10 @@ def _counts_for_all(layout: Layout, event: Event) -> bool:
 def reapply(
     layout: Layout, contribution: Contribution, held: ItemCategories, stored: Callable[[EntityKind, str], State | None]
 ) -> None:
-    """Correct a contribution for late fields, in every entity that it changed and that `stored` knows still."""
+    """Correct a contribution for late fields: in place, in every state that it changed and that `stored` still gives.
+
+    A second call would correct again: the caller buffers `contribution.again(held)` in its place.
+    """
     change = (layout.item_fields.held(contribution.mask).categories, held.categories)
     for entity, plan in touched(layout, contribution):
         state = stored(*entity)
@@ -143,7 +149,10 @@ def touched(layout: Layout, contribution: Contribution) -> list[tuple[EntityId, 
 
 
 def items_needed(layout: Layout, events: Iterable[Event]) -> list[str]:
-    """The items whose fields `aggregate_batch` will ask for, each once, so that they can be read in one round trip."""
+    """The ids of items whose fields `aggregate_batch` will ask for, each once, so that one round trip can read them.
+
+    In the order of their first event; none where no feature keeps events apart by an item's field.
+    """
     plans = ((event, plan) for event in layout.events for _, plan in layout.plans(event))
     reading = {event for event, plan in plans if plan.fields}
     if not reading:
@@ -163,7 +172,10 @@ def items_needed(layout: Layout, events: Iterable[Event]) -> list[str]:
 
 
 def fold_event(layout: Layout, event: Event, states: States) -> None:
-    """Fold one event into every entity that it touches."""
+    """Fold one event into the state of every entity that it touches, in place; one of an unknown type touches none.
+
+    Raises ValueError for a field value that is not of its kind.
+    """
     if isinstance(event, UserInteraction):
         _fold_interaction(layout, event, states)
     elif isinstance(event, Impression):
@@ -229,7 +241,7 @@ def _fold_fields(layout: Layout, event: FieldsChanged, states: States) -> None:
         numbers = encode_all(slots, event.fields)
         states.state(event.kind, event.id).set_fields(event.time, numbers)
         if event.kind == "item" and layout.item_fields.fields:
-            states.changed(event.id, event.time, numbers)
+            states.add_version(event.id, event.time, numbers)
 
 
 class _Packed:
@@ -274,7 +286,7 @@ class _Deltas:
         versions = self._versions(item_id)
         return versions[0].held if len(versions) == 1 else self._fields.as_of(versions, time)
 
-    def changed(self, item_id: str, time: float, numbers: list[float]) -> None:
+    def add_version(self, item_id: str, time: float, numbers: list[float]) -> None:
         before = self._versions(item_id)
         after = with_version(before, self._fields.version(time, numbers), kept_s=self._layout.max_lateness_s)
         if after is not before:

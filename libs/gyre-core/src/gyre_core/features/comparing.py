@@ -16,7 +16,7 @@ ComparingFeature = RankFeature | ZScoreFeature | PositionFeature | DiversityFeat
 
 
 def comparison(layout: Layout, feature: ComparingFeature) -> Step:
-    """The step of a feature whose column depends on the other candidates."""
+    """The step that writes the column of a feature that depends on the other candidates or on their order."""
     to = layout.index[feature.name]
     if isinstance(feature, DiversityFeature):
         return _diversity(layout, feature, to)
@@ -72,7 +72,7 @@ def _relative(compare: Callable[[F32], F64], of: int, to: int) -> Step:
 
 
 def average_ranks(values: npt.NDArray[Any]) -> F64:
-    """Ranks from 0 (least) to 1 (greatest), ties averaged; 0.5 for a single value."""
+    """The rank of each value, 0 for the least to 1 for the greatest, ties averaged; 0.5 for a single value."""
     if len(values) < 2:
         return np.full(len(values), 0.5)
     ordered = np.sort(values)
@@ -83,7 +83,7 @@ def average_ranks(values: npt.NDArray[Any]) -> F64:
 
 
 def z_scores(values: npt.NDArray[Any]) -> F64:
-    """Values standardised to mean 0 and deviation 1; all 0 where they do not differ."""
+    """Values standardised to mean 0 and deviation 1 (divisor n); all 0 where they do not differ."""
     centred: F64 = values - values.mean(dtype=np.float64) if len(values) else values.astype(np.float64)
     spread = float(np.sqrt((centred**2).mean())) if len(values) else 0.0
     return centred / spread if spread > 0 else np.zeros(len(values))

@@ -58,7 +58,7 @@ def compile_kind(kind: EntityKind, spec: LoopSpec) -> EntityLayout:
 
 
 def kinds_of(feature: Feature) -> tuple[EntityKind, ...]:
-    """The kinds of entities that remember something for a feature."""
+    """The kinds of entities whose values hold something for a feature; none for one of the request alone."""
     scope: EntityKind | None = getattr(feature, "scope", None)
     if isinstance(feature, SmoothedRateFeature):
         return feature.scope, "global"
@@ -68,9 +68,9 @@ def kinds_of(feature: Feature) -> tuple[EntityKind, ...]:
 
 
 def sums_of(feature: Feature, spec: LoopSpec, kind: EntityKind) -> Iterator[SumSlot]:
-    """The decayed sums that a feature is computed from in one kind of entity, half-life by half-life.
+    """The slots of the decayed sums that a feature is computed from in one kind of entity, half-life by half-life.
 
-    Those of categories stand side by side.
+    Those of categories are side by side. A feature without sums in that kind has none.
     """
     if kind not in kinds_of(feature) or not isinstance(feature, _DECAYED):
         return
@@ -107,7 +107,7 @@ def group_slots(feature: SmoothedRateFeature, half_life_s: float, field: str) ->
 
 
 def squares_slot(feature: SmoothedRateFeature, half_life_s: float) -> SumSlot:
-    """The sum of the squared weights of the `per` events: a weight that decays twice as fast is its square."""
+    """The slot of the sum of the `per` events' squared weights: a weight that decays twice as fast is its square."""
     return count_slot(feature.per, half_life_s / 2)
 
 
@@ -130,7 +130,7 @@ def first_slots(feature: AffinityFeature | DecayedFeature, half_life_s: float) -
 
 
 def windows_of(feature: Feature) -> Iterator[WindowSlot]:
-    """The windows that a feature is computed from: of a count one for each span, of a rate numerator and denominator.
+    """The window slots that a feature is computed from: of a count one for each span, of a rate two; of others none.
 
     A sliding window needs one bucket more than it has parts, for the part that it has left but for a share; a tumbling
     one the bucket that fills and the last complete one.
@@ -144,12 +144,12 @@ def windows_of(feature: Feature) -> Iterator[WindowSlot]:
 
 
 def count_slot(events: tuple[str, ...], half_life_s: float) -> SumSlot:
-    """The decayed count of events."""
+    """The slot of the decayed count of events."""
     return _sum("count", events, half_life_s)
 
 
 def value_slots(events: tuple[str, ...], half_life_s: float) -> tuple[SumSlot, SumSlot]:
-    """The decayed sum of the events' values, and the decayed count of the events that had one."""
+    """The slots of the decayed sum of the events' values, and of the decayed count of the events that had one."""
     return _sum("value", events, half_life_s), _sum("valued", events, half_life_s)
 
 
@@ -160,7 +160,7 @@ def _categories(field: str, spec: LoopSpec) -> int:
 
 
 def ring_of(feature: HistoryFeature) -> RingSlot:
-    """The history that a feature reads."""
+    """The slot of the history that a feature reads."""
     return RingSlot(events_key(feature.events), feature.length, feature.field or "")
 
 
@@ -180,7 +180,7 @@ def _field_slots(kind: EntityKind, spec: LoopSpec) -> Iterator[FieldSlot]:
 
 
 def field_of(kind: EntityKind, feature: Feature) -> str | None:
-    """The field that a feature needs stored in one kind of entity, or None."""
+    """The name of the field that a feature needs stored in one kind of entity, or None."""
     if isinstance(feature, VectorFeature) and kind == "user" and feature.with_ is not None:
         return feature.with_
     if isinstance(feature, FieldFeature | AgeFeature | VectorFeature):

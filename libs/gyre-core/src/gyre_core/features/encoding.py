@@ -1,4 +1,4 @@
-"""Fields as float32 numbers: how a catalogue value becomes slots."""
+"""Fields of items and users as float32 numbers: how a field's value becomes those of its slot."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ UNKNOWN_TIME = (float("-inf"), 0.0)
 
 
 def round_f32(value: float) -> float:
-    """The nearest float32, kept finite."""
+    """The nearest float32; a value beyond its range becomes its greatest or least, infinities too."""
     return float(_F32.unpack(_F32.pack(min(max(value, -FLOAT32_MAX), FLOAT32_MAX)))[0])
 
 
 def time_pair(time: float) -> tuple[float, float]:
-    """A unix time as two float32 whose sum is exact to well under a millisecond."""
+    """A unix time as two float32, the greater first, whose sum is exact to well under a millisecond."""
     high = round_f32(time)
     return high, round_f32(time - high)
 
@@ -47,9 +47,10 @@ def slot_of(name: str, field: Any, *, first: int = 0) -> FieldSlot:
 
 
 def encode(slot: FieldSlot, value: FieldValue) -> tuple[float, ...]:
-    """A field's value as its slot's numbers; unlisted categories count for nothing.
+    """A field's value as its slot's numbers, rounded to float32; a category that is not listed is left out.
 
-    Raises ValueError where the value is not of the field's kind.
+    A boolean counts as 0 or 1 where a number is expected, and a number beyond float32 becomes the greatest. Raises
+    ValueError where the value is not of the field's kind or not finite, OverflowError for an int beyond float64.
     """
     if slot.kind == "text":
         return (float(len(_text(slot, value))),)
@@ -70,7 +71,10 @@ def _held(slot: FieldSlot, texts: Sequence[str]) -> tuple[float, ...]:
 
 
 def encode_all(slots: Sequence[FieldSlot], fields: Mapping[str, FieldValue]) -> list[float]:
-    """All stored fields of an entity, defaults where one is absent."""
+    """The numbers of all slots, one after the other, defaults where a field is absent.
+
+    Fields without a slot are ignored. Raises what `encode` raises.
+    """
     numbers: list[float] = []
     for slot in slots:
         numbers.extend(encode(slot, fields[slot.name]) if slot.name in fields else slot.default)

@@ -31,7 +31,7 @@ class UserInteraction(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Impression:
-    """Items were shown to a user; `item_ids` are only those really shown, without the logged rest."""
+    """Items were shown to a user at `time` (unix seconds); `item_ids` are only those shown, not all logged."""
 
     user_id: str
     item_ids: Sequence[str]
@@ -40,7 +40,7 @@ class Impression:
 
 @dataclass(frozen=True, slots=True)
 class FieldsChanged:
-    """An entity's fields at `time`, all of them: a declared field that is absent takes its default."""
+    """All fields of an entity from `time` (unix seconds) on: a declared field that is absent takes its default."""
 
     kind: EntityKind
     id: str
@@ -81,9 +81,9 @@ class FeatureAge:
 
     @property
     def missing_items(self) -> int:
-        """How many of the candidates the store does not know."""
+        """How many of the candidates had no value in the store."""
         return int((self.item_batches < 0).sum())
 
     def user_age_s(self, now: float) -> float:
-        """Seconds since the user's newest event, or -1 when there is none."""
+        """Seconds from the user's newest event to `now` (unix seconds), 0 where it is newer; -1 when there is none."""
         return max(now - self.user_event_time, 0.0) if np.isfinite(self.user_event_time) else -1.0

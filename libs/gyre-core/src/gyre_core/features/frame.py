@@ -18,7 +18,10 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class EntityBlock:
-    """n entities of one kind: reference times [n], batches [n] (-1 unknown), times [n, times], sums, buckets, lasts."""
+    """n entities of one kind, a row each, by regions as in `gyre_core.features.slots`; batches are -1 where unknown.
+
+    `reference` and `batches` are of shape [n], the others [n, size of the region]; sums are decayed to the read.
+    """
 
     reference: F64
     batches: npt.NDArray[np.int64]
@@ -30,7 +33,7 @@ class EntityBlock:
 
 @dataclass(slots=True)
 class Frame:
-    """Everything one read computes its columns from."""
+    """Everything that the columns of one read are computed from: values decoded, candidates and request."""
 
     items: EntityBlock
     user: EntityBlock
@@ -40,7 +43,7 @@ class Frame:
     context: RequestContext
 
     def positions(self) -> npt.NDArray[np.int64]:
-        """The place of each candidate in the caller's order, int64 of shape [n]."""
+        """The place of each candidate in the caller's order, from 0, int64 of shape [n]."""
         given = self.context.positions
         return np.arange(len(self.item_ids)) if given is None else np.asarray(given, dtype=np.int64)
 
@@ -56,7 +59,7 @@ Step = Callable[[Frame, F32], None]
 
 
 class Blocks:
-    """Decodes values of one kind of entity."""
+    """Decodes packed values of one kind of entity into numpy; of rings it reads nothing."""
 
     def __init__(self, layout: EntityLayout) -> None:
         self._layout = layout
@@ -70,7 +73,10 @@ class Blocks:
         self._run_of = np.repeat(np.arange(len(runs)), [count for _, count in runs])
 
     def decode(self, values: Sequence[bytes | None], now: float) -> EntityBlock:
-        """The values as a block, sums decayed to `now`; raises ValueError where a size does not fit."""
+        """The values as a block, sums decayed to `now` (unix seconds), None as an unknown entity.
+
+        A value newer than `now` is not decayed. Raises ValueError where a size does not fit.
+        """
         layout, size = self._layout, self._size
         fixed = [self._empty if value is None else value for value in values]
         if layout.rings:

@@ -32,7 +32,7 @@ _ADDED_TO: dict[str, dict[str, Any]] = {"context": {"values": []}}
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One output column and where it comes from; `scope` is item, user, global or request."""
+    """An output column: its feature's name and kind, and the scope (item, user, global or request) of what it reads."""
 
     name: str
     feature: str
@@ -42,7 +42,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Layout:
-    """What `gyre.yaml` declares as features, compiled once."""
+    """What `gyre.yaml` declares as features, compiled; immutable.
+
+    Attributes:
+        described: the output columns in order.
+        entities: the slots of each kind of entity.
+        hash: 16 hex digits; under one hash, stored values and columns mean the same.
+        model_columns: the names of the columns that the spec's model reads, in the order in which it reads them.
+        events: the event types that features count, impressions included, in the order of packed contributions.
+    """
 
     loop: str
     features: tuple[Feature, ...]
@@ -56,7 +64,7 @@ class Layout:
 
     @classmethod
     def compile(cls, spec: LoopSpec) -> Layout:
-        """The layout of a loop."""
+        """The layout of a loop whose spec is checked (`load_loop`)."""
         described = tuple(
             Column(name, feature.name, feature.kind, getattr(feature, "scope", "request"))
             for feature in spec.features
@@ -77,7 +85,7 @@ class Layout:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """The output columns in order."""
+        """The names of the output columns in order."""
         return tuple(column.name for column in self.described)
 
     @cached_property
@@ -86,12 +94,12 @@ class Layout:
         return {name: position for position, name in enumerate(self.columns)}
 
     def columns_of(self, feature: Feature) -> list[int]:
-        """The positions of a feature's columns."""
+        """The positions of a feature's columns, increasing; empty for one that the layout does not have."""
         return [position for position, column in enumerate(self.described) if column.feature == feature.name]
 
     @cached_property
     def model_indices(self) -> tuple[int, ...]:
-        """The positions of the columns that the spec's model reads."""
+        """The positions of `model_columns` among `columns`, in the order in which the model reads them."""
         return tuple(self.index[name] for name in self.model_columns)
 
     def slots(self, kind: EntityKind) -> EntityLayout:
@@ -108,7 +116,7 @@ class Layout:
 
     @cached_property
     def item_fields(self) -> ItemFields:
-        """What contributions read of items' fields."""
+        """Reads and packs what contributions need of items' fields."""
         plans = self._plans.values()
         fields = dict.fromkeys(field for plan in plans for field in plan.fields)
         return ItemFields(self.entities["item"], tuple(fields), self.events)
@@ -126,7 +134,7 @@ class Layout:
         return {key: plan for key, plan in found.items() if plan is not None}
 
     def ttl_s(self, kind: EntityKind) -> float | None:
-        """How long a value of this kind outlives its last update, seconds; None means for ever.
+        """How long a value of this kind outlives its last update, seconds; None means for ever, or that there is none.
 
         The longest of the kind's features counts. By default a decayed feature is kept for ten half-lives (a
         thousandth is left), a windowed one for two windows (nothing is left), other behaviour for a year; a stored
@@ -146,7 +154,10 @@ class Layout:
         return max((_ttl_of(feature) for feature in mine), default=None)
 
     def history(self, user_value: bytes | None) -> list[tuple[float, int]]:
-        """(event time, item hash) of the user's longest history, newest first; empty where there is none."""
+        """(event time in unix seconds, `item_hash`) of the user's longest history, newest first, items repeated.
+
+        Empty where the user is unknown or no feature keeps a history. Raises ValueError where the value does not fit.
+        """
         entity = self.entities["user"]
         if user_value is None or not entity.rings:
             return []

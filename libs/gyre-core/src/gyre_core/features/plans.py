@@ -10,9 +10,9 @@ from gyre_core.features.slots import ID_GROUPS, EntityLayout
 
 @dataclass(frozen=True)
 class Plan:
-    """The slots of one entity kind that one event type touches; sums come as (slot, half-life in seconds).
+    """The slots of one entity kind that one event type touches, as indices; sums come as (index, half-life in seconds).
 
-    Sums by category come as (slot of the field's first category, half-life in seconds, field).
+    Sums by category come as (index of the field's first category, half-life in seconds, field).
     """
 
     counts: tuple[tuple[int, float], ...]
@@ -28,7 +28,7 @@ class Plan:
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
-        """The item's category fields that the plan reads."""
+        """The item's category fields that the plan reads, each once."""
         by_category = (*self.affinities, *self.valued_by, *self.values_by)
         names = [field for _, _, field in by_category] + [field for _, field in self.rings if field]
         return tuple(dict.fromkeys(name for name in names if name not in ID_GROUPS.values()))
@@ -41,7 +41,10 @@ class Plan:
 
 
 def plan_for(layout: EntityLayout, event: str) -> Plan | None:
-    """The plan of an event type, or None where it touches nothing of this kind."""
+    """The plan of an event type for one kind of entity (global, too); None where it touches nothing of that kind.
+
+    It is compiled at each call; `Layout.plan` has those of a layout's events ready.
+    """
     plan = Plan(
         counts=_sums(layout, event, "count"),
         valued=_sums(layout, event, "valued"),

@@ -31,11 +31,11 @@ def time_seen(event_time: float, arrival_time: float) -> float:
 
 
 class ContributionBuffer:
-    """Buffered contributions in memory; the online store has the like in a sorted set.
+    """Buffered contributions in memory, batch by batch; the online store has the like in a sorted set.
 
     Args:
         kept_s: a batch's contributions go once an event is newer by this than the newest of them, seconds.
-        max_batches: batches that are kept at most.
+        max_batches: batches that are kept at most, else the oldest goes; None bounds nothing.
     """
 
     def __init__(self, kept_s: float, *, max_batches: int | None = None) -> None:
@@ -45,7 +45,7 @@ class ContributionBuffer:
         self._next = count()
 
     def add(self, contributions: list[Contribution]) -> None:
-        """Buffer the contributions of one batch."""
+        """Buffer the contributions of one batch; one beyond `max_batches` drops the oldest by event time."""
         if not contributions:
             return
         heapq.heappush(
@@ -57,22 +57,22 @@ class ContributionBuffer:
             self.drop(heapq.heappop(self._batches)[2])
 
     def cut(self, newest: float) -> None:
-        """Forget what is too old beside an event of this time, unix seconds."""
+        """Drop the batches whose newest contribution is older than an event of this time by more than `kept_s`."""
         while self._batches and self._batches[0][0] < newest - self._kept_s:
             self.drop(heapq.heappop(self._batches)[2])
 
     def expire(self, idle_s: float) -> None:
-        """Forget what the online store has let go where nothing changed the buffer for some time, seconds."""
+        """Drop everything where nothing changed the buffer for so many seconds that the online store's expired."""
         if idle_s > self._kept_s + BUFFER_IDLE_S:
             self._batches.clear()
             self._by_item.clear()
 
     def of(self, item_id: str) -> list[Contribution]:
-        """The contributions on an item."""
+        """The contributions on an item, in the order in which they were added; none for an unknown one."""
         return list(self._by_item.get(item_id, ()))
 
     def drop(self, contributions: Collection[Contribution]) -> None:
-        """Drop contributions."""
+        """Drop these very objects, of whichever batch; those that are not buffered are ignored."""
         for contribution in contributions:
             own = self._by_item.get(contribution.item_id)
             if own is not None:
@@ -86,7 +86,7 @@ class ContributionBuffers:
 
     Args:
         layout: says for how long.
-        max_batches: batches that are kept at most, of either.
+        max_batches: batches that are kept at most, of either; None bounds nothing.
     """
 
     def __init__(self, layout: Layout, *, max_batches: int | None = None) -> None:
@@ -95,19 +95,21 @@ class ContributionBuffers:
         self._changed = inf
 
     def expire(self, now: float) -> None:
-        """Forget what the online store has let go by some wall time, unix seconds, since nothing changed a buffer."""
+        """Drop what the online store's buffers have let expire by a wall time, unix seconds."""
         self._known.expire(now - self._changed)
         self._unknown.expire(now - self._changed)
 
     def add(self, contributions: list[Contribution]) -> None:
-        """Buffer the contributions of one batch."""
+        """Buffer the contributions of one batch; nothing is dropped for its age."""
         self._known.add([contribution for contribution in contributions if contribution.is_known])
         self._unknown.add([contribution for contribution in contributions if not contribution.is_known])
 
-    def take(
+    def replace(
         self, contributions: list[Contribution], *, gone: Collection[Contribution], newest: float, now: float
     ) -> None:
-        """Buffer the contributions of one batch in place of those that are gone, and drop what is too old.
+        """Buffer the contributions of one batch in place of those that are gone, and drop what is too old then.
+
+        Without either nothing changes, and nothing is dropped for its age.
 
         Args:
             contributions: of the batch.
@@ -122,15 +124,15 @@ class ContributionBuffers:
             self._changed = now
 
     def cut(self, newest: float) -> None:
-        """Forget what is too old beside an event of this time, unix seconds."""
+        """Drop what is too old beside an event of this time, unix seconds, each by its own bound."""
         self._known.cut(newest)
         self._unknown.cut(newest)
 
     def of(self, item_id: str) -> list[Contribution]:
-        """The contributions on an item."""
+        """The contributions on an item, those that knew its fields first."""
         return [*self._known.of(item_id), *self._unknown.of(item_id)]
 
     def drop(self, contributions: Collection[Contribution]) -> None:
-        """Drop contributions."""
+        """Drop these very objects; those that are not buffered are ignored."""
         self._known.drop([contribution for contribution in contributions if contribution.is_known])
         self._unknown.drop([contribution for contribution in contributions if not contribution.is_known])

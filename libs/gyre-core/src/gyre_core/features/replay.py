@@ -26,12 +26,15 @@ class Replay:
         self._states = _Stored(layout)
 
     def apply(self, events: Iterable[Event]) -> None:
-        """Fold events in; raises ValueError for a field value that is not of its kind."""
+        """Fold events in, one after the other, late ones and late fields included; none is refused for its time.
+
+        Raises ValueError for a field value that is not of its kind; the events before it stay applied.
+        """
         for event in events:
             fold_event(self.layout, event, self._states)
 
     def matrix(self, user_id: str, item_ids: Sequence[str], context: RequestContext) -> tuple[F32, FeatureAge]:
-        """What `Reader.matrix` gives for the values as they stand now."""
+        """What `Reader.matrix` gives for the values as they are now; nothing is changed."""
         value = self._states.value
         items = [value("item", item_id) for item_id in item_ids]
         return self._reader.matrix(value("user", user_id), value("global", GLOBAL_ID), items, item_ids, context)
@@ -62,7 +65,7 @@ class _Stored:
     def held(self, item_id: str, time: float) -> ItemCategories:
         return self._layout.item_fields.as_of(self._versions.get(item_id, ()), time)
 
-    def changed(self, item_id: str, time: float, numbers: list[float]) -> None:
+    def add_version(self, item_id: str, time: float, numbers: list[float]) -> None:
         layout = self._layout
         added = layout.item_fields.version(time, numbers)
         versions = with_version(self._versions.get(item_id, ()), added, kept_s=layout.max_lateness_s)

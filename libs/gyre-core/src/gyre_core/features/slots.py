@@ -67,7 +67,18 @@ class SumSlot:
 
 @dataclass(frozen=True, slots=True)
 class FieldSlot:
-    """An encoded field: `count` numbers from `first` among the lasts; where `hashed`, `values` are buckets."""
+    """Where an encoded field is: `count` numbers from index `first` on in the region `lasts` of a packed value.
+
+    Attributes:
+        name: of the field.
+        kind: of the field, as in gyre.yaml.
+        first: index of its first number in `lasts`.
+        count: of its numbers.
+        values: the categories that the numbers stand for, one each; where `hashed`, the numbers of the buckets as
+            text; empty for other kinds.
+        default: the encoded numbers of an absent value.
+        hashed: whether a category is known by the bucket that its hash falls in.
+    """
 
     name: str
     kind: str
@@ -80,7 +91,7 @@ class FieldSlot:
 
 @dataclass(frozen=True, slots=True)
 class RingSlot:
-    """The last `length` events of some types; with a field, each entry carries the mask of the item's categories."""
+    """The `length` newest events of some types; with a `field`, entries carry the mask of the item's categories."""
 
     events: tuple[str, ...]
     length: int
@@ -88,7 +99,7 @@ class RingSlot:
 
     @property
     def entry_bytes(self) -> int:
-        """The size of one entry."""
+        """The size of one entry in a packed value, bytes."""
         return 24 if self.field else 16
 
 
@@ -103,7 +114,10 @@ class WindowSlot:
 
 @dataclass(frozen=True)
 class EntityLayout:
-    """The slots of one kind of entity and their byte offsets; see the module for the format."""
+    """The slots of one kind of entity and their byte offsets; see the module for the format.
+
+    `mins` and `maxs` are the event types of each first and last event time.
+    """
 
     kind: EntityKind
     sums: tuple[SumSlot, ...]
@@ -120,7 +134,7 @@ class EntityLayout:
 
     @cached_property
     def times(self) -> int:
-        """How many f64 numbers follow the header."""
+        """How many f64 times and bucket numbers follow the header, before the sums."""
         return len(self.mins) + len(self.maxs) + len(self.windows) + (1 if self.fields else 0)
 
     @cached_property
@@ -158,7 +172,7 @@ class EntityLayout:
 
     @cached_property
     def empty(self) -> bytes:
-        """The neutral value: merging it changes nothing."""
+        """The packed value of an entity without events and fields: merging it into another changes nothing."""
         mins = [float("inf")] * len(self.mins)
         negative = [float("-inf")] * (self.times - len(self.mins))
         sums = [0.0] * len(self.sums)
@@ -168,7 +182,7 @@ class EntityLayout:
 
     @cached_property
     def default_lasts(self) -> tuple[float, ...]:
-        """The encoded fields before the first `FieldsChanged`."""
+        """The encoded fields before the first `FieldsChanged`: all defaults."""
         return tuple(number for field in self.fields for number in field.default)
 
     @cached_property
@@ -178,17 +192,17 @@ class EntityLayout:
 
     @cached_property
     def fields_offset(self) -> int:
-        """Where the time of the newest `FieldsChanged` stands, in a layout that stores fields."""
+        """The byte offset of the newest `FieldsChanged`'s time; without meaning where no fields are stored."""
         return HEADER_BYTES + 8 * (self.times - 1)
 
     @cached_property
     def field_spans(self) -> dict[str, tuple[int, int]]:
-        """Where the numbers of each stored field begin and end among the lasts."""
+        """By field, where its numbers begin and end (exclusive) among the lasts."""
         return {field.name: (field.first, field.first + field.count) for field in self.fields}
 
     @property
     def is_stored(self) -> bool:
-        """Whether this kind has anything to keep at all."""
+        """Whether the layout stores anything for this kind of entity; nothing is looked up."""
         return bool(self.sums or self.times or self.rings)
 
     def field(self, name: str) -> FieldSlot:
@@ -219,13 +233,13 @@ class EntityLayout:
 
 
 def bucket_of(time: float, bucket_s: float) -> int:
-    """The number of the bucket that a time (unix seconds) falls in."""
+    """The number of the bucket that a time (unix seconds) falls in, its start included; 0 begins in 1970."""
     return floor(time / bucket_s)
 
 
 @lru_cache(maxsize=4096)
 def mask_of(categories: tuple[int, ...]) -> int:
-    """Category indices as a 64-bit mask."""
+    """Category indices, 0 to 63, as a mask: bit i is set for index i."""
     mask = 0
     for index in categories:
         mask |= 1 << index

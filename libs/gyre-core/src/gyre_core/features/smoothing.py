@@ -25,7 +25,7 @@ IntP = npt.NDArray[np.intp]
 
 
 def learnt_prior(above: F64, below: F64, squares: F64, prior: Prior) -> tuple[F64, F64]:
-    """Mean and weight of the Beta prior of a rate, each of shape [m] for m half-lives.
+    """Mean (0 to 1) and weight (in events) of the Beta prior of a rate, each of shape [m] for m half-lives.
 
     With a prior of weight w the k of an item with n events of its own have the variance
     `mean (1 - mean) (q + (n^2 - q) / (1 + w))`, q being the sum of the squared weights of its events. What is declared

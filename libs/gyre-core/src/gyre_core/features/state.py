@@ -26,7 +26,10 @@ Change = tuple[Categories, Categories]
 
 
 class State:
-    """The value of one entity, unpacked: sums and window counts in float64, as they are packed, and all else."""
+    """The value of one entity, unpacked; mutable, at first without events and with default fields.
+
+    The methods that fold and merge change it in place. Its regions are those of `gyre_core.features.slots`.
+    """
 
     __slots__ = (
         "batch",
@@ -57,7 +60,7 @@ class State:
 
     @classmethod
     def unpack(cls, layout: EntityLayout, value: bytes) -> State:
-        """Read a packed value; raises ValueError where its size does not fit the layout."""
+        """A new state of a packed value; raises ValueError where its size does not fit the layout."""
         if len(value) < layout.fixed_bytes:
             raise ValueError(f"{layout.kind} value of {len(value)} bytes: expected at least {layout.fixed_bytes}")
         state = cls(layout)
@@ -74,7 +77,7 @@ class State:
         return state
 
     def pack(self, batch: int | None = None) -> bytes:
-        """The packed value; `batch` numbers the batch when this is a delta about to be shipped."""
+        """The packed value; `batch`, where given, stands in it in place of the state's own number, which stays."""
         layout = self.layout
         fields_time = (self.fields_time,) if layout.fields else ()
         number = self.batch if batch is None else batch
@@ -89,7 +92,10 @@ class State:
         return b"".join(parts)
 
     def fold(self, plan: Plan, time: float, *, value: float | None, item: int, categories: Categories) -> None:
-        """Add one event that `plan` covers; a late one adds its already decayed weight."""
+        """Add one event (time in unix seconds) that `plan` covers; a late one adds its already decayed weight.
+
+        A second call counts it again. A value that is not finite counts as none.
+        """
         if time > self.reference_time:
             self._decay_to(time)
         if value is not None and not -FLOAT32_MAX <= value <= FLOAT32_MAX:
@@ -177,7 +183,7 @@ class State:
                     self.buckets[at] += delta.buckets[at]
 
     def fold_count(self, plan: Plan, time: float, *, count: int, categories: Categories | None = None) -> None:
-        """Add `count` events at once to the counts: the shown items of an impression.
+        """Add `count` events to counts and windows at once: the shown items of an impression.
 
         `categories` holds those of all shown items, one after the other, for the fields that the plan reads.
         """
@@ -192,7 +198,10 @@ class State:
             self._count_in_window(slot, time, float(count))
 
     def reapply(self, plan: Plan, time: float, *, value: float | None, item: int, change: Change) -> None:
-        """Take back what an event added for its item's categories, and add it for those that the item really held."""
+        """Take back what an event added for the categories that it read (`change[0]`), and add it for `change[1]`.
+
+        What an event adds without categories stays, and so does the reference time.
+        """
         before, after = change
         if value is not None and not -FLOAT32_MAX <= value <= FLOAT32_MAX:
             value = _bounded(value)
@@ -219,14 +228,15 @@ class State:
                     self.sums[first + category] += weight
 
     def set_fields(self, time: float, numbers: list[float]) -> None:
-        """Replace the encoded fields unless these are older; of two of one time the later in the log corrects."""
+        """Replace all encoded fields, unless these are older than those it has: of one time the later call counts."""
         if time >= self.fields_time:
             self.fields_time, self.lasts = time, numbers
 
     def merge(self, delta: State) -> None:
-        """Take in what another state saw.
+        """Add to this state what another one saw, a delta of the same layout, which stays as it is.
 
-        The order and the grouping of merges do not matter, but for fields of one time: those merged later win.
+        Merging one delta twice counts it twice. The order and the grouping of merges do not matter, but for fields of
+        one time: those merged later win.
         """
         if delta.reference_time > self.reference_time:
             self._decay_to(delta.reference_time)
@@ -263,7 +273,8 @@ class State:
 def unpack_fields(layout: EntityLayout, value: bytes | None) -> tuple[float, tuple[float, ...]]:
     """The time of the newest fields and the encoded fields of a packed value, without the rest of it.
 
-    Raises ValueError where the value is too short for the layout.
+    -inf and the defaults where there is no value, or the layout stores no fields. Raises ValueError where the value is
+    too short for the layout.
     """
     if value is None or not layout.fields:
         return _NEVER, layout.default_lasts
@@ -291,9 +302,10 @@ def unpack_rings(layout: EntityLayout, value: bytes) -> list[list[Entry]]:
 
 
 def merge(layout: EntityLayout, value: bytes | None, delta: bytes) -> bytes:
-    """The packed form of `State.merge`: what the online store's script does, bit for bit.
+    """The packed value after a packed delta, as `State.merge` has it: what the online store's script does, bit for bit.
 
-    `HEADER_BYTES` and the rest of the format are described in `gyre_core.features.slots`.
+    Without a value the delta is the value. Raises ValueError where a size does not fit. `HEADER_BYTES` and the rest of
+    the format are described in `gyre_core.features.slots`.
     """
     if value is None:
         return delta
@@ -303,7 +315,7 @@ def merge(layout: EntityLayout, value: bytes | None, delta: bytes) -> bytes:
 
 
 def batch_of(value: bytes) -> int:
-    """The number of the last batch in a packed value."""
+    """The number of the last batch that was merged into a packed value, from its header."""
     return int(_COUNT.unpack_from(value, HEADER_BYTES - 8)[0])
 
 

@@ -41,7 +41,7 @@ _DAY_S = 86_400.0
 
 
 def compile_steps(layout: Layout) -> list[Step]:
-    """The steps that fill a matrix: those that read values in bulk, then those that need their columns."""
+    """The steps that fill a matrix, in the order to run them: some read columns that earlier ones wrote."""
     bulk = [*_copies(layout), *_ratios(layout), *windowed_steps(layout), *_ages(layout)]
     return bulk + [step for feature in layout.features if (step := _single(layout, feature)) is not None]
 

@@ -23,7 +23,10 @@ _NEVER = float("-inf")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ItemCategories:
-    """Which categories an item holds, in every field that contributions read: as bits, and as indices by field."""
+    """Which categories an item holds, in every field that contributions read: as bits, and as indices by field.
+
+    It is not `is_known` where no version of its fields was there; then it holds none.
+    """
 
     mask: int
     categories: Mapping[str, tuple[int, ...]]
@@ -44,7 +47,11 @@ Versions = tuple[Version, ...]
 
 @dataclass(slots=True, eq=False)
 class Contribution:
-    """One event's contribution on one item and what it read there; `value` is NaN where the event has none."""
+    """One event, of one item, and what it read of that item's fields, from which late fields correct what it added.
+
+    `time` is in unix seconds, `value` NaN where the event has none; `mask` and `is_known` are those of
+    `ItemCategories`. Two are equal only where they are one object.
+    """
 
     item_id: str
     user_id: str
@@ -55,16 +62,16 @@ class Contribution:
     is_known: bool
 
     def has_read(self, held: ItemCategories) -> bool:
-        """Whether this is what it read."""
+        """Whether the event read just these categories, so that nothing is to be corrected."""
         return held.mask == self.mask and held.is_known == self.is_known
 
     def again(self, held: ItemCategories) -> Contribution:
-        """The same event's contribution on other fields."""
+        """A copy that says that the event read these categories; what was added to states is not changed."""
         return Contribution(self.item_id, self.user_id, self.type, self.time, self.value, held.mask, held.is_known)
 
     @property
     def given(self) -> float | None:
-        """The event's value."""
+        """The event's value, None where it has none."""
         return None if isnan(self.value) else self.value
 
 
@@ -90,7 +97,7 @@ class ItemFields:
         self.unknown = ItemCategories(0, dict.fromkeys(fields, ()), is_known=False)
 
     def held(self, mask: int) -> ItemCategories:
-        """What an item of these bits holds."""
+        """What a known item with these bits holds."""
         found = self._held.get(mask)
         if found is None:
             named = {
@@ -101,7 +108,7 @@ class ItemFields:
         return found
 
     def version(self, time: float, numbers: Sequence[float]) -> Version:
-        """A version as it will be stored: in float32."""
+        """A version of encoded fields from a time (unix seconds) on, rounded to float32 as it will be stored."""
         stored = self._numbers.unpack(self._numbers.pack(*numbers))
         mask = 0
         for start, (first, end) in zip(self._starts, self._spans, strict=True):
@@ -111,7 +118,7 @@ class ItemFields:
         return Version(time, stored, self.held(mask))
 
     def as_of(self, versions: Versions, time: float) -> ItemCategories:
-        """What an item held at a time, unix seconds."""
+        """What an item held at a time (unix seconds), its start included: before the oldest version what that says."""
         if not versions:
             return self.unknown
         for version in reversed(versions):
@@ -129,11 +136,11 @@ class ItemFields:
         return with_version(versions, newest, kept_s=inf) if versions else (newest,)
 
     def pack(self, versions: Versions) -> bytes:
-        """Versions to be stored beside an item's value, which holds the newest."""
+        """The versions given, as bytes: to be stored beside an item's value, which holds the newest."""
         return b"".join([self._older.pack(each.time, *each.numbers) for each in versions])
 
     def pack_contributions(self, contributions: Iterable[Contribution]) -> bytes:
-        """Folds to be remembered elsewhere."""
+        """Contributions as bytes, for `unpack_contributions` of the same layout."""
         parts: list[bytes] = []
         pack, size, types = _HEAD.pack, self._mask_bytes, self._type_of
         for contribution in contributions:
@@ -152,7 +159,7 @@ class ItemFields:
         return b"".join(parts)
 
     def unpack_contributions(self, packed: bytes, offset: int = 0) -> list[Contribution]:
-        """What `pack_contributions` packed, from an offset on."""
+        """What `pack_contributions` packed, in its order, from an offset in bytes on."""
         found: list[Contribution] = []
         while offset < len(packed):
             time, value, type_, known, item, user = _HEAD.unpack_from(packed, offset)
@@ -166,9 +173,10 @@ class ItemFields:
 
 
 def with_version(versions: Versions, added: Version, *, kept_s: float) -> Versions:
-    """The versions with one more, which stands in place of one of the same time: it comes later in the log.
+    """The versions with one more, oldest first; it replaces one of the same time, since it comes later in the log.
 
-    A version goes once the one after it has been there for `kept_s`: no event that may come still is so old.
+    The same object where nothing changes. A version goes once the one after it has been there for `kept_s` seconds of
+    event time: no event that may come still is so old.
     """
     same = [each for each in versions if each.time == added.time]
     if same and same[0].numbers == added.numbers:

@@ -14,7 +14,7 @@ from gyre_core.spec.quality import CHECKS
 
 
 def cross_checks(spec: LoopSpec) -> Iterator[SpecViolation]:
-    """Every rule that one part of the spec breaks against another."""
+    """Every rule that one part of the spec breaks against another, those of features and privacy included."""
     yield from _interaction_names(spec)
     yield from _category_values(spec)
     yield from feature_checks(spec)

@@ -13,7 +13,10 @@ FieldsOf = Callable[[str], Mapping[str, Any]]
 
 
 def feature_columns(feature: Feature, fields_of: FieldsOf) -> tuple[str, ...]:
-    """The names of the feature's columns in order; `fields_of(scope)` gives the declared fields of a scope."""
+    """The names of the feature's columns in order; `fields_of(scope)` gives the declared fields of a scope, by name.
+
+    Nothing is checked: where the field is not declared, names may be missing.
+    """
     if isinstance(feature, FieldFeature):
         return _field_columns(feature, fields_of)
     if isinstance(feature, HistoryFeature):

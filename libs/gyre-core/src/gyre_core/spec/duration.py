@@ -16,14 +16,17 @@ _PATTERN = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d|w)$")
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """A positive span of time that remembers how it was written, because column names carry that text."""
+    """A positive span of time that remembers how it was written, because column names carry that text.
+
+    Two are equal only where they are written alike: 60s is not 1m.
+    """
 
     text: str
     seconds: float
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """Read `30m` or `7d`; raises ValueError for anything else, zero included."""
+        """Read `30m` or `7d` (ms, s, m, h, d, w); raises ValueError for anything else, zero included."""
         match = _PATTERN.match(text)
         seconds = float(match[1]) * _UNIT_S[match[2]] if match else 0.0
         if seconds <= 0:

@@ -38,7 +38,7 @@ _BY_CATEGORY = AffinityFeature | HistoryFeature | DiversityFeature
 
 
 def feature_checks(spec: LoopSpec) -> Iterator[SpecViolation]:
-    """Every rule that a feature breaks."""
+    """Every rule that a feature breaks by itself, beside others, or against the declared events and fields."""
     yield from _feature_names(spec)
     for index, feature in enumerate(spec.features):
         for check in (_feature_events, _feature_field, _feature_with, _feature_by, _feature_encoding):

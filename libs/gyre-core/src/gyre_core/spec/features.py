@@ -44,7 +44,7 @@ class _StoredFeature(_NamedFeature):
 
     @property
     def ttl_s(self) -> float | None:
-        """How long the entity's value outlives its last event, seconds; None for the kind's default."""
+        """How long the entity's value outlives its last update, seconds; None for the kind's default."""
         return self.ttl.seconds if self.ttl else None
 
 
@@ -157,7 +157,10 @@ class WindowedRateFeature(_WindowedFeature):
 
 
 class AffinityFeature(_StoredFeature):
-    """How much of the user's decayed events fell on the candidate's values of a category field."""
+    """The share of the user's decayed events that fell on the candidate's categories of a field; 0 without any.
+
+    One column for each half-life; of an item with several categories, the shares are added.
+    """
 
     kind: Literal["affinity"]
     scope: Literal["user"] = "user"
@@ -167,7 +170,7 @@ class AffinityFeature(_StoredFeature):
 
 
 class AgeFeature(_StoredFeature):
-    """Days since the entity's first or last event, or since one of its `time` fields."""
+    """Days since the entity's first or last event, or since one of its `time` fields; `default` without any."""
 
     kind: Literal["age"]
     scope: EntityScope = "item"
@@ -186,7 +189,11 @@ class AgeFeature(_StoredFeature):
 
 
 class HistoryFeature(_StoredFeature):
-    """The user's last items: `<name>_seen`, and with `field` the share of them that share a value, `<name>_overlap`."""
+    """The user's last `length` events: `<name>_seen` is 1 where one is of the candidate, else 0.
+
+    With `field`, `<name>_overlap` is the share of them whose item has a category in common with the candidate. Both are
+    0 without a history.
+    """
 
     kind: Literal["history"]
     scope: Literal["user"] = "user"
@@ -245,7 +252,7 @@ class RankFeature(_NamedFeature):
 
 
 class ZScoreFeature(_NamedFeature):
-    """An earlier column standardised among the candidates."""
+    """An earlier column standardised among the candidates, to mean 0 and deviation 1; 0 where all are equal."""
 
     kind: Literal["zscore"]
     of: Name

@@ -20,14 +20,14 @@ class TextField(SpecModel):
 
 
 class NumberField(SpecModel):
-    """A number, with the value that stands in while the entity is unknown."""
+    """A number, with the value that stands in where an entity has none or is unknown."""
 
     kind: Literal["number"]
     default: Float32 = 0.0
 
 
 class BooleanField(SpecModel):
-    """True or false; as a feature 1 or 0."""
+    """True or false, as a feature 1 or 0, with the value that stands in where an entity has none or is unknown."""
 
     kind: Literal["boolean"]
     default: bool = False
@@ -50,7 +50,7 @@ class _Categories(SpecModel):
 
 
 class CategoryField(_Categories):
-    """One of the listed values, or any, hashed into `buckets`; as a feature one column for each value or bucket."""
+    """A listed value, or any, hashed into `buckets`; as a feature one column for each value or bucket."""
 
     kind: Literal["category"]
 

@@ -13,7 +13,7 @@ Loc = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class SpecIssue:
-    """One broken rule: where it is (1-based line and column), which field, its value as written, and the rule."""
+    """One broken rule: where it is (1-based line and column), which field, its value as `shown` gives it, the rule."""
 
     file: str
     line: int
@@ -37,7 +37,7 @@ class SpecViolation:
 
 
 class SpecError(ValueError):
-    """A loop spec that breaks one or more rules."""
+    """A YAML file of ours, such as gyre.yaml, that breaks one or more rules; `issues` has them all."""
 
     def __init__(self, issues: Sequence[SpecIssue]) -> None:
         self.issues = tuple(issues)
@@ -45,7 +45,7 @@ class SpecError(ValueError):
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it: short, and nothing for a mapping or list, which the line already names."""
+    """A value as an error shows it: short, and empty for None, a mapping or a list, which the line already names."""
     if isinstance(value, dict | list | tuple) or value is None:
         return ""
     return cut(repr(value))

@@ -26,7 +26,7 @@ def load_loop(path: str | Path) -> LoopSpec:
 
 
 def parse_loop(text: str, *, source: str = "gyre.yaml") -> LoopSpec:
-    """Read and check the text of a `gyre.yaml`; `source` is the file name that issues carry."""
+    """Read and check the text of a `gyre.yaml`; raises `SpecError` with every issue, `source` being its file."""
     return parse_yaml(LoopSpec, text, source=source, checks=cross_checks)
 
 
@@ -37,7 +37,7 @@ def parse_yaml(
     source: str,
     checks: Callable[[ModelT], Iterable[SpecViolation]] = lambda _made: (),
 ) -> ModelT:
-    """Read a YAML text as a strict model.
+    """Read a YAML text as a strict model: unknown and repeated keys are errors.
 
     Args:
         model: the class.
@@ -46,7 +46,8 @@ def parse_yaml(
         checks: what one part of a valid model breaks against another.
 
     Raises:
-        SpecError: with every issue found, each with its line.
+        SpecError: with every issue found, each with its line; keys given twice, what breaks the model, and what
+            `checks` finds are looked for in turn, the next only where the one before found nothing.
     """
     root = _compose(text, source)
     tree = _Tree(source, root)
@@ -65,7 +66,7 @@ def parse_yaml(
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of `gyre.yaml`, for editors."""
+    """The JSON Schema of `gyre.yaml`, for editors; it does not hold what one part must say about another."""
     schema = LoopSpec.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "gyre.yaml", **schema}
 

@@ -29,7 +29,7 @@ _REPLAY_MAX_FUTURE = Duration.parse("1d")
 
 
 class ValueRange(SpecModel):
-    """The inclusive range of an interaction's value."""
+    """The range of an interaction's value, both ends included."""
 
     min: Float32
     max: Float32
@@ -42,7 +42,7 @@ class ValueRange(SpecModel):
 
 
 class InteractionSpec(SpecModel):
-    """One interaction type; with `value`, each event must carry a value in that range."""
+    """One interaction type; with `value`, each event must carry a value in that range, and without it none."""
 
     value: ValueRange | None = None
 
@@ -136,15 +136,15 @@ class LoopSpec(SpecModel):
         return self.max_lateness.seconds
 
     def fields(self, scope: str) -> dict[str, Any]:
-        """The declared fields of `item` or `user` entities by name; nothing for `global`."""
+        """The declared fields of `item` or `user` entities by name; empty for any other scope."""
         return {"item": self.items.fields, "user": self.users.fields}.get(scope, {})
 
     def columns(self) -> tuple[str, ...]:
-        """Every feature column in declared order."""
+        """The names of all features' columns in declared order."""
         return tuple(column for feature in self.features for column in feature_columns(feature, self.fields))
 
     def model_columns(self) -> tuple[str, ...]:
-        """The columns that the model reads, in the order it reads them; all columns when none are named."""
+        """The columns that the model reads, in the order it reads them, each once; all when none are named."""
         by_feature = {feature.name: feature_columns(feature, self.fields) for feature in self.features}
         names = self.model.features or self.columns()
         chosen = [column for name in names for column in by_feature.get(name, (name,))]

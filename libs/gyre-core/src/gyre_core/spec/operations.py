@@ -14,7 +14,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainingParameters(SpecModel):
-    """Hyperparameters of the built-in ranker."""
+    """Hyperparameters of the built-in ranker; a batch is `batch_impressions` impressions with all their items."""
 
     epochs: int = Field(default=6, ge=1, le=1000)
     learning_rate: float = Field(default=0.003, gt=0, le=1)
@@ -25,7 +25,7 @@ class TrainingParameters(SpecModel):
 
 
 class ModelSpec(SpecModel):
-    """Which columns the model sees and what family it is; no `features` means all of them, in order."""
+    """Which columns the model reads, its family and hidden layers; no `features` means all columns, in order."""
 
     features: tuple[Name, ...] = ()
     family: Literal["mlp"] = "mlp"
@@ -56,47 +56,54 @@ class LabelSpec(SpecModel):
 
     @property
     def half_life_s(self) -> float:
-        """How much earlier an impression gets half of the last one's credit, seconds: half the window by default."""
+        """How much earlier an impression gets half of the last one's credit, seconds; by default half the window."""
         return self.half_life.seconds if self.half_life else self.attribution_window_s / 2
 
     def weight(self, event: str) -> float:
-        """The relevance that an interaction of this type gives: 0 for one that is no label."""
+        """The relevance that an interaction of this type gives: its weight, by default 1; 0 where it is no label."""
         return self.weights.get(event, 1.0) if event in self.events else 0.0
 
 
 class HistorySpec(SpecModel):
-    """How much of the past a training run reads, newest first."""
+    """How much of the past a training run reads: so many impressions at most, the newest."""
 
     impressions: int = Field(default=50_000, ge=1)
 
 
 class VolumeTrigger(SpecModel):
-    """Train after so many new interactions."""
+    """Start a training run after so many new interactions; imported history does not count."""
 
     events: int = Field(ge=1)
 
 
 class TriggerSpec(SpecModel):
-    """What starts a training run by itself."""
+    """What starts a training run by itself, whichever is due first; without either, runs start only when asked for."""
 
     volume: VolumeTrigger | None = None
     schedule: Duration | None = None
 
     @property
     def schedule_s(self) -> float | None:
-        """The time between scheduled runs in seconds, or None."""
+        """The time between scheduled runs in seconds; None where none are scheduled."""
         return self.schedule.seconds if self.schedule else None
 
 
 class GateSpec(SpecModel):
-    """When data is too thin to train on."""
+    """When data is too thin to train on, so that a run is refused.
+
+    That is with fewer than `min_impressions` labelled impressions, or where more than `max_missing_share` of their
+    items have no features at all.
+    """
 
     min_impressions: int = Field(default=500, ge=1)
     max_missing_share: Share = 0.2
 
 
 class EvaluationSpec(SpecModel):
-    """How a candidate is compared with the incumbent on held-out impressions."""
+    """How a candidate is compared with the live model: by NDCG@10 on the newest share `holdout` of the impressions.
+
+    Its relative gain must be at least `min_relative_ndcg`: -0.02 lets it be 2 % worse.
+    """
 
     holdout: float = Field(default=0.1, gt=0, lt=1)
     min_relative_ndcg: float = Field(default=-0.02, ge=-1, le=10)
@@ -113,7 +120,7 @@ class TrainingSpec(SpecModel):
 
 
 class RolloutStep(SpecModel):
-    """A share of traffic, held at least so long and for at least so many requests."""
+    """A candidate's share of traffic, held for at least `hold` and at least `min_requests` of its requests."""
 
     share: float = Field(gt=0, le=1)
     hold: Duration | None = None
@@ -126,7 +133,7 @@ class RolloutStep(SpecModel):
 
 
 class GuardrailSpec(SpecModel):
-    """What rolls a candidate back."""
+    """What rolls a candidate back: its share of failed requests, its p99 latency, or that over the live model's p99."""
 
     max_error_rate: Share = 0.01
     max_latency_ratio: float = Field(default=2.0, gt=0)
@@ -173,14 +180,17 @@ class ExperimentSpec(SpecModel):
 
 
 class RecommendSpec(SpecModel):
-    """Where `Recommend` finds its candidates."""
+    """Where `Recommend` finds its candidates: popular items, with `genre_field` half of the user's genres."""
 
     popular: int = Field(default=200, ge=1, le=1000)
     genre_field: Name | None = None
 
 
 class ServingSpec(SpecModel):
-    """Deadlines and limits of the request path, and what it falls back to."""
+    """Deadlines and limits of the request path, and the feature column that it orders by where no model answers.
+
+    `logged_rest` candidates that were not shown are logged beside those that were.
+    """
 
     deadline: Duration = Duration.parse("200ms")
     feature_timeout: Duration = Duration.parse("50ms")
@@ -238,7 +248,7 @@ class RetentionSpec(SpecModel):
 
 
 class ShardSpec(SpecModel):
-    """How far the stream and the online store are split."""
+    """Into how many partitions and virtual shards the loop's topics and its online store are split."""
 
     kafka_partitions: int = Field(default=4, ge=1, le=1024)
     online_shards: int = Field(default=1, ge=1, le=1024)

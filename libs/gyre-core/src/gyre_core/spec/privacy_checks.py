@@ -11,7 +11,7 @@ from gyre_core.spec.privacy import MaskRule
 
 
 def privacy_checks(spec: LoopSpec) -> Iterator[SpecViolation]:
-    """Every privacy rule that cannot work."""
+    """Every privacy rule that cannot work: of no declared field, of a wrong kind, or of one that a feature reads."""
     for path, rule in spec.privacy.fields.items():
         at: Loc = ("privacy", "fields", path)
         scope, _, name = path.partition(".")

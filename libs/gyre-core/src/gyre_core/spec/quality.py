@@ -39,7 +39,7 @@ CHECKS = (
 
 
 class Bounds(SpecModel):
-    """An inclusive range."""
+    """A range, both ends included."""
 
     min: float
     max: float
@@ -86,7 +86,7 @@ class RangesCheck(SpecModel):
 
 
 class FreshnessCheck(SpecModel):
-    """The oldest that the newest event may be, by the loop's clock."""
+    """How old the newest event may be, by the loop's clock, before the data counts as stale."""
 
     max_age: Duration = Duration.parse("7d")
 

@@ -219,7 +219,7 @@ class BatchReplay:
             if any(self._is_on(batch.shard, each) for each in self._touched(contribution))
         ]
         gone = [contribution for contribution, _ in found.corrections]
-        self.buffers(batch.shard).take(contributions, gone=gone, newest=batch.newest_seen, now=now)
+        self.buffers(batch.shard).replace(contributions, gone=gone, newest=batch.newest_seen, now=now)
 
     def _is_on(self, shard: int, entity: EntityId) -> bool:
         return self.shards == 1 or keys.shard_of(*entity, shards=self.shards) == shard

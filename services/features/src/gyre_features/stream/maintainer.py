@@ -236,7 +236,7 @@ class LayoutMaintainer:
             progress = await stream.progress()
             after = replace(known, filled=progress.filled, total=progress.total)
             if progress.is_filled:
-                after = known.moved(LayoutState.READY, now=time.time())
+                after = known.with_state(LayoutState.READY, now=time.time())
             if progress.is_filled or self._is_due(hash_, _PROGRESS_S):
                 facts = {"loop": self.spec.loop, "layout": hash_, "filled": f"{after.filled_share:.1%}"}
                 _LOG.info("a layout is %s", after.state.lower(), extra=facts)
