@@ -42,7 +42,7 @@ from gyre_local.recipe import Recipe
 from gyre_local.stack import Stack, build_stack
 from gyre_local.testing import eventually, free_stack_ports
 from gyre_local.timeouts import scaled
-from gyre_privacy.search import SearchedStores, SearchHit, needles_of, search
+from gyre_privacy.search import SearchedStores, SearchFindings, needles_of, search
 from gyre_privacy.stores import STORES
 from gyre_runtime.kafka import Producer
 from gyre_runtime.settings import WarehouseSettings
@@ -136,7 +136,7 @@ class Shop:
         ]
         await self.gateway.Track(TrackRequest(loop=LOOP, events=clicks), timeout=30, metadata=trace)
 
-    async def looked(self) -> SearchHit:
+    async def looked(self) -> SearchFindings:
         """Where a search finds the person."""
         keyring = Keyring.from_file(self.stack.places.state("privacy") / "keys.json")
         redis = f"redis://{self.stack.ports.address('redis', 'server')}/0"
@@ -173,7 +173,7 @@ async def shop(stack: Stack) -> AsyncIterator[Shop]:
         )
 
 
-def _stores(finding: SearchHit, *needles: str) -> dict[str, list[str]]:
+def _stores(finding: SearchFindings, *needles: str) -> dict[str, list[str]]:
     """The declared stores that hold the person, each with the places; a place of no declared store fails."""
     found: dict[str, list[str]] = {}
     for place, names in finding.hits.items():

@@ -60,7 +60,7 @@ class _Report:
 
 @app.command()
 def setup() -> None:
-    """Install what the stack needs and is missing; quick when nothing is."""
+    """Install what the stack needs and is missing; starts nothing, and is quick when nothing is missing."""
     started = time.monotonic()
     current = ["starting"]
 
@@ -80,7 +80,7 @@ def up(
     *,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget the data and logs of an earlier stack first.")] = False,
 ) -> None:
-    """Start the stack, each process as soon as those it needs are healthy."""
+    """Start the stack, each process as soon as those it needs are healthy; what runs already stays."""
     stack = _stack(loop)
     members = stack.select(only or [])
     if any(not member.is_infra for member in members):
@@ -121,7 +121,7 @@ def _name_others(stack: Stack, command: str) -> bool:
 
 @app.command()
 def clean() -> None:
-    """Forget the data and logs of a stack that is down."""
+    """Delete the data and logs of a stack that is down; refuses where it runs. Other stacks of the checkout stay."""
     operations.forget(_stack())
 
 
@@ -165,7 +165,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", help="How many lines of the past.")] = 100,
 ) -> None:
-    """Show the end of a process's log."""
+    """Show the end of a process's log, or the last ten lines of each."""
     stack = _stack()
     if name is None:
         for member in stack.members.values():

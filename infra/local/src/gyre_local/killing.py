@@ -37,10 +37,13 @@ class KillableJob:
     steps: Sequence[str]
 
     def run(self, *, kill_at: int = 0) -> int:
-        """Run it to its end, or until a step, counted from 1.
+        """Run it to its end, or until SIGKILL at a step, counted from 1; 0, or more than it takes, kills nothing.
 
         Returns:
             The exit code; `KILLED` where it was killed.
+
+        Raises:
+            TimeoutError: it did not end in time, and was killed.
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(_PRELOADED))

@@ -29,7 +29,14 @@ Report = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class ProcessHealth:
-    """One line of the status table."""
+    """One line of the status table.
+
+    Attributes:
+        name: of the process.
+        process: what supervisord knows of it; None where it knows nothing.
+        restarts: how often it was started again since supervisord came up.
+        reason: why it is not healthy, one sentence; empty where it is.
+    """
 
     name: str
     process: ProcessState | None
@@ -56,7 +63,10 @@ class _Start:
 
 
 def bring_up(stack: Stack, members: Sequence[Member], report: Report) -> None:
-    """Start `members` as soon as those they need are healthy; return when all are.
+    """Start `members`, each as soon as those of them that it needs are healthy; return when all are.
+
+    One that runs stays, and is restarted where its configuration changed. What is needed and not among them is not
+    started. After an error what was started goes on.
 
     Raises:
         LocalStackError: a port is busy, something is not installed, or a process ends or is not healthy in time.
@@ -111,7 +121,7 @@ def _check_started(supervisor: Supervisor, member: Member, start: _Start) -> boo
 
 
 def take_down(stack: Stack, report: Report) -> bool:
-    """Stop everything, what needs others first, and end supervisord; whether anything was running."""
+    """Stop everything, what needs others first, and end supervisord; return False where no supervisord was running."""
     supervisor = Supervisor(stack.places)
     states = supervisor.states()
     if not supervisor.is_running():
@@ -136,7 +146,7 @@ def running_elsewhere(places: StackDirectories) -> list[Path]:
 
 
 def levels(members: Iterable[Member]) -> list[list[Member]]:
-    """The members in groups, each of which needs only members of the groups before it."""
+    """The members in groups, each of which needs only those of the groups before it; other needs are ignored."""
     rank: dict[str, int] = {}
     groups: list[list[Member]] = []
     for member in members:  # a stack lists them in such an order that one pass is enough
@@ -148,7 +158,7 @@ def levels(members: Iterable[Member]) -> list[list[Member]]:
 
 
 def look(stack: Stack, members: Sequence[Member]) -> list[ProcessHealth]:
-    """The state and health of `members`, probed at the same time."""
+    """The state and health of `members`, at least one, in their order; probed at the same time, nothing is raised."""
     supervisor = Supervisor(stack.places)
     states = supervisor.states()
     restarts = supervisor.restarts() if states else {}
@@ -176,7 +186,9 @@ def _reason(member: Member, state: ProcessState | None) -> str:
 
 
 def forget(stack: Stack) -> None:
-    """Delete the data and logs of the whole stack.
+    """Delete the data and logs of the whole stack; its configuration, its list of loops and its privacy key stay.
+
+    What cannot be deleted stays, too, without an error.
 
     Raises:
         LocalStackError: it is running.
@@ -201,6 +213,8 @@ def restart(stack: Stack, member: Member, report: Report) -> None:
 
 def stop(stack: Stack, members: Sequence[Member], report: Report) -> None:
     """Stop some members of a running stack, what needs others first; they stay stopped until they are started.
+
+    Members that need them go on.
 
     Raises:
         LocalStackError: the stack is not running.

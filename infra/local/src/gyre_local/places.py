@@ -11,13 +11,16 @@ REPOSITORY = Path(__file__).resolve().parents[4]
 
 
 def cache_dir() -> Path:
-    """The download cache: `GYRE_CACHE`, or `~/.cache/gyre`."""
+    """The folder of the download cache: `GYRE_CACHE`, or `~/.cache/gyre`; not created here."""
     return Path(os.environ.get("GYRE_CACHE") or Path.home() / ".cache" / "gyre").expanduser()
 
 
 @contextlib.contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
-    """Hold an advisory lock on the file `lock` against other processes, waiting for it as long as it takes."""
+    """Hold an advisory lock on the file `lock` against other processes in the block, waiting as long as it takes.
+
+    The file is created, and stays.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -26,13 +29,13 @@ def exclusive(lock: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StackDirectories:
-    """The directories of one local stack."""
+    """The directories of one local stack; none is created here."""
 
     var: Path
 
     @property
     def logs(self) -> Path:
-        """One log file for each process."""
+        """The directory of the logs, one file for each process."""
         return self.var / "log"
 
     def make(self, target: str) -> str:
@@ -43,7 +46,7 @@ class StackDirectories:
         return f"GYRE_VAR={path} make {target}"
 
     def state(self, name: str) -> Path:
-        """The private directory of the process `name`."""
+        """The path of the directory of the process `name`, or of `warehouse`, `artifacts` and `privacy`."""
         return self.var / name
 
 

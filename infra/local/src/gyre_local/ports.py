@@ -31,7 +31,7 @@ class Ports:
         return self.processes[process]
 
     def port(self, process: str, meaning: str) -> int:
-        """One port.
+        """The number of one port, the offset included.
 
         Raises:
             LocalStackError: the process has no port of that meaning.
@@ -42,7 +42,7 @@ class Ports:
         return ports[meaning]
 
     def address(self, process: str, meaning: str) -> str:
-        """One port as host:port."""
+        """One port as host:port; raises what `port` does."""
         return f"{self.host}:{self.port(process, meaning)}"
 
 

@@ -1,6 +1,6 @@
 """Readiness probes in the protocol of each component, over plain sockets and without its client library.
 
-Each returns when the component answers and raises `NotReady` with the reason otherwise.
+Each asks once: it returns where the component is ready and raises `NotReady` with the reason otherwise, within seconds.
 """
 
 import http.client
@@ -29,7 +29,7 @@ def _read_exactly(connection: socket.socket, count: int) -> bytes:
 
 
 def kafka(host: str, port: int) -> None:
-    """Ask for the cluster's metadata until a broker has registered itself (Kafka protocol, Metadata v4)."""
+    """Ask for the cluster's metadata: ready once a broker has registered itself (Kafka protocol, Metadata v4)."""
     # Header v1: key, version, correlation id, no client id; body: no topics, do not create any.
     request = struct.pack(">hhihib", _KAFKA_METADATA, _KAFKA_METADATA_VERSION, 1, -1, 0, 0)
     try:
@@ -44,7 +44,7 @@ def kafka(host: str, port: int) -> None:
 
 
 def redis(host: str, port: int) -> None:
-    """PING until PONG, which a Redis that still loads its data does not give."""
+    """PING: ready with PONG, which a Redis that still loads its data does not give."""
     try:
         with socket.create_connection((host, port), PROBE_TIMEOUT_S) as connection:
             connection.sendall(b"PING\r\n")
@@ -56,7 +56,7 @@ def redis(host: str, port: int) -> None:
 
 
 def http_ok(host: str, port: int, path: str) -> None:
-    """GET `path` until the status is 200."""
+    """GET `path`: ready with status 200."""
     connection = http.client.HTTPConnection(host, port, timeout=PROBE_TIMEOUT_S)
     try:
         connection.request("GET", path)
@@ -70,7 +70,7 @@ def http_ok(host: str, port: int, path: str) -> None:
 
 
 def grpc_serving(host: str, port: int) -> None:
-    """Ask the standard health service (grpc.health.v1) until the whole server is SERVING."""
+    """Ask the standard health service (grpc.health.v1): ready where the whole server is SERVING."""
     with grpc.insecure_channel(f"{host}:{port}") as channel:
         try:
             stub = health_pb2_grpc.HealthStub(channel)

@@ -19,7 +19,7 @@ TAIL_LINES = 25
 
 
 def tail(log: Path, *, lines: int = TAIL_LINES) -> str:
-    """The last lines of a log file, or a note that it is empty."""
+    """The last lines of a log file as one text without a newline at its end; a note where it is empty or missing."""
     if not log.exists():
         return "(no log)"
     with log.open(errors="replace") as file:
@@ -27,7 +27,10 @@ def tail(log: Path, *, lines: int = TAIL_LINES) -> str:
 
 
 def guarded(command: Sequence[str]) -> tuple[str, ...]:
-    """The command, ended by the kernel should the process that started it be killed (setpriv of util-linux)."""
+    """The command, ended by the kernel should the process that started it be killed (setpriv of util-linux).
+
+    Without setpriv on PATH the command as it is.
+    """
     setpriv = shutil.which("setpriv")
     return (setpriv, "--pdeathsig", "TERM", "--", *command) if setpriv else tuple(command)
 
@@ -38,7 +41,7 @@ def inherited() -> dict[str, str]:
 
 
 class Process:
-    """One started recipe; ends with this process even when that is killed."""
+    """A recipe as a child process, from `start` or `launch` on; it ends with this process even when that is killed."""
 
     def __init__(self, recipe: Recipe, *, log: Path) -> None:
         self.recipe = recipe
@@ -47,18 +50,18 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The process id."""
+        """The process id; RuntimeError where it is not started."""
         return self.launched.pid
 
     @property
     def launched(self) -> "subprocess.Popen[bytes]":
-        """The process as the operating system knows it."""
+        """The child process; RuntimeError where it is not started."""
         if self._popen is None:
             raise RuntimeError(f"{self.recipe.name} is not started")
         return self._popen
 
     def start(self) -> None:
-        """Start the process and return once its probe passes.
+        """Start the process and return once its probe passes; where that fails, or is interrupted, it is stopped.
 
         Raises:
             LocalStackError: it ended, or was not ready in time; with the end of its log.
@@ -71,7 +74,7 @@ class Process:
             raise
 
     def launch(self) -> "subprocess.Popen[bytes]":
-        """Start the process and return at once."""
+        """Start the process and return at once, without its probe; output is appended to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             self._popen = child = subprocess.Popen(
@@ -106,7 +109,10 @@ class Process:
                 return
 
     def stop(self) -> None:
-        """End the process and its children: SIGTERM, and SIGKILL for what is left after the recipe's time."""
+        """End the process and its children: SIGTERM, and SIGKILL for what is left after the recipe's time.
+
+        Returns once it has ended; does nothing where it is not started.
+        """
         child = self._popen
         if child is None:
             return
@@ -122,7 +128,7 @@ class Process:
 
 @contextlib.contextmanager
 def running(recipe: Recipe, *, log: Path) -> Iterator[Process]:
-    """Run `recipe` for the length of the block."""
+    """Run `recipe` for the length of the block, which begins once its probe passes; raises as `Process.start`."""
     process = Process(recipe, log=log)
     process.start()
     try:

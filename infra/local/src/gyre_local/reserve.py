@@ -20,10 +20,10 @@ _held: list[int] = []
 
 
 def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
-    """Reserve `count` free ports for as long as this process lives.
+    """Reserve `count` free ports of `FIRST` to `LAST` against other sessions for as long as this process lives.
 
     Raises:
-        LocalStackError: no port of the range is free.
+        LocalStackError: not so many were found free in 500 attempts.
     """
     directory = Path(tempfile.gettempdir()) / "gyre-ports"
     directory.mkdir(mode=0o777, exist_ok=True)

@@ -31,7 +31,7 @@ def set_up(report: Report) -> None:
 
 
 def missing_packages() -> list[str]:
-    """The Debian packages that the stack still lacks."""
+    """The names of the Debian packages that the stack needs and this machine lacks; installs none."""
     lacking = [name for name in ("redis-server", "prometheus") if shutil.which(name) is None]
     library = f"libpython{triton.PYTHON}.so.1.0"
     base = Path(sys.base_prefix) / "lib"

@@ -22,7 +22,15 @@ INFRA = "infra"
 
 @dataclass(frozen=True)
 class Member:
-    """One process of the stack: how to prepare and probe it, and what must be healthy before it starts."""
+    """One process of the stack, started or not.
+
+    Attributes:
+        name: as in ports.toml.
+        prepare: writes its files and makes its recipe; starts nothing.
+        probe: asks once whether it is usable.
+        ports: what it listens on, by meaning.
+        after: the members that must be healthy before it starts.
+    """
 
     name: str
     prepare: Callable[[], Recipe]
@@ -64,19 +72,19 @@ class Stack:
 
 
 def build_stack(places: StackDirectories, ports: Ports, loops: Sequence[Path]) -> Stack:
-    """The whole stack of one checkout, serving `loops`."""
+    """The whole stack of one checkout, to serve `loops`; nothing is written, started or looked at."""
     members = [*_infrastructure(places, ports), *_services(places, ports, loops)]
     return Stack(members={member.name: member for member in members}, places=places, ports=ports, loops=loops)
 
 
 def recorded_loops(places: StackDirectories) -> list[Path]:
-    """The loops that the stack was last brought up with, the movies example before that."""
+    """The files of the loops that the stack was last brought up with; of the movies example where it never was."""
     record = places.var / LOOPS_RECORD
     return [Path(loop) for loop in json.loads(record.read_text())] if record.exists() else [DEFAULT_LOOP]
 
 
 def record_loops(places: StackDirectories, loops: Sequence[Path]) -> None:
-    """Remember the loops for the commands that follow.
+    """Write down the files of the loops, in place of earlier ones, for `recorded_loops`.
 
     Raises:
         LocalStackError: one of them does not exist.

@@ -49,7 +49,7 @@ class ProcessState:
 
     @property
     def is_up(self) -> bool:
-        """True while the process exists."""
+        """True while the process exists, healthy or not, starting and stopping included."""
         return self.state in {"RUNNING", "STARTING", "STOPPING"}
 
     @property
@@ -68,7 +68,7 @@ def socket_path(places: StackDirectories) -> Path:
 
 
 def render(places: StackDirectories, recipes: Sequence[Recipe]) -> str:
-    """The configuration of supervisord for `recipes`."""
+    """The text of supervisord's configuration for `recipes`; writes nothing."""
     socket_file = socket_path(places)
     head = f"""\
 [unix_http_server]
@@ -115,12 +115,12 @@ def _escaped(value: str) -> str:
 
 
 def log_path(places: StackDirectories, name: str) -> Path:
-    """The log of one process."""
+    """The path of the log of one process; it need not be there."""
     return places.logs / f"{name}.log"
 
 
 class Supervisor:
-    """One stack's supervisord."""
+    """The control of one stack's supervisord, which need not be running."""
 
     def __init__(self, places: StackDirectories) -> None:
         self.places = places
@@ -142,7 +142,10 @@ class Supervisor:
         return True
 
     def apply(self, recipes: Sequence[Recipe]) -> None:
-        """Write the configuration of `recipes`, start supervisord or let the running one take over what changed.
+        """Write the configuration of `recipes`, and start supervisord or let the running one take over what changed.
+
+        No process is started by it: one that runs is restarted where its recipe changed, and stopped and removed where
+        `recipes` lack it.
 
         Raises:
             LocalStackError: supervisord does not start.
@@ -207,12 +210,12 @@ class Supervisor:
         return {name: count - 1 for name, count in starts.items()}
 
     def start(self, name: str) -> None:
-        """Start one process and return at once."""
+        """Start one process and return at once; one that runs stays. LocalStackError for an unknown one."""
         with _tolerated(ALREADY_STARTED):
             self._call("startProcess", name, False)
 
     def stop(self, names: Sequence[str]) -> None:
-        """Stop processes together and return when they have ended."""
+        """Stop processes together and return when they have ended; those not running, or unknown, are ignored."""
         for name in names:
             with _tolerated(NOT_RUNNING, BAD_NAME):
                 self._call("stopProcess", name, False)

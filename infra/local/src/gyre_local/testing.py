@@ -149,7 +149,7 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Setting
 
 
 def free_stack_ports(path: Path) -> Ports:
-    """Write a ports file like the repository's with free ports, and read it."""
+    """Write a ports file like the repository's, with free ports, to `path`, and return what it says."""
     ports = load_ports(PORTS_FILE, offset=0)
     fresh = iter(free_ports(sum(len(meanings) for meanings in ports.processes.values())))
     lines = [f'host = "{ports.host}"']

@@ -71,7 +71,7 @@ class DeadLetter:
 
     @property
     def timestamp_type(self) -> int:
-        """The time is the producer's own."""
+        """Kafka's number of CreateTime, 0: a letter is decoded as a consumed record is."""
         return 0
 
 

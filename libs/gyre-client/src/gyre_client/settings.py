@@ -18,7 +18,7 @@ from pydantic import Field
 
 
 class PeerSettings(GatewayPeer, FeaturesPeer, FeaturesCheckPeer, InferencePeer, TrainerPeer, DeployerPeer, MonitorPeer):
-    """The gRPC address, host:port, of every service of the mesh; the local stack's by default."""
+    """The gRPC addresses of every service of the mesh; the local stack's by default."""
 
 
 class ClientSettings(ChannelSettings, PeerSettings, LoopSettings, KafkaSettings, PrometheusSettings, WarehouseSettings):

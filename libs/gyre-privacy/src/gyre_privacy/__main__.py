@@ -10,7 +10,7 @@ from gyre_runtime.settings import KafkaSettings, PrivacySettings, RedisSettings
 
 from gyre_privacy.masking import read_keyring
 from gyre_privacy.pseudonyms import Pseudonyms
-from gyre_privacy.search import SearchedStores, SearchHit, needles_of, search
+from gyre_privacy.search import SearchedStores, SearchFindings, needles_of, search
 from gyre_privacy.stores import store_of
 
 
@@ -39,7 +39,7 @@ def _search(settings: SearchSettings, given: argparse.Namespace) -> int:
     return 1 if finding.hits or finding.unread else 0
 
 
-def _lines(finding: SearchHit) -> list[str]:
+def _lines(finding: SearchFindings) -> list[str]:
     lines = []
     for place, names in sorted(finding.hits.items()):
         store = store_of(place)

@@ -36,7 +36,7 @@ _TOP = re.compile(r"(?:xn--[A-Za-z0-9-]{1,59}|[A-Za-z]{2,63}(?![^\W\d_])|(?:(?![
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """A recogniser of one entity whose search is a function."""
+    """A recogniser of one entity, by a function that yields (start, end, score) of each span in a text."""
 
     entity: str
     spans: Callable[[str], Iterable[Span]]
@@ -106,9 +106,9 @@ _MAX_IPV6 = 60
 def ip_addresses(text: str) -> Iterator[Span]:
     """IP addresses of both versions, with the port or prefix length that may follow.
 
-    Four numbers with dots are as often a version. They are an address where a port, a prefix length, a URL or a word
-    says so, or where two of them are at least 100, or one of them and the first is at least 30: so are 94 % of all
-    addresses, and few versions.
+    Four numbers with dots are as often a version, and `WEAK`. They are an address where a port, a prefix length, a URL
+    or a word says so, or where two of them are at least 100, or one of them and the first is at least 30: so are 94 %
+    of all addresses, and few versions.
     """
     for match in _IPV4.finditer(text):
         start, end = match.span()
@@ -198,7 +198,7 @@ class Phones:
         self._lengths = lengths
 
     def spans(self, text: str) -> Iterator[Span]:
-        """Every number with its score."""
+        """Yield (start, end, score) of each number, weak ones too; an extension is part of it."""
         for match in _RUN.finditer(text):
             if match.end() < len(text) and (text[match.end()].isascii() and text[match.end()].isalnum()):
                 follows = _EXTENSION.match(text, match.end())

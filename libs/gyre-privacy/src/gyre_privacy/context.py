@@ -22,8 +22,9 @@ _SPACED = rf"^\W\d_{UNSPACED}"
 
 
 def context_pattern(words: Iterable[str]) -> re.Pattern[str]:
-    """A pattern of any of the words, in lower case: whole words, or with any ending where one ends with `*`.
+    """A pattern of any of the words: whole words, or with any ending where one ends with `*`.
 
+    Words are given in lower case, and are to be searched for in texts of lower case.
     Chinese, Japanese, Korean and Thai write words together, Arabic and Hebrew write prepositions, articles and
     possessives with them, so theirs match anywhere.
     """
@@ -49,7 +50,7 @@ class SearchedText(str):
         return made
 
     def words(self, pattern: re.Pattern[str]) -> tuple[list[int], list[int]]:
-        """Where the words of a pattern begin and end (exclusive), by position."""
+        """Where the words of a pattern begin, and where they end (exclusive): two lists by position, in any case."""
         if pattern not in self._found:
             lower = self.lower()
             if len(lower) != len(self):  # \u0130 has two signs in lower case

@@ -39,7 +39,7 @@ Span = tuple[int, int, float]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A span of a text: which entity, from where to where (exclusive), and how sure, 0 to 1."""
+    """A span of a text: which entity, from which to which character (exclusive), and how sure, 0 to 1."""
 
     entity: str
     start: int
@@ -101,12 +101,14 @@ class Scanner:
 
     @property
     def entities(self) -> tuple[str, ...]:
-        """What is looked for."""
+        """The kinds that this scanner looks for, each once; without those that its regions exclude."""
         own = (each.entity for each in self._identities.kinds)
         return tuple(dict.fromkeys((*(recogniser.entity for _, recogniser in self._recognisers), *own)))
 
     def scan(self, text: str) -> list[Finding]:
-        """The findings of at least `min_score`, by position; those inside another of the same entity are left out.
+        """The findings of at least `min_score`, by position; findings of several entities may overlap (see `covering`).
+
+        Of one entity those inside another that is as sure are left out.
 
         What lies between two masked values, such as `<IBAN_CODE>`, is searched by itself: a finding depends on nothing
         beyond them, so that masking a value never makes another one found farther away.
@@ -151,7 +153,7 @@ class Scanner:
 def scanner(
     entities: tuple[str, ...] | None = None, min_score: float = MIN_SCORE, regions: tuple[str, ...] | None = None
 ) -> Scanner:
-    """The scanner of these entities and regions, built once for each process."""
+    """The scanner of these entities and regions, built once for each process; arguments and errors as of `Scanner`."""
     return Scanner(entities, min_score=min_score, regions=regions)
 
 
@@ -175,7 +177,11 @@ def _presidio() -> dict[str, list[_Recogniser]]:
 
 
 def covering(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings that do not overlap: of several that do, one over all of their span, named like the surest of them."""
+    """Findings that do not overlap: of several that do, one over all of their span, named like the surest of them.
+
+    Args:
+        findings: of one text, by position as `Scanner.scan` gives them.
+    """
     merged: list[Finding] = []
     for finding in findings:
         if not merged or finding.start >= merged[-1].end:

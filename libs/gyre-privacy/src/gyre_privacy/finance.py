@@ -53,7 +53,10 @@ _LENGTHS = {str(prefix): lengths for low, high, lengths in _ISSUERS for prefix i
 
 
 def cards(text: str) -> Iterator[Span]:
-    """Card numbers of known issuers, written whole or in groups, whose last digit checks (ISO/IEC 7812-1)."""
+    """Card numbers of known issuers, written whole or in groups, whose last digit checks (ISO/IEC 7812-1).
+
+    `WEAK` where a number of an article would look the same, and no word says that it is a card.
+    """
     for match in _CARD.finditer(text):
         start, end = match.span(1)
         lengths = _lengths(text[start : start + 4])
@@ -222,7 +225,7 @@ _BECH32_CHECKS = (1, 0x2BC830A3)  # BIP 173 and BIP 350
 
 
 def wallets(text: str) -> Iterator[Span]:
-    """Bitcoin addresses whose checksum holds (base58check; BIP 173 and 350)."""
+    """Bitcoin addresses: `SURE` where the checksum holds (base58check; BIP 173 and 350), else `WEAK`."""
     for match in _WALLET.finditer(text):
         found = match.group()
         valid = _bech32(found) if found.startswith("bc1") else _base58(found)

@@ -27,7 +27,7 @@ other or none does, so that masking one frees no chain of them."""
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One kind of number.
+    """One kind of number by which a state knows people: how it is written, checked and named.
 
     Attributes:
         entity: named as Presidio names it, where it does.
@@ -79,7 +79,10 @@ class IdentitySearch:
         self._words = _pattern(tuple(sorted({word for each in self.kinds for word in each.words} or {"\n"})))
 
     def spans(self, text: SearchedText) -> Iterator[tuple[str, Span]]:
-        """Every match whose check holds: its entity and its span, also where it begins within another."""
+        """Yield entity and (start, end, score) of each match whose check holds, also where it begins within another.
+
+        `WEAK`, and by `min_score` mostly left out, where the kind needs a word of context that is not there.
+        """
         for place in self._any.finditer(text):
             start, named = place.start(), None
             for kind, form in self._each:

@@ -42,13 +42,19 @@ _KEY_VARIABLE = f"{PREFIX}PRIVACY_KEY_FILE"
 
 
 class LoopPrivacy:
-    """The rules of one loop, ready to be applied.
+    """The rules of one loop, ready to be applied; each value that is changed counts in `gyre_privacy_masked_total`.
+
+    A field without a rule stays as it is.
 
     Args:
         spec: the loop.
         keys: for hashes; needed where a rule hashes.
         redactor: for texts; needed where a rule redacts. None with `users_only`.
-        users_only: whether only user ids matter to this process, which then keeps nothing else of people.
+        users_only: whether only user ids are masked, for a process that keeps nothing else of people.
+
+    Attributes:
+        masks: whether there is any rule.
+        redacts: whether a rule searches texts.
 
     Raises:
         Misconfigured: a rule needs a key, or a redactor, that there is not, or looks for an unknown entity.
@@ -114,13 +120,16 @@ class LoopPrivacy:
         return lambda value, max_chars: _redacted_within(redact, value, max_chars)
 
     def user(self, user_id: str) -> str:
-        """A user's id as the loop keeps it; what is kept already stays."""
+        """A user's id as the loop keeps it: its token where the loop hashes ids, else itself; a token stays one."""
         if not self._hashes_users or not user_id or self._keys is None:
             return user_id
         return self._keys.token(user_id, domain=USER_DOMAIN)
 
     def labels(self, labels: Mapping[str, str]) -> Mapping[str, str]:
-        """The labels of a request's context as the loop keeps them."""
+        """The labels of a request's context as the loop keeps them, without those it drops; the given ones stay.
+
+        Searching takes up to a millisecond for each text: see `labels_aside`.
+        """
         if not self._labels or not labels:
             return labels
         masked = {
@@ -141,7 +150,7 @@ class LoopPrivacy:
         return self.labels(labels)
 
     def message(self, message: Any) -> None:
-        """Mask the payload of a raw event, in place; others stay as they are."""
+        """Mask the payload of a raw event (interaction, impression, change of item or user) in place; leave others."""
         if isinstance(message, OF_USERS) and self._hashes_users:
             message.user_id = self.user(message.user_id)
         if isinstance(message, behavior.Impression) and self._labels and message.labels:
@@ -195,7 +204,7 @@ class Privacy:
         self._masking = any(each.masks for each in self._loops.values())
 
     def __getitem__(self, loop: str) -> LoopPrivacy:
-        """Those of one loop; raises KeyError."""
+        """The rules of one loop; KeyError for a loop that this process does not serve."""
         return self._loops[loop]
 
     @property
@@ -205,7 +214,10 @@ class Privacy:
 
     @property
     def mask(self) -> Callable[[Event], None] | None:
-        """What masks a decoded event in place, for `ConsumerOptions`; None where no loop has rules."""
+        """The function that masks a decoded event in place, for `ConsumerOptions`; None where no loop has rules.
+
+        Events of loops that this process does not serve stay as they are.
+        """
         return self._mask if self._masking else None
 
     def _mask(self, event: Event) -> None:

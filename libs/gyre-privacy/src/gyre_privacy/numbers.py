@@ -34,7 +34,7 @@ class CheckedNumber:
     context: tuple[str, ...] = ()
 
     def spans(self, text: str) -> Iterable[tuple[int, int, float]]:
-        """Every match whose check is not 0, with its score."""
+        """Yield (start, end, score) of each match whose check is above 0; the end is exclusive."""
         for match in self.pattern.finditer(text):
             if (score := self.check(match.group())) > 0:
                 yield match.start(), match.end(), score
@@ -45,7 +45,7 @@ _CROSS_SUMS_OF_DOUBLES = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
 
 
 def luhn(digits: str) -> bool:
-    """Whether the last digit checks the others (ISO/IEC 7812-1, annex B)."""
+    """Whether the last of these digits, and nothing else, checks the others (ISO/IEC 7812-1, annex B)."""
     return (
         sum(map(int, digits[-1::-2])) + sum(map(_CROSS_SUMS_OF_DOUBLES.__getitem__, map(int, digits[-2::-2])))
     ) % 10 == 0
@@ -57,7 +57,7 @@ def gtin(digits: str) -> bool:
 
 
 def mod_11_10(digits: str) -> bool:
-    """Whether the last digit checks the others (ISO/IEC 7064, MOD 11,10)."""
+    """Whether the last of these digits, and nothing else, checks the others (ISO/IEC 7064, MOD 11,10)."""
     product = 10
     for digit in digits[:-1]:
         product = ((int(digit) + product) % 10 or 10) * 2 % 11
@@ -92,13 +92,13 @@ def _letter(letter: str) -> list[int]:
 
 
 def canadian_sin(found: str) -> float:
-    """A Canadian social insurance number: a region's first digit and Luhn's check."""
+    """1.0 where a match is a Canadian social insurance number, else 0.0: a region's first digit and Luhn's check."""
     digits = _unseparated(found)
     return float(digits[0] not in "08" and _varied(digits) and luhn(digits))
 
 
 def german_tax(found: str) -> float:
-    """A German tax number: ISO/IEC 7064, MOD 11,10."""
+    """1.0 where a match is a German tax number, else 0.0: ISO/IEC 7064, MOD 11,10."""
     return float(found[0] != "0" and _varied(found) and mod_11_10(found))
 
 
@@ -107,7 +107,7 @@ def _german_vat(found: str) -> float:
 
 
 def german_health(found: str) -> float:
-    """A German health insurance number: a letter, nine digits, weighted cross sums."""
+    """1.0 where a letter and nine digits are a German health insurance number, else 0.0: weighted cross sums."""
     digits = _letter(found[0]) + [int(digit) for digit in found[1:9]]
     return float(_weighted(digits, [1, 2] * 5, cross_sum=True) % 10 == int(found[9]))
 
@@ -119,7 +119,7 @@ def _german_physician(found: str) -> float:
 
 
 def german_pension(found: str) -> float:
-    """A German pension number: a day of birth, a letter, weighted cross sums."""
+    """1.0 where a match is a German pension number, else 0.0: a day of birth, a letter, weighted cross sums."""
     digits = [int(digit) for digit in found[:8]] + _letter(found[8]) + [int(digit) for digit in found[9:11]]
     # Some birthdays carry 50 more, to keep numbers of one day apart.
     born = int(found[2:4]) % 50, int(found[4:6])
@@ -135,7 +135,7 @@ def _german_passport(found: str) -> float:
 
 
 def swedish_person(found: str) -> float:
-    """A Swedish personal number: a date and Luhn's check."""
+    """1.0 where a match is a Swedish personal number, else 0.0: a date and Luhn's check."""
     digits = _unseparated(found)
     year = int(digits[:4]) if len(digits) == 12 else 2000 + int(digits[:2])
     # Coordination numbers add 60 to the day.
@@ -144,14 +144,14 @@ def swedish_person(found: str) -> float:
 
 
 def turkish_person(found: str) -> float:
-    """A Turkish identity number: two check digits."""
+    """1.0 where eleven digits are a Turkish identity number, else 0.0: two check digits."""
     digits = [int(digit) for digit in found]
     tenth = (sum(digits[0:9:2]) * 7 - sum(digits[1:8:2])) % 10
     return float(digits[9] == tenth and digits[10] == sum(digits[:10]) % 10)
 
 
 def south_african_person(found: str) -> float:
-    """A South African identity number: a date and Luhn's check."""
+    """1.0 where thirteen digits are a South African identity number, else 0.0: a date and Luhn's check."""
     month, day = int(found[2:4]), int(found[4:6])
     # The century is not part of the number.
     dated = any(_is_date(century + int(found[:2]), month, day) for century in (1900, 2000))

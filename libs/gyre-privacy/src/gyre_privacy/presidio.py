@@ -45,7 +45,7 @@ class PatternSearch:
 
 
 class AnalysedSearch:
-    """A Presidio recogniser with a search of its own."""
+    """A Presidio recogniser that overrides Presidio's search by patterns: its own `analyze` is called."""
 
     def __init__(self, presidio: Any) -> None:
         self.entity: str = presidio.supported_entities[0]
@@ -53,7 +53,7 @@ class AnalysedSearch:
         self._presidio = presidio
 
     def spans(self, text: str) -> Iterable[Span]:
-        """Every span with its score."""
+        """Yield (start, end, score) of each of Presidio's results; the score is 0 to 1."""
         for result in self._presidio.analyze(text, [self.entity], None):
             yield result.start, result.end, result.score
 

@@ -28,12 +28,12 @@ def user_hash(keyring: Keyring, loop: str, user_id: str) -> bytes:
 
 
 def record_key(message: privacy.UserForgotten | privacy.UserErased) -> str:
-    """The key of a tombstone's or an erasure's record."""
+    """The Kafka key of a tombstone's or an erasure's record: its hash as base64url, or the id of the former form."""
     return base64.urlsafe_b64encode(message.user_hash).rstrip(b"=").decode() or message.user_id
 
 
 class Pseudonyms:
-    """Tells of whom tombstones are; those of the former form name the user, and need no key.
+    """Compares users with tombstones, by hashes; tombstones of the former form name the user, and need no key.
 
     Args:
         keyring: None where the process has no key file.
@@ -43,7 +43,7 @@ class Pseudonyms:
         self._keyring = keyring
 
     def of(self, loop: str, user_id: str) -> bytes:
-        """The hash of a user's id.
+        """The hash of a user's id in a loop, as `user_hash` makes it.
 
         Raises:
             Precondition: there is no key file (PRIVACY_KEY_MISSING).
@@ -61,7 +61,9 @@ class Pseudonyms:
         return tuple(dict.fromkeys((user_id, self._key().token(user_id, domain=USER_DOMAIN))))
 
     def of_message(self, loop: str, message: privacy.UserForgotten | privacy.UserErased) -> bytes:
-        """What a tombstone says of whom it is: the hash, or the id where the former form has no hash.
+        """Whose a tombstone is, to be compared with `of_user`: its hash; of the former form that of its id.
+
+        Without a key file the former form gives the id itself, as bytes.
 
         Raises:
             Precondition: it is a hash, and there is no key file (PRIVACY_KEY_MISSING).
@@ -71,8 +73,8 @@ class Pseudonyms:
             return bytes(message.user_hash)
         return self.of(loop, message.user_id) if self._keyring is not None else message.user_id.encode()
 
-    def names(self, loop: str, user_id: str) -> bytes:
-        """What `of_message` answers for tombstones of a user."""
+    def of_user(self, loop: str, user_id: str) -> bytes:
+        """What `of_message` answers for tombstones of a user; without a key file for those of the former form."""
         return self.of(loop, user_id) if self._keyring is not None else user_id.encode()
 
     def _key(self) -> Keyring:
@@ -83,7 +85,7 @@ class Pseudonyms:
 
 
 def own_keyring(path: Path) -> Keyring:
-    """The keys of a file that is written with a new key, for its owner alone, where there is none.
+    """The keys of a file; where it is missing, it is written first, with a new random key and for its owner alone.
 
     Raises:
         Misconfigured: it can be neither read nor written, or holds no keys (STATE_UNUSABLE).

@@ -8,7 +8,9 @@ Redactor = Callable[[str], str]
 
 
 def redactor(entities: Sequence[str] = (), regions: Sequence[str] = ()) -> Redactor:
-    """What replaces every finding in a text by its entity in angle brackets; once more changes nothing.
+    """Make the function that returns a text with every finding replaced by its entity in angle brackets.
+
+    What it returned it returns again as it is: redacting twice changes nothing.
 
     Args:
         entities: what is looked for; those of `gyre_privacy.detection.PERSONAL` when empty. Others need

@@ -18,11 +18,11 @@ AT_ONCE = "at once"
 
 @dataclass(frozen=True, slots=True)
 class StoreDecl:
-    """A store that may hold a person.
+    """The declaration, for searches and documentation, of a store that may hold a person; it erases nothing.
 
     Attributes:
         name: its name in reports.
-        places: the places that belong to it.
+        places: a pattern of the places that belong to it, such as `kafka:TOPIC`.
         holds: what of a person it holds.
         format: in which form, for whoever searches it.
         owner: the process that writes it.
@@ -164,5 +164,5 @@ FILES_OF_OPERATORS = (
 
 
 def store_of(place: str) -> StoreDecl | None:
-    """The declared store that a place belongs to; None for none."""
+    """The first declared store that a place (`kafka:TOPIC`, `redis:KEY`, `file:PATH`) belongs to; None for none."""
     return next((each for each in STORES if each.places.search(place)), None)

@@ -27,7 +27,10 @@ OnTombstone = Callable[[str, privacy.UserForgotten, int], object]
 
 
 class Tombstones:
-    """The tombstones of some loops; they live in a compacted topic, so that a lost Redis does not bring anybody back.
+    """The tombstones of some loops: of each forgotten user the record that says since when.
+
+    They live in a compacted topic, so that a lost Redis does not bring anybody back. None is known before `follow` or
+    `following` runs, which read them.
 
     Args:
         loops: by name.
@@ -54,12 +57,12 @@ class Tombstones:
         self._ready = asyncio.Event()
 
     async def ready(self) -> None:
-        """Wait until every tombstone from before the start is known."""
+        """Wait, without a limit, until every tombstone from before the start of `follow` is known."""
         await self._ready.wait()
 
     @property
     def are_ready(self) -> bool:
-        """Whether every tombstone from before the start is known."""
+        """Whether every tombstone from before the start of `follow` is known."""
         return self._ready.is_set()
 
     async def catch_up(self, loop: str) -> None:
@@ -77,7 +80,7 @@ class Tombstones:
             raise Unavailable("TOMBSTONES_UNKNOWN", message) from None
 
     def note(self, loop: str, message: privacy.UserForgotten, offset: int = 0) -> None:
-        """Take a tombstone in.
+        """Remember a tombstone in place of an earlier one of its user, and call `on_tombstone`; Kafka gets nothing.
 
         Raises:
             Precondition: it holds a hash, and there is no key to compare it with (PRIVACY_KEY_MISSING).
@@ -87,11 +90,11 @@ class Tombstones:
         self._on_tombstone(loop, message, offset)
 
     def exist(self, loop: str) -> bool:
-        """Whether anybody was forgotten in a loop, as far as its topic remembers."""
+        """Whether any tombstone of a loop is known."""
         return len(self._times[loop]) > 0
 
     def cover(self, event: Event) -> bool:
-        """Whether an event is of a user who was forgotten later than the event.
+        """Whether a known tombstone covers an event: it is of a user who was forgotten later than the event.
 
         It suffices that Kafka had the event before the user was forgotten, so that a replay of the topic brings nobody
         back; or, on the wall clock, that it happened before, so that neither dead letters nor a history that are sent
@@ -101,18 +104,18 @@ class Tombstones:
         if not self._are_any or not isinstance(message, OF_USERS):
             return False
         loop = event.topic.partition(".")[0]
-        forgotten = self._times[loop].get(self._pseudonyms.names(loop, message.user_id))
+        forgotten = self._times[loop].get(self._pseudonyms.of_user(loop, message.user_id))
         if forgotten is None:
             return False
         happened = event.time if self._loops[loop].clock == "wall" else event.arrival_time
         return min(event.arrival_time or happened, happened) <= forgotten
 
     def without(self, events: Sequence[Event]) -> list[Event]:
-        """The events that count."""
+        """The events that no known tombstone covers, in their order."""
         return [event for event in events if not self.cover(event)] if self._are_any else list(events)
 
     async def follow(self, settings: KafkaSettings) -> None:
-        """Follow the topics for as long as the process lives.
+        """Read the topics and go on as they grow, until it is cancelled; it waits for Kafka without a limit.
 
         Raises:
             Precondition: a tombstone holds a hash, and there is no key to compare it with (PRIVACY_KEY_MISSING).

@@ -35,7 +35,7 @@ class NumberBins:
 
     @property
     def labels(self) -> list[str]:
-        """Each bin in words."""
+        """A name for each bin, [size], the edges cut to four digits."""
         above = f"> {self.edges[-1]:.4g}" if self.edges else "any"
         return ["missing", *(f"≤ {edge:.4g}" for edge in self.edges), above]
 
@@ -61,7 +61,7 @@ class CategoryBins:
 
     @property
     def labels(self) -> list[str]:
-        """Each bin in words."""
+        """A name for each bin, [size]: the value, `missing` or `other`."""
         return ["missing", *self.values, "other"]
 
     def codes(self, column: Column) -> NDArray[np.int64]:

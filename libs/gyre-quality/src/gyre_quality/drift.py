@@ -142,7 +142,7 @@ class Drift:
 
     @property
     def alarms(self) -> bool:
-        """Whether any feature drifted."""
+        """Whether any feature drifted by any judged measure; nobody is told."""
         return bool(self.drifted.any())
 
     @property

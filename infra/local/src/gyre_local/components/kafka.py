@@ -113,7 +113,9 @@ def install() -> Installed:
 
 
 def prepare(directory: Path, address: BrokerAddress, *, quick_start: bool = False) -> Recipe:
-    """Write the broker's files into `directory`, formatting its log directory the first time.
+    """Write the broker's files into `directory`, formatting its log directory the first time; starts nothing.
+
+    Kafka is fetched where it is missing: raises what `install` raises.
 
     Args:
         directory: the private directory of this broker.

@@ -9,7 +9,7 @@ from gyre_local.recipe import Recipe
 
 
 def prepare(directory: Path, *, host: str, port: int) -> Recipe:
-    """Make the artifact folder in `directory`, where the database will lie too."""
+    """Make the artifact folder in `directory`, where the database will lie too, and the recipe; starts nothing."""
     artifacts = directory / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
     server = (sys.executable, "-m", "mlflow", "server")

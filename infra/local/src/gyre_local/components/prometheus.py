@@ -31,7 +31,7 @@ def scrape_config(ports: Ports) -> str:
 
 
 def prepare(directory: Path, ports: Ports) -> Recipe:
-    """Write the configuration into `directory`.
+    """Write the configuration into `directory` and make the recipe; starts nothing.
 
     Raises:
         LocalStackError: prometheus is not installed.

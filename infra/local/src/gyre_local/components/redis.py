@@ -23,7 +23,9 @@ tcp-backlog 128
 
 
 def prepare(directory: Path, *, host: str, port: int, durable: bool = True) -> Recipe:
-    """Write the server's configuration into `directory`; `durable` keeps an append-only file there.
+    """Write the server's configuration into `directory` and make the recipe; starts nothing.
+
+    `durable` keeps an append-only file there; without it a stop loses all data.
 
     Raises:
         LocalStackError: redis-server is not installed.

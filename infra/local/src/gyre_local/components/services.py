@@ -63,7 +63,10 @@ SHARED_STATE = ("warehouse", "artifacts")
 
 
 def shared_env(ports: Ports, places: StackDirectories, loops: Sequence[Path]) -> dict[str, str]:
-    """Where everything in the stack is: what clients read, and of which each process is given what it uses."""
+    """The `GYRE_` variables, with values, that say where everything in the stack is: clients may read all of them.
+
+    Each process is given those that it uses (`USES`).
+    """
     return {
         "GYRE_LOOPS": os.pathsep.join(str(loop) for loop in loops),
         "GYRE_KAFKA": ports.address("kafka", "broker"),
@@ -81,7 +84,7 @@ def shared_env(ports: Ports, places: StackDirectories, loops: Sequence[Path]) ->
 
 
 def prepare(name: str, places: StackDirectories, ports: Ports, *, loops: Sequence[Path]) -> Recipe:
-    """Make the directories of the service process `name` and wire it."""
+    """Make the directories of the service process `name` and the recipe that wires it to the others; starts nothing."""
     own = ports.of(name)
     state = places.state(name)
     shared = [places.state(part) for part in SHARED_STATE]
@@ -122,7 +125,7 @@ def write_privacy_key(places: StackDirectories) -> None:
 
 
 def probe(name: str, ports: Ports) -> Probe:
-    """Ask a server for its gRPC health; a worker's metrics page counts too where it serves no gRPC."""
+    """Make the probe of a service: its gRPC health; of a worker its metrics page, and that where it serves gRPC."""
     own = ports.of(name)
     if name in WORKERS:
         return partial(probes.worker, ports.host, grpc_port=own["grpc"], metrics_port=own["metrics"])

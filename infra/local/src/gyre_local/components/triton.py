@@ -65,7 +65,10 @@ def site_packages(home: Path) -> Path:
 
 
 def prepare(directory: Path, address: TritonAddress, *, repository: Path | None = None) -> Recipe:
-    """Lay out the backend folder in `directory`; models are read from `repository`, by default `directory`/models."""
+    """Lay out the backend folder in `directory` and make the recipe; starts nothing.
+
+    Models are read from `repository`, by default `directory`/models. Triton is fetched where it is missing.
+    """
     home = install()
     packages = site_packages(home)
     server = packages / "pytriton" / "tritonserver"

@@ -56,7 +56,7 @@ def train(
     *,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the run to its end.")] = False,
 ) -> None:
-    """Start a training run now."""
+    """Start a training run now, and print its id; ends with 1 where it failed, which only `--watch` waits for."""
 
     async def work(mesh: Mesh) -> trainer.Run:
         request = trainer.StartRunRequest(loop=loop, request_id=uuid.uuid4().hex)
@@ -130,7 +130,7 @@ def offer(loop: LoopArgument, version: VersionArgument) -> None:
 
 
 def promote(loop: LoopArgument, rollout: RolloutArgument = "", reason: ReasonOption = "") -> None:
-    """Give a rollout's candidate all traffic now."""
+    """Give the candidate of a rollout, by default the newest, all traffic now."""
 
     def change(mesh: Mesh, rollout_id: str) -> Awaitable[Any]:
         request = deployer.PromoteRequest(loop=loop, rollout_id=rollout_id, reason=reason)
@@ -140,7 +140,7 @@ def promote(loop: LoopArgument, rollout: RolloutArgument = "", reason: ReasonOpt
 
 
 def rollback(loop: LoopArgument, rollout: RolloutArgument = "", reason: ReasonOption = "") -> None:
-    """Give the model from before a rollout all traffic now."""
+    """Give the model from before a rollout, by default the newest, all traffic now."""
 
     def change(mesh: Mesh, rollout_id: str) -> Awaitable[Any]:
         request = deployer.RollbackRequest(loop=loop, rollout_id=rollout_id, reason=reason)
@@ -156,7 +156,7 @@ def pause(
     *,
     resume: Annotated[bool, typer.Option("--resume", help="Let it go on.")] = False,
 ) -> None:
-    """Hold a rollout at its share, or let it go on."""
+    """Hold a rollout, by default the newest, at its share; with `--resume` let it go on."""
 
     def change(mesh: Mesh, rollout_id: str) -> Awaitable[Any]:
         request = deployer.PauseRequest(loop=loop, rollout_id=rollout_id, resume=resume, reason=reason)

@@ -49,7 +49,7 @@ def rank(  # noqa: PLR0913 (the options of a command)
     sampled: SampledOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Order candidates for a user."""
+    """Order candidates for a user; the answer counts as shown to them."""
     candidates = [item.strip() for item in items.split(",") if item.strip()]
     options = _options(time, label, sampled=sampled)
     answer = ask("gateway", lambda mesh: mesh.gateway.rank(loop, user, candidates, limit=limit, **options))
@@ -66,7 +66,7 @@ def recommend(  # noqa: PLR0913 (the options of a command)
     sampled: SampledOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find items for a user."""
+    """Find items for a user; the answer counts as shown to them."""
     options = _options(time, label, sampled=sampled)
     answer = ask("gateway", lambda mesh: mesh.gateway.recommend(loop, user, limit=limit, **options))
     show(answer, as_json=as_json, render=lambda: _ranked(answer))
@@ -93,7 +93,7 @@ def track(  # noqa: PLR0913 (the options of a command)
     *,
     request_id: Annotated[str, typer.Option("--request", help="The answer that led to it.", show_default=False)] = "",
 ) -> None:
-    """Tell what a user did with an item."""
+    """Send what a user did with an item, and print the event's id once Kafka has it."""
     event = Interaction(user, item, kind, value=value, time=unix_time(time), request_id=request_id)
     (event_id,) = ask("gateway", lambda mesh: mesh.gateway.track(loop, [event]))
     typer.echo(event_id)

@@ -29,7 +29,7 @@ _SQLITE_PARTS = ("-wal", "-shm", "-journal")
 
 
 def found_in(path: Path, needles: list[Needle]) -> set[str]:
-    """The names of the needles that a file holds.
+    """The names of the needles that a file holds, in its bytes or in what its format packs; reads all of it.
 
     Raises:
         OSError: it cannot be read.

@@ -34,13 +34,19 @@ class Needle:
     packed: tuple[bytes, ...] = ()
 
     def is_in(self, data: bytes, *, holds_bounds: bool = False, packs_numbers: bool = False) -> bool:
-        """Whether any form occurs in the data, in part where that `holds_bounds` of text columns, or packed."""
+        """Whether any form occurs anywhere in the data.
+
+        Args:
+            data: bytes.
+            holds_bounds: they hold bounds of text columns, in which the beginning of an id counts.
+            packs_numbers: they are of a Redis snapshot, in which an id that is a number may be packed.
+        """
         forms = (*self.forms, *self.packed) if packs_numbers else self.forms
         return any(form in data for form in forms) or bool(holds_bounds and self.bound and self.bound in data)
 
 
 def needles_of(ids: Iterable[str], keyring: Keyring | None = None, *, loop: str = "") -> list[Needle]:
-    """What to look for.
+    """The needles for these ids and, with a keyring, for their hashes.
 
     A short id also occurs within other values: what is found of it need not be of the person.
 

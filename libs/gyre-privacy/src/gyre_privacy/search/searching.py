@@ -30,8 +30,8 @@ class SearchedStores:
     Attributes:
         kafka: host:port list; empty for none.
         redis: URL; empty for none.
-        folders: searched with all that is below them.
-        loop: only topics and keys that have this in their names; empty for all.
+        folders: searched with all files below them, links left out.
+        loop: only topics and keys that have this in their names; empty for all. Files are searched all the same.
     """
 
     kafka: str = ""
@@ -41,8 +41,8 @@ class SearchedStores:
 
 
 @dataclass
-class SearchHit:
-    """What a search found.
+class SearchFindings:
+    """All that a search found, in every place.
 
     Attributes:
         hits: places, each with the names of the needles that it holds.
@@ -55,7 +55,7 @@ class SearchHit:
     looked: int = 0
 
     def places(self, name: str) -> set[str]:
-        """The places that hold a needle."""
+        """The places that hold a needle of this name."""
         return {place for place, names in self.hits.items() if name in names}
 
     def stores(self) -> dict[str, StoreDecl | None]:
@@ -63,14 +63,17 @@ class SearchHit:
         return {place: store_of(place) for place in self.hits}
 
     def note(self, place: str, names: set[str]) -> None:
-        """Take in what a place holds."""
+        """Add the names of the needles that a place holds; without any the place is no hit."""
         if names:
             self.hits.setdefault(place, set()).update(names)
 
 
-async def search(places: SearchedStores, needles: Sequence[Needle]) -> SearchHit:
-    """Look everywhere; what cannot be read is noted and ends nothing."""
-    finding = SearchHit()
+async def search(places: SearchedStores, needles: Sequence[Needle]) -> SearchFindings:
+    """Read all of these stores, and say where needles are; changes nothing.
+
+    What cannot be read is in `unread`, and the search goes on: a person is nowhere only where that is empty, too.
+    """
+    finding = SearchFindings()
     if places.kafka:
         await _search_kafka(places, needles, finding)
     if places.redis:
@@ -80,7 +83,7 @@ async def search(places: SearchedStores, needles: Sequence[Needle]) -> SearchHit
     return finding
 
 
-async def _search_kafka(places: SearchedStores, needles: Sequence[Needle], finding: SearchHit) -> None:
+async def _search_kafka(places: SearchedStores, needles: Sequence[Needle], finding: SearchFindings) -> None:
     """Read every topic from its start: key, value and headers of each record."""
     kafka = AIOKafkaConsumer(bootstrap_servers=places.kafka)
     try:
@@ -107,7 +110,7 @@ def _bytes_of(record: Any) -> bytes:
     return b"\0".join((record.key or b"", record.value or b"", *headers))
 
 
-async def _search_redis(places: SearchedStores, needles: Sequence[Needle], finding: SearchHit) -> None:
+async def _search_redis(places: SearchedStores, needles: Sequence[Needle], finding: SearchFindings) -> None:
     """Read every key with all that it holds, whatever its type."""
     try:
         async with Redis.from_url(places.redis) as redis:
@@ -138,7 +141,7 @@ async def _content(redis: Any, key: bytes) -> AsyncIterator[bytes]:
             yield each
 
 
-def _search_folder(folder: Path, needles: list[Needle], finding: SearchHit) -> None:
+def _search_folder(folder: Path, needles: list[Needle], finding: SearchFindings) -> None:
     """Read every file below a folder, its name included; one that goes meanwhile holds nobody."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.is_file():

@@ -159,12 +159,12 @@ class Eraser:
         answer = privacy.UserErased(
             user_id=message.user_id, user_hash=message.user_hash, forgotten_time=message.forgotten_time
         )
-        wanted, names = self._pseudonyms.of_message(loop, message), self._pseudonyms.names
+        wanted, of_user = self._pseudonyms.of_message(loop, message), self._pseudonyms.of_user
         forgotten_ns = _ns(message.forgotten_time)
         since_ms, note = forgotten_ns // 1_000_000, f"{note_prefix(message)}{forgotten_ns}"
 
         def work(table: Table) -> tuple[int, list[int], int]:
-            return erase_user(table, lambda user_id: names(loop, user_id) == wanted, since_ms=since_ms, note=note)
+            return erase_user(table, lambda user_id: of_user(loop, user_id) == wanted, since_ms=since_ms, note=note)
 
         for name, (rows, expired, found) in (await self._archives[loop].alone(loop, OF_USERS, work)).items():
             answer.rows[name] = rows
