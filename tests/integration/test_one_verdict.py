@@ -208,7 +208,7 @@ def of_gateway(spec: LoopSpec, sent: Sent) -> str | None:
     event.event_time.FromMicroseconds(round(sent.at * 1e6))
     request = pb.TrackRequest(loop=spec.loop, events=[event])
     if checker_for(request.DESCRIPTOR)(request):
-        return "INVALID_FIELD"  # what the server's interceptor answers
+        return "INVALID_FIELD"  # what a server answers
     try:
         made = tracked_event(spec, privacy_of(spec)[spec.loop], "events[0]", request.events[0])
     except Invalid as error:

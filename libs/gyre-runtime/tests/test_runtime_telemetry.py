@@ -99,7 +99,7 @@ def test_series_of_old_versions_go_and_new_ones_are_still_seen(telemetry: Teleme
     series = VersionSeries("many")
     for number in range(3000):
         share.set(1.0, loop="many", version=f"v{number}", arm="live")
-        series.name([f"v{number}"])
+        series.note_used([f"v{number}"])
 
     def value(**labels: str) -> float | None:
         found: float | None = telemetry.registry.get_sample_value("gyre_deployer_share", {**labels, "arm": "live"})

@@ -21,7 +21,15 @@ from gyre_runtime.constraints import checker_for, require_valid
 from gyre_runtime.errors import from_status, is_transient, to_status
 from gyre_runtime.events import JSON, Unreadable, decode, decode_many, encode, message_types
 from gyre_runtime.metrics import METRICS
-from gyre_runtime.tracing import FlowSampler, current_trace_id, inject, is_sampled, model_tracer, parse, start_span
+from gyre_runtime.tracing import (
+    FlowSampler,
+    current_trace_id,
+    current_traceparent,
+    is_sampled,
+    model_tracer,
+    parse,
+    start_span,
+)
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import generate_latest
@@ -314,9 +322,9 @@ def test_the_catalogue_is_closed() -> None:
 def test_the_model_flow_is_always_sampled(spans: InMemorySpanExporter) -> None:
     """At ratio 0 a model span and its children are recorded, with links; a request span is not."""
     with start_span("request"):
-        assert not is_sampled(inject())
+        assert not is_sampled(current_traceparent())
     with model_tracer().span("train", links=[SAMPLED]), start_span("child"):
-        assert is_sampled(inject())
+        assert is_sampled(current_traceparent())
         assert len(current_trace_id()) == 32
     child, train = spans.get_finished_spans()
     assert (child.name, train.name) == ("child", "train")

@@ -17,7 +17,7 @@ from gyre_runtime import Health, Invalid, NotFound, Registration, ServiceSetting
 from gyre_runtime.kafka import create_topics
 from gyre_runtime.kafka.topics import DeadLetterTopic
 from gyre_runtime.layouts import layout_message
-from gyre_runtime.tracing import inject, start_span
+from gyre_runtime.tracing import current_traceparent, start_span
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
@@ -320,10 +320,10 @@ async def test_the_chain_behind_an_answer_over_linked_traces(start, make, teleme
         start_span("train", flow="model"),
     ):
         await service.send("models.candidates", make.candidate(loop, "v1", trigger_id=sent[0].message.trigger_id))
-        run = inject()
+        run = current_traceparent()
     with start_span("rollout", flow="model", links=[run], attributes={"gyre.rollout_id": "ro1", "gyre.loop": loop}):
         await service.send("models.rollout-events", make.rollout(loop, "ro1", "STARTED", epoch=1))
-        rollout = inject()
+        rollout = current_traceparent()
     facts = {"gyre.request_id": "r1", "gyre.loop": loop}
     with start_span("rank", flow="model", links=[rollout], attributes=facts):
         await service.send("behavior.impressions", make.impression("r1"))

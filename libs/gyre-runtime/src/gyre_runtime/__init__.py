@@ -68,12 +68,12 @@ from gyre_runtime.metrics import instrument
 from gyre_runtime.server import Registration, Server, build_server
 from gyre_runtime.settings import ServiceSettings
 from gyre_runtime.telemetry import setup_telemetry
-from gyre_runtime.tracing import inject, model_tracer, start_span
+from gyre_runtime.tracing import current_traceparent, model_tracer, start_span
 
 __all__ = [
-    "Channel", "Conflict", "DeadlineExceeded", "Dependency", "Exhausted", "GyreError", "Health", "Invalid",
-    "Lifespan", "Misconfigured", "NotFound", "Precondition", "Registration", "RetryBudget", "Server", "ServiceSettings",
-    "Unauthenticated", "Unavailable", "Unsupported", "Violation", "build_server", "call", "channel", "inject",
-    "instrument", "load_loops", "load_settings", "model_tracer", "run", "run_once", "setup_telemetry", "start_span",
-    "unknown_loop",
+    "Channel", "Conflict", "DeadlineExceeded", "Dependency", "Exhausted", "GyreError", "Health", "Invalid", "Lifespan",
+    "Misconfigured", "NotFound", "Precondition", "Registration", "RetryBudget", "Server", "ServiceSettings",
+    "Unauthenticated", "Unavailable", "Unsupported", "Violation", "build_server", "call", "channel",
+    "current_traceparent", "instrument", "load_loops", "load_settings", "model_tracer", "run", "run_once",
+    "setup_telemetry", "start_span", "unknown_loop",
 ]  # fmt: skip

@@ -67,7 +67,7 @@ class Rules:
 
 
 def decide(record: ReceivedRecord, rules: Rules, clock: PartitionClock) -> Event | Refusal:
-    """Decide one record.
+    """Decide one record; the clock is not moved, which `Admission` does.
 
     Args:
         record: as Kafka gave it, with the time at which Kafka took it in.
@@ -81,7 +81,11 @@ def decide(record: ReceivedRecord, rules: Rules, clock: PartitionClock) -> Event
 
 
 def examine(record: ReceivedRecord, rules: Rules, clock: PartitionClock) -> tuple[Event | Refusal, ...]:
-    """What `decide` returns, after the masked event where the loop's spec refuses one that is well formed."""
+    """What `decide` returns, alone in a tuple.
+
+    (masked event, refusal) where the loop's spec refuses a well-formed event. Nothing is counted, and no clock is
+    moved.
+    """
     try:
         event = decode(record, rules.types)
     except Unreadable as error:
@@ -94,7 +98,11 @@ def examine(record: ReceivedRecord, rules: Rules, clock: PartitionClock) -> tupl
 
 
 def refuse(event: Event, rules: Rules, clock: PartitionClock) -> Refusal | None:
-    """Why a decoded event is refused, or None; its message is masked in place on the way."""
+    """Why a decoded event is refused, or None; its message is masked in place in both cases.
+
+    What `decide` checks before (the topic's
+    types, decoding) is taken to hold. Nothing is raised, counted or sent.
+    """
     refusal = _refuse_form(event, rules)
     if refusal is not None or rules.spec is None:
         return refusal
@@ -156,7 +164,10 @@ def _refuse_request_id(source: str, request_id: str) -> Refusal | None:
 
 
 def times_of(spec: LoopSpec, event: Event) -> EventTimes:
-    """What the bounds of time look at; a dead letter that was replayed is as late as it was at first."""
+    """Event time, append time and source by which an event may be too old or too new.
+
+    A replayed dead letter has the append time of its first arrival, where the spec trusts it; at most 30 days back.
+    """
     arrival = event.arrival_time
     if event.first_arrival_time and spec.events.trust_replayed_append_time:
         oldest = arrival - DEAD_LETTERS_KEPT_S  # no letter is older: it is no replay that says so
@@ -169,7 +180,7 @@ def times_of(spec: LoopSpec, event: Event) -> EventTimes:
 
 
 def refuse_shape(message: behavior.Impression) -> Refusal | None:
-    """What does not fit together in an impression's lists and features, or None."""
+    """The refusal of an impression that names an item twice, or whose lists and features differ in length; or None."""
     items, shown = len(message.item_ids), message.shown
     if shown > items:
         return Refusal.of("INVALID_FIELD", f"shown = {shown}", f"must be at most the {items} item_ids", "shown")
@@ -220,11 +231,11 @@ class StalledClock:
 
 @dataclass(frozen=True, slots=True)
 class RefusalCount:
-    """How many events of one topic were refused for one reason, since the process started.
+    """How many events of one topic were refused for one reason, since the process started; read again ones count again.
 
     Attributes:
         count: of events.
-        last_time: when Kafka took in the last of them, unix seconds.
+        last_time: Kafka's time of the record that was refused last, unix seconds.
     """
 
     count: int
@@ -233,6 +244,9 @@ class RefusalCount:
 
 class Admission:
     """Decides the records of several loops' topics in their order, and holds the clock of each partition.
+
+    Deciding moves the clock (on the replay clock) and counts refusals; it sends, writes and commits nothing. A record
+    of a loop that is not given is decided without a spec.
 
     Args:
         loops: specs by name.
@@ -254,31 +268,34 @@ class Admission:
         self._refusals: dict[tuple[str, str], RefusalCount] = {}
 
     def start(self, topic: str, partition: int, clock: PartitionClock = _UNSET) -> None:
-        """Read a partition on from an offset at which its clock stood so."""
+        """Set a partition's clock to the one stored with the offset it is read from; refusals stay counted."""
         self._clocks[topic, partition] = clock
         self._refused_in_a_row.pop((topic, partition), None)
 
     def clock(self, topic: str, partition: int) -> PartitionClock:
-        """A partition's clock after the last record that was decided."""
+        """A partition's clock after the last record that was decided; unset where none was, or without replay clock."""
         return self._clocks.get((topic, partition), _UNSET)
 
     @property
     def stalled(self) -> Mapping[Place, StalledClock]:
-        """The partitions whose replay clock let no event in of late: see `StalledClock`."""
+        """The partitions whose replay clock let no event in of late, ten or more in a row: see `StalledClock`."""
         return {place: each for place, each in self._refused_in_a_row.items() if each.refused >= _MIN_REFUSED}
 
     @property
     def refusals(self) -> Mapping[tuple[str, str], RefusalCount]:
-        """How many events were refused, by topic and reason."""
+        """How many events were refused since the process started, by (topic, reason); a view that counts on."""
         return self._refusals
 
     def decide(self, record: ReceivedRecord) -> Event | Refusal | None:
-        """Decide the next record of its partition; None for one that only deletes its key, or sets the clock."""
+        """Decide the next record of its partition; None for one that only deletes its key, or sets the clock.
+
+        Call it once a record, in the order of offsets: it moves the clock and counts.
+        """
         examined = self.examine(record)
         return examined[-1] if examined else None
 
     def examine(self, record: ReceivedRecord) -> tuple[Event | Refusal, ...]:
-        """Decide the next record of its partition; see the function `examine`.
+        """Decide the next record of its partition, in place of `decide`; what it returns, see the function `examine`.
 
         Nothing for what is neither event nor refusal: the deletion of a key, and a mark that set the clock.
         """

@@ -66,11 +66,14 @@ class Checkpoint:
         return self.offset - self.base
 
     def at(self, kafka_offset: int) -> Checkpoint:
-        """This checkpoint moved over offsets that hold no record, to an offset of Kafka."""
+        """A copy of this checkpoint, moved over offsets that hold no record to an offset of Kafka (without `base`).
+
+        Witness, clock and window stay.
+        """
         return replace(self, offset=self.base + kafka_offset)
 
     def encoded(self) -> str:
-        """As text: the offset, then what else is known as JSON."""
+        """As text for a store, which `decoded` reads: the offset, then a space and what else is known as JSON."""
         rest: dict[str, Any] = {}
         if self.base:
             rest["base"] = self.base
@@ -101,7 +104,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class RefusedRecord:
-    """A record that counts for nothing: where it stands, and why (UPPER_SNAKE)."""
+    """A record that is left out of the store: its place, the offset with the checkpoint's `base`; why, UPPER_SNAKE."""
 
     topic: str
     partition: int
@@ -127,7 +130,10 @@ class Batch:
     def parts(
         self, max_events: int, *, size_of: Callable[[Event], int] | None = None, max_size: int = 0
     ) -> list[Batch]:
-        """Batches that together are this one; the last has the refusals and its ends.
+        """Batches that together are this one, in the order in which they are to be applied; [self] where one will do.
+
+        The last has the refusals and the ends of this one. The ends of each other are of its
+        own events alone, those of one partition after the other's last event, and without an append window.
 
         Args:
             max_events: in one batch.
@@ -164,7 +170,12 @@ def _starts(sizes: Iterable[int], max_events: int, max_size: int) -> list[int]:
 def checkpoints_after(
     events: Iterable[Event], ends: Mapping[Place, Checkpoint] | None = None
 ) -> dict[Place, Checkpoint]:
-    """The checkpoints after the last event of each partition; `ends` say which log it is from."""
+    """The checkpoints after the last event of each partition, in the order given; no append window.
+
+    Args:
+        events: each partition's in the order of offsets.
+        ends: give the `base` of each partition's log; 0 where it is not in them.
+    """
     last = {(event.topic, event.partition): event for event in events}
     return {place: _after(event, (ends or {}).get(place, Checkpoint()).base) for place, event in last.items()}
 
@@ -175,13 +186,13 @@ def _after(event: Event, base: int) -> Checkpoint:
 
 
 def witness_of(record: Any) -> Witness:
-    """The witness that a record of Kafka is; of a header given twice the last counts, as for the event."""
+    """The witness that identifies a log by one of its records (aiokafka's); of a header given twice the last counts."""
     event_id = dict(record.headers).get("ce_id")
     return Witness(record.offset, record.timestamp, digest_of(event_id or b"\0" + (record.value or b"")))
 
 
 def digest_of(content: bytes) -> str:
-    """Sixteen hexadecimal digits that stand for some bytes."""
+    """BLAKE2b of some bytes, unkeyed, as sixteen hexadecimal digits: for comparing, not for hiding."""
     return blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()
 
 

@@ -19,7 +19,7 @@ from gyre_runtime import tracing
 from gyre_runtime.context import CURRENT_CALL
 from gyre_runtime.errors import DeadlineExceeded, Unavailable, from_rpc_error
 from gyre_runtime.health import ACCEPTING
-from gyre_runtime.interceptor import REQUEST_ID
+from gyre_runtime.method_wrapper import REQUEST_ID
 from gyre_runtime.metrics import instrument
 from gyre_runtime.settings import ChannelSettings
 from gyre_runtime.transport_security import channel_credentials, read_token
@@ -33,7 +33,8 @@ Metadata = tuple[tuple[str, Any], ...]
 class RetryBudget:
     """Bounds the retries on a channel to a share of its calls: a failing peer is not hit harder than a healthy one.
 
-    A token bucket (https://sre.google/sre-book/handling-overload/): each call earns `ratio`, each retry costs 1.
+    A token bucket (https://sre.google/sre-book/handling-overload/): each call earns `ratio`, each retry costs 1. It
+    starts with 10 tokens, holds at most `capacity`, and time adds none.
     """
 
     ratio: float = 0.1
@@ -41,11 +42,11 @@ class RetryBudget:
     _tokens: float = field(default=10.0, init=False)
 
     def earn(self) -> None:
-        """Note a call."""
+        """Add `ratio` for a call, up to `capacity`."""
         self._tokens = min(self.capacity, self._tokens + self.ratio)
 
     def spend(self) -> bool:
-        """Take a retry, if one is left."""
+        """Take one token for a retry and return True; False, with nothing taken, where less than one is left."""
         if self._tokens < 1:
             return False
         self._tokens -= 1
@@ -77,6 +78,7 @@ async def call(
 
     Raises:
         GyreError: as the server raised it, or Unavailable, or DeadlineExceeded.
+        ValueError: `attempts` is less than 1.
     """
     unary: UnaryCall = method  # type: ignore[assignment]  # what a stub on a `channel` holds
     deadline = time.monotonic() + timeout_s
@@ -117,7 +119,7 @@ def channel(
 
 
 def channel_options(settings: ChannelSettings, *, follows_health: bool = False) -> list[tuple[str, Any]]:
-    """The options of gRPC's own channels; see `channel`."""
+    """The options that `channel` opens gRPC's own channels with: sizes, keepalive, reconnects, round robin; no TLS."""
     service_config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if follows_health:
         service_config["healthCheckConfig"] = {"serviceName": ACCEPTING}
@@ -144,9 +146,12 @@ class _Outgoing:
         self._seconds: dict[str, Callable[[float], None]] = {}
 
     def metadata(self, given: Any) -> Metadata:
-        """Add token, trace context and request id to what the caller gives."""
+        """What the caller gives, and the token.
+
+        The trace context and the incoming call's request id where it gives none.
+        """
         added, names = self._authorization, {name for name, _ in given} if given else ()
-        traceparent, incoming = tracing.inject(), CURRENT_CALL.get()
+        traceparent, incoming = tracing.current_traceparent(), CURRENT_CALL.get()
         if traceparent and tracing.TRACEPARENT not in names:
             added = (*added, (tracing.TRACEPARENT, traceparent))
         if incoming is not None and REQUEST_ID not in names:
@@ -154,7 +159,12 @@ class _Outgoing:
         return (*given, *added) if given else added
 
     def effective_s(self, timeout_s: float | None) -> float:
-        """Return the time a call may take: what it asks for, but less than what the incoming call has left."""
+        """Return the seconds a call may take: what it asks for, but less than what the incoming call has left.
+
+        Raises:
+            ValueError: None outside of an incoming call.
+            DeadlineExceeded: the incoming call has no time left.
+        """
         incoming = CURRENT_CALL.get()
         if incoming is None:
             if timeout_s is None:
@@ -167,19 +177,22 @@ class _Outgoing:
         return effective_s
 
     def observe(self, code: str, started: float) -> None:
-        """Record how a call ended."""
+        """Record a call's status, and its time since `started` (of `perf_counter`), in `gyre_rpc_client_seconds`."""
         seconds = self._seconds.get(code)
         if seconds is None:
             seconds = self._seconds[code] = instrument("gyre_rpc_client_seconds").bind(**self._labels, code=code)
         seconds(time.perf_counter() - started)
 
     def count_retry(self) -> None:
-        """Record a repeated call."""
+        """Count a repeated call in the metric `gyre_rpc_client_retries_total`."""
         instrument("gyre_rpc_client_retries_total").add(**self._labels)
 
 
 class UnaryCall(_Outgoing):
-    """A unary method of a stub: answers the response or raises a `GyreError`."""
+    """A unary method of a stub: answers the response or raises a `GyreError`.
+
+    It calls once: what repeats is the function `call`. Without a timeout outside of an incoming call: ValueError.
+    """
 
     def __init__(self, inner: Any, budget: RetryBudget, method: str, *, peer: str, authorization: Metadata) -> None:
         super().__init__(method, peer=peer, authorization=authorization)
@@ -203,7 +216,10 @@ class UnaryCall(_Outgoing):
 
 
 class StreamCall(_Outgoing):
-    """A server-streaming method of a stub: iterates over the responses or raises a `GyreError`."""
+    """A server-streaming method of a stub: iterates over the responses or raises a `GyreError`.
+
+    It calls once, and its timeout is that of the whole stream, as in `UnaryCall`.
+    """
 
     def __init__(self, inner: Any, method: str, *, peer: str, authorization: Metadata) -> None:
         super().__init__(method, peer=peer, authorization=authorization)
@@ -234,7 +250,18 @@ class StreamCall(_Outgoing):
 
 
 class Channel(grpc.aio.Channel):
-    """A `grpc.aio.Channel` whose unary and server-streaming calls follow the rules of the mesh."""
+    """A `grpc.aio.Channel`, as `channel` opens it, for the stubs that protoc generates.
+
+    Each unary or server-streaming call takes token, traceparent and the incoming call's request id along, ends before
+    the incoming call's deadline, is measured, and raises a `GyreError` in place of `AioRpcError`. It goes out once: the
+    function `call` repeats. Outside of an incoming call one without a timeout raises ValueError. Client-streaming calls
+    are gRPC's own.
+
+    Args:
+        inner: the channel of gRPC that carries the calls.
+        name: the peer's name in metrics.
+        token: the bearer token; empty for none.
+    """
 
     def __init__(self, inner: grpc.aio.Channel, *, name: str, token: str) -> None:
         self._inner = inner
@@ -253,19 +280,19 @@ class Channel(grpc.aio.Channel):
         await self.close()
 
     async def close(self, grace: float | None = None) -> None:
-        """Close the channel; calls under way are cancelled after `grace` seconds."""
+        """Close the channel; calls under way are cancelled after `grace` seconds, at once without it."""
         await self._inner.close(grace)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: FBT001, FBT002, RUF100
-        """Return the connectivity."""
+        """Return the connectivity of gRPC's channel beneath."""
         return self._inner.get_state(try_to_connect)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """Wait for another connectivity."""
+        """Wait, without limit, until the connectivity is another one than `last_observed_state`."""
         await self._inner.wait_for_state_change(last_observed_state)
 
     async def channel_ready(self) -> None:
-        """Wait until the peer is connected."""
+        """Connect, and wait without limit until the peer is connected."""
         await self._inner.channel_ready()
 
     def unary_unary(self, method: str, *serializers: Any, **options: Any) -> Any:

@@ -38,7 +38,7 @@ _MUST_MATCH = "must match "
 
 @lru_cache(maxsize=1024)
 def checker_for(descriptor: Descriptor) -> Checker:
-    """Compile the checker of a message type; it returns the broken rules, an empty list when there are none."""
+    """The checker of a message type, compiled once a process; it returns the broken rules, at most 32, [] for none."""
     checks = _compile(descriptor, {})
 
     def check(message: Message) -> list[Violation]:
@@ -55,10 +55,10 @@ def checker_for(descriptor: Descriptor) -> Checker:
 
 
 def require_valid(message: Message) -> None:
-    """Check a message.
+    """Return nothing where a message breaks no rule of its proto, else raise.
 
     Raises:
-        Invalid: with reason INVALID_FIELD and every violation.
+        Invalid: with reason INVALID_FIELD and the violations, at most 32.
     """
     broken = checker_for(message.DESCRIPTOR)(message)
     if broken:
@@ -66,12 +66,16 @@ def require_valid(message: Message) -> None:
 
 
 def max_length(descriptor: Descriptor, field: str) -> int:
-    """The most characters that a message's text may have, or each of its texts; 0 where that is not bounded."""
+    """The most characters that a message's text may have, or each of its texts; 0 where that is not bounded.
+
+    Raises:
+        KeyError: the message has no such field.
+    """
     return int(descriptor.fields_by_name[field].GetOptions().Extensions[constraints_pb2.rules].max_len)
 
 
 def invalid(broken: Sequence[Violation]) -> Invalid:
-    """Build the error that stands for broken field rules."""
+    """Build, and do not raise, the error for broken field rules, of which there is at least one."""
     return Invalid("INVALID_FIELD", str(broken[0]), violations=broken)
 
 

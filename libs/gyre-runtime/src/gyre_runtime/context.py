@@ -10,8 +10,9 @@ class CallContext:
     """The incoming call that the current task works for.
 
     Attributes:
-        request_id: the caller's id, or a new one.
-        deadline: `time.monotonic()` seconds at which the caller stops waiting.
+        request_id: the caller's id, or a new one where it gave none or one that is too long.
+        deadline: `time.monotonic()` seconds at which the caller stops waiting, or the server's limit where it said
+            none.
     """
 
     request_id: str

@@ -60,9 +60,12 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 def load_settings(cls: type[SettingsT], environ: Mapping[str, str] | None = None) -> SettingsT:
     """Read the settings of a process, or leave it with a message that names variable, value and rule.
 
+    Variables of another service (`GYRE_GATEWAY_…`), of `TOLERATED` and those that Kubernetes injects are passed over;
+    an old name of `RENAMED` is read and logged. No file that a setting names is opened.
+
     Args:
         cls: the settings class of the service.
-        environ: for tests, an environment in place of the process's own.
+        environ: an environment in place of the process's own, for tests.
 
     Raises:
         SystemExit: a variable is unknown, its value is blank or breaks its rule, or a security setting is set by half.

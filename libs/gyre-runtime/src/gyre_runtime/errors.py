@@ -41,7 +41,8 @@ class GyreError(Exception):
         message: a sentence for a person, without personal data.
         metadata: further strings that travel in `ErrorInfo`.
         violations: broken field rules, sent as `BadRequest`.
-        retry_after_s: when to try again, sent as `RetryInfo`.
+        retry_after_s: seconds after which to try again, sent as `RetryInfo`; None says nothing. `call` does not wait by
+            it.
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
@@ -84,7 +85,7 @@ class NotFound(GyreError):  # noqa: N818 - see the module
 
 
 class Conflict(GyreError):  # noqa: N818 - see the module
-    """Somebody else changed it first: read again, then decide."""
+    """Somebody else changed or made it first: read again, then decide. Sent as ABORTED."""
 
     code = grpc.StatusCode.ABORTED
 
@@ -103,7 +104,7 @@ class Misconfigured(Precondition):
 
 
 def cannot_listen(setting: str, address: str) -> Misconfigured:
-    """The error for an address that a process of these settings cannot listen at.
+    """Build, and do not raise, the error for an address that a process of these settings cannot listen at.
 
     Args:
         setting: the field that holds the address, such as `metrics_listen`.
@@ -120,7 +121,7 @@ class Exhausted(GyreError):  # noqa: N818 - see the module
 
 
 class Unavailable(GyreError):  # noqa: N818 - see the module
-    """Nobody can answer at the moment: the same call may be repeated."""
+    """Nobody can answer at the moment: the same call may be repeated, and may have been done all the same."""
 
     code = grpc.StatusCode.UNAVAILABLE
 
@@ -132,13 +133,13 @@ class Unsupported(GyreError):  # noqa: N818 - see the module
 
 
 class Unauthenticated(GyreError):  # noqa: N818 - see the module
-    """The caller did not prove who it is."""
+    """The caller did not prove who it is, or may not do this: give another token."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
 class DeadlineExceeded(GyreError):  # noqa: N818 - see the module
-    """The time for the call was over before its answer."""
+    """The time for the call was over before its answer: it may have been done all the same."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
@@ -174,7 +175,10 @@ _TRANSIENT_REPLIES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Say whether trying the same thing again later can help."""
+    """Whether trying the same thing again later can help; for our errors, gRPC's, Kafka's, Redis' and Python's.
+
+    A class that is not known is permanent.
+    """
     if isinstance(error, _TRANSIENT) or getattr(error, "retriable", False):
         return True
     if isinstance(error, grpc.aio.AioRpcError):
@@ -204,7 +208,7 @@ def _pack(details: Iterable[Any]) -> Iterable[AnyMessage]:
 
 
 def to_status(error: BaseException) -> status_pb2.Status:
-    """Turn any error into a status; only a `GyreError` shows its message."""
+    """The status that a server answers for any error; one that is no `GyreError` is INTERNAL, without its message."""
     if not isinstance(error, GyreError):
         error = GyreError("INTERNAL", "internal error")
     details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
@@ -224,7 +228,10 @@ def to_status(error: BaseException) -> status_pb2.Status:
 
 
 def from_status(code: grpc.StatusCode, message: str, status: status_pb2.Status | None) -> GyreError:
-    """Rebuild the error of a status, which may have come from a server that sends no details."""
+    """Build, and do not raise, the error of a status; without details its reason is the code's name.
+
+    A code that no class stands for gives a plain `GyreError`; `status` is None where none was sent.
+    """
     reason, metadata, violations, retry_after_s = code.name, {}, [], None
     for detail in status.details if status is not None else ():
         info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
@@ -244,7 +251,7 @@ def _violation(field: str, description: str) -> Violation:
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> GyreError:
-    """Rebuild the `GyreError` that the server raised; its code decides the class, its `ErrorInfo` the reason."""
+    """Build, and do not raise, the `GyreError` that the server raised; see `from_status`."""
     status = None
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):

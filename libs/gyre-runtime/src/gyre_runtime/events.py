@@ -39,7 +39,7 @@ MessageTypes = Mapping[str, type[Message]]
 
 
 class Record(NamedTuple):
-    """What is sent to Kafka."""
+    """What is sent to Kafka: key (None for none), payload and headers; topic and partition are not in it."""
 
     key: bytes | None
     value: bytes
@@ -117,7 +117,7 @@ class Event(NamedTuple):
     clock: float = -inf
 
     def placed(self, offset: int, clock: float) -> Event:
-        """The event at an offset, with the clock of its partition after it, unix seconds; cheaper than `_replace`."""
+        """A copy at an offset, with the clock of its partition after it, unix seconds; cheaper than `_replace`."""
         return Event._make((*self[:_OFFSET_AT], offset, *self[_OFFSET_AT + 1 : -1], clock))
 
 
@@ -149,12 +149,12 @@ def header_text(value: bytes | None) -> str:
 
 
 def is_deletion(record: ReceivedRecord) -> bool:
-    """Whether a record deletes its key from a compacted topic, which is all that it says."""
+    """Whether a record only deletes its key: it has no value, and its topic is declared as compacted."""
     return record.value is None and is_compacted(record.topic)
 
 
 def message_types(*types: type[Message]) -> dict[str, type[Message]]:
-    """Return what `decode` wants: each payload class by its full proto name."""
+    """Return each payload class by its full proto name, as `decode` and consumers take them."""
     return {each.DESCRIPTOR.full_name: each for each in types}
 
 
@@ -168,7 +168,7 @@ def encode(  # noqa: PLR0913 - the attributes that CloudEvents has
     key: str | bytes | None = None,
     traceparent: str | None = None,
 ) -> Record:
-    """Encode an event as protobuf.
+    """Encode an event as protobuf; nothing is sent, and neither constraints nor size are checked.
 
     Args:
         message: the payload.
@@ -193,11 +193,11 @@ def encode(  # noqa: PLR0913 - the attributes that CloudEvents has
 
 
 def decode(record: ReceivedRecord, types: MessageTypes) -> Event:
-    """Decode one record.
+    """Decode one record; constraints are not checked, and no id is looked up: see `admission.decide`.
 
     Args:
         record: as Kafka gave it.
-        types: the payload classes that the topic may carry, by full proto name.
+        types: payload classes by full proto name; of them those are read that the record's topic is declared to carry.
 
     Raises:
         Unreadable: with the reason why the record is no such event.
@@ -305,7 +305,7 @@ def _payload(value: bytes, kind: type[Message], content_type: str | None) -> Mes
 def decode_many(
     records: Iterable[ReceivedRecord], types: MessageTypes
 ) -> tuple[list[Event], list[tuple[Any, Unreadable]]]:
-    """Decode records in their order; return the events, and the unreadable records with their error."""
+    """Decode records; return the events, and the unreadable records with their error, not raised; both in order."""
     events: list[Event] = []
     unreadable: list[tuple[Any, Unreadable]] = []
     for record in records:

@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class Expiring(Generic[K, V]):
-    """What is known for a time: an entry goes so long after it was put, or put again, as the next one is put.
+    """A dictionary whose entries are removed `kept_s` after they were put last, though only when another one is put.
 
     Args:
         kept_s: how long an entry stays, seconds.
@@ -23,13 +23,13 @@ class Expiring(Generic[K, V]):
         self._entries: dict[K, tuple[float, V]] = {}
 
     def put(self, key: K, value: V) -> None:
-        """Set an entry, from now on."""
+        """Set an entry, whose time begins again, and remove those that are over."""
         self._entries.pop(key, None)  # the newest stand last
         self._entries[key] = self._clock(), value
         self._expire()
 
     def get(self, key: K) -> V | None:
-        """The value of a key; None where it has none, or no more."""
+        """The value of a key, whose time goes on, also where it is over and nothing was put since; None for none."""
         found = self._entries.get(key)
         return None if found is None else found[1]
 

@@ -7,7 +7,7 @@ from gyre_core.features import FieldValue
 
 
 def field_value(message: FieldMessage) -> FieldValue:
-    """One field; a value of no kind is the empty text."""
+    """One field as the feature algebra takes it: a number, boolean, text or list; the empty text where it is unset."""
     kind = message.WhichOneof("kind")
     if kind == "categories":
         return list(message.categories.values)
@@ -18,5 +18,5 @@ def field_value(message: FieldMessage) -> FieldValue:
 
 
 def field_values(fields: Mapping[str, FieldMessage]) -> dict[str, FieldValue]:
-    """All fields of an entity by name."""
+    """All fields of an entity by name, each as `field_value` has it; none is checked against a spec."""
     return {name: field_value(message) for name, message in fields.items()}

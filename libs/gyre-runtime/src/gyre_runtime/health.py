@@ -32,14 +32,17 @@ _POLL_UNTIL_SERVING_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Dependency:
-    """Something that a process needs.
+    """Something that a process needs; it counts as down until its first check has passed.
 
     Attributes:
-        name: such as `kafka`.
-        check: raises, or returns False, when the dependency cannot be used.
-        required: False for what the process can do without in a degraded way; a loop's own health asks for it.
-        required_s: a start waits for it at most so many seconds, and goes on without; None for as long as it takes.
-        timeout_s: after which the check has failed.
+        name: such as `kafka`, unique in the process; also the label of `gyre_dependency_up`.
+        check: raises, or returns False, when the dependency cannot be used; any other answer means that it can. Polled
+            every 2 s, every 0.2 s until the process and its loops are SERVING.
+        required: False for what the process can do without in a degraded way: it is checked, and does not count for
+            SERVING, except for its `loop`'s own.
+        required_s: it counts for SERVING only in the first so many seconds after `Health.start`, and never again; None
+            for always.
+        timeout_s: seconds after which a check is cancelled and has failed.
         loop: the one loop that needs it; empty for what the whole process needs.
     """
 
@@ -60,13 +63,13 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
         self._ended = False
 
     async def set(self, service: str, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
-        """Say the status of a service from now on."""
+        """Set the status of a service, known before or not, and send it to the watches of that service."""
         async with self._changed:
             self._statuses[service] = status
             self._changed.notify_all()
 
     async def end_watches(self) -> None:
-        """End every watch, which would keep a server that stops waiting."""
+        """End every watch, and each one to come: a server that stops would wait for them."""
         async with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -102,7 +105,9 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
 
 
 class Health:
-    """Polls dependencies and sets the health service; starts NOT_SERVING.
+    """Whether a process is ready, by its dependencies, and the `grpc.health.v1` servicer that answers so.
+
+    It is NOT_SERVING until `start`, and again after `drain`. `watch` has to run beside it: nothing else checks.
 
     Args:
         service: the process's name, such as `features-stream`, which the health of its loops is reported under.
@@ -110,6 +115,7 @@ class Health:
 
     Attributes:
         has_callers: whether a server of the process answers more than its health.
+        servicer: answers the health service; set by `Health` alone.
     """
 
     def __init__(self, service: str = "", *, accepts_once_ready: bool = False) -> None:
@@ -127,12 +133,19 @@ class Health:
 
     @property
     def serving(self) -> bool:
-        """Whether the process would answer SERVING now."""
+        """Whether the process answers SERVING: started, not draining, and what it needs was up at the last check.
+
+        Needed is each required dependency of the whole process, within its `required_s`, and where loops have required
+        dependencies, all that at least one such loop depends on. Reads what is known; checks nothing.
+        """
         loops = {each.loop for each in self._dependencies if each.loop and each.required}
         return self._has("") and (not loops or any(map(self.serves, loops)))
 
     def serves(self, loop: str) -> bool:
-        """Whether the process would answer SERVING for one of its loops now."""
+        """Whether the process answers SERVING for a loop: what all loops need is up, and all dependencies of this one.
+
+        Those with `required=False` count, too. A loop without dependencies of its own, or unknown, needs nothing more.
+        """
         return self._has("") and self._has(loop)
 
     def _has(self, loop: str) -> bool:
@@ -144,39 +157,39 @@ class Health:
         return all(self._up.get(each.name, False) for each in own if loop or _is_required(each, since_s))
 
     def look(self) -> None:
-        """Check the dependencies now rather than at the next turn."""
+        """Let `watch` check the dependencies at once rather than at its next turn; returns before they are checked."""
         self._looking.set()
 
     def add(self, dependency: Dependency) -> None:
-        """Watch a dependency."""
+        """Add a dependency, which `watch` polls from its next turn on and which is down until then."""
         self._dependencies.append(dependency)
 
     def add_service(self, name: str) -> None:
-        """Answer for a gRPC service by its full name, too."""
+        """Give a gRPC service, by its full name, the status of the process, from the next change or check on."""
         self._services.append(name)
 
     async def start(self) -> None:
-        """Say that the process is set up; from now on the dependencies decide."""
+        """Say that the process is set up: from now on the last checks decide whether it is SERVING, see `serving`."""
         self._started_at = time.monotonic()
         await self._publish()
 
     async def listen(self) -> None:
-        """Say that the process lives, as soon as a server listens."""
+        """Set `liveness` to SERVING, for good; a server calls it before it listens, and opens no port by it."""
         await self.servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         await self._publish()
 
     async def drain(self) -> None:
-        """Answer NOT_SERVING from now on; calls are accepted still."""
+        """Answer NOT_SERVING from now on, for good, whatever the dependencies do; calls are accepted still."""
         self._draining = True
         await self._publish()
 
     async def stop_accepting(self) -> None:
-        """Say that no more calls are accepted, so that callers leave for another process."""
+        """Set `accepting` to NOT_SERVING, so that callers that follow it leave; calls that still come are answered."""
         self._accepts = False
         await self._publish()
 
     async def watch(self) -> None:
-        """Poll the dependencies until cancelled."""
+        """Poll the dependencies, all at once, until cancelled; whatever a check raises is logged, and means down."""
         while True:
             await asyncio.gather(*(self._check(each) for each in tuple(self._dependencies)))
             await self._publish()

@@ -28,7 +28,7 @@ def parse_json(text: bytes, kind: type[Message]) -> Message:
     """Return the message that a text in protobuf's JSON mapping, UTF-8, is.
 
     Raises:
-        json_format.ParseError: it is none, with the field, its value and the rule.
+        json_format.ParseError: it is none, or has a field that the type lacks; with the field, its value and the rule.
         UnicodeDecodeError: it is not UTF-8.
     """
     try:

@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def layout_message(loop: str, layout: KnownLayout) -> pb.FeatureLayout:
-    """A layout as its record says it."""
+    """The message that a layout is published as in `features.layouts`; nothing is sent."""
     message = pb.FeatureLayout(
         loop=loop,
         layout=layout.hash,
@@ -55,7 +55,7 @@ def layout_message(loop: str, layout: KnownLayout) -> pb.FeatureLayout:
 
 
 def layout_of(message: pb.FeatureLayout) -> KnownLayout:
-    """The opposite of `layout_message`; a change that a clock ahead of ours dated counts as one of now.
+    """The layout of a message of `layout_message`; a change dated later than now by another clock counts as one of now.
 
     Raises:
         ValueError: the definition or the state is none that this release knows.
@@ -74,7 +74,10 @@ def layout_of(message: pb.FeatureLayout) -> KnownLayout:
 
 
 def named_models(view: models.RolloutView) -> list[NamedModel]:
-    """The models that a rollout state names; of a state that was written before it named them all, those with users."""
+    """The models that a rollout state names, in its order, without those of no role.
+
+    Of a state of an older version, which names none: live and candidate by its arms.
+    """
     named = [NamedModel(each.version, ModelRole(each.role), each.layout) for each in view.models if each.role]
     if named:
         return named
@@ -85,10 +88,12 @@ def named_models(view: models.RolloutView) -> list[NamedModel]:
 class LayoutCatalog:
     """The layouts of some loops, followed for as long as the context is entered; Kafka may be away meanwhile.
 
+    It only reads. Asking for another loop than those given raises KeyError.
+
     Args:
         bootstrap: Kafka's host:port list.
         loops: the newest specs, by loop.
-        on_change: called after each change with the loop.
+        on_change: called with the loop after each record of its topic, those read at the start included.
     """
 
     def __init__(
@@ -115,27 +120,30 @@ class LayoutCatalog:
         await self._stack.aclose()
 
     async def ready(self) -> None:
-        """Wait until everything that stood in the topics at the start is known."""
+        """Wait, without limit, until everything that was in the topics of all loops at the start is known."""
         await asyncio.gather(*(view.ready() for view in self._views.values()))
 
     async def catch_up(self, loop: str) -> None:
-        """Wait until everything that stands in a loop's topic now is known."""
+        """Wait, without limit, until all that is in a loop's topic now is known; `is_ready` is False meanwhile."""
         await self._views[loop].catch_up()
 
     async def follow(self) -> None:
-        """Return only with the error that ended the following; for a background task."""
+        """Wait for ever, for a background task; layouts are followed without it, and again after an error."""
         await asyncio.gather(*(view.wait_for(lambda _: False) for view in self._views.values()))
 
     def is_ready(self, loop: str) -> bool:
-        """Whether what stood in a loop's topic at the start is known."""
+        """Whether what was in a loop's topic at the start, or at the last `catch_up`, is known."""
         return self._views[loop].is_ready
 
     def known(self, loop: str) -> Mapping[str, KnownLayout]:
-        """The layouts of a loop, by hash; those whose definition this release cannot read are left out."""
+        """The layouts of a loop by hash, retired ones too, as a mapping that later records change.
+
+        A record whose definition this release cannot read is logged and passed over.
+        """
         return self._known[loop]
 
     def current(self, loop: str) -> KnownLayout | None:
-        """The layout that is read where none is asked for: the newest one that is filled, else the newest."""
+        """The layout read where none is asked for: the newest READY one, else the newest not retired; None for none."""
         return self._current[loop]
 
     def summaries(self, loop: str) -> list[pb.FeatureLayout]:
@@ -147,7 +155,10 @@ class LayoutCatalog:
         return made
 
     def spec(self, loop: str, layout: str) -> LoopSpec | None:
-        """The spec of a loop as one of its layouts sees it; None where this release cannot compile that layout."""
+        """The spec of a loop as one of its layouts sees it.
+
+        None where it is not known, or this release cannot compile it. Compiled once; one that cannot be is logged.
+        """
         known = self._known[loop].get(layout)
         if known is None:
             return None
@@ -178,10 +189,10 @@ def _current(known: Mapping[str, KnownLayout]) -> KnownLayout | None:
 
 
 async def read_layouts(bootstrap: str, loop: str, *, timeout_s: float = 30.0) -> dict[str, KnownLayout]:
-    """The layouts of a loop as they stand now, by hash.
+    """The layouts of a loop as they are now by hash, retired ones too; those that this release cannot read are logged.
 
     Raises:
-        TimeoutError: Kafka does not answer in time.
+        TimeoutError: Kafka does not answer in time, or has no such topic.
     """
     events = await read_compacted(bootstrap, topic(loop, TOPIC), TYPES, timeout_s=timeout_s)
     found = (_readable(event.message) for event in events.values())
@@ -189,10 +200,12 @@ async def read_layouts(bootstrap: str, loop: str, *, timeout_s: float = 30.0) ->
 
 
 async def refusal_of(bootstrap: str, spec: LoopSpec) -> LayoutRefused | None:
-    """Why a loop's layout cannot be maintained beside those of the running mesh; None where it can, or none runs.
+    """Why a spec's layout cannot be maintained beside those of the running mesh; None where it can, or none runs.
+
+    The error is returned, not raised, and nothing is changed. A broker that is not up is waited for without limit.
 
     Raises:
-        TimeoutError: Kafka does not answer in time.
+        TimeoutError: a topic could not be read within 30 s.
     """
     layouts, rollouts = topic(spec.loop, TOPIC), topic(spec.loop, "models.rollouts")
     if len(await existing_topics(bootstrap, (layouts, rollouts))) < 2:

@@ -37,6 +37,11 @@ class Lifespan:
 
     Attributes:
         health: what the health service answers.
+        failed: whether a set-up or background task died, so that the exit code is 1.
+
+    Args:
+        drain_s: seconds that background tasks have to return once draining begins.
+        service: the process's name, which the health of its loops is reported under.
     """
 
     def __init__(self, *, drain_s: float = 10.0, service: str = "") -> None:
@@ -61,11 +66,14 @@ class Lifespan:
         return self
 
     async def enter(self, resource: AbstractAsyncContextManager[T]) -> T:
-        """Enter a resource, to be closed in reverse order at the end."""
+        """Enter a resource and return what it gives; closed at the end, after tasks and servers, in reverse order."""
         return await self._stack.enter_async_context(resource)
 
     async def serve(self, server: AbstractAsyncContextManager[T]) -> T:
-        """Enter a server, to be closed before all resources, whenever those were entered."""
+        """Enter a server, which listens from now on; closed before all resources, whenever those were entered.
+
+        Returns once it listens: it does not wait for the end.
+        """
         return await self._servers.enter_async_context(server)
 
     def set_up(self, name: str, work: Coroutine[Any, Any, object], *, required: bool = True) -> None:
@@ -95,7 +103,7 @@ class Lifespan:
         stop: Callable[[], object] | None = None,
         may_return: bool = False,
     ) -> asyncio.Task[Any]:
-        """Run a task for the life of the process.
+        """Start a task that runs for the life of the process, and return it; to await it is not needed.
 
         When it ends before the process drains, by an error, cancelled, or because it returns, the process ends with
         exit code 1 and the reason in its log.
@@ -115,7 +123,9 @@ class Lifespan:
         return task
 
     def for_loop(self, loop: str, make: Callable[[], LoopWork], *, required: bool = True) -> None:
-        """Work for one loop for the life of the process: when it fails, it alone is started again.
+        """Start one loop's work in the background, for the life of the process: when it fails, it alone starts again.
+
+        It starts again after 1 s, doubling to 30 s, without end; the process goes on, and the loop's health is down.
 
         Args:
             loop: its name.
@@ -128,17 +138,17 @@ class Lifespan:
         self.background(f"loop {loop}", runner.run(), stop=runner.stop)
 
     def depends_on(self, dependency: Dependency) -> None:
-        """Let health follow a dependency."""
+        """Let readiness depend on something; it is down until its first check, see `Dependency`."""
         self.health.add(dependency)
 
     def end(self) -> None:
-        """Begin to drain; asked for a second time, without the drain delay."""
+        """Let the process begin to drain, as SIGTERM does, without waiting; a second call ends the drain delay."""
         if self._over.is_set():
             self._at_once.set()
         self._over.set()
 
     async def until_over(self) -> None:
-        """Wait for the signal to end, or for a background task to die."""
+        """Wait for `end`, which the signals call, or for a set-up or background task to die; see `failed`."""
         await self._over.wait()
 
     async def announce_end(self, delay_s: float) -> None:
@@ -199,7 +209,11 @@ class Lifespan:
 async def serve_forever(
     main: Callable[[Lifespan], Awaitable[None]], settings: ServiceSettings, service: str = ""
 ) -> int:
-    """Set up with `main`, serve until SIGTERM or SIGINT, drain; return the exit code."""
+    """Set up with `main`, serve until SIGTERM or SIGINT, or until a background task dies; drain.
+
+    Returns:
+        The exit code: 0, or 1 where a set-up or background task died. What `main` raises is raised after the drain.
+    """
     lifespan = Lifespan(drain_s=settings.drain_s, service=service)
     with _signals(lifespan.end):
         async with lifespan:
@@ -238,7 +252,7 @@ def _signals(end: Callable[[], None]) -> Iterator[None]:
 
 
 def run(main: Callable[[Lifespan], Awaitable[None]], *, settings: ServiceSettings, service: str) -> None:
-    """Run a process from start to exit.
+    """Run a process from start to exit: check its files, start telemetry, serve, drain. Never returns.
 
     Args:
         main: sets everything up on the lifespan and returns; the process serves from then on.
@@ -255,6 +269,8 @@ def run(main: Callable[[Lifespan], Awaitable[None]], *, settings: ServiceSetting
 
 def run_once(job: Callable[[], int]) -> NoReturn:
     """Do a job that has an end, blocking, and leave the process with the exit code that it returns.
+
+    It sets up neither telemetry nor signals; what the job raises beside Misconfigured is raised.
 
     Raises:
         SystemExit: the code, or a message that names the setting that cannot be used, or whose file cannot.

@@ -19,17 +19,20 @@ class LoopWork(Protocol):
     """Something that is done for one loop until it is stopped."""
 
     async def run(self) -> None:
-        """Work until `stop`; raises what it cannot go on from."""
+        """Work until `stop`, then return; raises what it cannot go on from. Returning unasked counts as a failure."""
 
     def stop(self) -> None:
         """Let `run` finish what it does and return; does not wait for it."""
 
     async def check(self) -> bool:
-        """Raise why the work does not get on, if it does not; for a `Dependency`."""
+        """Whether the work gets on, for a `Dependency`.
+
+        False before it has begun, and raises why not where it knows.
+        """
 
 
 class LoopRunner:
-    """Runs one loop's work, and again after a while when it fails.
+    """Runs one loop's work, and new work after a back-off of 1 to 30 s when it fails, which is logged and counted.
 
     Args:
         loop: its name.
@@ -43,7 +46,7 @@ class LoopRunner:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Work until `stop`."""
+        """Work until `stop`; no failure of the work ends it."""
         backoff_s = _FIRST_BACKOFF_S
         while not self._stopping.is_set():
             start_s = time.monotonic()
@@ -72,7 +75,7 @@ class LoopRunner:
             self._work.stop()
 
     async def check(self) -> bool:
-        """Whether the work gets on; raises why not."""
+        """Whether the work gets on; raises why not, while it waits to start again the error that it failed with."""
         if self._problem is not None:
             raise self._problem
         return self._work is not None and await self._work.check()

@@ -9,7 +9,7 @@ from gyre_runtime.settings import LoopSettings, variable_of
 
 
 def load_loops(settings: LoopSettings) -> dict[str, LoopSpec]:
-    """Read the gyre.yaml of each of `settings.loops`, by loop name.
+    """Read the gyre.yaml of each of `settings.loops`, by loop name, in the settings' order.
 
     Raises:
         Misconfigured: a file cannot be read (LOOP_UNREADABLE) or breaks a rule (LOOP_INVALID), or two of them name the
@@ -42,5 +42,5 @@ def _unusable(reason: str, path: Path, rule: str) -> Misconfigured:
 
 
 def unknown_loop(loop: str) -> NotFound:
-    """The error for a loop that this process does not serve."""
+    """Build, and do not raise, the error for a loop that this process does not serve (UNKNOWN_LOOP)."""
     return NotFound("UNKNOWN_LOOP", f"loop = {loop!r}: is not served here", metadata={"loop": loop})

@@ -252,9 +252,10 @@ _BY_NAME = {metric.name: metric for metric in METRICS}
 
 
 class Instrument:
-    """One metric to write to; its labels are checked on every call.
+    """One metric to write to, from `instrument`; a write stays in the process until `/metrics` is read.
 
-    `add`, `observe` and `set` belong to counters, histograms and gauges.
+    `add`, `observe` and `set` belong to counters, histograms and gauges: another one raises TypeError. Labels are
+    checked on every call: those of the catalogue's entry, no fewer and no more, else ValueError.
     """
 
     __slots__ = ("_record", "metric")
@@ -264,15 +265,15 @@ class Instrument:
         self._record = record
 
     def add(self, amount: float = 1, /, **labels: str) -> None:
-        """Count."""
+        """Add an amount, 0 or more, to the counter of these labels."""
         self._write("counter", amount, labels)
 
     def observe(self, value: float, /, **labels: str) -> None:
-        """Put a value into the histogram."""
+        """Put a value, in the metric's unit, into the histogram of these labels."""
         self._write("histogram", value, labels)
 
     def set(self, value: float, /, **labels: str) -> None:
-        """Set the gauge."""
+        """Set the gauge of these labels to a value, which it shows until it is set again."""
         self._write("gauge", value, labels)
 
     def _write(self, kind: Kind, value: float, labels: dict[str, str]) -> None:
@@ -283,7 +284,11 @@ class Instrument:
         self._record(value, labels)
 
     def bind(self, **labels: str) -> Callable[[float], None]:
-        """Check the labels once and return a function that takes only values, for hot paths."""
+        """Check the labels once and return a function that writes values as the metric's kind does, for hot paths.
+
+        Raises:
+            ValueError: the labels are not those of the catalogue.
+        """
         if labels.keys() != set(self.metric.labels):
             raise ValueError(f"{self.metric.name} takes the labels {self.metric.labels}, not {tuple(labels)}")
         record = self._record
@@ -292,7 +297,7 @@ class Instrument:
 
 @cache
 def instrument(name: str) -> Instrument:
-    """Return the instrument of a catalogue entry.
+    """Return the instrument of a catalogue entry, the same one each time; it adds no metric to the catalogue.
 
     Raises:
         KeyError: the catalogue has no such metric.

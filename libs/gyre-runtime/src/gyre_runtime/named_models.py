@@ -18,14 +18,15 @@ _VIEWS, _CANDIDATES = message_types(RolloutView), message_types(CandidateRegiste
 async def named_versions(bootstrap: str, loop: str) -> frozenset[str] | None:
     """The versions that the rollout state names or holds loaded, and the candidates that it has not decided about.
 
-    None where there is no rollout state: nothing was decided yet, or Kafka was made anew and nobody says what serves.
+    None where there is no rollout state: nothing was decided yet, or Kafka was made anew and nobody says what serves,
+    so that nothing may be removed. A candidate that cannot be read is logged and left out.
 
     Args:
         bootstrap: Kafka's host:port list.
         loop: of which models.
 
     Raises:
-        TimeoutError: the rollout state could not be read in time.
+        TimeoutError: the rollout state could not be read within 30 s, as where it has no topic.
         Unavailable: Kafka went away.
     """
     # The state first: a candidate that is decided meanwhile is then found in the topic all the same.

@@ -25,7 +25,7 @@ def check_grpc(address: str, *, timeout_s: float, server_name: str = "") -> None
     Args:
         address: host:port. TLS where `GYRE_TLS_CA` names an authority, with the certificate of `GYRE_TLS_CERT` and
             `GYRE_TLS_KEY` where `GYRE_TLS_REQUIRE_CLIENT` asks for one.
-        timeout_s: the longest wait.
+        timeout_s: the longest wait for the answer.
         server_name: the name in the server's certificate, where it is not the host.
 
     Raises:
@@ -77,10 +77,10 @@ def _channel(address: str, server_name: str) -> grpc.Channel:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Check what the command line names.
+    """Check what the command line names, once; return where all of it is healthy.
 
     Raises:
-        SystemExit: with 1 and the reason when something named is not healthy.
+        SystemExit: with 1 and the reason when something named is not healthy; with 2 where nothing is named.
     """
     parser = argparse.ArgumentParser(prog="gyre_runtime.probe", description="Exit 0 when the process is healthy.")
     parser.add_argument("grpc", nargs="?", metavar="HOST:PORT", help="the server to ask for its gRPC health")

@@ -22,7 +22,7 @@ async def retry_transient(
     wait: Callable[[float], Awaitable[object]] = asyncio.sleep,
     max_backoff_s: float = _MAX_BACKOFF_S,
 ) -> T:
-    """Return what `attempt` returns, after as many attempts as its transient failures take.
+    """Return what `attempt` returns, after as many attempts as its transient failures take, without limit.
 
     Args:
         attempt: called anew for each attempt.
@@ -51,7 +51,10 @@ async def retry_transient(
 
 
 async def restart_for_ever(name: str, work: Callable[[], Awaitable[object]]) -> None:
-    """Do work that has no end; when it ends all the same, say so, count it and start it again after a back-off.
+    """Do work that has no end; when it returns or raises all the same, log it, count it and start it again.
+
+    It never returns. The back-off is 0.1 s at first and doubles to 10 s with each restart, however long work ran
+    between.
 
     Args:
         name: of the task, in logs and in `gyre_task_restarts_total`.

@@ -14,11 +14,11 @@ MAX_VERSIONS = 20
 
 
 class VersionSeries:
-    """The series of one loop's versions.
+    """Bounds the metric series of one loop to those of its newest versions in use; see the module.
 
     Args:
         loop: value of the label `loop`.
-        max_versions: that have series at once.
+        max_versions: how many versions have series at once.
     """
 
     def __init__(self, loop: str, *, max_versions: int = MAX_VERSIONS) -> None:
@@ -26,8 +26,11 @@ class VersionSeries:
         self._max_versions = max_versions
         self._named: dict[str, None] = {}
 
-    def name(self, versions: Iterable[str]) -> None:
-        """Note that versions are in use; of many, drop the series of those that were named longest ago."""
+    def note_used(self, versions: Iterable[str]) -> None:
+        """Note that versions are in use; beyond `max_versions`, drop the series of those that were noted longest ago.
+
+        The last of one call count as the newest. A version that is not noted keeps its series until others are dropped.
+        """
         known = len(self._named)
         for version in versions:
             self._named.pop(version, None)
@@ -40,9 +43,10 @@ class VersionSeries:
 
 
 def drop_series(loop: str, versions: Iterable[str]) -> None:
-    """Drop the series of all metrics that are labelled with a loop and a version that is none of these.
+    """Drop, from all metrics of this process, the series of a loop whose version is none of these, which stay.
 
-    Series without a version, or with an empty one, stay. One that is written to again begins anew.
+    Series without a version, or with an empty one, stay, and so do other loops'. One that is written to again is new: a
+    counter begins at 0.
     """
     kept = {*versions, ""}
     for match in _matches():

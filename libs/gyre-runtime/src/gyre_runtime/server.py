@@ -1,4 +1,4 @@
-"""Builds a gRPC server of the mesh: the interceptor, health, reflection, TLS and a graceful end."""
+"""Builds a gRPC server of the mesh: wrapped methods, health, reflection, TLS and a graceful end."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from gyre_runtime.errors import cannot_listen
 from gyre_runtime.health import Health
-from gyre_runtime.interceptor import Door, Interceptor
+from gyre_runtime.method_wrapper import MethodWrapper, WrappedMethod
 from gyre_runtime.settings import ServerSettings
 from gyre_runtime.transport_security import server_credentials
 
@@ -28,7 +28,9 @@ class Registration(NamedTuple):
 
 
 class Server:
-    """A server as an async context manager: listens on enter; on exit stops taking calls and finishes those under way.
+    """A server as an async context manager, from `build_server`: listens on enter; on exit finishes calls under way.
+
+    Entering it returns once it listens, and exiting gives calls `drain_s` before they are cancelled.
 
     Attributes:
         address: host:port that it listens on, with the real port, once entered.
@@ -38,7 +40,7 @@ class Server:
         self._settings = settings
         self._services = services
         self._health = health
-        self._interceptor = Interceptor(settings)
+        self._wrapper = MethodWrapper(settings)
         self._server: grpc.aio.Server | None = None
         self.address = settings.listen
 
@@ -49,7 +51,7 @@ class Server:
             Misconfigured: nobody can listen at the address, such as where it is in use (CANNOT_LISTEN).
         """
         self._server = server = grpc.aio.server(options=_options(self._settings))
-        names = [name for each in self._services for name in _register(server, each, self._interceptor)]
+        names = [name for each in self._services for name in _register(server, each, self._wrapper)]
         for name in names:
             self._health.add_service(name)
         self._health.has_callers = self._health.has_callers or bool(names)
@@ -81,21 +83,21 @@ class Server:
         await self._health.drain()
         await self._health.stop_accepting()
         if self._settings.drain_delay_s:
-            await self._interceptor.until_quiet(self._settings.drain_s)
+            await self._wrapper.until_quiet(self._settings.drain_s)
         await self._health.servicer.end_watches()
-        self._interceptor.end_streams()
+        self._wrapper.end_streams()
         if self._server is not None:
             await self._server.stop(self._settings.drain_s)
             self._server = None
 
 
 def build_server(settings: ServerSettings, services: Sequence[Registration], *, health: Health | None = None) -> Server:
-    """Build a server.
+    """Build a server, which listens once it is entered.
 
     Args:
         settings: uses `listen`, TLS, token, deadline and size limits.
         services: what it serves; unary and server-streaming methods.
-        health: the process's health, `lifespan.health`; an own one, never SERVING before `start`, without it.
+        health: the process's health, `lifespan.health`; without it an own one, which is NOT_SERVING until its `start`.
     """
     return Server(settings, services, health or Health())
 
@@ -110,20 +112,20 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
     ]
 
 
-class _Doors(grpc.GenericRpcHandler):
+class _WrappedMethods(grpc.GenericRpcHandler):
     """The methods of one service: a caller without the token gets the refusal before its request is read."""
 
-    def __init__(self, interceptor: Interceptor, doors: dict[str, Door]) -> None:
-        self._interceptor = interceptor
-        self._doors = doors
+    def __init__(self, wrapper: MethodWrapper, methods: dict[str, WrappedMethod]) -> None:
+        self._wrapper = wrapper
+        self._methods = methods
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "Handler | None":
         """Return what answers a call, None for a method of somebody else."""
-        door = self._doors.get(handler_call_details.method)
-        if door is None:
+        method = self._methods.get(handler_call_details.method)
+        if method is None:
             return None
-        admitted = self._interceptor.admits(handler_call_details.invocation_metadata or ())
-        return door.handler if admitted else door.refusal
+        admitted = self._wrapper.admits(handler_call_details.invocation_metadata or ())
+        return method.handler if admitted else method.refusal
 
 
 class _Recorder:
@@ -140,14 +142,14 @@ class _Recorder:
         self.methods[service] = handlers
 
 
-def _register(server: grpc.aio.Server, registration: Registration, interceptor: Interceptor) -> list[str]:
+def _register(server: grpc.aio.Server, registration: Registration, wrapper: MethodWrapper) -> list[str]:
     recorder = _Recorder()
     registration.add(registration.servicer, recorder)
     for service, handlers in recorder.methods.items():
-        methods = descriptor_pool.Default().FindServiceByName(service).methods_by_name
-        doors = {
-            f"/{service}/{name}": interceptor.wrap(service, name, handler, methods[name].input_type)
+        declared = descriptor_pool.Default().FindServiceByName(service).methods_by_name
+        methods = {
+            f"/{service}/{name}": wrapper.wrap(service, name, handler, declared[name].input_type)
             for name, handler in handlers.items()
         }
-        server.add_generic_rpc_handlers((_Doors(interceptor, doors),))
+        server.add_generic_rpc_handlers((_WrappedMethods(wrapper, methods),))
     return list(recorder.methods)

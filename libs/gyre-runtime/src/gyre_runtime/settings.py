@@ -27,7 +27,7 @@ _CLASSES: list[type["Settings"]] = []
 
 
 def variable_of(field: str) -> str:
-    """The environment variable of a field."""
+    """The environment variable of a field: `GYRE_` and its name in capitals; whether there is one is not checked."""
     return f"{PREFIX}{field.upper()}"
 
 
@@ -100,7 +100,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(cls, *args: Any, **sources: Any) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read nothing by itself: `load_settings` reads the environment, tests give what they mean."""
+        """Take what the constructor is given, and nothing from the environment, which `load_settings` reads."""
         return (args[1] if len(args) > 1 else sources["init_settings"],)
 
     @field_validator("*", mode="before")

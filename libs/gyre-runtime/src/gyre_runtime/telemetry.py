@@ -45,7 +45,7 @@ class Telemetry:
     _thread: threading.Thread | None = None
 
     def shutdown(self) -> None:
-        """Flush spans and stop answering /metrics."""
+        """Send the spans that are left, for at most 3 s, and stop answering /metrics; unsent spans are lost."""
         self.tracer_provider.force_flush(timeout_millis=_EXPORT_TIMEOUT_S * 1000)
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
@@ -58,7 +58,9 @@ _INSTALLED: list[Telemetry] = []
 
 
 def setup_telemetry(service_name: str, settings: TelemetrySettings) -> Telemetry:
-    """Start logs, traces and metrics; OpenTelemetry allows this once a process, so later calls return the first.
+    """Start logs, traces and metrics; OpenTelemetry allows this once a process.
+
+    A later call changes nothing and returns what the first one did, whatever its arguments.
 
     Args:
         service_name: such as `gateway` or `features-stream`.
@@ -120,7 +122,10 @@ class _ContextFilter(logging.Filter):
 
 
 def setup_logging(service_name: str, level: str) -> None:
-    """Write every log record as one JSON line on stderr; give facts in `extra`, never payloads."""
+    """Write every log record as one JSON line on stderr, for the whole process; give facts in `extra`, never payloads.
+
+    Other handlers of the root logger are removed. Libraries such as aiokafka and gRPC are written from WARNING on.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonFormatter(

@@ -37,12 +37,12 @@ def parse(traceparent: str | None) -> SpanContext | None:
 
 
 def format_traceparent(span: SpanContext) -> str:
-    """Write a span context as a `traceparent`."""
+    """Return a span context as a `traceparent`; no header is set."""
     return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
 
 
-def inject() -> str | None:
-    """Return the current span as a `traceparent` for a header, or None outside of any span."""
+def current_traceparent() -> str | None:
+    """Return the current span as a `traceparent`, for a header that the caller sets; None outside of any span."""
     span = trace.get_current_span().get_span_context()
     return format_traceparent(span) if span.is_valid else None
 
@@ -54,22 +54,28 @@ def current_trace_id() -> str:
 
 
 def is_sampled(traceparent: str | None) -> bool:
-    """Say whether a `traceparent` belongs to a sampled trace, without parsing it whole."""
+    """Whether a `traceparent` has the flag of a sampled trace; False for None, and nothing else of it is checked."""
     return traceparent is not None and len(traceparent) >= 55 and traceparent[54] in "13579bdf"
 
 
 def trace_id_of(traceparent: str) -> str:
-    """The trace id of a `traceparent` (https://www.w3.org/TR/trace-context/#traceparent-header), 32 hex digits."""
+    """The trace id of a `traceparent` (https://www.w3.org/TR/trace-context/#traceparent-header), 32 hex digits.
+
+    The text is cut, and not checked.
+    """
     return traceparent[3:35]
 
 
 def is_left_out(above: SpanContext) -> bool:
-    """Say whether the sampler has decided against a trace already: its spans need not even be made."""
+    """Whether a parent span's trace is not sampled, so that spans need not be made; False where there is no parent."""
     return above.is_valid and not above.trace_flags.sampled
 
 
 def parent_context(traceparent: str | None) -> Context | None:
-    """Return the context in which a span becomes the child of a remote one; None keeps the current context."""
+    """Return a context in which a span becomes the child of a remote one, for `start_span` of OpenTelemetry.
+
+    None where the `traceparent` is absent or malformed, by which the current context is kept. Nothing is attached.
+    """
     span = parse(traceparent)
     return trace.set_span_in_context(NonRecordingSpan(span), Context()) if span else None
 
@@ -84,12 +90,15 @@ def start_span(
     attributes: Mapping[str, Any] | None = None,
     kind: SpanKind = SpanKind.INTERNAL,
 ) -> Iterator[Span]:
-    """Run a block in a span, which an exception marks as failed by its class alone.
+    """Run a block in a new current span, which an exception marks as failed, by class and `reason` alone.
+
+    Within a trace that is not sampled no span is made for the request flow: the block gets the current one, and
+    `attributes` and `links` are dropped.
 
     Args:
         name: what is done, of low cardinality.
-        parent: `traceparent` of a remote parent; the current span is the parent without it.
-        links: `traceparent`s of what led here where the flow fans in.
+        parent: `traceparent` of a remote parent; the current span is the parent without it, or where it is malformed.
+        links: `traceparent`s of what led here where the flow fans in; malformed ones are left out.
         flow: `model` is always sampled.
         attributes: low-risk facts; never payloads or personal data.
         kind: server, client, producer, consumer or internal.
@@ -130,13 +139,13 @@ class ModelTracer:
         links: Sequence[str] = (),
         attributes: Mapping[str, Any] | None = None,
     ) -> Iterator[Span]:
-        """Run a block in an always sampled span."""
+        """Run a block in a span as `start_span` does, but one that is always sampled."""
         with start_span(name, parent=parent, links=links, flow="model", attributes=attributes) as span:
             yield span
 
 
 def model_tracer() -> ModelTracer:
-    """Return the tracer of the model flow."""
+    """Return the tracer of the model flow; it has no state."""
     return ModelTracer()
 
 
@@ -156,7 +165,7 @@ class FlowSampler(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: Any = None,
     ) -> SamplingResult:
-        """Decide for one span."""
+        """Keep a span of the model flow or of a sampled parent; a root by the ratio; drop any other."""
         if attributes and attributes.get(FLOW_ATTRIBUTE) == "model":
             return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes)
         parent = trace.get_current_span(parent_context).get_span_context()
@@ -167,5 +176,5 @@ class FlowSampler(Sampler):
         return SamplingResult(Decision.DROP)
 
     def get_description(self) -> str:
-        """Name the sampler."""
+        """The sampler's name and ratio."""
         return f"FlowSampler{{{self._ratio.rate}}}"

@@ -40,7 +40,7 @@ def _check_pair(certificate: Path, key: Path) -> None:
 
 
 def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
-    """Return the server's TLS credentials, or None for plaintext when nothing of TLS is set.
+    """Return the server's TLS credentials, or None for plaintext when no certificate is set; files are read now.
 
     Raises:
         Misconfigured: see `check_security`.
@@ -55,6 +55,8 @@ def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | Non
 
 def channel_credentials(settings: ChannelSettings) -> grpc.ChannelCredentials | None:
     """Return a client's TLS credentials, or None for plaintext when neither authority nor certificate is set.
+
+    Without an authority of their own the public ones are trusted. Files are read now.
 
     Raises:
         Misconfigured: see `check_security`.
@@ -71,7 +73,9 @@ def channel_credentials(settings: ChannelSettings) -> grpc.ChannelCredentials | 
 
 
 def read_token(path: Path | None) -> str:
-    """Return the bearer token of a file, empty when no file is set.
+    """Return the bearer token of a file, without spaces around it; empty when no file is set.
+
+    The file is read each time.
 
     Raises:
         Misconfigured: see `check_security`.

@@ -120,7 +120,7 @@ class Figures:
         """
         for loop in list(self._changed):
             versions = self._changed.pop(loop)
-            self._series[loop].name(sorted(versions))
+            self._series[loop].note_used(sorted(versions))
             try:
                 totals = await self._database.read(reports.totals_of, loop, versions)
             except Unavailable:

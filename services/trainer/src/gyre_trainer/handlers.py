@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import replace
 
-from gyre_runtime import Invalid, NotFound, Violation, inject, instrument, model_tracer, unknown_loop
+from gyre_runtime import Invalid, NotFound, Violation, current_traceparent, instrument, model_tracer, unknown_loop
 
 from gyre_trainer.domain import Erasure, Run, RunState, Trigger, manual_trigger_id
 from gyre_trainer.ports import Announcer, RunStore
@@ -158,4 +158,4 @@ async def start_run(runs: RunRegistry, announcer: Announcer, loop: str, request_
     attributes = {"gyre.loop": loop, "gyre.trigger_id": trigger.trigger_id}
     with model_tracer().span("training trigger", attributes=attributes):
         await announcer.trigger(trigger)
-        return runs.queue(replace(trigger, traceparent=inject() or ""))
+        return runs.queue(replace(trigger, traceparent=current_traceparent() or ""))

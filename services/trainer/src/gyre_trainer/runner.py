@@ -175,7 +175,7 @@ class Runner:
 
     def _registered(self, underway: _Underway, candidate: TrainedCandidate) -> Run:
         run = underway.run
-        self.series.setdefault(run.loop, VersionSeries(run.loop)).name([run.version])
+        self.series.setdefault(run.loop, VersionSeries(run.loop)).note_used([run.version])
         instrument("gyre_trainer_ndcg").set(
             candidate.measurements.get("ndcg_at_10", 0.0), loop=run.loop, version=run.version
         )

@@ -44,7 +44,9 @@ Handler = Callable[[list[Event]], Awaitable[object]]
 
 
 class Consumer:
-    """One member of a consumer group; an async context manager.
+    """One member of a consumer group; an async context manager, for one of `run`, `run_each` and `run_batches`.
+
+    Entering it joins the group and creates the topics' dead-letter topics. Offsets are committed after each batch.
 
     Args:
         bootstrap: Kafka's host:port list.
@@ -141,32 +143,32 @@ class Consumer:
 
     @property
     def kafka(self) -> AIOKafkaConsumer:
-        """The aiokafka consumer beneath, for offsets and seeking."""
+        """The aiokafka consumer beneath, for offsets and seeking; RuntimeError before it is entered."""
         if self._kafka is None:
             raise RuntimeError("the consumer is used outside of its context")
         return self._kafka
 
     @property
     def has_joined(self) -> bool:
-        """Whether it is within its context, so that `kafka` can be asked."""
+        """Whether it is within its context, so that `kafka` can be asked; it may have no partitions yet."""
         return self._has_joined
 
     def stop(self) -> None:
-        """End `run` after the batch under way."""
+        """Let `run` return for good, after the batch under way, or without it where it is only retried."""
         self._stopping.set()
         self._poll.interrupt()
         self._running.set()
 
     def pause(self) -> None:
-        """Hand over no further batch until `resume`; the membership in the group stays."""
+        """Hand over no batch after the one under way until `resume`; the membership in the group stays."""
         self._running.clear()
 
     def resume(self) -> None:
-        """Go on after `pause`."""
+        """Go on after `pause`; partitions of `hold` stay held."""
         self._running.set()
 
     def hold(self, *partitions: TopicPartition) -> None:
-        """Hand over nothing of some partitions until `release` or the next assignment."""
+        """Hand over no further batch of some partitions until `release` or the next assignment."""
         self._held.update(partitions)
         self.kafka.pause(*partitions)
 
@@ -176,12 +178,12 @@ class Consumer:
         self.kafka.resume(*self.kafka.assignment().intersection(partitions))
 
     def fail(self, error: Exception) -> None:
-        """Let `run` raise the error of what works beside it, such as a task that was to `release` partitions."""
+        """Let `run` raise an error in place of its next batch, for what works beside it; raises nothing itself."""
         self._failure = error
         self._poll.interrupt()
 
     async def before_revoked(self, partitions: tuple[TopicPartition, ...]) -> None:
-        """Wait for the batch under way, or end its retries; aiokafka calls this before partitions move."""
+        """Wait for the batch under way, or end its retries, then await `on_revoked`; called by aiokafka alone."""
         self._revoking.set()
         self._rebalances += 1
         await self._end_starting()
@@ -191,7 +193,7 @@ class Consumer:
             self._positions.ends.clear()
 
     async def after_assigned(self, partitions: tuple[TopicPartition, ...]) -> None:
-        """Let new partitions begin where the store stands, or where the service seeks to, before their first record.
+        """Let new partitions begin at the store's checkpoints, or where `on_assigned` seeks to; called by aiokafka.
 
         aiokafka fetches from the committed offsets and hands over what it got while its listener is still awaited, so
         the partitions are paused from the first moment on.
@@ -256,6 +258,8 @@ class Consumer:
     async def check(self) -> bool:
         """Check that the partitions were begun, and that what waits in them is taken; for a `Dependency`.
 
+        False while a consumer with `stored` has not found where to begin; held partitions are not looked at.
+
         Raises:
             LogReplaced: another log stands in Kafka than the one that was applied.
             Unavailable: the store does not answer, or a position stands though records wait (NO_PROGRESS).
@@ -263,16 +267,16 @@ class Consumer:
         self._positions.check(self.kafka, self.kafka.assignment() - self._held)
         return self._has_begun
 
-    def partitions_of(self, topic: str) -> int:
-        """How many partitions Kafka says that one of the topics has, 0 while that is not known."""
+    def partition_count(self, topic: str) -> int:
+        """How many partitions one of the topics has, assigned or not, as last heard from Kafka; 0 while not known."""
         return len(self.kafka.partitions_for_topic(topic) or ())
 
     async def ping(self) -> None:
-        """Check that the broker answers; for a `Dependency`."""
+        """Ask the broker for its metadata and return, raising Unavailable or KafkaError where it does not answer."""
         await self._letters.ping()
 
     async def run_each(self, handler: Callable[[Event], Awaitable[object]]) -> None:
-        """Hand over one event at a time, in order, within a span that is the child of its producer's."""
+        """Hand over one event at a time, in order, within a span that is the child of its producer's; else as `run`."""
 
         async def handle(batch: Batch) -> None:
             for event in batch.events:
@@ -285,7 +289,7 @@ class Consumer:
         """Hand over batches until `stop`; within a partition in order, never an empty batch.
 
         A handler that raises what `is_transient` is called again with the same batch. When it raises anything else the
-        batch is halved until the events stand alone that it refuses, which are dead-lettered.
+        batch is halved until the events are alone that it refuses, which are dead-lettered.
         """
 
         async def handle(batch: Batch) -> None:

@@ -32,12 +32,15 @@ ADDED_HEADERS = (
 
 
 async def dead_letter(producer: Producer, record: Any, *, reason: str, error: str, group: str) -> None:
-    """Send a record to its dead-letter topic, however long Kafka is away.
+    """Send a record to its dead-letter topic and wait for the acknowledgement, however long Kafka is away.
+
+    Counted in `gyre_dead_letters_total`, and logged by its place. One that does not fit goes as an excerpt; where even
+    its place alone does not fit, that is logged as critical and nothing is sent. No offset is committed.
 
     Args:
         producer: with which to send.
-        record: as it was consumed; key, value and headers are kept as far as they fit. The header `FIRST_APPEND_TIME`
-            goes with it when it is replayed.
+        record: as it was consumed; key, value and headers are kept as far as they fit. The
+            header `FIRST_APPEND_TIME` goes with it when it is replayed.
         reason: UPPER_SNAKE.
         error: a sentence; cut at 500 characters.
         group: the consumer group that could not handle it.
@@ -66,7 +69,7 @@ def _first_append_time(record: Any) -> bytes:
 
 
 def record_hash(record: Any) -> str:
-    """SHA-256 of a record's key, value and headers, hexadecimal."""
+    """SHA-256 of a record's key, value and headers in their order, hexadecimal; place and timestamp are not in it."""
     digest = hashlib.sha256()
     names = [part for name, value in record.headers for part in (name.encode(), value)]
     for part in (record.key, record.value, *names):

@@ -32,7 +32,11 @@ _WAIT_MS = 200
 
 
 class LogReplaced(Precondition):
-    """Kafka's log is not the one that was applied: nothing of it is read until somebody accepts it."""
+    """Kafka's log is not the one that was applied: nothing of it is read until it is accepted (`gyre log accept`).
+
+    Args:
+        found: what was found, a sentence for each topic partition.
+    """
 
     def __init__(self, found: Mapping[Place, str]) -> None:
         names = sorted({topic for topic, _ in found})
@@ -45,7 +49,7 @@ class LogReplaced(Precondition):
 
 
 class Gap(NamedTuple):
-    """Offsets that Kafka had deleted before they were read: from `first` up to `end`, which is there."""
+    """Offsets of Kafka that it had deleted before they were read: `first` included, `end` excluded, which is there."""
 
     topic: str
     partition: int
@@ -70,7 +74,7 @@ class LogCheck:
     accepted: list[Place] = field(default_factory=list)
 
     def report(self) -> None:
-        """Log, and count, what is gone and what was accepted."""
+        """Log what is gone and what was accepted, and count what is gone; of what was replaced nothing is said."""
         for gap in self.gaps:
             report_gap(gap)
         for name, partition in self.accepted:
@@ -78,7 +82,7 @@ class LogCheck:
 
 
 def report_gap(gap: Gap) -> None:
-    """Log and count what Kafka had deleted before it was read."""
+    """Log a gap, and count its offsets in `gyre_consumer_gone_total`."""
     _LOG.error(
         f"partition {gap.partition}: offsets {gap.first}–{gap.end} were gone",
         extra={"topic": gap.topic, "records": gap.end - gap.first},
@@ -96,7 +100,10 @@ class Acceptance(NamedTuple):
 async def check_logs(
     bootstrap: str, stored: Mapping[Place, Sequence[Checkpoint]], reached: Mapping[Place, Checkpoint] | None = None
 ) -> LogCheck:
-    """Compare what a store has applied with what Kafka holds now.
+    """Compare what a store has applied with what Kafka holds now. It only reads, and logs nothing.
+
+    A replaced log is in the answer, not raised. A log is another one where it ends before what was applied, or holds
+    another record at a witness; where the witness was deleted, it is taken to be the same.
 
     Args:
         bootstrap: Kafka's host:port list.
@@ -206,7 +213,7 @@ def _note(found: dict[tuple[Place, int], Witness], partition: TopicPartition, wa
 
 
 async def acceptances(bootstrap: str, places: Iterable[Place]) -> dict[Place, Acceptance]:
-    """What was accepted of some topic partitions.
+    """What operators accepted last of some topic partitions; those without an acceptance are left out.
 
     Raises:
         KafkaError: Kafka does not answer.
@@ -221,7 +228,7 @@ async def acceptances(bootstrap: str, places: Iterable[Place]) -> dict[Place, Ac
 
 
 async def committed_offsets(bootstrap: str, group: str, places: Iterable[Place]) -> dict[Place, OffsetAndMetadata]:
-    """What a group has committed of some topic partitions, those without a commit left out.
+    """The next offset, with metadata, that a group has committed of some topic partitions; those without are left out.
 
     Raises:
         KafkaError: Kafka does not answer.
@@ -240,6 +247,9 @@ async def committed_offsets(bootstrap: str, group: str, places: Iterable[Place])
 
 async def accept_log(bootstrap: str, topic: str, *, from_start: bool) -> dict[int, Acceptance]:
     """Accept the log of a topic as it is now, in place of the one that stores have applied.
+
+    It commits offsets for `ACCEPTED_GROUP`, in place of an earlier acceptance. Consumers that wait with LOG_REPLACED
+    find it within seconds; those whose log is the one they applied pass it over.
 
     Args:
         bootstrap: Kafka's host:port list.

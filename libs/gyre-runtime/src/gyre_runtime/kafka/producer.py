@@ -33,17 +33,20 @@ def _size_of(record: Record) -> int:
 class Producer:
     """Sends events; an async context manager that connects by itself, whenever the broker is up, and flushes on exit.
 
-    Until then what is enqueued waits within its bounds, and what is sent fails once an attempt to connect has failed.
-    What Kafka does not take of one topic partition waits, or is given up, alone: where the bounds are reached, room for
-    a record is made in the longest partition's queue.
+    `send` waits for Kafka, `enqueue` does not.
+
+    Until it is connected what is enqueued waits within its bounds, and what is sent fails once an attempt to connect
+    has failed. What Kafka does not take of one topic partition waits, or is given up, alone: where the bounds are
+    reached, room for a record is made in the longest partition's queue.
 
     Args:
         bootstrap: Kafka's host:port list.
         source: CloudEvents source of its events, such as `gyre/gateway`.
         max_queue_records: bound on what is enqueued and not yet acknowledged.
         max_queue_bytes: bound on the bytes of its keys, values and headers.
-        on_drop: called with topic and reason for each enqueued record given up.
-        gather_s: how long what is enqueued waits for more, so that Kafka and its readers get few and large batches.
+        on_drop: called with topic and reason for each record of `enqueue` given up; those of `send` raise.
+        gather_s: how many seconds what is enqueued waits for more, so that Kafka and its readers get few and large
+            batches.
     """
 
     def __init__(
@@ -99,31 +102,37 @@ class Producer:
         """Send one event and wait until Kafka has acknowledged it; the current trace context goes along.
 
         Raises:
-            Unavailable: Kafka did not take it in time.
+            Unavailable: Kafka did not acknowledge it in time; it may hold it all the same.
             Invalid: it is larger than its topic takes (RECORD_TOO_LARGE); nothing was sent.
         """
-        record = encode(message, source=source or self._source, id=id, time=time, key=key, traceparent=tracing.inject())
+        record = encode(
+            message, source=source or self._source, id=id, time=time, key=key, traceparent=tracing.current_traceparent()
+        )
         await self.send_record(topic, record)
 
     async def send_record(self, topic: str, record: Record) -> None:
-        """Send a record as it is and wait for Kafka's acknowledgement; raises what `send` raises."""
+        """Send a record as it is, no header added, and wait for its acknowledgement; raises what `send` raises."""
         await self._send(topic, record.key, record.value, record.headers)
 
     async def send_to_partitions(self, topic: str, message: Message, *, time: float | None = None, id: str) -> None:  # noqa: A002
-        """Send an event to every partition of a topic, without a key; raises what `send` raises.
+        """Send an event to every partition of a topic, without a key, one after the other, each acknowledged.
+
+        Raises what `send` raises; partitions before have it then.
 
         Args:
             topic: full name.
             message: the payload.
             time: event time, unix seconds; now by default.
-            id: unique within the source; the partition's number is put behind it.
+            id: unique within the source; each partition's event has `-` and its number put behind it.
         """
         for partition in sorted(await (await self._delivery.connected()).partitions_for(topic)):
             record = encode(message, source=self._source, id=f"{id}-{partition}", time=time)
             await self._send(topic, None, record.value, record.headers, partition=partition)
 
     async def delete(self, topic: str, key: str) -> None:
-        """Delete a key from a compacted topic, by records without a value; raises what `send` raises.
+        """Delete a key from a compacted topic, by records without a value, and wait until they are acknowledged.
+
+        Raises what `send` raises; a key that is not there is no error. Kafka removes older records when it compacts.
 
         Every partition gets one, since producers choose the partition of a key by different hashes.
         """
@@ -169,7 +178,9 @@ class Producer:
             False when the queue is full and its partition's part of it is the longest, or the event is larger than its
             topic takes: it is dropped and counted.
         """
-        record = encode(message, source=source or self._source, id=id, time=time, key=key, traceparent=tracing.inject())
+        record = encode(
+            message, source=source or self._source, id=id, time=time, key=key, traceparent=tracing.current_traceparent()
+        )
         try:
             require_fits(topic, *record)
         except Invalid as error:
@@ -188,16 +199,21 @@ class Producer:
         return True
 
     async def flush(self) -> None:
-        """Wait until all that was enqueued is acknowledged or given up."""
+        """Wait, without limit, until all that was enqueued is acknowledged or given up, without saying which."""
         await self._idle.wait()
 
     async def ping(self) -> None:
-        """Check that the broker answers; for a `Dependency`."""
+        """Ask the broker for its metadata and return; for a `Dependency`.
+
+        Raises:
+            Unavailable: no connection could be made.
+            KafkaError: the broker does not answer.
+        """
         await (await self._delivery.connected()).client.fetch_all_metadata()
 
     @property
     def queued(self) -> tuple[int, int]:
-        """Records and bytes that are enqueued and not yet acknowledged."""
+        """Counts of (records, bytes) that are enqueued and neither acknowledged nor given up."""
         return self._records, self._bytes
 
     async def _forward(self, queued: Queued, partition: int) -> None:

@@ -42,7 +42,9 @@ class ConfigDifference:
 
 
 async def config_differences(bootstrap: str, topics: Iterable[DeclaredTopic]) -> list[ConfigDifference]:
-    """What is not as declared of those topics that exist and may be described, by topic and setting.
+    """What is not as declared of those topics that exist and may be described, ordered by topic; changes nothing.
+
+    Settings that are not declared are not compared, nor are counts of partitions. The broker is waited for.
 
     Raises:
         KafkaError: Kafka does not answer.
@@ -57,7 +59,9 @@ async def config_differences(bootstrap: str, topics: Iterable[DeclaredTopic]) ->
 
 
 async def mend_configs(bootstrap: str, topics: Iterable[DeclaredTopic]) -> list[ConfigDifference]:
-    """Set what is not as declared; return what that was. Settings that are not declared stay as they are.
+    """Set, in Kafka, the settings that are not as declared; return what they were, [] where nothing was to be done.
+
+    Settings that are not declared, topics that do not exist and counts of partitions stay as they are.
 
     Raises:
         KafkaError: Kafka does not answer.
@@ -84,7 +88,10 @@ async def mend_configs(bootstrap: str, topics: Iterable[DeclaredTopic]) -> list[
 
 
 async def log_differences(bootstrap: str, topics: Iterable[DeclaredTopic]) -> list[ConfigDifference]:
-    """Say, in the log and in `gyre_topic_config_differs`, which existing topics are not as declared; return it."""
+    """Return, log, and set to 1 in `gyre_topic_config_differs`, what is not as declared; mends nothing.
+
+    The metric of a topic that is as declared is not set. Raises as `config_differences`.
+    """
     found = await config_differences(bootstrap, topics)
     by_topic: dict[str, list[ConfigDifference]] = {}
     for each in found:

@@ -24,13 +24,13 @@ _ALREADY_EXISTS = 36
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterTopic:
-    """A dead-letter topic for a topic that declares none."""
+    """A dead-letter topic for a topic that declares none; a declaration, which `create_topics` takes."""
 
     name: str
     partitions: int = 1
 
     def config(self) -> dict[str, str]:
-        """Keep dead letters for 30 days, each larger than its record by the headers that are added."""
+        """Kafka's topic configuration: dead letters are retained for 30 days, and may be larger than their records."""
         return {
             "cleanup.policy": "delete",
             "retention.ms": str(30 * 86_400_000),
@@ -39,9 +39,11 @@ class DeadLetterTopic:
 
 
 async def ensure_topics(settings: KafkaSettings, loops: Iterable[LoopSpec]) -> list[ConfigDifference]:
-    """Create every declared topic of the loops that is not there; waits for Kafka, however slowly it starts.
+    """Create every declared topic of the loops that is not there, and more partitions where fewer are than declared.
 
-    Topics that are there stay as they are; what differs from their declarations is logged and returned.
+    Kafka is waited for without limit, but what it refuses is raised: Precondition (TOPIC_REFUSED).
+
+    Settings of topics that are there stay as they are; what differs from their declarations is logged and returned.
     """
     topics = [topic for spec in loops for topic in declared(spec)]
 
@@ -56,7 +58,7 @@ async def create_topics(bootstrap: str, topics: Iterable[DeclaredTopic], *, repl
     """Create topics; those that exist stay as they are, but get more partitions where more are declared.
 
     Args:
-        bootstrap: Kafka's host:port list; it is waited for.
+        bootstrap: Kafka's host:port list; it is waited for without limit.
         topics: their declarations.
         replication: copies of each partition.
 
@@ -65,6 +67,7 @@ async def create_topics(bootstrap: str, topics: Iterable[DeclaredTopic], *, repl
 
     Raises:
         Precondition: Kafka refuses a declaration (TOPIC_REFUSED).
+        Unavailable: Kafka does not show what it created within 15 s.
     """
     wanted = {topic.name: topic for topic in topics}
     admin = await started_admin(bootstrap)
@@ -80,7 +83,7 @@ async def create_topics(bootstrap: str, topics: Iterable[DeclaredTopic], *, repl
 
 
 async def existing_topics(bootstrap: str, names: Iterable[str]) -> frozenset[str]:
-    """Which of some topics exist; Kafka is waited for."""
+    """Which of some topics exist, by full name; creates none, and waits for Kafka without limit."""
     admin = await started_admin(bootstrap)
     try:
         return frozenset(names) & frozenset(await admin.list_topics())

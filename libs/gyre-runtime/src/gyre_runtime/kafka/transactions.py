@@ -19,7 +19,7 @@ from gyre_runtime.metrics import instrument
 
 
 class Transaction:
-    """An open transaction: what is sent in it becomes visible together, or not at all."""
+    """An open transaction of a `TransactionalProducer`: what is sent in it becomes visible together, or not at all."""
 
     def __init__(self, kafka: AIOKafkaProducer, source: str, *, compressed: bool) -> None:
         self._kafka = kafka
@@ -35,8 +35,13 @@ class Transaction:
         time: float | None = None,
         id: str | None = None,  # noqa: A002 - CloudEvents' name
     ) -> int:
-        """Send one event within the transaction and return its offset; raises what `send_record` does."""
-        record = encode(message, source=self._source, id=id, time=time, key=key, traceparent=tracing.inject())
+        """Send one event within the transaction and return its offset in its partition; raises what `send_record` does.
+
+        The current trace context goes along; `time` is unix seconds, now without it.
+        """
+        record = encode(
+            message, source=self._source, id=id, time=time, key=key, traceparent=tracing.current_traceparent()
+        )
         return await self.send_record(topic, record)
 
     async def send_record(self, topic: str, record: Record) -> int:
@@ -44,6 +49,8 @@ class Transaction:
 
         Raises:
             Invalid: it is larger than its topic takes (RECORD_TOO_LARGE); nothing was sent.
+            KafkaError: Kafka did not take it; let it out of the block, which aborts, and `transaction` says what it
+                means.
         """
         require_fits(topic, *record, compressed=self._compressed)
         place = await self._kafka.send_and_wait(topic, record.value, key=record.key, headers=record.headers)
@@ -52,13 +59,15 @@ class Transaction:
         return offset
 
     async def commit_offsets(self, offsets: Mapping[tuple[str, int], int], *, group: str) -> None:
-        """Commit a consumer's next offsets, by (topic, partition), in the same transaction."""
+        """Commit a group's next offsets to read, by (topic, partition), with the transaction and not before."""
         named = {TopicPartition(topic, partition): offset for (topic, partition), offset in offsets.items()}
         await self._kafka.send_offsets_to_transaction(named, group)
 
 
 class TransactionalProducer:
-    """A producer that fences any other with the same id when it starts.
+    """A producer that fences any other with the same id when it is entered; an async context manager.
+
+    The fenced one raises Fenced from its next transaction on, and does not end by itself.
 
     Args:
         bootstrap: Kafka's host:port list.
@@ -91,10 +100,13 @@ class TransactionalProducer:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
-        """Commit what the block sends when it ends, abort it when it raises; one transaction at a time.
+        """Commit what the block sends when it ends, abort it when it raises; one transaction at a time, others wait.
+
+        What the block raises is raised after the abort, but for errors of Kafka, which are these:
 
         Raises:
             Fenced: a newer producer holds the id; nothing was written.
+            Precondition: the producer was not entered (NOT_STARTED).
             Unavailable: Kafka did not answer, and it is not known whether the commit happened: read before going on.
         """
         if self._kafka is None:

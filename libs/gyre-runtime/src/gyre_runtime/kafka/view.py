@@ -52,7 +52,7 @@ class Start:
     max_age_s: float | None = None
 
     async def of(self, kafka: AIOKafkaConsumer, firsts: Offsets, ends: Offsets) -> Offsets:
-        """The offset to begin at, by partition."""
+        """The offset to begin at, by partition; asks Kafka only where `max_age_s` is given, and seeks nothing."""
         found = {place: max(first, self.offset) for place, first in firsts.items()}
         if self.last is not None:
             found = {place: max(offset, ends[place] - self.last) for place, offset in found.items()}
@@ -69,9 +69,9 @@ class View:
 
     A record without a value removes its key. What cannot be read is counted and logged, and the key keeps its last
     good event, also where aiokafka cannot decode the record. When the tailing ends by an error it begins anew, counted
-    in `gyre_task_restarts_total`; until it has caught up again the view is not ready, and `get` and `events` answer
-    what it held before. Of a topic of one key it reads the end only: however often that was written, a start takes as
-    long.
+    in `gyre_task_restarts_total`; from then until it has caught up again the view is not ready, and `get` and `events`
+    answer what it held before. Of a topic of one key it reads the end only: however often that was written, a start
+    takes as long.
 
     Args:
         bootstrap: Kafka's host:port list.
@@ -118,11 +118,11 @@ class View:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def ready(self) -> None:
-        """Wait until the view holds all that was in the topic when it started."""
+        """Wait, without limit, until the view holds all that was in the topic when it started, once it exists."""
         await self._ready.wait()
 
     async def catch_up(self) -> None:
-        """Wait until the view holds all that is in the topic now."""
+        """Wait, without limit, until the view holds all that is in the topic now; `is_ready` is False meanwhile."""
         await self.ready()
         self._ready.clear()
         self._ends_passed = True
@@ -131,23 +131,23 @@ class View:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the view has caught up."""
+        """Whether the view holds all that was in the topic when it started, or at the last restart or `catch_up`."""
         return self._ready.is_set()
 
     async def check(self) -> bool:
-        """Say whether the view has caught up and still tails; for a `Dependency`."""
+        """`is_ready`, for a `Dependency`; asks nobody, so that a view stays ready while Kafka is away."""
         return self.is_ready
 
     def get(self, key: str) -> Event | None:
-        """Return the newest event of a key."""
+        """The newest event of a key that could be read; None where it has none, or was deleted."""
         return self._events.get(key)
 
     def events(self) -> dict[str, Event]:
-        """Return a copy of the newest event of every key."""
+        """The newest event of every key, in a new dictionary, without deleted keys."""
         return dict(self._events)
 
     async def wait_for(self, condition: Callable[["View"], bool]) -> None:
-        """Wait until a condition on the view holds."""
+        """Wait, without limit, until a condition on the view holds, which may be before it is ready."""
         async with self._changed:
             await self._changed.wait_for(lambda: condition(self))
 
@@ -214,10 +214,12 @@ class View:
 
 
 async def read_compacted(bootstrap: str, topic: str, types: MessageTypes, *, timeout_s: float = 30) -> dict[str, Event]:
-    """Read a compacted topic once to its present end.
+    """Read a compacted topic once to its present end: the newest event of each key.
+
+    Keys that were deleted are left out; a record that cannot be read is logged, counted and passed over.
 
     Raises:
-        TimeoutError: it could not be read in time.
+        TimeoutError: it could not be read in time, as where there is no such topic.
     """
     async with asyncio.timeout(timeout_s), View(bootstrap, topic, types) as view:
         await view.ready()
@@ -225,7 +227,9 @@ async def read_compacted(bootstrap: str, topic: str, types: MessageTypes, *, tim
 
 
 async def read_log(bootstrap: str, topic: str, types: MessageTypes, *, start: int = 0) -> AsyncIterator[Event]:
-    """Iterate over all committed events of a topic, from an offset on to its present end.
+    """Iterate over all committed events of a topic, from an offset on to its end as it is at the start.
+
+    In order within a partition, and none between partitions. Kafka and the topic are waited for without limit.
 
     Args:
         bootstrap: Kafka's host:port list.
@@ -243,7 +247,9 @@ async def read_log(bootstrap: str, topic: str, types: MessageTypes, *, start: in
 
 
 async def read_newest(bootstrap: str, topic: str, types: MessageTypes) -> Event | None:
-    """The newest committed event of a topic of one partition, from near its end; None for an empty topic.
+    """The committed event of the greatest offset in a topic of one partition; None for an empty topic.
+
+    Kafka and the topic are waited for without limit.
 
     Raises:
         Unreadable: it is no such event.
@@ -259,7 +265,9 @@ async def read_newest(bootstrap: str, topic: str, types: MessageTypes) -> Event 
 
 
 async def read_records(bootstrap: str, topic: str, start: Start | None = None) -> AsyncGenerator[Any, None]:
-    """Iterate over the records of a topic as they are (aiokafka's `ConsumerRecord`), to its present end.
+    """Iterate over the committed records of a topic (aiokafka's `ConsumerRecord`), to its end as it is at the start.
+
+    In order within a partition, and none between partitions. Kafka and the topic are waited for without limit.
 
     One that aiokafka cannot decode comes as an `UndecodableRecord`.
 
@@ -284,7 +292,10 @@ async def read_records(bootstrap: str, topic: str, start: Start | None = None) -
 
 
 class RecordReader:
-    """Reads single records by their place; an async context manager."""
+    """Reads single committed records by their place, one read at a time; an async context manager.
+
+    It is in no consumer group and commits nothing. Entering it waits for the broker without limit.
+    """
 
     def __init__(self, bootstrap: str) -> None:
         self._kafka = AIOKafkaConsumer(
@@ -312,6 +323,8 @@ class RecordReader:
 
     async def read(self, topic: str, partition: int, offset: int) -> Any | None:
         """The committed record at a place (aiokafka's `ConsumerRecord`), None where there is none, or no more.
+
+        None, too, for an unknown topic or partition, the mark of a transaction, and a record that cannot be decoded.
 
         Raises:
             KafkaError: Kafka does not answer.

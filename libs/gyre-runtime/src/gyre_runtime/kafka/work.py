@@ -7,13 +7,13 @@ from gyre_runtime.kafka.consumer import Consumer
 
 
 class ConsumerWork:
-    """Runs a consumer once; a `LoopWork`.
+    """The work of one loop that a consumer does, run once; a `LoopWork`, which is made anew to run again.
 
     Args:
         consumer: not entered yet.
         handler: takes its batches, see `Consumer.run_batches`.
         ready: awaited before the group is joined.
-        close: awaited after the last batch, before the group is left.
+        close: awaited after the last batch, before the group is left; also where the handler failed.
         check: raises why what the handler does gets nowhere, where only that can tell.
     """
 
@@ -31,7 +31,7 @@ class ConsumerWork:
         self._entered = False
 
     async def run(self) -> None:
-        """Consume until `stop`."""
+        """Wait for `ready`, join the group, and consume until `stop`; raises what the handler raises for good."""
         await self._ready()
         async with self._consumer:
             self._entered = True
@@ -41,10 +41,10 @@ class ConsumerWork:
                 await self._close()
 
     def stop(self) -> None:
-        """End `run` after the batch under way."""
+        """Let `run` return after the batch under way; does not wait."""
         self._consumer.stop()
 
     async def check(self) -> bool:
-        """Whether the consumer has joined its group, and what waits is taken; raises why not."""
+        """Whether the consumer was started, and what waits is taken; raises why not, as `Consumer.check`."""
         self._check()
         return self._entered and await self._consumer.check()

@@ -193,7 +193,7 @@ class RolloutLedger:
             share = shares.get((version, arm), 0.0)
             instrument("gyre_deployer_share").set(share, loop=state.loop, version=version, arm=arm)
         self._shares = shares
-        self._series.name(state.named)
+        self._series.note_used(state.named)
 
     @staticmethod
     def _tell(change: Change, state: LoopState) -> None:

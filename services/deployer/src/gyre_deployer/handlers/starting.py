@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gyre_runtime import inject, model_tracer
+from gyre_runtime import current_traceparent, model_tracer
 
 from gyre_deployer.domain.decisions import begin, rollout_id
 from gyre_deployer.domain.rollouts import Candidate, Kind, LoopState
@@ -36,7 +36,7 @@ async def start_rollout(
     }
     links = [chosen.traceparent] if chosen.traceparent else []
     with model_tracer().span("rollout", links=links, attributes=attributes):
-        traceparent = inject() or ""
+        traceparent = current_traceparent() or ""
         changes = [
             replace(change, traceparent=traceparent) if change.kind == Kind.STARTED else change
             for change in begin(waiting, chosen, basis, offer)

@@ -89,7 +89,7 @@ class LayoutStream:
 
     async def _take_ends(self) -> None:
         kafka = self.consumer.kafka
-        count = self.consumer.partitions_of
+        count = self.consumer.partition_count
         partitions = [TopicPartition(name, number) for name in self.topics for number in range(count(name))]
         self._ends, self._since = await kafka.end_offsets(partitions), time.monotonic()
         self._rounds += 1

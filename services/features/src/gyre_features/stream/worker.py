@@ -126,7 +126,9 @@ class StreamWorker:
         Where the catalogue makes no progress for 10 s they are released all the same.
         """
         declared = self._stream.store.spec.shards.kafka_partitions
-        found = {name: consumer.partitions_of(name) for name in {self._catalogue, *(each.topic for each in partitions)}}
+        found = {
+            name: consumer.partition_count(name) for name in {self._catalogue, *(each.topic for each in partitions)}
+        }
         if more := {name: count for name, count in found.items() if count > declared}:
             problem = f"gyre.yaml says shards.kafka_partitions: {declared}, and Kafka has {max(more.values())}"
             facts = {"loop": self._loop, "topics": sorted(more), "problem": problem}

@@ -42,7 +42,7 @@ def _record(loop: str, event: OutgoingEvent, *, index: int, source: str) -> tupl
     """The topic and record of the event at an index of its call; raises Invalid where it is too large."""
     name = topic(loop, event.topic)
     message = cast("Message", event.payload)
-    trace = tracing.inject()
+    trace = tracing.current_traceparent()
     record = encode(message, source=source, id=event.event_id, time=event.time, key=event.key, traceparent=trace)
     try:
         require_fits(name, *record)

@@ -30,7 +30,7 @@ def rollout_view(bootstrap: str, router: Router, on_newer: Callable[[], None]) -
             _LOG.error("a rollout state is refused: the one before stays", extra=facts)
             return
         if newer:
-            series.name(router.versions)
+            series.note_used(router.versions)
             on_newer()
 
     types = message_types(models.RolloutView)

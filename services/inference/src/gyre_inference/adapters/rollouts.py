@@ -50,4 +50,4 @@ class RolloutViews:
     def _adopt(self, _: str, event: Event | None) -> None:
         if event is not None:
             self._catalogue.adopt(event.message.loop, event.message.loaded_versions)
-            self._series[event.message.loop].name(event.message.loaded_versions)
+            self._series[event.message.loop].note_used(event.message.loaded_versions)

@@ -1,4 +1,4 @@
-"""The one interceptor of every server: request id, token, deadline, decoding, constraints, errors, metrics, a span.
+"""What every method of a server is wrapped in: request id, token, deadline, decoding, errors, metrics, a span.
 
 It wraps each method once when the server is built, which keeps its cost below what a chain of `grpc.aio`
 interceptors costs on every call. Who calls is decided from the metadata alone, before the request is read.
@@ -64,12 +64,12 @@ class _Observed:
 
 
 @dataclass
-class Door:
-    """One method of a server.
+class WrappedMethod:
+    """One method of a server, as `MethodWrapper.wrap` returns it.
 
     Attributes:
-        handler: what answers a caller that may call.
-        refusal: what answers one that may not. It streams, so that gRPC neither reads nor decodes the request.
+        handler: answers a caller that `MethodWrapper.admits`.
+        refusal: answers any other with UNAUTHENTICATED. It streams, so that gRPC neither reads nor decodes the request.
     """
 
     handler: Handler
@@ -85,8 +85,13 @@ class _Call:
     code: str = "OK"
 
 
-class Interceptor:
-    """Wraps the method handlers of a server with everything that is the same for all of them."""
+class MethodWrapper:
+    """Wraps the method handlers of one server when it is built, and keeps track of the calls under way.
+
+    It is no `grpc.aio.ServerInterceptor`: `build_server` alone uses it. A wrapped method decodes and
+    validates the request, sets the call's context and deadline, turns errors into statuses, and records metric and
+    span; who calls without the token is refused before.
+    """
 
     def __init__(self, settings: ServerSettings) -> None:
         self._token = read_token(settings.token_file)
@@ -96,14 +101,17 @@ class Interceptor:
         self._begun = self._under_way = 0
         self._draining = False
 
-    def wrap(self, service: str, method: str, handler: Handler, request: Descriptor) -> Door:
-        """Return a method whose handler is wrapped.
+    def wrap(self, service: str, method: str, handler: Handler, request: Descriptor) -> WrappedMethod:
+        """Return a method whose handler is wrapped; the given handler is not changed.
 
         Args:
             service: full proto name of the service.
             method: name of the method.
             handler: unary or server-streaming, as the generated code made it.
             request: the request's message type, whose constraints are compiled now.
+
+        Raises:
+            TypeError: the method is client-streaming, or its handler has no deserialiser.
         """
         observed, read = _Observed(service, method), _reader(handler, request)
         if handler.unary_unary is not None:
@@ -114,10 +122,10 @@ class Interceptor:
             raise TypeError(f"{service}/{method}: a client that streams is not supported")
         # gRPC hands the bytes over: what a deserialiser of its raises is UNKNOWN to the caller, and in no metric.
         wrapped: Handler = make(behaviour, None, handler.response_serializer)
-        return Door(wrapped, grpc.stream_stream_rpc_method_handler(self._refusing(observed)))
+        return WrappedMethod(wrapped, grpc.stream_stream_rpc_method_handler(self._refusing(observed)))
 
     def admits(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
-        """Whether a call's metadata holds the token that the server asks for."""
+        """Whether a call's metadata holds the token that the server asks for; always True where it asks for none."""
         if not self._token:
             return True
         try:
@@ -127,7 +135,9 @@ class Interceptor:
         return True
 
     async def until_quiet(self, timeout_s: float) -> None:
-        """Wait until for a moment no unary call begins or is under way, at most `timeout_s`.
+        """Wait until for 0.2 s no unary call begins or is under way; return after `timeout_s` in any case.
+
+        New calls are admitted meanwhile, and streams are not waited for.
 
         A gRPC server that stops cancels the calls that have arrived and that nobody has taken up yet, of which a busy
         process may have many (`ZombifyPending` of gRPC's core).
@@ -140,7 +150,7 @@ class Interceptor:
                     await asyncio.sleep(_QUIET_S)
 
     def end_streams(self) -> None:
-        """End every stream with UNAVAILABLE, reason DRAINING, so that watchers go elsewhere at once."""
+        """End every stream with UNAVAILABLE (DRAINING), a later one after its first response; unary calls go on."""
         self._draining = True
         for stream in tuple(self._streams):
             stream.cancel()
