@@ -62,7 +62,7 @@ class Checkpoint:
 
     @property
     def kafka_offset(self) -> int:
-        """The next offset to read from Kafka."""
+        """The next offset to read from Kafka: `offset` without `base`."""
         return self.offset - self.base
 
     def at(self, kafka_offset: int) -> Checkpoint:

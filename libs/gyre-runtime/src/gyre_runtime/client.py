@@ -109,6 +109,9 @@ def channel(
         token: the bearer token; that of the settings' file by default.
         follows_health: calls go only to processes of the mesh that accept calls: not to one that was never ready yet,
             nor to one that drains (client-side health checking, https://grpc.io/docs/guides/health-checking/).
+
+    Raises:
+        Misconfigured: a file of TLS or token cannot be used; that the peer is away is no error here.
     """
     credentials, options = channel_credentials(settings), channel_options(settings, follows_health=follows_health)
     if credentials is None:
@@ -296,12 +299,12 @@ class Channel(grpc.aio.Channel):
         await self._inner.channel_ready()
 
     def unary_unary(self, method: str, *serializers: Any, **options: Any) -> Any:
-        """Return a `UnaryCall`."""
+        """Return the `UnaryCall` of a method's full path; nothing is called yet."""
         inner = self._inner.unary_unary(method, *serializers, **options)
         return UnaryCall(inner, self._budget, method, peer=self._name, authorization=self._authorization)
 
     def unary_stream(self, method: str, *serializers: Any, **options: Any) -> Any:
-        """Return a `StreamCall`."""
+        """Return the `StreamCall` of a method's full path; nothing is called yet."""
         inner = self._inner.unary_stream(method, *serializers, **options)
         return StreamCall(inner, method, peer=self._name, authorization=self._authorization)
 

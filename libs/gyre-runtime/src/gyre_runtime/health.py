@@ -86,7 +86,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
     async def Watch(  # noqa: N802 - the protocol's name
         self, request: health_pb2.HealthCheckRequest, _context: object
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """Answer the status, and each other one that follows."""
+        """Yield the status now and after each change, SERVICE_UNKNOWN for an unknown service, until `end_watches`."""
         said: list[int] = []
 
         def is_news() -> bool:
