@@ -13,7 +13,7 @@ _FORMER_WINDOWS = 3
 
 
 class Names:
-    """The Redis keys of one layout: each method returns the key of what its docstring names.
+    """The Redis keys of one layout: each method makes a name, and asks Redis nothing.
 
     Args:
         loop: the loop.

@@ -148,7 +148,7 @@ Outcome = Applied | OffsetMismatch | AlreadyApplied | StaleInput | TombstonesUnr
 
 
 def packed(write: Write, shard: int, names: Names, *, plan: str) -> tuple[list[str], list[str | bytes]]:
-    """The script's keys and arguments; see `apply.lua`."""
+    """The keys and arguments of the apply script that does a write, in the order of `apply.lua`; sends nothing."""
     kinds = [LETTER[kind] for kind, _ in write.deltas] + [LETTER[kind].upper() for kind, _ in write.whole]
     call: dict[str, Any] = {
         "expected": [str(applied_offset) for applied_offset in write.expected.values()],
@@ -217,7 +217,7 @@ def _buffer_change(change: BufferChange) -> dict[str, Any]:
 
 
 def outcome_of(answer: Sequence[Any], write: Write) -> Outcome:
-    """What the script's answer means."""
+    """The outcome that the apply script's answer to a write says; a refusal is an outcome, too, and not raised."""
     done, *rest = answer
     if done == _DUPLICATES:
         sent = [

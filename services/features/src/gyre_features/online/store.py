@@ -200,9 +200,9 @@ class OnlineStore:
         return values
 
     async def apply(self, shard: int, write: Write) -> Outcome:
-        """Apply a batch to a virtual shard: all of it, or nothing when the applied offsets are not the expected ones.
+        """Apply a batch to a virtual shard by one script: all of it, or nothing; the outcome says which, and why.
 
-        What a producer sent twice is refused as a whole, too, so that the caller leaves it out of the deltas.
+        One with what a producer sent twice is refused as a whole, so that the caller leaves that out of the deltas.
 
         Raises:
             Unavailable: the store does not answer, and may have applied the batch or not.
@@ -230,7 +230,7 @@ class OnlineStore:
             raise unavailable(error) from error
 
     async def renew_leases(self) -> int:
-        """Renew the keys that have no time to live of their own, once a third of it is over; answer how many.
+        """Renew the keys that have no time to live of their own; answer how many, 0 while less than a third is over.
 
         Values come before applied offsets and the identities of their windows, which so outlive them.
 
@@ -307,7 +307,7 @@ class OnlineStore:
             raise unavailable(error) from error
 
     async def delete_late_events(self, user_id: str) -> int:
-        """Take a user's events out of the buffers that late item fields are applied from; answer how many went.
+        """Take a user's events out of the buffers that late item fields are applied from; answer how many events went.
 
         A member of a buffer holds events of many users, so it is written again without the user's. Where a batch puts
         another in its place meanwhile, the buffers are looked through again.

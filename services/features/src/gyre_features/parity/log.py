@@ -72,7 +72,7 @@ class LoggedBatch:
 
     @property
     def is_unbroken(self) -> bool:
-        """Whether no number is missing between the first and the last."""
+        """Whether no batch's number is missing between the first and the last that were joined."""
         return self.count == self.number - self.first + 1
 
     def joined(self, other: LoggedBatch) -> LoggedBatch:
@@ -125,7 +125,7 @@ class Settled:
     numbers: Mapping[int, int] = field(default_factory=dict)
 
     def holds(self, batch: LoggedBatch) -> bool:
-        """Whether a batch is one of them."""
+        """Whether a batch, by its time and number, was applied before anything that is checked was read."""
         return batch.applied_time < self.before and batch.number <= self.numbers.get(batch.shard, batch.number)
 
 

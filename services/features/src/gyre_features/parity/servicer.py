@@ -9,7 +9,7 @@ from gyre_features.parity.loop import LoopReport
 
 
 class ParityServicer(rpc.ParityServiceServicer):
-    """Checks loops when it is asked to, and answers what the last checks found."""
+    """Parity checks of loops over gRPC: made when asked for, or what the last ones found."""
 
     def __init__(self, checks: Checks) -> None:
         self._checks = checks

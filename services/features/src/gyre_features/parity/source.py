@@ -76,7 +76,7 @@ class BatchEvents:
 
     Attributes:
         batch: as logged.
-        changes: of the catalogue.
+        changes: of items and users, each topic partition's in the order of the offsets.
         behaviour: what users did and were shown, by topic partition in the order of the offsets.
     """
 
@@ -93,7 +93,7 @@ class ArchivedBatches:
         layout: whose batches these are; impressions are read only where it counts them.
         tables: the loop's tables by name, as they were loaded; what is appended later is not seen.
         events_at_once: read about so many in one go.
-        counts: gets how many rows were read, and how many of them were set aside.
+        counts: is added how many rows were read, and how many of them were set aside.
     """
 
     def __init__(

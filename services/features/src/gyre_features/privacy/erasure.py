@@ -82,7 +82,10 @@ class Eraser:
         self._waiting.put_nowait((loop, message, is_from_before))
 
     async def run(self) -> None:
-        """Erase until cancelled; while the warehouse or Kafka do not answer, try again."""
+        """Erase what `note` was given, one after the other, until cancelled.
+
+        Where warehouse or Kafka are away try again.
+        """
         while True:
             loop, message, is_from_before = await self._waiting.get()
             if not await self._erased(loop, message, is_from_before):

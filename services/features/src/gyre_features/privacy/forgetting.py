@@ -66,7 +66,7 @@ class _Awaited:
 
 @dataclass
 class Forgetting:
-    """Sends tombstones and waits for what comes of them.
+    """Forgets users: sends tombstones, deletes online, and waits for what the archive erases; needs `follow` beside it.
 
     Attributes:
         loops: by name.

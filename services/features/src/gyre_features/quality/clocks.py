@@ -21,7 +21,7 @@ class ClockHistory:
         self._times = array("d")
 
     def note(self, offset: int, clock: PartitionClock) -> None:
-        """Note the clock at an offset, before its record; offsets that were noted before change nothing."""
+        """Note the clock before the record at an offset; one at or before the newest offset noted changes nothing."""
         if clock == self._newest or (self._offsets and offset <= self._offsets[-1]):
             return
         self._offsets.append(offset)

@@ -51,7 +51,7 @@ class ReceivedFromFaust:
 
     @classmethod
     def of(cls, message: Any) -> Self:
-        """The record of a faust message."""
+        """The record that a faust message was made of; `problem` is set where that is an `UndecodableMessage`."""
         place = message.topic, message.partition, message.offset
         timestamp_ms = round((message.timestamp or 0) * 1000)
         problem = message.problem if isinstance(message, UndecodableMessage) else ""

@@ -58,7 +58,7 @@ class LiveReference:
 
     @classmethod
     def read(cls, folder: Path, spec: LoopSpec) -> LiveReference | None:
-        """That of a version's artefact folder; None where the folder, or the reference in it, is missing.
+        """The reference in a version's artefact folder; None where its manifest or the reference is missing.
 
         Raises:
             ValueError: it is there and cannot be read, whatever stands in its files.
@@ -87,7 +87,7 @@ class LiveReference:
 
     @property
     def capacity(self) -> int:
-        """How many rows a sample keeps; 0 without a classifier."""
+        """How many rows a pane's sample keeps at most, so that two fit a message; 0 without a classifier."""
         if self.classifier is None:
             return 0
         return min(self.classifier.reference.capacity, _SAMPLE_BYTES // (4 * len(self.indices)))

@@ -127,7 +127,7 @@ class QualityLogs:
         return self._resume.get(place, Checkpoint()).clock
 
     def checkpoint(self, place: Place) -> Checkpoint:
-        """Where a successor begins at a partition with the clock there, and the last record that was counted."""
+        """A partition's checkpoint: offset and clock where a successor begins, witness of the last record counted."""
         reached = self._reached.get(place, Checkpoint())
         resume = self._resume.get(place, Checkpoint(reached.base))
         return replace(reached, offset=resume.offset, clock=resume.clock)

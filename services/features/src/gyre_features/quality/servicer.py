@@ -38,7 +38,9 @@ class DataQualityServicer(rpc.DataQualityServiceServicer):
         self._loops = loops
 
     async def GetReport(self, request: pb.GetReportRequest, context: object) -> pb.GetReportResponse:
-        """Answer the newest windows of each topic and the live features, or the report of a run or snapshot.
+        """Answer the newest windows of each topic, 10 by default, and of live features.
+
+        Or a run's or snapshot's report.
 
         Raises:
             NotFound: the loop is not served (UNKNOWN_LOOP), or there is no such report (UNKNOWN_REPORT).

@@ -33,7 +33,7 @@ _TIMES_OF_USER = 256
 
 
 class LoopChecks:
-    """The checks of a loop that single events can fail, read from its `gyre.yaml` once.
+    """The settings of a loop's checks that single events can fail, from its spec; it counts nothing: `Tallies` do.
 
     Args:
         spec: the loop.

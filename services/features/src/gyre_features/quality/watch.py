@@ -27,7 +27,7 @@ ClockAt = Callable[[Place], PartitionClock]
 
 
 class QualityWatch:
-    """The windows of all partitions that this process has.
+    """Counts the records of all partitions that this process has into windows, publishes these, and commits.
 
     Args:
         loops: by name.

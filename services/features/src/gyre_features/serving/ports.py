@@ -34,4 +34,9 @@ class Forgets(Protocol):
     """Forgets users online and in the warehouse, for good; see `Forgetting`."""
 
     async def forget(self, stores: Sequence[OnlineStore], user_id: str) -> ErasureOutcome:
-        """Forget a user, hashed or not, in all stores of a loop; raises Unavailable where it must be asked again."""
+        """Forget a user, by the id as sent or its hash, in all stores of a loop; see `Forgetting.forget`.
+
+        Raises:
+            Precondition: there is no key file (PRIVACY_KEY_MISSING).
+            Unavailable: Kafka or the online store do not answer; ask again.
+        """

@@ -40,7 +40,7 @@ def now_of(spec: LoopSpec, given: Timestamp | None) -> float:
 
 
 class FeaturesServicer(rpc.FeaturesServiceServicer):
-    """Reads the online stores of all loops, and forgets."""
+    """Reads features, history and popular items from the online stores of all loops, and forgets users and items."""
 
     def __init__(self, layouts: ServedLayouts, forgetting: Forgets, privacy: Privacy) -> None:
         self._layouts = layouts
@@ -50,7 +50,9 @@ class FeaturesServicer(rpc.FeaturesServiceServicer):
         self._seconds = {name: seconds.bind(loop=name) for name in layouts.loops}
 
     async def GetFeatures(self, request: pb.GetFeaturesRequest, context: object) -> pb.GetFeaturesResponse:
-        """Read features of candidates in one round trip for each virtual shard.
+        """Read features of candidates, a row for each in the order asked.
+
+        Unknown users and items have a batch of -1.
 
         Raises:
             NotFound: the loop is not served.

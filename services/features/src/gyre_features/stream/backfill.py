@@ -208,7 +208,9 @@ class Archived:
         self.rows = RowCounts()
 
     async def apply(self, catalog: Catalog, places: Sequence[Place]) -> int:
-        """Apply what the tables hold of topic partitions, from the store's applied offsets on; answer how many events.
+        """Apply what the tables hold of topic partitions beyond the store's applied offsets; answer how many events.
+
+        Returns when all is applied; a second call applies what was appended since.
 
         The catalogue comes first, since behaviour is counted by the fields of its items.
 

@@ -60,7 +60,7 @@ class LayoutStream:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this member of the group, and no other, says how far the layout is."""
+        """Whether this member of the group, which has the catalogue's first partition, says how far the layout is."""
         catalogue = TopicPartition(f"{self.store.spec.loop}.{CATALOGUE}", 0)
         return self.consumer.has_joined and catalogue in self.consumer.kafka.assignment()
 

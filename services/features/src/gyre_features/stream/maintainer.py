@@ -341,7 +341,7 @@ class LayoutMaintainer:
         return known is not None and known.state is LayoutState.FILLING
 
     def gives_way(self, hash_: str) -> bool:
-        """Whether another layout is read while this one is being filled."""
+        """Whether a layout is being filled while another is read, so that it takes only its share of the time."""
         current = self.catalog.current(self.spec.loop)
         return self.is_filling(hash_) and current is not None and current.hash != hash_
 

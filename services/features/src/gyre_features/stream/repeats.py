@@ -92,8 +92,8 @@ class WithoutRepeats:
         kept: the events that count, those of the catalogue first.
         runs: by topic partition, the identities to remember, those of later impressions of a request, too: by the
             number of their window, in the order of the log.
-        repeats: how many events were left out, by reason.
-        version: of the windows that they were found by.
+        repeats: how many events were left out as repeats, by reason; those of forgotten users are not counted.
+        version: the filter's, when they were selected.
     """
 
     kept: list[Event]

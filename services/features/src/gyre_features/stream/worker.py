@@ -90,7 +90,9 @@ class StreamWorker:
         self._refused: list[BatchApplied] = []
 
     async def stored(self, places: Sequence[Place]) -> Mapping[Place, Sequence[Checkpoint]]:
-        """Fill the store from the warehouse where needed; returns the checkpoints up to which it holds each partition.
+        """Fill the store from the warehouse where needed.
+
+        Answer the checkpoints up to which it then holds each partition.
 
         Batches that the store's outbox holds are published to `features.applied` meanwhile.
 

@@ -275,7 +275,7 @@ class Archive:
             self._count = self._bytes = 0
 
     async def flush(self) -> None:
-        """Append everything that waits.
+        """Append everything that waits in memory to the tables now; where nothing waits nothing is committed.
 
         Raises:
             Unavailable: the warehouse took nothing, or only some tables; the rest waits on.
@@ -300,7 +300,7 @@ class Archive:
                 self._bytes = sum(table.nbytes for table in tables)
 
     def check(self) -> None:
-        """Raise why the warehouse has taken nothing for 30 s, if it has not."""
+        """Raise Unavailable where all appends have failed for 30 s; asks the warehouse nothing."""
         if self._failing is not None and time.monotonic() - self._failing[0] > _STALLED_S:
             raise self._failing[1]
 
