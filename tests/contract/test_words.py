@@ -12,6 +12,8 @@ from gyre_runtime.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 EXCEPTIONS = Path(__file__).with_name("retired_words.txt")
+MAX_EXCEPTIONS = 39
+"""What the list had when it was begun, less what has gone since: lower it with the list, and never raise it."""
 RETIRED_WORDS = frozenset(
     [
         "tell",
@@ -168,8 +170,10 @@ def test_the_packages_of_the_field_have_no_exceptions() -> None:
 
 
 def test_exceptions_only_shrink() -> None:
-    """An exception whose identifier is gone is taken off the list."""
-    assert set(EXCEPTIONS.read_text().splitlines()) - found() == set()
+    """An exception whose identifier is gone is taken off the list, and none is added."""
+    lines = EXCEPTIONS.read_text().splitlines()
+    assert set(lines) - found() == set()
+    assert len(lines) <= MAX_EXCEPTIONS
 
 
 def test_the_search_finds_them() -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gyre_privacy.detection import Finding
 
 Redactor = Callable[[str], str]
 
@@ -28,11 +32,14 @@ def redactor(entities: Sequence[str] = (), regions: Sequence[str] = ()) -> Redac
     def redact(text: str) -> str:
         # What is left beside a masked value can look like another one, so the texts between masked values are searched
         # again until nothing is found in them. A part in which nothing was found stays as it is: scan() looks at each
-        # by itself, so redacting the result finds nothing.
+        # by itself, so redacting the result finds nothing. Between like values stand like parts: each is searched once.
+        searched: dict[str, list[Finding]] = {}
         done, left = [], [(text, False)]
         while left:
             part, masked = left.pop()
-            findings = [] if masked else covering(search.scan(part))
+            if not masked and part not in searched:
+                searched[part] = covering(search.scan(part))
+            findings = [] if masked else searched[part]
             if not findings:
                 done.append(part)
                 continue
