@@ -1,7 +1,8 @@
 """What the chassis decides without any network: constraints, events, metrics, tracing, retry budget."""
 
 import pickle
-import time
+import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -117,18 +118,24 @@ def test_shown_values_are_short() -> None:
     assert len(broken.value) == 64
 
 
-def test_a_thousand_candidates_are_checked_quickly() -> None:
-    """The checker of a request with 1,000 candidates takes well under a millisecond."""
-    request = RankRequest(**{**VALID, "item_ids": [f"tt{number:07d}" for number in range(1000)]})
-    check = checker_for(request.DESCRIPTOR)
-    best_s = min(_time_s(lambda: check(request)) for _ in range(20))
-    assert best_s < 0.0003
+def test_candidates_are_checked_together() -> None:
+    """The checker of a request calls as many functions for 1,000 candidates as for one: none for each candidate."""
+    one, thousand = (
+        RankRequest(**{**VALID, "item_ids": [f"tt{number:07d}" for number in range(count)]}) for count in (1, 1000)
+    )
+    check = checker_for(RankRequest.DESCRIPTOR)
+    assert 0 < _calls(lambda: check(thousand)) == _calls(lambda: check(one))
 
 
-def _time_s(work: Any) -> float:
-    started = time.process_time()
-    work()
-    return time.process_time() - started
+def _calls(work: Callable[[], object]) -> int:
+    """How many functions written in Python a piece of work calls, itself included."""
+    called: list[str] = []
+    sys.setprofile(lambda _frame, event, _argument: called.append(event))
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return called.count("call")
 
 
 def test_an_error_crosses_from_process_to_process() -> None:
@@ -262,14 +269,12 @@ def test_a_tombstone_is_no_event() -> None:
 
 
 def test_events_are_decoded_in_bulk() -> None:
-    """Bulk decoding keeps the order, sorts out the unreadable, and reaches 50,000 records a second."""
-    records = [received(encode(PAYLOAD, source="s", id=str(number)), offset=number) for number in range(5000)]
+    """Bulk decoding keeps the order and sorts out the unreadable."""
+    records = [received(encode(PAYLOAD, source="s", id=str(number)), offset=number) for number in range(500)]
     records[7].value = b"\xff"
-    taken_s = min(_time_s(lambda: decode_many(records, TYPES)) for _ in range(3))
     events, refused = decode_many(records, TYPES)
-    assert [event.offset for event in events] == [number for number in range(5000) if number != 7]
+    assert [event.offset for event in events] == [number for number in range(500) if number != 7]
     assert [error.reason for _, error in refused] == ["BAD_PAYLOAD"]
-    assert 5000 / taken_s > 50_000
 
 
 def test_metric_names_follow_prometheus() -> None:

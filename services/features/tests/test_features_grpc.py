@@ -2,10 +2,10 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -252,15 +252,14 @@ async def test_a_read_has_the_requests_labels_and_order(service: Service, bare: 
     assert caught.value.violations[0].field == "labels[device]"
 
 
-async def test_a_callers_now_counts_where_the_clocks_agree(bare: str) -> None:
+def test_a_callers_now_counts_where_the_clocks_agree(bare: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the wall clock a request's time is the read's now within five seconds of the server's, and ignored beyond."""
-    spec = parse_loop(BARE.format(loop=bare), source="test")
-    for off_s, counts in ((-4.0, True), (4.0, True), (-60.0, False), (60.0, False)):
+    spec, wall = parse_loop(BARE.format(loop=bare), source="test"), 1_700_000_000.0
+    monkeypatch.setattr("gyre_features.serving.servicer.time", SimpleNamespace(time=lambda: wall))
+    for off_s, now in ((-4.9, wall - 4.9), (5.0, wall + 5.0), (-5.1, wall), (5.1, wall), (60.0, wall)):
         asked = Timestamp()
-        asked.FromMicroseconds(time.time_ns() // 1000 + int(off_s * 1e6))
-        found = now_of(spec, asked)
-        assert (found == asked.ToMicroseconds() / 1e6) is counts
-        assert abs(found - time.time()) < 5
+        asked.FromMicroseconds(round((wall + off_s) * 1e6))
+        assert now_of(spec, asked) == pytest.approx(now, abs=1e-6)
 
 
 async def test_an_unknown_loop_is_not_found(service: Service) -> None:

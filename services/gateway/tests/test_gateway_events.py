@@ -51,8 +51,9 @@ async def test_an_impression_holds_what_was_shown_and_served(mesh: Mesh, kafka: 
     epoch = await mesh.roll_out(("live", "v1", 1.0))
     items = [f"item-{n}" for n in range(1, 11)]
     context = pb.RequestContext(numbers={"device": 3.0}, labels={"referrer": "search"})
-    before = time.time()
+    before, started = time.time(), time.monotonic()
     answer = await mesh.rank(*items, limit=4, request_id="request-1", context=context)
+    took_s = time.monotonic() - started
     (event,) = await read(kafka, topic(mesh.loop, "behavior.impressions"), 1)
     record = event.message
     assert (event.source, event.key) == ("gyre/gateway", "user-1")
@@ -72,7 +73,7 @@ async def test_an_impression_holds_what_was_shown_and_served(mesh: Mesh, kafka: 
     assert (block.layout, matrix[:, 0].tolist()) == (mesh.features.layout.hash, numbers)
     assert list(record.item_batches) == [number - 1 for number in numbers]
     assert (record.user_batch, record.global_batch, record.feature_age_s) == (7, 9, 12.5)
-    assert 0 < record.latency_s < 5
+    assert 0 < record.latency_s <= took_s
 
 
 async def test_an_impression_names_each_item_once(mesh: Mesh, kafka: str) -> None:

@@ -54,7 +54,7 @@ def test_spans_of_a_real_exporter_are_stored_whole(spans_of_a_process) -> None:
     assert (child.parent_span_id, child.trace_id, child.failed) == (parent.span_id, parent.trace_id, True)
     assert child.links == ((f"{7:032x}", f"{8:016x}"),)
     assert not child.is_model
-    assert 0 <= child.duration_s < 60
+    assert 0 <= child.duration_s <= parent.duration_s
     assert child.start_ns >= parent.start_ns
 
 
