@@ -66,14 +66,14 @@ test-slow: setup ## soaks and large runs
 	@$(RUN) pytest -m slow $(PYTEST_ARGS)
 
 lint: sync ## ruff, import contracts, buf, generated docs
-	@$(RUN) ruff check .
-	@$(RUN) ruff format --check .
-	@$(RUN) lint-imports
+	@infra/local/heartbeat.sh "linting" $(RUN) ruff check .
+	@infra/local/heartbeat.sh "checking formats" $(RUN) ruff format --check .
+	@infra/local/heartbeat.sh "checking imports" $(RUN) lint-imports
 	@cd proto && $(RUN) buf lint
-	@$(RUN) python docs/generate.py --check
+	@infra/local/heartbeat.sh "checking docs" $(RUN) python docs/generate.py --check
 
 breaking: sync ## refuse protos that break those of the commit before
-	@$(RUN) proto/breaking.sh
+	@infra/local/heartbeat.sh "comparing protos" $(RUN) proto/breaking.sh
 
 types: sync ## mypy --strict over all sources
 	@infra/local/heartbeat.sh "checking types" $(RUN) mypy $(SOURCES) docs/generate.py docs/contracts.py

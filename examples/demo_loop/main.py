@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from gyre_client import ClientSettings, Mesh, load_settings
-from gyre_client.heartbeat import Heartbeat, heartbeat_of
+from gyre_client.heartbeat import heartbeat_of
+from gyre_core.heartbeat import Heartbeat
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

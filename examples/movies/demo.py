@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gyre_client.heartbeat import Heartbeat
+from gyre_core.heartbeat import Heartbeat
 
 if __name__ == "__main__":
     with Heartbeat(lambda: ["loading the demo"]):  # before the imports, which take long where nothing is cached

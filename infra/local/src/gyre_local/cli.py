@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from gyre_client.heartbeat import Heartbeat
+from gyre_core.heartbeat import Heartbeat
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table

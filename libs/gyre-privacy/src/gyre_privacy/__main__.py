@@ -26,7 +26,7 @@ def main() -> None:
     command.add_argument("user", help="the user's id")
     command.add_argument("folders", nargs="*", type=Path, help="folders to search: warehouse, state, artefacts, logs")
     given, settings = parser.parse_args(), load_settings(SearchSettings)
-    run_once(lambda: _search(settings, given))
+    run_once(lambda: _search(settings, given), name="privacy search")
 
 
 def _search(settings: SearchSettings, given: argparse.Namespace) -> int:

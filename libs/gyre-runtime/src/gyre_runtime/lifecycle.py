@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 import uvloop
+from gyre_core.heartbeat import Heartbeat
 
 from gyre_runtime.errors import Misconfigured
 from gyre_runtime.health import Dependency, Health
@@ -267,15 +268,21 @@ def run(main: Callable[[Lifespan], Awaitable[None]], *, settings: ServiceSetting
         _run(main, settings=settings, service=service)
 
 
-def run_once(job: Callable[[], int]) -> NoReturn:
+def run_once(job: Callable[[], int], *, name: str) -> NoReturn:
     """Do a job that has an end, blocking, and leave the process with the exit code that it returns.
 
-    It sets up neither telemetry nor signals; what the job raises beside Misconfigured is raised.
+    It sets up neither telemetry nor signals; what the job raises beside Misconfigured is raised. What takes long says
+    every ten seconds on stderr that it is under way.
+
+    Args:
+        job: what is done.
+        name: of the job, for those lines, such as `trainer join`.
 
     Raises:
         SystemExit: the code, or a message that names the setting that cannot be used, or whose file cannot.
     """
-    with _says_what_is_misconfigured():
+    describe = f"{name}: under way"
+    with _says_what_is_misconfigured(), Heartbeat(lambda: [describe], out=sys.stderr, has_bar=False):
         code = job()
     sys.exit(code)
 

@@ -28,7 +28,8 @@ def main() -> None:
     settings = load_settings(SETTINGS_OF[name])
     if name in JOBS:
         module, job = ("maintain", "plan_all") if dry_run else JOBS[name]
-        run_once(partial(getattr(import_module(f"gyre_features.processes.{module}"), job), settings))
+        work = partial(getattr(import_module(f"gyre_features.processes.{module}"), job), settings)
+        run_once(work, name=f"features {name}")
     wire = getattr(import_module(f"gyre_features.processes.{name}"), name)
     if not isinstance(settings, ServiceSettings):
         raise TypeError(f"{name}: a process has the settings of a service")

@@ -15,7 +15,7 @@ def main() -> None:
     if sys.argv[1:]:
         if sys.argv[1:] not in (["maintain"], ["maintain", "--dry-run"]):
             sys.exit(f"usage: python -m gyre_monitor [maintain [--dry-run]], not {' '.join(sys.argv[1:])!r}")
-        run_once(lambda: maintain(settings, dry_run="--dry-run" in sys.argv))
+        run_once(lambda: maintain(settings, dry_run="--dry-run" in sys.argv), name="monitor maintain")
 
     async def serve(lifespan: Lifespan) -> None:
         await bootstrap(lifespan, settings)

@@ -12,7 +12,7 @@ def main() -> None:
     """Read the settings and serve, or join."""
     settings = load_settings(TrainerSettings)
     if sys.argv[1:]:
-        run_once(lambda: _once(settings, sys.argv[1:]))
+        run_once(lambda: _once(settings, sys.argv[1:]), name=f"trainer {sys.argv[1]}")
 
     async def serve(lifespan: Lifespan) -> None:
         await bootstrap(lifespan, settings)

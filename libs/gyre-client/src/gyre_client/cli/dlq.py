@@ -105,6 +105,7 @@ def replay(loop: LoopArgument, topic: TopicOption = None) -> None:
     total = ask(
         "kafka",
         lambda mesh: replay_dead_letters(mesh.settings.kafka, loop, topic, on_replay=note, on_gone=note_gone),
+        doing=lambda: f"dead letters of {loop}: {counts.total():,} replayed",
     )
     for name, count in sorted(counts.items()):
         typer.echo(f"{name}: {count}")

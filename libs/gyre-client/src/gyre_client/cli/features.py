@@ -1,6 +1,5 @@
 """Commands about the feature store."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -9,7 +8,6 @@ from gyre_runtime import call
 from rich.console import Group, RenderableType
 
 from gyre_client.cli.session import TIMEOUT_S, JsonOption, LoopArgument, ask, show, table, when
-from gyre_client.heartbeat import Heartbeat
 
 app = typer.Typer(
     help="The feature store: check that what was served is what its definitions give.", no_args_is_help=True
@@ -37,11 +35,11 @@ def check(
         reports = reports_of(last_answer)
     else:
         request = pb.CheckParityRequest(loop=loop, impressions=impressions)
-        with Heartbeat(lambda: [f"parity of {loop}: replaying the warehouse"], out=sys.stderr):
-            answer = ask(
-                "features_check",
-                lambda mesh: call(mesh.parity.CheckParity, request, timeout_s=_CHECK_TIMEOUT_S, attempts=1),
-            )
+        answer = ask(
+            "features_check",
+            lambda mesh: call(mesh.parity.CheckParity, request, timeout_s=_CHECK_TIMEOUT_S, attempts=1),
+            doing=lambda: f"parity of {loop}: replaying the warehouse",
+        )
         reports = reports_of(answer)
     answered = pb.CheckParityResponse(reports=reports)
     show(answered, as_json=as_json, render=lambda: Group(*(_render(each) for each in reports)))

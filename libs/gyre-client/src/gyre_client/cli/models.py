@@ -57,8 +57,10 @@ def train(
     watch: Annotated[bool, typer.Option("--watch", help="Follow the run to its end.")] = False,
 ) -> None:
     """Start a training run now, and print its id; ends with 1 where it failed, which only `--watch` waits for."""
+    doing = "starting"
 
     async def work(mesh: Mesh) -> trainer.Run:
+        nonlocal doing
         request = trainer.StartRunRequest(loop=loop, request_id=uuid.uuid4().hex)
         run = (await call(mesh.trainer.StartRun, request, timeout_s=TIMEOUT_S)).run
         typer.echo(f"run {run.run_id}")
@@ -66,12 +68,11 @@ def train(
             watched = trainer.WatchRunRequest(run_id=run.run_id)
             async for answer in mesh.trainer.WatchRun(watched, timeout=_WATCH_S):
                 run = answer.run
-                typer.echo(
-                    f"{word(trainer.RunState, run.state)} {run.progress:.0%} {run.version} {run.reason}".rstrip()
-                )
+                doing = f"{word(trainer.RunState, run.state)} {run.progress:.0%}"
+                typer.echo(f"{doing} {run.version} {run.reason}".rstrip())
         return run
 
-    run = ask("trainer", work)
+    run = ask("trainer", work, doing=lambda: f"run of {loop}: {doing}")
     if run.state in _BAD:
         fail(f"run {run.run_id} was {word(trainer.RunState, run.state)}: {run.reason}")
 

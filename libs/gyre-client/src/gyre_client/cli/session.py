@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from gyre_core.event_time import in_range, parse_time
+from gyre_core.heartbeat import Heartbeat
 from gyre_runtime import DeadlineExceeded, GyreError, Unauthenticated, Unavailable, load_settings
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -42,16 +43,19 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def ask(service: str, work: Callable[[Mesh], Awaitable[T]]) -> T:
+def ask(service: str, work: Callable[[Mesh], Awaitable[T]], *, doing: Callable[[], str] | None = None) -> T:
     """Run `work` with the mesh of the environment's settings, and return what it returns.
 
     A `GyreError` ends the command with one line on stderr and exit code 1; other exceptions come through. Nothing is
     repeated here.
 
+    What takes long says every ten seconds on stderr that it is under way.
+
     Args:
         service: the service, or `kafka`, that is asked, named like its setting: its address is named where it does not
             answer.
         work: what to do.
+        doing: what is being done, for those lines.
     """
     settings = load_settings(ClientSettings)
 
@@ -59,8 +63,10 @@ def ask(service: str, work: Callable[[Mesh], Awaitable[T]]) -> T:
         async with Mesh(settings) as mesh:
             return await work(mesh)
 
+    describe = doing or (lambda: f"{service}: no answer yet")
     try:
-        return asyncio.run(run())
+        with Heartbeat(lambda: [describe()], out=sys.stderr, has_bar=False):
+            return asyncio.run(run())
     except GyreError as error:
         fail(explain(error, service=service, address=getattr(settings, service)))
 
