@@ -170,14 +170,21 @@ _TRANSIENT_NAMES = frozenset(
 )  # fmt: skip
 """Classes of libraries that this package does not depend on, and that derive from no class above."""
 _REDIS_RESPONSE = "redis.exceptions.ResponseError"
-_TRANSIENT_REPLIES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
-"""Replies that redis-py has no class for: Redis takes no command, whichever, until its state changes."""
+_TRANSIENT_REPLIES = (
+    "BUSY ", "MISCONF ", "NOREPLICAS ", "The user executing the script can't ", "ACL failure in script: ",
+)  # fmt: skip
+"""Replies that redis-py has no class for: the state of Redis, and NOPERM as Redis says it of a script's commands."""
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether trying the same thing again later can help; for our errors, gRPC's, Kafka's, Redis' and Python's.
 
     A class that is not known is permanent.
+
+    Of Redis' answers these are the ones about its own state, however long that lasts: what passes by itself (no
+    connection, no answer in time, LOADING, MASTERDOWN, CLUSTERDOWN, READONLY, OOM, BUSY, TRYAGAIN, MOVED, ASK), and
+    what an operator mends (NOPERM, a password that is wrong or missing, MISCONF, NOREPLICAS). No record is at fault for
+    the latter either: to give up would set every record aside. Any other answer is about the command.
     """
     if isinstance(error, _TRANSIENT) or getattr(error, "retriable", False):
         return True

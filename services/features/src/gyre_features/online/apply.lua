@@ -32,7 +32,8 @@
 -- or -inf, watched offset, ...}; or {0, checkpoint, ...} with what stands where the applied offsets are not the expected
 -- ones; or {2, index, ...} with the identities, counted from 0, that were applied before; or {3} when there is a later
 -- batch than `base`, the catalogue moved or a member to drop is gone; or {4, token} where the fencing token is another one. Only 1 changes anything. WRONGTYPE, with the
--- key, where a key to write is of another type than the script writes: Redis undoes nothing of a script that fails.
+-- key, where a key to write is of another type than the script writes, and NOPERM where a right is missing (as far as
+-- Redis, from 7 on, tells a script): Redis undoes nothing of a script that fails.
 local plan, call = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
 local checkpoints = #call.expected
 
@@ -303,6 +304,13 @@ for chunk = first, #KEYS, 1000 do
   end
 end
 
+local writes = {
+  'SET', 'DEL', 'EXPIRE', 'ZADD', 'ZREM', 'ZREMRANGEBYSCORE', 'ZREMRANGEBYRANK', 'UNLINK', 'EXISTS', 'RENAME', 'SADD',
+  'TIME', 'HDEL', 'HSET',
+}
+for _, name in ipairs(redis.acl_check_cmd and writes or {}) do
+  if not redis.acl_check_cmd(name, KEYS[1]) then return redis.error_reply('NOPERM ' .. name .. ' is not allowed') end
+end
 local types = {[checkpoints + 2] = 'hash'}
 for _, each in ipairs(remembered) do types[each[1]] = 'set' end
 for s = 1, #(call.buffers or {}) do types[checkpoints + 2 + s] = 'zset' end

@@ -9,6 +9,7 @@ _SHOWN_CHARS = 200
 
 def unavailable(error: RedisError) -> GyreError:
     """Our error for one of Redis, not raised here: Unavailable where another attempt can help, else STORE_REFUSED."""
+    said = f"{type(error).__name__}: {str(error)[:_SHOWN_CHARS]}"
     if is_transient(error):
-        return Unavailable("STORE_UNAVAILABLE", f"the online store does not answer: {type(error).__name__}")
-    return GyreError("STORE_REFUSED", f"the online store refuses: {type(error).__name__}: {str(error)[:_SHOWN_CHARS]}")
+        return Unavailable("STORE_UNAVAILABLE", f"the online store does not answer: {said}")
+    return GyreError("STORE_REFUSED", f"the online store refuses: {said}")
