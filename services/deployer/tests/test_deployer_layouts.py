@@ -1,21 +1,28 @@
 """Candidates whose layout is not known, or cannot be read, on the real Kafka and Triton."""
 
+import asyncio
+import shutil
 import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from gyre.events.v1.models_pb2 import RolloutView
 from gyre_core.features import Layout
 from gyre_core.layouts import KnownLayout, LayoutDefinition, LayoutState
+from gyre_core.models import triton_model
 from gyre_core.spec import LoopSpec, parse_loop
 from gyre_core.topics import topic
+from gyre_deployer.adapters.triton import TritonControl
 from gyre_deployer.domain.decisions import StepProgress, unread
 from gyre_local.testing import eventually
 from gyre_runtime.events import message_types
 from gyre_runtime.kafka import Producer, read_compacted
 from gyre_runtime.layouts import layout_message
 
-from .conftest import Deployer, Models, Start
+from .conftest import WEIGHTS, Deployer, Models, Place, Start
 
 pytestmark = [pytest.mark.adapter, pytest.mark.timeout(300)]
 
@@ -91,6 +98,36 @@ async def test_callers_that_leave_too_little_time_end_no_rollout(start, models, 
     await eventually(lambda: gateway.left_out["v2"] >= 300, timeout_s=60, message="3 s of impatient callers")
     gateway.brief.clear()
     await deployer.reaches("v2", "PROMOTED", timeout_s=60)
+
+
+async def test_a_live_model_keeps_the_width_of_its_own_layout(
+    running: Callable[..., AbstractAsyncContextManager[Deployer]], models: Models, place: Place, gateway
+) -> None:
+    """Put into Triton's repository again after gyre.yaml got another column, it answers requests of its own three."""
+    text = place.loop_file.read_text()
+    await declare(place.kafka, parse_loop(text, source="test"))
+    await models.register("v1")
+    async with running() as deployer:
+        await deployer.reaches("v1", "PROMOTED")
+    wider = text.replace("30d]", "30d, 90d]")
+    place.loop_file.write_text(wider)
+    await declare(place.kafka, parse_loop(wider, source="test"))
+    folder = place.triton.repository / triton_model(place.loop, "v1")
+    await asyncio.to_thread(place.triton.process.stop)
+    shutil.rmtree(folder)
+    await asyncio.to_thread(place.triton.process.start)
+    async with running(), TritonControl(place.settings(), timeout_s=30) as control:
+        await eventually(lambda: place.is_served("v1"), timeout_s=60, message="v1 is loaded again")
+        assert "dims: [ 3 ]" in (folder / "config.pbtxt").read_text()
+        rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+        assert await control.score(folder.name, rows) == pytest.approx(rows @ np.float32(WEIGHTS))
+        newer = replace(models, layout=Layout.compile(parse_loop(wider, source="test")))
+        await newer.register("v2", weights=(*WEIGHTS, 4.0))
+        await eventually(lambda: place.is_served("v2"), timeout_s=60, message="v2 is loaded beside it")
+        assert await place.is_served("v1")
+        rows = np.arange(8, dtype=np.float32).reshape(2, 4)
+        scores = await control.score(triton_model(place.loop, "v2"), rows)
+        assert scores == pytest.approx(rows @ np.float32([*WEIGHTS, 4.0]))
 
 
 @pytest.mark.parametrize(

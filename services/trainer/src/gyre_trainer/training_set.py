@@ -70,7 +70,8 @@ class TrainingSet:
         unlabelled: count of impressions left out because nothing followed.
         late: count of the interactions behind the labels that were taken in after the impression's window, once for
             each impression that they count for; 0 on the replay clock, which takes everything in later.
-        rows: the impressions with `source`, `event_id`, `user_id` and `item_ids`; None where they come from elsewhere.
+        rows: the impressions with `source`, `event_id`, `user_id`, `item_ids` and `method`, which the archive writes as
+            a number where it does not know it; None where they come from elsewhere.
     """
 
     features: F32
@@ -253,7 +254,7 @@ def _empty(layout: Layout, rows: pa.Table, found: _Attributed) -> TrainingSet:
         open_windows=found.open_windows,
         unlabelled=found.chosen - len(rows),
         late=found.late,
-        rows=rows.select(["source", "event_id", "user_id", "item_ids"]),
+        rows=rows.select(["source", "event_id", "user_id", "item_ids", "method"]),
     )
 
 

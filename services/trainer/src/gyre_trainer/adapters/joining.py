@@ -29,7 +29,7 @@ create view interactions as select source, event_id, kafka_partition, kafka_offs
   epoch_us(ingest_time) as ingest_us, request_id, user_id, item_id, type from {INTERACTIONS};
 """  # noqa: S608 - constants of this module
 _KEYS = ("source", "event_id", "event_time", "kafka_partition", "kafka_offset", "request_id", "user_id")
-SHOWN = (*_KEYS, "item_ids", "layout", "features", "item_batches", "context", "labels", "positions")
+SHOWN = (*_KEYS, "item_ids", "layout", "features", "item_batches", "context", "labels", "positions", "method")
 ACTED = (*_KEYS, "item_id", "type", "ingest_time")
 """What a training set takes of impressions, and of interactions."""
 _JOINED = f"""
