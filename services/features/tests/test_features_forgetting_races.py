@@ -83,6 +83,19 @@ async def _forget(settings: FeaturesSettings, loop: str, user: str) -> pb.Delete
         return await FeaturesServiceStub(opened).DeleteEntity(request, timeout=60)
 
 
+def _stopped_before_apply(store: OnlineStore) -> tuple[asyncio.Event, asyncio.Event]:
+    """Let the process stand still before it sends a batch: it sets the first event, and waits for the second."""
+    stopped, go, apply = asyncio.Event(), asyncio.Event(), store.apply
+
+    async def gated(*arguments: Any) -> Any:
+        stopped.set()
+        await go.wait()
+        return await apply(*arguments)
+
+    store.apply = gated  # type: ignore[method-assign]
+    return stopped, go
+
+
 @pytest.mark.adapter
 @pytest.mark.parametrize("clock", ["replay", "wall"])
 @pytest.mark.parametrize("is_known", [True, False], ids=["features", "late-events"])
@@ -105,14 +118,7 @@ async def test_a_stream_that_was_stopped_over_a_forgetting_brings_nobody_back(
         await stream.apply(history.catalogue())
         events = ratings(history, *(("i1", "i2") if is_known else ("new-1", "new-2")))
         await stream.assigned([(events[0].topic, 0)])
-        stopped, go, apply = asyncio.Event(), asyncio.Event(), store.apply
-
-        async def gated(*arguments: Any) -> Any:
-            stopped.set()
-            await go.wait()
-            return await apply(*arguments)
-
-        store.apply = gated  # type: ignore[method-assign]  # the process stands still before it sends the batch
+        stopped, go = _stopped_before_apply(store)
         running = asyncio.create_task(stream.apply(events))
         await stopped.wait()
         answer = await _forget(settings, spec.loop, MARKED)
@@ -207,14 +213,7 @@ async def test_a_late_change_beside_a_forgetting_counts_once_for_the_others(
         watched = Watched.over(store, tombstones)
         await watched.stream.apply([_genre(history, "action", 0, time=BEGIN - 100)])
         await watched.stream.apply(ratings(history, "i1"))
-        stopped, go, apply = asyncio.Event(), asyncio.Event(), store.apply
-
-        async def gated(*arguments: Any) -> Any:
-            stopped.set()
-            await go.wait()
-            return await apply(*arguments)
-
-        store.apply = gated  # type: ignore[method-assign]  # the process stands still before it sends the batch
+        stopped, go = _stopped_before_apply(store)
         running = asyncio.create_task(watched.stream.apply([_genre(history, "drama", 1, time=BEGIN - 99)]))
         await stopped.wait()
         assert await store.delete_late_events(MARKED) == 1
